@@ -1,0 +1,1 @@
+"""Samples and how they become batches: the embedded trail set, JSONL files, collation."""

@@ -1,0 +1,1 @@
+"""Accuracy and step counts of a checkpoint or bundle, by mode."""

@@ -1,0 +1,1 @@
+"""Backbone families behind one protocol: one file or folder per family, one table row each."""

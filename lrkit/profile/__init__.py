@@ -1,0 +1,1 @@
+"""Bundle to report: measuring suites, device ceilings and rendered results."""

@@ -1,0 +1,1 @@
+"""Bundle to answers, without torch: preprocessing, engines and the session behind the SDK."""

@@ -1,0 +1,1 @@
+"""Training: the curriculum of stages, the loop and the checkpoint it leaves."""
