@@ -1,0 +1,32 @@
+"""One question about pictures, with its chain of thought: what every data set of lrkit yields.
+
+Place in the pipeline: trail / jsonl / hub data -> `Sample` -> `collate` -> model. Imports no torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+ImageSource = Image.Image | Path | str
+"""A picture in memory, or the path of an image file."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A question, the pictures it is about (none, one or several), the steps that lead to its answer, and the answer."""
+
+    images: tuple[ImageSource, ...]
+    """Pictures, in the order in which the prompt shows them."""
+    question: str
+    """What is asked."""
+    steps: tuple[str, ...]
+    """Explicit reasoning steps, one sentence or more each; may be empty."""
+    answer: str
+    """The bare answer, without the words of the answer template."""
+    id: str = ""
+    """Name of the sample within its data set."""
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """What else is known of it (hops, split, source line); never shown to the model."""

@@ -1,0 +1,272 @@
+"""Pictures to vision patches in numpy and Pillow, as the image processor of Qwen2-VL does it. Torch-free.
+
+Place in the pipeline: image file -> `load_image` (upright RGB) -> `preprocess` (resized, normalised, cut into patches) ->
+the vision tower. Values equal those of transformers' Pillow image processor bit for bit; a parity test holds them there.
+Where the two differ on purpose: EXIF rotation is applied here, and 16-bit greyscale is scaled to 8 bits, where Pillow's
+own conversion (which transformers uses) turns nearly every 16-bit picture white.
+"""
+
+import json
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import Field, model_validator
+
+from lrkit.config import Config
+from lrkit.errors import CapacityError, CheckpointError, DataError
+
+Grid = tuple[int, int, int]
+"""Patches of one picture: (frames, rows, columns), before spatial merge."""
+
+MAX_INPUT_PIXELS = 8192 * 8192
+"""Largest picture that is decoded; a larger one is refused before it takes memory."""
+MAX_ASPECT_RATIO = 200
+"""Longest side over shortest side that Qwen2-VL's resizing accepts."""
+
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_PROCESSOR_TYPES = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
+
+
+class ImageGeometry(Config):
+    """How a picture becomes patches; read from and written to `preprocessor_config.json`."""
+
+    patch_size: int = Field(default=14, ge=1)
+    """Side of a patch in pixels."""
+    merge_size: int = Field(default=2, ge=1)
+    """Patches per side that become one visual token."""
+    temporal_patch_size: int = Field(default=2, ge=1)
+    """Frames per patch; a still picture is repeated this often."""
+    min_pixels: int = Field(default=56 * 56, ge=1)
+    """Smaller pictures are enlarged to at least this many pixels."""
+    max_pixels: int = Field(default=28 * 28 * 1280, ge=1)
+    """Larger pictures are shrunk to at most this many pixels."""
+    image_mean: tuple[float, float, float] = _CLIP_MEAN
+    """Subtracted from each of red, green, blue."""
+    image_std: tuple[float, float, float] = _CLIP_STD
+    """Divides each of red, green, blue."""
+    rescale_factor: float = Field(default=1 / 255, gt=0)
+    """Multiplies the 8-bit values before normalisation."""
+    resample: int = Field(default=int(Image.Resampling.BICUBIC), ge=0, le=5)
+    """Pillow's number of the resizing filter; 3 is bicubic."""
+
+    @model_validator(mode="after")
+    def _limits_in_order(self) -> Self:
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels is {self.min_pixels}, above max_pixels {self.max_pixels}; lower min_pixels")
+        if min(self.image_std) <= 0:
+            raise ValueError(f"image_std is {self.image_std}; every value must be above 0")
+        return self
+
+    @property
+    def factor(self) -> int:
+        """Side of a visual token in pixels; both sides of a processed picture are multiples of it."""
+        return self.patch_size * self.merge_size
+
+    @property
+    def patch_dim(self) -> int:
+        """Values of one patch: 3 channels x frames x side x side."""
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
+    def grid(self, width: int, height: int) -> Grid:
+        """The patches of a picture of this size in pixels.
+
+        Raises:
+            DataError: the picture is more than 200 times as long as wide.
+        """
+        new_width, new_height = resized_size(width, height, self)
+        return 1, new_height // self.patch_size, new_width // self.patch_size
+
+    def num_visual_tokens(self, grid: Grid) -> int:
+        """Visual tokens of a picture with this grid, after spatial merge."""
+        frames, rows, columns = grid
+        return frames * (rows // self.merge_size) * (columns // self.merge_size)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        """Read a Hugging Face folder: `preprocessor_config.json`, or the image part of `processor_config.json`.
+
+        Raises:
+            CheckpointError: neither file is there, or it describes another kind of image processor.
+        """
+        for name in ("preprocessor_config.json", "processor_config.json"):
+            path = folder / name
+            if not path.is_file():
+                continue
+            try:
+                values = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise CheckpointError(f"{path}: is not valid JSON ({error}); copy the file again") from error
+            if name == "processor_config.json":
+                values = values.get("image_processor", {})
+            return cls.from_hf(values, str(path))
+        raise CheckpointError(f"{folder}: has no preprocessor_config.json; give a folder with the image processor's file")
+
+    @classmethod
+    def from_hf(cls, values: dict[str, Any], source: str = "preprocessor_config.json") -> Self:
+        """Read the values of a Hugging Face image processor file; what lrkit does not use is passed over.
+
+        Raises:
+            CheckpointError: another kind of image processor, or one that does not resize.
+        """
+        kind = values.get("image_processor_type", _PROCESSOR_TYPES[0])
+        if kind not in _PROCESSOR_TYPES:
+            raise CheckpointError(f"{source}: image_processor_type is {kind}; lrkit reads {', '.join(_PROCESSOR_TYPES)}")
+        if not values.get("do_resize", True):
+            raise CheckpointError(f"{source}: do_resize is false, but patches need resized pictures; set it to true")
+        size = values.get("size") or {}
+        fields = {name: values[name] for name in cls.model_fields if values.get(name) is not None}
+        for name, alias in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+            if name not in fields and (limit := size.get(alias, size.get(name))) is not None:
+                fields[name] = limit
+        if not values.get("do_rescale", True):
+            fields["rescale_factor"] = 1.0
+        if not values.get("do_normalize", True):
+            fields |= {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
+        try:
+            return cls(**fields)
+        except ValueError as error:
+            raise CheckpointError(f"{source}: {' '.join(str(error).split())}") from error
+
+    def to_hf(self) -> dict[str, Any]:
+        """Values for a `preprocessor_config.json` that transformers reads as the same processor."""
+        values = self.model_dump(mode="json", exclude={"min_pixels", "max_pixels"})
+        return values | {
+            "image_processor_type": _PROCESSOR_TYPES[0],
+            "processor_class": "Qwen2VLProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "size": {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels},
+        }
+
+
+def load_image(source: Image.Image | Path | str, max_input_pixels: int = MAX_INPUT_PIXELS) -> Image.Image:
+    """An upright RGB picture: EXIF rotation applied, transparency laid on white, greyscale and palettes expanded.
+
+    Raises:
+        DataError: the file is missing, no image, damaged, or of a kind that has no 8-bit form.
+        CapacityError: the picture has more than `max_input_pixels` pixels.
+    """
+    if isinstance(source, Image.Image):
+        return _upright_rgb(source, "the picture", max_input_pixels)
+    path = Path(source)
+    try:
+        with Image.open(path) as image:
+            return _upright_rgb(image, str(path), max_input_pixels)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such image file; check the path") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path}: is not an image that Pillow can read; give a PNG, JPEG, WebP or the like") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise CapacityError(f"{path}: is larger than {max_input_pixels} pixels; make it smaller") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
+
+
+def _upright_rgb(image: Image.Image, name: str, max_input_pixels: int) -> Image.Image:
+    width, height = image.size
+    if width * height > max_input_pixels:
+        raise CapacityError(
+            f"{name}: has {width} x {height} = {width * height} pixels, above the limit of {max_input_pixels}; make it smaller"
+        )
+    if width == 0 or height == 0:
+        raise DataError(f"{name}: has {width} x {height} pixels; a picture needs at least one")
+    try:
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image), name)
+    except (OSError, SyntaxError, EOFError, IndexError, ValueError) as error:  # what Pillow's decoders raise
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{name}: the image data are damaged or cut off ({error}); copy the file again") from error
+
+
+def to_rgb(image: Image.Image, name: str = "the picture") -> Image.Image:
+    """RGB as transformers' `convert_to_rgb` makes it (transparency on white), but 16-bit greyscale scaled to 8 bits.
+
+    Raises:
+        DataError: floating-point pixels, or integers beyond 16 bits.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "F":
+        raise DataError(f"{name}: has floating-point pixels, whose white is not defined; save it with 8 bits a channel")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(f"{name}: has pixel values beyond 16 bits; save it with 8 bits a channel")
+        # 257 = 65535 / 255: white stays white.
+        return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def resized_size(width: int, height: int, geometry: ImageGeometry) -> tuple[int, int]:
+    """(width, height) in pixels after resizing: multiples of the token side, within the limits, aspect ratio kept.
+
+    The arithmetic, rounding included, is that of transformers' `smart_resize`.
+
+    Raises:
+        DataError: the picture is more than 200 times as long as wide.
+    """
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise DataError(
+            f"the picture has {width} x {height} pixels; the longer side may be at most "
+            f"{MAX_ASPECT_RATIO} times the shorter, so crop it"
+        )
+    factor = geometry.factor
+    new_height = round(height / factor) * factor
+    new_width = round(width / factor) * factor
+    if new_height * new_width > geometry.max_pixels:
+        shrink = math.sqrt((height * width) / geometry.max_pixels)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif new_height * new_width < geometry.min_pixels:
+        grow = math.sqrt(geometry.min_pixels / (height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    return new_width, new_height
+
+
+def preprocess(image: Image.Image | Path | str, geometry: ImageGeometry) -> tuple[np.ndarray, Grid]:
+    """Patches of one picture, float32 (frames * rows * columns, 3 * T * p * p), and its grid (frames, rows, columns).
+
+    Patches stand in the order the spatial merge wants: (frame, rows / m, columns / m, m, m), each holding (channel, T, p, p).
+
+    Raises:
+        DataError: the picture cannot be read or is more than 200 times as long as wide.
+        CapacityError: the picture has more than `MAX_INPUT_PIXELS` pixels.
+    """
+    picture = load_image(image)
+    size = resized_size(*picture.size, geometry)
+    if size != picture.size:
+        picture = picture.resize(size, resample=geometry.resample)
+    return patchify(np.asarray(picture), geometry)
+
+
+def patchify(pixels: np.ndarray, geometry: ImageGeometry) -> tuple[np.ndarray, Grid]:
+    """Normalise and cut: uint8 (height, width, 3), sides multiples of `geometry.factor`, to patches and grid."""
+    height, width, _ = pixels.shape
+    patch, merge, frames = geometry.patch_size, geometry.merge_size, geometry.temporal_patch_size
+    rows, columns = height // patch, width // patch
+    cut = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
+    cut = cut.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, 1, patch * patch)
+    table = _normalised_values(geometry.rescale_factor, geometry.image_mean, geometry.image_std)
+    patches = np.empty((rows * columns, 3, frames, patch * patch), dtype=np.float32)
+    for channel in range(3):
+        patches[:, channel] = table[channel][cut[:, channel]]
+    return patches.reshape(rows * columns, geometry.patch_dim), (1, rows, columns)
+
+
+@lru_cache(maxsize=16)
+def _normalised_values(scale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """float32 (3, 256): each 8-bit value after rescaling and normalisation, rounded as transformers rounds."""
+    values = (np.arange(256, dtype=np.float64) * scale).astype(np.float32)
+    return (values - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
