@@ -104,7 +104,9 @@ class ImageGeometry(Config):
             if name == "processor_config.json":
                 values = values.get("image_processor", {})
             return cls.from_hf(values, str(path))
-        raise CheckpointError(f"{folder}: has no preprocessor_config.json; give a folder with the image processor's file")
+        raise CheckpointError(
+            f"{folder}: has no preprocessor_config.json; give a folder with the image processor's file"
+        )
 
     @classmethod
     def from_hf(cls, values: dict[str, Any], source: str = "preprocessor_config.json") -> Self:
@@ -115,7 +117,9 @@ class ImageGeometry(Config):
         """
         kind = values.get("image_processor_type", _PROCESSOR_TYPES[0])
         if kind not in _PROCESSOR_TYPES:
-            raise CheckpointError(f"{source}: image_processor_type is {kind}; lrkit reads {', '.join(_PROCESSOR_TYPES)}")
+            raise CheckpointError(
+                f"{source}: image_processor_type is {kind}; lrkit reads {', '.join(_PROCESSOR_TYPES)}"
+            )
         if not values.get("do_resize", True):
             raise CheckpointError(f"{source}: do_resize is false, but patches need resized pictures; set it to true")
         size = values.get("size") or {}

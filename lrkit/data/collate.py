@@ -1,0 +1,195 @@
+"""Samples to padded batches of tensors, and the rule which explicit steps the latent steps stand for (method section 6).
+
+Place in the pipeline: `Sample` + `Processor` -> `TrainBatch` -> `LatentReasoner.forward`; `EncodedPrompt` -> `PromptBatch`
+-> `LatentReasoner.generate`.
+
+Shapes: B samples, P prompt tokens, S spoken tokens, I pictures of the whole batch, N patches of the whole batch,
+C values of one patch.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Literal, Self, TypeVar
+
+import numpy as np
+import torch
+
+from lrkit.data.sample import Sample
+from lrkit.errors import CapacityError, ConfigError, DataError
+from lrkit.runtime.processor import EncodedPrompt, Processor
+
+Side = Literal["left", "right"]
+Spoken = Literal["rest", "none"]
+StepT = TypeVar("StepT")
+
+
+@dataclass
+class PromptBatch:
+    """Prompts of one batch. Pictures stand in the order of the samples."""
+
+    input_ids: torch.Tensor
+    """(B, P) int64"""
+    prompt_mask: torch.Tensor
+    """(B, P) bool; False is padding."""
+    pixel_values: torch.Tensor | None
+    """(N, C) float32; None where no sample has a picture."""
+    image_grid_thw: torch.Tensor | None
+    """(I, 3) int64: frames, rows, columns in patches; None where no sample has a picture."""
+    images_per_sample: tuple[int, ...]
+    """B numbers, which sum to I."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch with its tensors on `device`."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return dataclasses.replace(self, **moved)
+
+
+@dataclass
+class TrainBatch(PromptBatch):
+    """Prompts with what is to be thought and said after them."""
+
+    num_latents: torch.Tensor
+    """(B,) int64: latent steps before speech."""
+    speech_ids: torch.Tensor
+    """(B, S) int64, padded on the right; each row ends with the end token."""
+    speech_mask: torch.Tensor
+    """(B, S) bool; False is padding."""
+    speech_weights: torch.Tensor
+    """(B, S) float32: weight of each token in the loss; 0 on padding."""
+
+
+def merge_steps(steps: Sequence[StepT], max_latent_steps: int) -> tuple[tuple[StepT, ...], ...]:
+    """The steps that each latent step stands for: one each, or, with more steps than latents, merged evenly in order.
+
+    Group sizes differ by at most one. Without latents there is no group.
+    """
+    num_groups = min(len(steps), max_latent_steps)
+    bounds = [len(steps) * index // num_groups for index in range(num_groups + 1)] if num_groups else [0]
+    return tuple(tuple(steps[start:end]) for start, end in pairwise(bounds))
+
+
+def num_replaced(num_steps: int, num_latents: int, max_latent_steps: int | None = None) -> int:
+    """Explicit steps that the first `num_latents` latent steps stand for; with all latents, all steps.
+
+    `max_latent_steps` None means that no steps are merged: one latent per step.
+
+    Raises:
+        DataError: more latents than the sample has groups of steps; a sample of n steps never gets more than n latents.
+    """
+    groups = merge_steps(range(num_steps), num_steps if max_latent_steps is None else max_latent_steps)
+    if num_latents > len(groups):
+        raise DataError(
+            f"{num_latents} latent steps were asked for a sample with {num_steps} reasoning steps; "
+            f"it can have at most {len(groups)}, so lower the number"
+        )
+    return sum(len(group) for group in groups[:num_latents])
+
+
+def collate_prompts(encoded: Sequence[EncodedPrompt], pad_id: int, side: Side = "right") -> PromptBatch:
+    """Pad prompts to one length on `side` and join their pictures.
+
+    Shapes: in, B prompts; out, see `PromptBatch`.
+    """
+    input_ids, prompt_mask = _pad([prompt.ids for prompt in encoded], pad_id, side)
+    patches = [prompt.patches for prompt in encoded if prompt.patches is not None]
+    grids = [grid for prompt in encoded for grid in prompt.grids]
+    return PromptBatch(
+        input_ids=input_ids,
+        prompt_mask=prompt_mask,
+        pixel_values=torch.from_numpy(np.concatenate(patches)) if patches else None,
+        image_grid_thw=torch.tensor(grids, dtype=torch.int64) if grids else None,
+        images_per_sample=tuple(len(prompt.grids) for prompt in encoded),
+    )
+
+
+def collate_training(
+    processor: Processor,
+    samples: Sequence[Sample],
+    num_latents: Sequence[int],
+    spoken: Spoken = "rest",
+    token_weights: Mapping[str, float] | None = None,
+    side: Side = "right",
+    max_latent_steps: int | None = None,
+) -> TrainBatch:
+    """A training batch: sample i thinks `num_latents[i]` latent steps, then speaks.
+
+    Args:
+        spoken: "rest" speaks the steps that no latent stands for, then the answer; "none" the answer alone.
+        token_weights: regular expression searched in a token's text -> its weight in the loss; the first match in
+            order decides, 1 without one.
+        side: where prompts are padded; speech is always padded on the right.
+        max_latent_steps: with more steps than this, steps are merged into so many (`merge_steps`); None never merges.
+
+    Raises:
+        DataError: a sample cannot be encoded, or was given more latents than it has steps.
+        ConfigError: a key of `token_weights` is no regular expression.
+    """
+    weigh = _token_weigher(processor, tuple((token_weights or {}).items()))
+    prompts, speech = [], []
+    for sample, latents in zip(samples, num_latents, strict=True):
+        replaced = num_replaced(len(sample.steps), latents, max_latent_steps)
+        try:
+            prompts.append(processor.encode_prompt(sample.images, sample.question))
+            speech.append(processor.encode_speech(sample.steps[replaced:] if spoken == "rest" else (), sample.answer))
+        except (DataError, CapacityError) as error:
+            raise type(error)(f"sample {sample.id}: {error}" if sample.id else str(error)) from error
+    speech_ids, speech_mask = _pad(speech, processor.pad_id, "right")
+    weights = torch.zeros(speech_ids.shape, dtype=torch.float32)
+    weights[speech_mask] = torch.tensor([weigh(token) for ids in speech for token in ids], dtype=torch.float32)
+    batch = collate_prompts(prompts, processor.pad_id, side)
+    return TrainBatch(
+        input_ids=batch.input_ids,
+        prompt_mask=batch.prompt_mask,
+        pixel_values=batch.pixel_values,
+        image_grid_thw=batch.image_grid_thw,
+        images_per_sample=batch.images_per_sample,
+        num_latents=torch.tensor(list(num_latents), dtype=torch.int64),
+        speech_ids=speech_ids,
+        speech_mask=speech_mask,
+        speech_weights=weights,
+    )
+
+
+def _pad(rows: Sequence[Sequence[int]], pad_id: int, side: Side) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids to (B, longest) int64 and the mask of what is real."""
+    longest = max((len(row) for row in rows), default=0)
+    ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), longest), dtype=bool)
+    for index, row in enumerate(rows):
+        place = slice(longest - len(row), longest) if side == "left" else slice(0, len(row))
+        ids[index, place] = row
+        mask[index, place] = True
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+class _TokenWeigher:
+    """Weight of a token id, looked up by its text once."""
+
+    def __init__(self, processor: Processor, rules: tuple[tuple[str, float], ...]):
+        self._processor = processor
+        self._rules: list[tuple[re.Pattern[str], float]] = []
+        self._known: dict[int, float] = {}
+        for pattern, weight in rules:
+            try:
+                self._rules.append((re.compile(pattern), weight))
+            except re.error as error:
+                raise ConfigError(
+                    f"token_weights: {pattern!r} is no regular expression ({error}); correct it"
+                ) from error
+
+    def __call__(self, token: int) -> float:
+        if (weight := self._known.get(token)) is None:
+            text = self._processor.token_text(token)
+            weight = next((weight for rule, weight in self._rules if rule.search(text)), 1.0)
+            self._known[token] = weight
+        return weight
+
+
+@lru_cache(maxsize=8)
+def _token_weigher(processor: Processor, rules: tuple[tuple[str, float], ...]) -> _TokenWeigher:
+    return _TokenWeigher(processor, rules)

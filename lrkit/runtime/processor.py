@@ -1,0 +1,200 @@
+"""Questions, pictures and steps to token ids and patches, and ids back to text. Torch-free: training and runtime share it.
+
+Place in the pipeline: `Sample` or a user's question -> `Processor` -> collate (training) or engine (runtime). Works with any
+folder in the style of Qwen2-VL; `prompt.json` there holds lrkit's part.
+
+Segmentation: every spoken piece (a step, the answer marker, the answer) is encoded on its own, with the separator's ids in
+between. So the ids of a piece do not depend on what was replaced by latents before it, and a piece spoken first has the
+ids it has when spoken last.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer
+
+from lrkit.config import load_config
+from lrkit.errors import CheckpointError, ConfigError, DataError
+from lrkit.runtime.preprocess import Grid, ImageGeometry, load_image, preprocess
+from lrkit.runtime.prompt import PromptFormat, read_json
+
+PROMPT_FILE = "prompt.json"
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """One prompt, ready for the model."""
+
+    ids: list[int]
+    """Token ids; the visual tokens are those equal to the image token's id."""
+    patches: np.ndarray | None
+    """float32 (all pictures' patches, 3 * T * p * p); None without a picture."""
+    grids: list[Grid]
+    """Per picture: (frames, rows, columns) in patches, before spatial merge."""
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    """Per picture: (width, height) in pixels as given, upright."""
+
+
+class Processor:
+    """Tokenizer, image geometry and prompt format of one model."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        geometry: ImageGeometry,
+        format: PromptFormat,
+        tokenizer_config: dict[str, Any] | None = None,
+    ):
+        """Takes over `tokenizer`: turns padding and truncation off, adds the latent token where it is missing.
+
+        Raises:
+            CheckpointError: another special token of `format` is not in the vocabulary.
+        """
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        names = format.tokens
+        if tokenizer.token_to_id(names.latent) is None:
+            tokenizer.add_special_tokens([AddedToken(names.latent, special=True, normalized=False)])
+        self.tokenizer = tokenizer
+        self.geometry = geometry
+        self.format = format
+        self.tokenizer_config = dict(tokenizer_config or {})
+        self.image_id = self._special_id("image", names.image)
+        self.latent_id = self._special_id("latent", names.latent)
+        self.eos_id = self._special_id("eos", names.eos)
+        self.pad_id = self._special_id("pad", names.pad)
+        self.answer_prefix_ids: list[int] = self._encode(format.answer_marker)
+        """What the mode `direct` forces: the ids of the answer template before the answer."""
+        self._separator_ids = self._encode(format.step_separator) if format.step_separator else []
+        self._control_tokens = [
+            token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
+        ]
+        self._unknown = getattr(tokenizer.model, "unk_token", None)
+        self._unknown_id = None if self._unknown is None else tokenizer.token_to_id(self._unknown)
+
+    @classmethod
+    def from_folder(cls, folder: Path | str) -> Self:
+        """Read tokenizer.json, tokenizer_config.json, preprocessor_config.json and prompt.json.
+
+        Without prompt.json (a plain Hugging Face folder) the format comes from the folder's chat template.
+
+        Raises:
+            CheckpointError: a file is missing or cannot be used.
+        """
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(f"{folder}: has no tokenizer.json; give a folder with a fast tokenizer")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the tokenizers package raises nothing narrower
+            raise CheckpointError(f"{path}: is not a usable tokenizer ({error}); copy the file again") from error
+        prompt = folder / PROMPT_FILE
+        if prompt.is_file():
+            try:
+                format = load_config(PromptFormat, read_json(prompt))
+            except ConfigError as error:
+                raise CheckpointError("\n".join(f"{prompt}: {line}" for line in str(error).splitlines())) from error
+        else:
+            format = PromptFormat.from_chat_template(folder)
+        config = read_json(folder / "tokenizer_config.json", missing_ok=True)
+        return cls(tokenizer, ImageGeometry.from_folder(folder), format, config)
+
+    def save(self, folder: Path | str) -> None:
+        """Write the four files of `from_folder`; transformers reads the first three."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        names = self.format.tokens
+        # The plain fast class: it takes tokenizer.json as it is, where a model's own class may rebuild parts of it.
+        defaults = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        config = defaults | self.tokenizer_config | {"eos_token": names.eos, "pad_token": names.pad}
+        _write_json(folder / "tokenizer_config.json", config)
+        _write_json(folder / "preprocessor_config.json", self.geometry.to_hf())
+        _write_json(folder / PROMPT_FILE, self.format.model_dump(mode="json"))
+
+    def encode_prompt(self, images: Sequence[Image.Image | Path | str], question: str) -> EncodedPrompt:
+        """Ids and patches of a question about pictures; each picture's image token is repeated per visual token.
+
+        Raises:
+            DataError: a picture cannot be read, or the question holds a control token or an unknown word.
+            CapacityError: a picture is too large to be decoded.
+        """
+        if not question.strip():
+            raise DataError("the question is empty; ask something")
+        self._refuse_control_tokens(question, "question")
+        text_ids = self._encode(self.format.prompt_text(question, len(images)))
+        self._refuse_unknown(text_ids, question, "question")
+        pictures = [load_image(image) for image in images]
+        processed = [preprocess(picture, self.geometry) for picture in pictures]
+        grids = [grid for _, grid in processed]
+        counts = iter([self.geometry.num_visual_tokens(grid) for grid in grids])
+        ids: list[int] = []
+        for token in text_ids:
+            ids.extend([token] * next(counts) if token == self.image_id else [token])
+        patches = np.concatenate([patches for patches, _ in processed]) if processed else None
+        return EncodedPrompt(ids, patches, grids, [picture.size for picture in pictures])
+
+    def encode_speech(self, steps: Sequence[str], answer: str) -> list[int]:
+        """Ids of the spoken steps, the answer and the end token.
+
+        Raises:
+            DataError: a step or the answer is empty, or holds a control token or an unknown word.
+        """
+        ids: list[int] = []
+        for step in steps:
+            ids += self._encode_piece(step, step, "step") + self._separator_ids
+        _, rest = self.format.answer_parts(answer)
+        return ids + self.answer_prefix_ids + self._encode_piece(rest, answer, "answer") + [self.eos_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Readable text, without special tokens."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token without surrounding space; special tokens by their name."""
+        return self.tokenizer.decode([token_id], skip_special_tokens=False).strip()
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _encode_piece(self, text: str, given: str, what: str) -> list[int]:
+        if not given.strip():
+            raise DataError(f"the {what} is empty; write it or leave the sample out")
+        self._refuse_control_tokens(given, what)
+        ids = self._encode(text)
+        self._refuse_unknown(ids, given, what)
+        return ids
+
+    def _special_id(self, what: str, name: str) -> int:
+        found = self.tokenizer.token_to_id(name)
+        if found is None:
+            raise CheckpointError(
+                f"the {what} token {name} is not in the tokenizer's vocabulary; name another in {PROMPT_FILE} under tokens"
+            )
+        return found
+
+    def _refuse_control_tokens(self, text: str, what: str) -> None:
+        """Text must never be read as control: an image token in a question would shift every picture."""
+        for token in self._control_tokens:
+            if token in text:
+                raise DataError(f"the {what} holds {token}, which only the prompt format may use; take it out")
+
+    def _refuse_unknown(self, ids: list[int], text: str, what: str) -> None:
+        if self._unknown_id is None or self._unknown_id not in ids:
+            return
+        seen = self.tokenizer.encode(text, add_special_tokens=False)
+        words = [text[slice(*span)] for id, span in zip(seen.ids, seen.offsets, strict=True) if id == self._unknown_id]
+        raise DataError(
+            f"the {what} holds words that this model's vocabulary lacks ({', '.join(dict.fromkeys(words))}); "
+            "use its words or a model with a larger vocabulary"
+        )
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
