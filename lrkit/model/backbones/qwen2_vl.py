@@ -1,0 +1,91 @@
+"""Qwen2-VL of any size, by transformers: its own layers, vision tower and rotary positions, wrapped and not copied."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, Qwen2VLForConditionalGeneration
+
+from lrkit.model.positions import mrope_positions
+from lrkit.model.routing import Rotary
+from lrkit.model.saliency import SaliencyRow, register
+
+
+class Qwen2VLBackbone:
+    """Implements `Backbone` (protocol.py) for Qwen2VLForConditionalGeneration."""
+
+    model: Qwen2VLForConditionalGeneration
+    lora_targets = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+
+    def __init__(self, model: Qwen2VLForConditionalGeneration) -> None:
+        self.model = model
+        # Only the language model reads saliency; the tower keeps plain SDPA.
+        model.set_attn_implementation({"text_config": register(), "vision_config": "sdpa"})
+        self._text = model.model.language_model
+        self._vision = model.config.vision_config
+        self.hidden_size: int = model.config.text_config.hidden_size
+        self.num_layers: int = model.config.text_config.num_hidden_layers
+        self.image_token_id: int = model.config.image_token_id
+        self.merge_size: int = self._vision.spatial_merge_size
+        self.tied_embeddings: bool = model.lm_head.weight is self._text.embed_tokens.weight
+
+    @classmethod
+    def from_pretrained(cls, path: str, dtype: torch.dtype | None = None) -> "Qwen2VLBackbone":
+        """Loads a local folder or hub id; `dtype` None keeps the type on disk."""
+        return cls(Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=dtype or "auto"))
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        return self._text.embed_tokens(ids)
+
+    def embedding_rows(self) -> Tensor:
+        return self._text.embed_tokens.weight
+
+    def encode_images(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
+        tower = self.model.model.visual
+        return tower(pixel_values.to(tower.dtype), grid_thw=grid_thw).pooler_output
+
+    def prompt_positions(self, ids: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> Tensor:
+        return torch.from_numpy(mrope_positions(ids, self.image_token_id, grids, self.merge_size))
+
+    def rotary(self, positions_3BS: Tensor, like: Tensor) -> Rotary:
+        return self._text.rotary_emb(like, positions_3BS)
+
+    def run_layer(
+        self,
+        layer: int,
+        hidden_BSD: Tensor,
+        mask_B1SN: Tensor | None,
+        rotary: Rotary,
+        cache: DynamicCache,
+        saliency: SaliencyRow | None = None,
+    ) -> Tensor:
+        return self._text.layers[layer](
+            hidden_BSD,
+            attention_mask=mask_B1SN,
+            position_embeddings=rotary,
+            past_key_values=cache,
+            use_cache=True,
+            saliency=saliency,
+        )
+
+    def final_norm(self, hidden_BSD: Tensor) -> Tensor:
+        return self._text.norm(hidden_BSD)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return self.model.lm_head(hidden)
+
+    def unpatch(self, patches: Tensor, grid_thw: tuple[int, int, int]) -> Tensor:
+        """See protocol.py. The patch order is (t, h/m, w/m, m, m) and a patch is (channel, frame, row, column)."""
+        time, height, width = grid_thw
+        merge, size = self.merge_size, self._vision.patch_size
+        shape = (time, height // merge, width // merge, merge, merge, 3, self._vision.temporal_patch_size, size, size)
+        image = patches.view(shape)[0, :, :, :, :, :, 0]  # an image is one frame, repeated
+        return image.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, height * size, width * size)
+
+    def patch(self, image: Tensor) -> Tensor:
+        merge, size, frames = self.merge_size, self._vision.patch_size, self._vision.temporal_patch_size
+        channels, height, width = image.shape
+        rows, columns = height // (size * merge), width // (size * merge)
+        tiles = image.reshape(channels, rows, merge, size, columns, merge, size).permute(1, 4, 2, 5, 0, 3, 6)
+        tiles = tiles[:, :, :, :, :, None].expand(-1, -1, -1, -1, -1, frames, -1, -1)
+        return tiles.reshape(rows * columns * merge * merge, channels * frames * size * size)

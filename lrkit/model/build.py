@@ -1,0 +1,78 @@
+"""Puts a reasoner together: backbone, adapter, extras; and takes its extra weights in and out.
+
+Place in the pipeline: train/loop.py builds a fresh one; train/checkpoint.py restores a saved one.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import Tensor
+
+from lrkit.errors import CheckpointError
+from lrkit.model.backbones.protocol import Backbone
+from lrkit.model.lora import Adapter, freeze_all
+from lrkit.model.reasoner import LatentReasoner
+from lrkit.model.settings import ReasonerSettings
+
+Trainable = Literal["lora", "full", "none"]
+
+
+def build_reasoner(
+    backbone: Backbone,
+    settings: ReasonerSettings,
+    latent_id: int,
+    adapter: Adapter | None = None,
+    trainable: Trainable = "none",
+) -> LatentReasoner:
+    """A reasoner ready to train or to answer.
+
+    `trainable`: `lora` trains the adapter (a fresh one when `adapter` is None) and the extras, over a frozen backbone and
+    tower; `full` trains everything; `none` nothing.
+    """
+    if trainable == "lora" and adapter is None:
+        adapter = Adapter.create(backbone, settings.lora)
+    reasoner = LatentReasoner(backbone, settings, latent_id, adapter)
+    set_trainable(reasoner, trainable)
+    return reasoner
+
+
+def set_trainable(reasoner: LatentReasoner, trainable: Trainable) -> None:
+    """Says which weights get gradient; see `build_reasoner`."""
+    freeze_all(reasoner)
+    if trainable == "full":
+        for parameter in reasoner.parameters():
+            parameter.requires_grad_(True)
+    elif trainable == "lora":
+        own = reasoner.adapter.parameters() if reasoner.adapter is not None else []
+        for parameter in [*own, *reasoner.extra_parameters().values()]:
+            parameter.requires_grad_(True)
+
+
+def extra_state(reasoner: LatentReasoner) -> dict[str, Tensor]:
+    """The weights of `lrkit.safetensors`: routers, step encodings, TokenSR, latent rows and scale."""
+    state = {n: t for n, t in reasoner.state_dict().items() if not n.startswith("model.")}
+    if reasoner.backbone.tied_embeddings:
+        state.pop("latent.embedding_row_D", None)  # the same tensor as the head row
+    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
+
+
+def load_extra_state(reasoner: LatentReasoner, state: Mapping[str, Tensor], missing_ok: bool = False) -> list[str]:
+    """Puts `extra_state` back. With `missing_ok` (a new recipe adds routers to an old checkpoint) absent weights keep
+    their fresh values, and weights that no longer have a place are left out. Returns the names that were skipped.
+
+    Raises:
+        CheckpointError: weights missing, too many, or of another shape.
+    """
+    own = extra_state(reasoner)
+    skipped = sorted(set(state) ^ set(own))
+    if skipped and not missing_ok:
+        raise CheckpointError(
+            f"lrkit.safetensors does not fit the settings in reasoner.json (first difference: {skipped[0]}); "
+            "the two files must come from the same checkpoint"
+        )
+    usable = {name: tensor for name, tensor in state.items() if name in own}
+    for name, tensor in usable.items():
+        if own[name].shape != tensor.shape:
+            raise CheckpointError(f"{name} has shape {tuple(tensor.shape)} but the settings in reasoner.json need {tuple(own[name].shape)}")
+    reasoner.load_state_dict(usable, strict=False)
+    return skipped

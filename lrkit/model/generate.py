@@ -1,0 +1,195 @@
+"""Answers from a reasoner, batched and greedy: think while the model wants to, then speak (method section 1).
+
+Modes: `latent` (the model thinks in latents, then speaks), `cot` (`<|latent|>` is masked, so it speaks its steps),
+`direct` (masked too, and the prompt already holds the beginning of the answer).
+
+Counting: an autoregressive step is one sequential forward pass after the prefill; a latent step is one, and a spoken token that
+is fed back is one (the end token is never fed).
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lrkit.model.decoder import Prompts
+from lrkit.model.reasoner import LatentReasoner
+from lrkit.model.state import Sequences
+
+Mode = Literal["latent", "cot", "direct"]
+Halting = Literal["decided", "limit", "fixed", "off"]
+
+
+@dataclass(frozen=True)
+class GenerationLimits:
+    """When to stop."""
+
+    eos_id: int
+    max_new_tokens: int = 256
+    max_latent_steps: int | None = None
+    """None: the checkpoint's own limit."""
+    halting: Literal["adaptive", "fixed"] | None = None
+    """None: the checkpoint's own."""
+
+
+@dataclass(frozen=True)
+class ReplayedToken:
+    """One visual token that a latent step replayed."""
+
+    index: int
+    """Visual index in the prompt, over all its images."""
+    weight: float
+
+
+@dataclass
+class Generated:
+    """One sample's answer and how it came about."""
+
+    token_ids: list[int]
+    """Spoken tokens without the end token."""
+    latent_steps: int
+    ar_steps: int
+    halting: Halting
+    """decided: the model stopped thinking; limit: it still wanted to; fixed: the number was given; off: latents masked."""
+    finished: bool
+    """False when max_new_tokens cut the answer."""
+    prefilled_tokens: int
+    replayed: list[list[ReplayedToken]]
+    """Per latent step."""
+    routed_depths: dict[int, int]
+    """Layer -> extra passes executed, summed over the routed tokens of prompt and latents."""
+    timings: dict[str, float]
+    """Seconds of the whole batch: prefill (with vision), think, speak."""
+
+
+class Stopwatch:
+    """Seconds per phase; waits for the device first, so that a phase pays for its own work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds: dict[str, float] = {}
+        self._started = self._now()
+
+    def lap(self, phase: str) -> None:
+        """Ends `phase`, which began at the last lap."""
+        now = self._now()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._started
+        self._started = now
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+@torch.inference_mode()
+def generate(
+    reasoner: LatentReasoner,
+    prompts: Prompts,
+    mode: Mode,
+    limits: GenerationLimits,
+    on_token: Callable[[list[int | None]], None] | None = None,
+) -> list[Generated]:
+    """Greedy answers for a batch of prompts, one per sample. `on_token` gets each new token per sample (None: stopped)."""
+    training = reasoner.training
+    reasoner.eval()
+    try:
+        watch = Stopwatch(prompts.input_ids.device)
+        state = reasoner.prefill(prompts)
+        watch.lap("prefill")
+        halting = _think(reasoner, state, mode, limits)
+        watch.lap("think")
+        spoken, finished, fed = _speak(reasoner, state, limits, on_token)
+        watch.lap("speak")
+    finally:
+        reasoner.train(training)
+    prefilled = prompts.prompt_mask.sum(1).tolist()
+    latents = state.latent_steps_B.tolist()
+    return [
+        Generated(
+            token_ids=spoken[i],
+            latent_steps=latents[i],
+            ar_steps=latents[i] + fed[i],
+            halting=halting[i],
+            finished=finished[i],
+            prefilled_tokens=prefilled[i],
+            replayed=_replayed(state, i, latents[i]),
+            routed_depths=_routed_depths(state, i),
+            timings=watch.seconds,
+        )
+        for i in range(len(spoken))
+    ]
+
+
+def _think(reasoner: LatentReasoner, state: Sequences, mode: Mode, limits: GenerationLimits) -> list[Halting]:
+    """Latent steps until every sample has stopped; says why each stopped."""
+    settings = reasoner.settings.think
+    batch = len(state.last_hidden_BD)
+    if mode != "latent":
+        return ["off"] * batch
+    most = settings.max_latent_steps if limits.max_latent_steps is None else limits.max_latent_steps
+    fixed = (limits.halting or settings.halting) == "fixed"
+    active_B = torch.ones(batch, dtype=torch.bool, device=state.last_hidden_BD.device)
+    wants_B = active_B
+    for step in range(most + 1):
+        if not fixed:
+            wants_B = reasoner.logits(state.last_hidden_BD).argmax(-1) == reasoner.latent.token_id
+            active_B = active_B & wants_B
+        if step == most or not bool(active_B.any()):
+            break
+        reasoner.think(state, active_B)
+    if fixed:
+        return ["fixed"] * batch
+    return ["limit" if still else "decided" for still in active_B.tolist()]
+
+
+def _speak(
+    reasoner: LatentReasoner,
+    state: Sequences,
+    limits: GenerationLimits,
+    on_token: Callable[[list[int | None]], None] | None,
+) -> tuple[list[list[int]], list[bool], list[int]]:
+    """Greedy tokens until the end token: (tokens per sample, whether each ended itself, tokens fed back)."""
+    batch = len(state.last_hidden_BD)
+    spoken: list[list[int]] = [[] for _ in range(batch)]
+    fed = [0] * batch
+    going_B = torch.ones(batch, dtype=torch.bool, device=state.last_hidden_BD.device)
+    for count in range(limits.max_new_tokens):
+        token_B = _next_token(reasoner, state.last_hidden_BD)
+        going_B = going_B & (token_B != limits.eos_id)
+        going, tokens = going_B.tolist(), token_B.tolist()
+        for i in range(batch):
+            if going[i]:
+                spoken[i].append(tokens[i])
+        if on_token is not None:
+            on_token([tokens[i] if going[i] else None for i in range(batch)])
+        if not any(going) or count + 1 == limits.max_new_tokens:
+            break
+        reasoner.speak(state, token_B[:, None], going_B[:, None])
+        fed = [number + int(on) for number, on in zip(fed, going, strict=True)]
+    return spoken, [not on for on in going_B.tolist()], fed
+
+
+def _next_token(reasoner: LatentReasoner, hidden_BD: Tensor) -> Tensor:
+    logits = reasoner.logits(hidden_BD)
+    logits[:, reasoner.latent.token_id] = torch.finfo(logits.dtype).min
+    return logits.argmax(-1)
+
+
+def _replayed(state: Sequences, sample: int, latent_steps: int) -> list[list[ReplayedToken]]:
+    """The first `latent_steps` replays are the sample's own: a sample that has stopped thinks no more."""
+    steps: list[list[ReplayedToken]] = []
+    for found in state.replays[:latent_steps]:
+        pairs = zip(found.index_BK[sample].tolist(), found.weight_BK[sample].tolist(), strict=True)
+        steps.append([ReplayedToken(int(index), float(weight)) for index, weight in pairs if index >= 0])
+    return steps
+
+
+def _routed_depths(state: Sequences, sample: int) -> dict[int, int]:
+    depths: dict[int, int] = {}
+    for routed in state.refinement.log:
+        depths[routed.layer] = depths.get(routed.layer, 0) + int(routed.depth_BA[sample].sum())
+    return depths

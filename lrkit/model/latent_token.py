@@ -1,0 +1,44 @@
+"""`<|latent|>`: its rows of the embedding and of the head, trained and saved with the adapter (method section 6).
+
+The backbone's matrices stay frozen. The head row replaces the backbone's logit for the token; the embedding row exists
+for backbones whose matrices are not tied, so that the token's vocabulary row is complete. A latent step never feeds the
+token itself: it feeds a hidden state.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class LatentToken(nn.Module):
+    """The trained rows, and the rescaling of a hidden state into an input embedding (eq. 1)."""
+
+    norm: Tensor
+
+    def __init__(self, token_id: int, rows: Tensor, tied: bool, scale: str) -> None:
+        """`rows` is the backbone's token embedding matrix (vocabulary, D)."""
+        super().__init__()
+        self.token_id = token_id
+        self.scale_kind = scale
+        start = rows[token_id].detach().float().clone()
+        self.head_row_D = nn.Parameter(start)
+        self.embedding_row_D = self.head_row_D if tied else nn.Parameter(start.clone())
+        mean_norm = rows.detach().float().norm(dim=1).mean()
+        self.register_buffer("norm", mean_norm)
+        if scale == "learned":
+            self.scale = nn.Parameter(mean_norm / math.sqrt(rows.shape[1]))
+
+    def logits(self, logits: Tensor, hidden: Tensor) -> Tensor:
+        """Replaces the token's column of (..., vocabulary) by this row's product with `hidden` (..., D)."""
+        logits[..., self.token_id] = hidden @ self.head_row_D.to(hidden.dtype)
+        return logits
+
+    def as_input(self, hidden_BD: Tensor) -> Tensor:
+        """A hidden state as the next latent's input embedding; `embedding` gives it the mean norm of the embeddings."""
+        if self.scale_kind == "none":
+            return hidden_BD
+        if self.scale_kind == "learned":
+            return hidden_BD * self.scale.to(hidden_BD.dtype)
+        norm_B1 = hidden_BD.float().norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        return (hidden_BD.float() * (self.norm / norm_B1)).to(hidden_BD.dtype)

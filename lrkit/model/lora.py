@@ -1,0 +1,76 @@
+"""LoRA by peft, injected into the backbone in place (method section 6), saved in peft's own format."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from lrkit.errors import CheckpointError
+from lrkit.model.backbones.protocol import Backbone
+from lrkit.model.settings import LoraSettings
+
+NAME = "default"
+
+
+class Adapter:
+    """The LoRA of a backbone. Not a module: its weights live inside the backbone's, where peft put them."""
+
+    def __init__(self, peft_model: PeftModel) -> None:
+        self._peft = peft_model
+
+    @classmethod
+    def create(cls, backbone: Backbone, settings: LoraSettings) -> "Adapter":
+        """Fresh LoRA (B is zero, so that nothing changes yet); the backbone's own weights become frozen."""
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=int(settings.alpha) if float(settings.alpha).is_integer() else settings.alpha,  # pyright: ignore
+            lora_dropout=settings.dropout,
+            target_modules=backbone.lora_targets,
+            task_type="CAUSAL_LM",
+        )
+        return cls(get_peft_model(backbone.model, config, adapter_name=NAME))  # pyright: ignore
+
+    @classmethod
+    def load(cls, backbone: Backbone, folder: Path) -> "Adapter":
+        """Reads an adapter in peft's format; its weights can be trained on.
+
+        Raises:
+            CheckpointError: the folder holds no adapter, or one made for another backbone.
+        """
+        if not (folder / "adapter_config.json").is_file():
+            raise CheckpointError(f"{folder} has no adapter_config.json, so it holds no adapter; give a folder that `lrkit train` wrote")
+        try:
+            with warnings.catch_warnings():
+                # peft only warns about keys that match nothing; half an adapter must not pass as one.
+                warnings.filterwarnings("error", message=".*(missing adapter keys|unexpected keys).*")
+                model = PeftModel.from_pretrained(backbone.model, str(folder), adapter_name=NAME, is_trainable=True)  # pyright: ignore
+        except (RuntimeError, ValueError, OSError, UserWarning) as error:
+            raise CheckpointError(f"the adapter in {folder} does not fit its backbone: {str(error).splitlines()[0]}") from error
+        return cls(model)
+
+    def save(self, folder: Path, base: str) -> None:
+        """Writes adapter_config.json and adapter_model.safetensors; `base` names the backbone's weights."""
+        self._peft.peft_config[NAME].base_model_name_or_path = base
+        self._peft.save_pretrained(str(folder), selected_adapters=[NAME], save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+
+    def parameters(self) -> list[nn.Parameter]:
+        """LoRA's own weights."""
+        return [p for n, p in self._peft.named_parameters() if "lora_" in n]
+
+    def merge(self) -> nn.Module:
+        """Adds the update into the backbone's weights, for good, and returns the plain transformers model."""
+        return self._peft.merge_and_unload()  # pyright: ignore
+
+
+def freeze_all(module: nn.Module) -> None:
+    """No gradient for any weight of `module`."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+
+
+def num_trainable(parameters: "list[nn.Parameter]") -> int:
+    """Numbers that training changes."""
+    return sum(int(torch.numel(p)) for p in parameters if p.requires_grad)

@@ -1,0 +1,79 @@
+"""Visual replay (SCF-VR, eq. 5 and 6; method section 3): which visual tokens come back before a latent, and with what weight.
+
+Legend: B batch, V visual tokens of the prompt (padded to the largest sample), K replayed tokens, D hidden width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrkit.model.settings import ReplaySettings
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What one latent step replays."""
+
+    tokens_BKD: Tensor
+    """Replayed input embeddings, weighted, in prompt order; (B, 1, D) for soft_mix."""
+    valid_BK: Tensor
+    """Slots that hold a token; the others must be masked out of attention."""
+    index_BK: Tensor
+    """Visual index (0..V-1) of the selected tokens in prompt order; -1 where a slot is empty."""
+    weight_BK: Tensor
+    """Weight of each selected token, 0 where a slot is empty."""
+    selected_BV: Tensor
+    """Visual tokens selected by this step; the caller marks them visited."""
+
+
+def select(score_BV: Tensor, free_BV: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Top `num_tokens` free visual tokens by score, in prompt order.
+
+    Ties go to the lower index. Returns index (B, K) and valid (B, K) with K = min(num_tokens, V); empty slots come last
+    and have index V - 1, which the caller must not read.
+    """
+    num_visual = score_BV.shape[1]
+    k = min(num_tokens, num_visual)
+    ranked = score_BV.detach().masked_fill(~free_BV, float("-inf")).sort(dim=1, descending=True, stable=True).indices[:, :k]
+    valid = free_BV.gather(1, ranked)
+    ordered = torch.where(valid, ranked, num_visual).sort(dim=1).values
+    return ordered.clamp_max(num_visual - 1), ordered < num_visual
+
+
+def weigh(score_BK: Tensor, valid_BK: Tensor, weighting: str) -> Tensor:
+    """Weights (B, K) of the selected tokens (eq. 6 for `softmax`), 0 in empty slots.
+
+    `relative` divides the scores by their mean, so that the average token keeps its norm; `none` gives 1.
+    """
+    if weighting == "softmax":
+        return (
+            score_BK.masked_fill(~valid_BK, torch.finfo(score_BK.dtype).min).softmax(1).masked_fill(~valid_BK, 0.0)
+        )
+    if weighting == "none":
+        return valid_BK.to(score_BK.dtype)
+    score_BK = score_BK.masked_fill(~valid_BK, 0.0)
+    count_B1 = valid_BK.sum(1, keepdim=True).clamp_min(1)
+    return score_BK / (score_BK.sum(1, keepdim=True) / count_B1).clamp_min(torch.finfo(score_BK.dtype).tiny)
+
+
+def replay(settings: ReplaySettings, score_BV: Tensor, visual_BVD: Tensor, free_BV: Tensor) -> Replay:
+    """Selects, weighs and forms the replayed tokens of one latent step.
+
+    Args:
+        score_BV: saliency of each visual token.
+        visual_BVD: the prompt's input embeddings of its visual tokens.
+        free_BV: True for real tokens not replayed before.
+    """
+    index, valid = select(score_BV, free_BV, settings.num_tokens)
+    weight = weigh(score_BV.gather(1, index), valid, settings.weighting)
+    tokens = visual_BVD.gather(1, index[..., None].expand(-1, -1, visual_BVD.shape[-1]))
+    tokens = tokens * weight[..., None].to(tokens.dtype)
+    # Summed, not written: an empty slot shares its index with a real token.
+    selected = torch.zeros_like(free_BV, dtype=torch.long).scatter_add(1, index, valid.long()) > 0
+    slots = valid
+    if settings.formation == "soft_mix":
+        # One token whatever the weighting: the weights are normalised to sum 1, or its norm would grow with K.
+        tokens = tokens.sum(1, keepdim=True) / weight.sum(1).clamp_min(torch.finfo(weight.dtype).tiny)[:, None, None].to(tokens.dtype)
+        slots = valid.any(1, keepdim=True)
+    return Replay(tokens, slots, torch.where(valid, index, -1), weight, selected)

@@ -1,0 +1,81 @@
+"""Saliency: the attention row of one position, read beside the fast attention kernel (eq. 4; method section 2).
+
+The layer runs the registered function `ATTENTION`, which is transformers' SDPA call plus, when the caller passes a
+`SaliencyRow`, one `softmax(q_last . K^T)` per layer: O(keys) extra, and never an (S, S) map. Gradient flows through the row.
+
+Legend: B batch, H query heads, G query heads per key head, S tokens of the chunk, N keys (cached and new), D head width.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+ATTENTION = "lrkit_sdpa"
+
+
+@dataclass
+class SaliencyRow:
+    """Collects, over the layers of one chunk, the attention probabilities of one position per sample."""
+
+    last_B: Tensor
+    """Index within the chunk of the position whose row is read, per sample."""
+    total_BN: Tensor | None = None
+    """Sum over the layers seen so far of the head-averaged row."""
+    num_layers: int = field(default=0)
+
+    def add(self, query_BHSD: Tensor, key_BHND: Tensor, mask_B1SN: Tensor | None, scaling: float) -> None:
+        """Adds one layer's row; `mask_B1SN` is True where attention is allowed, or None for plain causal."""
+        batch, num_heads, _, width = query_BHSD.shape
+        rows = self.last_B.view(-1, 1, 1, 1)
+        last_BH1D = query_BHSD.gather(2, rows.expand(batch, num_heads, 1, width))
+        num_key_heads = key_BHND.shape[1]
+        grouped = last_BH1D.reshape(batch, num_key_heads, num_heads // num_key_heads, width)
+        score_BHGN = (grouped @ key_BHND.transpose(2, 3)).float() * scaling
+        if mask_B1SN is not None:
+            mask = mask_B1SN.expand(batch, -1, -1, -1)
+            row_B11N = mask.gather(2, rows.expand(batch, 1, 1, mask.shape[-1]))
+            score_BHGN = score_BHGN.masked_fill(~row_B11N, float("-inf"))
+        row_BN = score_BHGN.softmax(-1).mean((1, 2))
+        self.total_BN = row_BN if self.total_BN is None else self.total_BN + row_BN
+        self.num_layers += 1
+
+    def mean(self) -> Tensor:
+        """(B, N) attention probability averaged over layers and heads."""
+        assert self.total_BN is not None, "no layer has run with this row"
+        return self.total_BN / self.num_layers
+
+
+def attention_with_row(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """SDPA attention of transformers; fills `kwargs["saliency"]` (a SaliencyRow) when the caller gave one."""
+    saliency: SaliencyRow | None = kwargs.pop("saliency", None)
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if saliency is not None:
+        saliency.add(query, key, attention_mask, kwargs["scaling"])
+    return output, None
+
+
+def register() -> str:
+    """Makes `ATTENTION` known to transformers (idempotent) and returns its name."""
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention_with_row)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
+    return ATTENTION
+
+
+def visible_mask(valid_BN: Tensor, num_new: int) -> Tensor:
+    """(B, 1, S, N) True where a token of a chunk of `num_new` = S tokens may look.
+
+    `valid_BN` says which of the N keys (earlier chunks, then this one) are real. A token sees the real keys up to itself; a
+    padding token sees itself too, so that no row is empty (an empty row is NaN in some kernels).
+    """
+    num_keys = valid_BN.shape[1]
+    causal_SN = torch.ones(num_new, num_keys, dtype=torch.bool, device=valid_BN.device).tril(num_keys - num_new)
+    itself_SN = torch.eye(num_new, dtype=torch.bool, device=valid_BN.device)
+    itself_SN = nn.functional.pad(itself_SN, (num_keys - num_new, 0))
+    return ((causal_SN & valid_BN[:, None, :]) | itself_SN)[:, None]

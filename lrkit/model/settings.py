@@ -1,0 +1,122 @@
+"""Settings of a reasoner: every option of the method, as frozen values. Torch-free: recipes, checkpoints and bundles read it.
+
+Place in the pipeline: a recipe's `model` section -> `ReasonerSettings` -> `reasoner.json` of a checkpoint -> `bundle.json`.
+Section numbers are those of the method (arXiv 2604.10500 as described in docs/method.md); defaults are the paper's unless the
+field says otherwise.
+"""
+
+import math
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from lrkit.config import Config
+
+SCHEMA_VERSION = 1
+
+
+class ThinkSettings(Config):
+    """Latent steps: how many, who decides, and how a hidden state is fed back (eq. 1)."""
+
+    max_latent_steps: int = Field(default=4, ge=0, le=64)
+    """Most latent steps of one answer (the paper: 4)."""
+    halting: Literal["adaptive", "fixed"] = "adaptive"
+    """adaptive: the model says when it stops, by not predicting <|latent|>; fixed: exactly max_latent_steps."""
+    latent_scale: Literal["embedding", "none", "learned"] = "embedding"
+    """embedding: each latent is rescaled to the mean norm of the token embeddings; none: as it is (the paper);
+    learned: one scalar, which starts at the mean norm over sqrt(width)."""
+
+
+class ReplaySettings(Config):
+    """SCF-VR visual replay (eq. 5 and 6)."""
+
+    num_tokens: int = Field(default=32, ge=0, le=4096)
+    """K, visual tokens replayed before each latent; 0 turns replay off."""
+    weighting: Literal["softmax", "relative", "none"] = "relative"
+    """softmax: eq. 6; relative: score / mean score of the selection; none: embeddings as they are."""
+    formation: Literal["tokens", "soft_mix"] = "tokens"
+    """tokens: K separate tokens; soft_mix: their weighted sum as one token."""
+
+
+class DistillSettings(Config):
+    """Spatially coherent self-distillation (eq. 7 to 9); training only."""
+
+    weight: float = Field(default=0.0, ge=0.0)
+    """lambda of eq. 14; 0 turns the distillation off. The paper: 1.0 for 2B and 3B, 0.2 for 7B, or the reverse."""
+    window: int = Field(default=3, ge=1, le=64)
+    """W, side of the window in merged visual tokens."""
+    head: Literal["linear", "mlp"] = "linear"
+    """F_SR, from the pooled replay to the pooled teacher features."""
+
+
+class RoutingSettings(Config):
+    """RDS routing depth scaling (eq. 10 to 12, 15)."""
+
+    depth: int = Field(default=0, ge=0, le=8)
+    """R, extra passes of a routed token through its layer; 0 turns routing off. The paper: 1."""
+    layers: tuple[int, ...] | Literal["every_second", "all"] = "every_second"
+    """Layers that route; every_second means the odd ones (1, 3, 5, ...)."""
+    alpha: int = Field(default=32, ge=1, le=4096)
+    """A, routed tokens per chunk and layer."""
+    alpha_end: int | None = Field(default=None, ge=1, le=4096)
+    """Set: alpha falls from `alpha` in the first layer to this in the last by a cosine (eq. 15, corrected)."""
+    threshold: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """tau: a routed token stops at the first depth whose gate is below it; 0 always runs all depths."""
+    router: Literal["linear", "mlp"] = "linear"
+    """Scores a token: D -> 1, or D -> D -> 1."""
+    gate: Literal["sigmoid", "softmax"] = "sigmoid"
+    """sigmoid of the token's own score, or softmax over the chunk's tokens (the release)."""
+    positions: Literal["keep", "rearrange"] = "keep"
+    """keep: routed tokens keep their positions; rearrange: they are re-indexed one after the other."""
+
+    def chosen_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Layers that route, ascending; empty when routing is off."""
+        if self.depth == 0:
+            return ()
+        if self.layers == "all":
+            return tuple(range(num_layers))
+        if self.layers == "every_second":
+            return tuple(range(1, num_layers, 2))
+        return tuple(sorted(set(self.layers)))
+
+    def alpha_of(self, layer: int, num_layers: int) -> int:
+        """Routed tokens of one layer (eq. 15: a cosine from `alpha` to `alpha_end` over the layers)."""
+        if self.alpha_end is None or num_layers < 2:
+            return self.alpha
+        swing = (self.alpha - self.alpha_end) / 2
+        return round(self.alpha_end + swing * (1 + math.cos(math.pi * layer / (num_layers - 1))))
+
+
+class LoraSettings(Config):
+    """LoRA on the language model (the paper's code: rank 64, alpha 16, dropout 0.05)."""
+
+    rank: int = Field(default=64, ge=1, le=1024)
+    """Rank of the update of each matrix."""
+    alpha: float = Field(default=16.0, gt=0.0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(default=0.05, ge=0.0, lt=1.0)
+    """Dropout on the adapter's input while training."""
+
+
+class ReasonerSettings(Config):
+    """Everything that turns a backbone into a latent reasoner."""
+
+    think: ThinkSettings = ThinkSettings()
+    """Latent steps."""
+    replay: ReplaySettings = ReplaySettings()
+    """Visual replay."""
+    distill: DistillSettings = DistillSettings()
+    """Self-distillation of the replay, in training."""
+    routing: RoutingSettings = RoutingSettings()
+    """Routing depth scaling."""
+    lora: LoraSettings = LoraSettings()
+    """The adapter."""
+
+    @model_validator(mode="after")
+    def _distillation_needs_replay(self) -> Self:
+        if self.distill.weight > 0 and self.replay.num_tokens == 0:
+            raise ValueError(
+                "distill.weight is above 0 but replay.num_tokens is 0: there is nothing to distill; "
+                "set distill.weight=0 or replay.num_tokens of 1 or more"
+            )
+        return self

@@ -1,0 +1,52 @@
+"""Where a batch of reasoning sequences stands: the caches, what is visible, and what the next latent needs.
+
+Order of a sequence (method section 1): prompt, B1, z1, B2, z2, ..., speech. Samples of a batch may differ in everything:
+padding and finished samples are columns that `valid_BN` marks as unreal, which no later token attends to.
+
+Legend: B batch, N keys so far, S tokens of a chunk, V visual tokens (padded to the largest sample), K replayed tokens, D width.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from lrkit.model.replay import Replay
+from lrkit.model.routing import RefinementState
+
+
+@dataclass
+class VisualTokens:
+    """The prompt's visual tokens, per sample."""
+
+    embeds_BVD: Tensor
+    real_BV: Tensor
+    """True for a token, False for padding up to the largest sample."""
+    column_BV: Tensor
+    """Column of each token in the (padded) prompt."""
+
+
+@dataclass
+class Sequences:
+    """A batch of sequences in progress."""
+
+    cache: DynamicCache
+    refinement: RefinementState
+    valid_BN: Tensor
+    """Keys that are real."""
+    next_position_B: Tensor
+    """M-RoPE position that the next token takes."""
+    last_hidden_BD: Tensor
+    """Hidden state, after the final norm, of the last real token."""
+    visual: VisualTokens | None
+    saliency_BV: Tensor | None
+    """a(t): saliency of the visual tokens, seen from the last real token."""
+    visited_BV: Tensor | None
+    """Visual tokens already replayed."""
+    replays: list[Replay] = field(default_factory=list)
+    """One per latent step."""
+    latent_steps_B: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    """Latent steps taken, per sample."""
+    num_chunks: int = 0
+    """Routed chunks so far: the prompt, then one per latent step."""
