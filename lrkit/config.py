@@ -7,7 +7,7 @@ literal under it. Loading reports every problem at once, each on a line `source:
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -55,7 +55,7 @@ def load_config(cls: type[ConfigT], source: Path | Mapping[str, Any], overrides:
     try:
         config = cls.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        problems.extend(_describe(cls, error, label, overridden))
+        problems.extend(_describe(cls, error, values, label, overridden))
     if problems or config is None:
         raise ConfigError("\n".join(problems))
     return config
@@ -163,31 +163,77 @@ def _list_index(items: list[Any], part: str, override: str, where: str) -> int:
     return int(part)
 
 
-def _describe(cls: type[BaseModel], error: ValidationError, label: str, overridden: list[str]) -> Iterator[str]:
+def _describe(
+    cls: type[BaseModel], error: ValidationError, values: Any, label: str, overridden: list[str]
+) -> Iterator[str]:
+    """One line per problem; what the members of a union say of one value is joined."""
+    rules: dict[str, list[str]] = {}
+    problems: dict[str, list[str]] = {}
     for details in error.errors(include_url=False):
-        path = ".".join(str(part) for part in details["loc"])
+        path = _locate(values, details)
+        if details["type"] in _TEXT_OF:
+            problems.setdefault(path, []).extend(_TEXT_OF[details["type"]](cls, details))
+        else:
+            rules.setdefault(path, []).append(_rule(details))
+            problems.setdefault(path, [])
+    for path, lines in problems.items():
+        # A union member that refuses the whole value is noise where another member says what is wrong inside.
+        inside = any(other.startswith(path + ".") for other in problems)
+        if path in rules and not (path and inside):
+            lines.insert(0, f"got {_short(_value_at(values, path))}; {', or '.join(rules[path])}")
         by_override = any(path == given or path.startswith(given + ".") for given in overridden)
         source = "override" if by_override else label
-        for problem in _problems(cls, details):
-            yield f"{source}: {path}: {problem}" if path else f"{source}: {problem}"
+        yield from (f"{source}: {path}: {line}" if path else f"{source}: {line}" for line in lines)
 
 
-def _problems(cls: type[BaseModel], details: ErrorDetails) -> list[str]:
-    kind, seen = details["type"], details["input"]
-    if kind == "extra_forbidden":
-        *parents, key = details["loc"]
-        known = sorted({name for model in _models_at(cls, parents) for name in model.model_fields})
-        return [f"unknown key; allowed: {', '.join(known)}{did_you_mean(str(key), known)}"]
-    if kind == "missing":
-        return ["is missing; give it a value"]
-    if kind == "value_error":
-        # A validator that found several problems raises them as the lines of one message.
-        return str(details.get("ctx", {}).get("error", details["msg"])).splitlines()
+def _locate(values: Any, details: ErrorDetails) -> str:
+    """The dotted path of a problem, without the union tags that pydantic puts among the keys."""
+    kept: list[str] = []
+    for part in details["loc"]:
+        if isinstance(values, dict) and part in values:
+            values = values[part]
+        elif isinstance(values, list) and isinstance(part, int):
+            values = values[part]
+        elif details["type"] != "missing" or part != details["loc"][-1]:
+            continue
+        kept.append(str(part))
+    return ".".join(kept)
+
+
+def _value_at(values: Any, path: str) -> Any:
+    for part in path.split(".") if path else ():
+        values = values[int(part)] if isinstance(values, list) else values[part]
+    return values
+
+
+def _rule(details: ErrorDetails) -> str:
     rule = details["msg"][:1].lower() + details["msg"][1:]
-    hint = ""
-    if kind in {"literal_error", "enum"} and isinstance(seen, str):
-        hint = did_you_mean(seen, re.findall(r"'([^']*)'", str(details.get("ctx", {}).get("expected", ""))))
-    return [f"got {_short(seen)}; {rule}{hint}"]
+    if details["type"] not in {"literal_error", "enum"}:
+        return rule
+    allowed = re.findall(r"'([^']*)'", str(details.get("ctx", {}).get("expected", "")))
+    return rule + did_you_mean(str(details["input"]), allowed)
+
+
+def _unknown_key(cls: type[BaseModel], details: ErrorDetails) -> list[str]:
+    *parents, key = details["loc"]
+    known = sorted({name for model in _models_at(cls, parents) for name in model.model_fields})
+    return [f"unknown key; allowed: {', '.join(known)}{did_you_mean(str(key), known)}"]
+
+
+def _missing(cls: type[BaseModel], details: ErrorDetails) -> list[str]:
+    return ["is missing; give it a value"]
+
+
+def _validator_text(cls: type[BaseModel], details: ErrorDetails) -> list[str]:
+    # A validator that found several problems raises them as the lines of one message.
+    return str(details.get("ctx", {}).get("error", details["msg"])).splitlines()
+
+
+_TEXT_OF: dict[str, Callable[[type[BaseModel], ErrorDetails], list[str]]] = {
+    "extra_forbidden": _unknown_key,
+    "missing": _missing,
+    "value_error": _validator_text,
+}
 
 
 def _short(value: Any, limit: int = 80) -> str:

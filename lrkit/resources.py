@@ -1,0 +1,169 @@
+"""Finds what ships with lrkit by name: recipes, targets, suites, device sheets, shapes and the default checkpoint.
+
+In a checkout they are read from `train/`, `export/` and `profiles/` at the top; a wheel carries the same folders
+under `lrkit/_shipped`. So `lrkit train trail-latent` and `lrkit train train/recipes/trail-latent.yaml` are one.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lrkit.config import load_yaml
+from lrkit.errors import CheckpointError, ConfigError, UnknownNameError, did_you_mean
+
+Kind = Literal["recipe", "target", "suite", "device", "shape"]
+
+FOLDERS: dict[Kind, tuple[str, str]] = {
+    "recipe": ("train/recipes", ".yaml"),
+    "target": ("export/targets", ".yaml"),
+    "suite": ("profiles/suites", ".yaml"),
+    "device": ("profiles/devices", ".yaml"),
+    "shape": ("profiles/shapes", ".json"),
+}
+"""Folder and file ending of each kind, below the folder that `shipped_root` finds."""
+
+REASONER_FILE = "reasoner.json"
+"""The file that makes a folder a checkpoint."""
+
+_PACKAGE = Path(__file__).resolve().parent
+_TINY = _PACKAGE / "assets" / "tiny"
+
+
+@dataclass(frozen=True)
+class Resource:
+    """Something that ships with lrkit or lies in the working folder, with the name it is found by."""
+
+    kind: str
+    """recipe, target, suite, device, shape or checkpoint."""
+    name: str
+    """What to type."""
+    path: Path
+    """File or folder."""
+    description: str = ""
+    """One sentence from the file itself; may be empty."""
+
+
+def shipped_root() -> Path:
+    """The folder that holds `train/recipes`, `export/targets` and `profiles`."""
+    packed = _PACKAGE / "_shipped"
+    return packed if packed.is_dir() else _PACKAGE.parent
+
+
+def list_resources(kind: Kind) -> list[Resource]:
+    """All shipped resources of a kind, by name."""
+    folder, ending = FOLDERS[kind]
+    files = sorted((shipped_root() / folder).glob(f"*{ending}"))
+    return [Resource(kind, file.stem, file, _description(file)) for file in files]
+
+
+def find_resource(kind: Kind, name_or_path: str | Path) -> Path:
+    """The file of a shipped name, or of a path (anything with a separator or a file ending).
+
+    Raises:
+        UnknownNameError: no such name; the message lists the known ones.
+        ConfigError: no such file.
+    """
+    text = str(name_or_path)
+    given = Path(name_or_path)
+    folder, ending = FOLDERS[kind]
+    if given.suffix in {".yaml", ".yml", ".json"} or given.name != text:
+        if given.is_file():
+            return given
+        raise ConfigError(f"{text}: no such file; give the path of a {kind} file or a name that `lrkit ls` shows")
+    file = shipped_root() / folder / f"{text}{ending}"
+    if file.is_file():
+        return file
+    raise UnknownNameError(_unknown(kind, text, (resource.name for resource in list_resources(kind))))
+
+
+def find_recipe(name_or_path: str | Path) -> Path:
+    """The YAML file of a training recipe. Raises as `find_resource`."""
+    return find_resource("recipe", name_or_path)
+
+
+def find_target(name_or_path: str | Path) -> Path:
+    """The YAML file of an export target. Raises as `find_resource`."""
+    return find_resource("target", name_or_path)
+
+
+def find_suite(name_or_path: str | Path) -> Path:
+    """The YAML file of a profiling suite. Raises as `find_resource`."""
+    return find_resource("suite", name_or_path)
+
+
+def find_any(name: str) -> Resource:
+    """The shipped resource of that name, of whatever kind; `kind/name` settles a name that two kinds share.
+
+    Raises:
+        UnknownNameError: no resource or more than one has the name.
+    """
+    everything = [resource for kind in FOLDERS for resource in list_resources(kind)]
+    found = [resource for resource in everything if name in (resource.name, f"{resource.kind}/{resource.name}")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        choices = ", ".join(f"{resource.kind}/{resource.name}" for resource in found)
+        raise UnknownNameError(f"{name!r} is the name of several; say which: {choices}")
+    raise UnknownNameError(_unknown("resource", name, (resource.name for resource in everything)))
+
+
+def list_checkpoints(runs: Path | None = None) -> list[Resource]:
+    """The shipped checkpoints and, where `runs` is given, those of the run folders in it."""
+    shipped = [_checkpoint(name, folder) for name, folder in _shipped_checkpoints().items()]
+    files = sorted(runs.glob(f"*/**/{REASONER_FILE}")) if runs is not None else []
+    return shipped + [_checkpoint(str(file.parent), file.parent) for file in files]
+
+
+def resolve_checkpoint(name_or_path: str | Path) -> Path:
+    """The folder of a checkpoint: `tiny`, `tiny/cot`, ..., or the path of a folder with a reasoner.json.
+
+    Raises:
+        CheckpointError: no such name or folder, or a folder that is no checkpoint.
+    """
+    text = str(name_or_path)
+    shipped = _shipped_checkpoints()
+    if text in shipped and (shipped[text] / REASONER_FILE).is_file():
+        return shipped[text]
+    folder = Path(name_or_path)
+    if (folder / REASONER_FILE).is_file():
+        return folder
+    known = ", ".join(shipped) or "none is shipped"
+    if not folder.exists():
+        raise CheckpointError(
+            f"{text}: no such checkpoint; give a folder that `lrkit train` wrote, or a shipped name ({known})"
+            f"{did_you_mean(text, shipped)}"
+        )
+    inside = sorted(str(file.parent) for file in folder.glob(f"**/{REASONER_FILE}")) if folder.is_dir() else []
+    hint = f"it holds {', '.join(inside)}; give one of them" if inside else "give a folder that `lrkit train` wrote"
+    raise CheckpointError(f"{text} is no checkpoint: it has no {REASONER_FILE}; {hint}")
+
+
+def _shipped_checkpoints() -> dict[str, Path]:
+    """Name -> folder; the bare name `tiny` is the latent reasoner."""
+    stages = sorted(file.parent for file in _TINY.glob(f"*/{REASONER_FILE}"))
+    named = {f"tiny/{folder.name}": folder for folder in stages}
+    latent = named.get("tiny/latent")
+    return {"tiny": latent, **named} if latent else named
+
+
+def _checkpoint(name: str, folder: Path) -> Resource:
+    try:
+        content = json.loads((folder / REASONER_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return Resource("checkpoint", name, folder, "(its reasoner.json cannot be read)")
+    stage = content.get("stage") if isinstance(content, dict) else None
+    name_of_stage = stage.get("name") if isinstance(stage, dict) else stage
+    return Resource("checkpoint", name, folder, f"stage {name_of_stage}" if name_of_stage else "")
+
+
+def _description(file: Path) -> str:
+    if file.suffix != ".yaml":
+        return ""
+    return str(load_yaml(file).get("description") or "")
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    names = sorted(set(known))
+    return f"unknown {kind} {name!r}; known: {', '.join(names) or 'none'}{did_you_mean(name, names)}"
