@@ -124,19 +124,28 @@ def generate(
     ]
 
 
-def _think(reasoner: LatentReasoner, state: Sequences, mode: Mode, limits: GenerationLimits) -> list[Halting]:
+def _think(
+    reasoner: LatentReasoner, state: Sequences, mode: Mode, limits: GenerationLimits
+) -> list[Halting]:
     """Latent steps until every sample has stopped; says why each stopped."""
     settings = reasoner.settings.think
     batch = len(state.last_hidden_BD)
     if mode != "latent":
         return ["off"] * batch
-    most = settings.max_latent_steps if limits.max_latent_steps is None else limits.max_latent_steps
+    most = (
+        settings.max_latent_steps
+        if limits.max_latent_steps is None
+        else limits.max_latent_steps
+    )
     fixed = (limits.halting or settings.halting) == "fixed"
     active_B = torch.ones(batch, dtype=torch.bool, device=state.last_hidden_BD.device)
     wants_B = active_B
     for step in range(most + 1):
         if not fixed:
-            wants_B = reasoner.logits(state.last_hidden_BD).argmax(-1) == reasoner.latent.token_id
+            wants_B = (
+                reasoner.logits(state.last_hidden_BD).argmax(-1)
+                == reasoner.latent.token_id
+            )
             active_B = active_B & wants_B
         if step == most or not bool(active_B.any()):
             break
@@ -179,17 +188,31 @@ def _next_token(reasoner: LatentReasoner, hidden_BD: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
-def _replayed(state: Sequences, sample: int, latent_steps: int) -> list[list[ReplayedToken]]:
+def _replayed(
+    state: Sequences, sample: int, latent_steps: int
+) -> list[list[ReplayedToken]]:
     """The first `latent_steps` replays are the sample's own: a sample that has stopped thinks no more."""
     steps: list[list[ReplayedToken]] = []
     for found in state.replays[:latent_steps]:
-        pairs = zip(found.index_BK[sample].tolist(), found.weight_BK[sample].tolist(), strict=True)
-        steps.append([ReplayedToken(int(index), float(weight)) for index, weight in pairs if index >= 0])
+        pairs = zip(
+            found.index_BK[sample].tolist(),
+            found.weight_BK[sample].tolist(),
+            strict=True,
+        )
+        steps.append(
+            [
+                ReplayedToken(int(index), float(weight))
+                for index, weight in pairs
+                if index >= 0
+            ]
+        )
     return steps
 
 
 def _routed_depths(state: Sequences, sample: int) -> dict[int, int]:
     depths: dict[int, int] = {}
     for routed in state.refinement.log:
-        depths[routed.layer] = depths.get(routed.layer, 0) + int(routed.depth_BA[sample].sum())
+        depths[routed.layer] = depths.get(routed.layer, 0) + int(
+            routed.depth_BA[sample].sum()
+        )
     return depths

@@ -12,7 +12,12 @@ import numpy as np
 from lrkit.errors import DataError
 
 
-def mrope_positions(ids: Sequence[int], image_token_id: int, grids: Sequence[tuple[int, int, int]], merge: int) -> np.ndarray:
+def mrope_positions(
+    ids: Sequence[int],
+    image_token_id: int,
+    grids: Sequence[tuple[int, int, int]],
+    merge: int,
+) -> np.ndarray:
     """Positions (3, P) int64 (temporal, height, width) of the P tokens `ids`, without padding.
 
     `grids` are the patch grids (t, h, w) of the prompt's images in order; `merge` is the side of a merged patch square.
@@ -28,8 +33,13 @@ def mrope_positions(ids: Sequence[int], image_token_id: int, grids: Sequence[tup
         count = time * rows * columns
         starts = np.flatnonzero(token[cursor:] == image_token_id)
         start = cursor + int(starts[0]) if len(starts) else len(token)
-        if start + count > len(token) or (token[start : start + count] != image_token_id).any():
-            raise DataError(f"the prompt has {int((token == image_token_id).sum())} image tokens, but its images {list(grids)} need others")
+        if (
+            start + count > len(token)
+            or (token[start : start + count] != image_token_id).any()
+        ):
+            raise DataError(
+                f"the prompt has {int((token == image_token_id).sum())} image tokens, but its images {list(grids)} need others"
+            )
         positions[:, cursor:start] = np.arange(position, position + start - cursor)
         position += start - cursor
         grid = np.indices((time, rows, columns)).reshape(3, -1)
@@ -37,6 +47,8 @@ def mrope_positions(ids: Sequence[int], image_token_id: int, grids: Sequence[tup
         position += max(rows, columns)
         cursor = start + count
     if (token[cursor:] == image_token_id).any():
-        raise DataError(f"the prompt has more image tokens than its {len(grids)} images account for")
+        raise DataError(
+            f"the prompt has more image tokens than its {len(grids)} images account for"
+        )
     positions[:, cursor:] = np.arange(position, position + len(token) - cursor)
     return positions

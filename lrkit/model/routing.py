@@ -66,7 +66,9 @@ def make_router(kind: str, width: int) -> nn.Module:
 class RoutedLayer(nn.Module):
     """Router and step encodings of one layer."""
 
-    def __init__(self, settings: RoutingSettings, layer: int, num_layers: int, width: int) -> None:
+    def __init__(
+        self, settings: RoutingSettings, layer: int, num_layers: int, width: int
+    ) -> None:
         super().__init__()
         self.settings = settings
         self.layer = layer
@@ -91,12 +93,23 @@ class RoutedLayer(nn.Module):
         Ties go to the earlier token. Where a sample has fewer real tokens, padding fills the row and is not valid.
         """
         count = min(self.alpha, score_BS.shape[1])
-        ranked = score_BS.detach().masked_fill(~valid_BS, float("-inf")).sort(dim=1, descending=True, stable=True).indices
+        ranked = (
+            score_BS.detach()
+            .masked_fill(~valid_BS, float("-inf"))
+            .sort(dim=1, descending=True, stable=True)
+            .indices
+        )
         index_BA = ranked[:, :count].sort(dim=1).values
         return index_BA, valid_BS.gather(1, index_BA)
 
     def forward(
-        self, hidden_BSD: Tensor, valid_BS: Tensor, rotary: Rotary, state: RefinementState, chunk: int, run: RunLayer
+        self,
+        hidden_BSD: Tensor,
+        valid_BS: Tensor,
+        rotary: Rotary,
+        state: RefinementState,
+        chunk: int,
+        run: RunLayer,
     ) -> Tensor:
         """Adds the refinement to the routed tokens of one chunk: (B, S, D) -> (B, S, D); the others are untouched."""
         score_BS = self.score(hidden_BSD)
@@ -108,8 +121,14 @@ class RoutedLayer(nn.Module):
         else:
             rotary_A = state.make_rotary(self._rearranged(valid_BA, state))
         gate_BA = self.gate(score_BS, valid_BS).gather(1, index_BA)
-        update_BAD, depth_BA = self._refine(routed_BAD, gate_BA, valid_BA, rotary_A, state, run)
-        state.log.append(RoutedTokens(self.layer, chunk, torch.where(valid_BA, index_BA, -1), depth_BA))
+        update_BAD, depth_BA = self._refine(
+            routed_BAD, gate_BA, valid_BA, rotary_A, state, run
+        )
+        state.log.append(
+            RoutedTokens(
+                self.layer, chunk, torch.where(valid_BA, index_BA, -1), depth_BA
+            )
+        )
         return hidden_BSD.scatter(1, index_BAD, routed_BAD + update_BAD)
 
     def _refine(
@@ -136,7 +155,11 @@ class RoutedLayer(nn.Module):
             mask = visible_mask(keys_BN, active_BA.shape[1])
             refined = run(token_BAD, mask, rotary, state.caches[depth])
             # Where, not a product: what a stopped or padded token computed must not leak as 0 * inf.
-            token_BAD = torch.where(active_BA[..., None], gate_BA[..., None].to(refined.dtype) * refined, 0.0)
+            token_BAD = torch.where(
+                active_BA[..., None],
+                gate_BA[..., None].to(refined.dtype) * refined,
+                0.0,
+            )
             update_BAD = update_BAD + self.step_encoding_RD[depth] * token_BAD
             depth_BA = depth_BA + active_BA
         return update_BAD, depth_BA
@@ -154,6 +177,8 @@ def gather_rotary(rotary: Rotary, index_BA: Tensor) -> Rotary:
 
     def pick(table: Tensor) -> Tensor:
         index = index_BA.view(*[1] * (table.dim() - 3), *index_BA.shape, 1)
-        return table.gather(-2, index.expand(*table.shape[:-2], index_BA.shape[1], table.shape[-1]))
+        return table.gather(
+            -2, index.expand(*table.shape[:-2], index_BA.shape[1], table.shape[-1])
+        )
 
     return pick(rotary[0]), pick(rotary[1])

@@ -25,17 +25,23 @@ def model_type_of(path: str) -> str:
     if folder.is_dir():
         file = folder / "config.json"
         if not file.is_file():
-            raise CheckpointError(f"{path} has no config.json, so it holds no backbone; give a folder that transformers can load")
+            raise CheckpointError(
+                f"{path} has no config.json, so it holds no backbone; give a folder that transformers can load"
+            )
         model_type = json.loads(file.read_text()).get("model_type")
         if not model_type:
-            raise CheckpointError(f"{file} names no model_type; give a folder that transformers can load")
+            raise CheckpointError(
+                f"{file} names no model_type; give a folder that transformers can load"
+            )
         return str(model_type)
     from transformers import AutoConfig
 
     try:
         return str(AutoConfig.from_pretrained(path).model_type)
     except OSError as error:
-        raise CheckpointError(f"{path} is neither a folder here nor a model that can be downloaded; give a local folder or a hub id") from error
+        raise CheckpointError(
+            f"{path} is neither a folder here nor a model that can be downloaded; give a local folder or a hub id"
+        ) from error
 
 
 def load_backbone(path: str, dtype: torch.dtype | None = None) -> Backbone:
