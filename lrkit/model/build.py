@@ -50,17 +50,13 @@ def set_trainable(reasoner: LatentReasoner, trainable: Trainable) -> None:
 
 def extra_state(reasoner: LatentReasoner) -> dict[str, Tensor]:
     """The weights of `lrkit.safetensors`: routers, step encodings, TokenSR, latent rows and scale."""
-    state = {
-        n: t for n, t in reasoner.state_dict().items() if not n.startswith("model.")
-    }
+    state = {n: t for n, t in reasoner.state_dict().items() if not n.startswith("model.")}
     if reasoner.backbone.tied_embeddings:
         state.pop("latent.embedding_row_D", None)  # the same tensor as the head row
     return {name: tensor.detach().contiguous() for name, tensor in state.items()}
 
 
-def load_extra_state(
-    reasoner: LatentReasoner, state: Mapping[str, Tensor], missing_ok: bool = False
-) -> list[str]:
+def load_extra_state(reasoner: LatentReasoner, state: Mapping[str, Tensor], missing_ok: bool = False) -> list[str]:
     """Puts `extra_state` back. With `missing_ok` (a new recipe adds routers to an old checkpoint) absent weights keep
     their fresh values, and weights that no longer have a place are left out. Returns the names that were skipped.
 

@@ -111,15 +111,11 @@ def read_info(folder: Path) -> dict[str, Any]:
     file = folder / INFO_FILE
     if not file.is_file():
         seen = "is not there" if not folder.exists() else f"has no {INFO_FILE}"
-        raise CheckpointError(
-            f"{folder} {seen}; give a checkpoint that `lrkit train` wrote, or the name tiny"
-        )
+        raise CheckpointError(f"{folder} {seen}; give a checkpoint that `lrkit train` wrote, or the name tiny")
     try:
         info = json.loads(file.read_text())
     except ValueError as error:
-        raise CheckpointError(
-            f"{file} is not valid JSON ({error}); copy the checkpoint again"
-        ) from error
+        raise CheckpointError(f"{file} is not valid JSON ({error}); copy the checkpoint again") from error
     if info.get("schema") != SCHEMA_VERSION:
         raise CheckpointError(
             f"{file} has schema {info.get('schema')}, this lrkit reads {SCHEMA_VERSION}; use the lrkit that wrote it"
@@ -151,15 +147,9 @@ def load_checkpoint(
     base = base_of(folder, info)
     try:
         backbone = load_backbone(base, dtype)
-        adapter = (
-            Adapter.load(backbone, folder)
-            if (folder / ADAPTER_FILE).is_file()
-            else None
-        )
+        adapter = Adapter.load(backbone, folder) if (folder / ADAPTER_FILE).is_file() else None
         chosen = settings or read_settings(folder, info)
-        reasoner = build_reasoner(
-            backbone, chosen, int(info["latent_id"]), adapter, trainable
-        )
+        reasoner = build_reasoner(backbone, chosen, int(info["latent_id"]), adapter, trainable)
         extras = load_file(folder / EXTRAS_FILE)
     except (OSError, SafetensorError, KeyError) as error:
         raise CheckpointError(
@@ -178,9 +168,7 @@ def base_of(folder: Path, info: Mapping[str, Any]) -> str:
     base = info.get("base")
     if base is None:
         if not any((folder / name).is_file() for name in WEIGHTS):
-            raise CheckpointError(
-                f"{folder} has no {WEIGHTS[0]}; copy the checkpoint again"
-            )
+            raise CheckpointError(f"{folder} has no {WEIGHTS[0]}; copy the checkpoint again")
         return str(folder)
     local = (folder / base).resolve()
     if local.is_dir():

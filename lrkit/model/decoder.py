@@ -66,9 +66,7 @@ def run_chunk(
             ) -> Tensor:
                 return backbone.run_layer(layer, tokens, seen, at, cache)
 
-            hidden = routing[layer](
-                hidden, valid_BS, rotary, state.refinement, state.num_chunks, run
-            )
+            hidden = routing[layer](hidden, valid_BS, rotary, state.refinement, state.num_chunks, run)
     if routing:
         state.num_chunks += 1
     return backbone.final_norm(hidden)
@@ -104,9 +102,7 @@ def prefill(
     last_B = torch.where(mask_BP, columns, -1).amax(1)
     row = SaliencyRow(last_B) if want_saliency and visual is not None else None
     hidden = run_chunk(backbone, routing, state, embeds, mask_BP, positions, row)
-    state.last_hidden_BD = hidden[
-        torch.arange(len(hidden), device=hidden.device), last_B
-    ]
+    state.last_hidden_BD = hidden[torch.arange(len(hidden), device=hidden.device), last_B]
     if row is not None and visual is not None:
         state.saliency_BV = visual_saliency(row, visual)
     return state
@@ -117,9 +113,7 @@ def visual_saliency(row: SaliencyRow, visual: VisualTokens) -> Tensor:
     return row.mean().gather(1, visual.column_BV).masked_fill(~visual.real_BV, 0.0)
 
 
-def embed_prompts(
-    backbone: Backbone, prompts: Prompts
-) -> tuple[Tensor, VisualTokens | None]:
+def embed_prompts(backbone: Backbone, prompts: Prompts) -> tuple[Tensor, VisualTokens | None]:
     """Input embeddings (B, P, D) with the visual tokens in place, and those tokens per sample (None without images)."""
     embeds_BPD = backbone.embed_tokens(prompts.input_ids)
     is_visual_BP = (prompts.input_ids == backbone.image_token_id) & prompts.prompt_mask
@@ -129,9 +123,7 @@ def embed_prompts(
                 "a prompt holds image tokens but the batch holds no image; give the image or leave the tokens out"
             )
         return embeds_BPD, None
-    tokens_VD = backbone.encode_images(prompts.pixel_values, prompts.image_grid_thw).to(
-        embeds_BPD.dtype
-    )
+    tokens_VD = backbone.encode_images(prompts.pixel_values, prompts.image_grid_thw).to(embeds_BPD.dtype)
     count_B = is_visual_BP.sum(1)
     if int(count_B.sum()) != len(tokens_VD):
         raise DataError(
@@ -140,13 +132,9 @@ def embed_prompts(
     embeds_BPD = embeds_BPD.masked_scatter(is_visual_BP[..., None], tokens_VD)
     width = int(count_B.max())
     # Stable sort by "is not visual" lists each prompt's visual columns first, in order.
-    column_BV = (
-        (~is_visual_BP).to(torch.int8).sort(dim=1, stable=True).indices[:, :width]
-    )
+    column_BV = (~is_visual_BP).to(torch.int8).sort(dim=1, stable=True).indices[:, :width]
     real_BV = torch.arange(width, device=count_B.device) < count_B[:, None]
-    gathered = embeds_BPD.gather(
-        1, column_BV[..., None].expand(-1, -1, embeds_BPD.shape[-1])
-    )
+    gathered = embeds_BPD.gather(1, column_BV[..., None].expand(-1, -1, embeds_BPD.shape[-1]))
     return embeds_BPD, VisualTokens(gathered, real_BV, column_BV)
 
 
@@ -159,9 +147,7 @@ def prompt_positions(backbone: Backbone, prompts: Prompts) -> tuple[Tensor, Tens
     following = torch.zeros(len(ids_BP), dtype=torch.long)
     cursor = 0
     for sample, count in enumerate(prompts.images_per_sample):
-        own = backbone.prompt_positions(
-            ids_BP[sample][mask_BP[sample]].tolist(), grids[cursor : cursor + count]
-        )
+        own = backbone.prompt_positions(ids_BP[sample][mask_BP[sample]].tolist(), grids[cursor : cursor + count])
         positions[:, sample, mask_BP[sample]] = own
         following[sample] = own.max() + 1
         cursor += count

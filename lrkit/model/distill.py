@@ -46,17 +46,13 @@ class TokenSR(nn.Module):
         if kind == "linear":
             self.map: nn.Module = nn.Linear(width, width)
         else:
-            self.map = nn.Sequential(
-                nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)
-            )
+            self.map = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
     def forward(self, pooled: Tensor) -> Tensor:
         return self.map(pooled)
 
 
-def fullest_window(
-    selected: Tensor, grid_thw: Grid, merge: int, side: int
-) -> tuple[int, int, int, int, int]:
+def fullest_window(selected: Tensor, grid_thw: Grid, merge: int, side: int) -> tuple[int, int, int, int, int]:
     """(count, top, left, height, width) of the window with most tokens; ties go to the first in row-major order.
 
     `selected` (tokens of one image,) is True for the replayed ones; the window is clipped to the grid.
@@ -64,25 +60,19 @@ def fullest_window(
     rows, columns = grid_thw[1] // merge, grid_thw[2] // merge
     marks = selected.view(-1, rows, columns).any(0).float()[None, None]
     height, width = min(side, rows), min(side, columns)
-    counts = functional.conv2d(
-        marks, torch.ones(1, 1, height, width, device=marks.device)
-    )[0, 0]
+    counts = functional.conv2d(marks, torch.ones(1, 1, height, width, device=marks.device))[0, 0]
     best = int(counts.flatten().argmax())
     top, left = divmod(best, counts.shape[1])
     return int(counts[top, left]), top, left, height, width
 
 
-def choose_window(
-    selected: Tensor, grids: list[Grid], merge: int, side: int
-) -> Window | None:
+def choose_window(selected: Tensor, grids: list[Grid], merge: int, side: int) -> Window | None:
     """The fullest window over a sample's images (first image on ties); None when nothing is selected."""
     best: tuple[int, Window] | None = None
     cursor = 0
     for image, grid in enumerate(grids):
         count = grid[0] * (grid[1] // merge) * (grid[2] // merge)
-        number, top, left, height, width = fullest_window(
-            selected[cursor : cursor + count], grid, merge, side
-        )
+        number, top, left, height, width = fullest_window(selected[cursor : cursor + count], grid, merge, side)
         cursor += count
         if number > 0 and (best is None or number > best[0]):
             best = (number, Window(image, top, left, top + height, left + width))
@@ -93,9 +83,7 @@ def crop_and_enlarge(image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
     """(C, H, W) -> the pixel box of it, resized bilinearly to (C, H, W)."""
     left, top, right, bottom = box
     crop = image[None, :, top:bottom, left:right]
-    return functional.interpolate(
-        crop, size=image.shape[1:], mode="bilinear", align_corners=False
-    )[0]
+    return functional.interpolate(crop, size=image.shape[1:], mode="bilinear", align_corners=False)[0]
 
 
 class Teacher:
@@ -113,13 +101,9 @@ class Teacher:
         self._side = side
         self._grids: list[Grid] = [(t, h, w) for t, h, w in image_grid_thw.tolist()]
         patches = pixel_values.split([t * h * w for t, h, w in self._grids])
-        self._images = [
-            backbone.unpatch(p, g) for p, g in zip(patches, self._grids, strict=True)
-        ]
+        self._images = [backbone.unpatch(p, g) for p, g in zip(patches, self._grids, strict=True)]
         ends = torch.tensor(images_per_sample).cumsum(0).tolist()
-        self._first = [
-            end - count for end, count in zip(ends, images_per_sample, strict=True)
-        ]
+        self._first = [end - count for end, count in zip(ends, images_per_sample, strict=True)]
         self._count = images_per_sample
 
     @torch.no_grad()
@@ -137,15 +121,11 @@ class Teacher:
             crop = crop_and_enlarge(image, window.pixel_box(token_side))
             chosen.append((sample, grid, self._backbone.patch(crop)))
         device = selected_BV.device
-        samples = torch.tensor(
-            [sample for sample, _, _ in chosen], dtype=torch.long, device=device
-        )
+        samples = torch.tensor([sample for sample, _, _ in chosen], dtype=torch.long, device=device)
         if not chosen:
             return torch.zeros(0, self._backbone.hidden_size, device=device), samples
         grid_thw = torch.tensor([grid for _, grid, _ in chosen], device=device)
-        tokens = self._backbone.encode_images(
-            torch.cat([patches for _, _, patches in chosen]), grid_thw
-        )
+        tokens = self._backbone.encode_images(torch.cat([patches for _, _, patches in chosen]), grid_thw)
         sizes = (grid_thw.prod(1) // self._backbone.merge_size**2).tolist()
         return torch.stack([part.mean(0) for part in tokens.split(sizes)]), samples
 
@@ -162,13 +142,9 @@ def distillation_loss(
     The student pools the replay *as weighted*, so that the loss reaches the attention scores.
     """
     slots = replayed.valid_BK
-    pooled_BD = (replayed.tokens_BKD * slots[..., None]).sum(1) / slots.sum(
-        1, keepdim=True
-    ).clamp_min(1)
+    pooled_BD = (replayed.tokens_BKD * slots[..., None]).sum(1) / slots.sum(1, keepdim=True).clamp_min(1)
     has_B = torch.zeros_like(active_B)
     has_B[samples] = active_B[samples]
     error = (head(pooled_BD[samples]).float() - reference.float()).pow(2).mean(1)
-    loss_B = torch.zeros(
-        len(active_B), device=error.device, dtype=error.dtype
-    ).index_put((samples,), error)
+    loss_B = torch.zeros(len(active_B), device=error.device, dtype=error.dtype).index_put((samples,), error)
     return torch.where(has_B, loss_B, 0.0), has_B

@@ -1,68 +1,18 @@
 """Answers from a reasoner, batched and greedy: think while the model wants to, then speak (method section 1).
 
-Modes: `latent` (the model thinks in latents, then speaks), `cot` (`<|latent|>` is masked, so it speaks its steps),
-`direct` (masked too, and the prompt already holds the beginning of the answer).
-
-Counting: an autoregressive step is one sequential forward pass after the prefill; a latent step is one, and a spoken token that
-is fed back is one (the end token is never fed).
+Modes, the result and how steps are counted: generated.py.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lrkit.model.decoder import Prompts
+from lrkit.model.generated import Generated, GenerationLimits, Halting, Mode, ReplayedToken
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.state import Sequences
-
-Mode = Literal["latent", "cot", "direct"]
-Halting = Literal["decided", "limit", "fixed", "off"]
-
-
-@dataclass(frozen=True)
-class GenerationLimits:
-    """When to stop."""
-
-    eos_id: int
-    max_new_tokens: int = 256
-    max_latent_steps: int | None = None
-    """None: the checkpoint's own limit."""
-    halting: Literal["adaptive", "fixed"] | None = None
-    """None: the checkpoint's own."""
-
-
-@dataclass(frozen=True)
-class ReplayedToken:
-    """One visual token that a latent step replayed."""
-
-    index: int
-    """Visual index in the prompt, over all its images."""
-    weight: float
-
-
-@dataclass
-class Generated:
-    """One sample's answer and how it came about."""
-
-    token_ids: list[int]
-    """Spoken tokens without the end token."""
-    latent_steps: int
-    ar_steps: int
-    halting: Halting
-    """decided: the model stopped thinking; limit: it still wanted to; fixed: the number was given; off: latents masked."""
-    finished: bool
-    """False when max_new_tokens cut the answer."""
-    prefilled_tokens: int
-    replayed: list[list[ReplayedToken]]
-    """Per latent step."""
-    routed_depths: dict[int, int]
-    """Layer -> extra passes executed, summed over the routed tokens of prompt and latents."""
-    timings: dict[str, float]
-    """Seconds of the whole batch: prefill (with vision), think, speak."""
 
 
 class Stopwatch:
@@ -124,28 +74,19 @@ def generate(
     ]
 
 
-def _think(
-    reasoner: LatentReasoner, state: Sequences, mode: Mode, limits: GenerationLimits
-) -> list[Halting]:
+def _think(reasoner: LatentReasoner, state: Sequences, mode: Mode, limits: GenerationLimits) -> list[Halting]:
     """Latent steps until every sample has stopped; says why each stopped."""
     settings = reasoner.settings.think
     batch = len(state.last_hidden_BD)
     if mode != "latent":
         return ["off"] * batch
-    most = (
-        settings.max_latent_steps
-        if limits.max_latent_steps is None
-        else limits.max_latent_steps
-    )
+    most = settings.max_latent_steps if limits.max_latent_steps is None else limits.max_latent_steps
     fixed = (limits.halting or settings.halting) == "fixed"
     active_B = torch.ones(batch, dtype=torch.bool, device=state.last_hidden_BD.device)
     wants_B = active_B
     for step in range(most + 1):
         if not fixed:
-            wants_B = (
-                reasoner.logits(state.last_hidden_BD).argmax(-1)
-                == reasoner.latent.token_id
-            )
+            wants_B = reasoner.logits(state.last_hidden_BD).argmax(-1) == reasoner.latent.token_id
             active_B = active_B & wants_B
         if step == most or not bool(active_B.any()):
             break
@@ -188,9 +129,7 @@ def _next_token(reasoner: LatentReasoner, hidden_BD: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
-def _replayed(
-    state: Sequences, sample: int, latent_steps: int
-) -> list[list[ReplayedToken]]:
+def _replayed(state: Sequences, sample: int, latent_steps: int) -> list[list[ReplayedToken]]:
     """The first `latent_steps` replays are the sample's own: a sample that has stopped thinks no more."""
     steps: list[list[ReplayedToken]] = []
     for found in state.replays[:latent_steps]:
@@ -199,20 +138,12 @@ def _replayed(
             found.weight_BK[sample].tolist(),
             strict=True,
         )
-        steps.append(
-            [
-                ReplayedToken(int(index), float(weight))
-                for index, weight in pairs
-                if index >= 0
-            ]
-        )
+        steps.append([ReplayedToken(int(index), float(weight)) for index, weight in pairs if index >= 0])
     return steps
 
 
 def _routed_depths(state: Sequences, sample: int) -> dict[int, int]:
     depths: dict[int, int] = {}
     for routed in state.refinement.log:
-        depths[routed.layer] = depths.get(routed.layer, 0) + int(
-            routed.depth_BA[sample].sum()
-        )
+        depths[routed.layer] = depths.get(routed.layer, 0) + int(routed.depth_BA[sample].sum())
     return depths

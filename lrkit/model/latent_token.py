@@ -40,9 +40,5 @@ class LatentToken(nn.Module):
             return hidden_BD
         if self.scale_kind == "learned":
             return hidden_BD * self.scale.to(hidden_BD.dtype)
-        norm_B1 = (
-            hidden_BD.float()
-            .norm(dim=-1, keepdim=True)
-            .clamp_min(torch.finfo(torch.float32).tiny)
-        )
+        norm_B1 = hidden_BD.float().norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         return (hidden_BD.float() * (self.norm / norm_B1)).to(hidden_BD.dtype)

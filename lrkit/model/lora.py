@@ -25,9 +25,7 @@ class Adapter:
         """Fresh LoRA (B is zero, so that nothing changes yet); the backbone's own weights become frozen."""
         config = LoraConfig(
             r=settings.rank,
-            lora_alpha=int(settings.alpha)
-            if float(settings.alpha).is_integer()
-            else settings.alpha,  # pyright: ignore
+            lora_alpha=int(settings.alpha) if float(settings.alpha).is_integer() else settings.alpha,  # pyright: ignore
             lora_dropout=settings.dropout,
             target_modules=backbone.lora_targets,
             task_type="CAUSAL_LM",
@@ -48,12 +46,8 @@ class Adapter:
         try:
             with warnings.catch_warnings():
                 # peft only warns about keys that match nothing; half an adapter must not pass as one.
-                warnings.filterwarnings(
-                    "error", message=".*(missing adapter keys|unexpected keys).*"
-                )
-                model = PeftModel.from_pretrained(
-                    backbone.model, str(folder), adapter_name=NAME, is_trainable=True
-                )  # pyright: ignore
+                warnings.filterwarnings("error", message=".*(missing adapter keys|unexpected keys).*")
+                model = PeftModel.from_pretrained(backbone.model, str(folder), adapter_name=NAME, is_trainable=True)  # pyright: ignore
         except (RuntimeError, ValueError, OSError, UserWarning) as error:
             raise CheckpointError(
                 f"the adapter in {folder} does not fit its backbone: {str(error).splitlines()[0]}"
@@ -63,9 +57,7 @@ class Adapter:
     def save(self, folder: Path, base: str) -> None:
         """Writes adapter_config.json and adapter_model.safetensors; `base` names the backbone's weights."""
         self._peft.peft_config[NAME].base_model_name_or_path = base
-        self._peft.save_pretrained(
-            str(folder), selected_adapters=[NAME], save_embedding_layers=False
-        )
+        self._peft.save_pretrained(str(folder), selected_adapters=[NAME], save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
 
     def parameters(self) -> list[nn.Parameter]:

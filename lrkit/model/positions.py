@@ -33,10 +33,7 @@ def mrope_positions(
         count = time * rows * columns
         starts = np.flatnonzero(token[cursor:] == image_token_id)
         start = cursor + int(starts[0]) if len(starts) else len(token)
-        if (
-            start + count > len(token)
-            or (token[start : start + count] != image_token_id).any()
-        ):
+        if start + count > len(token) or (token[start : start + count] != image_token_id).any():
             raise DataError(
                 f"the prompt has {int((token == image_token_id).sum())} image tokens, but its images {list(grids)} need others"
             )
@@ -47,8 +44,6 @@ def mrope_positions(
         position += max(rows, columns)
         cursor = start + count
     if (token[cursor:] == image_token_id).any():
-        raise DataError(
-            f"the prompt has more image tokens than its {len(grids)} images account for"
-        )
+        raise DataError(f"the prompt has more image tokens than its {len(grids)} images account for")
     positions[:, cursor:] = np.arange(position, position + len(token) - cursor)
     return positions

@@ -69,31 +69,18 @@ class LatentReasoner(nn.Module):
         self.model = backbone.model
         width = backbone.hidden_size
         rows = backbone.embedding_rows()
-        self.latent = LatentToken(
-            latent_id, rows, backbone.tied_embeddings, settings.think.latent_scale
-        )
+        self.latent = LatentToken(latent_id, rows, backbone.tied_embeddings, settings.think.latent_scale)
         layers = settings.routing.chosen_layers(backbone.num_layers)
         self.routers = nn.ModuleDict(
-            {
-                str(i): RoutedLayer(settings.routing, i, backbone.num_layers, width)
-                for i in layers
-            }
+            {str(i): RoutedLayer(settings.routing, i, backbone.num_layers, width) for i in layers}
         )
-        self.token_sr = (
-            TokenSR(settings.distill.head, width)
-            if settings.distill.weight > 0
-            else None
-        )
+        self.token_sr = TokenSR(settings.distill.head, width) if settings.distill.weight > 0 else None
         self.to(rows.device)
 
     @property
     def routing(self) -> Routing:
         """Layer -> router, for prompt and latent chunks."""
-        return {
-            int(layer): module
-            for layer, module in self.routers.items()
-            if isinstance(module, RoutedLayer)
-        }
+        return {int(layer): module for layer, module in self.routers.items() if isinstance(module, RoutedLayer)}
 
     def extra_parameters(self) -> dict[str, nn.Parameter]:
         """What is trained and saved beside LoRA: routers, step encodings, TokenSR, latent rows, latent scale."""
@@ -102,9 +89,7 @@ class LatentReasoner(nn.Module):
     def prefill(self, prompts: Prompts) -> Sequences:
         """Reads the prompts. See decoder.prefill."""
         wants = self.settings.replay.num_tokens > 0
-        return prefill(
-            self.backbone, self.routing, self.settings.routing.depth, prompts, wants
-        )
+        return prefill(self.backbone, self.routing, self.settings.routing.depth, prompts, wants)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., W) with the `<|latent|>` column from its own trained row."""
@@ -133,14 +118,8 @@ class LatentReasoner(nn.Module):
         )
         keep = active_B[:, None]
         state.last_hidden_BD = torch.where(keep, hidden[:, -1], state.last_hidden_BD)
-        if (
-            row is not None
-            and state.visual is not None
-            and state.saliency_BV is not None
-        ):
-            state.saliency_BV = torch.where(
-                keep, visual_saliency(row, state.visual), state.saliency_BV
-            )
+        if row is not None and state.visual is not None and state.saliency_BV is not None:
+            state.saliency_BV = torch.where(keep, visual_saliency(row, state.visual), state.saliency_BV)
         state.latent_steps_B = state.latent_steps_B + active_B
         return replayed
 
@@ -150,15 +129,11 @@ class LatentReasoner(nn.Module):
         `last_hidden_BD` becomes that of each sample's last real token in the chunk, where it has one.
         """
         embeds = self.backbone.embed_tokens(ids_BS)
-        hidden = run_chunk(
-            self.backbone, {}, state, embeds, valid_BS, self._positions(state, valid_BS)
-        )
+        hidden = run_chunk(self.backbone, {}, state, embeds, valid_BS, self._positions(state, valid_BS))
         columns = torch.arange(ids_BS.shape[1], device=ids_BS.device)
         last_B = torch.where(valid_BS, columns, -1).amax(1)
         rows = torch.arange(len(last_B), device=last_B.device)
-        state.last_hidden_BD = torch.where(
-            (last_B >= 0)[:, None], hidden[rows, last_B], state.last_hidden_BD
-        )
+        state.last_hidden_BD = torch.where((last_B >= 0)[:, None], hidden[rows, last_B], state.last_hidden_BD)
         return hidden
 
     def forward(self, batch: Supervised) -> ReasonerLoss:
@@ -171,17 +146,9 @@ class LatentReasoner(nn.Module):
             active_B = batch.num_latents > step
             decisions.append((state.last_hidden_BD, active_B))
             replayed = self.think(state, active_B)
-            if (
-                teacher is not None
-                and replayed is not None
-                and self.token_sr is not None
-            ):
+            if teacher is not None and replayed is not None and self.token_sr is not None:
                 reference, samples = teacher.features(replayed.selected_BV)
-                distilled.append(
-                    distillation_loss(
-                        self.token_sr, replayed, reference, samples, active_B
-                    )
-                )
+                distilled.append(distillation_loss(self.token_sr, replayed, reference, samples, active_B))
         first_BD = state.last_hidden_BD
         hidden = self.speak(state, batch.speech_ids[:, :-1], batch.speech_mask[:, :-1])
         hidden_BSD = torch.cat([first_BD[:, None], hidden], dim=1)
@@ -214,11 +181,7 @@ class LatentReasoner(nn.Module):
         return position_BS.clamp_min(0)[None].expand(3, -1, -1)
 
     def _teacher(self, batch: Supervised) -> Teacher | None:
-        if (
-            self.token_sr is None
-            or batch.pixel_values is None
-            or batch.image_grid_thw is None
-        ):
+        if self.token_sr is None or batch.pixel_values is None or batch.image_grid_thw is None:
             return None
         grids, counts = batch.image_grid_thw, batch.images_per_sample
         return Teacher(
@@ -242,29 +205,21 @@ class LatentReasoner(nn.Module):
         # Only where speech begins may the model still choose to think, and only if it was not asked to speak at once.
         closed_BS = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
         closed_BS[:, 0] = ~batch.may_think if adaptive else True
-        latent_W = (
-            torch.arange(logits.shape[-1], device=logits.device) == self.latent.token_id
-        )
-        logits = logits.masked_fill(
-            closed_BS[..., None] & latent_W, torch.finfo(logits.dtype).min
-        )
+        latent_W = torch.arange(logits.shape[-1], device=logits.device) == self.latent.token_id
+        logits = logits.masked_fill(closed_BS[..., None] & latent_W, torch.finfo(logits.dtype).min)
         weights = [(batch.speech_weights * batch.speech_mask).flatten()]
         scores, targets = [logits.flatten(0, 1)], [batch.speech_ids.flatten()]
         if adaptive:
             for hidden_BD, active_B in decisions:
                 scores.append(self.logits(hidden_BD).float())
-                targets.append(
-                    torch.full_like(active_B, self.latent.token_id, dtype=torch.long)
-                )
+                targets.append(torch.full_like(active_B, self.latent.token_id, dtype=torch.long))
                 weights.append(active_B.to(weights[0].dtype))
         score, target, weight = (
             torch.cat(scores),
             torch.cat(targets),
             torch.cat(weights),
         )
-        speech = (
-            functional.cross_entropy(score, target, reduction="none") * weight
-        ).sum() / weight.sum()
+        speech = (functional.cross_entropy(score, target, reduction="none") * weight).sum() / weight.sum()
         counted = weight > 0
         right = ((score.detach().argmax(-1) == target) & counted).sum()
         distill = mean_over_steps(distilled, speech)

@@ -36,10 +36,7 @@ def select(score_BV: Tensor, free_BV: Tensor, num_tokens: int) -> tuple[Tensor, 
     num_visual = score_BV.shape[1]
     k = min(num_tokens, num_visual)
     ranked = (
-        score_BV.detach()
-        .masked_fill(~free_BV, float("-inf"))
-        .sort(dim=1, descending=True, stable=True)
-        .indices[:, :k]
+        score_BV.detach().masked_fill(~free_BV, float("-inf")).sort(dim=1, descending=True, stable=True).indices[:, :k]
     )
     valid = free_BV.gather(1, ranked)
     ordered = torch.where(valid, ranked, num_visual).sort(dim=1).values
@@ -52,23 +49,15 @@ def weigh(score_BK: Tensor, valid_BK: Tensor, weighting: str) -> Tensor:
     `relative` divides the scores by their mean, so that the average token keeps its norm; `none` gives 1.
     """
     if weighting == "softmax":
-        return (
-            score_BK.masked_fill(~valid_BK, torch.finfo(score_BK.dtype).min)
-            .softmax(1)
-            .masked_fill(~valid_BK, 0.0)
-        )
+        return score_BK.masked_fill(~valid_BK, torch.finfo(score_BK.dtype).min).softmax(1).masked_fill(~valid_BK, 0.0)
     if weighting == "none":
         return valid_BK.to(score_BK.dtype)
     score_BK = score_BK.masked_fill(~valid_BK, 0.0)
     count_B1 = valid_BK.sum(1, keepdim=True).clamp_min(1)
-    return score_BK / (score_BK.sum(1, keepdim=True) / count_B1).clamp_min(
-        torch.finfo(score_BK.dtype).tiny
-    )
+    return score_BK / (score_BK.sum(1, keepdim=True) / count_B1).clamp_min(torch.finfo(score_BK.dtype).tiny)
 
 
-def replay(
-    settings: ReplaySettings, score_BV: Tensor, visual_BVD: Tensor, free_BV: Tensor
-) -> Replay:
+def replay(settings: ReplaySettings, score_BV: Tensor, visual_BVD: Tensor, free_BV: Tensor) -> Replay:
     """Selects, weighs and forms the replayed tokens of one latent step.
 
     Args:
@@ -81,15 +70,12 @@ def replay(
     tokens = visual_BVD.gather(1, index[..., None].expand(-1, -1, visual_BVD.shape[-1]))
     tokens = tokens * weight[..., None].to(tokens.dtype)
     # Summed, not written: an empty slot shares its index with a real token.
-    selected = (
-        torch.zeros_like(free_BV, dtype=torch.long).scatter_add(1, index, valid.long())
-        > 0
-    )
+    selected = torch.zeros_like(free_BV, dtype=torch.long).scatter_add(1, index, valid.long()) > 0
     slots = valid
     if settings.formation == "soft_mix":
         # One token whatever the weighting: the weights are normalised to sum 1, or its norm would grow with K.
-        tokens = tokens.sum(1, keepdim=True) / weight.sum(1).clamp_min(
-            torch.finfo(weight.dtype).tiny
-        )[:, None, None].to(tokens.dtype)
+        tokens = tokens.sum(1, keepdim=True) / weight.sum(1).clamp_min(torch.finfo(weight.dtype).tiny)[
+            :, None, None
+        ].to(tokens.dtype)
         slots = valid.any(1, keepdim=True)
     return Replay(tokens, slots, torch.where(valid, index, -1), weight, selected)

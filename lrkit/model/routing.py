@@ -66,9 +66,7 @@ def make_router(kind: str, width: int) -> nn.Module:
 class RoutedLayer(nn.Module):
     """Router and step encodings of one layer."""
 
-    def __init__(
-        self, settings: RoutingSettings, layer: int, num_layers: int, width: int
-    ) -> None:
+    def __init__(self, settings: RoutingSettings, layer: int, num_layers: int, width: int) -> None:
         super().__init__()
         self.settings = settings
         self.layer = layer
@@ -94,10 +92,7 @@ class RoutedLayer(nn.Module):
         """
         count = min(self.alpha, score_BS.shape[1])
         ranked = (
-            score_BS.detach()
-            .masked_fill(~valid_BS, float("-inf"))
-            .sort(dim=1, descending=True, stable=True)
-            .indices
+            score_BS.detach().masked_fill(~valid_BS, float("-inf")).sort(dim=1, descending=True, stable=True).indices
         )
         index_BA = ranked[:, :count].sort(dim=1).values
         return index_BA, valid_BS.gather(1, index_BA)
@@ -121,14 +116,8 @@ class RoutedLayer(nn.Module):
         else:
             rotary_A = state.make_rotary(self._rearranged(valid_BA, state))
         gate_BA = self.gate(score_BS, valid_BS).gather(1, index_BA)
-        update_BAD, depth_BA = self._refine(
-            routed_BAD, gate_BA, valid_BA, rotary_A, state, run
-        )
-        state.log.append(
-            RoutedTokens(
-                self.layer, chunk, torch.where(valid_BA, index_BA, -1), depth_BA
-            )
-        )
+        update_BAD, depth_BA = self._refine(routed_BAD, gate_BA, valid_BA, rotary_A, state, run)
+        state.log.append(RoutedTokens(self.layer, chunk, torch.where(valid_BA, index_BA, -1), depth_BA))
         return hidden_BSD.scatter(1, index_BAD, routed_BAD + update_BAD)
 
     def _refine(
@@ -177,8 +166,6 @@ def gather_rotary(rotary: Rotary, index_BA: Tensor) -> Rotary:
 
     def pick(table: Tensor) -> Tensor:
         index = index_BA.view(*[1] * (table.dim() - 3), *index_BA.shape, 1)
-        return table.gather(
-            -2, index.expand(*table.shape[:-2], index_BA.shape[1], table.shape[-1])
-        )
+        return table.gather(-2, index.expand(*table.shape[:-2], index_BA.shape[1], table.shape[-1]))
 
     return pick(rotary[0]), pick(rotary[1])

@@ -40,9 +40,7 @@ class SaliencyRow:
         rows = self.last_B.view(-1, 1, 1, 1)
         last_BH1D = query_BHSD.gather(2, rows.expand(batch, num_heads, 1, width))
         num_key_heads = key_BHND.shape[1]
-        grouped = last_BH1D.reshape(
-            batch, num_key_heads, num_heads // num_key_heads, width
-        )
+        grouped = last_BH1D.reshape(batch, num_key_heads, num_heads // num_key_heads, width)
         score_BHGN = (grouped @ key_BHND.transpose(2, 3)).float() * scaling
         if mask_B1SN is not None:
             mask = mask_B1SN.expand(batch, -1, -1, -1)
@@ -68,9 +66,7 @@ def attention_with_row(
 ) -> tuple[Tensor, None]:
     """SDPA attention of transformers; fills `kwargs["saliency"]` (a SaliencyRow) when the caller gave one."""
     saliency: SaliencyRow | None = kwargs.pop("saliency", None)
-    output, _ = sdpa_attention_forward(
-        module, query, key, value, attention_mask, **kwargs
-    )
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if saliency is not None:
         saliency.add(query, key, attention_mask, kwargs["scaling"])
     return output, None
@@ -90,9 +86,7 @@ def visible_mask(valid_BN: Tensor, num_new: int) -> Tensor:
     padding token sees itself too, so that no row is empty (an empty row is NaN in some kernels).
     """
     num_keys = valid_BN.shape[1]
-    causal_SN = torch.ones(
-        num_new, num_keys, dtype=torch.bool, device=valid_BN.device
-    ).tril(num_keys - num_new)
+    causal_SN = torch.ones(num_new, num_keys, dtype=torch.bool, device=valid_BN.device).tril(num_keys - num_new)
     itself_SN = torch.eye(num_new, dtype=torch.bool, device=valid_BN.device)
     itself_SN = nn.functional.pad(itself_SN, (num_keys - num_new, 0))
     return ((causal_SN & valid_BN[:, None, :]) | itself_SN)[:, None]

@@ -84,9 +84,7 @@ class RoutingSettings(Config):
         if self.alpha_end is None or num_layers < 2:
             return self.alpha
         swing = (self.alpha - self.alpha_end) / 2
-        return round(
-            self.alpha_end + swing * (1 + math.cos(math.pi * layer / (num_layers - 1)))
-        )
+        return round(self.alpha_end + swing * (1 + math.cos(math.pi * layer / (num_layers - 1))))
 
 
 class LoraSettings(Config):

@@ -46,9 +46,7 @@ class Sequences:
     """Visual tokens already replayed."""
     replays: list[Replay] = field(default_factory=list)
     """One per latent step."""
-    latent_steps_B: Tensor = field(
-        default_factory=lambda: torch.zeros(0, dtype=torch.long)
-    )
+    latent_steps_B: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     """Latent steps taken, per sample."""
     num_chunks: int = 0
     """Routed chunks so far: the prompt, then one per latent step."""

@@ -42,9 +42,7 @@ class Backbone(Protocol):
         """Patches (N, C) of all images, with their grids (images, 3) -> visual tokens (V, D), image after image."""
         ...
 
-    def prompt_positions(
-        self, ids: Sequence[int], grids: Sequence[tuple[int, int, int]]
-    ) -> Tensor:
+    def prompt_positions(self, ids: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """(3, P) int64 rotary positions of one prompt without padding, on the CPU."""
         ...
 

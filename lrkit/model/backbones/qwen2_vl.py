@@ -20,27 +20,19 @@ class Qwen2VLBackbone:
     def __init__(self, model: Qwen2VLForConditionalGeneration) -> None:
         self.model = model
         # Only the language model reads saliency; the tower keeps plain SDPA.
-        model.set_attn_implementation(
-            {"text_config": register(), "vision_config": "sdpa"}
-        )
+        model.set_attn_implementation({"text_config": register(), "vision_config": "sdpa"})
         self._text = model.model.language_model
         self._vision = model.config.vision_config
         self.hidden_size: int = model.config.text_config.hidden_size
         self.num_layers: int = model.config.text_config.num_hidden_layers
         self.image_token_id: int = model.config.image_token_id
         self.merge_size: int = self._vision.spatial_merge_size
-        self.tied_embeddings: bool = (
-            model.lm_head.weight is self._text.embed_tokens.weight
-        )
+        self.tied_embeddings: bool = model.lm_head.weight is self._text.embed_tokens.weight
 
     @classmethod
-    def from_pretrained(
-        cls, path: str, dtype: torch.dtype | None = None
-    ) -> "Qwen2VLBackbone":
+    def from_pretrained(cls, path: str, dtype: torch.dtype | None = None) -> "Qwen2VLBackbone":
         """Loads a local folder or hub id; `dtype` None keeps the type on disk."""
-        return cls(
-            Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=dtype or "auto")
-        )
+        return cls(Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=dtype or "auto"))
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         return self._text.embed_tokens(ids)
@@ -52,12 +44,8 @@ class Qwen2VLBackbone:
         tower = self.model.model.visual
         return tower(pixel_values.to(tower.dtype), grid_thw=grid_thw).pooler_output
 
-    def prompt_positions(
-        self, ids: Sequence[int], grids: Sequence[tuple[int, int, int]]
-    ) -> Tensor:
-        return torch.from_numpy(
-            mrope_positions(ids, self.image_token_id, grids, self.merge_size)
-        )
+    def prompt_positions(self, ids: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> Tensor:
+        return torch.from_numpy(mrope_positions(ids, self.image_token_id, grids, self.merge_size))
 
     def rotary(self, positions_3BS: Tensor, like: Tensor) -> Rotary:
         return self._text.rotary_emb(like, positions_3BS)
@@ -101,12 +89,8 @@ class Qwen2VLBackbone:
             size,
             size,
         )
-        image = patches.view(shape)[
-            0, :, :, :, :, :, 0
-        ]  # an image is one frame, repeated
-        return image.permute(4, 0, 2, 5, 1, 3, 6).reshape(
-            3, height * size, width * size
-        )
+        image = patches.view(shape)[0, :, :, :, :, :, 0]  # an image is one frame, repeated
+        return image.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, height * size, width * size)
 
     def patch(self, image: Tensor) -> Tensor:
         merge, size, frames = (
@@ -116,10 +100,6 @@ class Qwen2VLBackbone:
         )
         channels, height, width = image.shape
         rows, columns = height // (size * merge), width // (size * merge)
-        tiles = image.reshape(
-            channels, rows, merge, size, columns, merge, size
-        ).permute(1, 4, 2, 5, 0, 3, 6)
+        tiles = image.reshape(channels, rows, merge, size, columns, merge, size).permute(1, 4, 2, 5, 0, 3, 6)
         tiles = tiles[:, :, :, :, :, None].expand(-1, -1, -1, -1, -1, frames, -1, -1)
-        return tiles.reshape(
-            rows * columns * merge * merge, channels * frames * size * size
-        )
+        return tiles.reshape(rows * columns * merge * merge, channels * frames * size * size)

@@ -30,9 +30,7 @@ def model_type_of(path: str) -> str:
             )
         model_type = json.loads(file.read_text()).get("model_type")
         if not model_type:
-            raise CheckpointError(
-                f"{file} names no model_type; give a folder that transformers can load"
-            )
+            raise CheckpointError(f"{file} names no model_type; give a folder that transformers can load")
         return str(model_type)
     from transformers import AutoConfig
 

@@ -1,0 +1,56 @@
+"""What an answer run takes and gives, whatever engine runs it. Torch-free: the runtime without torch shares it.
+
+Counting (method section 1): an autoregressive step is one sequential forward pass of the language model after the prefill;
+a latent step is one, and a spoken token that is fed back is one (the end token is never fed).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Mode = Literal["latent", "cot", "direct"]
+"""latent: think in latents, then speak; cot: `<|latent|>` is masked, so the model speaks its steps; direct: masked too, and
+the prompt already holds the beginning of the answer."""
+Halting = Literal["decided", "limit", "fixed", "off"]
+"""decided: the model stopped thinking; limit: it still wanted to; fixed: the number was given; off: latents were masked."""
+MODES: tuple[Mode, ...] = ("latent", "cot", "direct")
+
+
+@dataclass(frozen=True)
+class GenerationLimits:
+    """When to stop."""
+
+    eos_id: int
+    max_new_tokens: int = 256
+    max_latent_steps: int | None = None
+    """None: the checkpoint's own limit."""
+    halting: Literal["adaptive", "fixed"] | None = None
+    """None: the checkpoint's own."""
+
+
+@dataclass(frozen=True)
+class ReplayedToken:
+    """One visual token that a latent step replayed."""
+
+    index: int
+    """Visual index in the prompt, over all its images."""
+    weight: float
+
+
+@dataclass
+class Generated:
+    """One sample's answer and how it came about."""
+
+    token_ids: list[int]
+    """Spoken tokens without the end token."""
+    latent_steps: int
+    ar_steps: int
+    halting: Halting
+    finished: bool
+    """False when max_new_tokens cut the answer."""
+    prefilled_tokens: int
+    replayed: list[list[ReplayedToken]]
+    """Per latent step."""
+    routed_depths: dict[int, int]
+    """Layer -> extra passes executed, summed over the routed tokens of prompt and latents."""
+    timings: dict[str, float]
+    """Seconds of the whole batch: prefill (with vision), think, speak."""
