@@ -26,8 +26,8 @@ def build_reasoner(
 ) -> LatentReasoner:
     """A reasoner ready to train or to answer.
 
-    `trainable`: `lora` trains the adapter (a fresh one when `adapter` is None) and the extras, over a frozen backbone and
-    tower; `full` trains everything; `none` nothing.
+    `trainable`: `lora` trains the adapter (a fresh one when `adapter` is None) and the extras, over a frozen
+    backbone and tower; `full` trains everything; `none` nothing.
     """
     if trainable == "lora" and adapter is None:
         adapter = Adapter.create(backbone, settings.lora)
@@ -74,7 +74,8 @@ def load_extra_state(reasoner: LatentReasoner, state: Mapping[str, Tensor], miss
     for name, tensor in usable.items():
         if own[name].shape != tensor.shape:
             raise CheckpointError(
-                f"{name} has shape {tuple(tensor.shape)} but the settings in reasoner.json need {tuple(own[name].shape)}"
+                f"{name} has shape {tuple(tensor.shape)}, but the settings in reasoner.json need "
+                f"{tuple(own[name].shape)}; the two files must come from the same checkpoint"
             )
     reasoner.load_state_dict(usable, strict=False)
     return skipped

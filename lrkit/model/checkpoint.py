@@ -1,7 +1,7 @@
 """The checkpoint folder, written whole or not at all, and read back into a reasoner.
 
-    config.json                                    the backbone's; with model.safetensors when the folder carries its weights
-    adapter_config.json, adapter_model.safetensors LoRA in peft's format; absent in a base
+    config.json                                    the backbone's; with model.safetensors when the folder carries its
+    weights adapter_config.json, adapter_model.safetensors LoRA in peft's format; absent in a base
     lrkit.safetensors                              routers, step encodings, TokenSR, latent rows
     tokenizer.json, ..., prompt.json               the processor's files (lrkit/runtime/processor.py)
     reasoner.json                                  schema version, settings, where the base is, provenance, metrics

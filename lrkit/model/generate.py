@@ -43,7 +43,8 @@ def generate(
     limits: GenerationLimits,
     on_token: Callable[[list[int | None]], None] | None = None,
 ) -> list[Generated]:
-    """Greedy answers for a batch of prompts, one per sample. `on_token` gets each new token per sample (None: stopped)."""
+    """Greedy answers for a batch of prompts, one per sample. `on_token` gets each new token per sample (None:
+    stopped)."""
     training = reasoner.training
     reasoner.eval()
     try:

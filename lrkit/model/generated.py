@@ -1,17 +1,18 @@
 """What an answer run takes and gives, whatever engine runs it. Torch-free: the runtime without torch shares it.
 
-Counting (method section 1): an autoregressive step is one sequential forward pass of the language model after the prefill;
-a latent step is one, and a spoken token that is fed back is one (the end token is never fed).
+Counting (method section 1): an autoregressive step is one sequential forward pass of the language model after the
+prefill; a latent step is one, and a spoken token that is fed back is one (the end token is never fed).
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 Mode = Literal["latent", "cot", "direct"]
-"""latent: think in latents, then speak; cot: `<|latent|>` is masked, so the model speaks its steps; direct: masked too, and
-the prompt already holds the beginning of the answer."""
+"""latent: think in latents, then speak; cot: `<|latent|>` is masked, so the model speaks its steps; direct: masked
+too, and the prompt already holds the beginning of the answer."""
 Halting = Literal["decided", "limit", "fixed", "off"]
-"""decided: the model stopped thinking; limit: it still wanted to; fixed: the number was given; off: latents were masked."""
+"""decided: the model stopped thinking; limit: it still wanted to; fixed: the number was given; off: latents were
+masked."""
 MODES: tuple[Mode, ...] = ("latent", "cot", "direct")
 
 

@@ -1,6 +1,7 @@
 """M-RoPE positions of a prompt, in numpy: one source for training, the torch engine and the runtime without torch.
 
-The prompt keeps the backbone's own spatial positions (method: section 1): text counts on in all three sections, an image's
+The prompt keeps the backbone's own spatial positions (method: section 1): text counts on in all three sections, an
+image's
 tokens share one temporal position and spread over rows and columns, and text goes on after the longer side of the grid.
 Equal to `Qwen2VLModel.get_rope_index` of transformers (tests/parity/test_positions.py).
 """
@@ -35,7 +36,8 @@ def mrope_positions(
         start = cursor + int(starts[0]) if len(starts) else len(token)
         if start + count > len(token) or (token[start : start + count] != image_token_id).any():
             raise DataError(
-                f"the prompt has {int((token == image_token_id).sum())} image tokens, but its images {list(grids)} need others"
+                f"the prompt has {int((token == image_token_id).sum())} image tokens, but its images with the grids "
+                f"{list(grids)} need others; encode the prompt with its own images"
             )
         positions[:, cursor:start] = np.arange(position, position + start - cursor)
         position += start - cursor

@@ -1,4 +1,5 @@
-"""Visual replay (SCF-VR, eq. 5 and 6; method section 3): which visual tokens come back before a latent, and with what weight.
+"""Visual replay (SCF-VR, eq. 5 and 6; method section 3): which visual tokens come back before a latent, and with
+what weight.
 
 Legend: B batch, V visual tokens of the prompt (padded to the largest sample), K replayed tokens, D hidden width.
 """

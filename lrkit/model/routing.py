@@ -3,7 +3,8 @@
 `RoutedLayer` holds one layer's router and step encodings. It does not own the transformer layer: the caller passes
 `run(tokens, mask, rotary, cache)`, so that the refined pass uses the same weights and the same LoRA.
 
-Legend: B batch, S tokens of the chunk, A routed tokens, N refinement keys (of earlier chunks, then this one), D width, R depth.
+Legend: B batch, S tokens of the chunk, A routed tokens, N refinement keys (of earlier chunks, then this one), D
+width, R depth.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,11 @@
 """Saliency: the attention row of one position, read beside the fast attention kernel (eq. 4; method section 2).
 
 The layer runs the registered function `ATTENTION`, which is transformers' SDPA call plus, when the caller passes a
-`SaliencyRow`, one `softmax(q_last . K^T)` per layer: O(keys) extra, and never an (S, S) map. Gradient flows through the row.
+`SaliencyRow`, one `softmax(q_last . K^T)` per layer: O(keys) extra, and never an (S, S) map. Gradient flows through
+the row.
 
-Legend: B batch, H query heads, G query heads per key head, S tokens of the chunk, N keys (cached and new), D head width.
+Legend: B batch, H query heads, G query heads per key head, S tokens of the chunk, N keys (cached and new), D head
+width.
 """
 
 from dataclasses import dataclass, field
@@ -82,8 +84,8 @@ def register() -> str:
 def visible_mask(valid_BN: Tensor, num_new: int) -> Tensor:
     """(B, 1, S, N) True where a token of a chunk of `num_new` = S tokens may look.
 
-    `valid_BN` says which of the N keys (earlier chunks, then this one) are real. A token sees the real keys up to itself; a
-    padding token sees itself too, so that no row is empty (an empty row is NaN in some kernels).
+    `valid_BN` says which of the N keys (earlier chunks, then this one) are real. A token sees the real keys up to
+    itself; a padding token sees itself too, so that no row is empty (an empty row is NaN in some kernels).
     """
     num_keys = valid_BN.shape[1]
     causal_SN = torch.ones(num_new, num_keys, dtype=torch.bool, device=valid_BN.device).tril(num_keys - num_new)

@@ -1,8 +1,10 @@
-"""Settings of a reasoner: every option of the method, as frozen values. Torch-free: recipes, checkpoints and bundles read it.
+"""Settings of a reasoner: every option of the method, as frozen values. Torch-free: recipes, checkpoints and bundles
+read it.
 
-Place in the pipeline: a recipe's `model` section -> `ReasonerSettings` -> `reasoner.json` of a checkpoint -> `bundle.json`.
-Section numbers are those of the method (arXiv 2604.10500 as described in docs/method.md); defaults are the paper's unless the
-field says otherwise.
+Place in the pipeline: a recipe's `model` section -> `ReasonerSettings` -> `reasoner.json` of a checkpoint ->
+`bundle.json`.
+Section numbers are those of the method (arXiv 2604.10500 as described in docs/method.md); defaults are the paper's
+unless the field says otherwise.
 """
 
 import math

@@ -1,9 +1,10 @@
 """Where a batch of reasoning sequences stands: the caches, what is visible, and what the next latent needs.
 
-Order of a sequence (method section 1): prompt, B1, z1, B2, z2, ..., speech. Samples of a batch may differ in everything:
-padding and finished samples are columns that `valid_BN` marks as unreal, which no later token attends to.
+Order of a sequence (method section 1): prompt, B1, z1, B2, z2, ..., speech. Samples of a batch may differ in
+everything: padding and finished samples are columns that `valid_BN` marks as unreal, which no later token attends to.
 
-Legend: B batch, N keys so far, S tokens of a chunk, V visual tokens (padded to the largest sample), K replayed tokens, D width.
+Legend: B batch, N keys so far, S tokens of a chunk, V visual tokens (padded to the largest sample), K replayed
+tokens, D width.
 """
 
 from dataclasses import dataclass, field

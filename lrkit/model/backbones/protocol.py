@@ -1,4 +1,5 @@
-"""What a vision-language model must offer to become a reasoner. One class per family implements it; one table row names it.
+"""What a vision-language model must offer to become a reasoner. One class per family implements it; one table row
+names it.
 
 Nothing outside `lrkit/model/backbones` asks which family it is talking to.
 

@@ -1,4 +1,5 @@
-"""The families lrkit knows: one row each, from the `model_type` of a checkpoint's config.json to the class that wraps it."""
+"""The families lrkit knows: one row each, from the `model_type` of a checkpoint's config.json to the class that
+wraps it."""
 
 import json
 from pathlib import Path

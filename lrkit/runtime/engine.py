@@ -1,0 +1,50 @@
+"""What every engine offers to `Reasoner`: encoded prompts in, generated tokens with their history out. Torch-free.
+
+Engines: torch_engine.py runs a checkpoint (the one file here that imports torch, and only when it is asked for).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from lrkit.model.generated import Generated, Mode
+from lrkit.runtime.processor import EncodedPrompt, Processor
+
+OnToken = Callable[[list[int | None]], None]
+"""Gets each new token per sample of the batch; None for a sample that has ended."""
+
+
+@dataclass(frozen=True)
+class AskOptions:
+    """How an answer is sought."""
+
+    mode: Mode = "latent"
+    max_new_tokens: int = 256
+    max_latent_steps: int | None = None
+    """None: the model's own limit."""
+    halting: Literal["adaptive", "fixed"] | None = None
+    """None: the model's own way."""
+
+
+class Engine(Protocol):
+    """Runs a reasoner."""
+
+    name: str
+    """torch, onnxruntime, ..."""
+    processor: Processor
+    num_layers: int
+
+    def generate(
+        self, prompts: Sequence[EncodedPrompt], options: AskOptions, on_token: OnToken | None = None
+    ) -> list[Generated]:
+        """Greedy answers, one per prompt.
+
+        Raises:
+            CapacityError: a prompt is larger than the engine was made for.
+        """
+        ...
+
+    def baseline(self, mode: Mode) -> "Engine | None":
+        """The engine of the checkpoint that this one declares as its baseline for `mode`; None where it declares
+        none."""
+        ...

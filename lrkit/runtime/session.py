@@ -1,0 +1,186 @@
+"""The SDK: `Reasoner` asks a model about pictures, whatever engine runs it. Importing it costs no torch.
+
+from lrkit import Reasoner
+reasoner = Reasoner.from_checkpoint("tiny")
+answer = reasoner.ask("rooms.png", "Take 4 hops. Which room are you in? Start in room 3")
+print(answer, answer.latent_steps, answer.ar_steps)
+answer.save_trace("trace.png")
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from lrkit.data.sample import ImageSource
+from lrkit.errors import UserError, require
+from lrkit.model.generated import MODES, Generated, Mode
+from lrkit.resources import resolve_checkpoint
+from lrkit.runtime.answer import Answer
+from lrkit.runtime.engine import AskOptions, Engine
+from lrkit.runtime.processor import EncodedPrompt, Processor
+from lrkit.runtime.regions import Region, token_regions
+
+Images = ImageSource | Sequence[ImageSource] | None
+
+
+class Reasoner:
+    """A model that thinks in latent steps, ready to be asked."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, device: str = "cpu", dtype: str | None = None) -> "Reasoner":
+        """Runs a checkpoint (a folder, or a shipped name such as `tiny`) on torch.
+
+        Raises:
+            CheckpointError: nothing usable there.
+            MissingExtraError: torch is not installed.
+        """
+        folder = resolve_checkpoint(path)
+        require("torch", "train")
+        require("transformers", "train")
+        require("peft", "train")
+        from lrkit.runtime.torch_engine import TorchEngine
+
+        return cls(TorchEngine.from_checkpoint(folder, device, dtype))
+
+    @property
+    def processor(self) -> Processor:
+        """Tokenizer, image geometry and prompt format of the model."""
+        return self.engine.processor
+
+    def baseline(self, mode: Mode) -> "Reasoner":
+        """The model to ask in `mode`: the baseline that this checkpoint declares for it, or this one."""
+        engine = None if mode == "latent" else self.engine.baseline(mode)
+        return self if engine is None else Reasoner(engine)
+
+    def ask(
+        self,
+        image: Images,
+        question: str,
+        mode: Mode = "latent",
+        *,
+        max_new_tokens: int = 256,
+        max_latent_steps: int | None = None,
+        halting: Literal["adaptive", "fixed"] | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """One answer about one picture, several, or none (None). `on_text` gets the words as they are spoken.
+
+        Raises:
+            DataError: a picture or the question cannot be used.
+            CapacityError: the prompt or a picture is too large.
+        """
+        options = _options(mode, max_new_tokens, max_latent_steps, halting)
+        return self._answers([(_images(image), question)], options, on_text)[0]
+
+    def ask_batch(
+        self,
+        questions: Sequence[tuple[Images, str]],
+        mode: Mode = "latent",
+        *,
+        max_new_tokens: int = 256,
+        max_latent_steps: int | None = None,
+        halting: Literal["adaptive", "fixed"] | None = None,
+    ) -> list[Answer]:
+        """Answers to (image, question) pairs, run as one batch; `timings` are then those of the whole batch."""
+        options = _options(mode, max_new_tokens, max_latent_steps, halting)
+        pairs = [(_images(image), question) for image, question in questions]
+        return self._answers(pairs, options, None) if pairs else []
+
+    def _answers(
+        self,
+        pairs: list[tuple[tuple[ImageSource, ...], str]],
+        options: AskOptions,
+        on_text: Callable[[str], None] | None,
+    ) -> list[Answer]:
+        started = time.perf_counter()
+        prompts = [self.processor.encode_prompt(images, question) for images, question in pairs]
+        encoded = time.perf_counter()
+        speaker = None if on_text is None else _Speaker(self.processor, on_text)
+        results = self.engine.generate(prompts, options, speaker)
+        outer = {"preprocess": encoded - started, "total": time.perf_counter() - started}
+        return [
+            self._answer(images, question, prompt, result, options.mode, {**result.timings, **outer})
+            for (images, question), prompt, result in zip(pairs, prompts, results, strict=True)
+        ]
+
+    def _answer(
+        self,
+        images: tuple[ImageSource, ...],
+        question: str,
+        prompt: EncodedPrompt,
+        result: Generated,
+        mode: Mode,
+        timings: dict[str, float],
+    ) -> Answer:
+        said = self.processor.decode(result.token_ids)
+        answer = said if mode == "direct" else self.processor.format.find_answer(said)
+        return Answer(
+            text=said,
+            answer=answer,
+            mode=mode,
+            latent_steps=result.latent_steps,
+            spoken_tokens=len(result.token_ids),
+            ar_steps=result.ar_steps,
+            prefilled_tokens=result.prefilled_tokens,
+            replayed_tokens=sum(len(step) for step in result.replayed),
+            depths=tuple(result.routed_depths.get(layer, 0) for layer in range(self.engine.num_layers)),
+            halting=result.halting,
+            regions=tuple(self._regions(prompt, result)),
+            timings=timings,
+            question=question,
+            images=images,
+        )
+
+    def _regions(self, prompt: EncodedPrompt, result: Generated) -> list[tuple[Region, ...]]:
+        merge = self.processor.geometry.merge_size
+        steps: list[tuple[Region, ...]] = []
+        for step in result.replayed:
+            total = sum(token.weight for token in step) or 1.0
+            shares = [token.weight / total for token in step]
+            indices = [token.index for token in step]
+            steps.append(tuple(token_regions(indices, prompt.grids, merge, prompt.sizes, shares)))
+        return steps
+
+
+class _Speaker:
+    """Turns streamed tokens into text: what the decoded text has gained since the last token."""
+
+    def __init__(self, processor: Processor, on_text: Callable[[str], None]) -> None:
+        self._processor = processor
+        self._on_text = on_text
+        self._ids: list[int] = []
+        self._said = ""
+
+    def __call__(self, tokens: list[int | None]) -> None:
+        if tokens[0] is None:
+            return
+        self._ids.append(tokens[0])
+        text = self._processor.decode(self._ids)
+        # A token may end in the middle of a character; wait for the rest.
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            self._on_text(text[len(self._said) :])
+            self._said = text
+
+
+def _options(
+    mode: Mode, max_new_tokens: int, max_latent_steps: int | None, halting: Literal["adaptive", "fixed"] | None
+) -> AskOptions:
+    if mode not in MODES:
+        raise UserError(f"unknown mode {mode!r}; give one of {', '.join(MODES)}")
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
+    if max_latent_steps is not None and max_latent_steps < 0:
+        raise UserError(f"max_latent_steps is {max_latent_steps}; it must be 0 or more")
+    return AskOptions(mode, max_new_tokens, max_latent_steps, halting)
+
+
+def _images(given: Images) -> tuple[ImageSource, ...]:
+    if given is None:
+        return ()
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return tuple(given)
+    return (given,)

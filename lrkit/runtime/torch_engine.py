@@ -1,0 +1,86 @@
+"""Runs a checkpoint on torch. The only file of the runtime that imports torch; `Reasoner.from_checkpoint` loads it
+late.
+
+Place in the pipeline: lrkit/model/checkpoint.py -> TorchEngine -> lrkit/runtime/session.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lrkit.data.collate import collate_prompts
+from lrkit.errors import UserError
+from lrkit.model.checkpoint import load_checkpoint, read_info
+from lrkit.model.generate import generate
+from lrkit.model.generated import Generated, GenerationLimits, Mode
+from lrkit.model.reasoner import LatentReasoner
+from lrkit.runtime.engine import AskOptions, OnToken
+from lrkit.runtime.processor import EncodedPrompt, Processor
+
+
+class TorchEngine:
+    """A reasoner in memory, on one device."""
+
+    name = "torch"
+
+    def __init__(
+        self,
+        reasoner: LatentReasoner,
+        processor: Processor,
+        device: str = "cpu",
+        baselines: dict[str, Path] | None = None,
+    ) -> None:
+        self.reasoner = reasoner.to(device).eval()
+        self.processor = processor
+        self.device = device
+        self.num_layers = reasoner.backbone.num_layers
+        self._baselines = baselines or {}
+
+    @classmethod
+    def from_checkpoint(cls, folder: Path, device: str = "cpu", dtype: str | None = None) -> "TorchEngine":
+        """Loads a checkpoint folder; `dtype` such as "bfloat16" converts its weights.
+
+        Raises:
+            CheckpointError: the folder is missing, incomplete or damaged.
+            UserError: an unknown device or dtype.
+        """
+        loaded = load_checkpoint(folder, dtype=_dtype(dtype))
+        declared = read_info(folder).get("baselines", {})
+        baselines = {mode: (folder / where).resolve() for mode, where in declared.items()}
+        return cls(loaded.reasoner, Processor.from_folder(folder), _device(device), baselines)
+
+    def generate(
+        self, prompts: Sequence[EncodedPrompt], options: AskOptions, on_token: OnToken | None = None
+    ) -> list[Generated]:
+        if options.mode == "direct":
+            # The bare answer is asked for by beginning it: its marker ends the prompt (method section 1).
+            prefix = self.processor.answer_prefix_ids
+            prompts = [replace(prompt, ids=prompt.ids + prefix) for prompt in prompts]
+        batch = collate_prompts(prompts, self.processor.pad_id).to(self.device)
+        limits = GenerationLimits(
+            self.processor.eos_id, options.max_new_tokens, options.max_latent_steps, options.halting
+        )
+        return generate(self.reasoner, batch, options.mode, limits, on_token)
+
+    def baseline(self, mode: Mode) -> "TorchEngine | None":
+        folder = self._baselines.get(mode)
+        return None if folder is None else TorchEngine.from_checkpoint(folder, self.device)
+
+
+def _device(name: str) -> str:
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise UserError(f"unknown device {name!r}; give cpu, cuda or cuda:0") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name!r} was asked for, but torch sees no GPU here; give cpu")
+    return name
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name is not None and name not in known:
+        raise UserError(f"unknown dtype {name!r}; give one of {', '.join(known)}")
+    return None if name is None else known[name]
