@@ -1,7 +1,7 @@
-"""Samples to padded batches of tensors, and the rule which explicit steps the latent steps stand for (method section 6).
+"""Samples to padded batches of tensors, and which explicit steps the latent steps stand for (method section 6).
 
-Place in the pipeline: `Sample` + `Processor` -> `TrainBatch` -> `LatentReasoner.forward`; `EncodedPrompt` -> `PromptBatch`
--> `LatentReasoner.generate`.
+Place in the pipeline: `Sample` + `Processor` -> `TrainBatch` -> `LatentReasoner.forward`; `EncodedPrompt` ->
+`PromptBatch` -> `LatentReasoner.generate`.
 
 Shapes: B samples, P prompt tokens, S spoken tokens, I pictures of the whole batch, N patches of the whole batch,
 C values of one patch.
@@ -44,14 +44,8 @@ class PromptBatch:
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with its tensors on `device`."""
-        values = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
-        }
-        moved = {
-            name: value.to(device)
-            for name, value in values.items()
-            if isinstance(value, torch.Tensor)
-        }
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, torch.Tensor)}
         return replace(self, **moved)
 
 
@@ -62,8 +56,8 @@ class TrainBatch(PromptBatch):
     num_latents: torch.Tensor
     """(B,) int64: latent steps before speech."""
     may_think: torch.Tensor
-    """(B,) bool: whether the model chose where speech begins, so that the choice is supervised. False where it was asked
-    to speak at once (explicit steps, a bare answer): there the latent token is masked, in training as in use."""
+    """(B,) bool: whether the model chose where speech begins, so that the choice is supervised. False where it was
+    asked to speak at once (explicit steps, a bare answer): there the latent token is masked, in training as in use."""
     speech_ids: torch.Tensor
     """(B, S) int64, padded on the right; each row ends with the end token."""
     speech_mask: torch.Tensor
@@ -72,25 +66,17 @@ class TrainBatch(PromptBatch):
     """(B, S) float32: weight of each token in the loss; 0 on padding."""
 
 
-def merge_steps(
-    steps: Sequence[StepT], max_latent_steps: int
-) -> tuple[tuple[StepT, ...], ...]:
+def merge_steps(steps: Sequence[StepT], max_latent_steps: int) -> tuple[tuple[StepT, ...], ...]:
     """The steps that each latent step stands for: one each, or, with more steps than latents, merged evenly in order.
 
     Group sizes differ by at most one. Without latents there is no group.
     """
     num_groups = min(len(steps), max_latent_steps)
-    bounds = (
-        [len(steps) * index // num_groups for index in range(num_groups + 1)]
-        if num_groups
-        else [0]
-    )
+    bounds = [len(steps) * index // num_groups for index in range(num_groups + 1)] if num_groups else [0]
     return tuple(tuple(steps[start:end]) for start, end in pairwise(bounds))
 
 
-def num_replaced(
-    num_steps: int, num_latents: int, max_latent_steps: int | None = None
-) -> int:
+def num_replaced(num_steps: int, num_latents: int, max_latent_steps: int | None = None) -> int:
     """Explicit steps that the first `num_latents` latent steps stand for; with all latents, all steps.
 
     `max_latent_steps` None means that no steps are merged: one latent per step.
@@ -98,9 +84,7 @@ def num_replaced(
     Raises:
         DataError: more latents than the sample has groups of steps; a sample of n steps never gets more than n latents.
     """
-    groups = merge_steps(
-        range(num_steps), num_steps if max_latent_steps is None else max_latent_steps
-    )
+    groups = merge_steps(range(num_steps), num_steps if max_latent_steps is None else max_latent_steps)
     if num_latents > len(groups):
         raise DataError(
             f"{num_latents} latent steps were asked for a sample with {num_steps} reasoning steps; "
@@ -109,9 +93,7 @@ def num_replaced(
     return sum(len(group) for group in groups[:num_latents])
 
 
-def collate_prompts(
-    encoded: Sequence[EncodedPrompt], pad_id: int, side: Side = "right"
-) -> PromptBatch:
+def collate_prompts(encoded: Sequence[EncodedPrompt], pad_id: int, side: Side = "right") -> PromptBatch:
     """Pad prompts to one length on `side` and join their pictures.
 
     Shapes: in, B prompts; out, see `PromptBatch`.
@@ -157,13 +139,9 @@ def collate_training(
         replaced = num_replaced(len(sample.steps), latents, max_latent_steps)
         try:
             prompt = processor.encode_prompt(sample.images, sample.question)
-            ids = processor.encode_speech(
-                sample.steps[replaced:] if spoken == "rest" else (), sample.answer
-            )
+            ids = processor.encode_speech(sample.steps[replaced:] if spoken == "rest" else (), sample.answer)
         except (DataError, CapacityError) as error:
-            raise type(error)(
-                f"sample {sample.id}: {error}" if sample.id else str(error)
-            ) from error
+            raise type(error)(f"sample {sample.id}: {error}" if sample.id else str(error)) from error
         marker = len(processor.answer_prefix_ids) if spoken == "none" else 0
         prompts.append(replace(prompt, ids=prompt.ids + ids[:marker]))
         speech.append(ids[marker:])
@@ -173,9 +151,7 @@ def collate_training(
     ]
     speech_ids, speech_mask = _pad(speech, processor.pad_id, "right")
     weights = torch.zeros(speech_ids.shape, dtype=torch.float32)
-    weights[speech_mask] = torch.tensor(
-        [weigh(token) for ids in speech for token in ids], dtype=torch.float32
-    )
+    weights[speech_mask] = torch.tensor([weigh(token) for ids in speech for token in ids], dtype=torch.float32)
     batch = collate_prompts(prompts, processor.pad_id, side)
     return TrainBatch(
         input_ids=batch.input_ids,
@@ -191,17 +167,13 @@ def collate_training(
     )
 
 
-def _pad(
-    rows: Sequence[Sequence[int]], pad_id: int, side: Side
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _pad(rows: Sequence[Sequence[int]], pad_id: int, side: Side) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of ids to (B, longest) int64 and the mask of what is real."""
     longest = max((len(row) for row in rows), default=0)
     ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
     mask = np.zeros((len(rows), longest), dtype=bool)
     for index, row in enumerate(rows):
-        place = (
-            slice(longest - len(row), longest) if side == "left" else slice(0, len(row))
-        )
+        place = slice(longest - len(row), longest) if side == "left" else slice(0, len(row))
         ids[index, place] = row
         mask[index, place] = True
     return torch.from_numpy(ids), torch.from_numpy(mask)
@@ -225,15 +197,11 @@ class _TokenWeigher:
     def __call__(self, token: int) -> float:
         if (weight := self._known.get(token)) is None:
             text = self._processor.token_text(token)
-            weight = next(
-                (weight for rule, weight in self._rules if rule.search(text)), 1.0
-            )
+            weight = next((weight for rule, weight in self._rules if rule.search(text)), 1.0)
             self._known[token] = weight
         return weight
 
 
 @lru_cache(maxsize=8)
-def _token_weigher(
-    processor: Processor, rules: tuple[tuple[str, float], ...]
-) -> _TokenWeigher:
+def _token_weigher(processor: Processor, rules: tuple[tuple[str, float], ...]) -> _TokenWeigher:
     return _TokenWeigher(processor, rules)

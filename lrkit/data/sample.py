@@ -5,18 +5,14 @@ Place in the pipeline: trail / jsonl / hub data -> `Sample` -> `collate` -> mode
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-ImageSource = Image.Image | Path | str
-"""A picture in memory, or the path of an image file."""
+from lrkit.runtime.preprocess import ImageSource
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A question, the pictures it is about (none, one or several), the steps that lead to its answer, and the answer."""
+    """A question, the pictures it is about (none, one or several), the steps that lead to its answer, the answer."""
 
     images: tuple[ImageSource, ...]
     """Pictures, in the order in which the prompt shows them."""

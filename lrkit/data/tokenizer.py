@@ -1,7 +1,8 @@
 """A word-level tokenizer for small vocabularies: the embedded default model's, and the tests'. Needs `tokenizers` only.
 
 Place in the pipeline: a data set's word list -> `build_word_tokenizer` -> `Processor.save` -> a checkpoint folder that
-transformers' AutoTokenizer opens too. Words and runs of punctuation are one token each, and so is a number of any length.
+transformers' AutoTokenizer opens too. Words and runs of punctuation are one token each, and so is a number of any
+length.
 """
 
 from collections.abc import Iterable

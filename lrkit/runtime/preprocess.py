@@ -1,7 +1,7 @@
 """Pictures to vision patches in numpy and Pillow, as the image processor of Qwen2-VL does it. Torch-free.
 
-Place in the pipeline: image file -> `load_image` (upright RGB) -> `preprocess` (resized, normalised, cut into patches) ->
-the vision tower. Values equal those of transformers' Pillow image processor bit for bit; a parity test holds them there.
+Place in the pipeline: image file -> `load_image` (upright RGB) -> `preprocess` (resized, normalised, cut into patches)
+-> the vision tower. Values equal those of transformers' Pillow image processor bit for bit; a parity test holds them.
 Where the two differ on purpose: EXIF rotation is applied here, and 16-bit greyscale is scaled to 8 bits, where Pillow's
 own conversion (which transformers uses) turns nearly every 16-bit picture white.
 """
@@ -18,6 +18,9 @@ from pydantic import Field, model_validator
 
 from lrkit.config import Config
 from lrkit.errors import CapacityError, CheckpointError, DataError
+
+ImageSource = Image.Image | Path | str
+"""A picture in memory, or the path of an image file."""
 
 Grid = tuple[int, int, int]
 """Patches of one picture: (frames, rows, columns), before spatial merge."""
@@ -150,7 +153,7 @@ class ImageGeometry(Config):
         }
 
 
-def load_image(source: Image.Image | Path | str, max_input_pixels: int = MAX_INPUT_PIXELS) -> Image.Image:
+def load_image(source: ImageSource, max_input_pixels: int = MAX_INPUT_PIXELS) -> Image.Image:
     """An upright RGB picture: EXIF rotation applied, transparency laid on white, greyscale and palettes expanded.
 
     Raises:
@@ -177,7 +180,7 @@ def _upright_rgb(image: Image.Image, name: str, max_input_pixels: int) -> Image.
     width, height = image.size
     if width * height > max_input_pixels:
         raise CapacityError(
-            f"{name}: has {width} x {height} = {width * height} pixels, above the limit of {max_input_pixels}; make it smaller"
+            f"{name}: has {width} x {height} pixels, above the limit of {max_input_pixels} in all; make it smaller"
         )
     if width == 0 or height == 0:
         raise DataError(f"{name}: has {width} x {height} pixels; a picture needs at least one")
@@ -239,10 +242,10 @@ def resized_size(width: int, height: int, geometry: ImageGeometry) -> tuple[int,
     return new_width, new_height
 
 
-def preprocess(image: Image.Image | Path | str, geometry: ImageGeometry) -> tuple[np.ndarray, Grid]:
+def preprocess(image: ImageSource, geometry: ImageGeometry) -> tuple[np.ndarray, Grid]:
     """Patches of one picture, float32 (frames * rows * columns, 3 * T * p * p), and its grid (frames, rows, columns).
 
-    Patches stand in the order the spatial merge wants: (frame, rows / m, columns / m, m, m), each holding (channel, T, p, p).
+    Patches are in the order of the spatial merge, (frame, rows / m, columns / m, m, m); each holds (channel, T, p, p).
 
     Raises:
         DataError: the picture cannot be read or is more than 200 times as long as wide.

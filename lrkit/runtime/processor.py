@@ -1,11 +1,11 @@
-"""Questions, pictures and steps to token ids and patches, and ids back to text. Torch-free: training and runtime share it.
+"""Questions, pictures and steps to token ids and patches, and ids back to text. Torch-free: shared by all engines.
 
-Place in the pipeline: `Sample` or a user's question -> `Processor` -> collate (training) or engine (runtime). Works with any
-folder in the style of Qwen2-VL; `prompt.json` there holds lrkit's part.
+Place in the pipeline: `Sample` or a user's question -> `Processor` -> collate (training) or engine (runtime). Works
+with any folder in the style of Qwen2-VL; `prompt.json` there holds lrkit's part.
 
-Segmentation: every spoken piece (a step, the answer marker, the answer) is encoded on its own, with the separator's ids in
-between. So the ids of a piece do not depend on what was replaced by latents before it, and a piece spoken first has the
-ids it has when spoken last.
+Segmentation: every spoken piece (a step, the answer marker, the answer) is encoded on its own, with the separator's
+ids in between. So the ids of a piece do not depend on what was replaced by latents before it, and a piece spoken first
+has the ids it has when spoken last.
 """
 
 import json
@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from PIL import Image
 from tokenizers import AddedToken, Tokenizer
 
 from lrkit.config import load_config
 from lrkit.errors import CheckpointError, ConfigError, DataError
-from lrkit.runtime.preprocess import Grid, ImageGeometry, load_image, preprocess
+from lrkit.runtime.preprocess import Grid, ImageGeometry, ImageSource, load_image, preprocess
 from lrkit.runtime.prompt import PromptFormat, read_json
 
 PROMPT_FILE = "prompt.json"
@@ -118,7 +117,7 @@ class Processor:
         _write_json(folder / "preprocessor_config.json", self.geometry.to_hf())
         _write_json(folder / PROMPT_FILE, self.format.model_dump(mode="json"))
 
-    def encode_prompt(self, images: Sequence[Image.Image | Path | str], question: str) -> EncodedPrompt:
+    def encode_prompt(self, images: Sequence[ImageSource], question: str) -> EncodedPrompt:
         """Ids and patches of a question about pictures; each picture's image token is repeated per visual token.
 
         Raises:
@@ -175,7 +174,7 @@ class Processor:
         found = self.tokenizer.token_to_id(name)
         if found is None:
             raise CheckpointError(
-                f"the {what} token {name} is not in the tokenizer's vocabulary; name another in {PROMPT_FILE} under tokens"
+                f"the tokenizer has no token {name} for {what}; name one that it has in {PROMPT_FILE}, under tokens"
             )
         return found
 

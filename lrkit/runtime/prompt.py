@@ -69,12 +69,12 @@ class PromptFormat(Config):
         return before.replace("{images}", images) + question + after.replace("{images}", images)
 
     def answer_parts(self, answer: str) -> tuple[str, str]:
-        """(marker, the rest with its leading space): the two are encoded apart so that the marker is always the same ids."""
+        """(marker, the rest with its leading space), encoded apart so that the marker is always the same ids."""
         before, _, after = self.answer.partition("{answer}")
         return self.answer_marker, before[len(self.answer_marker) :] + answer + after
 
     def find_answer(self, spoken: str) -> str | None:
-        """The text after the last answer marker of `spoken`, without what the template puts behind the answer; None without marker."""
+        """The text after the last answer marker of `spoken`, without the template's own end; None without a marker."""
         _, marker, rest = spoken.rpartition(self.answer_marker)
         if not marker:
             return None

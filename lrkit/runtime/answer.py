@@ -1,0 +1,66 @@
+"""What `Reasoner.ask` returns, from the torch engine and from a bundle alike. Torch-free.
+
+Place in the pipeline: engine -> `Answer` -> an application, `lrkit ask`, evaluation.
+"""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from lrkit.runtime.preprocess import ImageSource
+from lrkit.runtime.regions import Region
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, how it was reached and what that took."""
+
+    text: str
+    """All that was said: explicit steps, if any, and the answer."""
+    answer: str | None
+    """The bare answer; None where the text names none."""
+    mode: str
+    """latent, cot or direct."""
+    latent_steps: int = 0
+    """Latent steps thought."""
+    spoken_tokens: int = 0
+    """Tokens said, without the end token."""
+    ar_steps: int = 0
+    """Forward passes of the language model after the prefill, latent steps included."""
+    prefilled_tokens: int = 0
+    """Tokens of the prompt, visual ones included."""
+    replayed_tokens: int = 0
+    """Visual tokens replayed, over all latent steps."""
+    depths: tuple[int, ...] = ()
+    """Per layer: routed token-depths executed; 0 where a layer does not route."""
+    halting: str = "decided"
+    """Thinking ended by: decided (by the model), limit (most steps allowed), fixed (number given), none (no latent)."""
+    regions: tuple[tuple[Region, ...], ...] = ()
+    """Per latent step: the replayed parts of the pictures."""
+    timings: dict[str, float] = field(default_factory=dict)
+    """Seconds by phase, such as preprocess, prefill, think, speak, total."""
+    question: str = ""
+    """What was asked."""
+    images: tuple[ImageSource, ...] = field(default=(), repr=False)
+    """The pictures it was asked about."""
+
+    def __str__(self) -> str:
+        return self.text if self.answer is None else self.answer
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the pictures, for JSON."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "images"}
+        values["depths"] = list(self.depths)
+        values["regions"] = [[region.to_dict() for region in step] for step in self.regions]
+        values["timings"] = dict(self.timings)
+        return values
+
+    def save_trace(self, path: Path | str) -> None:
+        """Draw the pictures once per latent step with the replayed regions on them, under question and answer.
+
+        Raises:
+            DataError: a picture can no longer be read, or the path cannot be written or names no image format.
+        """
+        from lrkit.runtime.trace import save_trace
+
+        save_trace(self, Path(path))

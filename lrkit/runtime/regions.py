@@ -1,0 +1,69 @@
+"""Replayed visual tokens as boxes in the user's own picture. Torch-free.
+
+Place in the pipeline: token indices that the model replayed in a latent step -> `token_regions` -> `Answer.regions`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lrkit.runtime.preprocess import Grid
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a picture that one latent step looked at again."""
+
+    image: int
+    """Which of the question's pictures, from 0."""
+    box: tuple[float, float, float, float]
+    """(left, top, right, bottom) in pixels of the upright original picture."""
+    weight: float
+    """Its share of the step's attention to all its regions, or 1 where no scores are known."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a JSON report."""
+        return asdict(self)
+
+
+def token_regions(
+    indices: Sequence[int],
+    grids: Sequence[Grid],
+    merge_size: int,
+    sizes: Sequence[tuple[int, int]],
+    weights: Sequence[float] | None = None,
+) -> list[Region]:
+    """Boxes of the visual tokens of one latent step.
+
+    Args:
+        indices: visual tokens, counted from 0 over all pictures of the prompt in order.
+        grids: per picture (frames, rows, columns) in patches, before spatial merge.
+        merge_size: patches per side of a visual token.
+        sizes: per picture (width, height) in pixels of the original.
+        weights: one per index; None gives every region weight 1.
+
+    Raises:
+        IndexError: an index is outside the prompt's visual tokens.
+    """
+    regions = []
+    for index, weight in zip(indices, weights if weights is not None else [1.0] * len(indices), strict=True):
+        image, row, column = _locate(index, grids, merge_size)
+        _, rows, columns = grids[image]
+        width = sizes[image][0] * merge_size / columns
+        height = sizes[image][1] * merge_size / rows
+        box = (column * width, row * height, (column + 1) * width, (row + 1) * height)
+        regions.append(Region(image, box, float(weight)))
+    return regions
+
+
+def _locate(index: int, grids: Sequence[Grid], merge_size: int) -> tuple[int, int, int]:
+    """(picture, row, column) of a visual token in its picture's merged grid; tokens run row by row."""
+    left = index
+    for image, (frames, rows, columns) in enumerate(grids):
+        merged_rows, merged_columns = rows // merge_size, columns // merge_size
+        count = frames * merged_rows * merged_columns
+        if 0 <= left < count:
+            within = left % (merged_rows * merged_columns)
+            return image, within // merged_columns, within % merged_columns
+        left -= count
+    raise IndexError(f"visual token {index} is outside the prompt's pictures, which have {index - left} tokens")
