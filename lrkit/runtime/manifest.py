@@ -1,0 +1,150 @@
+"""`bundle.json`: what a bundle holds, may be asked and was validated with. Torch-free; export writes it, the runtime reads it.
+
+A bundle is a folder: bundle.json, tokenizer.json, tokenizer_config.json, preprocessor_config.json, prompt.json, one ONNX file
+(and, where large, its data file) per program, and the recorded samples that `lrkit validate` runs again.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import JsonValue
+
+from lrkit.config import Config
+from lrkit.model.settings import ReasonerSettings
+from lrkit.runtime.io_spec import IoSpec
+
+BUNDLE_FILE = "bundle.json"
+SCHEMA = 1
+
+Role = Literal["latent", "cot", "direct"]
+Precision = Literal["fp32", "fp16", "int4"]
+Dialect = Literal["ort", "tensorrt"]
+
+
+class FileEntry(Config):
+    """One file of the bundle."""
+
+    sha256: str
+    """Digest of the content, lower-case hex."""
+    bytes: int
+    """Size."""
+
+
+class Limits(Config):
+    """Largest inputs; the host refuses more before any compute."""
+
+    max_prompt_tokens: int
+    """Prompt tokens, visual ones included."""
+    max_patches: int
+    """Patches of all pictures of one prompt."""
+    max_images: int
+    """Pictures of one prompt."""
+    max_latent_steps: int
+    """Latent steps of one answer."""
+    max_new_tokens: int
+    """Spoken tokens of one answer."""
+
+
+class TokenIds(Config):
+    """Ids with a meaning."""
+
+    image: int
+    """Stands for one visual token."""
+    latent: int
+    """Said by the model to think one more step."""
+    eos: int
+    """Ends an answer."""
+    pad: int
+    """Fills a batch; a program never sees it."""
+
+
+class ProgramEntry(Config):
+    """One program of the bundle."""
+
+    file: str
+    """ONNX file, relative to the bundle."""
+    data: str | None = None
+    """External weights beside it, where the file has any."""
+    dialect: Dialect
+    """ort: ONNX Runtime's int4 nodes; tensorrt: standard operators only."""
+    precision: Precision
+    """Weights of the language model."""
+    accuracy_level: int | None = None
+    """Of int4 nodes: 0 or 1 computes in float32, 4 with int8 activations; null without int4 nodes."""
+    spec: IoSpec
+    """Inputs and outputs."""
+    settings: ReasonerSettings
+    """What the program implements: halting, replay, routing."""
+    routed_layers: tuple[int, ...] = ()
+    """Columns of the output routed_depths."""
+    bytes_by_part: dict[str, int]
+    """Weight bytes: vision, embedding, layers, head, routing."""
+
+
+class Validation(Config):
+    """Torch against program, on samples that training did not see."""
+
+    passed: bool
+    """A bundle that failed is never left behind."""
+    num_samples: int
+    """Samples compared."""
+    tolerance: dict[str, float]
+    """What was allowed, by name."""
+    tolerance_reason: str
+    """Where the tolerance comes from."""
+    measured: dict[str, JsonValue]
+    """What was found: largest errors, agreements, accuracies."""
+
+
+class RecordedSample(Config):
+    """A sample that `lrkit validate` runs again."""
+
+    images: tuple[str, ...]
+    """Picture files, relative to the bundle."""
+    question: str
+    """As asked."""
+    answer: str
+    """The right answer."""
+    role: Role
+    """Program that was run."""
+    token_ids: tuple[int, ...]
+    """What it spoke."""
+    latent_steps: int
+    """Latent steps it took."""
+
+
+class Manifest(Config):
+    """The content of bundle.json."""
+
+    schema_version: int = SCHEMA
+    """A newer lrkit may write a higher one."""
+    name: str
+    """Name of the checkpoint it was made from."""
+    target: dict[str, Any]
+    """The export target, as used."""
+    programs: dict[Role, ProgramEntry]
+    """latent always; cot and direct where baselines were exported too."""
+    limits: Limits
+    """Largest inputs."""
+    tokens: TokenIds
+    """Ids with a meaning."""
+    merge_size: int
+    """Side, in patches, of the square that becomes one visual token."""
+    files: dict[str, FileEntry]
+    """Every other file of the folder."""
+    samples: tuple[RecordedSample, ...] = ()
+    """Recorded at export."""
+    validation: dict[Role, Validation]
+    """Per program."""
+    provenance: dict[str, Any]
+    """Versions, commit, machine, checkpoint, time."""
+
+
+def digest(path: Path) -> FileEntry:
+    """SHA-256 and size of a file, read in pieces."""
+    sha = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            sha.update(block)
+    return FileEntry(sha256=sha.hexdigest(), bytes=path.stat().st_size)
