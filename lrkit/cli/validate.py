@@ -1,0 +1,132 @@
+"""`lrkit validate PATH`: check a data file, a recipe or a checkpoint without training or running anything.
+
+Place in the pipeline: before `lrkit train` (data, recipe), after copying a checkpoint. What is checked follows from
+what PATH is: a .jsonl file, a .yaml file or the name of a shipped recipe, a folder or the name of a shipped checkpoint.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lrkit.errors import UserError
+from lrkit.runtime.summary import Summary
+
+_console = Console()
+
+
+def validate(
+    path: Annotated[str, typer.Argument(help="A .jsonl file, a recipe or a checkpoint; paths or shipped names.")],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Data only: count tokens, and check words, with this checkpoint's tokenizer.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the findings to this file, good or bad.")
+    ] = None,
+) -> None:
+    """Check a data file, a recipe or a checkpoint, and name everything that is wrong with it."""
+    kind = kind_of(path)
+    findings: dict[str, Any] = {"path": path, "kind": kind}
+    try:
+        if kind == "data":
+            _check_data(Path(path), checkpoint, findings)
+        elif kind == "recipe":
+            _check_recipe(path, findings)
+        else:
+            _check_checkpoint(path, findings)
+        findings |= {"ok": True, "problems": []}
+    except UserError as error:
+        findings |= {"ok": False, "problems": str(error).splitlines()}
+        raise
+    finally:
+        if json_file is not None and "ok" in findings:
+            json_file.write_text(json.dumps(findings, indent=2) + "\n", encoding="utf-8")
+    _console.print(f"{path}: nothing wrong was found")
+
+
+def kind_of(path: str) -> str:
+    """data, recipe or checkpoint.
+
+    Raises:
+        UserError: it is neither there nor the name of something shipped, or of a kind that cannot be checked.
+    """
+    from lrkit.resources import find_recipe, list_checkpoints
+
+    given = Path(path)
+    if given.is_dir():
+        return "checkpoint"
+    suffix = given.suffix.lower()
+    if suffix == ".jsonl":
+        return "data"
+    if suffix in {".yaml", ".yml"}:
+        return "recipe"
+    if given.is_file():
+        raise UserError(f"{path}: the ending {suffix!r} is not known; give a .jsonl, a .yaml or a checkpoint folder")
+    if path in {resource.name for resource in list_checkpoints()}:
+        return "checkpoint"
+    if given.name == path and not suffix:
+        find_recipe(path)  # an unknown name ends here, with the known ones
+        return "recipe"
+    raise UserError(f"{path}: there is no such file or folder; check the path")
+
+
+def _check_data(path: Path, checkpoint: str | None, findings: dict[str, Any]) -> None:
+    from lrkit.data.jsonl import check_jsonl
+    from lrkit.resources import resolve_checkpoint
+    from lrkit.runtime.processor import Processor
+
+    processor = Processor.from_folder(resolve_checkpoint(checkpoint)) if checkpoint is not None else None
+    total = path.stat().st_size if path.is_file() else 0
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"reading {path.name}", total=total)
+        scan = check_jsonl(path, processor, lambda size: progress.advance(task, size))
+    findings["samples"] = len(scan.samples)
+    findings["bad_lines"] = scan.num_bad_lines
+    findings["lengths"] = {name: summary.to_dict() for name, summary in scan.lengths.items()}
+    if scan.samples:
+        _console.print(_length_table(f"{path.name}: {len(scan.samples)} good lines", scan.lengths))
+    scan.raise_if_bad()
+
+
+def _length_table(title: str, lengths: dict[str, Summary]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("per line")
+    columns = ("min", "median", "mean", "p90", "p99", "max")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, summary in lengths.items():
+        table.add_row(name, *(f"{getattr(summary, column):.4g}" for column in columns))
+    return table
+
+
+def _check_recipe(path: str, findings: dict[str, Any]) -> None:
+    from lrkit.resources import find_recipe
+    from lrkit.train.recipe import load_recipe
+
+    recipe = load_recipe(find_recipe(path))
+    findings["name"] = recipe.name
+    findings["stages"] = [stage.name for stage in recipe.stages]
+    _console.print(f"recipe {recipe.name}: {recipe.description}\nstages: {', '.join(findings['stages'])}", markup=False)
+
+
+def _check_checkpoint(path: str, findings: dict[str, Any]) -> None:
+    from lrkit.resources import resolve_checkpoint
+    from lrkit.runtime.checkpoint_files import check_checkpoint
+
+    report = check_checkpoint(resolve_checkpoint(path))
+    findings["base"] = report.base
+    findings["files"] = {
+        name: {"bytes": size, "tensors": report.tensors.get(name)} for name, size in report.sizes.items()
+    }
+    table = Table(title=f"checkpoint {path}", title_justify="left")
+    for column in ("file", "tensors", "bytes"):
+        table.add_column(column, justify="left" if column == "file" else "right")
+    for name, size in report.sizes.items():
+        table.add_row(name, str(report.tensors.get(name, "?")), f"{size:,}")
+    _console.print(table)
+    report.raise_if_bad()
