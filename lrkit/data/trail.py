@@ -1,0 +1,148 @@
+"""The embedded data set: follow handwritten signs from room to room, and say where the trail ends.
+
+Place in the pipeline: board -> trail -> `Sample` -> collate -> model. Two tasks:
+
+    trail  "Take 4 hops. Which room are you in? Start in room 3", with one sentence of 23 tokens per hop
+    read   "Read the signs.", answered by all rooms in random order, each followed by the digit on its sign
+
+Everything follows from a `numpy.random.Generator`: equal seeds give equal samples. The question ends with the
+start room, so that the last token of the prompt is where the first hop begins.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from lrkit.data.board import NUM_ROOMS, Board, BoardKind, TrailSettings, draw_board
+from lrkit.data.sample import Sample
+from lrkit.data.scans import Split
+from lrkit.errors import DataError
+
+__all__ = ["Board", "TrailSettings", "TrailStream", "draw_board", "sample_read", "sample_trail", "trail_set"]
+
+Task = Literal["trail", "read"]
+
+HOPS: dict[BoardKind, tuple[int, ...]] = {
+    "main": (1, 2, 3, 4),
+    "long": (5, 6, 7, 8),
+    "faint": (1, 2, 3, 4),
+    "wide": (1, 2, 3, 4),
+}
+"""Hop counts of each kind of board."""
+MAX_HOPS = 9
+"""Longest trail: signs show ten digits, and a trail enters no room twice."""
+_LARGEST_NUMBER = max(NUM_ROOMS.values()) - 1
+VOCABULARY: tuple[str, ...] = (
+    *("Take", "hop", "hops", ".", "Which", "room", "are", "you", "in", "?", "Start", "Read", "the", "signs"),
+    *("Step", ":", "I", "am", ";", "sign", "here", "shows", ",", "so", "go", "on", "to"),
+    *(str(number) for number in range(_LARGEST_NUMBER + 1)),
+)
+"""All words of questions, steps and answers, without the answer template and the special tokens."""
+READ_WEIGHT_PATTERN = (1.0, 0.0)
+"""Loss weights of a spoken reading, repeated: the answer's lead-in and the digits count, the rooms (random) do not."""
+
+
+def sample_trail(
+    split: Split,
+    kind: BoardKind,
+    hops: int,
+    rng: np.random.Generator,
+    settings: TrailSettings | None = None,
+) -> Sample:
+    """A board and a question about the trail of `hops` hops from a random room.
+
+    No room is entered twice: a sign that led back would let a shorter trail give the right answer.
+    `info` holds hops, kind, split, rooms (visited, the start first), scans, and per visual token token_rooms and
+    token_digits ((num_visual_tokens,) int64, -1 for distractors).
+
+    Raises:
+        DataError: `hops` is not between 1 and `MAX_HOPS`.
+        UnknownNameError: no such kind of board.
+    """
+    if not 1 <= hops <= MAX_HOPS:
+        raise DataError(f"a trail of {hops} hops was asked for; allowed are 1 to {MAX_HOPS}")
+    start = int(rng.integers(NUM_ROOMS.get(kind, 1)))
+    rooms = [start, *(room for room in rng.permutation(10).tolist() if room != start)][: hops + 1]
+    board = draw_board(split, kind, rng, settings, dict(pairwise(rooms)))
+    info = {"kind": kind, "split": split, "task": "trail", "hops": hops}
+    unit = "hop" if hops == 1 else "hops"
+    return Sample(
+        images=board.images(),
+        question=f"Take {hops} {unit}. Which room are you in? Start in room {start}",
+        steps=tuple(_sentence(number, *pair) for number, pair in enumerate(pairwise(rooms), 1)),
+        answer=str(rooms[-1]),
+        info={**info, "rooms": tuple(rooms), **_labels(board)},
+    )
+
+
+def sample_read(
+    split: Split, kind: BoardKind, rng: np.random.Generator, settings: TrailSettings | None = None
+) -> Sample:
+    """A board, and all its signs to read; `info["weight_pattern"]` keeps the random order of rooms out of the loss."""
+    board = draw_board(split, kind, rng, settings)
+    signs = board.next_room
+    order = rng.permutation(len(signs)).tolist()
+    info = {"kind": kind, "split": split, "task": "read", "hops": 0, "weight_pattern": READ_WEIGHT_PATTERN}
+    return Sample(
+        images=board.images(),
+        question="Read the signs.",
+        steps=(),
+        answer=" ".join(f"{room} {signs[room]}" for room in order),
+        info={**info, **_labels(board)},
+    )
+
+
+class TrailStream:
+    """Samples without end; each draw goes on where the last one stopped."""
+
+    def __init__(self, split: Split, seed: int, settings: TrailSettings | None = None) -> None:
+        self.split: Split = split
+        self.settings = settings or TrailSettings()
+        self.rng = np.random.default_rng(seed)
+
+    def draw(
+        self, count: int, *, kind: BoardKind = "main", task: Task = "trail", hops: int | Sequence[int] | None = None
+    ) -> list[Sample]:
+        """`count` samples; `hops` is one length for all, or lengths to choose from (default: those of `kind`)."""
+        if task == "read":
+            return [sample_read(self.split, kind, self.rng, self.settings) for _ in range(count)]
+        lengths = [hops] if isinstance(hops, int) else list(hops or HOPS[kind])
+        chosen = self.rng.choice(lengths, count).tolist()
+        return [sample_trail(self.split, kind, length, self.rng, self.settings) for length in chosen]
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Trails on main boards, one by one."""
+        while True:
+            yield from self.draw(1)
+
+
+def trail_set(
+    kind: BoardKind,
+    split: Split,
+    count: int,
+    seed: int = 0,
+    hops: Sequence[int] | None = None,
+    settings: TrailSettings | None = None,
+) -> list[Sample]:
+    """A fixed evaluation set of `count` samples; the lengths take turns, so that each is asked equally often.
+
+    The first samples of a larger set are the samples of a smaller one.
+    """
+    lengths = tuple(hops or HOPS[kind])
+    samples: list[Sample] = []
+    for index in range(count):
+        rng = np.random.default_rng([seed, index])
+        sample = sample_trail(split, kind, lengths[index % len(lengths)], rng, settings)
+        name = f"{kind}-{split}-{seed}-{index}"
+        samples.append(Sample(sample.images, sample.question, sample.steps, sample.answer, name, sample.info))
+    return samples
+
+
+def _sentence(step: int, room: int, sign: int) -> str:
+    return f"Step {step}: I am in room {room}; the sign here shows {sign}, so I go on to room {sign}."
+
+
+def _labels(board: Board) -> dict[str, object]:
+    return {"scans": board.scans, "token_rooms": board.token_rooms, "token_digits": board.token_digits}
