@@ -190,14 +190,19 @@ def _locate(values: Any, details: ErrorDetails) -> str:
     """The dotted path of a problem, without the union tags that pydantic puts among the keys."""
     kept: list[str] = []
     for part in details["loc"]:
-        if isinstance(values, dict) and part in values:
-            values = values[part]
-        elif isinstance(values, list) and isinstance(part, int):
-            values = values[part]
-        elif details["type"] != "missing" or part != details["loc"][-1]:
-            continue
-        kept.append(str(part))
+        children = _children(values)
+        if part in children:
+            values = children[part]
+            kept.append(str(part))
+        elif details["type"] == "missing" and part == details["loc"][-1]:
+            kept.append(str(part))
     return ".".join(kept)
+
+
+def _children(values: Any) -> dict[Any, Any]:
+    if isinstance(values, list):
+        return dict(enumerate(values))
+    return values if isinstance(values, dict) else {}
 
 
 def _value_at(values: Any, path: str) -> Any:

@@ -1,0 +1,41 @@
+# Set-up and checks. Each command makes .venv and installs what it needs first; a second call installs nothing.
+#
+#   make demo    the three ways to answer, side by side, on the shipped model
+#   make test    the default tests (CPU, offline)
+#   make check   lint and types
+#
+# PYTHON picks the interpreter of a new .venv; PIP_FLAGS goes to pip, for example
+#   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+BIN := .venv/bin
+RUN_STAMP := .venv/.lrkit-run
+DEV_STAMP := .venv/.lrkit-dev
+
+.PHONY: demo test check clean
+
+demo: $(RUN_STAMP)
+	$(BIN)/lrkit demo
+
+test: $(DEV_STAMP)
+	$(BIN)/python -m pytest
+
+check: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("lrkit needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+
+$(RUN_STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -e '.[train,report]'
+	@touch $@
+
+$(DEV_STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -e '.[train,export,report,dev]'
+	@touch $(RUN_STAMP) $@
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache
