@@ -157,7 +157,7 @@ def _parse(raw: bytes, path: Path, number: int) -> Sample | None:
 def _problems(values: dict[str, Any], folder: Path) -> Iterator[str]:
     for key in values:
         if key not in _KEYS:
-            yield f"unknown key {key!r}{did_you_mean(key, _KEYS)}, allowed: {', '.join(_KEYS)}"
+            yield f"unknown key {key!r}; allowed: {', '.join(_KEYS)}{did_you_mean(key, _KEYS)}"
     for key in ("question", "answer"):
         yield from _text_problems(values.get(key), key, missing=key not in values)
     if "id" in values:

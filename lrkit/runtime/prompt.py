@@ -11,7 +11,7 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from lrkit.config import Config
-from lrkit.errors import CheckpointError
+from lrkit.errors import CheckpointError, require
 
 _QUESTION_MARK = "lrkit-question-goes-here"
 
@@ -85,21 +85,22 @@ class PromptFormat(Config):
     def from_chat_template(cls, folder: Path) -> Self:
         """The format of a Hugging Face folder: its chat template around one user turn, its end and padding tokens.
 
-        Without a chat template, or without the package jinja2 that renders it, the plain default template is taken.
+        Without a chat template the plain default is taken. The package jinja2, which renders one, comes with torch; it
+        is needed for folders that lrkit did not write only.
 
         Raises:
             CheckpointError: the template cannot be rendered, or shows a picture in an unknown way.
+            MissingExtraError: there is a template and jinja2 is not installed; another prompt would be a silent change.
         """
         config = read_json(folder / "tokenizer_config.json", missing_ok=True)
         tokens = SpecialTokens(**_named_tokens(config))
         source = _chat_template(folder, config)
         if source is None:
             return cls(tokens=tokens)
-        try:
-            from jinja2.exceptions import TemplateError
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
-        except ModuleNotFoundError:
-            return cls(tokens=tokens)
+        require("jinja2", "train")
+        from jinja2.exceptions import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
         content = [{"type": "image"}, {"type": "text", "text": _QUESTION_MARK}]
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         try:

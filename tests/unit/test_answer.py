@@ -44,7 +44,7 @@ def test_tokens_of_several_pictures_are_counted_on() -> None:
 
 @pytest.mark.parametrize("index", [40, -1])
 def test_a_token_outside_the_pictures_is_an_error(index: int) -> None:
-    with pytest.raises(IndexError, match="outside the prompt's pictures, which have 40 tokens|visual token -1"):
+    with pytest.raises(IndexError, match=r"outside the prompt's pictures, which have 40 tokens|visual token -1"):
         token_regions([index], [BOARD_GRID], 2, [BOARD_SIZE])
 
 
@@ -104,7 +104,7 @@ def test_a_trace_is_saved_or_the_reason_given(tmp_path: Path) -> None:
     one.save_trace(tmp_path / "trace.png")
     with Image.open(tmp_path / "trace.png") as saved:
         assert saved.size == draw_trace(one).size
-    with pytest.raises(DataError, match="use .png"):
+    with pytest.raises(DataError, match=r"use \.png"):
         one.save_trace(tmp_path / "trace.what")
     with pytest.raises(DataError, match="cannot be written"):
         one.save_trace(tmp_path / "nowhere" / "trace.png")

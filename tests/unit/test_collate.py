@@ -92,7 +92,7 @@ def test_steps_beyond_the_most_latents_are_merged_evenly_and_in_order(count: int
     assert max(sizes, default=0) - min(sizes, default=0) <= 1
 
 
-@pytest.mark.parametrize("count", range(0, 12))
+@pytest.mark.parametrize("count", range(12))
 @pytest.mark.parametrize("most", range(1, 6))
 def test_all_latents_stand_for_all_steps(count: int, most: int) -> None:
     latents = min(count, most)
@@ -127,9 +127,9 @@ def test_a_rule_that_is_no_regular_expression_is_named(processor: Processor) -> 
 
 
 def test_a_sample_that_cannot_be_encoded_is_named(processor: Processor) -> None:
-    with pytest.raises(DataError, match="^sample s1: the answer holds words"):
+    with pytest.raises(DataError, match=r"^sample s1: the answer holds words"):
         collate_training(processor, [sample(answer="zebra")], [0])
-    with pytest.raises(CapacityError, match="^sample s1: "):
+    with pytest.raises(CapacityError, match=r"^sample s1: "):
         collate_training(processor, [sample(Image.new("1", (9000, 9000)))], [0])
 
 

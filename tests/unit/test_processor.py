@@ -1,6 +1,7 @@
 """Questions and steps to ids and back: word-level and byte-pair tokenizers, folders, chat templates, refusals."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoTokenizer
 
 from lrkit.data.tokenizer import SPECIAL_TOKENS, build_word_tokenizer
-from lrkit.errors import CheckpointError, DataError
+from lrkit.errors import CheckpointError, DataError, MissingExtraError
 from lrkit.runtime.preprocess import ImageGeometry
 from lrkit.runtime.processor import Processor
 from lrkit.runtime.prompt import PromptFormat, SpecialTokens
@@ -218,6 +219,15 @@ def test_a_chat_template_in_a_file_of_its_own_is_found(tmp_path: Path) -> None:
     assert PromptFormat.from_chat_template(folder).template.startswith("<|im_start|>system")
 
 
+def test_a_chat_template_that_cannot_be_rendered_for_want_of_a_package_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = hugging_face_folder(tmp_path, CHAT)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingExtraError, match=r"lrkit\[train\]"):
+        Processor.from_folder(folder)
+
+
 def test_without_a_chat_template_the_plain_prompt_is_used(tmp_path: Path) -> None:
     format = PromptFormat.from_chat_template(hugging_face_folder(tmp_path, None))
     assert format.template == "{images}{question}"
@@ -241,7 +251,7 @@ def test_an_unusable_chat_template_is_named(tmp_path: Path, template: str, says:
     ],
 )
 def test_a_format_without_its_placeholders_is_refused(values: dict[str, str], says: str) -> None:
-    with pytest.raises(ValueError, match="must hold|no text") as error:
+    with pytest.raises(ValueError, match=r"must hold|no text") as error:
         PromptFormat(**values)
     assert says in str(error.value)
 
