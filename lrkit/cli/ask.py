@@ -1,0 +1,51 @@
+"""`lrkit ask CHECKPOINT --image x.png "question"`: one answer, and on request the picture of where the model looked."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lrkit.cli.eval import parse_modes
+from lrkit.cli.tables import milliseconds, write_json
+
+EXAMPLES = """
+Examples:
+
+    lrkit ask tiny --image rooms.png "Take 4 hops. Which room are you in? Start in room 3"
+
+    lrkit ask tiny --image rooms.png --mode cot "Take 2 hops. Which room are you in? Start in room 0"
+
+    lrkit ask tiny --image rooms.png --trace trace.png "Take 3 hops. Which room are you in? Start in room 7"
+"""
+
+
+def ask(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, or a shipped name such as tiny.")],
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for several.")] = None,
+    mode: Annotated[str, typer.Option(help="latent, cot or direct.")] = "latent",
+    trace: Annotated[Path | None, typer.Option(help="Draw the regions that each latent step replayed.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest speech.")] = 256,
+    max_latent_steps: Annotated[int | None, typer.Option(min=0, help="Instead of the checkpoint's own limit.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:0.")] = "cpu",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the answer and its history.")] = None,
+) -> None:
+    """Ask one question about one picture, several, or none."""
+    from lrkit.runtime.session import Reasoner
+
+    (chosen,) = parse_modes(mode)[:1]
+    reasoner = Reasoner.from_checkpoint(checkpoint, device).baseline(chosen)
+    answer = reasoner.ask(
+        list(image or []), question, chosen, max_new_tokens=max_new_tokens, max_latent_steps=max_latent_steps
+    )
+    if trace is not None:
+        answer.save_trace(trace)
+    write_json(json_file, answer.to_dict())
+    console = Console()
+    console.print(answer.text, highlight=False, markup=False)
+    note = Console(stderr=True, highlight=False)
+    note.print(
+        f"{answer.ar_steps} autoregressive steps ({answer.latent_steps} latent, {answer.spoken_tokens} tokens spoken), "
+        f"{answer.replayed_tokens} visual tokens replayed, {milliseconds(answer.timings['total'])}"
+    )

@@ -1,0 +1,80 @@
+"""`lrkit eval CHECKPOINT`: accuracy, autoregressive steps and latency of the modes on the same samples."""
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lrkit.cli.tables import headline, modes_table, write_json
+from lrkit.errors import UserError
+from lrkit.model.generated import MODES, Mode
+
+EXAMPLES = """
+Examples:
+
+    lrkit eval tiny
+
+    lrkit eval tiny --data trail:main --data trail:faint --samples 500 --json report.json
+
+    lrkit eval runs/my-run/last --data held-out.jsonl --modes latent,cot
+"""
+
+
+def eval_checkpoint(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, or a shipped name such as tiny.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="trail:main, trail:long, trail:faint, trail:wide or a .jsonl file; repeat.")
+    ] = None,
+    modes: Annotated[str, typer.Option(help="Any of latent, cot, direct, separated by commas.")] = ",".join(MODES),
+    samples: Annotated[int, typer.Option(min=1, help="Samples of each set.")] = 200,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples answered at once.")] = 50,
+    latency_samples: Annotated[int, typer.Option(min=0, help="Samples timed one by one; 0 measures no latency.")] = 30,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest speech.")] = 256,
+    max_latent_steps: Annotated[int | None, typer.Option(min=0, help="Instead of the checkpoint's own limit.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:0.")] = "cpu",
+    seed: Annotated[int, typer.Option(min=0, help="Of the pictures drawn from a trail set.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+) -> None:
+    """Measure accuracy, autoregressive steps and latency of the modes on the same samples."""
+    from lrkit.evaluate.benchmarks import load_samples
+    from lrkit.evaluate.run import EvalOptions, evaluate
+    from lrkit.provenance import collect
+    from lrkit.runtime.session import Reasoner
+
+    console = Console()
+    chosen = parse_modes(modes)
+    sets = {name: load_samples(name, samples, seed=seed) for name in data or ["trail:main"]}
+    reasoner = Reasoner.from_checkpoint(checkpoint, device)
+    options = EvalOptions(chosen, batch_size, latency_samples, max_new_tokens, max_latent_steps)
+    report = {"schema": 1, "kind": "eval", "checkpoint": checkpoint, "device": device, "seed": seed, "sets": {}}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    for name, drawn in sets.items():
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            bars = {mode: progress.add_task(f"{name} {mode}", total=len(drawn)) for mode in chosen}
+            done = evaluate(reasoner, drawn, options, lambda mode, count, b=bars, p=progress: p.advance(b[mode], count))
+        figures = done.to_dict()
+        report["sets"][name] = figures
+        console.print(modes_table(figures, f"{checkpoint} on {name}, {len(drawn)} samples"))
+        if (sentence := headline(figures)) is not None:
+            console.print(sentence)
+    write_json(json_file, {**report, **_first(report["sets"]), "provenance": collect()})
+
+
+def parse_modes(text: str) -> tuple[Mode, ...]:
+    """Modes from "latent,cot".
+
+    Raises:
+        UserError: an unknown mode, or none.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    wrong = [name for name in names if name not in MODES]
+    if wrong or not names:
+        raise UserError(f"unknown mode {', '.join(wrong) or text!r}; give any of {', '.join(MODES)}")
+    return cast(tuple[Mode, ...], tuple(dict.fromkeys(names)))
+
+
+def _first(sets: dict[str, dict[str, object]]) -> dict[str, object]:
+    """The figures of the first set also stand at the top, where a script that asks one question finds them."""
+    return next(iter(sets.values()))

@@ -1,0 +1,60 @@
+"""Tables and files that several verbs print: figures of `Evaluation.to_dict`, and JSON reports."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage; unknown stays unknown."""
+    return "unknown" if value is None else f"{100 * value:.1f}%"
+
+
+def milliseconds(value: float | None) -> str:
+    """Seconds as milliseconds; unknown stays unknown."""
+    return "unknown" if value is None else f"{1000 * value:.1f} ms"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A figure; unknown stays unknown."""
+    return "unknown" if value is None else f"{value:.{digits}f}"
+
+
+def modes_table(figures: dict[str, Any], title: str) -> Table:
+    """One row per mode."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("mode")
+    for name in ("accuracy", "95% interval", "AR steps", "latent", "spoken", "replayed", "latency"):
+        table.add_column(name, justify="right")
+    for mode, row in figures["modes"].items():
+        interval = f"{percent(row['accuracy_low'])} to {percent(row['accuracy_high'])}"
+        means = (row["ar_steps_mean"], row["latent_steps_mean"], row["spoken_tokens_mean"], row["replayed_tokens_mean"])
+        latency = milliseconds(row["latency_sec_median"])
+        table.add_row(mode, percent(row["accuracy"]), interval, *map(number, means), latency)
+    return table
+
+
+def headline(figures: dict[str, Any]) -> str | None:
+    """What latents bought over explicit steps, in one sentence; None unless both were measured."""
+    ratios, paired = figures["cot_over_latent"], figures["latent_minus"].get("cot")
+    if ratios["ar_steps"] is None or paired is None:
+        return None
+    faster = "" if ratios["latency"] is None else f", {ratios['latency']:.1f}x faster"
+    points = 100 * paired["difference"]
+    low, high = 100 * paired["low"], 100 * paired["high"]
+    return (
+        f"latent against cot: {ratios['ar_steps']:.1f}x fewer autoregressive steps{faster}, "
+        f"accuracy {points:+.1f} points (95% interval {low:+.1f} to {high:+.1f})"
+    )
+
+
+def write_json(file: Path | None, report: dict[str, Any]) -> None:
+    """Writes a report, through a temporary neighbour so that no half file is left; nothing without a file."""
+    if file is None:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    staging = file.with_name(f".{file.name}.writing")
+    staging.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    staging.replace(file)
