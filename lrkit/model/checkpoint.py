@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from lrkit.config import load_config
 from lrkit.errors import CheckpointError, ConfigError
-from lrkit.model.backbones.table import load_backbone
+from lrkit.model.backbones.table import load_backbone, no_progress_bars
 from lrkit.model.build import Trainable, build_reasoner, extra_state, load_extra_state
 from lrkit.model.lora import Adapter
 from lrkit.model.reasoner import LatentReasoner
@@ -71,10 +71,9 @@ def save_checkpoint(
     staging = folder.parent / f".{folder.name}.writing"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    if base is None:
-        reasoner.model.save_pretrained(staging)  # pyright: ignore
-    else:
-        reasoner.model.config.save_pretrained(staging)  # pyright: ignore
+    with no_progress_bars():
+        saved = reasoner.model if base is None else reasoner.model.config
+        saved.save_pretrained(staging)  # pyright: ignore
     where = _relative(base, folder)
     if reasoner.adapter is not None:
         reasoner.adapter.save(staging, where or "")
@@ -87,6 +86,8 @@ def save_checkpoint(
         "settings": reasoner.settings.model_dump(mode="json"),
     }
     (staging / INFO_FILE).write_text(json.dumps({**head, **info}, indent=2) + "\n")
+    for file in staging.iterdir():
+        file.chmod(0o644)  # safetensors writes files that only their owner may read
     replace_folder(staging, folder)
 
 

@@ -2,9 +2,12 @@
 wraps it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from lrkit.errors import CheckpointError
 from lrkit.model.backbones.protocol import Backbone
@@ -50,4 +53,18 @@ def load_backbone(path: str, dtype: torch.dtype | None = None) -> Backbone:
         CheckpointError: nothing loadable there.
         UnknownNameError: a family without a row; the message lists the rows.
     """
-    return BACKBONES.load(model_type_of(path)).from_pretrained(path, dtype)  # pyright: ignore
+    family = BACKBONES.load(model_type_of(path))
+    with no_progress_bars():
+        return family.from_pretrained(path, dtype)  # pyright: ignore
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keeps transformers from drawing bars over lrkit's own output; restores its setting afterwards."""
+    drawn = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            transformers_logging.enable_progress_bar()
