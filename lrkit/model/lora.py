@@ -64,9 +64,9 @@ class Adapter:
         """LoRA's own weights."""
         return [p for n, p in self._peft.named_parameters() if "lora_" in n]
 
-    def merge(self) -> nn.Module:
-        """Adds the update into the backbone's weights, for good, and returns the plain transformers model."""
-        return self._peft.merge_and_unload()  # pyright: ignore
+    def merge(self) -> None:
+        """Adds the update into the backbone's weights, in place and for good."""
+        self._peft.merge_and_unload()  # pyright: ignore
 
 
 def freeze_all(module: nn.Module) -> None:

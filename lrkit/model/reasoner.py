@@ -88,6 +88,12 @@ class LatentReasoner(nn.Module):
         """What is trained and saved beside LoRA: routers, step encodings, TokenSR, latent rows, latent scale."""
         return {n: p for n, p in self.named_parameters() if not n.startswith("model.")}
 
+    def merge_adapter(self) -> None:
+        """Adds LoRA into the backbone's weights, for good: faster answers, the same up to rounding; no more training."""
+        if self.adapter is not None:
+            self.adapter.merge()
+            self.adapter = None
+
     def prefill(self, prompts: Prompts) -> Sequences:
         """Reads the prompts. See decoder.prefill."""
         wants = self.settings.replay.num_tokens > 0

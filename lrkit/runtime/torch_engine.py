@@ -47,6 +47,7 @@ class TorchEngine:
             UserError: an unknown device or dtype.
         """
         loaded = load_checkpoint(folder, dtype=_dtype(dtype))
+        loaded.reasoner.merge_adapter()
         declared = read_info(folder).get("baselines", {})
         baselines = {mode: (folder / where).resolve() for mode, where in declared.items()}
         return cls(loaded.reasoner, Processor.from_folder(folder), _device(device), baselines)
