@@ -89,7 +89,7 @@ class LatentReasoner(nn.Module):
         return {n: p for n, p in self.named_parameters() if not n.startswith("model.")}
 
     def merge_adapter(self) -> None:
-        """Adds LoRA into the backbone's weights, for good: faster, the same answers up to rounding, no more training."""
+        """Adds LoRA into the backbone's weights, for good: faster, equal up to rounding, and no more training."""
         if self.adapter is not None:
             self.adapter.merge()
             self.adapter = None
