@@ -1,0 +1,174 @@
+"""How a matrix, a norm, a rotation or a frozen state is written: the one place where dialects and precisions differ.
+
+    ort        ONNX Runtime: MatMulNBits for int4, fused norms and rotations of its contrib domain
+    tensorrt   standard operators only: DequantizeLinear for int4, norms and rotations spelled out, states frozen once halted
+
+Place in the pipeline: decoder.py, routing.py and program.py write through a `Dialect`; it holds the weights, each stored once.
+
+Legend: S tokens, D width, H query and key heads together, W head width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from lrkit.export.graph import CONTRIB, Graph, Value
+from lrkit.export.int4 import block_for, dequantize_linear, matmul_nbits, quantize
+from lrkit.export.target import Target
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """cos and sin of some tokens, in the form that the dialect's rotation reads; rows are tokens."""
+
+    cos: Value
+    sin: Value
+
+    def rows(self, g: Graph, index: Value) -> "Rotation":
+        """Those of the tokens at `index`."""
+        return Rotation(g.op("Gather", self.cos, index, axis=0), g.op("Gather", self.sin, index, axis=0))
+
+
+@dataclass
+class Dialect:
+    """Writes operations on weights. `fetch` gives a weight by role as float32; matrices are (out, in)."""
+
+    target: Target
+    fetch: Callable[[str], np.ndarray]
+    epsilon: float
+    part_bytes: dict[str, int] = field(default_factory=dict)
+    """Weight bytes by part: filled as weights are written."""
+    errors: dict[str, float] = field(default_factory=dict)
+    """Relative error of each quantized matrix."""
+    _stored: dict[str, list[Value]] = field(default_factory=dict)
+
+    @property
+    def ort(self) -> bool:
+        """Whether ONNX Runtime's own operators may be used."""
+        return self.target.dialect == "ort"
+
+    @property
+    def floats(self) -> ir.DataType:
+        """Type of the activations."""
+        return ir.DataType.FLOAT16 if self.target.computes_fp16 else ir.DataType.FLOAT
+
+    def vector(self, g: Graph, role: str, part: str = "layers") -> Value:
+        """A weight in the activations' type, as it is."""
+        return self._store(g, role, part, lambda: [self.fetch(role).astype(self.floats.numpy())])[0]
+
+    def linear(self, g: Graph, x: Value, role: str, bias: Value | None = None, part: str = "layers") -> Value:
+        """x (S, in) times the matrix `role` (out, in), plus bias (out): (S, out)."""
+        bits = self._bits(role, part)
+        if bits is None:
+            return g.op("Gemm", x, self.vector(g, role, part), bias, transB=1)
+        names = self._store(g, f"{role}.int{bits}", part, lambda: self._quantized(role, bits))
+        block, width, rows = self._geometry[role]
+        if self.ort:
+            return g.op(
+                "MatMulNBits", x, *names, None, None, bias, domain=CONTRIB, K=width, N=rows, bits=bits,
+                block_size=block, accuracy_level=self.target.int4.accuracy_level,
+            )  # fmt: skip
+        weight = g.op("DequantizeLinear", *names, axis=0, block_size=block)
+        product = g.op("MatMul", x, weight)
+        return product if bias is None else g.op("Add", product, bias)
+
+    def embed(self, g: Graph, ids: Value) -> Value:
+        """Rows of the token embedding: (S,) -> (S, D)."""
+        role = "embedding"
+        if self.target.precision != "int4" or self.target.int4.embedding == "float":
+            return g.op("Gather", self.vector(g, role, role), ids, axis=0)
+        table, scale = self._store(g, f"{role}.int8", role, self._int8_rows)
+        rows = g.cast(g.op("Gather", table, ids, axis=0), self.floats)
+        return g.op("Mul", rows, g.op("Gather", scale, ids, axis=0))
+
+    def norm(self, g: Graph, x: Value, role: str) -> Value:
+        """Root-mean-square norm of (S, D)."""
+        weight = self.vector(g, role)
+        if self.ort:
+            return g.op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=self.epsilon, stash_type=1)
+        wide = g.to_float32(x)
+        mean = g.op("ReduceMean", g.op("Mul", wide, wide), [-1], keepdims=1)
+        length = g.op("Sqrt", g.op("Add", mean, np.array(self.epsilon, np.float32)))
+        return g.op("Mul", g.to_floats(g.op("Div", wide, length)), weight)
+
+    def add_norm(self, g: Graph, x: Value, y: Value, role: str) -> tuple[Value, Value]:
+        """(norm of x + y, x + y)."""
+        if self.ort:
+            out = g.ops(
+                "SkipSimplifiedLayerNormalization", x, y, self.vector(g, role), outputs=4, domain=CONTRIB,
+                epsilon=self.epsilon,
+            )  # fmt: skip
+            return out[0], out[3]
+        total = g.op("Add", x, y)
+        return self.norm(g, total, role), total
+
+    def gated(self, g: Graph, x: Value, inner: int) -> Value:
+        """silu(first half) * second half of (S, 2 * inner)."""
+        gate, up = g.ops("Split", x, [inner, inner], outputs=2, axis=-1)
+        if self.ort:
+            return g.op("Mul", g.op("QuickGelu", gate, domain=CONTRIB, alpha=1.0), up)
+        return g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
+
+    def rotation(self, g: Graph, angles: Value) -> Rotation:
+        """From angles (S, W / 2), float32."""
+        cos, sin = g.to_floats(g.op("Cos", angles)), g.to_floats(g.op("Sin", angles))
+        if self.ort:
+            return Rotation(cos, sin)
+        both = g.op("Concat", cos, cos, axis=-1), g.op("Concat", g.op("Neg", sin), sin, axis=-1)
+        return Rotation(*(g.op("Unsqueeze", table, [1]) for table in both))
+
+    def rotate(self, g: Graph, x: Value, rotation: Rotation, num_heads: int, head_width: int) -> Value:
+        """Rotary embedding of (S, H * W) with H heads."""
+        if self.ort:
+            turned = g.op(
+                "RotaryEmbedding", g.op("Unsqueeze", x, [0]), [0], rotation.cos, rotation.sin, domain=CONTRIB,
+                num_heads=num_heads,
+            )  # fmt: skip
+            return g.op("Squeeze", turned, [0])
+        half = head_width // 2
+        heads = g.op("Reshape", x, [-1, num_heads, head_width])
+        swapped = g.op("Gather", heads, [*range(half, head_width), *range(half)], axis=-1)
+        turned = g.op("Add", g.op("Mul", heads, rotation.cos), g.op("Mul", swapped, rotation.sin))
+        return g.op("Reshape", turned, [-1, num_heads * head_width])
+
+    def keep(self, g: Graph, alive: Value, new: Value, old: Value) -> Value:
+        """`new` while alive, `old` afterwards. ONNX Runtime never runs a body once halted; TensorRT may, once."""
+        return new if self.ort else g.op("Where", alive, new, old)
+
+    def _bits(self, role: str, part: str) -> int | None:
+        """4 or 8 for a matrix to quantize; None for one that stays float."""
+        if self.target.precision != "int4" or part == "routing":
+            return None
+        wanted = {"head": self.target.int4.head, "vision": self.target.int4.vision}.get(part, "int4")
+        bits = {"float": None, "int8": 8, "int4": 4}[wanted]
+        if bits is None:
+            return None
+        if role not in self._geometry:
+            rows, width = self.fetch(role).shape
+            self._geometry[role] = (block_for(width, self.target.int4.block), width, rows)
+        return bits if self._geometry[role][0] else None
+
+    _geometry: dict[str, tuple[int | None, int, int]] = field(default_factory=dict)
+
+    def _quantized(self, role: str, bits: int) -> list[np.ndarray]:
+        weight = self.fetch(role)
+        block = self._geometry[role][0]
+        assert block is not None
+        quantized = quantize(weight, block, bits)
+        self.errors[role] = float(np.linalg.norm(weight - quantized.dequantize()) / np.linalg.norm(weight))
+        packed, scales = matmul_nbits(quantized) if self.ort else dequantize_linear(quantized)
+        return [packed, scales.astype(self.floats.numpy())]
+
+    def _int8_rows(self) -> list[np.ndarray]:
+        table = self.fetch("embedding")
+        quantized = quantize(table, table.shape[1], bits=8)
+        return [quantized.integers[:, 0], quantized.scales.astype(self.floats.numpy())]
+
+    def _store(self, g: Graph, role: str, part: str, make: Callable[[], list[np.ndarray]]) -> list[Value]:
+        if role not in self._stored:
+            tensors = [ir.tensor(np.ascontiguousarray(array)) for array in make()]
+            self._stored[role] = [g.weight(role if i == 0 else f"{role}.scale", t) for i, t in enumerate(tensors)]
+            self.part_bytes[part] = self.part_bytes.get(part, 0) + sum(tensor.nbytes for tensor in tensors)
+        return self._stored[role]

@@ -1,0 +1,84 @@
+"""Four and eight bit weights: rounded to nearest, symmetric, one scale per block; and the two ways ONNX writes them.
+
+Place in the pipeline: dialect.py asks `quantize` once per matrix and then for one encoding of the same values:
+MatMulNBits (ONNX Runtime: unsigned, zero point 8 implied, (out, blocks, block / 2)) or DequantizeLinear (standard: signed
+INT4 blocks along the input of an (in, out) matrix).
+"""
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+BLOCKS = (128, 64, 32)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A matrix (out, in) as integers and scales; value = integer * scale."""
+
+    integers: np.ndarray
+    """int8 (out, blocks, block), -8..7 for 4 bits, -127..127 for 8."""
+    scales: np.ndarray
+    """float32 (out, blocks)."""
+    bits: int
+    """4 or 8."""
+
+    @property
+    def block(self) -> int:
+        """Weights per scale."""
+        return self.integers.shape[2]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the matrix."""
+        rows, blocks, block = self.integers.shape
+        return rows, blocks * block
+
+    def dequantize(self) -> np.ndarray:
+        """float32 (out, in)."""
+        return (self.integers * self.scales[..., None]).reshape(self.shape)
+
+
+def block_for(width: int, wanted: int) -> int | None:
+    """The largest block up to `wanted` that divides `width`; None where not even 32 does."""
+    return next((block for block in BLOCKS if block <= wanted and width % block == 0), None)
+
+
+def quantize(weight: np.ndarray, block: int, bits: int = 4) -> Quantized:
+    """Symmetric round to nearest of a matrix (out, in) whose `in` is a multiple of `block`.
+
+    Scales are positive (TensorRT refuses others) and the smallest that clip nothing: 4 bits reach from -8 to 7.
+    """
+    rows, width = weight.shape
+    blocks = weight.reshape(rows, width // block, block).astype(np.float32)
+    if bits == 8:
+        scales = np.abs(blocks).max(-1) / 127
+        low, high = -127, 127
+    else:
+        scales = np.maximum(-blocks.min(-1) / 8, blocks.max(-1) / 7)
+        low, high = -8, 7
+    scales = np.where(scales > 0, scales, 1.0).astype(np.float32)
+    integers = np.clip(np.rint(blocks / scales[..., None]), low, high).astype(np.int8)
+    return Quantized(integers, scales, bits)
+
+
+def matmul_nbits(quantized: Quantized) -> tuple[np.ndarray, np.ndarray]:
+    """B uint8 (out, blocks, bytes) and scales (out * blocks): low nibble first, zero point 8 (128 for 8 bits) implied."""
+    if quantized.bits == 8:
+        return (quantized.integers.astype(np.int16) + 128).astype(np.uint8), quantized.scales.reshape(-1)
+    shifted = (quantized.integers + 8).astype(np.uint8)
+    return shifted[..., 0::2] | shifted[..., 1::2] << 4, quantized.scales.reshape(-1)
+
+
+def dequantize_linear(quantized: Quantized) -> tuple[np.ndarray, np.ndarray]:
+    """x INT4 (in, out) and scales (blocks, out) for DequantizeLinear with axis 0."""
+    rows, width = quantized.shape
+    integers = quantized.integers.reshape(rows, width).T
+    kind = ml_dtypes.int4 if quantized.bits == 4 else np.int8
+    return np.ascontiguousarray(integers).astype(kind), np.ascontiguousarray(quantized.scales.T)
+
+
+def error_of(weight: np.ndarray, quantized: Quantized) -> float:
+    """Relative error ||w - q|| / ||w||."""
+    return float(np.linalg.norm(weight - quantized.dequantize()) / max(float(np.linalg.norm(weight)), 1e-30))

@@ -1,0 +1,94 @@
+"""Visual replay in the graph (method section 3): which visual tokens come back before a latent, and with what weight.
+
+Place in the pipeline: program.py calls `Replay.select` in every latent step.
+
+Candidates are columns of the prompt, not visual tokens: so any number of pictures, and none, is one graph. Behind the P columns
+stand K more that are never free: TopK always finds K, and empty slots have somewhere harmless to point at.
+
+Legend: P prompt tokens, K replayed tokens, D width.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from lrkit.export.dialect import Dialect
+from lrkit.export.graph import Graph, Value
+from lrkit.model.settings import ReplaySettings
+
+INT64, FLOAT32 = ir.DataType.INT64, ir.DataType.FLOAT
+TINY = np.array(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What latent steps read of the prompt."""
+
+    embeds: Value
+    """(P, D) input embeddings, visual tokens in place."""
+    visual_index: Value
+    """(P,) int64: number of each visual token over all pictures; elsewhere meaningless."""
+    num_tokens: Value
+    """P, [1]."""
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What one latent step replays."""
+
+    tokens: Value
+    """(K, D), or (1, D) for soft_mix; empty slots hold an unread token."""
+    valid: Value
+    """(K,) or (1,) bool."""
+    free: Value
+    """(P + K,) bool: candidates left."""
+    index: Value
+    """(K,) int64 visual index, ascending; -1 where a slot is empty."""
+    weights: Value
+    """(K,) float32, 0 where a slot is empty."""
+
+
+class Replay:
+    """Selects, weighs and forms replayed tokens. `slots` is K, at most the visual tokens that a prompt may have."""
+
+    def __init__(self, settings: ReplaySettings, slots: int, dialect: Dialect) -> None:
+        self.settings, self.slots, self.dialect = settings, slots, dialect
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that a step replays: K, or 1 for soft_mix; 0 where replay is off."""
+        return min(self.slots, 1) if self.settings.formation == "soft_mix" else self.slots
+
+    def select(self, g: Graph, prompt: Prompt, score: Value, free: Value) -> Replayed:
+        """`score` (P + K,) float32 is the saliency a(t), `free` (P + K,) bool the candidates."""
+        ranked, index = g.ops("TopK", g.op("Where", free, score, np.array(-1, np.float32)), [self.slots], outputs=2)
+        found = g.op("GreaterOrEqual", ranked, np.array(0, np.float32))
+        # Empty slots point behind the prompt: they sort last, and marking them visited changes nothing.
+        index = g.op("Where", found, index, prompt.num_tokens)
+        index, _ = g.ops("TopK", index, [self.slots], outputs=2, largest=0)
+        valid = g.op("Less", index, prompt.num_tokens)
+        free = g.op("ScatterND", free, g.op("Unsqueeze", index, [1]), np.zeros(self.slots, bool))
+        place = g.op("Where", valid, index, 0)
+        weights = self._weigh(g, g.op("Gather", score, index), valid)
+        tokens = g.op("Gather", prompt.embeds, place, axis=0)
+        tokens = g.op("Mul", tokens, g.op("Unsqueeze", g.to_floats(weights), [1]))
+        visual = g.op("Where", valid, g.op("Gather", prompt.visual_index, place), -1)
+        if self.settings.formation == "soft_mix":
+            total = g.to_floats(g.op("Max", g.op("ReduceSum", weights, [0], keepdims=1), TINY))
+            tokens = g.op("Div", g.op("ReduceSum", tokens, [0], keepdims=1), total)
+            valid = g.op("Slice", valid, [0], [1], [0])
+        return Replayed(tokens, valid, free, visual, weights)
+
+    def _weigh(self, g: Graph, score: Value, valid: Value) -> Value:
+        """Weights (K,), 0 in empty slots (eq. 6 for `softmax`)."""
+        ones = g.cast(valid, FLOAT32)
+        if self.settings.weighting == "none":
+            return ones
+        if self.settings.weighting == "softmax":
+            shares = g.op("Softmax", g.op("Where", valid, score, np.array(-1e30, np.float32)), axis=-1)
+            return g.op("Mul", shares, ones)
+        score = g.op("Where", valid, score, np.array(0, np.float32))
+        count = g.op("Max", g.op("ReduceSum", ones, [0], keepdims=1), np.array(1, np.float32))
+        mean = g.op("Div", g.op("ReduceSum", score, [0], keepdims=1), count)
+        return g.op("Div", score, g.op("Max", mean, TINY))

@@ -1,0 +1,140 @@
+"""The vision tower, traced by torch.onnx and grafted into the program's graph.
+
+Place in the pipeline: program.py calls the `Tower` made here with the graph and its inputs, and gets visual tokens (V, D).
+
+The tower's own modules run; only the attention over several pictures is written here, with one additive mask instead of a
+split by picture, because a split cannot be traced with a free number of pictures.
+
+Legend: N patches, C values of a patch, H heads, W head width, E width of the tower, V visual tokens, D width of the language model.
+"""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lrkit.errors import ExportError
+from lrkit.export.dialect import Dialect
+from lrkit.export.graph import CONTRIB, OPSET, Graph, Value
+from lrkit.export.program import Tower
+from lrkit.export.source import Source
+
+INPUTS = ("pixel_values", "patch_positions", "patch_picture")
+
+
+class TraceableTower(nn.Module):
+    """Qwen2-VL's tower with everything that depends on the grids as an input."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, pixel_values: Tensor, patch_positions: Tensor, patch_picture: Tensor) -> Tensor:
+        """(N, C), (N, 2), (N,) -> (V, D)."""
+        tower = self.tower
+        same_NN = patch_picture[:, None] == patch_picture[None, :]
+        mask_NN = torch.where(same_NN, 0.0, -1e30).to(torch.float32)
+        kernel = tower.patch_embed.proj.weight
+        # The patch is exactly the kernel: a matrix product says the same and runs faster than a convolution.
+        hidden_NE = functional.linear(pixel_values.to(kernel.dtype), kernel.flatten(1), tower.patch_embed.proj.bias)
+        cos, sin = tower.rotary_pos_emb(hidden_NE, patch_positions)
+        rotary = cos[:, None].to(hidden_NE.dtype), sin[:, None].to(hidden_NE.dtype)
+        for block in tower.blocks:
+            hidden_NE = hidden_NE + self._attend(block.attn, block.norm1(hidden_NE), rotary, mask_NN)
+            hidden_NE = hidden_NE + block.mlp(block.norm2(hidden_NE))
+        return tower.merger(hidden_NE)
+
+    def _attend(self, attn: nn.Module, hidden_NE: Tensor, rotary: tuple[Tensor, Tensor], mask_NN: Tensor) -> Tensor:
+        query, key, value = attn.qkv(hidden_NE).unflatten(1, (3, attn.num_heads, -1)).unbind(1)
+        query_HNW, key_HNW, value_HNW = (
+            part.transpose(0, 1) for part in (_rotate(query, *rotary), _rotate(key, *rotary), value)
+        )
+        score_HNN = (query_HNW @ key_HNW.transpose(1, 2)).to(torch.float32) * attn.scaling + mask_NN
+        mixed_HNW = score_HNN.softmax(-1).to(value.dtype) @ value_HNW
+        return attn.proj(mixed_HNW.transpose(0, 1).flatten(1))
+
+
+def _rotate(x_NHW: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x_NHW.chunk(2, dim=-1)
+    return x_NHW * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def traced_tower(source: Source, dialect: Dialect) -> Tower:
+    """Traces the tower once; the result writes it into a graph.
+
+    Raises:
+        ExportError: torch.onnx could not trace it.
+    """
+    dtype = torch.float16 if dialect.target.computes_fp16 else torch.float32
+    tower = TraceableTower(source.tower).to(dtype).eval()
+    merge = source.merge_size**2
+    count = 4 * merge
+    example = (
+        torch.zeros(count, source.patch_values),
+        torch.zeros(count, 2, dtype=torch.long),
+        torch.zeros(count, dtype=torch.long),
+    )
+    squares = torch.export.Dim("squares", min=1)
+    shapes = ({0: merge * squares},) * 3
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                tower, example, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, input_names=INPUTS, verbose=False
+            )  # fmt: skip
+    except Exception as error:  # torch.onnx raises a different class at every stage
+        raise ExportError(
+            f"torch.onnx could not trace the vision tower ({str(error).splitlines()[0]}); export with the torch release "
+            "that the checkpoint was trained with"
+        ) from error
+    finally:
+        source.tower.to(torch.float32)
+    assert program is not None
+    traced = program.model.graph
+    return lambda g, given: _graft(g, dialect, traced, given)
+
+
+def _graft(g: Graph, dialect: Dialect, traced: ir.Graph, given: dict[str, Value]) -> Value:
+    """Copies the traced nodes into `g`, weights as initializers, inputs replaced by `given`."""
+    known: dict[Value, Value] = {value: given[name] for name, value in zip(INPUTS, traced.inputs, strict=True)}
+    constants = {value: value.const_value for value in traced.initializers.values()}
+    for node in traced:
+        inputs = [None if v is None else _operand(g, dialect, v, known, constants) for v in node.inputs]
+        known |= zip(node.outputs, _copy(g, dialect, node, inputs), strict=True)
+    return known[traced.outputs[0]]
+
+
+def _operand(
+    g: Graph,
+    dialect: Dialect,
+    value: Value,
+    known: dict[Value, Value],
+    constants: dict[Value, ir.TensorProtocol | None],
+) -> Value:
+    if value not in known:
+        tensor = constants[value]
+        assert tensor is not None
+        array = tensor.numpy()
+        if array.size <= 16:
+            known[value] = g.value(array)
+        else:
+            known[value] = g.weight(f"vision.{value.name}", ir.tensor(np.ascontiguousarray(array)))
+            dialect.part_bytes["vision"] = dialect.part_bytes.get("vision", 0) + array.nbytes
+    return known[value]
+
+
+def _copy(g: Graph, dialect: Dialect, node: ir.Node, inputs: Iterable[Value | None]) -> list[Value]:
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    if node.op_type == "Constant" and node.domain == "":
+        return [g.value(node.attributes["value"].as_tensor().numpy())]
+    del dialect
+    return g.ops(node.op_type, *inputs, outputs=len(node.outputs), domain=node.domain, **attributes)
+
+
+__all__ = ["CONTRIB", "traced_tower"]
