@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from lrkit.config import load_yaml
-from lrkit.errors import CheckpointError, ConfigError, UnknownNameError, did_you_mean
+from lrkit.errors import CheckpointError, ConfigError, UnknownNameError, UserError, did_you_mean
 
 Kind = Literal["recipe", "target", "suite", "device", "shape"]
 
@@ -107,6 +107,32 @@ def find_any(name: str) -> Resource:
         choices = ", ".join(f"{resource.kind}/{resource.name}" for resource in found)
         raise UnknownNameError(f"{name!r} is the name of several; say which: {choices}")
     raise UnknownNameError(_unknown("resource", name, (resource.name for resource in everything)))
+
+
+def copy_resource(name: str, destination: Path | None = None, overwrite: bool = False) -> Path:
+    """Copy the shipped resource `name` to `destination` (a file or a folder; default: the working folder).
+
+    Returns:
+        The path of the copy.
+
+    Raises:
+        UnknownNameError: as `find_any`.
+        UserError: there is such a file already and `overwrite` is not set.
+    """
+    source = find_any(name).path
+    copy = destination or Path()
+    if copy.is_dir() or not copy.suffix:
+        copy = copy / source.name
+    if copy.exists() and not overwrite:
+        raise UserError(f"{copy} is there already; give another destination, or --force to replace it")
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_bytes(source.read_bytes())
+    return copy
+
+
+def list_everything(runs: Path | None = None) -> list[Resource]:
+    """All that `list_resources` and `list_checkpoints` find."""
+    return [resource for kind in FOLDERS for resource in list_resources(kind)] + list_checkpoints(runs)
 
 
 def list_checkpoints(runs: Path | None = None) -> list[Resource]:

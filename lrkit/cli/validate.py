@@ -16,6 +16,14 @@ from rich.table import Table
 from lrkit.errors import UserError
 from lrkit.runtime.summary import Summary
 
+EXAMPLES = """
+Examples:
+  lrkit validate data.jsonl
+  lrkit validate data.jsonl --checkpoint tiny
+  lrkit validate recipe.yaml --json findings.json
+  lrkit validate tiny
+"""
+
 _console = Console()
 
 

@@ -1,0 +1,40 @@
+"""`lrkit ls`: the names that recipes, targets, suites and checkpoints are found by."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lrkit.cli.tables import write_json
+from lrkit.resources import list_everything
+
+EXAMPLES = """
+Examples:
+  lrkit ls
+  lrkit ls recipe
+  lrkit ls checkpoint --runs experiments --json names.json
+"""
+
+
+def ls(
+    kind: Annotated[
+        Literal["all", "recipe", "target", "suite", "device", "shape", "checkpoint"],
+        typer.Argument(help="What to list."),
+    ] = "all",
+    runs: Annotated[Path, typer.Option(help="Folder of runs whose checkpoints are listed too.")] = Path("runs"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the list to this file too.")] = None,
+) -> None:
+    """List what ships with lrkit and the checkpoints of your runs."""
+    found = [resource for resource in list_everything(runs) if kind in ("all", resource.kind)]
+    table = Table(box=None, pad_edge=False)
+    for column in ("kind", "name", "what it is"):
+        table.add_column(column)
+    for resource in found:
+        table.add_row(resource.kind, escape(resource.name), escape(resource.description))
+    console = Console(highlight=False)
+    console.print(table if found else "nothing of that kind is here")
+    rows = [{"kind": r.kind, "name": r.name, "path": str(r.path), "description": r.description} for r in found]
+    write_json(json_file, {"schema": 1, "kind": "ls", "resources": rows})

@@ -1,0 +1,120 @@
+"""`lrkit`: finds the verb, runs it, and turns what went wrong into one message and an exit code.
+
+A verb is the function of its file's name in `lrkit/cli/` (`eval_` where the name would hide a builtin); its docstring
+and the file's `EXAMPLES` are its help. Files are imported when their verb or the list of verbs is asked for; they import
+torch inside the function only, so that help is quick.
+
+Exit codes: 0 done, 2 an error that the message explains, 130 interrupted.
+"""
+
+import builtins
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from lrkit import __version__
+from lrkit.errors import EXIT_CODE, LrkitError, UnknownNameError, did_you_mean
+
+VERBS = (
+    *("train", "eval", "ask", "export", "profile", "analyze", "ablate"),
+    *("demo", "validate", "doctor", "ls", "cp"),
+)
+"""In the order of the help; a verb whose file is not there is not shown."""
+
+INTERRUPTED = 130
+
+
+class Interrupted(Exception):
+    """Ctrl-C, carrying the sentence that the verb left about how to go on."""
+
+
+def verb_names() -> list[str]:
+    """The verbs that are there."""
+    return [name for name in VERBS if find_spec(f"lrkit.cli.{name}") is not None]
+
+
+class VerbGroup(TyperGroup):
+    """A group whose commands are the files of `lrkit/cli/`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return verb_names()
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in verb_names():
+            known = ", ".join(verb_names())
+            raise UnknownNameError(f"unknown verb {cmd_name!r}; known: {known}{did_you_mean(cmd_name, verb_names())}")
+        module = import_module(f"lrkit.cli.{cmd_name}")
+        function = getattr(module, f"{cmd_name}_" if hasattr(builtins, cmd_name) else cmd_name)
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        single.command(name=cmd_name, epilog=_examples(module.EXAMPLES))(function)
+        return typer.main.get_command(single)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            # The library would exit without a word; a verb may have raised it with a sentence on how to go on.
+            raise Interrupted(str(stop) or "interrupted; nothing more was written") from stop
+
+
+app = typer.Typer(
+    cls=VerbGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lrkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="`lrkit VERB --help` shows the options of a verb, with examples.")
+def lrkit(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Vision-language models that reason in a few latent steps, from training to the device."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line with `arguments` (default: those of the process); leaves by SystemExit."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]  # so that it may stand after the verb too
+    try:
+        app(given, prog_name="lrkit")
+    except Interrupted as stop:
+        typer.echo(f"\n{stop}", err=True)
+        raise SystemExit(INTERRUPTED) from None
+    except LrkitError as error:
+        _fail(str(error), error, debug)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        reason = (error.strerror or str(error)).lower()
+        _fail(f"{error.filename}: {reason}; check the path and its rights", error, debug)
+
+
+def _fail(message: str, error: Exception, debug: bool) -> None:
+    if debug:
+        raise error
+    typer.echo(f"error: {message}", err=True)
+    raise SystemExit(EXIT_CODE) from None
+
+
+def _examples(text: str) -> str:
+    """The examples as one block of unwrapped lines: \\b keeps the help from filling them into a paragraph."""
+    title, *lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "\n".join(["\b", title, *(f"  {line}" for line in lines)])
