@@ -1,16 +1,13 @@
 """`lrkit`: finds the verb, runs it, and turns what went wrong into one message and an exit code.
 
-A verb is the function of its file's name in `lrkit/cli/` (`eval_` where the name would hide a builtin); its docstring
-and the file's `EXAMPLES` are its help. Files are imported when their verb or the list of verbs is asked for; they import
-torch inside the function only, so that help is quick.
+A verb is a function in the file of its name in `lrkit/cli/`; its docstring and the file's `EXAMPLES` are its help. The
+files import torch inside the function only, so that help is quick.
 
 Exit codes: 0 done, 2 an error that the message explains, 130 interrupted.
 """
 
-import builtins
 import sys
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Annotated, Any
 
@@ -18,11 +15,29 @@ import typer
 from typer.core import TyperGroup
 
 from lrkit import __version__
-from lrkit.errors import EXIT_CODE, LrkitError, UnknownNameError, did_you_mean
+from lrkit.errors import EXIT_CODE, LrkitError
+from lrkit.registry import Registry
 
-VERBS = (
-    *("train", "eval", "ask", "export", "profile", "analyze", "ablate"),
-    *("demo", "validate", "doctor", "ls", "cp"),
+VERBS = Registry[Callable[..., None]](
+    "verb",
+    {
+        name: f"lrkit.cli.{name}:{function}"
+        for name, function in {
+            "train": "train",
+            "eval": "eval_checkpoint",
+            "ask": "ask",
+            "export": "export",
+            "profile": "profile",
+            "analyze": "analyze",
+            "ablate": "ablate",
+            "demo": "demo",
+            "validate": "validate",
+            "doctor": "doctor",
+            "ls": "ls",
+            "cp": "cp",
+        }.items()
+        if find_spec(f"lrkit.cli.{name}") is not None
+    },
 )
 """In the order of the help; a verb whose file is not there is not shown."""
 
@@ -33,25 +48,16 @@ class Interrupted(Exception):
     """Ctrl-C, carrying the sentence that the verb left about how to go on."""
 
 
-def verb_names() -> list[str]:
-    """The verbs that are there."""
-    return [name for name in VERBS if find_spec(f"lrkit.cli.{name}") is not None]
-
-
 class VerbGroup(TyperGroup):
     """A group whose commands are the files of `lrkit/cli/`."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return verb_names()
+        return list(VERBS.rows)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in verb_names():
-            known = ", ".join(verb_names())
-            raise UnknownNameError(f"unknown verb {cmd_name!r}; known: {known}{did_you_mean(cmd_name, verb_names())}")
-        module = import_module(f"lrkit.cli.{cmd_name}")
-        function = getattr(module, f"{cmd_name}_" if hasattr(builtins, cmd_name) else cmd_name)
+        function = VERBS.load(cmd_name)
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(name=cmd_name, epilog=_examples(module.EXAMPLES))(function)
+        single.command(name=cmd_name, epilog=_examples(sys.modules[function.__module__].EXAMPLES))(function)
         return typer.main.get_command(single)
 
     def invoke(self, ctx: Any) -> Any:
