@@ -125,7 +125,8 @@ def collate_training(
         spoken: "rest" speaks the steps that no latent stands for, then the answer; "none" the answer alone, whose
             marker then ends the prompt as it does in the mode `direct`.
         token_weights: regular expression searched in a token's text -> its weight in the loss; the first match in
-            order decides, 1 without one.
+            order decides, 1 without one. A sample's `info["weight_pattern"]`, repeated over all its spoken tokens,
+            multiplies them: words that cannot be known (a random order) are kept out of the loss so.
         side: where prompts are padded; speech is always padded on the right.
         max_latent_steps: with more steps than this, steps are merged into so many (`merge_steps`); None never merges.
 
@@ -134,7 +135,7 @@ def collate_training(
         ConfigError: a key of `token_weights` is no regular expression.
     """
     weigh = _token_weigher(processor, tuple((token_weights or {}).items()))
-    prompts, speech = [], []
+    prompts, speech, token_weight = [], [], []
     for sample, latents in zip(samples, num_latents, strict=True):
         replaced = num_replaced(len(sample.steps), latents, max_latent_steps)
         try:
@@ -145,13 +146,15 @@ def collate_training(
         marker = len(processor.answer_prefix_ids) if spoken == "none" else 0
         prompts.append(replace(prompt, ids=prompt.ids + ids[:marker]))
         speech.append(ids[marker:])
+        pattern = sample.info.get("weight_pattern", (1.0,))
+        token_weight += [weigh(token) * pattern[i % len(pattern)] for i, token in enumerate(ids)][marker:]
     thinks = [
         latents > 0 or (spoken == "rest" and not sample.steps)
         for sample, latents in zip(samples, num_latents, strict=True)
     ]
     speech_ids, speech_mask = _pad(speech, processor.pad_id, "right")
     weights = torch.zeros(speech_ids.shape, dtype=torch.float32)
-    weights[speech_mask] = torch.tensor([weigh(token) for ids in speech for token in ids], dtype=torch.float32)
+    weights[speech_mask] = torch.tensor(token_weight, dtype=torch.float32)
     batch = collate_prompts(prompts, processor.pad_id, side)
     return TrainBatch(
         input_ids=batch.input_ids,

@@ -121,6 +121,14 @@ def test_the_first_matching_rule_weighs_a_token_and_padding_weighs_nothing(proce
     assert batch.speech_weights[1].tolist() == [1, 4, 1, 0, 0, 0, 0, 0]
 
 
+def test_a_sample_may_keep_some_of_its_words_out_of_the_loss(processor: Processor) -> None:
+    reading = Sample((), "Where ?", (), "3 7 1 0", info={"weight_pattern": (1.0, 0.0)})
+    batch = collate_training(processor, [reading, sample(steps=())], [0, 0], token_weights={"^[0-9]+$": 4.0})
+    assert batch.speech_weights.tolist() == [[1, 0, 4, 0, 4, 0], [1, 4, 1, 0, 0, 0]]
+    direct = collate_training(processor, [reading], [0], spoken="none", token_weights={"^[0-9]+$": 4.0})
+    assert direct.speech_weights.tolist() == [[0, 4, 0, 4, 0]]
+
+
 def test_a_rule_that_is_no_regular_expression_is_named(processor: Processor) -> None:
     with pytest.raises(ConfigError, match=r"token_weights: '\[' is no regular expression"):
         collate_training(processor, [sample()], [0], token_weights={"[": 2.0})
