@@ -27,6 +27,9 @@ FOLDERS: dict[Kind, tuple[str, str]] = {
 REASONER_FILE = "reasoner.json"
 """The file that makes a folder a checkpoint."""
 
+RUN_FILE = "run.json"
+"""The file of a training run's folder; it says which checkpoint is the run's last."""
+
 _PACKAGE = Path(__file__).resolve().parent
 _TINY = _PACKAGE / "assets" / "tiny"
 
@@ -143,7 +146,8 @@ def list_checkpoints(runs: Path | None = None) -> list[Resource]:
 
 
 def resolve_checkpoint(name_or_path: str | Path) -> Path:
-    """The folder of a checkpoint: `tiny`, `tiny/cot`, ..., or the path of a folder with a reasoner.json.
+    """The folder of a checkpoint: `tiny`, `tiny/cot`, ..., the path of a folder with a reasoner.json, or a run's folder,
+    which stands for its last checkpoint.
 
     Raises:
         CheckpointError: no such name or folder, or a folder that is no checkpoint.
@@ -155,6 +159,8 @@ def resolve_checkpoint(name_or_path: str | Path) -> Path:
     folder = Path(name_or_path)
     if (folder / REASONER_FILE).is_file():
         return folder
+    if (folder / RUN_FILE).is_file():
+        return folder / json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["checkpoint"]
     known = ", ".join(shipped) or "none is shipped"
     if not folder.exists():
         raise CheckpointError(

@@ -29,6 +29,16 @@ class LatentToken(nn.Module):
         if scale == "learned":
             self.scale = nn.Parameter(mean_norm / math.sqrt(rows.shape[1]))
 
+    @torch.no_grad()
+    def refresh_norm(self, rows: Tensor) -> None:
+        """Measures the embeddings' mean norm anew: after words that started at random were learned, before a latent is.
+
+        Once latents are in use their scale must stay.
+        """
+        self.norm.copy_(rows.detach().float().norm(dim=1).mean())
+        if self.scale_kind == "learned":
+            self.scale.copy_(self.norm / math.sqrt(rows.shape[1]))
+
     def logits(self, logits: Tensor, hidden: Tensor) -> Tensor:
         """Replaces the token's column of (..., vocabulary) by this row's product with `hidden` (..., D)."""
         logits[..., self.token_id] = hidden @ self.head_row_D.to(hidden.dtype)

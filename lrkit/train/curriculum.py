@@ -1,0 +1,113 @@
+"""A stage to batches: what is drawn, how many of its steps are latent, and when an earlier stage is rehearsed.
+
+    Stage + Source -> samples of one length -> TrainBatch (objective reason) or VisionBatch (objective vision)
+
+All chance comes from one numpy Generator, whose state is saved with the run: a resumed run draws the batches that the
+uninterrupted one would have drawn.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from lrkit.data.collate import TrainBatch, collate_training
+from lrkit.data.sample import Sample
+from lrkit.runtime.processor import Processor
+from lrkit.train.recipe import Recipe, Stage
+from lrkit.train.source import Source, choose
+from lrkit.train.vision import VisionBatch, collate_vision
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Samples of one batch, and the stage whose rules they follow (an earlier one when rehearsing)."""
+
+    stage: Stage
+    samples: list[Sample]
+
+
+class Curriculum:
+    """Draws the batches of a recipe's stages."""
+
+    def __init__(
+        self, recipe: Recipe, source: Source, processor: Processor, max_latent_steps: int, process: int = 0
+    ) -> None:
+        """`process` is the rank: every process draws its own batches."""
+        self._recipe = recipe
+        self._source = source
+        self._processor = processor
+        self._max_latent_steps = max_latent_steps
+        self._rng = np.random.default_rng([recipe.seed, process])
+
+    def draw(self, index: int) -> Draw:
+        """Samples for one batch of stage `index`."""
+        stage = self._recipe.stages[index]
+        if stage.rehearsal_fraction and self._rng.random() < stage.rehearsal_fraction:
+            earlier = rehearsed(self._recipe.stages, index)
+            stage = earlier[int(self._rng.integers(len(earlier)))]
+        count = stage.batch_size or self._recipe.batch_size
+        return Draw(stage, self._source.draw(stage, count, self._rng))
+
+    def batch(self, index: int) -> TrainBatch | VisionBatch:
+        """The next batch of stage `index`."""
+        draw = self.draw(index)
+        return self.collate(draw.stage, draw.samples)
+
+    def collate(self, stage: Stage, samples: Sequence[Sample]) -> TrainBatch | VisionBatch:
+        """Samples under the rules of a stage."""
+        if stage.objective == "vision":
+            return collate_vision(self._processor, samples, tuple(stage.readouts))
+        latents = [num_latents(len(sample.steps), stage, self._max_latent_steps) for sample in samples]
+        batch = collate_training(
+            self._processor,
+            samples,
+            latents,
+            stage.spoken_steps,
+            self._recipe.token_weights,
+            max_latent_steps=self._max_latent_steps if stage.latent_steps != 0 else None,
+        )
+        _apply_weight_patterns(batch, samples)
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """What `load_state` needs: plain values."""
+        return {"rng": self._rng.bit_generator.state, "source": self._source.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Draw on from `state`."""
+        self._rng.bit_generator.state = state["rng"]
+        self._source.load_state(state["source"])
+
+
+def num_latents(num_steps: int, stage: Stage, max_latent_steps: int) -> int:
+    """Latent steps of a sample: those of the stage, but never more than its steps or the model's limit."""
+    asked = num_steps if stage.latent_steps == "all" else stage.latent_steps
+    return min(num_steps, asked, max_latent_steps)
+
+
+def rehearsed(stages: Sequence[Stage], index: int) -> list[Stage]:
+    """The stages that stage `index` draws its rehearsal from."""
+    wanted = stages[index].rehearse
+    return [
+        stage for stage in stages[:index] if stage.objective == "reason" and (not wanted or stage.name in wanted)
+    ]
+
+
+def num_updates(stage: Stage, samples: int | None, samples_per_update: int) -> int:
+    """The stage's budget in updates; epochs count its training samples, rounded up."""
+    if stage.updates is not None:
+        return stage.updates
+    assert stage.epochs is not None and samples is not None  # the recipe's checks
+    return max(1, -int(-stage.epochs * samples // samples_per_update))
+
+
+def _apply_weight_patterns(batch: TrainBatch, samples: Sequence[Sample]) -> None:
+    """`weight_pattern` of a sample, repeated over its spoken tokens, multiplies their weights."""
+    width = batch.speech_weights.shape[1]
+    for row, sample in enumerate(samples):
+        pattern = sample.info.get("weight_pattern")
+        if pattern is not None:
+            batch.speech_weights[row] *= torch.tensor(pattern, dtype=torch.float32).repeat(width)[:width]

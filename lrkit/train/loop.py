@@ -1,0 +1,346 @@
+"""A training run: build, load, loop (stop, save, validate, update, log) over the stages of a recipe, report.
+
+    recipe -> checks -> start -> for each stage: optimizers, batches, updates, checkpoint -> run.json
+
+    RUN/recipe.yaml  RUN/metrics.jsonl  RUN/tensorboard/  RUN/stages/NN-NAME/ (a checkpoint)  RUN/state.pt  RUN/run.json
+
+Devices, processes and bfloat16 are accelerate's business. On a CPU, an interrupted and resumed run is the
+uninterrupted run bit for bit: the state file holds everything that the next update depends on.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lrkit.errors import ConfigError, UserError
+from lrkit.model.checkpoint import save_checkpoint
+from lrkit.train.curriculum import Curriculum, num_updates
+from lrkit.train.display import Display
+from lrkit.train.metrics import MetricsWriter
+from lrkit.train.optim import build_optimizers, learning_rate, set_learning_rate
+from lrkit.train.recipe import FreshBackbone, OptimizerConfig, Recipe, Stage, overlay
+from lrkit.train.report import checkpoint_info, write_recipe, write_run
+from lrkit.train.source import Source, make_source
+from lrkit.train.start import Start, check_start, load_start
+from lrkit.train.state import (
+    STATE_FILE,
+    Place,
+    Saved,
+    StopRequest,
+    load_state,
+    random_state,
+    restore,
+    save_state,
+    set_random_state,
+    stop_on_signals,
+)
+from lrkit.train.validate import Validation, Validator
+from lrkit.train.vision import VisionObjective
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """The run was asked to stop, and has saved its state."""
+
+
+@dataclass
+class StageRun:
+    """What lives as long as one stage."""
+
+    index: int
+    stage: Stage
+    total: int
+    """Budget in updates."""
+    model: nn.Module
+    """The objective as accelerate wraps it."""
+    optimizers: list[Optimizer]
+    config: OptimizerConfig
+    validator: Validator
+
+
+def train(recipe: Recipe, folder: Path, *, resume: bool = False, quiet: bool = False) -> Path:
+    """Trains `recipe` into `folder` and returns the folder of the last checkpoint.
+
+    `resume` goes on from the folder's state; where there is none, the run starts. A finished run is not repeated.
+
+    Raises:
+        UserError: the recipe cannot be run, or `folder` holds a run and `resume` is False.
+        TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
+    """
+    settings = check_start(recipe)
+    source = make_source(recipe)
+    saved = open_folder(recipe, folder, resume)
+    if saved is not None and saved.place.stage == len(recipe.stages):
+        return folder / saved.place.finished[-1]["checkpoint"]
+    accelerator = make_accelerator(recipe)
+    torch.manual_seed(recipe.seed)
+    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" and recipe.trainable == "lora" else torch.float32
+    start = load_start(recipe, settings, dtype)
+    start.reasoner.to(accelerator.device)
+    purge = saved.place.total_updates if saved else None
+    folder.mkdir(parents=True, exist_ok=True)
+    write_recipe(recipe, folder)
+    with (
+        stop_on_signals() as stop,
+        MetricsWriter(folder, saved.place.metrics_bytes if saved else 0, purge) as metrics,
+        Display(quiet or not accelerator.is_main_process) as display,
+    ):
+        return Trainer(recipe, folder, accelerator, start, source, metrics, display, stop).run(saved)
+
+
+def open_folder(recipe: Recipe, folder: Path, resume: bool) -> Saved | None:
+    """The state to go on from, if any; nothing is written.
+
+    Raises:
+        ConfigError: the folder is in use, or holds the run of another recipe.
+    """
+    if (folder / STATE_FILE).is_file():
+        if resume:
+            return load_state(folder, recipe)
+        raise ConfigError(f"{folder} holds a run already; add --resume to go on with it, or give another folder with -o")
+    leftovers = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if leftovers and not resume:
+        raise ConfigError(f"{folder} is not empty (it holds {leftovers[0]}); give another folder with -o")
+    return None
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Device, processes and precision."""
+    half = recipe.precision == "bfloat16" or (
+        recipe.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    )
+    # Routers, TokenSR and the tower have no part in every batch.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(
+        mixed_precision="bf16" if half else "no",
+        gradient_accumulation_steps=recipe.accumulate,
+        kwargs_handlers=[unused],
+    )
+
+
+class Trainer:
+    """One run in progress."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        accelerator: Accelerator,
+        start: Start,
+        source: Source,
+        metrics: MetricsWriter,
+        display: Display,
+        stop: StopRequest,
+    ) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.accelerator = accelerator
+        self.start = start
+        self.source = source
+        self.metrics = metrics
+        self.display = display
+        self.stop = stop
+        self.place = Place()
+        self.meter: dict[str, Tensor] = {}
+        limit = start.reasoner.settings.think.max_latent_steps
+        self.curriculum = Curriculum(recipe, source, start.processor, limit, accelerator.process_index)
+
+    def run(self, saved: Saved | None) -> Path:
+        """All stages that are left; returns the last checkpoint."""
+        self._started = time.monotonic()
+        if saved is not None:
+            self.place = saved.place
+            self._started -= saved.place.seconds
+        # Dropout differs between processes; the weights, made before, do not.
+        torch.manual_seed(self.recipe.seed + self.accelerator.process_index)
+        for index in range(self.place.stage, len(self.recipe.stages)):
+            self._run_stage(index, saved if saved is not None and index == saved.place.stage else None)
+        return self.folder / self.place.finished[-1]["checkpoint"]
+
+    def _run_stage(self, index: int, saved: Saved | None) -> None:
+        now = self._open_stage(index)
+        if saved is not None:
+            self._go_on(now, saved)
+        self.display.start_stage(index, len(self.recipe.stages), now.stage, self.place.update, now.total)
+        found: Validation | None = None
+        now.model.train()
+        while self.place.update < now.total:
+            self._stop_or_save(now)
+            found = self._validate_if_due(now)
+            if found is not None and _enough(now.stage, found):
+                break
+            self._update(now)
+            self._log_if_due(now)
+            found = None
+        self._close_stage(now, found or self._validate(now))
+
+    def _open_stage(self, index: int) -> StageRun:
+        stage, recipe = self.recipe.stages[index], self.recipe
+        per_update = (stage.batch_size or recipe.batch_size) * recipe.accumulate * self.accelerator.num_processes
+        config = overlay(recipe.optimizer, stage.optimizer)
+        model: nn.Module = self.start.reasoner
+        if stage.objective == "vision":
+            model = VisionObjective(self.start.reasoner, self.start.processor, stage.readouts, recipe.seed)
+        prepared = self.accelerator.prepare(model, *build_optimizers(model.named_parameters(), config))
+        validator = Validator(
+            stage, recipe.eval, self.source, self.curriculum, self.start.processor, self.accelerator.device
+        )
+        self.meter = {}
+        total = num_updates(stage, self.source.num_samples(stage), per_update)
+        return StageRun(index, stage, total, prepared[0], list(prepared[1:]), config, validator)
+
+    def _go_on(self, now: StageRun, saved: Saved) -> None:
+        restore(self._state_owner(now), now.optimizers, saved)
+        self.meter = {name: value.to(self.accelerator.device) for name, value in saved.meter.items()}
+        own = saved.processes[self.accelerator.process_index]
+        self.curriculum.load_state(own["curriculum"])
+        set_random_state(own["random"])
+
+    def _stop_or_save(self, now: StageRun) -> None:
+        stopping = self._agree(self.stop())
+        if stopping or (self.place.update and self.place.update % self.recipe.save_every == 0):
+            self._save(now)
+        if stopping:
+            raise TrainingInterrupted(
+                f"stopped in stage {now.stage.name} after {self.place.update} of {now.total} updates; the same command "
+                "with --resume goes on from here"
+            )
+
+    def _update(self, now: StageRun) -> None:
+        """One optimizer update, over `accumulate` batches."""
+        accelerator = self.accelerator
+        set_learning_rate(now.optimizers, learning_rate(now.config, self.place.update, now.total))
+        for _ in range(self.recipe.accumulate):
+            batch = self.curriculum.batch(now.index).to(accelerator.device)
+            with accelerator.accumulate(now.model):
+                loss = now.model(batch)
+                accelerator.backward(loss.total)
+                if accelerator.sync_gradients and now.config.clip:
+                    norm = accelerator.clip_grad_norm_(now.model.parameters(), now.config.clip)
+                    self._count(grad_norm=torch.as_tensor(norm), clipped=torch.tensor(1.0))
+                for optimizer in now.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+            self._count(loss=loss.total, batches=torch.tensor(1.0), right=loss.right_tokens, tokens=loss.num_tokens)
+            if hasattr(loss, "distill"):
+                self._count(speech=loss.speech, distill=loss.distill)
+        self.place.update += 1
+        self.place.total_updates += 1
+        self.display.advance(self.place.update)
+
+    def _count(self, **values: Tensor) -> None:
+        """Adds to the sums of the current log line; nothing is read back from the device."""
+        for name, value in values.items():
+            value = value.detach().float()
+            self.meter[name] = self.meter[name] + value if name in self.meter else value
+
+    def _log_if_due(self, now: StageRun) -> None:
+        if self.place.update % self.recipe.log_every and self.place.update != now.total:
+            return
+        sums = {name: float(value) for name, value in self.meter.items()}
+        self.meter = {}
+        batches = sums["batches"]
+        values = {"loss": sums["loss"] / batches, "token_accuracy": sums["right"] / max(1.0, sums["tokens"])}
+        values |= {name: sums[name] / batches for name in ("speech", "distill") if name in sums}
+        if "clipped" in sums:
+            values["grad_norm"] = sums["grad_norm"] / sums["clipped"]
+        if not math.isfinite(values["loss"]):
+            raise UserError(
+                f"the loss of stage {now.stage.name} became {values['loss']} at update {self.place.update}; lower "
+                "optimizer.lr or set optimizer.clip, and start again"
+            )
+        values["lr"] = float(now.optimizers[0].param_groups[0]["lr"])
+        self.display.figures(self.place.update, now.total, values)
+        self._write("train", {"stage": now.stage.name, **values, "seconds": self._seconds()})
+
+    def _validate_if_due(self, now: StageRun) -> Validation | None:
+        every = self.recipe.eval.every
+        due = every and self.place.update and self.place.update % every == 0
+        return self._validate(now) if due else None
+
+    def _validate(self, now: StageRun) -> Validation:
+        reasoner = self.start.reasoner
+        with self.accelerator.autocast():
+            found = now.validator(self.accelerator.unwrap_model(now.model), reasoner, self.stop)
+        if self._agree(found is None) or found is None:
+            self.stop.asked = True
+            self._stop_or_save(now)
+        assert found is not None
+        found = self._agree(found)
+        if found.accuracy:
+            figures = {"accuracy": found.accuracy, "accuracy_mean": found.mean, "latent_steps": found.latent_steps}
+            self._write("validation", {"stage": now.stage.name, **figures, "seconds": self._seconds()})
+        self.display.validation(self.place.update, found)
+        return found
+
+    def _close_stage(self, now: StageRun, found: Validation) -> None:
+        """Checkpoint of the stage, samples shown, and the place moved to the next stage."""
+        self.accelerator.unwrap_model(now.model, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
+        self._refresh_latent_norm(now.index)
+        name = f"stages/{now.index:02d}-{now.stage.name}"
+        finished = {
+            "name": now.stage.name,
+            "checkpoint": name,
+            "updates": self.place.update,
+            "accuracy": found.accuracy,
+            "latent_steps": found.latent_steps,
+        }
+        if self.accelerator.is_main_process:
+            digest, seconds = self.source.digest(), self._seconds()
+            info = checkpoint_info(self.recipe, self.folder / name, finished, digest, seconds, self.place)
+            save_checkpoint(self.folder / name, self.start.reasoner, self.start.processor, self.start.base, info)
+        self.display.samples(found.answers[: self.recipe.eval.show])
+        self.place.finished.append(finished)
+        self.place.stage, self.place.update = now.index + 1, 0
+        now.optimizers, self.meter = [], {}
+        self._save(now)
+        if self.accelerator.is_main_process:
+            write_run(self.folder, self.recipe, self.place)
+
+    def _refresh_latent_norm(self, index: int) -> None:
+        """Embeddings that start at random grow while the words are learned; latents, once in use, keep their scale."""
+        stages = self.recipe.stages[: index + 1]
+        if isinstance(self.recipe.init, FreshBackbone) and all(stage.latent_steps == 0 for stage in stages):
+            self.start.reasoner.latent.refresh_norm(self.start.reasoner.backbone.embedding_rows())
+
+    def _state_owner(self, now: StageRun) -> nn.Module:
+        """Before a stage's first update only the reasoner has a history; after it, what the stage adds has one too."""
+        return self.accelerator.unwrap_model(now.model) if self.place.update else self.start.reasoner
+
+    def _save(self, now: StageRun) -> None:
+        self.place.metrics_bytes = self.metrics.num_bytes()
+        self.place.seconds = self._seconds()
+        own = {"random": random_state(), "curriculum": self.curriculum.state()}
+        processes = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
+        if self.accelerator.is_main_process:
+            owner = self._state_owner(now)
+            save_state(self.folder, self.recipe, self.place, owner, now.optimizers, self.meter, processes)
+
+    def _agree(self, value: Any) -> Any:
+        """The main process's value, in every process."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return broadcast_object_list([value])[0]
+
+    def _write(self, kind: str, values: Mapping[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            self.metrics.write(kind, self.place.total_updates, values)
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._started, 3)
+
+
+def _enough(stage: Stage, found: Validation) -> bool:
+    """Whether a validation ends the stage early."""
+    if stage.until is None:
+        return False
+    return (found.newest if stage.until.on == "newest" else found.mean) >= stage.until.accuracy

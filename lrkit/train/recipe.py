@@ -1,0 +1,339 @@
+"""A recipe: everything that decides a training run, as frozen values with all cross-field checks. Torch-free.
+
+    train/recipes/NAME.yaml + overrides -> Recipe -> lrkit.train.loop
+
+`lrkit train trail-latent optimizer.lr=3e-4` reads the shipped file and changes one value. Problems are found
+here, together, before a weight or a picture is touched.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar, TypeVar
+
+from pydantic import Field, model_validator
+
+from lrkit.config import Config, load_config
+from lrkit.data.board import BoardKind, TrailSettings
+from lrkit.data.trail import MAX_HOPS, Task
+from lrkit.model.settings import ReasonerSettings
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+SCHEMA_VERSION = 1
+HUB_PREFIX = "hub:"
+Weight = Annotated[float, Field(ge=0.0)]
+ConfigT = TypeVar("ConfigT", bound=Config)
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
+class FreshBackbone(Config):
+    """A Qwen2-VL with random weights and the tokenizer of the data set."""
+
+    hidden_size: int = Field(default=128, ge=8)
+    """Width of the language model, and of a visual token."""
+    intermediate_size: int = Field(default=384, ge=8)
+    """Width inside the gated feed-forward layer."""
+    num_layers: int = Field(default=4, ge=1)
+    """Layers of the language model."""
+    num_heads: int = Field(default=4, ge=1)
+    """Attention heads."""
+    num_kv_heads: int = Field(default=2, ge=1)
+    """Heads of keys and values, shared by groups of query heads."""
+    max_positions: int = Field(default=1024, ge=64)
+    """Longest sequence in positions."""
+    vision_depth: int = Field(default=2, ge=1)
+    """Blocks of the vision tower."""
+    vision_width: int = Field(default=64, ge=8)
+    """Width of the vision tower."""
+    vision_heads: int = Field(default=4, ge=1)
+    """Attention heads of the vision tower."""
+    vision_mlp_ratio: int = Field(default=2, ge=1)
+    """Feed-forward width of the vision tower, in vision widths."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems: list[str] = []
+        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 4:
+            problems.append(
+                f"hidden_size {self.hidden_size} over num_heads {self.num_heads} must be a multiple of 4 per head; "
+                "change one of them"
+            )
+        if self.num_heads % self.num_kv_heads:
+            problems.append(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.vision_width % self.vision_heads or (self.vision_width // self.vision_heads) % 4:
+            problems.append(
+                f"vision_width {self.vision_width} over vision_heads {self.vision_heads} must be a multiple of 4 "
+                "per head; change one of them"
+            )
+        return _raise_together(self, problems)
+
+
+class TrailData(Config):
+    """The embedded data set, drawn anew for every batch."""
+
+    kind: Literal["trail"] = "trail"
+    """Trails through rooms with handwritten signs."""
+    boards: dict[BoardKind, Weight] = {"main": 1.0}
+    """Kinds of boards and how often each is drawn, relative to the others."""
+    drawing: TrailSettings = TrailSettings()
+    """How boards are drawn."""
+
+
+class JsonlData(Config):
+    """Data of the user's own: one JSON object per line with image, question, steps, answer."""
+
+    kind: Literal["jsonl"]
+    """JSONL files."""
+    train: Path
+    """Training lines."""
+    validation: Path | None = None
+    """Validation lines; left out: no accuracy is measured."""
+
+
+class OptimizerConfig(Config):
+    """The optimizer; a new one starts with each stage."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: torch.optim.Muon on matrices inside the layers, AdamW on everything else."""
+    lr: float = Field(default=5e-4, gt=0.0)
+    """Highest learning rate, of AdamW and of Muon (whose updates are scaled to AdamW's size)."""
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.98)
+    """Decay of AdamW's two running means."""
+    weight_decay: float = Field(default=0.01, ge=0.0)
+    """Decay of matrices; vectors and scalars are never decayed."""
+    clip: float = Field(default=1.0, ge=0.0)
+    """Largest norm of the gradient; 0 does not clip."""
+    warmup: int = Field(default=50, ge=0)
+    """Updates at the start of each stage in which the rate grows linearly from 0."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """What the rate does after the warm-up until the stage's last update."""
+    final_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
+    """cosine and linear end at this fraction of `lr`."""
+
+
+class EvalConfig(Config):
+    """Validation while training: the model generates without being told the right tokens."""
+
+    every: int = Field(default=0, ge=0)
+    """Updates between validations; 0 validates at the end of each stage only."""
+    samples: int = Field(default=128, ge=0)
+    """Validation samples of each chain length; 0 turns validation off."""
+    batch_size: int = Field(default=64, ge=1)
+    """Samples generated at once."""
+    max_new_tokens: int = Field(default=160, ge=1)
+    """Longest speech."""
+    show: int = Field(default=3, ge=0)
+    """Samples printed at the end of each stage."""
+
+
+class Until(Config):
+    """Ends a stage before its budget is spent."""
+
+    accuracy: float = Field(gt=0.0, le=1.0)
+    """Validation accuracy that is enough."""
+    on: Literal["newest", "mean"] = "newest"
+    """newest: of the longest chains of the stage; mean: over all its lengths."""
+
+
+class Readout(Config):
+    """A linear classifier of visual tokens, for the objective `vision`."""
+
+    classes: int = Field(ge=2)
+    """Labels run from 0 to classes - 1; a negative label is left out."""
+    tied: bool = False
+    """True: the logits are products with the token embeddings of the words 0, 1, ...; False: with a table of its own."""
+
+
+class Stage(Config):
+    """One step of the curriculum: what is drawn, which steps are latent, and when it is over."""
+
+    name: Name
+    """Names the stage's checkpoint; lower case, digits, - and _."""
+    objective: Literal["reason", "vision"] = "reason"
+    """reason: the loss of eq. 14; vision: classify every visual token by linear read-outs."""
+    readouts: dict[str, Readout] = {}
+    """vision only: name of a label per visual token (in `Sample.info`) -> how it is read out."""
+    tasks: dict[Task, Weight] = {}
+    """trail only: task -> how often it is drawn; empty: trails alone."""
+    boards: dict[BoardKind, Weight] = {}
+    """trail only: instead of `data.boards`."""
+    lengths: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Chain lengths drawn; empty: all the data has."""
+    length_weights: tuple[Weight, ...] = ()
+    """How often each of `lengths` is drawn; empty: equally often."""
+    latent_steps: Annotated[int, Field(ge=0)] | Literal["all"] = 0
+    """So many first steps of each chain are latent."""
+    spoken_steps: Literal["rest", "none"] = "rest"
+    """rest: the steps that are not latent are spoken before the answer; none: only the answer is."""
+    updates: int | None = Field(default=None, ge=0)
+    """Budget in optimizer updates; 0 trains nothing, for a stage that later ones rehearse."""
+    epochs: float | None = Field(default=None, gt=0.0)
+    """Budget in passes over the training lines; jsonl only, instead of `updates`."""
+    until: Until | None = None
+    """Ends the stage early."""
+    rehearsal_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the batches drawn as in an earlier stage."""
+    rehearse: tuple[Name, ...] = ()
+    """The earlier stages rehearsed; empty: all that reason."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Values given here replace those of the recipe's `optimizer` in this stage."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Instead of the recipe's."""
+
+    @property
+    def mode(self) -> Literal["latent", "cot", "direct"]:
+        """How the stage's model is asked in validation."""
+        if self.latent_steps != 0:
+            return "latent"
+        return "cot" if self.spoken_steps == "rest" else "direct"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        return _raise_together(self, list(self._problems()))
+
+    def _problems(self) -> Iterator[str]:
+        if (self.updates is None) == (self.epochs is None):
+            yield "needs a budget: give one of updates and epochs"
+        if self.length_weights and len(self.length_weights) != len(self.lengths):
+            yield (
+                f"length_weights has {len(self.length_weights)} values for {len(self.lengths)} lengths; "
+                "give one weight per length"
+            )
+        if self.length_weights and not any(self.length_weights):
+            yield "length_weights are all 0; give at least one length a positive weight"
+        if self.tasks and not any(self.tasks.values()):
+            yield "tasks have weight 0 throughout; give at least one a positive weight"
+        if self.boards and not any(self.boards.values()):
+            yield "boards have weight 0 throughout; give at least one a positive weight"
+        if self.objective == "vision" and not self.readouts:
+            yield "objective vision needs readouts, for example {token_digits: {classes: 10, tied: true}}"
+        if self.objective == "reason" and self.readouts:
+            yield "readouts belong to objective vision; remove them or set objective: vision"
+        if self.objective == "vision" and (self.latent_steps != 0 or self.rehearsal_fraction or self.until):
+            yield "objective vision has no latent_steps, rehearsal_fraction or until; remove them"
+        if self.rehearse and not self.rehearsal_fraction:
+            yield "rehearse is given but rehearsal_fraction is 0; give a fraction or remove rehearse"
+
+
+class Recipe(Config):
+    """A training run."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    """Version of this format."""
+    name: Name
+    """Names the run's folder, runs/NAME, unless -o is given."""
+    description: str = ""
+    """What it is for, in one sentence."""
+    init: FreshBackbone | str
+    """Values of a fresh backbone; or a checkpoint (name, run folder or folder); or hub:ORG/NAME, or a model folder."""
+    trainable: Literal["full", "lora"] = "lora"
+    """full: every weight; lora: an adapter on the language model, routers, F_SR and the rows of <|latent|>."""
+    model: ReasonerSettings = ReasonerSettings()
+    """Settings given here replace those of a checkpoint in `init`; the others stay."""
+    data: Annotated[TrailData | JsonlData, Field(discriminator="kind")] = TrailData()
+    """What is learned from."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How."""
+    batch_size: int = Field(default=32, ge=1)
+    """Samples of one update on one device, before accumulation."""
+    accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients are summed into one update."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the accelerator has it, float32 on a CPU."""
+    token_weights: dict[str, Weight] = {}
+    """Regular expression on a spoken token's text -> its weight in the loss; all others weigh 1."""
+    baselines: dict[Literal["cot", "direct"], str] = {}
+    """Checkpoints to hold this one against: mode -> name or path; recorded in the checkpoint."""
+    seed: int = Field(default=0, ge=0)
+    """Of weights, dropout and draws."""
+    save_every: int = Field(default=200, ge=1)
+    """Updates between saves of the state that --resume goes on from."""
+    log_every: int = Field(default=10, ge=1)
+    """Updates between lines of metrics.jsonl."""
+    eval: EvalConfig = EvalConfig()
+    """Validation."""
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    """The curriculum, in order."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        return _raise_together(self, list(self._problems()))
+
+    def _problems(self) -> Iterator[str]:
+        if self.trainable == "lora" and isinstance(self.init, FreshBackbone):
+            yield "trainable: lora on random weights learns nothing; set trainable: full or give init a checkpoint"
+        if isinstance(self.init, FreshBackbone) and isinstance(self.data, JsonlData):
+            yield "a fresh backbone gets its words from trail data; give init a checkpoint or hub:ORG/NAME"
+        if isinstance(self.data, TrailData) and not any(self.data.boards.values()):
+            yield "data.boards have weight 0 throughout; give at least one a positive weight"
+        seen: dict[str, Stage] = {}
+        for index, stage in enumerate(self.stages):
+            for problem in self._stage_problems(stage, seen):
+                yield f"stages.{index} ({stage.name}): {problem}"
+            seen[stage.name] = stage
+
+    def _stage_problems(self, stage: Stage, earlier: Mapping[str, Stage]) -> Iterator[str]:
+        if stage.name in earlier:
+            yield "the name is taken by an earlier stage; choose another"
+        if stage.objective == "vision" and self.trainable == "lora":
+            yield "objective vision trains the vision tower; set trainable: full"
+        if isinstance(self.data, TrailData) and stage.epochs is not None:
+            yield "epochs count lines of a file; give updates for trail data, which is drawn without end"
+        if isinstance(self.data, JsonlData) and (stage.tasks or stage.boards or stage.objective == "vision"):
+            yield "tasks, boards and objective vision need trail data; remove them"
+        if isinstance(self.data, TrailData) and any(not 1 <= length <= MAX_HOPS for length in stage.lengths):
+            yield f"lengths {list(stage.lengths)} are not all possible; a trail has 1 to {MAX_HOPS} hops"
+        if stage.until and not self.eval.samples:
+            yield "until needs validation; set eval.samples above 0"
+        if stage.until and not self.eval.every:
+            yield "until needs validation during the stage; set eval.every above 0"
+        if stage.until and isinstance(self.data, JsonlData) and self.data.validation is None:
+            yield "until needs validation; give data.validation"
+        yield from self._rehearsal_problems(stage, earlier)
+
+    def _rehearsal_problems(self, stage: Stage, earlier: Mapping[str, Stage]) -> Iterator[str]:
+        reasoning = [name for name, other in earlier.items() if other.objective == "reason"]
+        for name in stage.rehearse:
+            if name not in reasoning:
+                known = ", ".join(reasoning) or "none here"
+                yield f"rehearses {name!r}; allowed are earlier stages that reason: {known}"
+        if stage.rehearsal_fraction and not reasoning:
+            yield "rehearsal_fraction is set but no earlier stage reasons; set it to 0 or add a stage before"
+
+
+def load_recipe(source: Path | Mapping[str, object], overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a YAML file or a mapping, with dotted overrides.
+
+    Raises:
+        ConfigError: with a line for each problem.
+    """
+    return load_config(Recipe, source, overrides)
+
+
+def overlay(base: ConfigT, given: ConfigT) -> ConfigT:
+    """`base` with the fields that `given` sets explicitly, at any depth.
+
+    Raises:
+        ConfigError: the combination is not allowed.
+    """
+    return load_config(type(base), _merge(base.model_dump(mode="json"), given.model_dump(exclude_unset=True)))
+
+
+def as_written(recipe: Recipe) -> dict[str, object]:
+    """The values a recipe was given, which `load_recipe` reads back as the same recipe (what `overlay` sees included)."""
+    values = recipe.model_dump(mode="json", exclude_unset=True)
+    return {**values, "data": recipe.data.model_dump(mode="json")}
+
+
+def _merge(base: dict[str, object], over: Mapping[str, object]) -> dict[str, object]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _raise_together(config: ConfigT, problems: list[str]) -> ConfigT:
+    if problems:
+        raise ValueError("\n".join(problems))
+    return config

@@ -1,0 +1,190 @@
+"""Where a stage's samples come from: trails drawn without end, or the lines of a JSONL file in shuffled passes.
+
+Place in the pipeline: recipe.data -> Source -> curriculum -> batches. All samples of a draw have equally many steps
+(and, for trails, equal pictures), so that a batch needs no padding.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from lrkit import __version__
+from lrkit.data.jsonl import read_jsonl
+from lrkit.data.sample import Sample
+from lrkit.data.trail import HOPS, TrailStream, trail_set
+from lrkit.errors import DataError
+from lrkit.train.recipe import JsonlData, Recipe, Stage, TrailData
+
+KeyT = TypeVar("KeyT")
+
+
+class Source(Protocol):
+    """Draws training samples and names the validation samples."""
+
+    def draw(self, stage: Stage, count: int, rng: np.random.Generator) -> list[Sample]:
+        """Up to `count` training samples of one kind and length, as the stage mixes them."""
+        ...
+
+    def validation(self, stage: Stage, count: int) -> dict[int, list[Sample]]:
+        """Chain length -> the same up to `count` validation samples every time."""
+        ...
+
+    def held_out(self, stage: Stage, count: int) -> list[Sample]:
+        """`count` validation samples drawn like the stage's training samples, the same every time."""
+        ...
+
+    def num_samples(self, stage: Stage) -> int | None:
+        """Training samples that the stage can draw; None where they never end."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What `load_state` needs to draw on as if never stopped (beside the generator's own state)."""
+        ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        ...
+
+    def digest(self) -> str:
+        """Names the data: equal digests, equal samples."""
+        ...
+
+
+def make_source(recipe: Recipe) -> Source:
+    """The source of a recipe.
+
+    Raises:
+        DataError: a file is missing or has bad lines, or a stage asks for chain lengths that it lacks.
+    """
+    if isinstance(recipe.data, TrailData):
+        return TrailSource(recipe.data, recipe.seed)
+    source = JsonlSource(recipe.data, recipe.seed)
+    source.check(recipe.stages)
+    return source
+
+
+class TrailSource:
+    """The embedded data set."""
+
+    def __init__(self, data: TrailData, seed: int) -> None:
+        self._data = data
+        self._stream = TrailStream("train", seed, data.drawing)
+
+    def draw(self, stage: Stage, count: int, rng: np.random.Generator) -> list[Sample]:
+        self._stream.rng = rng
+        kind = choose(stage.boards or self._data.boards, rng)
+        if choose(stage.tasks or {"trail": 1.0}, rng) == "read":
+            return self._stream.draw(count, kind=kind, task="read")
+        lengths = stage.lengths or HOPS[kind]
+        weights = stage.length_weights or (1.0,) * len(lengths)
+        return self._stream.draw(count, kind=kind, hops=choose(dict(zip(lengths, weights, strict=True)), rng))
+
+    def validation(self, stage: Stage, count: int) -> dict[int, list[Sample]]:
+        kind = _heaviest(stage.boards or self._data.boards)
+        lengths = stage.lengths or HOPS[kind]
+        drawing = self._data.drawing
+        return {n: trail_set(kind, "val", count, hops=(n,), settings=drawing) for n in sorted(set(lengths))}
+
+    def held_out(self, stage: Stage, count: int) -> list[Sample]:
+        kind = _heaviest(stage.boards or self._data.boards)
+        return TrailStream("val", 0, self._data.drawing).draw(count, kind=kind, task=_heaviest(stage.tasks or {"read": 1.0}))
+
+    def num_samples(self, stage: Stage) -> int | None:
+        return None
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        pass
+
+    def digest(self) -> str:
+        # Drawn by code from the recipe's seed: the code's version and the drawing settings are the data.
+        text = f"trail {__version__} {self._data.model_dump_json()}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class JsonlSource:
+    """Lines of a file, by number of steps; each length is shuffled anew whenever it has been seen to its end."""
+
+    def __init__(self, data: JsonlData, seed: int) -> None:
+        self._data = data
+        self._seed = seed
+        self._by_length = _by_length(read_jsonl(data.train))
+        self._validation = _by_length(read_jsonl(data.validation)) if data.validation is not None else {}
+        self._seen = dict.fromkeys(self._by_length, 0)
+        self._orders: dict[tuple[int, int], list[int]] = {}
+
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Every stage finds every length it draws.
+
+        Raises:
+            DataError: naming all that do not.
+        """
+        known = sorted(self._by_length)
+        problems = [
+            f"stage {stage.name} draws chains of {length} steps, but {self._data.train} has only lengths {known}"
+            for stage in stages
+            for length in stage.lengths
+            if length not in self._by_length
+        ]
+        if problems:
+            raise DataError("\n".join(problems))
+
+    def draw(self, stage: Stage, count: int, rng: np.random.Generator) -> list[Sample]:
+        lengths = stage.lengths or tuple(sorted(self._by_length))
+        weights = stage.length_weights or tuple(len(self._by_length[length]) for length in lengths)
+        length = choose(dict(zip(lengths, weights, strict=True)), rng)
+        # A length with few lines gives a small batch rather than one that repeats lines.
+        return [self._next(length) for _ in range(min(count, len(self._by_length[length])))]
+
+    def validation(self, stage: Stage, count: int) -> dict[int, list[Sample]]:
+        lengths = stage.lengths or tuple(sorted(self._validation))
+        return {n: self._validation[n][:count] for n in sorted(set(lengths)) if n in self._validation}
+
+    def held_out(self, stage: Stage, count: int) -> list[Sample]:
+        return [sample for samples in self._validation.values() for sample in samples][:count]
+
+    def num_samples(self, stage: Stage) -> int | None:
+        return sum(len(self._by_length[length]) for length in stage.lengths or tuple(self._by_length))
+
+    def state(self) -> dict[str, Any]:
+        return {"seen": dict(self._seen)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._seen = dict(state["seen"])
+
+    def digest(self) -> str:
+        return hashlib.sha256(self._data.train.read_bytes()).hexdigest()
+
+    def _next(self, length: int) -> Sample:
+        lines = self._by_length[length]
+        turn, place = divmod(self._seen[length], len(lines))
+        self._seen[length] += 1
+        if (length, turn) not in self._orders:
+            self._orders = {key: order for key, order in self._orders.items() if key[0] != length}
+            order = np.random.default_rng([self._seed, length, turn]).permutation(len(lines)).tolist()
+            self._orders[length, turn] = order
+        return lines[self._orders[length, turn][place]]
+
+
+def choose(weights: Mapping[KeyT, float], rng: np.random.Generator) -> KeyT:
+    """A key with probability in proportion to its weight; a single key costs no random number."""
+    keys = list(weights)
+    if len(keys) == 1:
+        return keys[0]
+    shares = np.cumsum(np.fromiter(weights.values(), float))
+    return keys[int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))]
+
+
+def _heaviest(weights: Mapping[KeyT, float]) -> KeyT:
+    return max(weights, key=lambda key: weights[key])
+
+
+def _by_length(samples: Sequence[Sample]) -> dict[int, list[Sample]]:
+    found: dict[int, list[Sample]] = {}
+    for sample in samples:
+        found.setdefault(len(sample.steps), []).append(sample)
+    return found

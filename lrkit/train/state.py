@@ -1,0 +1,195 @@
+"""What `--resume` goes on from: one file with weights, optimizers, random states and the place in the curriculum.
+
+Also what asks a run to stop: Ctrl-C and SIGTERM set a flag that the loop reads between two updates.
+"""
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lrkit.errors import CheckpointError, ConfigError
+from lrkit.train.recipe import Recipe, as_written
+
+STATE_FILE = "state.pt"
+_FORMAT = 1
+
+
+@dataclass
+class Place:
+    """Where a run stands."""
+
+    stage: int = 0
+    """Index of the stage."""
+    update: int = 0
+    """Updates done in it."""
+    total_updates: int = 0
+    """Updates done in the run."""
+    seconds: float = 0.0
+    """Time spent, over all parts of an interrupted run."""
+    metrics_bytes: int = 0
+    """Length of metrics.jsonl."""
+    finished: list[dict[str, Any]] = field(default_factory=list)
+    """Per finished stage: name, checkpoint, updates, accuracy."""
+
+
+@dataclass
+class Saved:
+    """The content of the state file."""
+
+    place: Place
+    weights: dict[str, Tensor]
+    optimizers: list[dict[str, Any]]
+    meter: dict[str, Tensor]
+    processes: list[dict[str, Any]]
+    """Per process: random states and the draws' state."""
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Weights that training changes, and all buffers."""
+    state = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    return state | {name: buffer.detach() for name, buffer in model.named_buffers()}
+
+
+def save_state(
+    folder: Path,
+    recipe: Recipe,
+    place: Place,
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    meter: Mapping[str, Tensor],
+    processes: list[dict[str, Any]],
+) -> None:
+    """Writes the state file whole, then puts it in the place of the older one."""
+    content = {
+        "format": _FORMAT,
+        "recipe": as_written(recipe),
+        "place": asdict(place),
+        "weights": trained_state(model),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "meter": dict(meter),
+        "processes": processes,
+    }
+    writing = folder / f".{STATE_FILE}.writing"
+    with writing.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    writing.replace(folder / STATE_FILE)
+
+
+def load_state(folder: Path, recipe: Recipe) -> Saved:
+    """Reads the state file.
+
+    Raises:
+        CheckpointError: it is damaged, or written by another version.
+        ConfigError: it belongs to another recipe; the differences are named.
+    """
+    file = folder / STATE_FILE
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its archive or unpickler does
+        raise CheckpointError(f"{file} cannot be read; start the run again without --resume in a new folder") from error
+    if content.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{file} has format {content.get('format')}, this lrkit reads {_FORMAT}; resume with the lrkit that wrote it"
+        )
+    if changed := list(_differences(content["recipe"], as_written(recipe))):
+        raise ConfigError(
+            f"{folder} was started with another recipe; undo these changes, or start a new run in another folder:\n"
+            + "\n".join(changed)
+        )
+    place = Place(**content["place"])
+    return Saved(place, content["weights"], content["optimizers"], content["meter"], content["processes"])
+
+
+def restore(model: nn.Module, optimizers: Sequence[Optimizer], saved: Saved) -> None:
+    """Puts weights and optimizer states back (none at the start of a stage)."""
+    own = trained_state(model)
+    if set(own) != set(saved.weights):
+        first = sorted(set(own) ^ set(saved.weights))[0]
+        raise CheckpointError(f"the saved state does not fit the model (first difference: {first}); start a new run")
+    for name, tensor in own.items():
+        tensor.copy_(saved.weights[name])
+    for optimizer, state in zip(optimizers, saved.optimizers, strict=False):
+        optimizer.load_state_dict(state)
+
+
+def random_state() -> dict[str, Any]:
+    """The states of Python's, numpy's and torch's generators, as plain values and tensors."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": list(random.getstate()),
+        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """The inverse of `random_state`."""
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    name, words, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(words, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Within: the first SIGINT or SIGTERM sets the request, a second one ends the program as it always would."""
+    request = StopRequest()
+    before: dict[int, Any] = {}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        request.asked = True
+        _put_back(before)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask)
+    try:
+        yield request
+    finally:
+        _put_back(before)
+
+
+def _put_back(handlers: dict[int, Any]) -> None:
+    for number in list(handlers):
+        signal.signal(number, handlers.pop(number))
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, pair in enumerate(zip(old, new, strict=True)):
+            yield from _differences(*pair, f"{path}.{index}")
+    elif old != new:
+        yield f"{path}: was {old!r}, is {new!r}"
