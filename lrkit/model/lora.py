@@ -30,7 +30,9 @@ class Adapter:
             target_modules=backbone.lora_targets,
             task_type="CAUSAL_LM",
         )
-        return cls(get_peft_model(backbone.model, config, adapter_name=NAME))  # pyright: ignore
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # peft's, not the user's
+            return cls(get_peft_model(backbone.model, config, adapter_name=NAME))  # pyright: ignore
 
     @classmethod
     def load(cls, backbone: Backbone, folder: Path) -> "Adapter":

@@ -43,6 +43,8 @@ class RefinementState:
     """Positions (3, B, A) -> rotary embeddings, for `rearrange`."""
     valid: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     """(layer, depth) -> (B, N) bool."""
+    num_routed: dict[int, Tensor] = field(default_factory=dict)
+    """layer -> tokens (B, 1) it has routed in earlier chunks, for `rearrange`."""
     log: list[RoutedTokens] = field(default_factory=list)
 
     @classmethod
@@ -155,11 +157,13 @@ class RoutedLayer(nn.Module):
         return update_BAD, depth_BA
 
     def _rearranged(self, valid_BA: Tensor, state: RefinementState) -> Tensor:
-        """Positions (3, B, A) that count the routed tokens of all chunks one after the other from 0."""
-        before = state.valid.get((self.layer, 0))
-        offset_B1 = 0 if before is None else before.sum(1, keepdim=True)
-        position_BA = (offset_B1 + valid_BA.long().cumsum(1) - 1).clamp_min(0)
-        return position_BA[None].expand(3, -1, -1)
+        """Positions (3, B, A) that count the routed tokens of all chunks one after the other from 0. Updates `state`.
+
+        Tokens that the threshold stops count too: where they stop says nothing about where the next ones stand.
+        """
+        count_BA = valid_BA.long().cumsum(1) + state.num_routed.get(self.layer, 0)
+        state.num_routed[self.layer] = count_BA[:, -1:]
+        return (count_BA - 1).clamp_min(0)[None].expand(3, -1, -1)
 
 
 def gather_rotary(rotary: Rotary, index_BA: Tensor) -> Rotary:

@@ -1,0 +1,1 @@
+"""Numbers against an independent reference."""

@@ -1,0 +1,368 @@
+"""The method once more, written from docs/method.md alone: slow, batch 1, no KV cache, attention by explicit softmax.
+
+Used by tests/parity to check lrkit/model. Every latent step runs the whole sequence so far from the beginning;
+refinement attention is computed over the routed tokens of all chunks at once; top-k is Python's sort. Nothing is
+imported from lrkit.model but the settings: weights are read by name from the transformers module's state dict (LoRA
+added in), and the vision tower is the transformers module itself, called on one image at a time.
+
+Legend: S tokens of the whole sequence so far, D hidden width, H heads, d head width, V visual tokens of the prompt.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lrkit.model.settings import ReasonerSettings
+
+
+@dataclass
+class Chunk:
+    """Tokens read together: the prompt, one latent step, or the speech."""
+
+    embeds_SD: Tensor
+    positions_S3: list[tuple[int, int, int]]
+    routed: bool
+
+
+@dataclass
+class Run:
+    """One pass over the whole sequence."""
+
+    normed_SD: Tensor
+    saliency_S: Tensor
+    """Row of the last position, mean over layers and heads."""
+    routed: dict[tuple[int, int], list[int]]
+    """(layer, chunk) -> index in the chunk of its routed tokens, ascending."""
+    depths: dict[tuple[int, int], list[int]]
+    """Extra passes of each of them."""
+
+
+@dataclass
+class Thought:
+    """One latent step."""
+
+    latent_D: Tensor
+    """The hidden state that the step feeds back, before rescaling."""
+    scores_V: Tensor
+    replayed: list[int]
+    weights: list[Tensor]
+    rows_KD: Tensor | None
+    """The embeddings replayed, as weighted."""
+
+
+@dataclass
+class Told:
+    """All of one sample."""
+
+    thoughts: list[Thought]
+    decision_logits: list[Tensor]
+    """Language head (vocabulary,) where a latent step began."""
+    speech_logits_SW: Tensor
+    """(speech tokens, vocabulary)."""
+    run: Run
+    prompt_length: int
+    embeds: list[Tensor] = field(default_factory=list)
+
+
+class Reference:
+    """Recomputes one sample of a Qwen2-VL with latent steps."""
+
+    def __init__(self, model: torch.nn.Module, extra: dict[str, Tensor], settings: ReasonerSettings, latent_id: int):
+        """`extra` holds the names of lrkit.safetensors: routers, step encodings, TokenSR, latent rows and scale."""
+        self.settings, self.latent_id = settings, latent_id
+        self.extra = extra
+        self.text = model.config.text_config
+        self.vision = model.config.vision_config
+        self.image_id = model.config.image_token_id
+        self.tower = model.model.visual
+        self.state = {name.replace(".base_layer", ""): value for name, value in model.state_dict().items()}
+        self.embedding = self.state["model.language_model.embed_tokens.weight"]
+
+    # ---- weights ----------------------------------------------------------------------------------------------------
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        """A linear map of the language model with LoRA's update of its matrix added in."""
+        name = f"model.language_model.layers.{name}"
+        weight, bias = self.state[f"{name}.weight"], self.state.get(f"{name}.bias")
+        if f"{name}.lora_A.default.weight" in self.state:
+            scale = self.settings.lora.alpha / self.settings.lora.rank
+            weight = weight + scale * (
+                self.state[f"{name}.lora_B.default.weight"] @ self.state[f"{name}.lora_A.default.weight"]
+            )
+        return x @ weight.T + (0 if bias is None else bias)
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        weight = self.state[f"model.language_model.{name}.weight"]
+        return weight * x / (x.pow(2).mean(-1, keepdim=True) + self.text.rms_norm_eps).sqrt()
+
+    def router(self, layer: int, x: Tensor) -> Tensor:
+        """(..., D) -> (...)."""
+        name = f"routers.{layer}.router"
+        if self.settings.routing.router == "linear":
+            return (x @ self.extra[f"{name}.weight"].T + self.extra[f"{name}.bias"])[..., 0]
+        middle = x @ self.extra[f"{name}.0.weight"].T + self.extra[f"{name}.0.bias"]
+        middle = middle * torch.sigmoid(middle)
+        return (middle @ self.extra[f"{name}.2.weight"].T + self.extra[f"{name}.2.bias"])[..., 0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        head = self.state["lm_head.weight"].clone()
+        head[self.latent_id] = self.extra["latent.head_row_D"]
+        return hidden @ head.T
+
+    # ---- layers -----------------------------------------------------------------------------------------------------
+
+    def rotate(self, x_HSd: Tensor, positions_S3: list[tuple[int, int, int]]) -> Tensor:
+        """M-RoPE: the first frequencies turn with the temporal position, the next with the row, the last the column."""
+        width = x_HSd.shape[-1]
+        theta = self.text.rope_parameters["rope_theta"]
+        sections = self.text.rope_parameters["mrope_section"]
+        axis = [which for which, size in enumerate(sections) for _ in range(size)]
+        angle = torch.empty(len(positions_S3), width // 2)
+        for token, position in enumerate(positions_S3):
+            for frequency in range(width // 2):
+                angle[token, frequency] = position[axis[frequency]] * theta ** (-2 * frequency / width)
+        cos, sin = angle.cos().to(x_HSd.dtype), angle.sin().to(x_HSd.dtype)
+        first, second = x_HSd[..., : width // 2], x_HSd[..., width // 2 :]
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+    def block(
+        self, layer: int, x_SD: Tensor, positions: list[tuple[int, int, int]], is_key_S: list[bool] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """A pre-norm layer over tokens in order, causal; tokens with `is_key_S` False are invisible to the others.
+
+        Returns the output and the attention probabilities (H, S, S).
+        """
+        size, heads, key_heads = len(x_SD), self.text.num_attention_heads, self.text.num_key_value_heads
+        normed = self.norm(f"layers.{layer}.input_layernorm", x_SD)
+        query, key, value = (
+            self.linear(f"{layer}.self_attn.{which}_proj", normed).view(size, number, -1).transpose(0, 1)
+            for which, number in (("q", heads), ("k", key_heads), ("v", key_heads))
+        )
+        query, key = self.rotate(query, positions), self.rotate(key, positions)
+        key, value = (x.repeat_interleave(heads // key_heads, dim=0) for x in (key, value))
+        seen = torch.tensor(
+            [[j <= i and (is_key_S is None or is_key_S[j] or i == j) for j in range(size)] for i in range(size)]
+        )
+        score = (query @ key.transpose(1, 2)) / math.sqrt(query.shape[-1])
+        probability = score.masked_fill(~seen, -math.inf).softmax(-1)
+        mixed = (probability @ value).transpose(0, 1).reshape(size, -1)
+        x_SD = x_SD + self.linear(f"{layer}.self_attn.o_proj", mixed)
+        normed = self.norm(f"layers.{layer}.post_attention_layernorm", x_SD)
+        gate = self.linear(f"{layer}.mlp.gate_proj", normed)
+        inner = gate * torch.sigmoid(gate) * self.linear(f"{layer}.mlp.up_proj", normed)
+        return x_SD + self.linear(f"{layer}.mlp.down_proj", inner), probability
+
+    def alpha(self, layer: int) -> int:
+        """A(l), eq. 15 corrected."""
+        start, end, layers = self.settings.routing.alpha, self.settings.routing.alpha_end, self.text.num_hidden_layers
+        if end is None:
+            return start
+        return round(end + (start - end) / 2 * (1 + math.cos(math.pi * layer / (layers - 1))))
+
+    def routes(self, layer: int) -> bool:
+        routing = self.settings.routing
+        if routing.depth == 0:
+            return False
+        if routing.layers == "all":
+            return True
+        return layer % 2 == 1 if routing.layers == "every_second" else layer in routing.layers
+
+    def gates(self, layer: int, x: Tensor) -> Tensor:
+        """g over the tokens of one chunk."""
+        score = self.router(layer, x)
+        return torch.sigmoid(score) if self.settings.routing.gate == "sigmoid" else score.softmax(0)
+
+    def refine(
+        self,
+        layer: int,
+        hidden_SD: Tensor,
+        positions: list[tuple[int, int, int]],
+        spans: list[tuple[int, int, int]],
+        run: Run,
+    ) -> Tensor:
+        """Section 5 for one layer. `spans` are (chunk, start, end) of the chunks that route."""
+        routing = self.settings.routing
+        tokens: list[int] = []  # index in the sequence of the routed tokens, chunk after chunk
+        owner: list[int] = []
+        gate: list[Tensor] = []
+        for chunk, start, end in spans:
+            score = self.router(layer, hidden_SD[start:end]).tolist()
+            ranked = sorted(range(end - start), key=lambda i: -score[i])
+            chosen = sorted(ranked[: min(self.alpha(layer), end - start)])
+            first = self.gates(layer, hidden_SD[start:end])
+            run.routed[layer, chunk] = chosen
+            tokens += [start + i for i in chosen]
+            owner += [chunk] * len(chosen)
+            gate += [first[i] for i in chosen]
+        if routing.positions == "keep":
+            places = [positions[i] for i in tokens]
+        else:
+            places = [(i, i, i) for i in range(len(tokens))]
+        u = hidden_SD[tokens]
+        running = [True] * len(tokens)
+        depth = [0] * len(tokens)
+        update = torch.zeros_like(u)
+        for d in range(routing.depth):
+            if d > 0:
+                gate = [torch.zeros((), dtype=u.dtype)] * len(tokens)
+                for chunk, _, _ in spans:
+                    mine = [i for i in range(len(tokens)) if owner[i] == chunk and running[i]]
+                    if mine:
+                        for i, g in zip(mine, self.gates(layer, u[mine]), strict=True):
+                            gate[i] = g
+            if routing.threshold > 0:
+                running = [on and float(g) >= routing.threshold for on, g in zip(running, gate, strict=True)]
+            if not any(running):
+                break
+            out, _ = self.block(layer, u, places, running)
+            rows = [gate[i] * out[i] if running[i] else torch.zeros_like(out[i]) for i in range(len(tokens))]
+            u = torch.stack(rows)
+            update = update + self.extra[f"routers.{layer}.step_encoding_RD"][d] * u
+            depth = [number + on for number, on in zip(depth, running, strict=True)]
+        for chunk, _, _ in spans:
+            run.depths[layer, chunk] = [depth[i] for i in range(len(tokens)) if owner[i] == chunk]
+        hidden_SD = hidden_SD.clone()
+        hidden_SD[tokens] = hidden_SD[tokens] + update
+        return hidden_SD
+
+    def run(self, chunks: list[Chunk]) -> Run:
+        """The whole sequence, layer by layer."""
+        hidden = torch.cat([chunk.embeds_SD for chunk in chunks])
+        positions = [place for chunk in chunks for place in chunk.positions_S3]
+        spans, start = [], 0
+        for number, chunk in enumerate(chunks):
+            if chunk.routed:
+                spans.append((number, start, start + len(chunk.embeds_SD)))
+            start += len(chunk.embeds_SD)
+        run = Run(hidden, torch.zeros(len(hidden), dtype=hidden.dtype), {}, {})
+        layers = self.text.num_hidden_layers
+        for layer in range(layers):
+            hidden, probability = self.block(layer, hidden, positions)
+            run.saliency_S = run.saliency_S + probability[:, -1].mean(0) / layers
+            if self.routes(layer):
+                hidden = self.refine(layer, hidden, positions, spans, run)
+        run.normed_SD = self.norm("norm", hidden)
+        return run
+
+    # ---- prompt -----------------------------------------------------------------------------------------------------
+
+    def encode(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        return self.tower(patches, grid_thw=torch.tensor([grid])).pooler_output
+
+    def prompt(
+        self, ids: list[int], grids: tuple[tuple[int, int, int], ...], pixels: Tensor | None
+    ) -> tuple[Chunk, list[int]]:
+        """The prompt chunk and the columns of its visual tokens."""
+        merge = self.vision.spatial_merge_size
+        embeds = self.embedding[torch.tensor(ids)].clone()
+        positions: list[tuple[int, int, int]] = []
+        visual = [column for column, token in enumerate(ids) if token == self.image_id]
+        if pixels is not None:
+            parts = pixels.split([t * h * w for t, h, w in grids])
+            embeds[visual] = torch.cat([self.encode(part, grid) for part, grid in zip(parts, grids, strict=True)])
+        column, image, following = 0, 0, 0
+        while column < len(ids):
+            if ids[column] != self.image_id:
+                positions.append((following,) * 3)
+                column, following = column + 1, following + 1
+                continue
+            _, height, width = grids[image]
+            for row in range(height // merge):
+                for col in range(width // merge):
+                    positions.append((following, following + row, following + col))
+            column = len(positions)
+            following = max(max(p) for p in positions) + 1
+            image += 1
+        return Chunk(embeds, positions, True), visual
+
+    # ---- thinking ---------------------------------------------------------------------------------------------------
+
+    def as_input(self, hidden_D: Tensor) -> Tensor:
+        scale = self.settings.think.latent_scale
+        if scale == "none":
+            return hidden_D
+        if scale == "learned":
+            return hidden_D * self.extra["latent.scale"]
+        lengths = [float(row.norm()) for row in self.embedding]
+        return hidden_D * (sum(lengths) / len(lengths)) / hidden_D.norm()
+
+    def replay(
+        self, scores_V: Tensor, visited: set[int], embeds_VD: Tensor
+    ) -> tuple[list[int], list[Tensor], Tensor | None]:
+        """Section 3: which visual tokens come back, their weights, and the rows that are fed."""
+        settings, score = self.settings.replay, scores_V.tolist()
+        free = [i for i in range(len(score)) if i not in visited]
+        chosen = sorted(sorted(free, key=lambda i: -score[i])[: settings.num_tokens])
+        if not chosen:
+            return [], [], None
+        selected = [scores_V[i] for i in chosen]
+        total, mean = sum(s.exp() for s in selected), sum(selected) / len(selected)
+        weights = {
+            "softmax": [s.exp() / total for s in selected],
+            "relative": [s / mean for s in selected],
+            "none": [torch.ones_like(s) for s in selected],
+        }[settings.weighting]
+        rows = torch.stack([w * embeds_VD[i] for w, i in zip(weights, chosen, strict=True)])
+        if settings.formation == "soft_mix":
+            # One token of one token's size: the weights sum to 1 by eq. 6; for the others the sum is divided out.
+            rows = (rows.sum(0) / sum(weights))[None]
+        return chosen, weights, rows
+
+    def think(self, chunks: list[Chunk], visual: list[int], visited: set[int]) -> Thought:
+        """One latent step; appends its chunk."""
+        run = self.run(chunks)
+        latent = run.normed_SD[-1]
+        scores = run.saliency_S[visual]
+        chosen, weights, rows = self.replay(scores, visited, chunks[0].embeds_SD[visual])
+        visited.update(chosen)
+        fed = [self.as_input(latent)[None]] if rows is None else [rows, self.as_input(latent)[None]]
+        self.append(chunks, torch.cat(fed), routed=True)
+        return Thought(latent, scores, chosen, weights, rows)
+
+    def append(self, chunks: list[Chunk], embeds_SD: Tensor, routed: bool) -> None:
+        after = max(max(place) for chunk in chunks for place in chunk.positions_S3) + 1
+        chunks.append(Chunk(embeds_SD, [(after + i,) * 3 for i in range(len(embeds_SD))], routed))
+
+    def tell(self, ids, grids, pixels, num_latents: int, speech: list[int]) -> Told:
+        """Teacher forcing: `num_latents` latent steps, then `speech`, whose last token is never read."""
+        prompt, visual = self.prompt(ids, grids, pixels)
+        chunks, visited = [prompt], set()
+        thoughts = [self.think(chunks, visual, visited) for _ in range(num_latents)]
+        before = sum(len(chunk.embeds_SD) for chunk in chunks)
+        if len(speech) > 1:
+            self.append(chunks, self.embedding[torch.tensor(speech[:-1])], routed=False)
+        run = self.run(chunks)
+        return Told(
+            thoughts,
+            [self.logits(thought.latent_D) for thought in thoughts],
+            self.logits(run.normed_SD[before - 1 :]),
+            run,
+            len(prompt.embeds_SD),
+            [chunk.embeds_SD for chunk in chunks],
+        )
+
+    def answer(
+        self, ids, grids, pixels, max_new_tokens: int, eos_id: int, thinks: bool = True
+    ) -> tuple[list[int], int]:
+        """Greedy: (spoken tokens without the end token, latent steps)."""
+        prompt, visual = self.prompt(ids, grids, pixels)
+        chunks, visited, latents = [prompt], set(), 0
+        think = self.settings.think
+        while thinks and latents < think.max_latent_steps:
+            wants = int(self.logits(self.run(chunks).normed_SD[-1]).argmax()) == self.latent_id
+            if think.halting == "adaptive" and not wants:
+                break
+            self.think(chunks, visual, visited)
+            latents += 1
+        spoken: list[int] = []
+        while len(spoken) < max_new_tokens:
+            logits = self.logits(self.run(chunks).normed_SD[-1])
+            logits[self.latent_id] = -math.inf
+            token = int(logits.argmax())
+            if token == eos_id:
+                break
+            spoken.append(token)
+            self.append(chunks, self.embedding[token][None], routed=False)
+        return spoken, latents

@@ -1,0 +1,184 @@
+"""The cached, batched reasoner against the full recompute of reference.py, over the settings of the method.
+
+Each case runs a sample with one picture, one with two, and one without, with other prompt lengths and latent counts, all
+in one padded batch; the reference reads each alone. Tolerance in float32: 1e-5 of the largest value compared (logits
+reach 10); measured worst: 7e-6 of it. Float64 would not be sharper than half of that: the backbone's norms and rotations
+compute in float32.
+"""
+
+import pytest
+import torch
+
+from lrkit.model.build import extra_state
+from lrkit.model.generate import GenerationLimits, generate
+from lrkit.model.reasoner import LatentReasoner
+from lrkit.model.settings import ReasonerSettings
+from tests.lab import Steps, pieces, rich_reasoner, run_steps, settings, teach_halting
+from tests.parity.reference import Reference, Told
+from tests.parity.reference_losses import distill_loss, speech_loss
+from tests.tiny import EOS, LATENT, Batch, batch, prompt
+
+TOLERANCE = 1e-5
+
+PROMPTS = [
+    prompt(11, ((1, 6, 8),), length=6),
+    prompt(12, ((1, 4, 6), (1, 6, 4)), length=9),
+    prompt(13, (), length=5),
+]
+LATENTS = [3, 2, 1]
+SPEECH = [[20, 21, 22, EOS], [30, EOS], [40, 41, EOS]]
+
+BASE = {
+    "think": {"max_latent_steps": 4},
+    "replay": {"num_tokens": 3, "weighting": "softmax"},
+    "routing": {"depth": 1, "alpha": 4},
+}
+CASES: dict[str, dict[str, dict[str, object]]] = {
+    "paper": {},
+    "no_replay": {"replay": {"num_tokens": 0}},
+    "replay_1": {"replay": {"num_tokens": 1}},
+    "replay_more_than_there_are": {"replay": {"num_tokens": 64}},
+    "replay_exhausts": {"replay": {"num_tokens": 5}},
+    "relative": {"replay": {"num_tokens": 3, "weighting": "relative"}},
+    "unweighted": {"replay": {"num_tokens": 3, "weighting": "none"}},
+    "soft_mix": {"replay": {"num_tokens": 3, "weighting": "softmax", "formation": "soft_mix"}},
+    "soft_mix_relative": {"replay": {"num_tokens": 3, "weighting": "relative", "formation": "soft_mix"}},
+    "soft_mix_exhausts": {"replay": {"num_tokens": 7, "weighting": "none", "formation": "soft_mix"}},
+    "no_routing": {"routing": {"depth": 0}},
+    "depth_2": {"routing": {"depth": 2, "alpha": 4}},
+    "depth_3": {"routing": {"depth": 3, "alpha": 4}},
+    "threshold": {"routing": {"depth": 3, "alpha": 6, "threshold": 0.5}},
+    "threshold_high": {"routing": {"depth": 2, "alpha": 6, "threshold": 0.9}},
+    "threshold_softmax": {"routing": {"depth": 3, "alpha": 6, "threshold": 0.2, "gate": "softmax"}},
+    "gate_softmax": {"routing": {"depth": 2, "alpha": 4, "gate": "softmax"}},
+    "rearranged": {"routing": {"depth": 2, "alpha": 4, "positions": "rearrange"}},
+    "rearranged_threshold": {"routing": {"depth": 2, "alpha": 6, "positions": "rearrange", "threshold": 0.5}},
+    "router_mlp": {"routing": {"depth": 2, "alpha": 4, "router": "mlp"}},
+    "alpha_1": {"routing": {"depth": 1, "alpha": 1}},
+    "alpha_above_chunk": {"routing": {"depth": 2, "alpha": 500}},
+    "alpha_cosine": {"routing": {"depth": 1, "alpha": 9, "alpha_end": 2, "layers": "all"}},
+    "layers_all": {"routing": {"depth": 1, "alpha": 4, "layers": "all"}},
+    "layers_chosen": {"routing": {"depth": 1, "alpha": 4, "layers": [0, 3]}},
+    "latent_unscaled": {"think": {"max_latent_steps": 4, "latent_scale": "none"}},
+    "latent_learned": {"think": {"max_latent_steps": 4, "latent_scale": "learned"}},
+    "fixed": {"think": {"max_latent_steps": 3, "halting": "fixed"}},
+    "distilled": {"distill": {"weight": 0.7, "window": 2}},
+    "distilled_mlp_soft_mix": {
+        "distill": {"weight": 0.2, "head": "mlp"},
+        "replay": {"num_tokens": 4, "weighting": "relative", "formation": "soft_mix"},
+    },
+    "distilled_exhausts": {"distill": {"weight": 1.0, "window": 3}, "replay": {"num_tokens": 9}},
+}
+
+
+def case(name: str) -> ReasonerSettings:
+    return settings(**{**BASE, **CASES[name]})
+
+
+def reference_of(reasoner: LatentReasoner) -> Reference:
+    return Reference(reasoner.model, extra_state(reasoner), reasoner.settings, LATENT)
+
+
+def training_batch() -> Batch:
+    made = batch(PROMPTS, num_latents=LATENTS, speech=SPEECH)
+    made.speech_weights = made.speech_mask * torch.tensor([1.0, 3.0, 0.5, 2.0])
+    return made
+
+
+def close(got: torch.Tensor, want: torch.Tensor, what: str) -> None:
+    scale = max(1.0, float(want.detach().abs().max()))
+    torch.testing.assert_close(got, want.to(got.dtype), rtol=0, atol=TOLERANCE * scale, msg=lambda t: f"{what}: {t}")
+
+
+def compare_thoughts(steps: Steps, told: Told, row: int) -> None:
+    for step, thought in enumerate(told.thoughts):
+        close(steps.sources[step][row], thought.latent_D, f"sample {row}, source of latent {step}")
+        if not len(thought.scores_V) or steps.replays[step] is None:
+            continue
+        scores, found = steps.saliency[step], steps.replays[step]
+        assert scores is not None and found is not None
+        close(scores[row, : len(thought.scores_V)], thought.scores_V, f"sample {row}, saliency {step}")
+        index = [i for i in found.index_BK[row].tolist() if i >= 0]
+        assert index == thought.replayed
+        if index:
+            close(found.weight_BK[row, : len(index)], torch.stack(thought.weights), f"sample {row}, weights {step}")
+
+
+def compare_routing(steps: Steps, told: Told, row: int, offset: int) -> None:
+    seen = 0
+    for routed in steps.routed:
+        chosen = [i for i in routed.index_BA[row].tolist() if i >= 0]
+        depths = [d for i, d in zip(routed.index_BA[row], routed.depth_BA[row].tolist(), strict=True) if i >= 0]
+        want = told.run.routed.get((routed.layer, routed.chunk), [])
+        # A latent chunk keeps room for K tokens; the reference has none for those that are missing.
+        if routed.chunk == 0:
+            assert chosen == want
+            seen += 1
+        assert len(chosen) == len(want)
+        assert depths == told.run.depths.get((routed.layer, routed.chunk), [])
+    assert seen == len({layer for layer, chunk in told.run.routed if chunk == 0}), offset
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_cached_batched_run_equals_full_recompute(name: str) -> None:
+    reasoner = rich_reasoner(case(name))
+    reference, made = reference_of(reasoner), training_batch()
+    steps, loss = run_steps(reasoner, made), reasoner(made)
+    total, count, distilled = 0.0, 0.0, []
+    for row, one in enumerate(PROMPTS):
+        told = reference.tell(*pieces(one), LATENTS[row], SPEECH[row])
+        close(steps.speech_BSW[row, : len(SPEECH[row])], told.speech_logits_SW, f"sample {row}, speech")
+        compare_thoughts(steps, told, row)
+        compare_routing(steps, told, row, 0)
+        weights = made.speech_weights[row, : len(SPEECH[row])].tolist()
+        summed, weight = speech_loss(reference, told, SPEECH[row], weights, may_think=True)
+        total, count = total + summed, count + weight
+        if reasoner.settings.distill.weight and (own := distill_loss(reference, told, *pieces(one)[1:])) is not None:
+            distilled.append(own)
+    close(loss.speech, total / count, "speech loss")
+    if distilled:
+        close(loss.distill, sum(distilled) / len(distilled), "distillation loss")
+    close(loss.total, loss.speech + reasoner.settings.distill.weight * loss.distill, "total loss")
+
+
+def test_the_sweep_covers_every_option() -> None:
+    """A new option of a section must come with a case here."""
+    swept = {(section, key) for name in CASES for section, values in CASES[name].items() for key in values}
+    swept |= {(section, key) for section, values in BASE.items() for key in values}
+    options = {
+        (section, key)
+        for section in ("think", "replay", "distill", "routing")
+        for key in type(getattr(ReasonerSettings(), section)).model_fields
+    }
+    assert options == swept
+    assert len(CASES) == 31
+
+
+@pytest.mark.parametrize("name", ["paper", "threshold", "distilled", "no_replay", "fixed", "rearranged_threshold"])
+@torch.no_grad()
+def test_generation_equals_full_recompute(name: str) -> None:
+    """Greedy answers token for token; the latent row is fitted so that the samples think 2, 0 and 3 steps."""
+    reasoner = rich_reasoner(case(name), seed=5)
+    wanted = [2, 0, 3]
+    teach_halting(reasoner, PROMPTS, wanted)
+    reference = reference_of(reasoner)
+    limits = GenerationLimits(eos_id=EOS, max_new_tokens=6)
+    for mode in ("latent", "cot"):
+        made = generate(reasoner, batch(PROMPTS), mode, limits)
+        for got, one in zip(made, PROMPTS, strict=True):
+            spoken, latents = reference.answer(*pieces(one), 6, EOS, thinks=mode == "latent")
+            assert (got.token_ids, got.latent_steps) == (spoken, latents)
+        expected = {"cot": [0, 0, 0], "latent": [3, 3, 3] if name == "fixed" else wanted}[mode]
+        assert [got.latent_steps for got in made] == expected
+
+
+@pytest.mark.parametrize("name", ["paper", "depth_3", "latent_learned"])
+@torch.no_grad()
+def test_untied_and_plain_weights_equal_full_recompute(name: str) -> None:
+    """Without an adapter, and with a language head of its own."""
+    reasoner = rich_reasoner(case(name), seed=3, trainable="none", tied=False)
+    steps, reference = run_steps(reasoner, training_batch()), reference_of(reasoner)
+    for row, one in enumerate(PROMPTS):
+        told = reference.tell(*pieces(one), LATENTS[row], SPEECH[row])
+        close(steps.speech_BSW[row, : len(SPEECH[row])], told.speech_logits_SW, f"sample {row}")

@@ -1,0 +1,1 @@
+"""Tests of one part each: on the CPU, in seconds."""
