@@ -60,6 +60,10 @@ class Source:
     tied: bool = False
     """The head is the embedding matrix (but for the latent token's row, which is never fed)."""
 
+    def weight(self, role: str) -> np.ndarray:
+        """Any weight: an extra by its name, or one of the backbone by role."""
+        return self.extras[role] if role in self.extras else self.fetch(role)
+
 
 def array(tensor: Tensor) -> np.ndarray:
     """float32 copy in numpy."""
@@ -117,12 +121,13 @@ def _qwen2_vl(reasoner: LatentReasoner) -> Source:
     )
 
     def fetch(role: str) -> np.ndarray:
-        if role in ("embedding", "norm"):
-            return array((language.embed_tokens if role == "embedding" else language.norm).weight)
-        if role == "head":
-            head = array(model.lm_head.weight).copy()
-            head[latent.token_id] = array(latent.head_row_D)
-            return head
+        if role == "norm":
+            return array(language.norm.weight)
+        if role in ("embedding", "head"):
+            # The trained rows replace the backbone's. In a tied pair both are one, and one matrix serves both ends.
+            rows = array(language.embed_tokens.weight if role == "embedding" else model.lm_head.weight).copy()
+            rows[latent.token_id] = array(latent.embedding_row_D if role == "embedding" else latent.head_row_D)
+            return rows
         number, _, part = role.partition(".")
         return _layer_weight(language.layers[int(number)], part, head_width)
 

@@ -1,0 +1,151 @@
+"""Builds programs of tiny random reasoners for tests, runs them, and compares with torch."""
+
+from functools import lru_cache
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from lrkit.export.dialect import Dialect
+from lrkit.export.program import Program, build_program
+from lrkit.export.source import Source, read_source
+from lrkit.export.target import Target
+from lrkit.export.vision import traced_tower
+from lrkit.model.generate import Generated, GenerationLimits, generate
+from lrkit.model.reasoner import LatentReasoner
+from lrkit.model.settings import ReasonerSettings
+from lrkit.runtime.feed import build_feed
+from lrkit.runtime.manifest import Limits
+from tests.tiny import EOS, IMAGE, MERGE, Prompt, batch, tiny_reasoner
+
+MAX_NEW_TOKENS = 6
+PATCH_VALUES = 96
+
+
+def limits(settings: ReasonerSettings, **changes: int) -> Limits:
+    values = {"max_prompt_tokens": 64, "max_patches": 96, "max_images": 4, "max_new_tokens": MAX_NEW_TOKENS}
+    return Limits(**{**values, "max_latent_steps": settings.think.max_latent_steps, **changes})
+
+
+@lru_cache
+def _tower(precision: str, dialect: str):
+    """Every tiny reasoner of seed 0 has the same tower: it is traced once per precision."""
+    source = read_source(tiny_reasoner(ReasonerSettings()))
+    return traced_tower(source, dialect_of(source, Target(precision=precision, dialect=dialect)))
+
+
+def dialect_of(source: Source, target: Target) -> Dialect:
+    return Dialect(target, source.weight, source.dimensions.epsilon)
+
+
+def build(reasoner: LatentReasoner, target: Target | None = None, **changes: int) -> Program:
+    target = target or Target()
+    source = read_source(reasoner)
+    dialect = dialect_of(source, target)
+    bounds = limits(reasoner.settings, **changes)
+    return build_program(source, dialect, bounds, EOS, _tower(target.precision, target.dialect))
+
+
+class Runner:
+    """One program in ONNX Runtime."""
+
+    def __init__(self, program: Program, **session: str) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        for key, value in session.items():
+            options.add_session_config_entry(key, value)
+        self.program = program
+        model = ir.serde.serialize_model(program.model).SerializeToString()
+        self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, prompt: Prompt, think: bool = True, fixed: bool = False, latents: int = 3, tokens: int = MAX_NEW_TOKENS):
+        patches = None if prompt.pixels is None else prompt.pixels.numpy()
+        feed = build_feed(
+            prompt.ids, prompt.grids, patches, image_id=IMAGE, merge=MERGE, patch_values=PATCH_VALUES, think=think,
+            fixed_latents=fixed, max_latent_steps=latents, max_new_tokens=tokens,
+        )  # fmt: skip
+        assert self.program.spec.problems(feed) == []
+        names = [spec.name for spec in self.program.spec.outputs]
+        return dict(zip(names, self.session.run(names, feed), strict=True))
+
+
+def torch_run(
+    reasoner: LatentReasoner, prompt: Prompt, think: bool = True, fixed: bool = False, latents: int = 3, tokens: int = MAX_NEW_TOKENS
+) -> tuple[Generated, np.ndarray, np.ndarray, np.ndarray]:
+    """(answer, prefill logits, latent states, extra passes per chunk and layer) of the torch model."""
+    states: list[np.ndarray] = []
+    depths: list[np.ndarray] = []
+    original = reasoner.think
+
+    def watched(state, active):
+        replayed = original(state, active)
+        states.append(state.last_hidden_BD[0].numpy().copy())
+        return replayed
+
+    prefill = reasoner.prefill
+
+    def watched_prefill(prompts):
+        state = prefill(prompts)
+        depths.append(state)
+        states.append(reasoner.logits(state.last_hidden_BD)[0].numpy().copy())
+        return state
+
+    reasoner.think, reasoner.prefill = watched, watched_prefill
+    try:
+        asked = GenerationLimits(EOS, tokens, latents, "fixed" if fixed else "adaptive")
+        answer = generate(reasoner, batch([prompt]), "latent" if think else "cot", asked)[0]
+    finally:
+        del reasoner.think, reasoner.prefill
+    layers = sorted(reasoner.routing)
+    passes = np.zeros((len(states), len(layers)), np.int64)
+    for routed in depths[0].refinement.log:
+        passes[routed.chunk, layers.index(routed.layer)] += int(routed.depth_BA.sum())
+    return answer, states[0], np.array(states[1:]), passes
+
+
+def assert_equal(reasoner: LatentReasoner, runner: Runner, prompt: Prompt, tolerance: float = 1e-4, **how) -> Generated:
+    """Program against torch: logits, latent states, replayed tokens and weights, depths, counts, tokens."""
+    answer, logits, states, passes = torch_run(reasoner, prompt, **how)
+    out = runner(prompt, **how)
+    steps = answer.latent_steps
+    np.testing.assert_allclose(out["prefill_logits"], logits, atol=tolerance)
+    assert out["latent_steps"] == steps
+    if "latent_states" in out:
+        np.testing.assert_allclose(out["latent_states"][:steps], states.reshape(steps, out["latent_states"].shape[1]), atol=tolerance)
+        assert not out["latent_states"][steps:].any()
+    for step in range(steps if "replayed" in out else 0):
+        expected = answer.replayed[step] if answer.replayed else []
+        found = [index for index in out["replayed"][step].tolist() if index >= 0]
+        assert found == [token.index for token in expected]
+        np.testing.assert_allclose(out["replay_weights"][step][: len(found)], [t.weight for t in expected], atol=tolerance)
+    if "replayed" in out:
+        assert (out["replayed"][steps:] == -1).all()
+    if "routed_depths" in out:
+        assert out["routed_depths"][: steps + 1].tolist() == passes.tolist()
+        assert not out["routed_depths"][steps + 1 :].any()
+    spoken = out["token_ids"][: int(out["num_tokens"])].tolist()
+    assert spoken == answer.token_ids
+    assert (out["token_ids"][len(spoken) :] == -1).all()
+    assert bool(out["finished"]) == answer.finished
+    assert out["ar_steps"] == answer.ar_steps == out["latent_steps"] + out["spoken_steps"]
+    from lrkit.runtime.io_spec import HALTING
+
+    assert HALTING[int(out["halting"])] == answer.halting
+    return answer
+
+
+def teach_to_stop_after(reasoner: LatentReasoner, prompt: Prompt, steps: int, latents: int = 3) -> None:
+    """Sets the latent token's head row so that, on this prompt, the model wants exactly `steps` latent steps of `latents`.
+
+    The row is never fed back, so the hidden states are those of a run of fixed length."""
+    import torch
+
+    state = reasoner.prefill(batch([prompt]))
+    hidden = [state.last_hidden_BD]
+    with torch.no_grad():
+        for _ in range(latents):
+            reasoner.think(state, torch.ones(1, dtype=torch.bool))
+            hidden.append(state.last_hidden_BD)
+        wanted = torch.tensor([50.0 if i < steps else -50.0 for i in range(latents + 1)])
+        reasoner.latent.head_row_D.copy_(torch.linalg.pinv(torch.cat(hidden).double()) @ wanted.double())
