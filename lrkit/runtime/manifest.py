@@ -76,6 +76,8 @@ class ProgramEntry(Config):
     """Inputs and outputs."""
     settings: ReasonerSettings
     """What the program implements: halting, replay, routing."""
+    num_layers: int
+    """Layers of the language model."""
     routed_layers: tuple[int, ...] = ()
     """Columns of the output routed_depths."""
     bytes_by_part: dict[str, int]
