@@ -56,6 +56,7 @@ def load_config(cls: type[ConfigT], source: Path | Mapping[str, Any], overrides:
         config = cls.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         problems.extend(_describe(cls, error, values, label, overridden))
+        problems.extend(_hidden_problems(cls, error, values, label, overridden, problems))
     if problems or config is None:
         raise ConfigError("\n".join(problems))
     return config
@@ -184,6 +185,36 @@ def _describe(
         by_override = any(path == given or path.startswith(given + ".") for given in overridden)
         source = "override" if by_override else label
         yield from (f"{source}: {path}: {line}" if path else f"{source}: {line}" for line in lines)
+
+
+def _hidden_problems(
+    cls: type[BaseModel],
+    error: ValidationError,
+    values: dict[str, Any],
+    label: str,
+    overridden: list[str],
+    known: list[str],
+) -> list[str]:
+    """What the checks of whole objects say, which pydantic runs on sound values only: run on what is left of `values`
+    without the faulty ones. A line that names a value which was taken out may be its doing, and is dropped."""
+    rest = json.loads(json.dumps(values))
+    removed = [path for details in error.errors(include_url=False) if (path := _locate(values, details))]
+    for path in removed:
+        parent, _, key = path.rpartition(".")
+        try:
+            place = _value_at(rest, parent)
+        except (KeyError, IndexError):  # went with an outer value
+            continue
+        if isinstance(place, dict):
+            place.pop(key, None)
+    try:
+        cls.model_validate_json(json.dumps(rest), strict=True)
+    except ValidationError as again:
+        found = [line for line in _describe(cls, again, rest, label, overridden) if line not in known]
+        names = [path.rpartition(".")[2] for path in removed]
+        whole = all(details["type"] == "value_error" for details in again.errors(include_url=False))
+        return [line for line in found if whole and not any(re.search(rf"\b{re.escape(n)}\b", line) for n in names)]
+    return []
 
 
 def _locate(values: Any, details: ErrorDetails) -> str:

@@ -1,0 +1,112 @@
+"""`lrkit train RECIPE`: run a training recipe, stop it, go on with it."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lrkit.cli.tables import percent, write_json
+
+if TYPE_CHECKING:
+    from lrkit.train.recipe import Recipe
+
+EXAMPLES = """
+Examples:
+
+    lrkit train smoke
+
+    lrkit train trail-base --dry-run
+
+    lrkit train trail-latent optimizer.lr=3e-4 seed=1 -o runs/latent-1
+
+    lrkit train trail-latent optimizer.lr=3e-4 seed=1 -o runs/latent-1 --resume
+
+    lrkit train my-recipe.yaml data.train=my.jsonl --json report.json
+"""
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (see `lrkit ls`) or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the recipe, by dotted path.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The run's folder. [default: runs/NAME]")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder; start it where there is none.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything that can be checked without loading weights, and stop.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the run's report to this file.")] = None,
+) -> None:
+    """Train a reasoner, stage by stage, with a checkpoint after each.
+
+    Ctrl-C saves the run; --resume goes on with the same losses as if it had never stopped.
+    """
+    from lrkit.resources import find_recipe
+    from lrkit.train.recipe import load_recipe
+
+    asked = load_recipe(find_recipe(recipe), overrides or [])
+    folder = output or Path("runs") / asked.name
+    if dry_run:
+        _check(asked, folder, resume)
+        _console().print(_plan(asked))
+        _console().print(f"nothing wrong was found; the run would be written to {folder}", markup=False)
+        return
+    # The first thing that transformers and tensorboard would say is not about this run.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from lrkit.errors import require
+
+    for package in ("torch", "transformers", "peft", "accelerate", "tensorboard"):
+        require(package, "train")
+    from lrkit.train import loop
+    from lrkit.train.report import read_run
+
+    checkpoint = loop.train(asked, folder, resume=resume)
+    report = read_run(folder)
+    _console().print(_result(report))
+    _console().print(f"checkpoint: {checkpoint}", markup=False)
+    write_json(json_file, report)
+
+
+def _check(recipe: "Recipe", folder: Path, resume: bool) -> None:
+    """What `loop.train` checks before it loads a weight."""
+    from lrkit.train.loop import open_folder
+    from lrkit.train.source import make_source
+    from lrkit.train.start import check_start
+
+    check_start(recipe)
+    make_source(recipe)
+    open_folder(recipe, folder, resume)
+
+
+def _plan(recipe: "Recipe") -> Table:
+    table = Table(title=f"{recipe.name}: {recipe.description}", title_justify="left")
+    for column in ("stage", "objective", "latent steps", "lengths", "budget"):
+        table.add_column(column)
+    for stage in recipe.stages:
+        budget = f"{stage.updates} updates" if stage.updates is not None else f"{stage.epochs} epochs"
+        if stage.until is not None:
+            budget += f", or {stage.until.accuracy:.0%} right on {stage.until.on}"
+        lengths = ", ".join(map(str, stage.lengths)) or "all"
+        table.add_row(stage.name, stage.objective, str(stage.latent_steps), lengths, budget)
+    return table
+
+
+def _result(report: dict[str, Any]) -> Table:
+    table = Table(title=f"{report['recipe']}: {report['updates']} updates", title_justify="left")
+    for column in ("stage", "updates", "right on validation"):
+        table.add_column(column, justify="right" if column == "updates" else "left")
+    for stage in report["stages"]:
+        right = ", ".join(f"{name}: {percent(value)}" for name, value in stage["accuracy"].items())
+        table.add_row(stage["name"], str(stage["updates"]), right or "not measured")
+    return table
+
+
+def _console() -> Console:
+    return Console(highlight=False)
