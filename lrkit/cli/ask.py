@@ -1,4 +1,7 @@
-"""`lrkit ask CHECKPOINT --image x.png "question"`: one answer, and on request the picture of where the model looked."""
+"""`lrkit ask MODEL --image x.png "question"`: one answer, and on request the picture of where the model looked.
+
+MODEL is a bundle (run on ONNX Runtime, without torch) or a checkpoint.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,26 +19,30 @@ Examples:
 
     lrkit ask tiny --image rooms.png --mode cot "Take 2 hops. Which room are you in? Start in room 0"
 
+    lrkit ask my-bundle --image rooms.png --threads 1 "Take 4 hops. Which room are you in? Start in room 3"
+
     lrkit ask tiny --image rooms.png --trace trace.png "Take 3 hops. Which room are you in? Start in room 7"
 """
 
 
 def ask(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, or a shipped name such as tiny.")],
+    model: Annotated[str, typer.Argument(help="A bundle, a checkpoint folder, or a shipped name such as tiny.")],
     question: Annotated[str, typer.Argument(help="What to ask.")],
     image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for several.")] = None,
     mode: Annotated[str, typer.Option(help="latent, cot or direct.")] = "latent",
     trace: Annotated[Path | None, typer.Option(help="Draw the regions that each latent step replayed.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest speech.")] = 256,
-    max_latent_steps: Annotated[int | None, typer.Option(min=0, help="Instead of the checkpoint's own limit.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:0.")] = "cpu",
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest speech.")] = None,
+    max_latent_steps: Annotated[int | None, typer.Option(min=0, help="Instead of the model's own limit.")] = None,
+    device: Annotated[str | None, typer.Option(help="Checkpoints: cpu, cuda or cuda:0.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Bundles: cpu, cuda, tensorrt, ...")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Bundles: threads of one operator.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the answer and its history.")] = None,
 ) -> None:
     """Ask one question about one picture, several, or none."""
     from lrkit.runtime.session import Reasoner
 
     (chosen,) = parse_modes(mode)[:1]
-    reasoner = Reasoner.from_checkpoint(checkpoint, device).baseline(chosen)
+    reasoner = Reasoner.open(model, device, provider, threads).baseline(chosen)
     answer = reasoner.ask(
         list(image or []), question, chosen, max_new_tokens=max_new_tokens, max_latent_steps=max_latent_steps
     )

@@ -1,7 +1,10 @@
-"""`lrkit eval CHECKPOINT`: accuracy, autoregressive steps and latency of the modes on the same samples."""
+"""`lrkit eval MODEL`: accuracy, autoregressive steps and latency of the modes on the same samples.
+
+MODEL is a bundle (run on ONNX Runtime, without torch) or a checkpoint.
+"""
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -18,12 +21,14 @@ Examples:
 
     lrkit eval tiny --data trail:main --data trail:faint --samples 500 --json report.json
 
+    lrkit eval my-bundle --provider cpu --threads 2
+
     lrkit eval runs/my-run/last --data held-out.jsonl --modes latent,cot
 """
 
 
 def eval_checkpoint(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, or a shipped name such as tiny.")],
+    model: Annotated[str, typer.Argument(help="A bundle, a checkpoint folder, or a shipped name such as tiny.")],
     data: Annotated[
         list[str] | None, typer.Option(help="trail:main, trail:long, trail:faint, trail:wide or a .jsonl file; repeat.")
     ] = None,
@@ -31,9 +36,11 @@ def eval_checkpoint(
     samples: Annotated[int, typer.Option(min=1, help="Samples of each set.")] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples answered at once.")] = 50,
     latency_samples: Annotated[int, typer.Option(min=0, help="Samples timed one by one; 0 measures no latency.")] = 30,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest speech.")] = 256,
-    max_latent_steps: Annotated[int | None, typer.Option(min=0, help="Instead of the checkpoint's own limit.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:0.")] = "cpu",
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest speech.")] = None,
+    max_latent_steps: Annotated[int | None, typer.Option(min=0, help="Instead of the model's own limit.")] = None,
+    device: Annotated[str | None, typer.Option(help="Checkpoints: cpu, cuda or cuda:0.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Bundles: cpu, cuda, tensorrt, ...")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Bundles: threads of one operator.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the pictures drawn from a trail set.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
 ) -> None:
@@ -46,9 +53,10 @@ def eval_checkpoint(
     console = Console()
     chosen = parse_modes(modes)
     sets = {name: load_samples(name, samples, seed=seed) for name in data or ["trail:main"]}
-    reasoner = Reasoner.from_checkpoint(checkpoint, device)
+    reasoner = Reasoner.open(model, device, provider, threads)
     options = EvalOptions(chosen, batch_size, latency_samples, max_new_tokens, max_latent_steps)
-    report = {"schema": 1, "kind": "eval", "checkpoint": checkpoint, "device": device, "seed": seed, "sets": {}}
+    runs_on = {"engine": reasoner.engine.name, "device": device or provider or "cpu", "threads": threads}
+    report: dict[str, Any] = {"schema": 1, "kind": "eval", "model": model, "runs_on": runs_on, "seed": seed, "sets": {}}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     for name, drawn in sets.items():
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -56,7 +64,7 @@ def eval_checkpoint(
             done = evaluate(reasoner, drawn, options, lambda mode, count, b=bars, p=progress: p.advance(b[mode], count))
         figures = done.to_dict()
         report["sets"][name] = figures
-        console.print(modes_table(figures, f"{checkpoint} on {name}, {len(drawn)} samples"))
+        console.print(modes_table(figures, f"{model} on {name}, {len(drawn)} samples"))
         if (sentence := headline(figures)) is not None:
             console.print(sentence)
     write_json(json_file, {**report, **_first(report["sets"]), "provenance": collect()})

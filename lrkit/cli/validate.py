@@ -1,7 +1,9 @@
-"""`lrkit validate PATH`: check a data file, a recipe or a checkpoint without training or running anything.
+"""`lrkit validate PATH`: check a data file, a recipe, a checkpoint or a bundle.
 
-Place in the pipeline: before `lrkit train` (data, recipe), after copying a checkpoint. What is checked follows from
-what PATH is: a .jsonl file, a .yaml file or the name of a shipped recipe, a folder or the name of a shipped checkpoint.
+Place in the pipeline: before `lrkit train` (data, recipe), after copying a checkpoint or a bundle. What is checked
+follows from what PATH is: a .jsonl file, a .yaml file or the name of a shipped recipe, a folder or the name of a
+shipped checkpoint. Of a bundle the digests, the schema and the programs are checked, and its recorded samples are run
+again; all else is read only.
 """
 
 import json
@@ -28,15 +30,16 @@ _console = Console()
 
 
 def validate(
-    path: Annotated[str, typer.Argument(help="A .jsonl file, a recipe or a checkpoint; paths or shipped names.")],
+    path: Annotated[str, typer.Argument(help="A .jsonl file, a recipe, a checkpoint or a bundle.")],
     checkpoint: Annotated[
         str | None, typer.Option(help="Data only: count tokens, and check words, with this checkpoint's tokenizer.")
     ] = None,
+    provider: Annotated[str, typer.Option(help="Bundles only: where to run the recorded samples.")] = "cpu",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the findings to this file, good or bad.")
     ] = None,
 ) -> None:
-    """Check a data file, a recipe or a checkpoint, and name everything that is wrong with it."""
+    """Check a data file, a recipe, a checkpoint or a bundle, and name everything that is wrong with it."""
     kind = kind_of(path)
     findings: dict[str, Any] = {"path": path, "kind": kind}
     try:
@@ -44,6 +47,8 @@ def validate(
             _check_data(Path(path), checkpoint, findings)
         elif kind == "recipe":
             _check_recipe(path, findings)
+        elif kind == "bundle":
+            _check_bundle(path, provider, findings)
         else:
             _check_checkpoint(path, findings)
         findings |= {"ok": True, "problems": []}
@@ -57,14 +62,17 @@ def validate(
 
 
 def kind_of(path: str) -> str:
-    """data, recipe or checkpoint.
+    """data, recipe, checkpoint or bundle.
 
     Raises:
         UserError: it is neither there nor the name of something shipped, or of a kind that cannot be checked.
     """
     from lrkit.resources import find_recipe, list_checkpoints
+    from lrkit.runtime.bundle import is_bundle
 
     given = Path(path)
+    if is_bundle(given):
+        return "bundle"
     if given.is_dir():
         return "checkpoint"
     suffix = given.suffix.lower()
@@ -137,4 +145,23 @@ def _check_checkpoint(path: str, findings: dict[str, Any]) -> None:
     for name, size in report.sizes.items():
         table.add_row(name, str(report.tensors.get(name, "?")), f"{size:,}")
     _console.print(table)
+    report.raise_if_bad()
+
+
+def _check_bundle(path: str, provider: str, findings: dict[str, Any]) -> None:
+    from lrkit.runtime.bundle_check import check_bundle
+
+    report = check_bundle(path, provider)
+    manifest = report.bundle.manifest
+    findings["provider"] = provider
+    findings["files"] = {name: entry.bytes for name, entry in manifest.files.items()}
+    findings["programs"] = {role: entry.precision for role, entry in manifest.programs.items()}
+    findings["samples"] = {"run": report.samples, "same": report.same}
+    table = Table(title=f"bundle {path}: {manifest.name}, {report.bundle.num_bytes:,} bytes", title_justify="left")
+    for column in ("file", "bytes"):
+        table.add_column(column, justify="left" if column == "file" else "right")
+    for name, size in findings["files"].items():
+        table.add_row(name, f"{size:,}")
+    _console.print(table)
+    _console.print(f"{report.same} of {report.samples} recorded samples gave the recorded answer", highlight=False)
     report.raise_if_bad()

@@ -32,7 +32,8 @@ class EvalOptions:
     batch_size: int = 32
     latency_samples: int = 30
     """Samples timed one by one; 0 measures no latency."""
-    max_new_tokens: int = 256
+    max_new_tokens: int | None = None
+    """None: what a bundle was made for; 256 for a checkpoint."""
     max_latent_steps: int | None = None
     """None: the checkpoint's own limit."""
 

@@ -1,6 +1,7 @@
 """What every engine offers to `Reasoner`: encoded prompts in, generated tokens with their history out. Torch-free.
 
-Engines: torch_engine.py runs a checkpoint (the one file here that imports torch, and only when it is asked for).
+Engines: ort.py runs a bundle on ONNX Runtime; torch_engine.py runs a checkpoint (the one file here that imports torch,
+and only when it is asked for).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,8 @@ class AskOptions:
     """How an answer is sought."""
 
     mode: Mode = "latent"
-    max_new_tokens: int = 256
+    max_new_tokens: int | None = None
+    """None: what a bundle was made for; 256 for a checkpoint."""
     max_latent_steps: int | None = None
     """None: the model's own limit."""
     halting: Literal["adaptive", "fixed"] | None = None

@@ -19,6 +19,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from lrkit.config import load_config
 from lrkit.errors import CheckpointError, ConfigError, DataError
+from lrkit.runtime.limits import check_prompt
+from lrkit.runtime.manifest import Limits
 from lrkit.runtime.preprocess import Grid, ImageGeometry, ImageSource, load_image, preprocess
 from lrkit.runtime.prompt import PromptFormat, read_json
 
@@ -69,6 +71,8 @@ class Processor:
         self.pad_id = self._special_id("pad", names.pad)
         self.answer_prefix_ids: list[int] = self._encode(format.answer_marker)
         """What the mode `direct` forces: the ids of the answer template before the answer."""
+        self.limits: Limits | None = None
+        """What a bundle was made for; None (a checkpoint) sets no limit."""
         self._separator_ids = self._encode(format.step_separator) if format.step_separator else []
         self._control_tokens = [
             token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
@@ -122,7 +126,7 @@ class Processor:
 
         Raises:
             DataError: a picture cannot be read, or the question holds a control token or an unknown word.
-            CapacityError: a picture is too large to be decoded.
+            CapacityError: a picture is too large to be decoded, or the prompt is above `limits`.
         """
         if not question.strip():
             raise DataError("the question is empty; ask something")
@@ -130,12 +134,14 @@ class Processor:
         text_ids = self._encode(self.format.prompt_text(question, len(images)))
         self._refuse_unknown(text_ids, question, "question")
         pictures = [load_image(image) for image in images]
-        processed = [preprocess(picture, self.geometry) for picture in pictures]
-        grids = [grid for _, grid in processed]
+        grids = [self.geometry.grid(*picture.size) for picture in pictures]
         counts = iter([self.geometry.num_visual_tokens(grid) for grid in grids])
         ids: list[int] = []
         for token in text_ids:
             ids.extend([token] * next(counts) if token == self.image_id else [token])
+        if self.limits is not None:
+            check_prompt(self.limits, len(ids), grids)
+        processed = [preprocess(picture, self.geometry) for picture in pictures]
         patches = np.concatenate([patches for patches, _ in processed]) if processed else None
         return EncodedPrompt(ids, patches, grids, [picture.size for picture in pictures])
 

@@ -1,14 +1,14 @@
 """The SDK: `Reasoner` asks a model about pictures, whatever engine runs it. Importing it costs no torch.
 
 from lrkit import Reasoner
-reasoner = Reasoner.from_checkpoint("tiny")
+reasoner = Reasoner.load("bundle")               # or Reasoner.from_checkpoint("tiny"), which takes torch
 answer = reasoner.ask("rooms.png", "Take 4 hops. Which room are you in? Start in room 3")
 print(answer, answer.latent_steps, answer.ar_steps)
 answer.save_trace("trace.png")
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from lrkit.errors import UserError, require
 from lrkit.model.generated import MODES, Generated, Mode
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.answer import Answer
+from lrkit.runtime.bundle import is_bundle
 from lrkit.runtime.engine import AskOptions, Engine
 from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.runtime.regions import Region, token_regions
@@ -29,6 +30,51 @@ class Reasoner:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        provider: str = "cpu",
+        threads: int | None = None,
+        verify: bool = True,
+        session_config: Mapping[str, str] | None = None,
+    ) -> "Reasoner":
+        """Runs a bundle (a folder that `lrkit export` wrote) on ONNX Runtime; several threads may share it.
+
+        `provider` is cpu, cuda, cuda:1, tensorrt, ...; `threads` those of one operator (None: ONNX Runtime decides);
+        `verify` compares every file with its SHA-256; `session_config` are ONNX Runtime's own session entries.
+
+        Raises:
+            BundleError: no bundle, or one that is damaged, incomplete or of a later schema.
+            UserError: a provider that this machine has not.
+        """
+        from lrkit.runtime.ort import OrtEngine
+
+        engine = OrtEngine.from_bundle(path, provider, threads, verify, session_config)
+        engine.load()
+        return cls(engine)
+
+    @classmethod
+    def open(
+        cls, path: str | Path, device: str | None = None, provider: str | None = None, threads: int | None = None
+    ) -> "Reasoner":
+        """Whatever `path` is: a bundle (`load`), or a checkpoint or a shipped name such as `tiny` (`from_checkpoint`).
+
+        Programs are loaded when first asked, so that asking one role of a bundle does not load another.
+
+        Raises:
+            UserError: an option of the other kind; what `load` and `from_checkpoint` raise.
+        """
+        if not is_bundle(path):
+            if provider is not None or threads is not None:
+                raise UserError(f"{path} is no bundle, and provider and threads are for bundles; give a device instead")
+            return cls.from_checkpoint(path, device or "cpu")
+        if device is not None:
+            raise UserError(f"{path} is a bundle, and device is for checkpoints; give a provider instead")
+        from lrkit.runtime.ort import OrtEngine
+
+        return cls(OrtEngine.from_bundle(path, provider or "cpu", threads))
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, device: str = "cpu", dtype: str | None = None) -> "Reasoner":
@@ -62,7 +108,7 @@ class Reasoner:
         question: str,
         mode: Mode = "latent",
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         max_latent_steps: int | None = None,
         halting: Literal["adaptive", "fixed"] | None = None,
         on_text: Callable[[str], None] | None = None,
@@ -81,7 +127,7 @@ class Reasoner:
         questions: Sequence[tuple[Images, str]],
         mode: Mode = "latent",
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         max_latent_steps: int | None = None,
         halting: Literal["adaptive", "fixed"] | None = None,
     ) -> list[Answer]:
@@ -167,11 +213,11 @@ class _Speaker:
 
 
 def _options(
-    mode: Mode, max_new_tokens: int, max_latent_steps: int | None, halting: Literal["adaptive", "fixed"] | None
+    mode: Mode, max_new_tokens: int | None, max_latent_steps: int | None, halting: Literal["adaptive", "fixed"] | None
 ) -> AskOptions:
     if mode not in MODES:
         raise UserError(f"unknown mode {mode!r}; give one of {', '.join(MODES)}")
-    if max_new_tokens < 1:
+    if max_new_tokens is not None and max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
     if max_latent_steps is not None and max_latent_steps < 0:
         raise UserError(f"max_latent_steps is {max_latent_steps}; it must be 0 or more")

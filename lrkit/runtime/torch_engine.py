@@ -19,6 +19,9 @@ from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.engine import AskOptions, OnToken
 from lrkit.runtime.processor import EncodedPrompt, Processor
 
+DEFAULT_MAX_NEW_TOKENS = 256
+"""Longest answer where none is asked for."""
+
 
 class TorchEngine:
     """A reasoner in memory, on one device."""
@@ -60,9 +63,8 @@ class TorchEngine:
             prefix = self.processor.answer_prefix_ids
             prompts = [replace(prompt, ids=prompt.ids + prefix) for prompt in prompts]
         batch = collate_prompts(prompts, self.processor.pad_id).to(self.device)
-        limits = GenerationLimits(
-            self.processor.eos_id, options.max_new_tokens, options.max_latent_steps, options.halting
-        )
+        most = DEFAULT_MAX_NEW_TOKENS if options.max_new_tokens is None else options.max_new_tokens
+        limits = GenerationLimits(self.processor.eos_id, most, options.max_latent_steps, options.halting)
         return generate(self.reasoner, batch, options.mode, limits, on_token)
 
     def baseline(self, mode: Mode) -> "TorchEngine | None":

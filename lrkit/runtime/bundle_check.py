@@ -1,0 +1,78 @@
+"""Is a bundle whole, and does it still answer as it did when it was exported? Torch-free.
+
+Place in the pipeline: `lrkit validate BUNDLE` -> `check_bundle`. Digests and schema: bundle.py.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lrkit.errors import BundleError
+from lrkit.runtime.bundle import Bundle
+from lrkit.runtime.engine import AskOptions
+from lrkit.runtime.manifest import RecordedSample, Role
+from lrkit.runtime.ort import OrtEngine
+
+
+@dataclass
+class BundleReport:
+    """What was found in a bundle."""
+
+    bundle: Bundle
+    provider: str
+    """Where its samples were run."""
+    samples: int = 0
+    """Recorded samples run again."""
+    same: int = 0
+    """Those that gave the recorded tokens and latent steps."""
+    problems: list[str] = field(default_factory=list)
+    """One sentence each; empty for a good bundle."""
+
+    def raise_if_bad(self) -> None:
+        """Raise all problems at once.
+
+        Raises:
+            BundleError: with one line per problem.
+        """
+        if self.problems:
+            raise BundleError("\n".join(self.problems))
+
+
+def check_bundle(folder: Path | str, provider: str = "cpu", threads: int | None = None) -> BundleReport:
+    """Digests, schema, each program against its declared inputs and outputs, and the recorded samples once more.
+
+    Raises:
+        BundleError: the bundle cannot be opened at all; what is found after that is in the report.
+        UserError: a provider that this machine has not.
+    """
+    engine = OrtEngine.from_bundle(folder, provider, threads)
+    report = BundleReport(engine.bundle, provider)
+    engines: dict[Role, OrtEngine] = {}
+    for role in engine.bundle.manifest.programs:
+        try:
+            engines[role] = OrtEngine(engine.sessions, engine.processor, role)
+            engines[role].load()
+        except BundleError as error:
+            report.problems.append(str(error))
+    if not report.problems:
+        for number, sample in enumerate(engine.bundle.manifest.samples):
+            _run_again(engines, sample, f"{folder}: recorded sample {number}", report)
+    return report
+
+
+def _run_again(engines: dict[Role, OrtEngine], sample: RecordedSample, name: str, report: BundleReport) -> None:
+    if sample.role not in engines:
+        report.problems.append(f"{name} is for a {sample.role} program, which the bundle lacks; copy the bundle again")
+        return
+    engine = engines[sample.role]
+    images = [report.bundle.folder / image for image in sample.images]
+    prompt = engine.processor.encode_prompt(images, sample.question)
+    (found,) = engine.generate([prompt], AskOptions(mode=sample.role))
+    report.samples += 1
+    if tuple(found.token_ids) == sample.token_ids and found.latent_steps == sample.latent_steps:
+        report.same += 1
+        return
+    said, expected = engine.processor.decode(found.token_ids), engine.processor.decode(sample.token_ids)
+    report.problems.append(
+        f"{name} ({sample.role}) gives {said!r} after {found.latent_steps} latent steps where {expected!r} after "
+        f"{sample.latent_steps} was recorded; this machine computes otherwise, so export again on it"
+    )

@@ -1,0 +1,49 @@
+"""Refuses what a bundle was not made for, before anything is computed. Torch-free.
+
+Place in the pipeline: `Processor.encode_prompt` asks before it cuts a picture into patches, the engine again before it
+runs.
+"""
+
+from collections.abc import Sequence
+
+from lrkit.errors import CapacityError
+from lrkit.runtime.manifest import Limits
+
+Grid = tuple[int, int, int]
+
+
+def check_prompt(limits: Limits, num_tokens: int, grids: Sequence[Grid]) -> None:
+    """`num_tokens` of the prompt, visual ones included; `grids` in patches, (frames, rows, columns) per picture.
+
+    Raises:
+        CapacityError: naming the limit and the value.
+    """
+    if len(grids) > limits.max_images:
+        raise CapacityError(
+            f"the prompt has {len(grids)} pictures, above the bundle's limit max_images of {limits.max_images}; "
+            "give fewer, or export again with a larger limit"
+        )
+    patches = sum(frames * rows * columns for frames, rows, columns in grids)
+    if patches > limits.max_patches:
+        raise CapacityError(
+            f"the pictures make {patches} patches, above the bundle's limit max_patches of {limits.max_patches}; "
+            "give smaller pictures, or export again with a larger limit"
+        )
+    if num_tokens > limits.max_prompt_tokens:
+        raise CapacityError(
+            f"the prompt has {num_tokens} tokens, above the bundle's limit max_prompt_tokens of "
+            f"{limits.max_prompt_tokens}; shorten the question or shrink the pictures, or raise the limit at export"
+        )
+
+
+def check_asked(name: str, asked: int | None, limit: int) -> int:
+    """What was asked for under that name, or the limit itself where nothing was.
+
+    Raises:
+        CapacityError: more than the bundle allows.
+    """
+    if asked is not None and asked > limit:
+        raise CapacityError(
+            f"{name} is {asked}, above the bundle's limit of {limit}; ask for less, or export again with a larger limit"
+        )
+    return limit if asked is None else asked
