@@ -135,7 +135,7 @@ def collate_training(
         ConfigError: a key of `token_weights` is no regular expression.
     """
     weigh = _token_weigher(processor, tuple((token_weights or {}).items()))
-    prompts, speech, token_weight = [], [], []
+    prompts, speech, thinks, token_weight = [], [], [], []
     for sample, latents in zip(samples, num_latents, strict=True):
         replaced = num_replaced(len(sample.steps), latents, max_latent_steps)
         try:
@@ -146,12 +146,10 @@ def collate_training(
         marker = len(processor.answer_prefix_ids) if spoken == "none" else 0
         prompts.append(replace(prompt, ids=prompt.ids + ids[:marker]))
         speech.append(ids[marker:])
+        # Explicit steps left to speak are steps that were asked for: the model did not choose to stop thinking there.
+        thinks.append(spoken == "rest" and replaced == len(sample.steps))
         pattern = sample.info.get("weight_pattern", (1.0,))
         token_weight += [weigh(token) * pattern[i % len(pattern)] for i, token in enumerate(ids)][marker:]
-    thinks = [
-        latents > 0 or (spoken == "rest" and not sample.steps)
-        for sample, latents in zip(samples, num_latents, strict=True)
-    ]
     speech_ids, speech_mask = _pad(speech, processor.pad_id, "right")
     weights = torch.zeros(speech_ids.shape, dtype=torch.float32)
     weights[speech_mask] = torch.tensor(token_weight, dtype=torch.float32)
