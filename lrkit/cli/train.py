@@ -68,6 +68,8 @@ def train(
     from lrkit.train.report import read_run
 
     checkpoint = loop.train(asked, folder, resume=resume)
+    if os.environ.get("RANK", "0") != "0":  # another process of the same run tells it
+        return
     report = read_run(folder)
     _console().print(_result(report))
     _console().print(f"checkpoint: {checkpoint}", markup=False)

@@ -1,6 +1,6 @@
 """A stage to batches: what is drawn, how many of its steps are latent, and when an earlier stage is rehearsed.
 
-    Stage + Source -> samples of one length -> TrainBatch (objective reason) or VisionBatch (objective vision)
+    Stage + Source -> samples -> TrainBatch (objective reason) or VisionBatch (objective vision)
 
 All chance comes from one numpy Generator, whose state is saved with the run: a resumed run draws the batches that the
 uninterrupted one would have drawn.
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from lrkit.data.collate import TrainBatch, collate_training
 from lrkit.data.sample import Sample
@@ -61,7 +60,7 @@ class Curriculum:
         if stage.objective == "vision":
             return collate_vision(self._processor, samples, tuple(stage.readouts))
         latents = [num_latents(len(sample.steps), stage, self._max_latent_steps) for sample in samples]
-        batch = collate_training(
+        return collate_training(
             self._processor,
             samples,
             latents,
@@ -69,8 +68,6 @@ class Curriculum:
             self._recipe.token_weights,
             max_latent_steps=self._max_latent_steps if stage.latent_steps != 0 else None,
         )
-        _apply_weight_patterns(batch, samples)
-        return batch
 
     def state(self) -> dict[str, Any]:
         """What `load_state` needs: plain values."""
@@ -102,12 +99,3 @@ def num_updates(stage: Stage, samples: int | None, samples_per_update: int) -> i
         return stage.updates
     assert stage.epochs is not None and samples is not None  # the recipe's checks
     return max(1, -int(-stage.epochs * samples // samples_per_update))
-
-
-def _apply_weight_patterns(batch: TrainBatch, samples: Sequence[Sample]) -> None:
-    """`weight_pattern` of a sample, repeated over its spoken tokens, multiplies their weights."""
-    width = batch.speech_weights.shape[1]
-    for row, sample in enumerate(samples):
-        pattern = sample.info.get("weight_pattern")
-        if pattern is not None:
-            batch.speech_weights[row] *= torch.tensor(pattern, dtype=torch.float32).repeat(width)[:width]

@@ -85,13 +85,16 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, quiet: bool = F
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" and recipe.trainable == "lora" else torch.float32
     start = load_start(recipe, settings, dtype)
     start.reasoner.to(accelerator.device)
-    purge = saved.place.total_updates if saved else None
-    folder.mkdir(parents=True, exist_ok=True)
-    write_recipe(recipe, folder)
+    main = accelerator.is_main_process
+    accelerator.wait_for_everyone()  # all have looked at the folder before one writes into it
+    if main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_recipe(recipe, folder)
+    keep = (saved.place.metrics_bytes, saved.place.total_updates) if saved else (0, None)
     with (
         stop_on_signals() as stop,
-        MetricsWriter(folder, saved.place.metrics_bytes if saved else 0, purge) as metrics,
-        Display(quiet or not accelerator.is_main_process) as display,
+        MetricsWriter(folder if main else None, *keep) as metrics,
+        Display(quiet or not main) as display,
     ):
         return Trainer(recipe, folder, accelerator, start, source, metrics, display, stop).run(saved)
 
@@ -162,6 +165,9 @@ class Trainer:
         # Dropout differs between processes; the weights, made before, do not.
         torch.manual_seed(self.recipe.seed + self.accelerator.process_index)
         for index in range(self.place.stage, len(self.recipe.stages)):
+            if self.recipe.stages[index].updates == 0:
+                self.place.stage = index + 1  # there for later stages to rehearse
+                continue
             self._run_stage(index, saved if saved is not None and index == saved.place.stage else None)
         return self.folder / self.place.finished[-1]["checkpoint"]
 
@@ -305,6 +311,7 @@ class Trainer:
         self._save(now)
         if self.accelerator.is_main_process:
             write_run(self.folder, self.recipe, self.place)
+        self.accelerator.wait_for_everyone()
 
     def _refresh_latent_norm(self, index: int) -> None:
         """Embeddings that start at random grow while the words are learned; latents, once in use, keep their scale."""
@@ -332,8 +339,7 @@ class Trainer:
         return broadcast_object_list([value])[0]
 
     def _write(self, kind: str, values: Mapping[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            self.metrics.write(kind, self.place.total_updates, values)
+        self.metrics.write(kind, self.place.total_updates, values)
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._started, 3)

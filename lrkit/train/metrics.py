@@ -18,8 +18,14 @@ TENSORBOARD_FOLDER = "tensorboard"
 class MetricsWriter:
     """Appends records to a run folder; use as a context manager or call `close`."""
 
-    def __init__(self, folder: Path, keep_bytes: int = 0, purge_update: int | None = None):
-        """`keep_bytes` of an existing metrics.jsonl stay; TensorBoard hides events from `purge_update` on."""
+    def __init__(self, folder: Path | None, keep_bytes: int = 0, purge_update: int | None = None):
+        """`keep_bytes` of an existing metrics.jsonl stay; TensorBoard hides events from `purge_update` on.
+
+        Without a folder (all processes but the first) nothing is written.
+        """
+        self._file = self._board = None
+        if folder is None:
+            return
         tensorboard = require("torch.utils.tensorboard", "train")
         self._file = open(folder / METRICS_FILE, "ab")  # noqa: SIM115 (closed by close)
         self._file.truncate(keep_bytes)
@@ -28,6 +34,8 @@ class MetricsWriter:
 
     def write(self, kind: str, update: int, values: Mapping[str, Any]) -> None:
         """One line `{"kind", "update", ...values}`; numbers, also in nested mappings, go to TensorBoard."""
+        if self._file is None or self._board is None:
+            return
         line = json.dumps({"kind": kind, "update": update, **values}, allow_nan=True)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
@@ -36,14 +44,17 @@ class MetricsWriter:
 
     def num_bytes(self) -> int:
         """Length of metrics.jsonl, on disk."""
+        if self._file is None:
+            return 0
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
         """Flush and close both files."""
-        self._file.close()
-        self._board.close()
+        if self._file is not None and self._board is not None:
+            self._file.close()
+            self._board.close()
 
     def __enter__(self) -> "MetricsWriter":
         return self

@@ -161,6 +161,9 @@ class Stage(Config):
     """Chain lengths drawn; empty: all the data has."""
     length_weights: tuple[Weight, ...] = ()
     """How often each of `lengths` is drawn; empty: equally often."""
+    batches: Literal["mixed", "equal"] = "mixed"
+    """mixed: the length is drawn for each sample; equal: for each batch, which then needs no padding, but lets the last
+    length drawn push the others out of a small model."""
     latent_steps: Annotated[int, Field(ge=0)] | Literal["all"] = 0
     """So many first steps of each chain are latent."""
     spoken_steps: Literal["rest", "none"] = "rest"
@@ -266,6 +269,8 @@ class Recipe(Config):
             yield "a fresh backbone gets its words from trail data; give init a checkpoint or hub:ORG/NAME"
         if isinstance(self.data, TrailData) and not any(self.data.boards.values()):
             yield "data.boards have weight 0 throughout; give at least one a positive weight"
+        if all(stage.updates == 0 for stage in self.stages):
+            yield "every stage has updates 0, so nothing is trained; give at least one a budget"
         seen: dict[str, Stage] = {}
         for index, stage in enumerate(self.stages):
             for problem in self._stage_problems(stage, seen):

@@ -1,7 +1,7 @@
 """Where a stage's samples come from: trails drawn without end, or the lines of a JSONL file in shuffled passes.
 
-Place in the pipeline: recipe.data -> Source -> curriculum -> batches. All samples of a draw have equally many steps
-(and, for trails, equal pictures), so that a batch needs no padding.
+Place in the pipeline: recipe.data -> Source -> curriculum -> batches. All trails of a draw are on boards of one kind, so
+that their prompts have one length; their chains have too, where the stage asks for equal batches.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ class Source(Protocol):
     """Draws training samples and names the validation samples."""
 
     def draw(self, stage: Stage, count: int, rng: np.random.Generator) -> list[Sample]:
-        """Up to `count` training samples of one kind and length, as the stage mixes them."""
+        """Up to `count` training samples for one batch, as the stage mixes them."""
         ...
 
     def validation(self, stage: Stage, count: int) -> dict[int, list[Sample]]:
@@ -78,8 +78,10 @@ class TrailSource:
         if choose(stage.tasks or {"trail": 1.0}, rng) == "read":
             return self._stream.draw(count, kind=kind, task="read")
         lengths = stage.lengths or HOPS[kind]
-        weights = stage.length_weights or (1.0,) * len(lengths)
-        return self._stream.draw(count, kind=kind, hops=choose(dict(zip(lengths, weights, strict=True)), rng))
+        weights = dict(zip(lengths, stage.length_weights or (1.0,) * len(lengths), strict=True))
+        if stage.batches == "equal":
+            return self._stream.draw(count, kind=kind, hops=choose(weights, rng))
+        return [self._stream.draw(1, kind=kind, hops=choose(weights, rng))[0] for _ in range(count)]
 
     def validation(self, stage: Stage, count: int) -> dict[int, list[Sample]]:
         kind = _heaviest(stage.boards or self._data.boards)
@@ -107,7 +109,7 @@ class TrailSource:
 
 
 class JsonlSource:
-    """Lines of a file, by number of steps; each length is shuffled anew whenever it has been seen to its end."""
+    """Lines of a file, by number of steps; the lines of a length are shuffled anew when all have been seen."""
 
     def __init__(self, data: JsonlData, seed: int) -> None:
         self._data = data
@@ -136,7 +138,10 @@ class JsonlSource:
     def draw(self, stage: Stage, count: int, rng: np.random.Generator) -> list[Sample]:
         lengths = stage.lengths or tuple(sorted(self._by_length))
         weights = stage.length_weights or tuple(len(self._by_length[length]) for length in lengths)
-        length = choose(dict(zip(lengths, weights, strict=True)), rng)
+        weighted = dict(zip(lengths, weights, strict=True))
+        if stage.batches == "mixed":
+            return [self._next(choose(weighted, rng)) for _ in range(count)]
+        length = choose(weighted, rng)
         # A length with few lines gives a small batch rather than one that repeats lines.
         return [self._next(length) for _ in range(min(count, len(self._by_length[length])))]
 
