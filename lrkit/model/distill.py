@@ -135,16 +135,15 @@ def distillation_loss(
     replayed: Replay,
     reference: Tensor,
     samples: Tensor,
-    active_B: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """L_rec(t) (eq. 8) per sample (B,), and which samples have one: those that replayed something and still think.
+    """L_rec(t) (eq. 8) per sample (B,), and which samples have one: `samples`, whose windows gave `reference`.
 
     The student pools the replay *as weighted*, so that the loss reaches the attention scores.
     """
     slots = replayed.valid_BK
     pooled_BD = (replayed.tokens_BKD * slots[..., None]).sum(1) / slots.sum(1, keepdim=True).clamp_min(1)
-    has_B = torch.zeros_like(active_B)
-    has_B[samples] = active_B[samples]
+    has_B = torch.zeros(len(slots), dtype=torch.bool, device=slots.device)
+    has_B[samples] = True
     error = (head(pooled_BD[samples]).float() - reference.float()).pow(2).mean(1)
-    loss_B = torch.zeros(len(active_B), device=error.device, dtype=error.dtype).index_put((samples,), error)
-    return torch.where(has_B, loss_B, 0.0), has_B
+    loss_B = torch.zeros(len(slots), device=error.device, dtype=error.dtype).index_put((samples,), error)
+    return loss_B, has_B

@@ -16,14 +16,18 @@ class LatentToken(nn.Module):
 
     norm: Tensor
 
-    def __init__(self, token_id: int, rows: Tensor, tied: bool, scale: str) -> None:
-        """`rows` is the backbone's token embedding matrix (vocabulary, D)."""
+    def __init__(self, token_id: int, rows: Tensor, head_rows: Tensor | None, scale: str) -> None:
+        """`rows` is the backbone's token embedding matrix (vocabulary, D); `head_rows` its head, None where tied to it.
+
+        Both rows start as the backbone has them, so that nothing changes before training.
+        """
         super().__init__()
         self.token_id = token_id
         self.scale_kind = scale
-        start = rows[token_id].detach().float().clone()
+        start = (rows if head_rows is None else head_rows)[token_id].detach().float().clone()
         self.head_row_D = nn.Parameter(start)
-        self.embedding_row_D = self.head_row_D if tied else nn.Parameter(start.clone())
+        embedding = rows[token_id].detach().float().clone()
+        self.embedding_row_D = self.head_row_D if head_rows is None else nn.Parameter(embedding)
         mean_norm = rows.detach().float().norm(dim=1).mean()
         self.register_buffer("norm", mean_norm)
         if scale == "learned":

@@ -4,7 +4,8 @@ import warnings
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from torch import nn
 
 from lrkit.errors import CheckpointError
@@ -49,11 +50,21 @@ class Adapter:
             with warnings.catch_warnings():
                 # peft only warns about keys that match nothing; half an adapter must not pass as one.
                 warnings.filterwarnings("error", message=".*(missing adapter keys|unexpected keys).*")
+                warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
                 model = PeftModel.from_pretrained(backbone.model, str(folder), adapter_name=NAME, is_trainable=True)  # pyright: ignore
         except (RuntimeError, ValueError, OSError, UserWarning) as error:
             raise CheckpointError(
                 f"the adapter in {folder} does not fit its backbone: {str(error).splitlines()[0]}"
             ) from error
+        # peft passes over weights that have no place: an adapter of a deeper backbone would be loaded in part.
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            own = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
+            homeless = sorted(set(file.keys()) - set(own))
+        if homeless:
+            raise CheckpointError(
+                f"the adapter in {folder} does not fit its backbone: {len(homeless)} weights have no place in it, "
+                f"the first is {homeless[0]}; give the adapter that was trained on this backbone"
+            )
         return cls(model)
 
     def save(self, folder: Path, base: str) -> None:

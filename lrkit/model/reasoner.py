@@ -71,7 +71,8 @@ class LatentReasoner(nn.Module):
         self.model = backbone.model
         width = backbone.hidden_size
         rows = backbone.embedding_rows()
-        self.latent = LatentToken(latent_id, rows, backbone.tied_embeddings, settings.think.latent_scale)
+        head_rows = None if backbone.tied_embeddings else backbone.head_rows()
+        self.latent = LatentToken(latent_id, rows, head_rows, settings.think.latent_scale)
         layers = settings.routing.chosen_layers(backbone.num_layers)
         self.routers = nn.ModuleDict(
             {str(i): RoutedLayer(settings.routing, i, backbone.num_layers, width) for i in layers}
@@ -154,12 +155,12 @@ class LatentReasoner(nn.Module):
             active_B = batch.num_latents > step
             decisions.append((state.last_hidden_BD, active_B))
             replayed = self.think(state, active_B)
-            if teacher is not None and replayed is not None and self.token_sr is not None:
-                reference, samples = teacher.features(replayed.selected_BV)
-                distilled.append(distillation_loss(self.token_sr, replayed, reference, samples, active_B))
-        first_BD = state.last_hidden_BD
-        hidden = self.speak(state, batch.speech_ids[:, :-1], batch.speech_mask[:, :-1])
-        hidden_BSD = torch.cat([first_BD[:, None], hidden], dim=1)
+            if teacher is not None and replayed is not None:
+                distilled.append(self._distill(teacher, replayed, active_B))
+        hidden_BSD = state.last_hidden_BD[:, None]
+        if batch.speech_ids.shape[1] > 1:
+            spoken_BSD = self.speak(state, batch.speech_ids[:, :-1], batch.speech_mask[:, :-1])
+            hidden_BSD = torch.cat([hidden_BSD, spoken_BSD], dim=1)
         return self._loss(batch, hidden_BSD, decisions, distilled)
 
     def _replay(self, state: Sequences, active_B: Tensor) -> Replay | None:
@@ -199,6 +200,12 @@ class LatentReasoner(nn.Module):
             counts,
             self.settings.distill.window,
         )
+
+    def _distill(self, teacher: Teacher, replayed: Replay, active_B: Tensor) -> tuple[Tensor, Tensor]:
+        """L_rec of this latent step per sample, and which samples have one. Only who still thinks asks the teacher."""
+        assert self.token_sr is not None
+        reference, samples = teacher.features(replayed.selected_BV & active_B[:, None])
+        return distillation_loss(self.token_sr, replayed, reference, samples)
 
     def _loss(
         self,

@@ -75,8 +75,7 @@ def replay(settings: ReplaySettings, score_BV: Tensor, visual_BVD: Tensor, free_
     slots = valid
     if settings.formation == "soft_mix":
         # One token whatever the weighting: the weights are normalised to sum 1, or its norm would grow with K.
-        tokens = tokens.sum(1, keepdim=True) / weight.sum(1).clamp_min(torch.finfo(weight.dtype).tiny)[
-            :, None, None
-        ].to(tokens.dtype)
+        total_B11 = weight.sum(1).clamp_min(torch.finfo(weight.dtype).tiny)[:, None, None]
+        tokens = tokens.sum(1, keepdim=True) / total_B11.to(tokens.dtype)
         slots = valid.any(1, keepdim=True)
     return Replay(tokens, slots, torch.where(valid, index, -1), weight, selected)

@@ -39,6 +39,10 @@ class Backbone(Protocol):
         """The token embedding matrix (vocabulary, D)."""
         ...
 
+    def head_rows(self) -> Tensor:
+        """The language head's matrix (vocabulary, D); the embedding matrix where they are tied."""
+        ...
+
     def encode_images(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
         """Patches (N, C) of all images, with their grids (images, 3) -> visual tokens (V, D), image after image."""
         ...

@@ -40,6 +40,9 @@ class Qwen2VLBackbone:
     def embedding_rows(self) -> Tensor:
         return self._text.embed_tokens.weight
 
+    def head_rows(self) -> Tensor:
+        return self.model.lm_head.weight
+
     def encode_images(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
         tower = self.model.model.visual
         return tower(pixel_values.to(tower.dtype), grid_thw=grid_thw).pooler_output

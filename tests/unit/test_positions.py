@@ -1,0 +1,34 @@
+"""Positions of a prompt (lrkit/model/positions.py): faults named for the user; numbers in tests/parity."""
+
+import pytest
+
+from lrkit.errors import DataError
+from lrkit.model.positions import mrope_positions
+
+IMAGE = 4
+
+
+def test_text_counts_from_zero_in_all_sections() -> None:
+    assert mrope_positions([9, 9, 9], IMAGE, [], 2).tolist() == [[0, 1, 2]] * 3
+
+
+def test_an_image_spreads_over_rows_and_columns_and_text_goes_on_after_its_longer_side() -> None:
+    got = mrope_positions([9, *[IMAGE] * 6, 9], IMAGE, [(1, 4, 6)], 2)
+    assert got.tolist() == [[0, 1, 1, 1, 1, 1, 1, 4], [0, 1, 1, 1, 2, 2, 2, 4], [0, 1, 2, 3, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "grids"),
+    [
+        ([IMAGE] * 5, [(1, 4, 6)]),
+        ([IMAGE] * 3 + [9] + [IMAGE] * 3, [(1, 4, 6)]),
+        ([9, 9], [(1, 4, 6)]),
+        ([IMAGE] * 7, [(1, 4, 6)]),
+        ([9, IMAGE], []),
+    ],
+)
+def test_image_tokens_that_do_not_match_the_images_are_refused(
+    ids: list[int], grids: list[tuple[int, int, int]]
+) -> None:
+    with pytest.raises(DataError, match="image tokens"):
+        mrope_positions(ids, IMAGE, grids, 2)
