@@ -38,9 +38,9 @@ class Segment:
     """Some of the keys of one layer."""
 
     keys: Value
-    """(G, W, N)."""
+    """(1, G, W, N)."""
     values: Value
-    """(G, N, W)."""
+    """(1, G, N, W)."""
     mask: Mask | None = None
     """None where every query sees every key."""
 
@@ -55,7 +55,7 @@ class Seen:
 
 
 Remember = Callable[[Value, Value], Seen]
-"""New keys and values (S, G, W) -> what to attend to, the new keys among it."""
+"""New keys and values (1, G, S, W) -> what to attend to, the new keys among it."""
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Decoder:
     dimensions: Dimensions
     dialect: Dialect
     rows: list[Value] = field(default_factory=list)
-    """Attention rows collected since the last `take_saliency`, each (H, N)."""
+    """Attention rows collected since the last `take_saliency`, each (1, H, 1, N)."""
 
     def layer(
         self,
@@ -105,10 +105,10 @@ class Decoder:
         dims, write = self.dimensions, self.dialect
         normed = hidden.norm(g, write, f"{number}.norm1")
         qkv = write.linear(g, normed, f"{number}.qkv", write.vector(g, f"{number}.qkv.bias"))
-        query, key, value = self._split(g, qkv, rotation)
+        query, key, value = self._split(g, qkv, rotation, single)
         seen = remember(key, value)
         if only_last and not single:
-            query = g.op("Gather", query, [-1], axis=0)
+            query = g.op("Gather", query, [-1], axis=2)
             hidden = Hidden(g.op("Gather", hidden.x, [-1], axis=0))
         mixed = self._attend(g, query, seen, single or only_last, watch)
         hidden = Hidden(hidden.x, write.linear(g, mixed, f"{number}.out"))
@@ -119,7 +119,7 @@ class Decoder:
     def take_saliency(self, g: Graph) -> Value:
         """Mean over layers and heads of the rows watched since the last call: (N,), float32 (method section 2)."""
         rows, self.rows = self.rows, []
-        return g.op("ReduceMean", g.op("Concat", *rows, axis=0), [0], keepdims=0)
+        return g.op("ReduceMean", g.op("Concat", *rows, axis=1), [0, 1, 2], keepdims=0)
 
     def angles(self, g: Graph, position: Value) -> Value:
         """Rotary angles (S, W / 2) of positions (S,) that are equal in all three sections."""
@@ -133,43 +133,39 @@ class Decoder:
         frequencies = np.array([self.dimensions.inverse_frequencies], np.float32)
         return g.op("Mul", g.cast(spread, ir.DataType.FLOAT), frequencies)
 
-    def _split(self, g: Graph, qkv: Value, rotation: Rotation) -> tuple[Value, Value, Value]:
-        """(S, (H + 2 G) W) -> rotated query (S, H W), rotated key (S, G, W), value (S, G, W)."""
+    def _split(self, g: Graph, qkv: Value, rotation: Rotation, single: bool) -> tuple[Value, Value, Value]:
+        """(S, (H + 2 G) W) -> rotated query (1, H, S, W), rotated key and value (1, G, S, W)."""
         dims = self.dimensions
-        queries, keys = dims.num_heads * dims.head_width, dims.num_key_heads * dims.head_width
-        turning, value = g.ops("Split", qkv, [queries + keys, keys], outputs=2, axis=-1)
-        turned = self.dialect.rotate(g, turning, rotation, dims.num_heads + dims.num_key_heads, dims.head_width)
-        query, key = g.ops("Split", turned, [queries, keys], outputs=2, axis=-1)
-        shape = [-1, dims.num_key_heads, dims.head_width]
-        return query, g.op("Reshape", key, shape), g.op("Reshape", value, shape)
+        turning, keys = dims.num_heads + dims.num_key_heads, dims.num_key_heads
+        heads = [1, turning + keys, 1, dims.head_width] if single else [1, -1, turning + keys, dims.head_width]
+        qkv = g.op("Reshape", qkv, heads)
+        if not single:
+            qkv = g.op("Transpose", qkv, perm=[0, 2, 1, 3])
+        turned, value = g.ops("Split", qkv, [turning, keys], outputs=2, axis=1)
+        turned = self.dialect.rotate(g, turned, rotation, dims.head_width)
+        query, key = g.ops("Split", turned, [dims.num_heads, keys], outputs=2, axis=1)
+        return query, key, value
 
     def _attend(self, g: Graph, query: Value, seen: Seen, single: bool, watch: bool) -> Value:
-        """(S, H W) -> (S, H W). Queries of one key head stand one below the other: (G, Q S, W)."""
+        """(1, H, S, W) -> (S, H W). Queries of one key head stand one below the other: (1, G, Q S, W)."""
         dims = self.dimensions
-        stacked = self._stack(g, query, single)
+        stacked = g.op("Reshape", query, [1, dims.num_key_heads, -1, dims.head_width])
         scores = [self._scores(g, stacked, segment, single) for segment in seen.segments]
         score = scores[0] if len(scores) == 1 else g.op("Concat", *scores, axis=-1)
         probability = g.op("Softmax", score, axis=-1)
         if watch:
-            by_head = g.op("Reshape", probability, [dims.num_heads, -1, 0])
-            self.rows.append(g.op("Gather", by_head, -1, axis=1))
+            by_head = g.op("Reshape", probability, [1, dims.num_heads, -1, 0])
+            self.rows.append(by_head if single else g.op("Gather", by_head, [-1], axis=2))
         mixed = self._mix(g, g.to_floats(probability), seen)
         if not single:
-            mixed = g.op("Reshape", mixed, [dims.num_key_heads, self.share, -1, dims.head_width])
-            mixed = g.op("Transpose", mixed, perm=[2, 0, 1, 3])
+            mixed = g.op("Reshape", mixed, [dims.num_heads, -1, dims.head_width])
+            mixed = g.op("Transpose", mixed, perm=[1, 0, 2])
         return g.op("Reshape", mixed, [-1, dims.num_heads * dims.head_width])
 
     @property
     def share(self) -> int:
+        """Q, query heads per key head."""
         return self.dimensions.num_heads // self.dimensions.num_key_heads
-
-    def _stack(self, g: Graph, query: Value, single: bool) -> Value:
-        dims = self.dimensions
-        if single:
-            return g.op("Reshape", query, [dims.num_key_heads, self.share, dims.head_width])
-        heads = g.op("Reshape", query, [-1, dims.num_key_heads, self.share, dims.head_width])
-        heads = g.op("Transpose", heads, perm=[1, 2, 0, 3])
-        return g.op("Reshape", heads, [dims.num_key_heads, -1, dims.head_width])
 
     def _scores(self, g: Graph, stacked: Value, segment: Segment, single: bool) -> Value:
         score = g.to_float32(g.op("MatMul", stacked, segment.keys))

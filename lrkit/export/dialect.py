@@ -116,22 +116,15 @@ class Dialect:
         cos, sin = g.to_floats(g.op("Cos", angles)), g.to_floats(g.op("Sin", angles))
         if self.ort:
             return Rotation(cos, sin)
-        both = g.op("Concat", cos, cos, axis=-1), g.op("Concat", g.op("Neg", sin), sin, axis=-1)
-        return Rotation(*(g.op("Unsqueeze", table, [1]) for table in both))
+        return Rotation(g.op("Concat", cos, cos, axis=-1), g.op("Concat", g.op("Neg", sin), sin, axis=-1))
 
-    def rotate(self, g: Graph, x: Value, rotation: Rotation, num_heads: int, head_width: int) -> Value:
-        """Rotary embedding of (S, H * W) with H heads."""
+    def rotate(self, g: Graph, x: Value, rotation: Rotation, head_width: int) -> Value:
+        """Rotary embedding of (1, H, S, W)."""
         if self.ort:
-            turned = g.op(
-                "RotaryEmbedding", g.op("Unsqueeze", x, [0]), [0], rotation.cos, rotation.sin, domain=CONTRIB,
-                num_heads=num_heads,
-            )  # fmt: skip
-            return g.op("Squeeze", turned, [0])
+            return g.op("RotaryEmbedding", x, [0], rotation.cos, rotation.sin, domain=CONTRIB)
         half = head_width // 2
-        heads = g.op("Reshape", x, [-1, num_heads, head_width])
-        swapped = g.op("Gather", heads, [*range(half, head_width), *range(half)], axis=-1)
-        turned = g.op("Add", g.op("Mul", heads, rotation.cos), g.op("Mul", swapped, rotation.sin))
-        return g.op("Reshape", turned, [-1, num_heads * head_width])
+        swapped = g.op("Gather", x, [*range(half, head_width), *range(half)], axis=-1)
+        return g.op("Add", g.op("Mul", x, rotation.cos), g.op("Mul", swapped, rotation.sin))
 
     def keep(self, g: Graph, alive: Value, new: Value, old: Value) -> Value:
         """`new` while alive, `old` afterwards. ONNX Runtime never runs a body once halted; TensorRT may, once."""

@@ -44,6 +44,15 @@ class Program:
     """Relative error of each quantized matrix."""
 
 
+@dataclass(frozen=True)
+class Past:
+    """Keys of one layer that a loop reads but does not write."""
+
+    segment: Segment
+    lengths: Value
+    """Keys in it, and capacity of the loop's own cache."""
+
+
 def build_program(source: Source, dialect: Dialect, limits: Limits, eos_id: int, tower: Tower) -> Program:
     """The form `program` for one checkpoint."""
     return _Builder(source, dialect, limits, eos_id).build(tower)
@@ -106,8 +115,8 @@ class _Builder:
         self.values: list[Value] = []
 
         def remember(key: Value, value: Value) -> Seen:
-            self.keys.append(g.op("Transpose", key, perm=[1, 2, 0]))
-            self.values.append(g.op("Transpose", value, perm=[1, 0, 2]))
+            self.keys.append(g.op("Transpose", key, perm=[0, 1, 3, 2]))
+            self.values.append(value)
             return Seen((Segment(self.keys[-1], self.values[-1], mask),))
 
         caches = {i: router.empty(g) for i, router in self.routers.items()}
@@ -123,7 +132,7 @@ class _Builder:
             state["saliency"] = g.op("Concat", self.decoder.take_saliency(g), nothing, axis=0)
             state["free"] = g.op("Concat", is_visual, nothing.astype(bool), axis=0)
         for i, cache in caches.items():
-            state |= {f"refined{i}_keys": cache.keys, f"refined{i}_values": cache.values, f"refined{i}_masks": cache.masks}
+            state |= cache.state(i)
         if self.routers:
             row = g.op("Unsqueeze", g.op("Concat", *passes, axis=0), [0])
             rest = np.zeros((self.steps, len(self.routers)), np.int64)
@@ -213,7 +222,7 @@ class _Builder:
         return made
 
     def _empty_caches(self, key: str, value: str, capacity: int) -> Carried:
-        shape = [self.dims.num_key_heads, capacity, self.dims.head_width]
+        shape = [1, self.dims.num_key_heads, capacity, self.dims.head_width]
         zeros = self.g.to_floats(self.g.op("ConstantOfShape", shape))
         return {f"{kind}{i}": zeros for i in range(self.dims.num_layers) for kind in (key, value)}
 
@@ -226,13 +235,12 @@ class _Builder:
             "replay_weights": (FLOAT32, (steps, slots)), "routed_depths": (INT64, (steps + 1, len(self.routers))),
         }  # fmt: skip
         types |= self._cache_types(self.capacity)
-        for i, router in self.routers.items():
-            for name, shape in router.state_shapes().items():
-                types[f"refined{i}_{name}"] = (FLOAT32 if name == "masks" else floats, shape)
+        for router in self.routers.values():
+            types |= router.state_types()
         return types
 
     def _cache_types(self, capacity: int) -> dict[str, tuple[ir.DataType, tuple[int | str, ...]]]:
-        shape = (self.dims.num_key_heads, capacity, self.dims.head_width)
+        shape = (1, self.dims.num_key_heads, capacity, self.dims.head_width)
         names = [f"{kind}{i}" for i in range(self.dims.num_layers) for kind in ("key", "value")]
         return dict.fromkeys(names, (self.dialect.floats, shape))
 
@@ -248,13 +256,11 @@ class _Builder:
         visible = g.op("LessOrEqual", np.arange(self.capacity)[None], g.op("Unsqueeze", slots, [1]))
         mask = self.decoder.row_mask(g, visible) if self.chunk == 1 else self.decoder.mask(g, visible)
         where = places(g, slots, self.dims.num_key_heads)
-        caches = {
-            i: Refined(*(held[f"refined{i}_{kind}"] for kind in ("keys", "values", "masks"))) for i in self.routers
-        }
+        caches = {i: Refined.of(i, held) for i in self.routers}
         step = g.op("Min", held["steps"], [self.steps - 1])
         watch = self.replay.slots > 0
         hidden, caches, passes = self._chunk(
-            g, embeds, valid, rotation, lambda i: self._remember(g, i, held, new, where, mask), caches, step, watch
+            g, embeds, valid, rotation, lambda i: self._remember(g, i, held, new, where, self._read(i), mask), caches, step, watch
         )
         decided = self._decide(g, hidden)
         del decided["logits"]
@@ -265,10 +271,13 @@ class _Builder:
         for name, value in moved.items():
             new[name] = self.dialect.keep(g, held["alive"], value, held[name])
         for i, cache in caches.items():
-            new |= {f"refined{i}_keys": cache.keys, f"refined{i}_values": cache.values, f"refined{i}_masks": cache.masks}
+            new |= cache.state(i)
         wants = g.op("Or", fixed, g.op("Squeeze", new["wants"], [0]))
         new["alive"] = wants if self.dialect.ort else g.op("And", held["alive"], wants)
         return new["alive"], new
+
+    def _read(self, layer: int) -> Past:
+        return Past(Segment(self.keys[layer], self.values[layer]), self.lengths)
 
     def _latent_chunk(self, g: Graph, latent: Value, replayed: Replayed | None) -> tuple[Value, Value | None, Value]:
         """(embeddings (S, D), which are real (S,), place of each after the last key (S,)).
@@ -284,14 +293,16 @@ class _Builder:
         valid = g.op("Concat", replayed.valid, np.ones(1, bool), axis=0) if self.routers else None
         return g.op("Concat", replayed.tokens, latent, axis=0), valid, offsets
 
-    def _remember(self, g: Graph, layer: int, held: Carried, new: Carried, where: Value, mask: Mask) -> Remember:
-        """Writes new keys into the loop's cache; the prompt's keys are read where they are."""
+    def _remember(
+        self, g: Graph, layer: int, held: Carried, new: Carried, where: Value, before: Past, mask: Mask
+    ) -> Remember:
+        """Writes new keys into the loop's cache; earlier ones are read where they are."""
 
         def remember(key: Value, value: Value) -> Seen:
             for name, fresh in ((f"key{layer}", key), (f"value{layer}", value)):
-                new[name] = g.op("ScatterND", held[name], where, g.op("Transpose", fresh, perm=[1, 0, 2]))
-            own = Segment(g.op("Transpose", new[f"key{layer}"], perm=[0, 2, 1]), new[f"value{layer}"], mask)
-            return Seen((Segment(self.keys[layer], self.values[layer]), own), self.lengths)
+                new[name] = g.op("ScatterND", held[name], where, fresh)
+            own = Segment(g.op("Transpose", new[f"key{layer}"], perm=[0, 1, 3, 2]), new[f"value{layer}"], mask)
+            return Seen((before.segment, own), before.lengths)
 
         return remember
 
@@ -360,9 +371,9 @@ class _Builder:
         if self.steps:
             self.context = []
             for i in range(self.dims.num_layers):
-                key = g.op("Transpose", before[f"key{i}"], perm=[0, 2, 1])
-                keys = g.op("Concat", self.keys[i], key, axis=2)
-                self.context.append((keys, g.op("Concat", self.values[i], before[f"value{i}"], axis=1)))
+                key = g.op("Transpose", before[f"key{i}"], perm=[0, 1, 3, 2])
+                keys = g.op("Concat", self.keys[i], key, axis=3)
+                self.context.append((keys, g.op("Concat", self.values[i], before[f"value{i}"], axis=2)))
             filled = g.op("Less", np.arange(self.capacity), before["length"])
             shape = g.op("Concat", [1], length, axis=0)
             always = g.op("Expand", np.ones((1, 1), bool), shape)
@@ -370,6 +381,9 @@ class _Builder:
             self.context_mask = self.decoder.row_mask(g, visible)
             length = g.op("Add", length, [self.capacity])
         self.speech_lengths = g.op("Concat", length, [speech], axis=0)
+
+    def _heard(self, layer: int) -> Past:
+        return Past(Segment(*self.context[layer], self.context_mask), self.speech_lengths)
 
     def _speak_body(self, g: Graph, _: Value, held: Carried) -> tuple[Value, Carried]:
         """Feeds one token and reads the next."""
@@ -381,7 +395,7 @@ class _Builder:
         hidden = Hidden(self.dialect.embed(g, held["token"]))
         for i in range(self.dims.num_layers):
             with g.scope(f"layer{i}"):
-                remember = self._remember_speech(g, i, held, new, where, mask)
+                remember = self._remember(g, i, held, new, where, self._heard(i), mask)
                 hidden = self.decoder.layer(g, i, hidden, rotation, remember, single=True)
         role = self._head_role
         normed = hidden.norm(g, self.dialect, "norm")
@@ -403,14 +417,3 @@ class _Builder:
 
     def _goes_on(self, g: Graph, token: Value) -> Value:
         return g.op("Not", g.op("Squeeze", g.op("Equal", token, [self.eos_id]), [0]))
-
-    def _remember_speech(self, g: Graph, layer: int, held: Carried, new: Carried, where: Value, mask: Mask) -> Remember:
-        shape = [self.dims.num_key_heads, 1, self.dims.head_width]
-
-        def remember(key: Value, value: Value) -> Seen:
-            for name, fresh in ((f"key{layer}", key), (f"value{layer}", value)):
-                new[name] = g.op("ScatterND", held[name], where, g.op("Reshape", fresh, shape))
-            own = Segment(g.op("Transpose", new[f"key{layer}"], perm=[0, 2, 1]), new[f"value{layer}"], mask)
-            return Seen((Segment(*self.context[layer], self.context_mask), own), self.speech_lengths)
-
-        return remember

@@ -8,7 +8,7 @@ of the tokens, so a token may see the slots up to its own; a slot whose token st
 Legend: S tokens of the chunk, A routed tokens, N slots, R depth, G key heads, W head width, D width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,17 @@ class Refined:
     """(R, G, N, W)."""
     masks: Value
     """(R, N) float32: 0 where a slot holds a key."""
+    count: Value
+    """Tokens routed in earlier chunks, int64 [1]: what `rearrange` counts on from."""
+
+    def state(self, layer: int) -> Carried:
+        """By the names under which a loop carries it."""
+        return {f"refined{layer}_{name}": getattr(self, name) for name in ("keys", "values", "masks", "count")}
+
+    @classmethod
+    def of(cls, layer: int, held: Carried) -> "Refined":
+        """From what a loop carries."""
+        return cls(*(held[f"refined{layer}_{name}"] for name in ("keys", "values", "masks", "count")))
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class Router:
         """`latent_chunk` is the number of tokens of a latent step, `steps` the capacity in latent steps."""
         self.decoder, self.settings, self.layer = decoder, settings, layer
         self.alpha = settings.alpha_of(layer, decoder.dimensions.num_layers)
+        self.latent_chunk = latent_chunk
         self.step_alpha = min(self.alpha, latent_chunk)
         self.num_slots = self.alpha + steps * self.step_alpha
 
@@ -61,16 +73,18 @@ class Router:
 
     def empty(self, g: Graph) -> Refined:
         """A cache without keys."""
-        shape = self.state_shapes()
-        zeros = g.to_floats(g.op("ConstantOfShape", list(shape["keys"])))
-        masks = g.op("ConstantOfShape", list(shape["masks"]), value=ir.tensor(NEVER.reshape(1)))
-        return Refined(zeros, zeros, masks)
+        dims, depth = self.decoder.dimensions, self.settings.depth
+        shape = [depth, dims.num_key_heads, self.num_slots, dims.head_width]
+        zeros = g.to_floats(g.op("ConstantOfShape", shape))
+        masks = g.op("ConstantOfShape", [depth, self.num_slots], value=ir.tensor(NEVER.reshape(1)))
+        return Refined(zeros, zeros, masks, g.value([0]))
 
-    def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the three cache tensors."""
-        dims = self.decoder.dimensions
-        cache = (self.settings.depth, dims.num_key_heads, self.num_slots, dims.head_width)
-        return {"keys": cache, "values": cache, "masks": (self.settings.depth, self.num_slots)}
+    def state_types(self) -> dict[str, tuple[ir.DataType, tuple[int | str, ...]]]:
+        """Types and shapes by the names of `Refined.state`."""
+        dims, depth, floats = self.decoder.dimensions, self.settings.depth, self.decoder.dialect.floats
+        cache = (floats, (depth, dims.num_key_heads, self.num_slots, dims.head_width))
+        types = {"keys": cache, "values": cache, "masks": (FLOAT32, (depth, self.num_slots)), "count": (INT64, (1,))}
+        return {f"refined{self.layer}_{name}": kind for name, kind in types.items()}
 
     def route(
         self, g: Graph, hidden: Value, valid: Value | None, rotation: Rotation, cache: Refined, step: Value | None
@@ -80,20 +94,24 @@ class Router:
         alpha = self.alpha if step is None else self.step_alpha
         first = [0] if step is None else g.op("Add", g.op("Mul", step, [alpha]), [self.alpha])
         score = self._score(g, hidden)
+        everyone = step is not None and self.step_alpha == self.latent_chunk
         padded, score, ready = self._pad(g, hidden, score, valid, alpha if step is None else 0)
-        _, best = g.ops("TopK", score, [alpha], outputs=2, axis=0)
-        index, _ = g.ops("TopK", best, [alpha], outputs=2, axis=0, largest=0)
-        active = g.op("Gather", ready, index, axis=0)
-        token = g.op("Gather", padded, index, axis=0)
-        gate = g.op("Gather", self._gate(g, score, ready), index, axis=0)
-        turn = self._rotation(g, rotation, index, active, cache, step is None)
+        gate = self._gate(g, score, ready)
+        if everyone:
+            index, active, token = None, ready, hidden
+        else:
+            _, best = g.ops("TopK", score, [alpha], outputs=2, axis=0)
+            index, _ = g.ops("TopK", best, [alpha], outputs=2, axis=0, largest=0)
+            active, token, gate = (g.op("Gather", value, index, axis=0) for value in (ready, padded, gate))
+        turn, count = self._rotation(g, rotation, index, active, cache, step is None)
         slots = g.op("Add", np.arange(alpha, dtype=np.int64), first)
         update, cache, passes = self._refine(g, token, gate, active, turn, cache, slots, alpha)
-        new = g.op("Add", token, update)
-        out = g.op("ScatterND", padded, g.op("Unsqueeze", index, [1]), new)
+        out = g.op("Add", token, update)
+        if index is not None:
+            out = g.op("ScatterND", padded, g.op("Unsqueeze", index, [1]), out)
         if step is None:
             out = g.op("Slice", out, [0], g.shape_of(hidden, 0), [0])
-        return Routed(out, cache, passes)
+        return Routed(out, replace(cache, count=count), passes)
 
     def _score(self, g: Graph, x: Value) -> Value:
         """Router scores (S,), float32."""
@@ -127,18 +145,18 @@ class Router:
         return g.op("Softmax", g.op("Where", valid, score, NEVER), axis=-1)
 
     def _rotation(
-        self, g: Graph, rotation: Rotation, index: Value, active: Value, cache: Refined, prompt: bool
-    ) -> Rotation:
-        """The chunk's own rotation at `index`, or one that counts all routed tokens (`rearrange`)."""
+        self, g: Graph, rotation: Rotation, index: Value | None, active: Value, cache: Refined, prompt: bool
+    ) -> tuple[Rotation, Value]:
+        """The chunk's own rotation at `index`, or one that counts all routed tokens (`rearrange`); and that count."""
         if self.settings.positions == "keep":
+            if index is None:
+                return rotation, cache.count
             if prompt:  # the padding behind the prompt has no rotation of its own
                 index = g.op("Min", index, g.op("Sub", g.shape_of(rotation.cos, 0), [1]))
-            return rotation.rows(g, index)
-        counted = g.op("CumSum", g.cast(active, INT64), 0)
-        slots = g.op("GreaterOrEqual", g.op("Gather", cache.masks, 0, axis=0), SEEN)
-        before = g.op("ReduceSum", g.cast(slots, INT64), [0], keepdims=1)
-        position = g.op("Sub", g.op("Add", counted, before), [1])
-        return self.decoder.dialect.rotation(g, self.decoder.angles(g, position))
+            return rotation.rows(g, index), cache.count
+        counted = g.op("Add", g.op("CumSum", g.cast(active, INT64), 0), cache.count)
+        turn = self.decoder.dialect.rotation(g, self.decoder.angles(g, g.op("Sub", counted, [1])))
+        return turn, g.op("Gather", counted, [-1], axis=0)
 
     def _refine(
         self, g: Graph, token: Value, gate: Value, active: Value, turn: Rotation, cache: Refined, slots: Value,
@@ -154,7 +172,8 @@ class Router:
                 done = self._pass(g, [0], state, turn, slots)
             else:
                 done = self._depth_loop(g, state, turn, slots, alpha)
-        return done["update"], Refined(done["keys"], done["values"], done["masks"]), done["passes"]
+        refined = Refined(done["keys"], done["values"], done["masks"], cache.count)
+        return done["update"], refined, done["passes"]
 
     def _depth_loop(self, g: Graph, state: Carried, turn: Rotation, slots: Value, alpha: int) -> Carried:
         """At most R passes; ends when no token is left."""
@@ -164,12 +183,12 @@ class Router:
             "update": g.op("Mul", state["token"], 0.0),
             "passes": g.value([0]),
         }
-        shapes = self.state_shapes()
+        caches = self.state_types()
         types: dict[str, tuple[ir.DataType, tuple[int | str, ...]]] = {
             "token": (floats, (alpha, width)), "update": (floats, (alpha, width)), "gate": (FLOAT32, (alpha,)),
-            "active": (BOOL, (alpha,)), "keys": (floats, shapes["keys"]), "values": (floats, shapes["values"]),
-            "masks": (FLOAT32, shapes["masks"]), "passes": (INT64, (1,)),
+            "active": (BOOL, (alpha,)), "passes": (INT64, (1,)),
         }  # fmt: skip
+        types |= {name: caches[f"refined{self.layer}_{name}"] for name in ("keys", "values", "masks")}
 
         def body(inner: Graph, depth: Value, held: Carried) -> tuple[Value, Carried]:
             at = inner.op("Unsqueeze", depth, [0])
@@ -192,50 +211,43 @@ class Router:
     def _pass(self, g: Graph, depth: Any, held: Carried, turn: Rotation, slots: Value) -> Carried:
         """One refined pass of the layer at `depth` (index [1]) over the active tokens."""
         new: Carried = {}
-        active = held["active"]
-        at_slots = g.op("Unsqueeze", slots, [1])
-        row = g.op("Gather", held["masks"], g.op("Squeeze", depth, [0]), axis=0)
-        row = g.op("ScatterND", row, at_slots, g.op("Where", active, SEEN, NEVER))
-        # A stopped token sees itself: an empty row would give it equal shares of everything, which is harmless but slow to read.
-        visible = g.op("LessOrEqual", np.arange(self.num_slots, dtype=np.int64)[None], at_slots)
-        added = g.op("Where", visible, g.op("Unsqueeze", row, [0]), NEVER)
+        active, one = held["active"], self.settings.depth == 1
+        at = g.op("Unsqueeze", slots, [1])
+
+        def own(name: str) -> Value:
+            return held[name] if one else g.op("Gather", held[name], depth, axis=0)
+
+        row = g.op("Unsqueeze", g.op("Where", active, SEEN, NEVER), [0])
+        row = g.op("ScatterElements", own("masks"), g.op("Unsqueeze", slots, [0]), row, axis=1)
+        visible = g.op("LessOrEqual", np.arange(self.num_slots, dtype=np.int64)[None], at)
+        added = g.op("Where", visible, row, NEVER)
         mask = Mask(g.op("Tile", added, [self.decoder.share, 1]), g.op("Gather", added, [-1], axis=0))
+        where = places(g, slots, self.decoder.dimensions.num_key_heads)
+        kept = {"masks": row}
 
         def remember(key: Value, value: Value) -> Seen:
-            places = self._places(g, slots)
-            kept = {}
             for name, fresh in (("keys", key), ("values", value)):
-                own = g.op("Gather", held[name], g.op("Squeeze", depth, [0]), axis=0)
-                kept[name] = g.op("ScatterND", own, places, g.op("Transpose", fresh, perm=[1, 0, 2]))
-                new[name] = self._put(g, held[name], depth, kept[name])
-            return Seen((Segment(g.op("Transpose", kept["keys"], perm=[0, 2, 1]), kept["values"], mask),))
+                kept[name] = g.op("ScatterND", own(name), where, fresh)
+            return Seen((Segment(g.op("Transpose", kept["keys"], perm=[0, 1, 3, 2]), kept["values"], mask),))
 
         refined = self.decoder.layer(g, self.layer, Hidden(held["token"]), turn, remember).close(g)
+        # Where before the product: what a stopped token computed is multiplied by exactly 0.
         gate = g.to_floats(g.op("Where", active, held["gate"], SEEN))
         token = g.op("Mul", refined, g.op("Unsqueeze", gate, [1]))
-        encoding = g.op("Gather", self.decoder.dialect.vector(g, f"{self._role}.step_encoding_RD", "routing"), depth)
-        update = g.op("Mul", token, encoding)
+        encodings = self.decoder.dialect.vector(g, f"{self._role}.step_encoding_RD", "routing")
+        update = g.op("Mul", token, encodings if one else g.op("Gather", encodings, depth, axis=0))
         passes = g.op("ReduceSum", g.cast(active, INT64), [0], keepdims=1)
-        new["masks"] = self._put(g, held["masks"], depth, row)
+        for name, value in kept.items():
+            new[name] = value if one else g.op("ScatterND", held[name], g.op("Unsqueeze", depth, [1]), value)
         new["token"] = token
         new["update"] = g.op("Add", held["update"], update) if "update" in held else update
         new["passes"] = g.op("Add", held["passes"], passes) if "passes" in held else passes
         return new
 
-    def _put(self, g: Graph, stack: Value, depth: Any, one: Value) -> Value:
-        """`stack` (R, ...) with entry `depth` replaced; the whole where there is one depth."""
-        whole = g.op("Unsqueeze", one, [0])
-        if self.settings.depth == 1:
-            return whole
-        return g.op("ScatterND", stack, g.op("Unsqueeze", depth, [1]), whole)
-
-    def _places(self, g: Graph, slots: Value) -> Value:
-        return places(g, slots, self.decoder.dimensions.num_key_heads)
-
 
 def places(g: Graph, slots: Value, num_key_heads: int) -> Value:
-    """Indices (G, S, 2) that write (G, S, W) into a cache (G, N, W) at `slots` (S,)."""
-    column = g.op("Reshape", slots, [1, -1, 1])
-    heads = np.zeros((num_key_heads, 1, 2), np.int64)
-    heads[:, 0, 0] = np.arange(num_key_heads)
-    return g.op("Add", g.op("Mul", column, np.array([[[0, 1]]])), heads)
+    """Indices (1, G, S, 3) that write (1, G, S, W) into a cache (1, G, N, W) at `slots` (S,)."""
+    column = g.op("Reshape", slots, [1, 1, -1, 1])
+    heads = np.zeros((1, num_key_heads, 1, 3), np.int64)
+    heads[0, :, 0, 1] = np.arange(num_key_heads)
+    return g.op("Add", g.op("Mul", column, np.array([0, 0, 1])), heads)
