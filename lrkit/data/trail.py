@@ -1,8 +1,9 @@
 """The embedded data set: follow handwritten signs from room to room, and say where the trail ends.
 
-Place in the pipeline: board -> trail -> `Sample` -> collate -> model. Two tasks:
+Place in the pipeline: board -> trail -> `Sample` -> collate -> model. Three tasks:
 
     trail  "Take 4 hops. Which room are you in? Start in room 3", with one sentence of 23 tokens per hop
+    brief  "Take 4 hops. Which room? Start in room 3", where a step is the number of the next room, and nothing else
     read   "Read the signs.", answered by all rooms in random order, each followed by the digit on its sign
 
 Everything follows from a `numpy.random.Generator`: equal seeds give equal samples. The question ends with the
@@ -10,6 +11,7 @@ start room, so that the last token of the prompt is where the first hop begins.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
@@ -22,7 +24,7 @@ from lrkit.errors import DataError
 
 __all__ = ["Board", "TrailSettings", "TrailStream", "draw_board", "sample_read", "sample_trail", "trail_set"]
 
-Task = Literal["trail", "read"]
+Task = Literal["trail", "brief", "read"]
 
 HOPS: dict[BoardKind, tuple[int, ...]] = {
     "main": (1, 2, 3, 4),
@@ -77,6 +79,21 @@ def sample_trail(
     )
 
 
+def in_brief(sample: Sample) -> Sample:
+    """The same trail, asked and told in the fewest words.
+
+    Pretraining only. It teaches that a room's number leads to the number on its sign, one token after the other,
+    which is what a latent step has to do without the words.
+    """
+    rooms = sample.info["rooms"]
+    return replace(
+        sample,
+        question=sample.question.replace("Which room are you in?", "Which room?"),
+        steps=tuple(str(room) for room in rooms[1:]),
+        info={**sample.info, "task": "brief"},
+    )
+
+
 def sample_read(
     split: Split, kind: BoardKind, rng: np.random.Generator, settings: TrailSettings | None = None
 ) -> Sample:
@@ -110,7 +127,8 @@ class TrailStream:
             return [sample_read(self.split, kind, self.rng, self.settings) for _ in range(count)]
         lengths = [hops] if isinstance(hops, int) else list(hops or HOPS[kind])
         chosen = self.rng.choice(lengths, count).tolist()
-        return [sample_trail(self.split, kind, length, self.rng, self.settings) for length in chosen]
+        samples = [sample_trail(self.split, kind, length, self.rng, self.settings) for length in chosen]
+        return [in_brief(sample) for sample in samples] if task == "brief" else samples
 
     def __iter__(self) -> Iterator[Sample]:
         """Trails on main boards, one by one."""

@@ -75,13 +75,14 @@ class TrailSource:
     def draw(self, stage: Stage, count: int, rng: np.random.Generator) -> list[Sample]:
         self._stream.rng = rng
         kind = choose(stage.boards or self._data.boards, rng)
-        if choose(stage.tasks or {"trail": 1.0}, rng) == "read":
-            return self._stream.draw(count, kind=kind, task="read")
+        task = choose(stage.tasks or {"trail": 1.0}, rng)
+        if task == "read":
+            return self._stream.draw(count, kind=kind, task=task)
         lengths = stage.lengths or HOPS[kind]
         weights = dict(zip(lengths, stage.length_weights or (1.0,) * len(lengths), strict=True))
         if stage.batches == "equal":
-            return self._stream.draw(count, kind=kind, hops=choose(weights, rng))
-        return [self._stream.draw(1, kind=kind, hops=choose(weights, rng))[0] for _ in range(count)]
+            return self._stream.draw(count, kind=kind, task=task, hops=choose(weights, rng))
+        return [self._stream.draw(1, kind=kind, task=task, hops=choose(weights, rng))[0] for _ in range(count)]
 
     def validation(self, stage: Stage, count: int) -> dict[int, list[Sample]]:
         kind = _heaviest(stage.boards or self._data.boards)

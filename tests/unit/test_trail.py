@@ -155,3 +155,11 @@ def test_no_length_or_kind_outside_the_tables():
             sample_trail("val", "main", hops, rng)
     with pytest.raises(UnknownNameError, match="did you mean 'faint'"):
         sample_trail("val", "faintt", 1, rng)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_brief_trail_asks_the_same_and_tells_only_the_rooms() -> None:
+    (sample,) = TrailStream("train", 4).draw(1, task="brief", hops=3)
+    rooms = sample.info["rooms"]
+    assert sample.steps == tuple(str(room) for room in rooms[1:])
+    assert sample.answer == str(rooms[-1])
+    assert sample.question == f"Take 3 hops. Which room? Start in room {rooms[0]}"
