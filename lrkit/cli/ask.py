@@ -42,7 +42,7 @@ def ask(
     from lrkit.runtime.session import Reasoner
 
     (chosen,) = parse_modes(mode)[:1]
-    reasoner = Reasoner.open(model, device, provider, threads).baseline(chosen)
+    reasoner = Reasoner.open(model, device, provider, threads).baseline(chosen).prepare()
     answer = reasoner.ask(
         list(image or []), question, chosen, max_new_tokens=max_new_tokens, max_latent_steps=max_latent_steps
     )

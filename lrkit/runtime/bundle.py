@@ -61,7 +61,8 @@ def open_bundle(path: Path | str, verify: bool = True) -> Bundle:
     """
     folder = Path(path)
     bundle = Bundle(folder, _read_manifest(folder))
-    if problems := [*_contradictions(bundle.manifest), *file_problems(bundle, verify)]:
+    # A manifest that contradicts itself is not used to look at files.
+    if problems := list(_contradictions(bundle.manifest)) or list(file_problems(bundle, verify)):
         raise BundleError("\n".join(f"{folder}: {problem}" for problem in problems))
     return bundle
 

@@ -36,6 +36,10 @@ class Engine(Protocol):
     processor: Processor
     num_layers: int
 
+    def load(self) -> None:
+        """Reads the weights now, where they would otherwise be read at the first question."""
+        ...
+
     def generate(
         self, prompts: Sequence[EncodedPrompt], options: AskOptions, on_token: OnToken | None = None
     ) -> list[Generated]:

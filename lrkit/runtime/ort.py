@@ -46,6 +46,11 @@ class Sessions:
         self._made: dict[Role, Any] = {}
         self._lock = threading.Lock()
 
+    @property
+    def loaded(self) -> tuple[Role, ...]:
+        """Programs in memory."""
+        return tuple(self._made)
+
     def of(self, role: Role) -> Any:
         """The `onnxruntime.InferenceSession` of that program.
 
@@ -202,11 +207,12 @@ class OrtEngine:
 
 
 def _replayed(out: Mapping[str, np.ndarray], latent_steps: int) -> list[list[ReplayedToken]]:
-    """Per latent step taken; nothing from a program that replays nothing."""
+    """Per latent step taken; nothing where nothing can be replayed: by this program, or without a picture."""
     if "replayed" not in out:
         return []
     rows = zip(out["replayed"][:latent_steps].tolist(), out["replay_weights"][:latent_steps].tolist(), strict=True)
-    return [[ReplayedToken(index, weight) for index, weight in zip(*row, strict=True) if index >= 0] for row in rows]
+    steps = [[ReplayedToken(index, weight) for index, weight in zip(*row, strict=True) if index >= 0] for row in rows]
+    return steps if any(steps) else []
 
 
 def _first_line(error: Exception) -> str:

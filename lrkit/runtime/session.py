@@ -51,9 +51,7 @@ class Reasoner:
         """
         from lrkit.runtime.ort import OrtEngine
 
-        engine = OrtEngine.from_bundle(path, provider, threads, verify, session_config)
-        engine.load()
-        return cls(engine)
+        return cls(OrtEngine.from_bundle(path, provider, threads, verify, session_config)).prepare()
 
     @classmethod
     def open(
@@ -96,6 +94,15 @@ class Reasoner:
     def processor(self) -> Processor:
         """Tokenizer, image geometry and prompt format of the model."""
         return self.engine.processor
+
+    def prepare(self) -> "Reasoner":
+        """Loads what would otherwise be loaded at the first question; returns itself.
+
+        Raises:
+            BundleError: a program that cannot be loaded.
+        """
+        self.engine.load()
+        return self
 
     def baseline(self, mode: Mode) -> "Reasoner":
         """The model to ask in `mode`: the baseline that this checkpoint declares for it, or this one."""

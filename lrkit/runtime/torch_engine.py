@@ -55,6 +55,9 @@ class TorchEngine:
         baselines = {mode: (folder / where).resolve() for mode, where in declared.items()}
         return cls(loaded.reasoner, Processor.from_folder(folder), _device(device), baselines)
 
+    def load(self) -> None:
+        """Nothing is left to load."""
+
     def generate(
         self, prompts: Sequence[EncodedPrompt], options: AskOptions, on_token: OnToken | None = None
     ) -> list[Generated]:

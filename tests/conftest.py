@@ -1,0 +1,20 @@
+"""Fixtures that several test files share."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small real bundle with the roles latent and cot. Shared: a test that alters it takes `own_bundle`."""
+    from tests.bundles import write_bundle
+
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "random")
+
+
+@pytest.fixture
+def own_bundle(bundle: Path, tmp_path: Path) -> Path:
+    """A copy of `bundle` to alter."""
+    return Path(shutil.copytree(bundle, tmp_path / "own"))

@@ -1,0 +1,239 @@
+"""A bundle on ONNX Runtime: the answers of torch, limits before any run, shared sessions, errors with a cause."""
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lrkit.data.trail import trail_set
+from lrkit.errors import BundleError, CapacityError, UnknownNameError, UserError
+from lrkit.model.generated import MODES, Mode
+from lrkit.runtime.answer import Answer
+from lrkit.runtime.engine import AskOptions
+from lrkit.runtime.ort import OrtEngine
+from lrkit.runtime.providers import available_providers, choose_provider
+from lrkit.runtime.session import Reasoner
+from tests.bundles import CAPACITY, QUESTION, picture, torch_reasoner
+from tests.programs import MAX_NEW_TOKENS
+
+
+@pytest.fixture(scope="module")
+def reasoner(bundle: Path) -> Reasoner:
+    return Reasoner.load(bundle, threads=1)
+
+
+def engine_of(reasoner: Reasoner) -> OrtEngine:
+    assert isinstance(reasoner.engine, OrtEngine)
+    return reasoner.engine
+
+
+def facts(answer: Answer) -> dict[str, object]:
+    """Everything but seconds, and shares without their last digits."""
+    values = answer.to_dict() | {"timings": None}
+    for step in values["regions"]:
+        for region in step:
+            region |= {key: round(value, 4) for key, value in region.items() if isinstance(value, float)}
+    return values
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_answers_are_those_of_torch(reasoner: Reasoner, mode: Mode) -> None:
+    engine = torch_reasoner()
+    for sample in trail_set("main", "test", 3):
+        expected = engine.ask(sample.images, sample.question, mode, max_new_tokens=MAX_NEW_TOKENS)
+        assert facts(reasoner.ask(sample.images, sample.question, mode)) == facts(expected)
+    assert expected.latent_steps == (3 if mode == "latent" else 0)
+
+
+def test_without_a_picture(reasoner: Reasoner) -> None:
+    expected = torch_reasoner().ask(None, QUESTION, max_new_tokens=MAX_NEW_TOKENS)
+    answer = reasoner.ask(None, QUESTION)
+    assert facts(answer) == facts(expected)
+    assert answer.replayed_tokens == 0
+
+
+@pytest.mark.parametrize(("halting", "latents"), [("fixed", 0), ("fixed", 2), ("adaptive", 3), ("adaptive", None)])
+def test_halting_and_latent_steps_as_asked(reasoner: Reasoner, halting: str, latents: int | None) -> None:
+    how = {"halting": halting, "max_latent_steps": latents}
+    expected = torch_reasoner().ask(picture(1), QUESTION, max_new_tokens=2, **how)
+    assert facts(reasoner.ask(picture(1), QUESTION, max_new_tokens=2, **how)) == facts(expected)
+    assert halting == "adaptive" or expected.latent_steps == latents
+
+
+def test_baselines_are_programs_of_the_same_bundle(reasoner: Reasoner) -> None:
+    spoken = reasoner.baseline("cot")
+    assert engine_of(spoken).role == "cot" and reasoner.baseline("latent") is reasoner
+    assert reasoner.baseline("direct") is reasoner, "the bundle has no program for it: the latent one answers"
+    expected = torch_reasoner("cot").ask(picture(), QUESTION, "cot", max_new_tokens=MAX_NEW_TOKENS)
+    assert facts(spoken.ask(picture(), QUESTION, "cot")) == facts(expected)
+    assert expected.depths == (0, 0, 0, 0)
+
+
+def test_a_batch_is_its_prompts_one_by_one(reasoner: Reasoner) -> None:
+    pairs = [(picture(0), QUESTION), (None, QUESTION), (picture(1), "Read the signs.")]
+    assert [facts(a) for a in reasoner.ask_batch(pairs)] == [facts(reasoner.ask(*pair)) for pair in pairs]
+    assert reasoner.ask_batch([]) == []
+
+
+def test_what_is_streamed_is_the_whole_text(reasoner: Reasoner) -> None:
+    pieces: list[str] = []
+    answer = reasoner.ask(picture(), QUESTION, on_text=pieces.append)
+    assert "".join(pieces).strip() == answer.text != ""
+
+
+def test_on_token_gets_every_sample_of_a_batch(reasoner: Reasoner) -> None:
+    engine = engine_of(reasoner)
+    prompts = [engine.processor.encode_prompt([picture(number)], QUESTION) for number in (0, 1)]
+    rows: list[list[int | None]] = []
+    results = engine.generate(prompts, AskOptions(), rows.append)
+    columns = [[token for token in column if token is not None] for column in zip(*rows, strict=True)]
+    assert columns == [result.token_ids for result in results]
+
+
+OVER: dict[str, tuple[dict, str]] = {
+    "pictures": ({"image": [picture()] * 3}, "has 3 pictures, above the bundle's limit max_images of 2"),
+    "patches": ({"image": [picture()] * 2}, "make 320 patches, above the bundle's limit max_patches of 200"),
+    "tokens": ({"question": "Read the signs. " * 30}, "above the bundle's limit max_prompt_tokens of 120"),
+    "speech": ({"max_new_tokens": 7}, "max_new_tokens is 7, above the bundle's limit of 6"),
+    "latents": ({"max_latent_steps": 4}, "max_latent_steps is 4, above the bundle's limit of 3"),
+}
+
+
+@pytest.mark.parametrize("what", OVER)
+def test_a_limit_is_named_before_any_program_is_loaded(bundle: Path, what: str) -> None:
+    asked, expected = OVER[what]
+    reasoner = Reasoner.open(bundle)
+    with pytest.raises(CapacityError) as caught:
+        reasoner.ask(**{"image": picture(), "question": QUESTION, **asked})
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+    assert engine_of(reasoner).sessions.loaded == ()
+
+
+def test_a_picture_over_the_limit_is_not_cut_into_patches(reasoner: Reasoner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(*_: object) -> None:
+        raise AssertionError("preprocessed a picture that is over the limit")
+
+    monkeypatch.setattr("lrkit.runtime.processor.preprocess", cut)
+    with pytest.raises(CapacityError, match="max_patches"):
+        reasoner.ask(picture().resize((160, 48)), QUESTION)
+
+
+def test_the_answer_marker_counts_in_direct_mode(bundle: Path) -> None:
+    engine = OrtEngine.from_bundle(bundle)
+    engine.processor.limits = None  # what is given to the engine directly is checked too
+    words = CAPACITY["max_prompt_tokens"]
+    prompt = engine.processor.encode_prompt([], "Read " * words)
+    assert len(prompt.ids) == words
+    with pytest.raises(CapacityError, match=f"the prompt has {words + 1} tokens"):
+        engine.generate([prompt], AskOptions(mode="direct"))
+
+
+def test_eight_threads_get_the_answers_of_one(bundle: Path) -> None:
+    reasoner = Reasoner.open(bundle, threads=1)
+    samples = trail_set("main", "test", 12)
+    started = threading.Barrier(8)
+
+    def ask_all(number: int) -> list[dict[str, object]]:
+        started.wait()
+        order = samples[number:] + samples[:number]
+        found = {sample.id: facts(reasoner.ask(sample.images, sample.question)) for sample in order}
+        return [found[sample.id] for sample in samples]
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(ask_all, range(8)))
+    alone = [facts(Reasoner.load(bundle).ask(sample.images, sample.question)) for sample in samples]
+    assert results == [alone] * 8
+
+
+def test_a_session_is_made_once_per_role(bundle: Path) -> None:
+    sessions = OrtEngine.from_bundle(bundle).sessions
+    started = threading.Barrier(8)
+
+    def get(number: int) -> object:
+        started.wait()
+        return sessions.of("latent" if number % 2 else "cot")
+
+    assert sessions.loaded == ()
+    with ThreadPoolExecutor(8) as pool:
+        assert len({id(session) for session in pool.map(get, range(8))}) == 2
+    assert set(sessions.loaded) == {"latent", "cot"}
+
+
+def test_providers_are_named() -> None:
+    assert available_providers()[0] == "cpu"
+    assert choose_provider("cpu") == ["CPUExecutionProvider"]
+    with pytest.raises(UnknownNameError, match=r"unknown provider 'cudda'; this machine has cpu.*did you mean 'cuda'"):
+        choose_provider("cudda")
+    with pytest.raises(UserError, match="has no device '0'"):
+        choose_provider("cpu:0")
+    with pytest.raises(UserError, match="has no device 'x'"):
+        choose_provider("cuda:x")
+
+
+def test_a_provider_is_given_with_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    offered = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: offered)
+    assert choose_provider("cuda:1") == [("CUDAExecutionProvider", {"device_id": "1"}), "CPUExecutionProvider"]
+    assert choose_provider("cuda") == offered
+
+
+@pytest.mark.skipif("cuda" in available_providers(), reason="this onnxruntime has cuda")
+def test_a_provider_that_is_not_installed(bundle: Path) -> None:
+    with pytest.raises(UserError, match=r'which has cpu.*pip install "lrkit\[gpu\]"'):
+        Reasoner.load(bundle, provider="cuda")
+
+
+def test_threads_and_session_entries(bundle: Path) -> None:
+    with pytest.raises(UserError, match="threads is 0"):
+        Reasoner.load(bundle, threads=0)
+    quiet = Reasoner.load(bundle, threads=2, session_config={"session.intra_op.allow_spinning": "0"})
+    options = engine_of(quiet).sessions.of("latent").get_session_options()
+    assert options.intra_op_num_threads == 2
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_a_damaged_program_is_one_sentence(own_bundle: Path) -> None:
+    path = own_bundle / "latent.onnx"
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    with pytest.raises(BundleError, match=r"latent.onnx: ONNX Runtime cannot load it \(.*\); copy") as caught:
+        Reasoner.load(own_bundle, verify=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_program_other_than_declared(own_bundle: Path) -> None:
+    path = own_bundle / "bundle.json"
+    manifest = json.loads(path.read_text())
+    manifest["programs"]["cot"]["spec"]["outputs"].pop()
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"cot.onnx: is not the program that bundle.json declares \(the outputs are"):
+        Reasoner.open(own_bundle).baseline("cot").prepare()
+
+
+def test_a_program_of_the_step_form_is_refused(own_bundle: Path) -> None:
+    path = own_bundle / "bundle.json"
+    manifest = json.loads(path.read_text())
+    manifest["programs"]["latent"]["spec"]["form"] = "step"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="its latent program has the form 'step'"):
+        Reasoner.load(own_bundle)
+
+
+def test_open_takes_both_and_refuses_options_of_the_other_kind(bundle: Path) -> None:
+    assert Reasoner.open(str(bundle), threads=1).engine.name == "onnxruntime"
+    with pytest.raises(UserError, match="is a bundle, and device is for checkpoints"):
+        Reasoner.open(bundle, device="cuda")
+    with pytest.raises(UserError, match="is no bundle, and provider and threads are for bundles"):
+        Reasoner.open("tiny", provider="cpu")
+
+
+def test_a_prompt_is_not_altered(reasoner: Reasoner) -> None:
+    engine = engine_of(reasoner)
+    prompt = engine.processor.encode_prompt([picture()], QUESTION)
+    before = replace(prompt, ids=list(prompt.ids))
+    engine.generate([prompt], AskOptions(mode="direct"))
+    assert prompt.ids == before.ids
