@@ -126,9 +126,14 @@ class Dialect:
         swapped = g.op("Gather", x, [*range(half, head_width), *range(half)], axis=-1)
         return g.op("Add", g.op("Mul", x, rotation.cos), g.op("Mul", swapped, rotation.sin))
 
-    def keep(self, g: Graph, alive: Value, new: Value, old: Value) -> Value:
+    def keep(self, g: Graph, alive: Value, new: Value, old: Value, logical: bool = False) -> Value:
         """`new` while alive, `old` afterwards. ONNX Runtime never runs a body once halted; TensorRT may, once."""
-        return new if self.ort else g.op("Where", alive, new, old)
+        if self.ort:
+            return new
+        if not logical:
+            return g.op("Where", alive, new, old)
+        # ONNX Runtime has no Where on bool.
+        return g.op("Or", g.op("And", alive, new), g.op("And", g.op("Not", alive), old))
 
     def _bits(self, role: str, part: str) -> int | None:
         """4 or 8 for a matrix to quantize; None for one that stays float."""

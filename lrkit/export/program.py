@@ -269,7 +269,7 @@ class _Builder:
         moved |= {name: g.op("Add", held[name], by) for name, by in (("steps", [1]), ("length", ahead), ("position", ahead))}
         moved |= self._report(g, held, step, hidden, replayed, passes)
         for name, value in moved.items():
-            new[name] = self.dialect.keep(g, held["alive"], value, held[name])
+            new[name] = self.dialect.keep(g, held["alive"], value, held[name], name in ("free", "wants"))
         for i, cache in caches.items():
             new |= cache.state(i)
         wants = g.op("Or", fixed, g.op("Squeeze", new["wants"], [0]))

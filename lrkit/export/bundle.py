@@ -1,0 +1,239 @@
+"""Checkpoint -> bundle: build the programs, write them, prove them, and only then let the folder appear.
+
+    checkpoint --read--> source --build--> ONNX --write--> staging folder --check against torch--> rename
+
+Place in the pipeline: `lrkit export` calls `export_bundle`; lrkit/runtime/bundle.py opens the result. Everything is written into
+a hidden neighbour of the target folder, which is renamed at the end: killed at any moment, an export leaves a whole bundle or none.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from PIL import Image
+
+from lrkit.data.sample import Sample
+from lrkit.errors import ExportError
+from lrkit.export.check import CheckSample, ProgramRun, check_program, open_program
+from lrkit.export.dialect import Dialect
+from lrkit.export.program import Program, build_program
+from lrkit.export.source import read_source
+from lrkit.export.target import Target, limits_of
+from lrkit.export.vision import traced_tower
+from lrkit.model.checkpoint import LoadedCheckpoint, load_checkpoint, read_info, replace_folder
+from lrkit.provenance import collect
+from lrkit.resources import resolve_checkpoint
+from lrkit.runtime.manifest import (
+    BUNDLE_FILE,
+    Limits,
+    Manifest,
+    ProgramEntry,
+    RecordedSample,
+    Role,
+    TokenIds,
+    Validation,
+    digest,
+)
+from lrkit.runtime.preprocess import load_image
+from lrkit.runtime.processor import Processor
+
+EXTERNAL_BYTES = 64 << 20
+"""Programs with more weights keep them in a file of their own, which ONNX Runtime maps instead of copying."""
+NUM_RECORDED = 2
+"""Samples per program that `lrkit validate` runs again."""
+
+Progress = Callable[[str, int, int], None]
+"""(what is going on, done, total); total 0 where it cannot be counted."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export made."""
+
+    folder: Path
+    manifest: Manifest
+    quantization_errors: dict[str, dict[str, float]]
+    """Program -> matrix -> relative error; empty without int4."""
+    seconds: dict[str, float]
+    """Per program and stage."""
+
+
+def export_bundle(
+    checkpoint: Path | str,
+    output: Path,
+    target: Target,
+    samples: Sequence[Sample],
+    *,
+    baselines: bool = True,
+    force: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> ExportReport:
+    """Writes the bundle of a checkpoint (name or folder) into `output`.
+
+    `samples`, unseen in training, are what the programs are checked on. With `baselines` the checkpoint's own cot and direct
+    baselines become programs too. An existing bundle is replaced when `force` is set.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        ExportError: no program can be built for it, a program differs from torch, or `output` is taken.
+    """
+    folder = resolve_checkpoint(checkpoint)
+    _refuse_taken(output, force)
+    if not samples:
+        raise ExportError("no samples were given to check the program on; give at least one")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = output.parent / f".{output.name}.writing"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        report = _Export(folder, staging, target, samples, progress).run(baselines)
+        replace_folder(staging, output)
+    except BaseException:  # Ctrl-C too
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return ExportReport(output, report.manifest, report.quantization_errors, report.seconds)
+
+
+def _refuse_taken(output: Path, force: bool) -> None:
+    if not output.exists():
+        return
+    if not (output / BUNDLE_FILE).is_file() and (not output.is_dir() or any(output.iterdir())):
+        raise ExportError(f"{output} exists and is no bundle; give another folder")
+    if not force and (output / BUNDLE_FILE).is_file():
+        raise ExportError(f"{output} holds a bundle already; give another folder, or --force to replace it")
+
+
+class _Export:
+    """One export in progress: everything is written into `staging`."""
+
+    def __init__(
+        self, folder: Path, staging: Path, target: Target, samples: Sequence[Sample], progress: Progress
+    ) -> None:
+        self.folder, self.staging, self.target, self.progress = folder, staging, target, progress
+        self.processor = Processor.from_folder(folder)
+        self.samples = samples
+        self.encoded = [
+            CheckSample(self.processor.encode_prompt(sample.images, sample.question), sample.answer or None)
+            for sample in samples
+        ]
+        self.seconds: dict[str, float] = {}
+        self.errors: dict[str, dict[str, float]] = {}
+        self.recorded: list[RecordedSample] = []
+
+    def run(self, baselines: bool) -> ExportReport:
+        info = read_info(self.folder)
+        folders: dict[Role, Path] = {"latent": self.folder}
+        declared: dict[str, Any] = info.get("baselines") or {} if baselines else {}
+        roles: tuple[Role, ...] = ("cot", "direct")
+        for role in roles:
+            if declared.get(role):
+                folders[role] = (self.folder / declared[role]).resolve()
+        limits: Limits | None = None
+        programs: dict[Role, ProgramEntry] = {}
+        validations: dict[Role, Validation] = {}
+        for role, folder in folders.items():
+            loaded = load_checkpoint(folder, dtype=torch.float32)
+            limits = limits or limits_of(self.target, loaded.reasoner.settings.think.max_latent_steps)
+            programs[role], validations[role] = self._program(role, loaded, limits)
+        assert limits is not None
+        manifest = self._manifest(info, limits, programs, validations)
+        (self.staging / BUNDLE_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return ExportReport(self.staging, manifest, self.errors, self.seconds)
+
+    def _program(self, role: Role, loaded: LoadedCheckpoint, limits: Limits) -> tuple[ProgramEntry, Validation]:
+        """Builds, writes and checks one program."""
+        reasoner = loaded.reasoner
+        started = time.perf_counter()
+        self.progress(f"{role}: reading weights", 0, 0)
+        source = read_source(reasoner)
+        dialect = Dialect(self.target, source.weight, source.dimensions.epsilon)
+        # A baseline never thinks: its program carries no latent loop.
+        own = limits if role == "latent" else limits.model_copy(update={"max_latent_steps": 0})
+        self.progress(f"{role}: tracing the vision tower", 0, 0)
+        tower = traced_tower(source, dialect)
+        self.progress(f"{role}: building the graph", 0, 0)
+        program = build_program(source, dialect, own, self.processor.eos_id, tower)
+        file, data = self._write(role, program)
+        self.seconds[f"{role}.build"] = time.perf_counter() - started
+        started = time.perf_counter()
+        total = len(self.encoded)
+        validation = check_program(
+            reasoner, self.processor, self.staging / file, program.spec, own, role, self.target.precision, self.encoded,
+            lambda done: self.progress(f"{role}: comparing with torch", done, total),
+        )  # fmt: skip
+        self._record(role, program, loaded, own)
+        self.seconds[f"{role}.check"] = time.perf_counter() - started
+        self.errors[role] = program.errors
+        entry = ProgramEntry(
+            file=file, data=data, dialect=self.target.dialect, precision=self.target.precision,
+            accuracy_level=self.target.int4.accuracy_level if self._has_nbits else None, spec=program.spec,
+            settings=reasoner.settings, num_layers=source.dimensions.num_layers, routed_layers=program.routed_layers,
+            bytes_by_part=program.part_bytes,
+        )  # fmt: skip
+        return entry, validation
+
+    @property
+    def _has_nbits(self) -> bool:
+        return self.target.precision == "int4" and self.target.dialect == "ort"
+
+    def _write(self, role: Role, program: Program) -> tuple[str, str | None]:
+        """(file, data file or None)."""
+        self.progress(f"{role}: writing", 0, 0)
+        large = sum(program.part_bytes.values()) > EXTERNAL_BYTES
+        file, data = f"{role}.onnx", f"{role}.onnx.data" if large else None
+        ir.save(program.model, self.staging / file, external_data=data)
+        return file, data
+
+    def _record(self, role: Role, program: Program, loaded: LoadedCheckpoint, limits: Limits) -> None:
+        """Answers of the written program to the first samples, with their pictures, for `lrkit validate`."""
+        session = open_program(self.staging / f"{role}.onnx")
+        run = ProgramRun(session, program.spec, loaded.reasoner, self.processor, limits, role)
+        for number, sample in enumerate(self.samples[:NUM_RECORDED]):
+            images = [self._picture(number, place, image) for place, image in enumerate(sample.images)]
+            # The stored picture is what will be asked about: the answer is recorded from it.
+            prompt = self.processor.encode_prompt([self.staging / name for name in images], sample.question)
+            seen = run.trace(prompt)
+            self.recorded.append(
+                RecordedSample(
+                    images=tuple(images), question=sample.question, answer=sample.answer, role=role,
+                    token_ids=tuple(seen.token_ids), latent_steps=seen.latent_steps,
+                )
+            )  # fmt: skip
+
+    def _picture(self, number: int, place: int, image: Image.Image | Path | str) -> str:
+        name = f"samples/{number}-{place}.png"
+        if not (self.staging / name).is_file():
+            (self.staging / "samples").mkdir(exist_ok=True)
+            load_image(image).save(self.staging / name)
+        return name
+
+    def _manifest(
+        self,
+        info: dict[str, Any],
+        limits: Limits,
+        programs: dict[Role, ProgramEntry],
+        validations: dict[Role, Validation],
+    ) -> Manifest:
+        self.progress("computing digests", 0, 0)
+        processor = self.processor
+        processor.save(self.staging)
+        files = sorted(path for path in self.staging.rglob("*") if path.is_file())
+        return Manifest(
+            name=self.folder.name,
+            target=self.target.model_dump(mode="json"),
+            programs=programs,
+            limits=limits,
+            tokens=TokenIds(
+                image=processor.image_id, latent=processor.latent_id, eos=processor.eos_id, pad=processor.pad_id
+            ),
+            merge_size=processor.geometry.merge_size,
+            files={path.relative_to(self.staging).as_posix(): digest(path) for path in files},
+            samples=tuple(self.recorded),
+            validation=validations,
+            provenance=collect(checkpoint={"stage": info.get("stage"), "provenance": info.get("provenance")}),
+        )
