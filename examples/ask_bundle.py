@@ -3,8 +3,8 @@
     lrkit export tiny --int4 -o rooms-bundle
     python examples/ask_bundle.py rooms-bundle pictures/ answers/ "Take 4 hops. Which room are you in? Start in room 3"
 
-Leaves answers.jsonl and, per picture, a drawing of where the model looked in each latent step. Needs the base install only:
-no torch is imported.
+Leaves answers.jsonl and, per picture, a drawing of where the model looked in each latent step. Needs the base install
+only: no torch is imported.
 """
 
 import argparse

@@ -1,0 +1,124 @@
+"""A bundle through the command line, and in a Python that has nothing but the base install."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lrkit.cli.main import main
+from tests.bundles import QUESTION, picture
+
+ROOT = Path(__file__).resolve().parents[2]
+
+BASE_ONLY = """
+import importlib.abc, sys, time
+
+EXTRA = {"torch", "transformers", "peft", "accelerate", "datasets", "sklearn", "scipy", "safetensors", "onnx",
+         "onnx_ir", "onnxscript", "matplotlib", "tensorboard", "jinja2", "huggingface_hub"}
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in EXTRA:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+started = time.perf_counter()
+import lrkit
+imported = time.perf_counter() - started
+from lrkit import Reasoner
+answer = Reasoner.load(sys.argv[1], threads=1).ask(sys.argv[2], sys.argv[3])
+answer.save_trace(sys.argv[4])
+assert not EXTRA & set(sys.modules), EXTRA & set(sys.modules)
+import json
+print(json.dumps({"imported": imported, **answer.to_dict()}))
+from lrkit.cli.main import main
+main(["ask", sys.argv[1], "--image", sys.argv[2], sys.argv[3]])
+"""
+
+
+@pytest.fixture
+def rooms(tmp_path: Path) -> Path:
+    path = tmp_path / "rooms.png"
+    picture().save(path)
+    return path
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return left.value.code if isinstance(left.value.code, int) else 0
+
+
+def recorded(bundle: Path) -> list[dict]:
+    return json.loads((bundle / "bundle.json").read_text())["samples"]
+
+
+def test_the_base_install_answers_without_torch(bundle: Path, rooms: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.png"
+    command = [sys.executable, "-c", BASE_ONLY, str(bundle), str(rooms), QUESTION, str(trace)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, spoken = done.stdout.splitlines()
+    answer = json.loads(first)
+    assert answer["latent_steps"] == recorded(bundle)[0]["latent_steps"] == 3
+    assert answer["text"] == spoken != ""
+    assert answer["imported"] < 0.3, "seconds that `import lrkit` takes"
+    assert trace.stat().st_size > 1000
+
+
+def test_ask_prints_the_answer_and_writes_its_history(
+    bundle: Path, rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "answer.json"
+    assert run("ask", bundle, "--image", rooms, QUESTION, "--threads", 1, "--json", report) == 0
+    captured = capsys.readouterr()
+    answer = json.loads(report.read_text())
+    assert captured.out.strip() == answer["text"] != ""
+    assert f"{answer['ar_steps']} autoregressive steps (3 latent" in captured.err
+    assert answer["ar_steps"] == 3 + answer["spoken_tokens"] - 1, "the last token, cut by the limit, is not fed back"
+
+
+def test_eval_asks_each_program_of_the_bundle(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "eval.json"
+    given = ("--modes", "latent,cot", "--samples", 4, "--latency-samples", 2, "--json", report)
+    assert run("eval", bundle, *given) == 0
+    figures = json.loads(report.read_text())
+    assert figures["runs_on"] == {"engine": "onnxruntime", "device": "cpu", "threads": None}
+    assert figures["modes"]["latent"]["latent_steps_histogram"] == {"3": 4}
+    assert figures["modes"]["cot"]["routed_depths_mean"] == [0, 0, 0, 0], "the cot program routes nothing"
+    assert figures["modes"]["latent"]["latency_sec"]["count"] == 2
+
+
+def test_validate_runs_the_recorded_samples(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "findings.json"
+    assert run("validate", bundle, "--json", report) == 0
+    assert "2 of 2 recorded samples" in capsys.readouterr().out
+    findings = json.loads(report.read_text())
+    assert findings["kind"] == "bundle" and findings["ok"]
+    assert findings["samples"] == {"run": 2, "same": 2}
+    assert set(findings["programs"]) == {"latent", "cot"}
+
+
+def test_validate_names_the_sample_that_answers_otherwise(own_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = own_bundle / "bundle.json"
+    manifest = json.loads(path.read_text())
+    manifest["samples"][1]["token_ids"][0] += 1
+    path.write_text(json.dumps(manifest))
+    assert run("validate", own_bundle) == 2
+    captured = capsys.readouterr()
+    assert "1 of 2 recorded samples" in captured.out
+    assert f"{own_bundle}: recorded sample 1 (cot) gives" in captured.err and "recorded sample 0" not in captured.err
+
+
+@pytest.mark.parametrize("verb", ["ask", "eval", "validate"])
+def test_a_damaged_bundle_ends_every_verb_with_one_message(
+    own_bundle: Path, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = own_bundle / "latent.onnx"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    rest = ("Read the signs.",) if verb == "ask" else ()
+    assert run(verb, own_bundle, *rest) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert line.startswith("error: ") and "latent.onnx is cut off" in line

@@ -1,0 +1,86 @@
+"""The examples run as their first lines say, on a real bundle."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lrkit.runtime.session import Reasoner
+from tests.bundles import QUESTION, picture
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+NODE = EXAMPLES / "node"
+
+
+def run(command: list[str | Path], where: Path = EXAMPLES.parent) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=where, timeout=300)
+
+
+def test_every_example_is_tested() -> None:
+    kept = {path.name for path in EXAMPLES.iterdir()} - {"__pycache__"}
+    assert kept == {"README.md", "ask_bundle.py", "node"}
+
+
+def test_ask_bundle_answers_a_folder(bundle: Path, tmp_path: Path) -> None:
+    pictures, answers = tmp_path / "pictures", tmp_path / "answers"
+    pictures.mkdir()
+    for number in range(3):
+        picture(number).save(pictures / f"rooms{number}.png")
+    (pictures / "notes.txt").write_text("no picture")
+    script = [sys.executable, EXAMPLES / "ask_bundle.py", bundle, pictures, answers, QUESTION]
+    done = run(script)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (answers / "answers.jsonl").read_text().splitlines()]
+    reasoner = Reasoner.load(bundle)
+    expected = [str(reasoner.ask(pictures / f"rooms{number}.png", QUESTION)) for number in range(3)]
+    assert [row["answer"] for row in rows] == expected
+    assert len(list(answers.glob("*.trace.png"))) == 3
+    (pictures / "bad.png").write_text("no picture either")
+    done = run(script)
+    assert done.returncode == 1 and "3 of 4 pictures answered" in done.stdout
+
+
+def test_ask_bundle_names_what_is_wrong_with_the_bundle(tmp_path: Path) -> None:
+    done = run([sys.executable, EXAMPLES / "ask_bundle.py", tmp_path, tmp_path, tmp_path, QUESTION])
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "is no bundle" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def node() -> str:
+    """The interpreter, with the packages of the example beside it."""
+    found = shutil.which("node")
+    if found is None:
+        pytest.skip("node is not installed")
+    if not (NODE / "node_modules").is_dir():
+        if os.environ.get("LRKIT_NODE") != "1":
+            pytest.skip("examples/node has no node_modules; LRKIT_NODE=1 lets this test call npm install")
+        done = run(["npm", "install", "--no-audit", "--no-fund"], NODE)
+        assert done.returncode == 0, done.stderr
+    return found
+
+
+@pytest.mark.parametrize("mode", ["latent", "cot", "direct"])
+def test_node_gives_the_answer_of_python(bundle: Path, node: str, mode, tmp_path: Path) -> None:
+    rooms = tmp_path / "rooms.png"
+    picture().save(rooms)
+    done = run([node, NODE / "ask.mjs", bundle, rooms, QUESTION, mode])
+    assert done.returncode == 0, done.stderr
+    answer = Reasoner.open(bundle).baseline(mode).ask(rooms, QUESTION, mode)
+    assert done.stdout.strip() == answer.text != ""
+    expected = (answer.ar_steps, answer.latent_steps, answer.spoken_tokens)
+    assert "{} autoregressive steps ({} latent, {} tokens spoken)".format(*expected) in done.stderr
+
+
+def test_node_says_what_it_does_not_do(own_bundle: Path, node: str, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.png"
+    picture().resize((81, 32)).save(odd)
+    done = run([node, NODE / "ask.mjs", own_bundle, odd, QUESTION])
+    assert done.returncode == 2 and "81 x 32 pixels; this example needs multiples of 8" in done.stderr
+    path = own_bundle / "latent.onnx"
+    path.write_bytes(path.read_bytes()[:-1])
+    done = run([node, NODE / "ask.mjs", own_bundle, odd, QUESTION])
+    assert done.returncode == 2 and "latent.onnx was altered" in done.stderr
