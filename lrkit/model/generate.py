@@ -140,7 +140,7 @@ def _replayed(state: Sequences, sample: int, latent_steps: int) -> list[list[Rep
             strict=True,
         )
         steps.append([ReplayedToken(int(index), float(weight)) for index, weight in pairs if index >= 0])
-    return steps
+    return steps or [[] for _ in range(latent_steps)]  # without images, or with replay off, nothing was kept
 
 
 def _routed_depths(state: Sequences, sample: int) -> dict[int, int]:
