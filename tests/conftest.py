@@ -11,7 +11,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small real bundle with the roles latent and cot. Shared: a test that alters it takes `own_bundle`."""
     from tests.bundles import write_bundle
 
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "random")
+    return write_bundle(tmp_path_factory.mktemp("exported"))
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
             yield f"{BUNDLE_FILE} names the file {name!r}, which lies outside the bundle; do not use this bundle"
     if not manifest.programs:
         yield f"{BUNDLE_FILE} names no program; export the checkpoint again"
-    for user, name in _used(manifest):
+    for user, name in dict.fromkeys(_used(manifest)):
         if name not in manifest.files:
             yield f"{BUNDLE_FILE} has no entry for {name}, which {user} needs; {_AGAIN}"
 

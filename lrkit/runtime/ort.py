@@ -207,12 +207,11 @@ class OrtEngine:
 
 
 def _replayed(out: Mapping[str, np.ndarray], latent_steps: int) -> list[list[ReplayedToken]]:
-    """Per latent step taken; nothing where nothing can be replayed: by this program, or without a picture."""
+    """Per latent step taken; empty steps where nothing can be replayed, by this program or without a picture."""
     if "replayed" not in out:
-        return []
+        return [[] for _ in range(latent_steps)]
     rows = zip(out["replayed"][:latent_steps].tolist(), out["replay_weights"][:latent_steps].tolist(), strict=True)
-    steps = [[ReplayedToken(index, weight) for index, weight in zip(*row, strict=True) if index >= 0] for row in rows]
-    return steps if any(steps) else []
+    return [[ReplayedToken(index, weight) for index, weight in zip(*row, strict=True) if index >= 0] for row in rows]
 
 
 def _first_line(error: Exception) -> str:

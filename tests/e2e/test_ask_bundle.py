@@ -94,22 +94,22 @@ def test_eval_asks_each_program_of_the_bundle(bundle: Path, tmp_path: Path, caps
 def test_validate_runs_the_recorded_samples(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "findings.json"
     assert run("validate", bundle, "--json", report) == 0
-    assert "2 of 2 recorded samples" in capsys.readouterr().out
+    assert "4 of 4 recorded samples" in capsys.readouterr().out
     findings = json.loads(report.read_text())
     assert findings["kind"] == "bundle" and findings["ok"]
-    assert findings["samples"] == {"run": 2, "same": 2}
+    assert findings["samples"] == {"run": 4, "same": 4}
     assert set(findings["programs"]) == {"latent", "cot"}
 
 
 def test_validate_names_the_sample_that_answers_otherwise(own_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = own_bundle / "bundle.json"
     manifest = json.loads(path.read_text())
-    manifest["samples"][1]["token_ids"][0] += 1
+    manifest["samples"][2]["token_ids"][0] += 1
     path.write_text(json.dumps(manifest))
     assert run("validate", own_bundle) == 2
     captured = capsys.readouterr()
-    assert "1 of 2 recorded samples" in captured.out
-    assert f"{own_bundle}: recorded sample 1 (cot) gives" in captured.err and "recorded sample 0" not in captured.err
+    assert "3 of 4 recorded samples" in captured.out
+    assert f"{own_bundle}: recorded sample 2 (cot) gives" in captured.err and "recorded sample 0" not in captured.err
 
 
 @pytest.mark.parametrize("verb", ["ask", "eval", "validate"])

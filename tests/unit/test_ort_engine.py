@@ -16,8 +16,7 @@ from lrkit.runtime.engine import AskOptions
 from lrkit.runtime.ort import OrtEngine
 from lrkit.runtime.providers import available_providers, choose_provider
 from lrkit.runtime.session import Reasoner
-from tests.bundles import CAPACITY, QUESTION, picture, torch_reasoner
-from tests.programs import MAX_NEW_TOKENS
+from tests.bundles import CAPACITY, MAX_NEW_TOKENS, QUESTION, picture, torch_reasoner
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +143,7 @@ def test_eight_threads_get_the_answers_of_one(bundle: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(ask_all, range(8)))
-    alone = [facts(Reasoner.load(bundle).ask(sample.images, sample.question)) for sample in samples]
+    alone = [facts(reasoner.ask(sample.images, sample.question)) for sample in samples]
     assert results == [alone] * 8
 
 

@@ -1,0 +1,120 @@
+"""`lrkit train` through the command line: a run, Ctrl-C and --resume, and recipes that cannot be run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lrkit.cli.main import main
+
+pytest.importorskip("sklearn")
+
+# Long enough to be interrupted, short enough to wait for.
+LONGER = ["stages.0.updates=8", "stages.1.updates=40", "stages.2.updates=6", "eval.every=20"]
+
+
+def lrkit(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    return int(left.value.code or 0)
+
+
+def records(folder: Path) -> list[dict]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def test_train_writes_checkpoints_metrics_and_a_report(tmp_path, capsys):
+    folder, report = tmp_path / "run", tmp_path / "report.json"
+    assert lrkit("train", "smoke", "-o", str(folder), "--json", str(report), "eval.show=1") == 0
+    made = json.loads(report.read_text())
+    assert made["done"] and made["updates"] == 14 and made["checkpoint"] == "stages/02-think"
+    assert [stage["name"] for stage in made["stages"]] == ["look", "say", "think"]
+    shown = capsys.readouterr().err
+    for piece in ("stage 2/3 say", "asked:", "target:", "says:"):
+        assert piece in shown
+    trained = [record for record in records(folder) if record["kind"] == "train"]
+    assert [record["update"] for record in trained] == list(range(1, 15))
+    assert list(folder.glob("tensorboard/events.out.tfevents.*"))
+    for stage in ("00-look", "01-say", "02-think"):
+        info = json.loads((folder / "stages" / stage / "reasoner.json").read_text())
+        provenance = info["provenance"]
+        assert provenance["recipe"]["name"] == "smoke" and provenance["seed"] == 0
+        known = {"lrkit", "git_commit", "git_dirty", "packages", "data_sha256", "device", "wall_time_sec"}
+        assert known <= set(provenance)
+    # What was trained is a checkpoint like any other: the run's folder stands for its last one.
+    assert lrkit("validate", str(folder)) == 0
+
+
+def test_the_written_recipe_gives_the_same_run(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert lrkit("train", "smoke", "-o", str(first), "seed=3", "stages.2.updates=2") == 0
+    assert lrkit("train", str(first / "recipe.yaml"), "-o", str(second)) == 0
+    assert records(first) == records(second)
+
+
+def test_ctrl_c_saves_and_resume_gives_the_uninterrupted_losses(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    # All in processes of their own: one thread, so that sums are added in one order, and a real signal.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    program = [sys.executable, "-c", "from lrkit.cli.main import main; main()", "train", "smoke", *LONGER, "-o"]
+    uninterrupted = subprocess.Popen([*program, str(whole)], env=environment, stderr=subprocess.DEVNULL)
+    interrupted = subprocess.Popen([*program, str(parts)], env=environment, stderr=subprocess.PIPE, text=True)
+    wait_for_lines(parts / "metrics.jsonl", 15, interrupted)
+    interrupted.send_signal(signal.SIGINT)
+    said = interrupted.communicate(timeout=120)[1]
+    assert interrupted.returncode == 130, said
+    assert "with --resume goes on from here" in said and "Traceback" not in said
+    assert uninterrupted.wait(timeout=240) == 0
+    assert len(records(parts)) < len(records(whole))
+    resumed = subprocess.run([*program, str(parts), "--resume"], env=environment, check=False, timeout=240)
+    assert resumed.returncode == 0
+    assert records(parts) == records(whole)
+    assert {path.name for path in (parts / "stages").iterdir()} == {"00-look", "01-say", "02-think"}
+
+
+def wait_for_lines(path: Path, count: int, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_bad_recipe_is_told_whole_with_exit_code_2_and_nothing_is_written(tmp_path, capsys):
+    folder = tmp_path / "run"
+    overrides = ["optimizer.lr=-1", "stages.1.bogus=3", "stages.2.rehearse=[nothing]", "trainable=lora"]
+    assert lrkit("train", "smoke", *overrides, "-o", str(folder)) == 2
+    said = capsys.readouterr().err
+    assert said.count("error:") == 1 and "Traceback" not in said
+    pieces = ("optimizer.lr: got -1", "stages.1.bogus: unknown key", "rehearses 'nothing'", "lora on random weights")
+    for piece in pieces:
+        assert piece in said, piece
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["trail-lattent"], "did you mean 'trail-latent'"),
+        (["trail-latent", "init=no/such/run"], "init: no/such/run: no such checkpoint"),
+        (["smoke", "nonsense"], "must look like key.path=value"),
+        (["m3cot-style", "data.train=missing.jsonl"], "missing.jsonl"),
+    ],
+)
+def test_what_is_not_there_is_one_message(tmp_path, capsys, arguments, says):
+    assert lrkit("train", *arguments, "-o", str(tmp_path / "run")) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_shows_the_stages_and_writes_nothing(tmp_path, capsys):
+    assert lrkit("train", "smoke", "--dry-run", "-o", str(tmp_path / "run")) == 0
+    said = capsys.readouterr().out
+    assert "look" in said and "nothing wrong was found" in said
+    assert not (tmp_path / "run").exists()
