@@ -306,7 +306,7 @@ def cut_to_8_bits(image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
 def test_teacher_features_of_every_latent_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the rounding to 8 bits ours differ by up to 0.012, of values that reach 1.3."""
     golden, backbone = tensors("full"), golden_backbone()
-    for rounding, tolerance in ((crop_and_enlarge, 0.02), (cut_to_8_bits, 2e-4)):
+    for rounding, tolerance in ((crop_and_enlarge, 0.02), (cut_to_8_bits, 1e-3)):
         monkeypatch.setattr(distill_module, "crop_and_enlarge", rounding)
         for case, count in (("plain_16", 4), ("plain_32_3lat", 3)):
             teacher = Teacher(backbone, golden["two.pixel_values"][:400], torch.tensor([GRID]), (1,), WINDOW)
