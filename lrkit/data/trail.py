@@ -1,9 +1,10 @@
 """The embedded data set: follow handwritten signs from room to room, and say where the trail ends.
 
-Place in the pipeline: board -> trail -> `Sample` -> collate -> model. Three tasks:
+Place in the pipeline: board -> trail -> `Sample` -> collate -> model. Four tasks:
 
     trail  "Take 4 hops. Which room are you in? Start in room 3", with one sentence of 23 tokens per hop
-    brief  "Take 4 hops. Which room? Start in room 3", where a step is the number of the next room, and nothing else
+    terse  the same question, where a step is the number of the next room and nothing else
+    brief  "Take 4 hops. Which room? Start in room 3", told as tersely
     read   "Read the signs.", answered by all rooms in random order, each followed by the digit on its sign
 
 Everything follows from a `numpy.random.Generator`: equal seeds give equal samples. The question ends with the
@@ -24,7 +25,7 @@ from lrkit.errors import DataError
 
 __all__ = ["Board", "TrailSettings", "TrailStream", "draw_board", "sample_read", "sample_trail", "trail_set"]
 
-Task = Literal["trail", "brief", "read"]
+Task = Literal["trail", "terse", "brief", "read"]
 
 HOPS: dict[BoardKind, tuple[int, ...]] = {
     "main": (1, 2, 3, 4),
@@ -79,19 +80,24 @@ def sample_trail(
     )
 
 
-def in_brief(sample: Sample) -> Sample:
-    """The same trail, asked and told in the fewest words.
+def tersely(sample: Sample) -> Sample:
+    """The same trail, each step told in one word: the number of the next room.
 
-    Pretraining only. It teaches that a room's number leads to the number on its sign, one token after the other,
-    which is what a latent step has to do without the words.
+    A curriculum can move such a step into a latent at once: what the model was about to say, it thinks.
     """
     rooms = sample.info["rooms"]
-    return replace(
-        sample,
-        question=sample.question.replace("Which room are you in?", "Which room?"),
-        steps=tuple(str(room) for room in rooms[1:]),
-        info={**sample.info, "task": "brief"},
-    )
+    return replace(sample, steps=tuple(str(room) for room in rooms[1:]), info={**sample.info, "task": "terse"})
+
+
+def in_brief(sample: Sample) -> Sample:
+    """The same trail told tersely, under a question of its own.
+
+    For pretraining: a room's number leads to the number on its sign, one token after the other, while the question
+    itself stays free for explicit steps.
+    """
+    told = tersely(sample)
+    question = sample.question.replace("Which room are you in?", "Which room?")
+    return replace(told, question=question, info={**told.info, "task": "brief"})
 
 
 def sample_read(
@@ -128,7 +134,8 @@ class TrailStream:
         lengths = [hops] if isinstance(hops, int) else list(hops or HOPS[kind])
         chosen = self.rng.choice(lengths, count).tolist()
         samples = [sample_trail(self.split, kind, length, self.rng, self.settings) for length in chosen]
-        return [in_brief(sample) for sample in samples] if task == "brief" else samples
+        retold = {"trail": lambda sample: sample, "terse": tersely, "brief": in_brief}[task]
+        return [retold(sample) for sample in samples]
 
     def __iter__(self) -> Iterator[Sample]:
         """Trails on main boards, one by one."""

@@ -163,3 +163,10 @@ def test_a_brief_trail_asks_the_same_and_tells_only_the_rooms() -> None:
     assert sample.steps == tuple(str(room) for room in rooms[1:])
     assert sample.answer == str(rooms[-1])
     assert sample.question == f"Take 3 hops. Which room? Start in room {rooms[0]}"
+
+
+def test_a_terse_trail_keeps_the_question_and_tells_only_the_rooms() -> None:
+    (sample,) = TrailStream("train", 4).draw(1, task="terse", hops=3)
+    rooms = sample.info["rooms"]
+    assert sample.steps == tuple(str(room) for room in rooms[1:])
+    assert sample.question == f"Take 3 hops. Which room are you in? Start in room {rooms[0]}"
