@@ -12,6 +12,8 @@ import pytest
 
 import lrkit
 from lrkit.cli.main import VERBS
+from lrkit.resources import find_recipe
+from lrkit.train.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "lrkit"
@@ -144,6 +146,10 @@ def test_readme_lists_the_verbs_there_are() -> None:
         text = file.read_text(encoding="utf-8")
         named = re.findall(r"(?:^ {4}|`)lrkit ([a-z]+)", text, re.MULTILINE)
         assert set(named) <= set(VERBS.rows), file
+    recipes = re.findall(r"^ {4}lrkit train ([a-z][\w-]*)(.*)", readme, re.MULTILINE)
+    assert recipes
+    for name, overrides in recipes:
+        assert load_recipe(find_recipe(name), overrides.split())
 
 
 def test_every_verb_file_is_in_the_table() -> None:
