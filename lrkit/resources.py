@@ -146,8 +146,9 @@ def list_checkpoints(runs: Path | None = None) -> list[Resource]:
 
 
 def resolve_checkpoint(name_or_path: str | Path) -> Path:
-    """The folder of a checkpoint: `tiny`, `tiny/cot`, ..., the path of a folder with a reasoner.json, or a run's folder,
-    which stands for its last checkpoint.
+    """The folder of a checkpoint: `tiny`, `tiny/cot`, ..., the path of a folder with a reasoner.json, or that of a run.
+
+    The folder of a run stands for its last checkpoint.
 
     Raises:
         CheckpointError: no such name or folder, or a folder that is no checkpoint.
