@@ -1,20 +1,24 @@
 """Builds programs of tiny random reasoners for tests, runs them, and compares with torch."""
 
-from functools import lru_cache
+import copy
+from functools import cache
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+import torch
 
 from lrkit.export.dialect import Dialect
+from lrkit.export.int4 import block_for, quantize
 from lrkit.export.program import Program, build_program
 from lrkit.export.source import Source, read_source
 from lrkit.export.target import Target
-from lrkit.export.vision import traced_tower
+from lrkit.export.vision import grafted, trace
 from lrkit.model.generate import Generated, GenerationLimits, generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.settings import ReasonerSettings
 from lrkit.runtime.feed import build_feed
+from lrkit.runtime.io_spec import HALTING
 from lrkit.runtime.manifest import Limits
 from tests.tiny import EOS, IMAGE, MERGE, Prompt, batch, tiny_reasoner
 
@@ -27,23 +31,26 @@ def limits(settings: ReasonerSettings, **changes: int) -> Limits:
     return Limits(**{**values, "max_latent_steps": settings.think.max_latent_steps, **changes})
 
 
-@lru_cache
-def _tower(precision: str, dialect: str):
-    """Every tiny reasoner of seed 0 has the same tower: it is traced once per precision."""
-    source = read_source(tiny_reasoner(ReasonerSettings()))
-    return traced_tower(source, dialect_of(source, Target(precision=precision, dialect=dialect)))
+@cache
+def _trace(fp16: bool):
+    """Tiny reasoners of one seed have the same tower: it is traced once per precision."""
+    return trace(read_source(tiny_reasoner(ReasonerSettings())), fp16)
 
 
 def dialect_of(source: Source, target: Target) -> Dialect:
     return Dialect(target, source.weight, source.dimensions.epsilon)
 
 
-def build(reasoner: LatentReasoner, target: Target | None = None, **changes: int) -> Program:
+def build(
+    reasoner: LatentReasoner, target: Target | None = None, eos_id: int = EOS, fresh_tower: bool = False, **changes: int
+) -> Program:
+    """The program of a tiny reasoner; `fresh_tower` traces its own tower, where it is not that of the tied model of seed 0."""
     target = target or Target()
     source = read_source(reasoner)
     dialect = dialect_of(source, target)
     bounds = limits(reasoner.settings, **changes)
-    return build_program(source, dialect, bounds, EOS, _tower(target.precision, target.dialect))
+    traced = trace(source, target.computes_fp16) if fresh_tower else _trace(target.computes_fp16)
+    return build_program(source, dialect, bounds, eos_id, grafted(traced, dialect))
 
 
 class Runner:
@@ -109,10 +116,10 @@ def assert_equal(reasoner: LatentReasoner, runner: Runner, prompt: Prompt, toler
     answer, logits, states, passes = torch_run(reasoner, prompt, **how)
     out = runner(prompt, **how)
     steps = answer.latent_steps
-    np.testing.assert_allclose(out["prefill_logits"], logits, atol=tolerance)
+    np.testing.assert_allclose(out["prefill_logits"], logits, atol=tolerance * max(1.0, np.abs(logits).max()))
     assert out["latent_steps"] == steps
     if "latent_states" in out:
-        np.testing.assert_allclose(out["latent_states"][:steps], states.reshape(steps, out["latent_states"].shape[1]), atol=tolerance)
+        np.testing.assert_allclose(out["latent_states"][:steps], states.reshape(steps, out["latent_states"].shape[1]), atol=tolerance * max(1.0, np.abs(states).max(initial=0)))
         assert not out["latent_states"][steps:].any()
     for step in range(steps if "replayed" in out else 0):
         expected = answer.replayed[step] if answer.replayed else []
@@ -129,8 +136,6 @@ def assert_equal(reasoner: LatentReasoner, runner: Runner, prompt: Prompt, toler
     assert (out["token_ids"][len(spoken) :] == -1).all()
     assert bool(out["finished"]) == answer.finished
     assert out["ar_steps"] == answer.ar_steps == out["latent_steps"] + out["spoken_steps"]
-    from lrkit.runtime.io_spec import HALTING
-
     assert HALTING[int(out["halting"])] == answer.halting
     return answer
 
@@ -139,8 +144,6 @@ def teach_to_stop_after(reasoner: LatentReasoner, prompt: Prompt, steps: int, la
     """Sets the latent token's head row so that, on this prompt, the model wants exactly `steps` latent steps of `latents`.
 
     The row is never fed back, so the hidden states are those of a run of fixed length."""
-    import torch
-
     state = reasoner.prefill(batch([prompt]))
     hidden = [state.last_hidden_BD]
     with torch.no_grad():
@@ -149,3 +152,36 @@ def teach_to_stop_after(reasoner: LatentReasoner, prompt: Prompt, steps: int, la
             hidden.append(state.last_hidden_BD)
         wanted = torch.tensor([50.0 if i < steps else -50.0 for i in range(latents + 1)])
         reasoner.latent.head_row_D.copy_(torch.linalg.pinv(torch.cat(hidden).double()) @ wanted.double())
+
+
+def with_rounded_weights(reasoner: LatentReasoner, target: Target) -> LatentReasoner:
+    """A copy whose matrices hold the values that the target's integers stand for."""
+    rounded, bits = copy.deepcopy(reasoner), target.int4
+    model = rounded.backbone.model
+
+    def rewrite(weight: torch.Tensor, num_bits: int, block: int | None) -> None:
+        width = weight.shape[1]
+        chosen = width if block is None else block_for(width, block)
+        if chosen is not None:
+            values = quantize(weight.detach().numpy(), chosen, num_bits).dequantize()
+            weight.copy_(torch.from_numpy(values))
+
+    with torch.no_grad():
+        # Untied first: head and embedding are rounded in their own ways.
+        head = model.lm_head.weight.detach().clone()
+        head[rounded.latent.token_id] = rounded.latent.head_row_D
+        embedding = model.model.language_model.embed_tokens.weight
+        if bits.embedding == "int8":
+            rewrite(embedding, 8, None)
+        if bits.head != "float":
+            rewrite(head, 4 if bits.head == "int4" else 8, bits.block)
+        model.lm_head.weight = torch.nn.Parameter(head)
+        rounded.latent.head_row_D.copy_(head[rounded.latent.token_id])
+        for name, module in model.named_modules():
+            inside = "language_model.layers" in name or ("visual" in name and bits.vision == "int4")
+            if isinstance(module, torch.nn.Linear) and inside:
+                rewrite(module.weight, 4, bits.block)
+        if bits.vision == "int4":
+            kernel = model.model.visual.patch_embed.proj.weight
+            rewrite(kernel.view(len(kernel), -1), 4, bits.block)
+    return rounded

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lrkit.export.graph import CONTRIB, Graph, Value
-from lrkit.export.int4 import block_for, dequantize_linear, matmul_nbits, quantize
+from lrkit.export.int4 import block_for, dequantize_linear, error_of, matmul_nbits, quantize
 from lrkit.export.target import Target
 
 
@@ -43,6 +43,7 @@ class Dialect:
     errors: dict[str, float] = field(default_factory=dict)
     """Relative error of each quantized matrix."""
     _stored: dict[str, list[Value]] = field(default_factory=dict)
+    _provided: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def ort(self) -> bool:
@@ -54,9 +55,21 @@ class Dialect:
         """Type of the activations."""
         return ir.DataType.FLOAT16 if self.target.computes_fp16 else ir.DataType.FLOAT
 
+    @property
+    def quantizes_vision(self) -> bool:
+        """Whether the tower's matrices become int4."""
+        return self.target.precision == "int4" and self.target.int4.vision == "int4"
+
+    def provide(self, role: str, array: np.ndarray) -> None:
+        """Makes a weight known that the source does not have (the traced tower's)."""
+        self._provided[role] = array.astype(np.float32)
+
+    def _get(self, role: str) -> np.ndarray:
+        return self._provided[role] if role in self._provided else self.fetch(role)
+
     def vector(self, g: Graph, role: str, part: str = "layers") -> Value:
         """A weight in the activations' type, as it is."""
-        return self._store(g, role, part, lambda: [self.fetch(role).astype(self.floats.numpy())])[0]
+        return self._store(g, role, part, lambda: [self._get(role).astype(self.floats.numpy())])[0]
 
     def linear(self, g: Graph, x: Value, role: str, bias: Value | None = None, part: str = "layers") -> Value:
         """x (S, in) times the matrix `role` (out, in), plus bias (out): (S, out)."""
@@ -144,18 +157,18 @@ class Dialect:
         if bits is None:
             return None
         if role not in self._geometry:
-            rows, width = self.fetch(role).shape
+            rows, width = self._get(role).shape
             self._geometry[role] = (block_for(width, self.target.int4.block), width, rows)
         return bits if self._geometry[role][0] else None
 
     _geometry: dict[str, tuple[int | None, int, int]] = field(default_factory=dict)
 
     def _quantized(self, role: str, bits: int) -> list[np.ndarray]:
-        weight = self.fetch(role)
+        weight = self._get(role)
         block = self._geometry[role][0]
         assert block is not None
         quantized = quantize(weight, block, bits)
-        self.errors[role] = float(np.linalg.norm(weight - quantized.dequantize()) / np.linalg.norm(weight))
+        self.errors[role] = error_of(weight, quantized)
         packed, scales = matmul_nbits(quantized) if self.ort else dequantize_linear(quantized)
         return [packed, scales.astype(self.floats.numpy())]
 

@@ -9,9 +9,11 @@ Legend: N patches, C values of a patch, H heads, W head width, E width of the to
 """
 
 import contextlib
+import copy
 import io
+import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -21,7 +23,7 @@ from torch.nn import functional
 
 from lrkit.errors import ExportError
 from lrkit.export.dialect import Dialect
-from lrkit.export.graph import CONTRIB, OPSET, Graph, Value
+from lrkit.export.graph import OPSET, Graph, Value
 from lrkit.export.program import Tower
 from lrkit.export.source import Source
 
@@ -66,13 +68,24 @@ def _rotate(x_NHW: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def traced_tower(source: Source, dialect: Dialect) -> Tower:
-    """Traces the tower once; the result writes it into a graph.
+    """Traces the tower once; the result writes it into a graph. Raises as `trace`."""
+    return grafted(trace(source, dialect.target.computes_fp16), dialect)
+
+
+def grafted(traced: ir.Graph, dialect: Dialect) -> Tower:
+    """Writes a traced tower into a graph."""
+    return lambda g, given: _graft(g, dialect, traced, given)
+
+
+def trace(source: Source, fp16: bool) -> ir.Graph:
+    """The tower as torch.onnx sees it, for any number of patches.
 
     Raises:
         ExportError: torch.onnx could not trace it.
     """
-    dtype = torch.float16 if dialect.target.computes_fp16 else torch.float32
-    tower = TraceableTower(source.tower).to(dtype).eval()
+    # A copy in fp16: the traced graph refers to the module's own tensors, and the model must stay as it is.
+    module = copy.deepcopy(source.tower).to(torch.float16) if fp16 else source.tower
+    tower = TraceableTower(module).eval()
     merge = source.merge_size**2
     count = 4 * merge
     example = (
@@ -80,11 +93,9 @@ def traced_tower(source: Source, dialect: Dialect) -> Tower:
         torch.zeros(count, 2, dtype=torch.long),
         torch.zeros(count, dtype=torch.long),
     )
-    squares = torch.export.Dim("squares", min=1)
-    shapes = ({0: merge * squares},) * 3
+    shapes = ({0: merge * torch.export.Dim("squares", min=1)},) * 3
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 tower, example, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, input_names=INPUTS, verbose=False
             )  # fmt: skip
@@ -93,48 +104,63 @@ def traced_tower(source: Source, dialect: Dialect) -> Tower:
             f"torch.onnx could not trace the vision tower ({str(error).splitlines()[0]}); export with the torch release "
             "that the checkpoint was trained with"
         ) from error
-    finally:
-        source.tower.to(torch.float32)
     assert program is not None
-    traced = program.model.graph
-    return lambda g, given: _graft(g, dialect, traced, given)
+    return program.model.graph
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.onnx talks about packages that are not installed and steps that it takes; none of it is about this model."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(before)
 
 
 def _graft(g: Graph, dialect: Dialect, traced: ir.Graph, given: dict[str, Value]) -> Value:
-    """Copies the traced nodes into `g`, weights as initializers, inputs replaced by `given`."""
+    """Copies the traced nodes into `g`: inputs replaced by `given`, matrices through the dialect, so that they may be int4."""
     known: dict[Value, Value] = {value: given[name] for name, value in zip(INPUTS, traced.inputs, strict=True)}
-    constants = {value: value.const_value for value in traced.initializers.values()}
+    arrays = {value: _array(value) for value in traced.initializers.values()}
+    arrays |= {
+        node.outputs[0]: node.attributes["value"].as_tensor().numpy() for node in traced if node.op_type == "Constant"
+    }
     for node in traced:
-        inputs = [None if v is None else _operand(g, dialect, v, known, constants) for v in node.inputs]
-        known |= zip(node.outputs, _copy(g, dialect, node, inputs), strict=True)
+        if node.op_type == "Constant":
+            continue
+        weight = node.inputs[1] if len(node.inputs) > 1 else None
+        if node.op_type == "Gemm" and weight in arrays and dialect.quantizes_vision:
+            assert weight is not None and node.inputs[0] is not None
+            role = f"vision.{weight.name}"
+            dialect.provide(role, arrays[weight] if node.attributes.get_int("transB", 0) else arrays[weight].T)
+            bias = node.inputs[2] if len(node.inputs) > 2 else None
+            x = _operand(g, dialect, node.inputs[0], known, arrays)
+            made = [dialect.linear(g, x, role, bias and _operand(g, dialect, bias, known, arrays), part="vision")]
+        else:
+            inputs = [None if v is None else _operand(g, dialect, v, known, arrays) for v in node.inputs]
+            attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+            made = g.ops(node.op_type, *inputs, outputs=len(node.outputs), domain=node.domain, **attributes)
+        known |= zip(node.outputs, made, strict=True)
     return known[traced.outputs[0]]
 
 
+def _array(value: Value) -> np.ndarray:
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
 def _operand(
-    g: Graph,
-    dialect: Dialect,
-    value: Value,
-    known: dict[Value, Value],
-    constants: dict[Value, ir.TensorProtocol | None],
+    g: Graph, dialect: Dialect, value: Value, known: dict[Value, Value], arrays: dict[Value, np.ndarray]
 ) -> Value:
     if value not in known:
-        tensor = constants[value]
-        assert tensor is not None
-        array = tensor.numpy()
+        array = arrays[value]
         if array.size <= 16:
             known[value] = g.value(array)
         else:
-            known[value] = g.weight(f"vision.{value.name}", ir.tensor(np.ascontiguousarray(array)))
+            known[value] = g.weight(f"vision.{value.name}", np.ascontiguousarray(array))
             dialect.part_bytes["vision"] = dialect.part_bytes.get("vision", 0) + array.nbytes
     return known[value]
-
-
-def _copy(g: Graph, dialect: Dialect, node: ir.Node, inputs: Iterable[Value | None]) -> list[Value]:
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    if node.op_type == "Constant" and node.domain == "":
-        return [g.value(node.attributes["value"].as_tensor().numpy())]
-    del dialect
-    return g.ops(node.op_type, *inputs, outputs=len(node.outputs), domain=node.domain, **attributes)
-
-
-__all__ = ["CONTRIB", "traced_tower"]

@@ -1,0 +1,174 @@
+"""The exported program against the torch model, batch 1: every number and every choice, over the method's options."""
+
+import numpy as np
+import pytest
+
+from lrkit.export.target import Target
+from lrkit.model.settings import ReasonerSettings
+from tests.programs import Runner, assert_equal, build, teach_to_stop_after
+from tests.tiny import prompt, tiny_reasoner
+
+PROMPTS = {
+    "one image": prompt(1),
+    "no image": prompt(2, grids=()),
+    "two images": prompt(3, grids=((1, 4, 4), (1, 2, 6))),
+}
+
+REPLAYS = {
+    "no replay": {"num_tokens": 0},
+    "one token": {"num_tokens": 1},
+    "a few": {"num_tokens": 3, "weighting": "softmax"},
+    "runs out": {"num_tokens": 4},
+    "all": {"num_tokens": 24, "weighting": "none"},
+    "soft mix": {"num_tokens": 4, "formation": "soft_mix"},
+}
+
+ROUTINGS = {
+    "R 1": {"depth": 1, "alpha": 4},
+    "R 1, all tokens": {"depth": 1, "alpha": 40},
+    "R 1, threshold": {"depth": 1, "alpha": 5, "threshold": 0.5},
+    "R 2": {"depth": 2, "alpha": 3, "router": "mlp"},
+    "R 2, threshold": {"depth": 2, "alpha": 6, "threshold": 0.45, "layers": "all"},
+    "R 2, softmax": {"depth": 2, "alpha": 5, "gate": "softmax", "threshold": 0.1},
+    "rearranged": {"depth": 2, "alpha": 8, "alpha_end": 2, "positions": "rearrange", "threshold": 0.5},
+}
+
+
+def settings(replay: dict, routing: dict, **think) -> ReasonerSettings:
+    return ReasonerSettings(think={"max_latent_steps": 3, **think}, replay=replay, routing=routing)
+
+
+def check_all_prompts(reasoner, runner: Runner) -> None:
+    for one in PROMPTS.values():
+        assert_equal(reasoner, runner, one, fixed=True)
+
+
+@pytest.mark.parametrize("name", REPLAYS)
+def test_replay(name):
+    reasoner = tiny_reasoner(settings(REPLAYS[name], {}))
+    check_all_prompts(reasoner, Runner(build(reasoner)))
+
+
+@pytest.mark.parametrize("name", ROUTINGS)
+def test_routing(name):
+    reasoner = tiny_reasoner(settings({"num_tokens": 4}, ROUTINGS[name]))
+    check_all_prompts(reasoner, Runner(build(reasoner)))
+
+
+def test_thresholds_stop_some_tokens_and_not_others():
+    """Without this the threshold cases above could pass by stopping nothing, or everything."""
+    reasoner = tiny_reasoner(settings({"num_tokens": 4}, ROUTINGS["R 2, threshold"]))
+    out = Runner(build(reasoner))(PROMPTS["one image"], fixed=True)
+    assert 0 < out["routed_depths"].sum() < 4 * (6 * 2 + 3 * 5 * 2)
+
+
+@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+def test_halting_is_exact(dialect):
+    """Zero latent steps, some, the maximum, a lower limit, a fixed number, masked latents; counts are carried, not inferred."""
+    for steps in range(4):
+        reasoner = tiny_reasoner(settings({"num_tokens": 3}, {"depth": 1, "alpha": 4}))
+        one = PROMPTS["one image"]
+        teach_to_stop_after(reasoner, one, steps)
+        runner = Runner(build(reasoner, Target(dialect=dialect)))
+        answer = assert_equal(reasoner, runner, one)
+        assert (answer.latent_steps, answer.halting) == (steps, "decided")
+        for limit in range(3):
+            answer = assert_equal(reasoner, runner, one, latents=limit)
+            assert (answer.latent_steps, answer.halting) == (min(steps, limit), "limit" if steps > limit else "decided")
+            assert assert_equal(reasoner, runner, one, latents=limit, fixed=True).latent_steps == limit
+        assert assert_equal(reasoner, runner, one, think=False).halting == "off"
+        for tokens in (1, 2):
+            assert_equal(reasoner, runner, one, tokens=tokens)
+
+
+def test_an_answer_that_ends_at_once():
+    reasoner = tiny_reasoner(settings({"num_tokens": 3}, {}))
+    one = PROMPTS["one image"]
+    first = assert_equal(reasoner, Runner(build(reasoner)), one, fixed=True).token_ids[0]
+    out = Runner(build(reasoner, eos_id=first))(one, fixed=True)
+    assert (int(out["num_tokens"]), int(out["spoken_steps"]), int(out["ar_steps"])) == (0, 0, 3)
+    assert bool(out["finished"]) and (out["token_ids"] == -1).all()
+
+
+def test_an_answer_that_ends_in_the_middle():
+    reasoner = tiny_reasoner(settings({"num_tokens": 3}, {}), seed=0)
+    one, runner = PROMPTS["no image"], Runner(build(reasoner))
+    spoken = assert_equal(reasoner, runner, one, fixed=True).token_ids
+    end = next(token for token in spoken if token != spoken[0])
+    out = Runner(build(reasoner, eos_id=end))(one, fixed=True)
+    assert out["token_ids"][: int(out["num_tokens"])].tolist() == spoken[: spoken.index(end)]
+    assert bool(out["finished"]) and int(out["spoken_steps"]) == spoken.index(end)
+
+
+def test_capacity_of_a_baseline_without_latents():
+    reasoner = tiny_reasoner(settings({"num_tokens": 3}, {"depth": 1, "alpha": 4}))
+    runner = Runner(build(reasoner, max_latent_steps=0))
+    assert "replayed" not in [spec.name for spec in runner.program.spec.outputs]
+    for one in PROMPTS.values():
+        assert_equal(reasoner, runner, one, think=False, latents=0)
+
+
+def test_untied_matrices_and_lora():
+    reasoner = tiny_reasoner(settings({"num_tokens": 3}, {"depth": 1, "alpha": 4}), trainable="lora", tied=False)
+    teach_to_stop_after(reasoner, PROMPTS["one image"], 2)
+    assert_equal(reasoner, Runner(build(reasoner, fresh_tower=True)), PROMPTS["one image"])
+
+
+@pytest.mark.parametrize("scale", ["none", "learned"])
+def test_latent_scales(scale):
+    reasoner = tiny_reasoner(settings({"num_tokens": 3}, {}, latent_scale=scale))
+    assert_equal(reasoner, Runner(build(reasoner)), PROMPTS["one image"], fixed=True)
+
+
+def test_the_portable_dialect_says_the_same():
+    routing = {"depth": 2, "alpha": 6, "threshold": 0.45, "positions": "rearrange", "router": "mlp"}
+    reasoner = tiny_reasoner(settings({"num_tokens": 4}, routing))
+    program = build(reasoner, Target(dialect="tensorrt"))
+    domains = {node.domain for node in program.model.graph.all_nodes()}
+    assert domains == {""}, "standard operators only"
+    check_all_prompts(reasoner, Runner(program))
+
+
+def test_a_prompt_shorter_than_the_replay():
+    """Five prompt tokens, 24 slots: TopK must still find enough candidates."""
+    reasoner = tiny_reasoner(settings({"num_tokens": 24}, {"depth": 1, "alpha": 32}))
+    runner = Runner(build(reasoner))
+    assert_equal(reasoner, runner, prompt(5, grids=(), length=2), fixed=True)
+    assert_equal(reasoner, runner, prompt(6, grids=((1, 2, 2),), length=2), fixed=True)
+
+
+def test_weights_are_stored_once():
+    """Prompt, latent loop, refinement and speech use the same initializers."""
+    reasoner = tiny_reasoner(settings({"num_tokens": 3}, {"depth": 2, "alpha": 4}))
+    program = build(reasoner)
+    stored = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+    weights = sum(p.numel() * 4 for p in {id(p): p for p in reasoner.parameters()}.values())
+    assert stored < weights + 40_000
+    names = list(program.model.graph.initializers)
+    assert len([name for name in names if name.startswith("0.qkv")]) == 2
+
+
+@pytest.mark.parametrize("changes", [{}, {"vision": "int4"}, {"head": "int8", "embedding": "float"}, {"head": "float"}])
+@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+def test_int4_computes_what_its_weights_say(dialect, changes):
+    """Level 0 against torch with the rounded weights put back: the rounding is all that int4 changes."""
+    from tests.programs import with_rounded_weights
+
+    reasoner = tiny_reasoner(settings({"num_tokens": 3}, {"depth": 1, "alpha": 4}))
+    target = Target(precision="int4", dialect=dialect, int4={"block": 32, "accuracy_level": 0, **changes})
+    program = build(reasoner, target)
+    assert len(program.errors) >= 4 * 4
+    # ONNX Runtime would turn DequantizeLinear back into its own int4 nodes, with int8 activations.
+    session = {"session.disable_quant_qdq": "1"} if dialect == "tensorrt" else {}
+    rounded = with_rounded_weights(reasoner, target)
+    answer = assert_equal(rounded, Runner(program, **session), PROMPTS["one image"], fixed=True)
+    assert answer.latent_steps == 3
+
+
+def test_fp16_is_close():
+    reasoner = tiny_reasoner(settings({"num_tokens": 3}, {"depth": 1, "alpha": 4}))
+    exact, half = Runner(build(reasoner)), Runner(build(reasoner, Target(precision="fp16")))
+    one = PROMPTS["one image"]
+    a, b = exact(one, fixed=True), half(one, fixed=True)
+    np.testing.assert_allclose(a["prefill_logits"], b["prefill_logits"], atol=0.05)
+    assert half.program.part_bytes["layers"] * 2 == exact.program.part_bytes["layers"]
