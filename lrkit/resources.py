@@ -173,6 +173,14 @@ def resolve_checkpoint(name_or_path: str | Path) -> Path:
     raise CheckpointError(f"{text} is no checkpoint: it has no {REASONER_FILE}; {hint}")
 
 
+def find_checkpoint(name_or_path: str | Path) -> Path | None:
+    """As `resolve_checkpoint`, but None where there is no such checkpoint."""
+    try:
+        return resolve_checkpoint(name_or_path)
+    except CheckpointError:
+        return None
+
+
 def _shipped_checkpoints() -> dict[str, Path]:
     """Name -> folder; the bare name `tiny` is the latent reasoner."""
     stages = sorted(file.parent for file in _TINY.glob(f"*/{REASONER_FILE}"))

@@ -1,17 +1,19 @@
-"""`lrkit cp NAME [DEST]`: a copy of a shipped recipe, target or suite, to change and use by its path."""
+"""`lrkit cp NAME [DEST]`: a copy of a shipped recipe, target or suite to change and use by its path, or of a checkpoint."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lrkit.resources import copy_resource
+from lrkit.errors import UserError, require
+from lrkit.resources import copy_resource, find_checkpoint
 
 EXAMPLES = """
 Examples:
   lrkit cp NAME
   lrkit cp NAME mine.yaml
   lrkit cp recipe/NAME experiments/ --force
+  lrkit cp runs/trail-latent shared/trail-latent
 """
 
 
@@ -20,5 +22,16 @@ def cp(
     destination: Annotated[Path | None, typer.Argument(metavar="DEST", help="File or folder; default: here.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
-    """Copy a shipped recipe, target, suite, device sheet or shape."""
-    typer.echo(str(copy_resource(name, destination, force)))
+    """Copy a shipped recipe, target, suite, device sheet or shape; or a checkpoint, which keeps finding its base."""
+    checkpoint = find_checkpoint(name)
+    if checkpoint is None:
+        typer.echo(str(copy_resource(name, destination, force)))
+        return
+    target = destination or Path(checkpoint.name)
+    if target.exists() and not force:
+        raise UserError(f"{target} is there already; add --force to replace it, or give another DEST")
+    require("torch", "train")
+    from lrkit.model.checkpoint import copy_checkpoint
+
+    copy_checkpoint(checkpoint, target)
+    typer.echo(str(target))

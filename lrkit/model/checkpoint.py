@@ -103,6 +103,30 @@ def replace_folder(staging: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Copies a checkpoint, so that it still finds the base and the baselines it was made for.
+
+    Raises:
+        CheckpointError: `source` is no checkpoint, or its base is not there.
+    """
+    info = read_info(source)
+    target = target.absolute()
+    base = base_of(source, info)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.parent / f".{target.name}.writing"
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(source, staging)
+    info["base"] = _relative(base, target) if info["base"] is not None else None
+    baselines = info.get("baselines", {})
+    info["baselines"] = {mode: _relative(str((source / where).resolve()), target) for mode, where in baselines.items()}
+    (staging / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n")
+    adapter = staging / ADAPTER_FILE
+    if adapter.is_file():
+        config = {**json.loads(adapter.read_text()), "base_model_name_or_path": info["base"]}
+        adapter.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    replace_folder(staging, target)
+
+
 def read_info(folder: Path) -> dict[str, Any]:
     """reasoner.json of a checkpoint.
 
