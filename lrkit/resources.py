@@ -13,10 +13,11 @@ from typing import Literal
 from lrkit.config import load_yaml
 from lrkit.errors import CheckpointError, ConfigError, UnknownNameError, UserError, did_you_mean
 
-Kind = Literal["recipe", "target", "suite", "device", "shape"]
+Kind = Literal["recipe", "sweep", "target", "suite", "device", "shape"]
 
 FOLDERS: dict[Kind, tuple[str, str]] = {
     "recipe": ("train/recipes", ".yaml"),
+    "sweep": ("train/sweeps", ".yaml"),
     "target": ("export/targets", ".yaml"),
     "suite": ("profiles/suites", ".yaml"),
     "device": ("profiles/devices", ".yaml"),
@@ -39,7 +40,7 @@ class Resource:
     """Something that ships with lrkit or lies in the working folder, with the name it is found by."""
 
     kind: str
-    """recipe, target, suite, device, shape or checkpoint."""
+    """recipe, sweep, target, suite, device, shape or checkpoint."""
     name: str
     """What to type."""
     path: Path
@@ -84,6 +85,11 @@ def find_resource(kind: Kind, name_or_path: str | Path) -> Path:
 def find_recipe(name_or_path: str | Path) -> Path:
     """The YAML file of a training recipe. Raises as `find_resource`."""
     return find_resource("recipe", name_or_path)
+
+
+def find_sweep(name_or_path: str | Path) -> Path:
+    """The YAML file of an ablation. Raises as `find_resource`."""
+    return find_resource("sweep", name_or_path)
 
 
 def find_target(name_or_path: str | Path) -> Path:

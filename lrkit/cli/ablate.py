@@ -15,7 +15,7 @@ Examples:
 
     lrkit ablate trail-ablation --jobs 2
 
-    lrkit ablate train/recipes/trail-ablation.yaml seeds=[0] samples=200 -o runs/quick
+    lrkit ablate train/sweeps/trail-ablation.yaml seeds=[0] samples=200 -o runs/quick
 """
 
 
@@ -28,9 +28,9 @@ def ablate(
 ) -> None:
     """Train variants of a recipe at equal budget, with several seeds, and compare them; goes on where it stopped."""
     from lrkit.evaluate.ablate import Run, load_sweep, render, run_sweep
-    from lrkit.resources import find_recipe
+    from lrkit.resources import find_sweep
 
-    asked = load_sweep(find_recipe(sweep), overrides or [])
+    asked = load_sweep(find_sweep(sweep), overrides or [])
     folder = output or Path("runs") / asked.name
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)

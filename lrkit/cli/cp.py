@@ -1,4 +1,5 @@
-"""`lrkit cp NAME [DEST]`: a copy of a shipped recipe, target or suite to change and use by its path, or of a checkpoint."""
+"""`lrkit cp NAME [DEST]`: a copy of a shipped recipe, target or suite to change and use by its path, or of a
+checkpoint."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,6 +1,6 @@
 """Ablations: one recipe, several variants, several seeds, equal budgets; one table.
 
-    train/recipes/NAME.yaml of kind `sweep` -> every (variant, seed) trained and evaluated -> table.json, table.md
+    train/sweeps/NAME.yaml -> every (variant, seed) trained and evaluated -> table.json, table.md
 
 Each run has its own folder; one that already holds its result.json is not run again, so an interrupted sweep goes on
 where it stopped. Runs share nothing and may go side by side (`jobs`).
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -30,8 +30,6 @@ RESULT_FILE = "result.json"
 class Sweep(Config):
     """An ablation, as read from YAML."""
 
-    kind: Literal["sweep"]
-    """Tells a sweep from a recipe."""
     name: str
     """Names the folder, runs/NAME, unless -o is given."""
     description: str = ""
