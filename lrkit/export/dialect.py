@@ -93,8 +93,11 @@ class Dialect:
         if self.target.precision != "int4" or self.target.int4.embedding == "float":
             return g.op("Gather", self.vector(g, role, role), ids, axis=0)
         table, scale = self._store(g, f"{role}.int8", role, self._int8_rows)
+        if not self.ort:  # TensorRT takes 8-bit constants only in front of this node
+            return g.op("Gather", g.op("DequantizeLinear", table, scale, axis=0), ids, axis=0)
+        scale = g.op("Gather", scale, ids, axis=0)
         rows = g.cast(g.op("Gather", table, ids, axis=0), self.floats)
-        return g.op("Mul", rows, g.op("Gather", scale, ids, axis=0))
+        return g.op("Mul", rows, g.op("Unsqueeze", scale, [1]))
 
     def norm(self, g: Graph, x: Value, role: str) -> Value:
         """Root-mean-square norm of (S, D)."""
@@ -175,7 +178,7 @@ class Dialect:
     def _int8_rows(self) -> list[np.ndarray]:
         table = self.fetch("embedding")
         quantized = quantize(table, table.shape[1], bits=8)
-        return [quantized.integers[:, 0], quantized.scales.astype(self.floats.numpy())]
+        return [quantized.integers[:, 0], quantized.scales[:, 0].astype(self.floats.numpy())]
 
     def _store(self, g: Graph, role: str, part: str, make: Callable[[], list[np.ndarray]]) -> list[Value]:
         if role not in self._stored:

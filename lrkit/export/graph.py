@@ -81,6 +81,8 @@ class Graph:
         name = self._root.unique(f"{self._path}/{op_type}" if self._path else op_type)
         made = [ir.Value(name=name if i == 0 else f"{name}:{i}") for i in range(outputs)]
         operands = [None if value is None else self.value(value) for value in inputs]
+        while operands and operands[-1] is None:  # TensorRT refuses an absent input that is written down
+            operands.pop()
         attributes = {key: value for key, value in attributes.items() if value is not None}
         attrs = ir.convenience.convert_attributes(attributes)
         self.nodes.append(ir.Node(domain, op_type, operands, attrs, outputs=made, name=name))
