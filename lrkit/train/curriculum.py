@@ -16,7 +16,7 @@ from lrkit.data.collate import TrainBatch, collate_training
 from lrkit.data.sample import Sample
 from lrkit.runtime.processor import Processor
 from lrkit.train.recipe import Recipe, Stage
-from lrkit.train.source import Source, choose
+from lrkit.train.source import Source
 from lrkit.train.vision import VisionBatch, collate_vision
 
 
@@ -88,9 +88,7 @@ def num_latents(num_steps: int, stage: Stage, max_latent_steps: int) -> int:
 def rehearsed(stages: Sequence[Stage], index: int) -> list[Stage]:
     """The stages that stage `index` draws its rehearsal from."""
     wanted = stages[index].rehearse
-    return [
-        stage for stage in stages[:index] if stage.objective == "reason" and (not wanted or stage.name in wanted)
-    ]
+    return [stage for stage in stages[:index] if stage.objective == "reason" and (not wanted or stage.name in wanted)]
 
 
 def num_updates(stage: Stage, samples: int | None, samples_per_update: int) -> int:

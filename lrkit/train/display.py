@@ -48,7 +48,9 @@ class Display:
     def start_stage(self, index: int, stages: int, stage: Stage, done: int, total: int) -> None:
         """A new bar."""
         self._accuracy = ""
-        self._bar.reset(self._task, description=f"{index + 1}/{stages} {stage.name}", total=total, completed=done, figures="")
+        self._bar.reset(
+            self._task, description=f"{index + 1}/{stages} {stage.name}", total=total, completed=done, figures=""
+        )
         self.say(f"stage {index + 1}/{stages} {stage.name}: {total} updates" + (f", {done} done" if done else ""))
 
     def advance(self, done: int) -> None:

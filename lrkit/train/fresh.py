@@ -3,6 +3,7 @@
 Place in the pipeline: a recipe whose `init` holds values instead of a checkpoint; everything else starts from a folder.
 """
 
+from tokenizers import Tokenizer
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from lrkit.data.tokenizer import build_word_tokenizer
@@ -73,7 +74,13 @@ def _config(values: FreshBackbone, processor: Processor) -> Qwen2VLConfig:
         image_token_id=processor.image_id,
         # No video ever enters; transformers wants an id that no prompt holds.
         video_token_id=processor.latent_id,
-        vision_start_token_id=tokenizer.token_to_id("<|vision_start|>"),
-        vision_end_token_id=tokenizer.token_to_id("<|vision_end|>"),
+        vision_start_token_id=_id(tokenizer, "<|vision_start|>"),
+        vision_end_token_id=_id(tokenizer, "<|vision_end|>"),
         tie_word_embeddings=True,
     )
+
+
+def _id(tokenizer: Tokenizer, token: str) -> int:
+    found = tokenizer.token_to_id(token)
+    assert found is not None
+    return found

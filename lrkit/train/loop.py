@@ -8,9 +8,10 @@ Devices, processes and bfloat16 are accelerate's business. On a CPU, an interrup
 uninterrupted run bit for bit: the state file holds everything that the next update depends on.
 """
 
+import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,14 +67,22 @@ class StageRun:
     validator: Validator
 
 
-def train(recipe: Recipe, folder: Path, *, resume: bool = False, quiet: bool = False) -> Path:
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    stop: Callable[[], bool] | None = None,
+) -> Path:
     """Trains `recipe` into `folder` and returns the folder of the last checkpoint.
 
     `resume` goes on from the folder's state; where there is none, the run starts. A finished run is not repeated.
+    `stop` is asked between updates whether to save and stop, beside the signals.
 
     Raises:
         UserError: the recipe cannot be run, or `folder` holds a run and `resume` is False.
-        TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
+        TrainingInterrupted: Ctrl-C, SIGTERM or `stop`; the state is saved.
     """
     settings = check_start(recipe)
     source = make_source(recipe)
@@ -92,11 +101,11 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, quiet: bool = F
         write_recipe(recipe, folder)
     keep = (saved.place.metrics_bytes, saved.place.total_updates) if saved else (0, None)
     with (
-        stop_on_signals() as stop,
+        stop_on_signals(stop) as request,
         MetricsWriter(folder if main else None, *keep) as metrics,
         Display(quiet or not main) as display,
     ):
-        return Trainer(recipe, folder, accelerator, start, source, metrics, display, stop).run(saved)
+        return Trainer(recipe, folder, accelerator, start, source, metrics, display, request).run(saved)
 
 
 def open_folder(recipe: Recipe, folder: Path, resume: bool) -> Saved | None:
@@ -108,7 +117,9 @@ def open_folder(recipe: Recipe, folder: Path, resume: bool) -> Saved | None:
     if (folder / STATE_FILE).is_file():
         if resume:
             return load_state(folder, recipe)
-        raise ConfigError(f"{folder} holds a run already; add --resume to go on with it, or give another folder with -o")
+        raise ConfigError(
+            f"{folder} holds a run already; add --resume to go on with it, or give another folder with -o"
+        )
     leftovers = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     if leftovers and not resume:
         raise ConfigError(f"{folder} is not empty (it holds {leftovers[0]}); give another folder with -o")
@@ -160,7 +171,7 @@ class Trainer:
         """All stages that are left; returns the last checkpoint."""
         self._started = time.monotonic()
         if saved is not None:
-            self.place = saved.place
+            self.place = copy.deepcopy(saved.place)
             self._started -= saved.place.seconds
         # Dropout differs between processes; the weights, made before, do not.
         torch.manual_seed(self.recipe.seed + self.accelerator.process_index)

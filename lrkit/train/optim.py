@@ -23,9 +23,7 @@ def build_optimizers(named_parameters: Iterable[tuple[str, nn.Parameter]], confi
     if hidden:
         # Scaled to the size of an AdamW update, so that one learning rate serves both.
         optimizers.append(
-            torch.optim.Muon(
-                hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
+            torch.optim.Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
         )
     if rest:
         groups = [

@@ -8,7 +8,7 @@ here, together, before a weight or a picture is touched.
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -141,7 +141,7 @@ class Readout(Config):
     classes: int = Field(ge=2)
     """Labels run from 0 to classes - 1; a negative label is left out."""
     tied: bool = False
-    """True: the logits are products with the token embeddings of the words 0, 1, ...; False: with a table of its own."""
+    """True: logits are products with the token embeddings of the words 0, 1, ...; False: with a table of its own."""
 
 
 class Stage(Config):
@@ -325,7 +325,7 @@ def overlay(base: ConfigT, given: ConfigT) -> ConfigT:
 
 
 def as_written(recipe: Recipe) -> dict[str, object]:
-    """The values a recipe was given, which `load_recipe` reads back as the same recipe (what `overlay` sees included)."""
+    """The values that a recipe was given; `load_recipe` reads them back as the same recipe, for `overlay` too."""
     values = recipe.model_dump(mode="json", exclude_unset=True)
     return {**values, "data": recipe.data.model_dump(mode="json")}
 

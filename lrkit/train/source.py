@@ -1,7 +1,7 @@
 """Where a stage's samples come from: trails drawn without end, or the lines of a JSONL file in shuffled passes.
 
-Place in the pipeline: recipe.data -> Source -> curriculum -> batches. All trails of a draw are on boards of one kind, so
-that their prompts have one length; their chains have too, where the stage asks for equal batches.
+Place in the pipeline: recipe.data -> Source -> curriculum -> batches. All trails of a draw are on boards of one kind,
+so that their prompts have one length; their chains have too, where the stage asks for equal batches.
 """
 
 import hashlib
@@ -91,8 +91,8 @@ class TrailSource:
         return {n: trail_set(kind, "val", count, hops=(n,), settings=drawing) for n in sorted(set(lengths))}
 
     def held_out(self, stage: Stage, count: int) -> list[Sample]:
-        kind = _heaviest(stage.boards or self._data.boards)
-        return TrailStream("val", 0, self._data.drawing).draw(count, kind=kind, task=_heaviest(stage.tasks or {"read": 1.0}))
+        kind, task = _heaviest(stage.boards or self._data.boards), _heaviest(stage.tasks or {"read": 1.0})
+        return TrailStream("val", 0, self._data.drawing).draw(count, kind=kind, task=task)
 
     def num_samples(self, stage: Stage) -> int | None:
         return None

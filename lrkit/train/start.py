@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from lrkit.errors import CheckpointError, require
+from lrkit.model.backbones.protocol import Backbone
 from lrkit.model.backbones.table import load_backbone
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import load_checkpoint, read_info, read_settings
@@ -40,12 +41,8 @@ def check_start(recipe: Recipe) -> ReasonerSettings:
         CheckpointError: `init` or a baseline is not there, or cannot be trained as asked.
         ConfigError: the settings do not go together.
     """
-    for where in recipe.baselines.values():
-        resolve_checkpoint(where)
-    if isinstance(recipe.init, FreshBackbone) or recipe.init.startswith(HUB_PREFIX):
-        return recipe.model
-    folder = init_folder(recipe.init)
-    if not (folder / REASONER_FILE).is_file():
+    folder = _find_folders(recipe)
+    if folder is None or not (folder / REASONER_FILE).is_file():
         return recipe.model
     if recipe.trainable == "full" and (folder / "adapter_config.json").is_file():
         raise CheckpointError(
@@ -55,13 +52,33 @@ def check_start(recipe: Recipe) -> ReasonerSettings:
     settings = overlay(read_settings(folder, read_info(folder)), recipe.model)
     if recipe.trainable == "full" or not (folder / "adapter_config.json").is_file():
         return settings
-    own = read_settings(folder, read_info(folder)).lora
-    if (settings.lora.rank, settings.lora.alpha) != (own.rank, own.alpha):
+    own, asked = read_settings(folder, read_info(folder)).lora, settings.lora
+    if asked != own:
         raise CheckpointError(
-            f"init: {recipe.init} has an adapter of rank {own.rank} and alpha {own.alpha}, model.lora asks for "
-            f"{settings.lora.rank} and {settings.lora.alpha}; leave them out or start from its base"
+            f"init: {recipe.init} has an adapter of rank {own.rank}, alpha {own.alpha} and dropout {own.dropout}, "
+            f"model.lora asks for {asked.rank}, {asked.alpha} and {asked.dropout}; leave these out or start from"
+            " its base"
         )
     return settings
+
+
+def _find_folders(recipe: Recipe) -> Path | None:
+    """The folder of `init`, None without one; all folders that are missing are reported together."""
+    problems: list[str] = []
+    folder: Path | None = None
+    if isinstance(recipe.init, str) and not recipe.init.startswith(HUB_PREFIX):
+        try:
+            folder = init_folder(recipe.init)
+        except CheckpointError as error:
+            problems.append(str(error))
+    for mode, where in recipe.baselines.items():
+        try:
+            resolve_checkpoint(where)
+        except CheckpointError as error:
+            problems.append(f"baselines.{mode}: {error}")
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    return folder
 
 
 def init_folder(init: str) -> Path:
@@ -88,8 +105,9 @@ def load_start(recipe: Recipe, settings: ReasonerSettings, dtype: torch.dtype) -
     """
     if isinstance(recipe.init, FreshBackbone):
         processor = trail_processor()
-        backbone = fresh_backbone(recipe.init, processor)
-        return Start(build_reasoner(backbone, settings, processor.latent_id, None, recipe.trainable), processor, None)
+        backbone: Backbone = fresh_backbone(recipe.init, processor)  # pyright: ignore[reportAssignmentType]
+        reasoner = build_reasoner(backbone, settings, processor.latent_id, None, recipe.trainable)
+        return Start(reasoner, processor, None)
     hub_id = recipe.init.removeprefix(HUB_PREFIX) if recipe.init.startswith(HUB_PREFIX) else None
     folder = init_folder(recipe.init) if hub_id is None else _download(hub_id)
     processor = Processor.from_folder(folder)

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -103,7 +103,7 @@ def load_state(folder: Path, recipe: Recipe) -> Saved:
         raise CheckpointError(f"{file} cannot be read; start the run again without --resume in a new folder") from error
     if content.get("format") != _FORMAT:
         raise CheckpointError(
-            f"{file} has format {content.get('format')}, this lrkit reads {_FORMAT}; resume with the lrkit that wrote it"
+            f"{file} has format {content.get('format')}, this lrkit reads {_FORMAT}; resume with the lrkit of that run"
         )
     if changed := list(_differences(content["recipe"], as_written(recipe))):
         raise ConfigError(
@@ -153,17 +153,19 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 class StopRequest:
     """Whether somebody asked the run to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, also: Callable[[], bool] | None = None) -> None:
         self.asked = False
+        self._also = also
 
     def __call__(self) -> bool:
+        self.asked = self.asked or (self._also is not None and self._also())
         return self.asked
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Within: the first SIGINT or SIGTERM sets the request, a second one ends the program as it always would."""
-    request = StopRequest()
+def stop_on_signals(also: Callable[[], bool] | None = None) -> Generator[StopRequest]:
+    """Within: the first SIGINT or SIGTERM (or a true `also`) makes the request, a second signal ends the program."""
+    request = StopRequest(also)
     before: dict[int, Any] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:

@@ -116,10 +116,11 @@ class VisionObjective(nn.Module):
 
 
 def _number_ids(processor: Processor, classes: int) -> list[int]:
-    ids = [processor.tokenizer.token_to_id(str(number)) for number in range(classes)]
-    if missing := [str(number) for number, found in enumerate(ids) if found is None]:
+    words = [str(number) for number in range(classes)]
+    ids = {word: found for word in words if (found := processor.tokenizer.token_to_id(word)) is not None}
+    if missing := [word for word in words if word not in ids]:
         raise ConfigError(
             f"readouts: tied classes need the words 0 to {classes - 1}, the tokenizer lacks {', '.join(missing)}; "
             "lower classes or set tied: false"
         )
-    return ids
+    return list(ids.values())

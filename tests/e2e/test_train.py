@@ -9,8 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from lrkit.cli.main import main
+from lrkit.train.fresh import fresh_backbone, trail_processor
+from lrkit.train.recipe import FreshBackbone
 
 pytest.importorskip("sklearn")
 
@@ -96,6 +100,37 @@ def test_a_bad_recipe_is_told_whole_with_exit_code_2_and_nothing_is_written(tmp_
     for piece in pieces:
         assert piece in said, piece
     assert not folder.exists()
+
+
+def test_a_plain_hugging_face_model_learns_from_a_jsonl_file(tmp_path, capsys):
+    """The way of the paper's recipe: somebody's Qwen2-VL, somebody's data, an adapter that names its base."""
+    torch.manual_seed(0)
+    processor = trail_processor()
+    values = FreshBackbone(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, num_kv_heads=1)
+    fresh_backbone(values, processor).model.save_pretrained(tmp_path / "model")
+    processor.save(tmp_path / "model")
+    (tmp_path / "model" / "prompt.json").unlink()  # lrkit's own file
+    Image.new("RGB", (32, 16)).save(tmp_path / "picture.png")
+    lines = [
+        {
+            "image": ["picture.png"] * (i % 3),
+            "question": "Which room ?",
+            "steps": ["go on"] * (1 + i % 5),
+            "answer": str(i),
+        }
+        for i in range(8)
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    small = ["batch_size=2", "accumulate=2", "precision=float32", "eval.samples=2", "model.replay.num_tokens=2"]
+    small += [f"stages.{index}.epochs=1" for index in range(5)] + ["eval.max_new_tokens=4", "model.routing.alpha=4"]
+    data = [f"data.train={tmp_path}/data.jsonl", f"data.validation={tmp_path}/data.jsonl"]
+    folder = tmp_path / "run"
+    assert lrkit("train", "m3cot-style", f"init={tmp_path}/model", *data, *small, "-o", str(folder)) == 0
+    trained = [record for record in records(folder) if record["kind"] == "train"]
+    assert trained[-1]["update"] == 10 and trained[-1]["distill"] > 0  # 8 lines, 4 an update, 5 stages
+    info = json.loads((folder / "stages" / "04-latent-4" / "reasoner.json").read_text())
+    assert (folder / "stages" / "04-latent-4" / info["base"]).resolve() == tmp_path / "model"
+    assert lrkit("validate", str(folder)) == 0
 
 
 @pytest.mark.parametrize(
