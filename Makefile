@@ -30,7 +30,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 $(RUN_STAMP): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -e '.[train,report]'
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -e '.[export,report]'
 	@touch $@
 
 $(DEV_STAMP): pyproject.toml | $(BIN)/python

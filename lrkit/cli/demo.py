@@ -2,14 +2,19 @@
 latents."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from lrkit.cli.tables import headline, modes_table, write_json
+from lrkit.cli.tables import headline, milliseconds, modes_table, write_json
+from lrkit.errors import MissingExtraError
 from lrkit.model.generated import MODES
+
+if TYPE_CHECKING:
+    from lrkit.evaluate.demo import EngineFigures
 
 EXAMPLES = """
 Examples:
@@ -43,4 +48,28 @@ def demo(
     for mode, answer in shown.example.items():
         console.print(f"  {mode}, {answer.ar_steps} steps: {answer.text}", markup=False)
     console.print(f"\nthe picture: {shown.picture}\nwhere each latent step looked: {shown.trace}", markup=False)
+    report["engines"] = {row.name: row.to_dict() for row in _engines(console, output, latency_samples)}
     write_json(json_file, {"schema": 1, "kind": "demo", **report, "provenance": collect()})
+
+
+def _engines(console: Console, output: Path, samples: int) -> "list[EngineFigures]":
+    """Export, validate, ask: the same model as one program; nothing, with a word why, where export is not installed."""
+    from lrkit.evaluate.demo import compare_engines
+
+    try:
+        rows = compare_engines("tiny", output, samples, lambda what: console.print(f"  {what}"))
+    except MissingExtraError as error:
+        console.print(f"\nthe program without torch is left out: {error}", markup=False)
+        return []
+    table = Table(title="the same model as one program, latent mode", title_justify="left")
+    table.add_column("engine")
+    for name in ("size", "right", "latency", "against torch"):
+        table.add_column(name, justify="right")
+    slow = rows[0].latency.median
+    for row in rows:
+        faster = "" if not slow or not row.latency.median else f"{slow / row.latency.median:.1f}x faster"
+        share = f"{row.correct}/{row.latency.count}"
+        table.add_row(row.name, f"{row.bytes / 1e6:.1f} MB", share, milliseconds(row.latency.median), faster)
+    console.print(table)
+    console.print(f"the bundles: {output / 'cpu-fp32'}, {output / 'cpu-int4'}", markup=False)
+    return rows

@@ -1,20 +1,30 @@
-"""The demonstration behind `lrkit demo`: the shipped model on pictures it has never seen, three ways, and one trace.
+"""The demonstration behind `lrkit demo`: the shipped model on pictures it has never seen, three ways, one trace, and
+then the same model as one program without torch.
 
-Place in the pipeline: assets/tiny + trail data -> figures, one worked example, trace.png.
+Place in the pipeline: assets/tiny + trail data -> figures, one worked example, trace.png; bundles -> sizes and
+latencies.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lrkit.config import load_config
 from lrkit.data.trail import trail_set
+from lrkit.errors import require
 from lrkit.evaluate.run import EvalOptions, Evaluation, OnProgress, evaluate
 from lrkit.model.generated import MODES, Mode
+from lrkit.resources import find_target, resolve_checkpoint
 from lrkit.runtime.answer import Answer
+from lrkit.runtime.bundle_check import check_bundle
 from lrkit.runtime.session import Reasoner
+from lrkit.runtime.summary import Summary, summarize
 
 _EXAMPLE_HOPS = 4
 _EXAMPLE_SEED = 2026
+_CHECK_SAMPLES = 100
+"""Pictures on which the demo's exports are compared with torch; `lrkit export` takes more."""
 
 
 @dataclass(frozen=True)
@@ -53,3 +63,78 @@ def demonstrate(
     board.save(picture)
     example["latent"].save_trace(trace)
     return Demonstration(evaluation, example, sample.answer, picture, trace)
+
+
+@dataclass(frozen=True)
+class EngineFigures:
+    """One way of running the same reasoner."""
+
+    name: str
+    bytes: int
+    """All files it needs to run, Python packages left out."""
+    correct: int
+    latency: Summary
+    """Seconds per answer, end to end, batch 1."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "bytes": self.bytes,
+            "correct": self.correct,
+            "latency_sec_median": self.latency.median,
+            "latency_sec": self.latency.to_dict(),
+        }
+
+
+def compare_engines(
+    checkpoint: str, folder: Path, samples: int, on_progress: Callable[[str], None]
+) -> list[EngineFigures]:
+    """Exports the checkpoint in float32 and in int4 into `folder`, and times both and torch, taking turns on each
+    sample.
+
+    Raises:
+        ExportError: a program differs from torch.
+        MissingExtraError: the packages that export needs are not installed.
+    """
+    require("onnx", "export")
+    require("onnxscript", "export")
+    engines = {"torch float32": (Reasoner.from_checkpoint(checkpoint), _checkpoint_bytes(checkpoint))}
+    for name, target in (("program float32", "cpu-fp32"), ("program int4", "cpu-int4")):
+        on_progress(f"export: {name}, checked against torch")
+        bundle = _export(checkpoint, folder / target, target)
+        on_progress(f"validate: {name}")
+        check_bundle(bundle)
+        engines[name] = (Reasoner.load(bundle), _folder_bytes(bundle))
+    asked = trail_set("main", "test", samples, seed=_EXAMPLE_SEED)
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    correct = dict.fromkeys(engines, 0)
+    on_progress("ask: the three in turn")
+    for turn, sample in enumerate([asked[0], *asked]):
+        for name, (reasoner, _) in engines.items():
+            answer = reasoner.ask(sample.images, sample.question)
+            if turn > 0:  # the first round warms up
+                seconds[name].append(answer.timings["total"])
+                correct[name] += answer.answer == sample.answer
+    return [EngineFigures(name, size, correct[name], summarize(seconds[name])) for name, (_, size) in engines.items()]
+
+
+def _export(checkpoint: str, bundle: Path, target: str) -> Path:
+    from lrkit.export.bundle import export_bundle
+    from lrkit.export.target import Target
+
+    samples = trail_set("main", "val", _CHECK_SAMPLES)
+    export_bundle(checkpoint, bundle, load_config(Target, find_target(target)), samples, baselines=False, force=True)
+    return bundle
+
+
+def _checkpoint_bytes(checkpoint: str) -> int:
+    """The checkpoint and the base it stands on."""
+    from lrkit.model.checkpoint import base_of, read_info
+
+    folder = resolve_checkpoint(checkpoint)
+    folders = {folder, Path(base_of(folder, read_info(folder)))}
+    return sum(_folder_bytes(one) for one in folders)
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
