@@ -103,7 +103,7 @@ def compare_engines(
         on_progress(f"export: {name}, checked against torch")
         bundle = _export(checkpoint, folder / target, target)
         on_progress(f"validate: {name}")
-        check_bundle(bundle)
+        check_bundle(bundle).raise_if_bad()
         engines[name] = (Reasoner.load(bundle), _folder_bytes(bundle))
     asked = trail_set("main", "test", samples, seed=_EXAMPLE_SEED)
     seconds: dict[str, list[float]] = {name: [] for name in engines}
