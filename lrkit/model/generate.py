@@ -21,13 +21,20 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.seconds: dict[str, float] = {}
-        self._started = self._now()
+        self.steps: dict[str, list[float]] = {}
+        self._started = self._marked = self._now()
 
     def lap(self, phase: str) -> None:
         """Ends `phase`, which began at the last lap."""
         now = self._now()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._started
-        self._started = now
+        self._started = self._marked = now
+
+    def step(self, phase: str) -> None:
+        """Ends one step of `phase`, which began at its last step or at the last lap; the phase goes on."""
+        now = self._now()
+        self.steps.setdefault(phase, []).append(now - self._marked)
+        self._marked = now
 
     def _now(self) -> float:
         if self._device.type == "cuda":
@@ -46,17 +53,19 @@ def generate(
     """Greedy answers for a batch of prompts, one per sample. `on_token` gets each new token per sample (None:
     stopped)."""
     training = reasoner.training
-    reasoner.eval()
+    if training:  # walking all modules costs as much as a latent step of a small model
+        reasoner.eval()
     try:
         watch = Stopwatch(prompts.input_ids.device)
         state = reasoner.prefill(prompts)
         watch.lap("prefill")
-        halting = _think(reasoner, state, mode, limits)
+        halting = _think(reasoner, state, mode, limits, watch)
         watch.lap("think")
-        spoken, finished, fed = _speak(reasoner, state, limits, on_token)
+        spoken, finished, fed = _speak(reasoner, state, limits, watch, on_token)
         watch.lap("speak")
     finally:
-        reasoner.train(training)
+        if training:
+            reasoner.train()
     prefilled = prompts.prompt_mask.sum(1).tolist()
     latents = state.latent_steps_B.tolist()
     return [
@@ -70,12 +79,15 @@ def generate(
             replayed=_replayed(state, i, latents[i]),
             routed_depths=_routed_depths(state, i),
             timings=watch.seconds,
+            step_seconds=watch.steps,
         )
         for i in range(len(spoken))
     ]
 
 
-def _think(reasoner: LatentReasoner, state: Sequences, mode: Mode, limits: GenerationLimits) -> list[Halting]:
+def _think(
+    reasoner: LatentReasoner, state: Sequences, mode: Mode, limits: GenerationLimits, watch: Stopwatch
+) -> list[Halting]:
     """Latent steps until every sample has stopped; says why each stopped."""
     settings = reasoner.settings.think
     batch = len(state.last_hidden_BD)
@@ -92,6 +104,7 @@ def _think(reasoner: LatentReasoner, state: Sequences, mode: Mode, limits: Gener
         if step == most or not bool(active_B.any()):
             break
         reasoner.think(state, active_B)
+        watch.step("think")
     if fixed:
         return ["fixed"] * batch
     return ["limit" if still else "decided" for still in active_B.tolist()]
@@ -101,6 +114,7 @@ def _speak(
     reasoner: LatentReasoner,
     state: Sequences,
     limits: GenerationLimits,
+    watch: Stopwatch,
     on_token: Callable[[list[int | None]], None] | None,
 ) -> tuple[list[list[int]], list[bool], list[int]]:
     """Greedy tokens until the end token: (tokens per sample, whether each ended itself, tokens fed back)."""
@@ -115,6 +129,8 @@ def _speak(
         for i in range(batch):
             if going[i]:
                 spoken[i].append(tokens[i])
+        if any(going):
+            watch.step("speak")
         if on_token is not None:
             on_token([tokens[i] if going[i] else None for i in range(batch)])
         if not any(going) or count + 1 == limits.max_new_tokens:
