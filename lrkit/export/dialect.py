@@ -142,9 +142,9 @@ class Dialect:
         swapped = g.op("Gather", x, [*range(half, head_width), *range(half)], axis=-1)
         return g.op("Add", g.op("Mul", x, rotation.cos), g.op("Mul", swapped, rotation.sin))
 
-    def keep(self, g: Graph, alive: Value, new: Value, old: Value, logical: bool = False) -> Value:
+    def keep(self, g: Graph, alive: Value | None, new: Value, old: Value, logical: bool = False) -> Value:
         """`new` while alive, `old` afterwards. ONNX Runtime never runs a body once halted; TensorRT may, once."""
-        if self.ort:
+        if self.ort or alive is None:
             return new
         if not logical:
             return g.op("Where", alive, new, old)

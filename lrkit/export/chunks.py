@@ -1,0 +1,323 @@
+"""The three chunks that every form of a program is made of: read the prompt, take one latent step, speak one token.
+
+Place in the pipeline: program.py puts them into loops, steps.py into graphs of their own that a host drives.
+
+Caches have a fixed capacity and are written in place by position. The state only moves while it is alive, so that an engine that
+runs one iteration too many changes nothing: what it writes to a cache is not yet visible, and is overwritten.
+
+Legend: P prompt tokens, S tokens of a latent step (K replayed and the latent), N cache slots, D width, H heads, G key heads.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from lrkit.export.decoder import Decoder, Hidden, Mask, Remember, Seen, Segment
+from lrkit.export.dialect import Dialect, Rotation
+from lrkit.export.graph import Carried, Graph, Value
+from lrkit.export.replay import Prompt, Replay, Replayed
+from lrkit.export.routing import Refined, Router, places
+from lrkit.export.source import Source
+from lrkit.runtime.io_spec import EMPTY, ProgramShape
+from lrkit.runtime.manifest import Limits
+
+FLOAT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
+Types = dict[str, tuple[ir.DataType, tuple[int | str, ...]]]
+"""Name of a state -> its type and shape."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """Keys of one layer that a chunk reads but does not write."""
+
+    segments: tuple[Segment, ...]
+    lengths: Value
+    """Keys in each, then the capacity of the cache that is written."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the prompt leaves behind."""
+
+    state: Carried
+    prompt: Prompt
+    keys: list[Value]
+    """Per layer (1, G, W, P)."""
+    values: list[Value]
+    """Per layer (1, G, P, W)."""
+
+
+class Chunks:
+    """Writes chunks of one reasoner."""
+
+    def __init__(self, source: Source, dialect: Dialect, limits: Limits) -> None:
+        self.source, self.dialect, self.limits = source, dialect, limits
+        self.dims, self.settings = source.dimensions, source.settings
+        self.decoder = Decoder(self.dims, dialect)
+        self.steps = limits.max_latent_steps
+        # More slots than a prompt can have visual tokens would stay empty for ever.
+        most_visual = max(1, limits.max_patches // source.merge_size**2)
+        slots = min(self.settings.replay.num_tokens, most_visual) if self.steps else 0
+        self.replay = Replay(self.settings.replay, slots, dialect)
+        self.chunk = self.replay.num_tokens + 1
+        self.capacity = self.steps * self.chunk
+        layers = self.settings.routing.chosen_layers(self.dims.num_layers)
+        self.routers = {i: Router(self.decoder, self.settings.routing, i, self.chunk, self.steps) for i in layers}
+
+    @property
+    def shape(self) -> ProgramShape:
+        """What fixes the inputs and outputs."""
+        return ProgramShape(
+            patch_values=self.source.patch_values, vocabulary=self.dims.vocabulary, width=self.dims.width,
+            max_latent_steps=self.steps, max_new_tokens=self.limits.max_new_tokens, replay_slots=self.replay.slots,
+            routed_layers=tuple(self.routers),
+        )  # fmt: skip
+
+    def prompt(self, g: Graph, given: Carried, visual: Value) -> Read:
+        """Prefill: caches, the decision, and everything that latent steps start from."""
+        ids, position = given["input_ids"], given["position_ids"]
+        is_visual = g.op("Equal", ids, self.source.image_id)
+        count = g.op("Sub", g.op("CumSum", g.cast(is_visual, INT64), 0), [1])
+        rows = g.op("Gather", visual, g.op("Max", count, [0]), axis=0)
+        embeds = g.op("Where", g.op("Unsqueeze", is_visual, [1]), rows, self.dialect.embed(g, ids))
+        prompt = Prompt(embeds, count, g.shape_of(ids, 0))
+        number = g.op("Range", 0, g.op("Squeeze", prompt.num_tokens, [0]), 1)
+        visible = g.op("LessOrEqual", g.op("Unsqueeze", number, [0]), g.op("Unsqueeze", number, [1]))
+        mask = self.decoder.mask(g, visible)
+        rotation = self.dialect.rotation(g, self.decoder.prompt_angles(g, position))
+        keys: list[Value] = []
+        values: list[Value] = []
+
+        def remember(key: Value, value: Value) -> Seen:
+            keys.append(g.op("Transpose", key, perm=[0, 1, 3, 2]))
+            values.append(value)
+            return Seen((Segment(keys[-1], values[-1], mask),))
+
+        caches = {i: router.empty(g) for i, router in self.routers.items()}
+        watch = self.replay.slots > 0
+        hidden, caches, passes = self._chunk(g, embeds, None, rotation, lambda _: remember, caches, None, watch)
+        state: Carried = {"hidden": hidden}
+        state |= self._decide(g, hidden)
+        state["prefill_logits"] = g.to_float32(g.op("Squeeze", state.pop("logits"), [0]))
+        largest = g.op("ReduceMax", g.op("Reshape", position, [-1]), [0], keepdims=1)
+        state["position"] = g.op("Add", largest, [1])
+        if watch:
+            nothing = np.zeros(self.replay.slots, np.float32)
+            state["saliency"] = g.op("Concat", self.decoder.take_saliency(g), nothing, axis=0)
+            state["free"] = g.op("Concat", is_visual, nothing.astype(bool), axis=0)
+        for i, cache in caches.items():
+            state |= cache.state(i)
+        if self.routers:
+            row = g.op("Unsqueeze", g.op("Concat", *passes, axis=0), [0])
+            rest = np.zeros((self.steps, len(self.routers)), np.int64)
+            state["routed_depths"] = g.op("Concat", row, rest, axis=0)
+        return Read(state, prompt, keys, values)
+
+    def _chunk(
+        self,
+        g: Graph,
+        embeds: Value,
+        valid: Value | None,
+        rotation: Rotation,
+        remember: Callable[[int], Remember],
+        caches: dict[int, Refined],
+        step: Value | None,
+        watch: bool,
+    ) -> tuple[Value, dict[int, Refined], list[Value]]:
+        """All layers over the prompt or a latent step, with routing: (last token's normed state (1, D), caches, passes)."""
+        hidden, caches, passes = Hidden(embeds), dict(caches), []
+        last_layer = self.dims.num_layers - 1
+        single = step is not None and self.chunk == 1
+        # Only the last token of the last layer is ever read, unless that layer routes.
+        shortened = last_layer not in self.routers and not single
+        for i in range(self.dims.num_layers):
+            with g.scope(f"layer{i}"):
+                only_last = shortened and i == last_layer
+                hidden = self.decoder.layer(g, i, hidden, rotation, remember(i), single, only_last, watch)
+                if i in self.routers:
+                    routed = self.routers[i].route(g, hidden.close(g), valid, rotation, caches[i], step)
+                    hidden, caches[i] = Hidden(routed.hidden), routed.cache
+                    passes.append(routed.passes)
+        if not shortened and not single:
+            hidden = Hidden(g.op("Gather", hidden.close(g), [-1], axis=0))
+        return hidden.norm(g, self.dialect, "norm"), caches, passes
+
+    def _decide(self, g: Graph, hidden: Value) -> Carried:
+        """Reads the head once: does the model want to think on, and what would it say otherwise?"""
+        role = self._head_role
+        logits = self.dialect.linear(g, hidden, role, part="head" if role == "head" else role)
+        best = g.op("ArgMax", logits, axis=-1, keepdims=0)
+        spoken = g.op("ArgMax", g.op("Add", logits, self._never_latent), axis=-1, keepdims=0)
+        return {"logits": logits, "wants": g.op("Equal", best, [self.source.latent_id]), "token": spoken}
+
+    @property
+    def _head_role(self) -> str:
+        """Tied float weights are stored once, under the embedding's name."""
+        floats = self.dialect.target.precision != "int4"
+        return "embedding" if self.source.tied and floats else "head"
+
+    @property
+    def _never_latent(self) -> np.ndarray:
+        mask = np.zeros(self.dims.vocabulary, self.dialect.floats.numpy())
+        mask[self.source.latent_id] = -3e4 if self.dialect.target.computes_fp16 else -1e30
+        return mask
+
+    def think_types(self) -> Types:
+        """States of the latent loop; some are absent where nothing is replayed or routed."""
+        floats, width, slots, steps = self.dialect.floats, self.dims.width, self.replay.slots, self.steps
+        types: Types = {
+            "hidden": (floats, (1, width)), "token": (INT64, (1,)), "wants": (BOOL, (1,)), "position": (INT64, (1,)),
+            "steps": (INT64, (1,)), "length": (INT64, (1,)), "alive": (BOOL, ()), "saliency": (FLOAT32, ("P+K",)),
+            "free": (BOOL, ("P+K",)), "latent_states": (FLOAT32, (steps, width)), "replayed": (INT64, (steps, slots)),
+            "replay_weights": (FLOAT32, (steps, slots)), "routed_depths": (INT64, (steps + 1, len(self.routers))),
+        }  # fmt: skip
+        types |= self.cache_types(self.capacity)
+        for router in self.routers.values():
+            types |= router.state_types()
+        absent = set() if self.replay.slots else {"saliency", "free", "replayed", "replay_weights"}
+        absent |= set() if self.routers else {"routed_depths"}
+        return {name: kind for name, kind in types.items() if name not in absent}
+
+    def cache_types(self, capacity: int) -> Types:
+        """Keys and values that a loop writes."""
+        shape = (1, self.dims.num_key_heads, capacity, self.dims.head_width)
+        names = [f"{kind}{i}" for i in range(self.dims.num_layers) for kind in ("key", "value")]
+        return dict.fromkeys(names, (self.dialect.floats, shape))
+
+    def empty_reports(self, g: Graph) -> Carried:
+        """What latent steps report, before the first."""
+        steps, slots = self.steps, self.replay.slots
+        made = {"latent_states": g.value(np.zeros((steps, self.dims.width), np.float32))}
+        if slots:
+            made["replayed"] = g.value(np.full((steps, slots), EMPTY, np.int64))
+            made["replay_weights"] = g.value(np.zeros((steps, slots), np.float32))
+        return made
+
+    def empty_caches(self, g: Graph, capacity: int) -> Carried:
+        """Caches without keys."""
+        shape = [1, self.dims.num_key_heads, capacity, self.dims.head_width]
+        zeros = g.to_floats(g.op("ConstantOfShape", shape))
+        return dict.fromkeys(self.cache_types(capacity), zeros)
+
+    def think(self, g: Graph, held: Carried, prompt: Prompt, past: Callable[[int], Past]) -> Carried:
+        """One latent step: the new state. Without `alive` in the state it always moves."""
+        new, latent = dict(held), self._as_input(g, held["hidden"])
+        replayed = self.replay.select(g, prompt, held["saliency"], held["free"]) if self.replay.slots else None
+        embeds, valid, offsets = self._latent_chunk(g, latent, replayed)
+        # Once halted there may be no room left: then the writes go to the last chunk's place, which nobody reads again.
+        start = g.op("Min", held["length"], [self.capacity - self.chunk])
+        slots = g.op("Add", start, offsets)
+        rotation = self.dialect.rotation(g, self.decoder.angles(g, g.op("Add", held["position"], offsets)))
+        visible = g.op("LessOrEqual", np.arange(self.capacity)[None], g.op("Unsqueeze", slots, [1]))
+        mask = self.decoder.row_mask(g, visible) if self.chunk == 1 else self.decoder.mask(g, visible)
+        where = places(g, slots, self.dims.num_key_heads)
+        caches = {i: Refined.of(i, held) for i in self.routers}
+        step = g.op("Min", held["steps"], [self.steps - 1])
+        watch = self.replay.slots > 0
+        hidden, caches, passes = self._chunk(
+            g, embeds, valid, rotation, lambda i: self._remember(g, i, held, new, where, past(i), mask), caches, step, watch
+        )
+        decided = self._decide(g, hidden)
+        del decided["logits"]
+        moved: Carried = {"hidden": hidden, **decided}
+        ahead = g.op("Add", g.op("Gather", offsets, [-1]), [1])
+        moved |= {name: g.op("Add", held[name], by) for name, by in (("steps", [1]), ("length", ahead), ("position", ahead))}
+        moved |= self._report(g, held, prompt, step, hidden, replayed, passes)
+        for name, value in moved.items():
+            new[name] = self.dialect.keep(g, held.get("alive"), value, held[name], name in ("free", "wants"))
+        for i, cache in caches.items():
+            new |= cache.state(i)
+        return new
+
+    def _latent_chunk(self, g: Graph, latent: Value, replayed: Replayed | None) -> tuple[Value, Value | None, Value]:
+        """(embeddings (S, D), which are real (S,), place of each after the last key (S,)).
+
+        Real tokens take the places 0, 1, ...; the latent follows the last of them, unread slots come behind it."""
+        if replayed is None:
+            return latent, None, g.value([0])
+        numbers = np.arange(self.replay.num_tokens, dtype=np.int64)
+        real = g.cast(replayed.valid, INT64)
+        behind = g.op("Sub", numbers + 1, real)
+        count = g.op("ReduceSum", real, [0], keepdims=1)
+        offsets = g.op("Concat", behind, count, axis=0)
+        valid = g.op("Concat", replayed.valid, np.ones(1, bool), axis=0) if self.routers else None
+        return g.op("Concat", replayed.tokens, latent, axis=0), valid, offsets
+
+    def _remember(
+        self, g: Graph, layer: int, held: Carried, new: Carried, where: Value, past: Past, mask: Mask
+    ) -> Remember:
+        """Writes new keys into the loop's cache; earlier ones are read where they are."""
+
+        def remember(key: Value, value: Value) -> Seen:
+            for name, fresh in ((f"key{layer}", key), (f"value{layer}", value)):
+                new[name] = g.op("ScatterND", held[name], where, fresh)
+            own = Segment(g.op("Transpose", new[f"key{layer}"], perm=[0, 1, 3, 2]), new[f"value{layer}"], mask)
+            return Seen((*past.segments, own), past.lengths)
+
+        return remember
+
+    def _report(
+        self,
+        g: Graph,
+        held: Carried,
+        prompt: Prompt,
+        step: Value,
+        hidden: Value,
+        replayed: Replayed | None,
+        passes: list[Value],
+    ) -> Carried:
+        """Rows of the reports for this step, and what the next one selects from."""
+        at = g.op("Unsqueeze", step, [1])
+        made = {"latent_states": g.op("ScatterND", held["latent_states"], at, g.to_float32(hidden))}
+        if replayed is not None:
+            made["replayed"] = g.op("ScatterND", held["replayed"], at, g.op("Unsqueeze", replayed.index, [0]))
+            weights = g.op("Unsqueeze", replayed.weights, [0])
+            made["replay_weights"] = g.op("ScatterND", held["replay_weights"], at, weights)
+            made["free"] = replayed.free
+            columns = g.op("Add", prompt.num_tokens, [self.replay.slots])
+            made["saliency"] = g.op("Slice", self.decoder.take_saliency(g), [0], columns, [0])
+        if passes:
+            row = g.op("Unsqueeze", g.op("Concat", *passes, axis=0), [0])
+            made["routed_depths"] = g.op("ScatterND", held["routed_depths"], g.op("Add", at, [1]), row)
+        return made
+
+    def _as_input(self, g: Graph, hidden: Value) -> Value:
+        """A hidden state as the next latent's input embedding (eq. 1)."""
+        kind = self.settings.think.latent_scale
+        if kind == "none":
+            return hidden
+        if kind == "learned":
+            assert self.source.latent_scale is not None
+            return g.op("Mul", hidden, self.source.latent_scale)
+        wide = g.to_float32(hidden)
+        length = g.op("Max", g.op("ReduceL2", wide, [1], keepdims=1), np.array(np.finfo(np.float32).tiny))
+        return g.to_floats(g.op("Mul", wide, g.op("Div", np.array(self.source.latent_norm, np.float32), length)))
+
+    def speak(self, g: Graph, held: Carried, past: Callable[[int], Past]) -> Carried:
+        """Feeds the token of the state and reads the next: the new state."""
+        new, capacity = dict(held), self.limits.max_new_tokens
+        slot = g.op("Min", held["fed"], [capacity - 1])
+        rotation = self.dialect.rotation(g, self.decoder.angles(g, held["position"]))
+        mask = self.decoder.row_mask(g, g.op("LessOrEqual", np.arange(capacity)[None], g.op("Unsqueeze", slot, [1])))
+        where = places(g, slot, self.dims.num_key_heads)
+        hidden = Hidden(self.dialect.embed(g, held["token"]))
+        for i in range(self.dims.num_layers):
+            with g.scope(f"layer{i}"):
+                remember = self._remember(g, i, held, new, where, past(i), mask)
+                hidden = self.decoder.layer(g, i, hidden, rotation, remember, single=True)
+        role = self._head_role
+        normed = hidden.norm(g, self.dialect, "norm")
+        bias = g.value(self._never_latent)
+        logits = self.dialect.linear(g, normed, role, bias, part="head" if role == "head" else role)
+        token = g.op("ArgMax", logits, axis=-1, keepdims=0)
+        new["token"] = self.dialect.keep(g, held.get("alive"), token, held["token"])
+        for name in ("fed", "position"):
+            new[name] = self.dialect.keep(g, held.get("alive"), g.op("Add", held[name], [1]), held[name])
+        return new
+
+    def speak_types(self) -> Types:
+        """States of the speech loop."""
+        counters = dict.fromkeys(("token", "position", "fed"), (INT64, (1,)))
+        return counters | self.cache_types(self.limits.max_new_tokens)
