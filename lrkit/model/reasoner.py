@@ -156,7 +156,7 @@ class LatentReasoner(nn.Module):
             decisions.append((state.last_hidden_BD, active_B))
             replayed = self.think(state, active_B)
             if teacher is not None and replayed is not None:
-                distilled.append(self._distill(teacher, replayed, active_B))
+                distilled.append(self._distill(teacher, replayed))
         hidden_BSD = state.last_hidden_BD[:, None]
         if batch.speech_ids.shape[1] > 1:
             spoken_BSD = self.speak(state, batch.speech_ids[:, :-1], batch.speech_mask[:, :-1])
@@ -171,9 +171,9 @@ class LatentReasoner(nn.Module):
             self.settings.replay,
             state.saliency_BV,
             state.visual.embeds_BVD,
-            ~state.visited_BV,
+            ~state.visited_BV & active_B[:, None],
         )
-        state.visited_BV = state.visited_BV | (found.selected_BV & active_B[:, None])
+        state.visited_BV = state.visited_BV | found.selected_BV
         state.replays.append(found)
         return found
 
@@ -201,10 +201,10 @@ class LatentReasoner(nn.Module):
             self.settings.distill.window,
         )
 
-    def _distill(self, teacher: Teacher, replayed: Replay, active_B: Tensor) -> tuple[Tensor, Tensor]:
-        """L_rec of this latent step per sample, and which samples have one. Only who still thinks asks the teacher."""
+    def _distill(self, teacher: Teacher, replayed: Replay) -> tuple[Tensor, Tensor]:
+        """L_rec of this latent step per sample, and which samples have one: those that replayed something."""
         assert self.token_sr is not None
-        reference, samples = teacher.features(replayed.selected_BV & active_B[:, None])
+        reference, samples = teacher.features(replayed.selected_BV)
         return distillation_loss(self.token_sr, replayed, reference, samples)
 
     def _loss(

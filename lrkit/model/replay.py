@@ -31,11 +31,12 @@ class Replay:
 def select(score_BV: Tensor, free_BV: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
     """Top `num_tokens` free visual tokens by score, in prompt order.
 
-    Ties go to the lower index. Returns index (B, K) and valid (B, K) with K = min(num_tokens, V); empty slots come last
-    and have index V - 1, which the caller must not read.
+    Ties go to the lower index. Returns index (B, K) and valid (B, K), where K is the most that a sample selects (0 when
+    nothing is left): no slot is empty in all samples. Empty slots come last and have index V - 1, which the caller must
+    not read.
     """
     num_visual = score_BV.shape[1]
-    k = min(num_tokens, num_visual)
+    k = min(num_tokens, int(free_BV.sum(1).max()))
     ranked = (
         score_BV.detach().masked_fill(~free_BV, float("-inf")).sort(dim=1, descending=True, stable=True).indices[:, :k]
     )

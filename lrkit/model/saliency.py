@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -68,7 +69,13 @@ def attention_with_row(
 ) -> tuple[Tensor, None]:
     """SDPA attention of transformers; fills `kwargs["saliency"]` (a SaliencyRow) when the caller gave one."""
     saliency: SaliencyRow | None = kwargs.pop("saliency", None)
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if query.device.type == "cpu" and attention_mask is not None:
+        # transformers copies the keys of every head group under a mask; the CPU kernel needs no copies.
+        output = functional.scaled_dot_product_attention(
+            query, key, value, attention_mask, kwargs["dropout"], scale=kwargs["scaling"], enable_gqa=True
+        ).transpose(1, 2)
+    else:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if saliency is not None:
         saliency.add(query, key, attention_mask, kwargs["scaling"])
     return output, None

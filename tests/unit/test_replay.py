@@ -61,6 +61,15 @@ def test_replaying_past_the_last_token_gives_masked_slots_never_zero_vectors_or_
     assert sorted(seen) == list(range(10))
 
 
+def test_no_slot_is_empty_in_every_sample() -> None:
+    """Once a chunk kept all K slots when a tenth of them held a token, and the model computed the empty ones too."""
+    free = torch.zeros(2, 10, dtype=torch.bool)
+    free[0, :2] = free[1, 5] = True
+    index, valid = select(scores(batch=2), free, 8)
+    assert index.shape == (2, 2) and valid.tolist() == [[True, True], [True, False]]
+    assert select(scores(batch=2), free & False, 8)[0].shape == (2, 0)
+
+
 def test_softmax_weights_are_eq_6_over_the_real_slots() -> None:
     score = torch.tensor([[0.3, 0.1, 0.2, 9.0]])
     weight = weigh(score, torch.tensor([[True, True, True, False]]), "softmax")
