@@ -23,17 +23,21 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def modes_table(figures: dict[str, Any], title: str) -> Table:
-    """One row per mode."""
+    """One row per mode: accuracy with its interval, means per answer, median latency of one question at a time."""
     table = Table(title=title, title_justify="left")
     table.add_column("mode")
-    for name in ("accuracy", "95% interval", "AR steps", "latent", "spoken", "replayed", "latency"):
-        table.add_column(name, justify="right")
+    for name in ("accuracy, 95%", "AR steps", "latent", "spoken", "replayed", "latency"):
+        table.add_column(name, justify="right", no_wrap=True)
     for mode, row in figures["modes"].items():
-        interval = f"{percent(row['accuracy_low'])} to {percent(row['accuracy_high'])}"
+        interval = "" if row["accuracy"] is None else f" ({_bare(row['accuracy_low'])}-{_bare(row['accuracy_high'])})"
         means = (row["ar_steps_mean"], row["latent_steps_mean"], row["spoken_tokens_mean"], row["replayed_tokens_mean"])
         latency = milliseconds(row["latency_sec_median"])
-        table.add_row(mode, percent(row["accuracy"]), interval, *map(number, means), latency)
+        table.add_row(mode, percent(row["accuracy"]) + interval, *map(number, means), latency)
     return table
+
+
+def _bare(share: float) -> str:
+    return f"{100 * share:.1f}"
 
 
 def headline(figures: dict[str, Any]) -> str | None:
