@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 
@@ -24,8 +25,8 @@ def number(value: float | None, digits: int = 1) -> str:
 
 def modes_table(figures: dict[str, Any], title: str) -> Table:
     """One row per mode: accuracy with its interval, means per answer, median latency of one question at a time."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("mode")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    table.add_column("mode", no_wrap=True)
     for name in ("accuracy, 95%", "AR steps", "latent", "spoken", "replayed", "latency"):
         table.add_column(name, justify="right", no_wrap=True)
     for mode, row in figures["modes"].items():
