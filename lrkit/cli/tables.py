@@ -25,7 +25,7 @@ def number(value: float | None, digits: int = 1) -> str:
 
 def modes_table(figures: dict[str, Any], title: str) -> Table:
     """One row per mode: accuracy with its interval, means per answer, median latency of one question at a time."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     table.add_column("mode", no_wrap=True)
     for name in ("accuracy, 95%", "AR steps", "latent", "spoken", "replayed", "latency"):
         table.add_column(name, justify="right", no_wrap=True)
