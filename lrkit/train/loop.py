@@ -301,7 +301,8 @@ class Trainer:
     def _close_stage(self, now: StageRun, found: Validation) -> None:
         """Checkpoint of the stage, samples shown, and the place moved to the next stage."""
         self.accelerator.unwrap_model(now.model, keep_fp32_wrapper=False)
-        self.accelerator.free_memory()
+        # It holds on to what it prepared; a new one lets the stage's optimizers go.
+        self.accelerator = make_accelerator(self.recipe)
         self._refresh_latent_norm(now.index)
         name = f"stages/{now.index:02d}-{now.stage.name}"
         finished = {
