@@ -4,7 +4,7 @@ Counting (method section 1): an autoregressive step is one sequential forward pa
 prefill; a latent step is one, and a spoken token that is fed back is one (the end token is never fed).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Mode = Literal["latent", "cot", "direct"]
@@ -55,3 +55,5 @@ class Generated:
     """Layer -> extra passes executed, summed over the routed tokens of prompt and latents."""
     timings: dict[str, float]
     """Seconds of the whole batch: prefill (with vision), think, speak."""
+    step_seconds: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    """Seconds of each latent step (think) and until each token is out (speak), where the engine can tell."""

@@ -26,6 +26,8 @@ class AskOptions:
     """None: the model's own limit."""
     halting: Literal["adaptive", "fixed"] | None = None
     """None: the model's own way."""
+    ignore_end: bool = False
+    """Speak on to `max_new_tokens` whatever the model says: forced lengths, for profiling. Checkpoints only."""
 
 
 class Engine(Protocol):

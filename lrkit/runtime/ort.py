@@ -3,12 +3,13 @@
 Place in the pipeline: lrkit/runtime/bundle.py -> `OrtEngine` -> lrkit/runtime/session.py.
 
 A program answers one prompt from pixels to the last token in one run, so a batch is run prompt by prompt, and what is
-streamed arrives when the run ends: `on_token` then gets the whole answer, token by token.
+streamed arrives when the run ends: `on_token` then gets the whole answer, token by token. The form `step` (steps.py)
+streams the tokens of a single prompt as they are spoken.
 """
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from lrkit.model.generated import Generated, Halting, Mode, ReplayedToken
 from lrkit.runtime.bundle import Bundle, open_bundle
 from lrkit.runtime.engine import AskOptions, OnToken
 from lrkit.runtime.feed import build_feed
-from lrkit.runtime.io_spec import HALTING
+from lrkit.runtime.io_spec import HALTING, IoSpec
 from lrkit.runtime.limits import check_asked, check_prompt
 from lrkit.runtime.manifest import ProgramEntry, Role
 from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.runtime.providers import choose_provider
+from lrkit.runtime.steps import StepSession
 
 # Large, and of no use to an answer.
 _UNREAD = ("prefill_logits", "latent_states")
@@ -64,9 +66,17 @@ class Sessions:
             return self._made[role]
 
     def _make(self, role: Role) -> Any:
+        entry = self.bundle.program(role)
+        if not entry.steps:
+            return self._session(entry.file, entry.spec)
+        sessions = {name: self._session(step.file, step.spec) for name, step in entry.steps.items()}
+        specs = {name: step.spec for name, step in entry.steps.items()}
+        return StepSession(sessions, specs, entry.spec, self.bundle.manifest.tokens.eos)
+
+    def _session(self, file: str, spec: IoSpec) -> Any:
         import onnxruntime
 
-        path = self.bundle.program_path(role)
+        path = self.bundle.folder / file
         try:
             session = onnxruntime.InferenceSession(str(path), self._options(), providers=self._providers)
         except Exception as error:  # onnxruntime's own classes have no common base below Exception
@@ -79,7 +89,7 @@ class Sessions:
                 f"provider {self.provider!r} could not be started on this machine, which started "
                 f"{', '.join(session.get_providers())}; check its driver and libraries, or use cpu"
             )
-        if found := self.bundle.program(role).spec.differences(session.get_inputs(), session.get_outputs()):
+        if found := spec.differences(session.get_inputs(), session.get_outputs()):
             raise BundleError(
                 f"{path}: is not the program that bundle.json declares ({found[0]}); copy the bundle again"
             )
@@ -110,11 +120,6 @@ class OrtEngine:
         self.entry: ProgramEntry = self.bundle.program(role)
         self.num_layers = self.entry.num_layers
         self._outputs = [spec.name for spec in self.entry.spec.outputs if spec.name not in _UNREAD]
-        if self.entry.spec.form != "program":
-            raise BundleError(
-                f"{self.bundle.folder}: its {role} program has the form {self.entry.spec.form!r}, which is driven "
-                "step by step; this engine runs the form 'program': export again without --form"
-            )
 
     @classmethod
     def from_bundle(
@@ -155,9 +160,14 @@ class OrtEngine:
 
         Raises:
             CapacityError: a prompt, max_new_tokens or max_latent_steps is above the bundle's limit.
+            UserError: `ignore_end`.
         """
+        if options.ignore_end:
+            raise UserError("a program ends an answer by itself, so its length cannot be forced; give a checkpoint")
         feeds = [self._feed(prompt, options) for prompt in prompts]
         session = self.sessions.of(self.role)
+        if on_token is not None and isinstance(session, StepSession) and len(feeds) == 1:
+            return [self._run(session, feeds[0], lambda token: on_token([token]))]
         results = [self._run(session, feed) for feed in feeds]
         if on_token is not None:
             for row in zip_longest(*(result.token_ids for result in results)):
@@ -182,9 +192,12 @@ class OrtEngine:
             max_new_tokens=check_asked("max_new_tokens", options.max_new_tokens, manifest.limits.max_new_tokens),
         )
 
-    def _run(self, session: Any, feed: dict[str, np.ndarray]) -> Generated:
+    def _run(
+        self, session: Any, feed: dict[str, np.ndarray], on_token: Callable[[int], None] | None = None
+    ) -> Generated:
         started = time.perf_counter()
-        out: dict[str, np.ndarray] = dict(zip(self._outputs, session.run(self._outputs, feed), strict=True))
+        more = () if on_token is None else (on_token,)
+        out: dict[str, np.ndarray] = dict(zip(self._outputs, session.run(self._outputs, feed, *more), strict=True))
         seconds = time.perf_counter() - started
         latent_steps = int(out["latent_steps"])
         halting: Halting = HALTING[int(out["halting"])]

@@ -67,7 +67,8 @@ class TorchEngine:
             prompts = [replace(prompt, ids=prompt.ids + prefix) for prompt in prompts]
         batch = collate_prompts(prompts, self.processor.pad_id).to(self.device)
         most = DEFAULT_MAX_NEW_TOKENS if options.max_new_tokens is None else options.max_new_tokens
-        limits = GenerationLimits(self.processor.eos_id, most, options.max_latent_steps, options.halting)
+        end = -1 if options.ignore_end else self.processor.eos_id
+        limits = GenerationLimits(end, most, options.max_latent_steps, options.halting)
         return generate(self.reasoner, batch, options.mode, limits, on_token)
 
     def baseline(self, mode: Mode) -> "TorchEngine | None":

@@ -1,0 +1,226 @@
+"""Turns models and a suite's runs into cases, each a `Reasoner` to ask and how. Torch is imported for checkpoints only.
+
+Place in the pipeline: `lrkit profile MODEL...` + suite.py -> `make_cases` -> measure.py.
+
+A run that a model cannot do, or that would be the same as the model as it is, is skipped and the reason reported.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lrkit.errors import UserError
+from lrkit.model.generated import Mode
+from lrkit.model.settings import ReasonerSettings
+from lrkit.profile.meters import MemoryMeter
+from lrkit.profile.suite import RunSettings, Suite
+from lrkit.runtime.engine import AskOptions, Engine
+from lrkit.runtime.session import Reasoner
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model to profile, and what to run it on."""
+
+    path: str
+    """Bundle, checkpoint or shipped name."""
+    device: str | None = None
+    """Checkpoints."""
+    provider: str | None = None
+    """Bundles."""
+    threads: int | None = None
+    """None: the engine decides."""
+    dtype: str | None = None
+    """Checkpoints: float32, bfloat16 or float16."""
+
+    @property
+    def name(self) -> str:
+        """Short name in the report."""
+        return Path(self.path).name or self.path
+
+
+@dataclass
+class Model:
+    """An opened model."""
+
+    choice: ModelChoice
+    name: str
+    reasoner: Reasoner
+    load_seconds: float
+    load_bytes: int | None
+    """Resident memory that loading it took, all programs that were asked."""
+    baselines: dict[tuple[Mode, int | None], Reasoner] = field(default_factory=dict[tuple[Mode, int | None], Reasoner])
+    """By mode and, for bundles, threads."""
+
+
+@dataclass
+class Case:
+    """One model asked in one way."""
+
+    id: str
+    """Name in the report: the run's, with the model's before it where there are several models."""
+    model: int
+    """Index of the model."""
+    settings: RunSettings
+    reasoner: Reasoner
+    options: AskOptions
+    threads: int | None
+    """CPU threads to set before it is asked (torch); a bundle's session has its own."""
+    note: str | None = None
+    """What a reader must know about this run."""
+
+    @property
+    def engine(self) -> Engine:
+        """What answers."""
+        return self.reasoner.engine
+
+
+@dataclass
+class Cases:
+    """All that is measured, and what is not."""
+
+    cases: list[Case]
+    skipped: list[dict[str, str]]
+    """Run and reason."""
+
+
+def open_model(choice: ModelChoice, name: str) -> Model:
+    """Opens a model and loads its weights. Raises as `Reasoner.open`."""
+    import time
+
+    from lrkit.runtime.bundle import is_bundle
+
+    memory = MemoryMeter()
+    before, started = memory.resident(), time.perf_counter()
+    if is_bundle(choice.path):
+        if choice.dtype is not None:
+            raise UserError(f"{choice.path} is a bundle, whose number type was chosen at export; leave --dtype out")
+        reasoner = Reasoner.open(choice.path, choice.device, choice.provider, choice.threads).prepare()
+    elif choice.provider is not None:
+        raise UserError(f"{choice.path} is no bundle, and provider is for bundles; give a device instead")
+    else:
+        reasoner = Reasoner.from_checkpoint(choice.path, choice.device or "cpu", choice.dtype)
+    seconds, after = time.perf_counter() - started, memory.resident()
+    grown = after - before if after is not None and before is not None else None
+    return Model(choice, name, reasoner, seconds, grown)
+
+
+def unique_names(choices: Sequence[ModelChoice]) -> list[str]:
+    """Short names that differ: a second `bundle` becomes `bundle-2`."""
+    names: list[str] = []
+    for choice in choices:
+        name, count = choice.name, 1
+        while name in names:
+            count += 1
+            name = f"{choice.name}-{count}"
+        names.append(name)
+    return names
+
+
+def make_cases(models: Sequence[Model], suite: Suite) -> Cases:
+    """Every run of the suite for every model, in the suite's order."""
+    made, skipped = list[Case](), list[dict[str, str]]()
+    for index, model in enumerate(models):
+        for run in suite.runs:
+            name = run.name if len(models) == 1 else f"{model.name}/{run.name}"
+            reason = _why_not(model, run, suite)
+            if reason is not None:
+                skipped.append({"run": name, "reason": reason})
+                continue
+            reasoner, note = _asked(model, run)
+            threads = run.threads or model.choice.threads or _torch_threads(reasoner)
+            made.append(Case(name, index, run, reasoner, _options(run, suite), threads, note))
+    if not made:
+        raise UserError(f"no run is left to measure ({'; '.join(s['reason'] for s in skipped)}); name other runs")
+    return Cases(made, skipped)
+
+
+def settings_of(engine: Engine) -> ReasonerSettings:
+    """What the weights behind an engine were made for."""
+    found: Any = engine
+    return found.reasoner.settings if engine.name == "torch" else found.entry.settings
+
+
+def _torch_threads(reasoner: Reasoner) -> int | None:
+    """What torch uses now, so that a run that sets threads does not change the runs after it."""
+    if reasoner.engine.name != "torch":
+        return None
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _options(run: RunSettings, suite: Suite) -> AskOptions:
+    forced = suite.forced
+    if not forced.any:
+        return AskOptions(run.mode, suite.max_new_tokens, run.max_latent_steps, run.halting)
+    steps, halting = run.max_latent_steps, run.halting
+    if run.mode == "latent" and forced.latent_steps is not None:
+        steps, halting = (forced.latent_steps if steps is None else steps), "fixed"
+    if forced.answer_tokens is None:
+        return AskOptions(run.mode, suite.max_new_tokens, steps, halting)
+    spoken = forced.answer_tokens + ((forced.cot_tokens or 0) if run.mode == "cot" else 0)
+    return AskOptions(run.mode, spoken, steps, halting, ignore_end=True)
+
+
+def _why_not(model: Model, run: RunSettings, suite: Suite) -> str | None:
+    engine, settings = model.reasoner.engine, settings_of(model.reasoner.engine)
+    bundle = engine.name != "torch"
+    if bundle and suite.forced.answer_tokens is not None:
+        return "a bundle ends its answers itself; lengths of speech can be forced on checkpoints only"
+    if run.routing_depth == 0 and settings.routing.depth == 0:
+        return "the model does not route, so this is the run without the change"
+    if run.replay_tokens is not None and bundle and run.replay_tokens != settings.replay.num_tokens:
+        return "a bundle has its replay built in; profile its checkpoint, or export one bundle for each number"
+    if run.replay_tokens == 0 and settings.replay.num_tokens == 0:
+        return "the model does not replay, so this is the run without the change"
+    if run.routing_depth == 0 and bundle:
+        return "a bundle has its routing built in; profile its checkpoint, or export a bundle without"
+    alone = run.model_copy(update={"name": "x"}) == RunSettings(name="x", mode="latent", halting="fixed")
+    if alone and settings.think.halting == "fixed":
+        return "the model always takes its fixed number of steps, so this is the run without the change"
+    return None
+
+
+def _asked(model: Model, run: RunSettings) -> tuple[Reasoner, str | None]:
+    """The reasoner to ask, and a note where it is not the one that the mode deserves."""
+    threads = run.threads if model.reasoner.engine.name != "torch" else None
+    key = (run.mode, threads)
+    if key not in model.baselines:
+        start = model.reasoner
+        if threads is not None:
+            start = Reasoner.open(model.choice.path, model.choice.device, model.choice.provider, threads)
+        model.baselines[key] = start.baseline(run.mode).prepare()
+    reasoner, note = model.baselines[key], None
+    if run.mode != "latent" and model.reasoner.engine.baseline(run.mode) is None:
+        note = (
+            f"the model declares no {run.mode} baseline, so its own weights were asked with the latent token masked; "
+            f"train one and name it in reasoner.json under baselines.{run.mode}, and for a bundle export again"
+        )
+    if run.mode == "latent" and (run.replay_tokens is not None or run.routing_depth is not None):
+        reasoner = with_settings(reasoner, run)
+    return reasoner, note
+
+
+def with_settings(reasoner: Reasoner, run: RunSettings) -> Reasoner:
+    """The same weights on torch with another replay or without routing; the backbone is shared, not copied."""
+    from lrkit.model.build import build_reasoner, extra_state, load_extra_state
+    from lrkit.runtime.torch_engine import TorchEngine
+
+    engine = reasoner.engine
+    assert isinstance(engine, TorchEngine), "bundles were skipped before"
+    old = engine.reasoner
+    settings = old.settings
+    if run.replay_tokens is not None:
+        replay = settings.replay.model_copy(update={"num_tokens": run.replay_tokens})
+        # The distillation head serves training alone, and settings without replay may not have one.
+        distill = settings.distill.model_copy(update={"weight": 0.0})
+        settings = settings.model_copy(update={"replay": replay, "distill": distill})
+    if run.routing_depth is not None:
+        routing = settings.routing.model_copy(update={"depth": run.routing_depth})
+        settings = settings.model_copy(update={"routing": routing})
+    new = build_reasoner(old.backbone, settings, old.latent.token_id)
+    load_extra_state(new, extra_state(old), missing_ok=True)
+    dtype = next(old.model.parameters()).dtype
+    return Reasoner(TorchEngine(new.to(dtype), engine.processor, engine.device))

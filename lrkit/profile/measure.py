@@ -1,0 +1,210 @@
+"""The measuring loop: every case on the same samples, taking turns, each answer a row that is kept.
+
+Place in the pipeline: cases.py -> `measure` -> statistics.py -> report.py.
+
+The cases take turns on each sample, in an order that rotates, so that a change of the machine's speed meets all of
+them. An answer that fails is a row with its error. Ctrl-C ends the loop; what was measured stays.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lrkit.data.sample import Sample
+from lrkit.errors import LrkitError
+from lrkit.evaluate.scorer import answers_match
+from lrkit.model.generated import Generated
+from lrkit.profile.cases import Case
+from lrkit.profile.meters import EnergyMeter, MemoryMeter
+from lrkit.profile.phases import VisionProbe, phase_source, phases_by_differences, vision_probes
+from lrkit.profile.suite import Suite
+
+OnProgress = Callable[[str], None]
+"""Called with the id of the case that was just asked."""
+
+
+@dataclass
+class Row:
+    """One answer of one case; None where a figure is unknown or, after an error, was never measured."""
+
+    sample: str
+    repeat: int
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    """total; preprocess; on torch also vision, prefill, think, speak and other."""
+    first_token_seconds: float | None = None
+    """From the question to the first spoken token; None for an engine that gives all tokens at once."""
+    latent_step_seconds: list[float] = field(default_factory=list[float])
+    token_seconds: list[float] = field(default_factory=list[float])
+    """Until each spoken token was out, since the one before (the first: since the thinking ended)."""
+    ar_steps: int | None = None
+    latent_steps: int | None = None
+    spoken_tokens: int | None = None
+    replayed_tokens: int | None = None
+    prefilled_tokens: int | None = None
+    patches: int | None = None
+    """Of all pictures, before merging."""
+    depths: dict[str, int] = field(default_factory=dict[str, int])
+    """Layer -> routed token-depths executed."""
+    halting: str | None = None
+    finished: bool | None = None
+    correct: bool | None = None
+    """None where lengths were forced; an answer that failed is wrong."""
+    answer: str | None = None
+    rss_peak_bytes: int | None = None
+    rss_growth_bytes: int | None = None
+    device_peak_bytes: int | None = None
+    energy_joule: float | None = None
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; times rounded to a tenth of a microsecond, empty lists left out."""
+        values = {key: value for key, value in asdict(self).items() if value not in ([], {})}
+        values["seconds"] = {key: round(value, 7) for key, value in self.seconds.items()}
+        for key in ("latent_step_seconds", "token_seconds"):
+            if key in values:
+                values[key] = [round(value, 7) for value in values[key]]
+        return values
+
+
+@dataclass
+class Session:
+    """Everything that was measured."""
+
+    rows: dict[str, list[Row]]
+    """By case id, in the order of measuring."""
+    differences: dict[str, list[dict[str, float | None]]]
+    """One-graph programs: phases by differences, one entry per sample."""
+    energy_source: str | None = None
+    partial: bool = False
+    """Ctrl-C ended it early."""
+
+
+def measure(
+    cases: Sequence[Case], samples: Sequence[Sample], suite: Suite, on_progress: OnProgress | None = None
+) -> Session:
+    """Asks every sample in every case, `suite.repeats` times; see the module's docstring."""
+    device = next((case.engine.device for case in cases if _on_gpu(case)), "cpu")  # pyright: ignore
+    energy, memory = EnergyMeter(str(device)), MemoryMeter()
+    session = Session({case.id: [] for case in cases}, {}, energy.source)
+    scored = not suite.forced.any
+    collecting = gc.isenabled()
+    try:
+        with vision_probes(cases) as probes:
+            for case in list(cases) * suite.warmup:
+                _ask(case, samples[0], 0, probes.get(case.id), energy, memory, scored)
+            gc.freeze()
+            gc.disable()
+            for repeat in range(suite.repeats):
+                for turn, sample in enumerate(samples):
+                    for case in _rotated(cases, turn + repeat):
+                        row = _ask(case, sample, repeat, probes.get(case.id), energy, memory, scored)
+                        session.rows[case.id].append(row)
+                        if on_progress is not None:
+                            on_progress(case.id)
+                    gc.collect()
+            _difference_runs(cases, samples[: suite.phase_samples], session)
+    except KeyboardInterrupt:
+        session.partial = True
+    finally:
+        gc.unfreeze()
+        if collecting:
+            gc.enable()
+    return session
+
+
+def _difference_runs(cases: Sequence[Case], samples: Sequence[Sample], session: Session) -> None:
+    for sample in samples:
+        for case in cases:
+            if phase_source(case) == "differences":
+                found = session.differences.setdefault(case.id, [])
+                try:
+                    prompt = case.reasoner.processor.encode_prompt(sample.images, sample.question)
+                    found.append(phases_by_differences(case, prompt))
+                except LrkitError:
+                    continue  # the main loop has reported it
+
+
+def _rotated(cases: Sequence[Case], turn: int) -> list[Case]:
+    start = turn % len(cases)
+    return [*cases[start:], *cases[:start]]
+
+
+def _ask(
+    case: Case,
+    sample: Sample,
+    repeat: int,
+    probe: VisionProbe | None,
+    energy: EnergyMeter,
+    memory: MemoryMeter,
+    scored: bool,
+) -> Row:
+    """One answer, end to end: picture and question in, text out."""
+    row = Row(sample.id, repeat)
+    _prepare(case, probe)
+    memory.start()
+    energy.start()
+    started = time.perf_counter()
+    try:
+        prompt = case.reasoner.processor.encode_prompt(sample.images, sample.question)
+        encoded = time.perf_counter()
+        result = case.engine.generate([prompt], case.options)[0]
+        said = case.reasoner.processor.decode(result.token_ids)
+        total = time.perf_counter() - started
+    except Exception as error:  # whatever an engine raises: the other cases and samples go on
+        row.error = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        row.correct = False if scored else None
+        return row
+    row.energy_joule = energy.stop()
+    row.rss_peak_bytes, row.rss_growth_bytes = memory.stop()
+    row.device_peak_bytes = _device_peak(case)
+    row.patches = 0 if prompt.patches is None else len(prompt.patches)
+    _fill(row, result, encoded - started, total, None if probe is None else probe.take())
+    row.answer = said if case.options.mode == "direct" else case.reasoner.processor.format.find_answer(said)
+    row.correct = (row.answer is not None and answers_match(row.answer, sample.answer)) if scored else None
+    return row
+
+
+def _fill(row: Row, result: Generated, preprocess: float, total: float, vision: float | None) -> None:
+    row.seconds = {"total": total, "preprocess": preprocess}
+    if vision is not None:
+        inside = result.timings
+        phases = {"vision": vision, "prefill": inside["prefill"] - vision}
+        phases |= {"think": inside["think"], "speak": inside["speak"]}
+        row.seconds |= {name: seconds for name, seconds in phases.items() if name != "think" or result.latent_steps}
+        row.seconds["other"] = total - preprocess - sum(phases.values())
+    row.latent_step_seconds = result.step_seconds.get("think", [])
+    row.token_seconds = result.step_seconds.get("speak", [])
+    if row.token_seconds:
+        row.first_token_seconds = preprocess + result.timings["prefill"] + result.timings["think"]
+        row.first_token_seconds += row.token_seconds[0]
+    row.ar_steps, row.latent_steps = result.ar_steps, result.latent_steps
+    row.spoken_tokens, row.prefilled_tokens = len(result.token_ids), result.prefilled_tokens
+    row.replayed_tokens = sum(len(step) for step in result.replayed)
+    row.depths = {str(layer): depth for layer, depth in result.routed_depths.items()}
+    row.halting, row.finished = result.halting, result.finished
+
+
+def _on_gpu(case: Case) -> bool:
+    return str(getattr(case.engine, "device", "cpu")).startswith("cuda")
+
+
+def _prepare(case: Case, probe: VisionProbe | None) -> None:
+    if case.engine.name == "torch":
+        import torch
+
+        if case.threads is not None and torch.get_num_threads() != case.threads:
+            torch.set_num_threads(case.threads)
+        if _on_gpu(case):
+            torch.cuda.reset_peak_memory_stats()
+    if probe is not None:
+        probe.take()
+
+
+def _device_peak(case: Case) -> int | None:
+    if not _on_gpu(case):
+        return None
+    import torch
+
+    return int(torch.cuda.max_memory_allocated())

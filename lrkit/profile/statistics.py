@@ -1,0 +1,185 @@
+"""From rows to figures: summaries per run, and paired comparisons of runs on the same samples. Torch-free.
+
+Place in the pipeline: measure.py -> `summarize_run`, `compare_runs` -> report.py.
+
+Runs are compared sample by sample: the ratio of a sample's two latencies (each the median of its repeats) is free of
+what makes one sample longer than another. The interval is a percentile bootstrap over samples.
+"""
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lrkit.evaluate.scorer import accuracy, compare_paired
+from lrkit.profile.measure import Row
+from lrkit.profile.phases import PHASES, PhaseSource
+from lrkit.runtime.summary import Summary, summarize
+
+COUNTERS = ("ar_steps", "latent_steps", "spoken_tokens", "replayed_tokens", "prefilled_tokens", "patches")
+_RESAMPLES = 4000
+
+
+def summarize_run(
+    rows: Sequence[Row], source: PhaseSource, differences: Sequence[Mapping[str, float | None]] = ()
+) -> dict[str, Any]:
+    """The figures of one run, for JSON; seconds unless the name says otherwise, unknown is null."""
+    good = [row for row in rows if row.error is None]
+    first = [row for row in rows if row.repeat == 0 and row.correct is not None]
+    return {
+        "answers": len(rows),
+        "failures": len(rows) - len(good),
+        "errors": dict(Counter(row.error for row in rows if row.error is not None)),
+        "accuracy": accuracy([bool(row.correct) for row in first]).to_dict(),
+        "latency_sec": _summary(row.seconds["total"] for row in good),
+        "first_token_sec": _summary(row.first_token_seconds for row in good),
+        "phase_source": source,
+        "phases_sec": _phases(good, source, differences),
+        "latent_step_sec": _summary(_latent_steps(good, source, differences)),
+        "token_sec": _summary(seconds for row in good for seconds in row.token_seconds),
+        **{name: _summary(getattr(row, name) for row in good) for name in COUNTERS},
+        "ar_steps_histogram": _histogram(row.ar_steps for row in good),
+        "latent_steps_histogram": _histogram(row.latent_steps for row in good),
+        "halting": dict(Counter(row.halting for row in good)),
+        "cut_answers": sum(row.finished is False for row in good),
+        "depths_mean": _mean_depths(good),
+        "rss_peak_bytes": _largest(row.rss_peak_bytes for row in good),
+        "rss_growth_bytes": _largest(row.rss_growth_bytes for row in good),
+        "device_peak_bytes": _largest(row.device_peak_bytes for row in good),
+        "energy_joule": _summary(row.energy_joule for row in good),
+        "drift": drift(good),
+    }
+
+
+def compare_runs(run: Sequence[Row], reference: Sequence[Row]) -> dict[str, Any]:
+    """`run` against `reference` on the samples that both answered: ratios run / reference, accuracy reference - run."""
+    mine, theirs = _by_sample(run), _by_sample(reference)
+    shared = [sample for sample in theirs if sample in mine]
+    pairs = {
+        "latency_ratio": ([_latency(mine[s]) for s in shared], [_latency(theirs[s]) for s in shared]),
+        "ar_steps_ratio": ([_steps(mine[s]) for s in shared], [_steps(theirs[s]) for s in shared]),
+    }
+    scored = _scored(run), _scored(reference)
+    both = [sample for sample in scored[1] if sample in scored[0]]
+    right = [[table[sample] for sample in both] for table in scored]
+    return {
+        "samples": len(shared),
+        "latency_ratio": geometric_ratio(*pairs["latency_ratio"]),
+        "ar_steps_ratio": ratio_of_means(*pairs["ar_steps_ratio"]),
+        "accuracy_difference": compare_paired(right[1], right[0]).to_dict() if both else None,
+    }
+
+
+def geometric_ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float | int | None]:
+    """Geometric mean of over / under pair by pair, with its 95% bootstrap interval; null without pairs."""
+    usable = [(a, b) for a, b in zip(over, under, strict=True) if a > 0 and b > 0]
+    if not usable:
+        return _unknown(len(usable))
+    logs = np.log([a / b for a, b in usable])
+
+    def statistic(index: np.ndarray) -> np.ndarray:
+        return np.exp(logs[index].mean(-1))
+
+    return _interval(statistic, len(usable))
+
+
+def ratio_of_means(over: Sequence[float], under: Sequence[float]) -> dict[str, float | int | None]:
+    """mean(over) / mean(under) with its 95% bootstrap interval over pairs; null where `under` is all zero."""
+    above, below = np.asarray(over, dtype=float), np.asarray(under, dtype=float)
+    if not len(below) or below.mean() == 0:
+        return _unknown(len(below))
+
+    def statistic(index: np.ndarray) -> np.ndarray:
+        bottom = below[index].mean(-1)
+        # A draw of nothing but zeros has no ratio; it counts as the largest.
+        return np.divide(above[index].mean(-1), bottom, out=np.full_like(bottom, np.inf), where=bottom > 0)
+
+    return _interval(statistic, len(below))
+
+
+def drift(rows: Sequence[Row]) -> float | None:
+    """By how much the end of a run was slower than its beginning (0.1: 10%): what two runs of the same thing may differ
+    by on this machine. Each sample's last repeat against its first; without repeats the second half against the first.
+    """
+    repeated = [found for found in _by_sample(rows).values() if len(found) > 1]
+    if len(repeated) > 1:
+        return statistics.median(found[-1].seconds["total"] / found[0].seconds["total"] for found in repeated) - 1
+    totals = [row.seconds["total"] for row in rows if row.error is None]
+    if len(totals) < 4:
+        return None
+    half = len(totals) // 2
+    return statistics.median(totals[half:]) / statistics.median(totals[:half]) - 1
+
+
+def _interval(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> dict[str, float | int | None]:
+    value = float(statistic(np.arange(count)[None])[0])
+    if count < 2:
+        return {"value": value, "low": None, "high": None, "pairs": count}
+    draws = statistic(np.random.default_rng(0).integers(0, count, (_RESAMPLES, count)))
+    low, high = (float(bound) if np.isfinite(bound) else None for bound in np.percentile(draws, (2.5, 97.5)))
+    return {"value": value, "low": low, "high": high, "pairs": count}
+
+
+def _unknown(count: int) -> dict[str, float | int | None]:
+    return {"value": None, "low": None, "high": None, "pairs": count}
+
+
+def _phases(
+    rows: Sequence[Row], source: PhaseSource, differences: Sequence[Mapping[str, float | None]]
+) -> dict[str, dict[str, Any]]:
+    if source == "inside":
+        found = {name: _summary(row.seconds.get(name) for row in rows) for name in PHASES}
+    else:
+        found = {name: _summary(entry.get(name) for entry in differences) for name in ("prefill", "think", "speak")}
+        found["preprocess"] = _summary(row.seconds.get("preprocess") for row in rows)
+    return {name: found[name] for name in PHASES if name in found and found[name]["count"]}
+
+
+def _latent_steps(
+    rows: Sequence[Row], source: PhaseSource, differences: Sequence[Mapping[str, float | None]]
+) -> Iterable[float]:
+    if source == "inside":
+        return [seconds for row in rows for seconds in row.latent_step_seconds]
+    pairs = [(entry["think"], entry["latent_steps"]) for entry in differences]
+    return [seconds / steps for seconds, steps in pairs if seconds is not None and steps]
+
+
+def _summary(values: Iterable[float | None]) -> dict[str, Any]:
+    found: Summary = summarize(value for value in values if value is not None)
+    return found.to_dict()
+
+
+def _histogram(values: Iterable[int | None]) -> dict[str, int]:
+    return {str(value): count for value, count in sorted(Counter(v for v in values if v is not None).items())}
+
+
+def _mean_depths(rows: Sequence[Row]) -> dict[str, float]:
+    layers = sorted({layer for row in rows for layer in row.depths}, key=int)
+    return {layer: sum(row.depths.get(layer, 0) for row in rows) / len(rows) for layer in layers}
+
+
+def _largest(values: Iterable[int | None]) -> int | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _by_sample(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.error is None:
+            found.setdefault(row.sample, []).append(row)
+    return found
+
+
+def _scored(rows: Sequence[Row]) -> dict[str, bool]:
+    """Sample -> right, by the first time it was asked: greedy answers do not change."""
+    return {row.sample: row.correct for row in rows if row.repeat == 0 and row.correct is not None}
+
+
+def _latency(rows: Sequence[Row]) -> float:
+    return statistics.median(row.seconds["total"] for row in rows)
+
+
+def _steps(rows: Sequence[Row]) -> float:
+    return statistics.mean(row.ar_steps or 0 for row in rows)

@@ -1,0 +1,115 @@
+"""A suite: what `lrkit profile` measures, read from profiles/suites/*.yaml.
+
+Place in the pipeline: a suite's name -> `load_suite` -> cases.py makes one case per model and run -> measure.py.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from lrkit.config import Config, load_config
+from lrkit.errors import UserError, did_you_mean
+from lrkit.model.generated import Mode
+from lrkit.resources import find_suite
+
+
+class SampleSet(Config):
+    """Questions to ask."""
+
+    data: str
+    """trail:main, trail:long, trail:faint, trail:wide, or a JSONL file."""
+    count: int = Field(ge=1)
+    """Samples taken from it."""
+    seed: int = Field(default=0, ge=0)
+    """Of the pictures drawn from a trail set."""
+
+
+class RunSettings(Config):
+    """One way of asking; null leaves the model as it is."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_.=,-]*$")
+    """Name in the report."""
+    mode: Mode
+    """latent, cot or direct."""
+    halting: Literal["adaptive", "fixed"] | None = None
+    """fixed: exactly max_latent_steps, or the model's own limit."""
+    max_latent_steps: int | None = Field(default=None, ge=0)
+    """Most latent steps."""
+    replay_tokens: int | None = Field(default=None, ge=0)
+    """Visual tokens replayed before each latent step; a bundle has its number built in."""
+    routing_depth: int | None = Field(default=None, ge=0, le=0)
+    """0 turns routing off; other depths would need weights that were not trained. A bundle has it built in."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of one operator."""
+
+    @model_validator(mode="after")
+    def _latents_belong_to_latent(self) -> Self:
+        only_latent = (self.halting, self.max_latent_steps, self.replay_tokens)
+        if self.mode != "latent" and any(value is not None for value in only_latent):
+            raise ValueError(
+                f"run {self.name!r} sets latent steps or replay but has mode {self.mode!r}; set them for mode latent"
+            )
+        return self
+
+
+class Forced(Config):
+    """Forced lengths, so that random weights cost what trained ones would; null leaves it to the model."""
+
+    latent_steps: int | None = Field(default=None, ge=0, le=64)
+    """Latent steps of the mode latent."""
+    cot_tokens: int | None = Field(default=None, ge=1)
+    """Spoken tokens of the mode cot before its answer."""
+    answer_tokens: int | None = Field(default=None, ge=1)
+    """Spoken tokens of an answer."""
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is forced."""
+        return any(value is not None for value in (self.latent_steps, self.cot_tokens, self.answer_tokens))
+
+
+class Suite(Config):
+    """Everything that is measured in one go."""
+
+    description: str = ""
+    """One sentence for `lrkit ls`."""
+    samples: tuple[SampleSet, ...] = Field(min_length=1)
+    """Questions; every run is asked all of them."""
+    runs: tuple[RunSettings, ...] = Field(min_length=1)
+    """Ways of asking, interleaved on each sample."""
+    warmup: int = Field(default=1, ge=0)
+    """Rounds over the first sample that are not recorded."""
+    repeats: int = Field(default=1, ge=1)
+    """Times that every sample is asked in every run."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Longest speech; null: a bundle's own limit, 256 for a checkpoint."""
+    phase_samples: int = Field(default=10, ge=0)
+    """One-graph programs: samples on which the phases are told apart by runs of fixed length."""
+    gallery: int = Field(default=3, ge=0, le=8)
+    """Traced examples in the report."""
+    forced: Forced = Forced()
+    """Forced lengths."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [run.name for run in self.runs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"runs have the same name {', '.join(twice)}; give each its own")
+        return self
+
+
+def load_suite(name_or_path: str, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> Suite:
+    """The suite of a shipped name or a file; `only` keeps the runs of those names.
+
+    Raises:
+        ConfigError, UnknownNameError: no such suite, or wrong values in it.
+        UserError: `only` names a run that the suite has not.
+    """
+    suite = load_config(Suite, find_suite(name_or_path), overrides)
+    names = [run.name for run in suite.runs]
+    for name in only:
+        if name not in names:
+            raise UserError(f"the suite has no run {name!r}; it has {', '.join(names)}{did_you_mean(name, names)}")
+    return suite.model_copy(update={"runs": tuple(run for run in suite.runs if not only or run.name in only)})
