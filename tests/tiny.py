@@ -21,9 +21,11 @@ def tiny_config(tied: bool = True, layers: int = 4, width: int = 32) -> Qwen2VLC
     return Qwen2VLConfig(
         text_config={
             "vocab_size": VOCABULARY, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024, "tie_word_embeddings": tied,
-            "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": PAD,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [head // 4, head // 8, head // 8]},
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
+            "tie_word_embeddings": tied, "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": PAD,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [head // 4, head // 8, head // 8]
+            },
         },
         vision_config={
             "depth": 2, "embed_dim": 16, "hidden_size": width, "num_heads": 2, "mlp_ratio": 2, "patch_size": PATCH,
@@ -48,7 +50,7 @@ def tiny_backbone(seed: int = 0, tied: bool = True, layers: int = 4, width: int 
 def tiny_reasoner(
     settings: ReasonerSettings, seed: int = 0, trainable: str = "none", tied: bool = True, encodings: float = 0.3
 ) -> LatentReasoner:
-    """A reasoner whose step encodings and latent rows are not at their starting values (`encodings` 0 keeps them zero)."""
+    """A reasoner whose step encodings and latent rows are off their starting values (`encodings` 0 keeps them zero)."""
     reasoner = build_reasoner(tiny_backbone(seed, tied), settings, LATENT, trainable=trainable)  # pyright: ignore
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
@@ -121,7 +123,13 @@ def batch(
         mask[row, place] = True
     pixels = [p.pixels for p in prompts if p.pixels is not None]
     grids = [grid for p in prompts for grid in p.grids]
-    made = Batch(ids, mask, torch.cat(pixels) if pixels else None, torch.tensor(grids) if grids else None, tuple(len(p.grids) for p in prompts))
+    made = Batch(
+        ids,
+        mask,
+        torch.cat(pixels) if pixels else None,
+        torch.tensor(grids) if grids else None,
+        tuple(len(p.grids) for p in prompts),
+    )
     if speech is not None:
         longest = max(map(len, speech))
         made.speech_ids = torch.tensor([s + [PAD] * (longest - len(s)) for s in speech])

@@ -135,25 +135,14 @@ def collate_training(
         ConfigError: a key of `token_weights` is no regular expression.
     """
     weigh = _token_weigher(processor, tuple((token_weights or {}).items()))
-    prompts, speech, thinks, token_weight = [], [], [], []
-    for sample, latents in zip(samples, num_latents, strict=True):
-        replaced = num_replaced(len(sample.steps), latents, max_latent_steps)
-        try:
-            prompt = processor.encode_prompt(sample.images, sample.question)
-            ids = processor.encode_speech(sample.steps[replaced:] if spoken == "rest" else (), sample.answer)
-        except (DataError, CapacityError) as error:
-            raise type(error)(f"sample {sample.id}: {error}" if sample.id else str(error)) from error
-        marker = len(processor.answer_prefix_ids) if spoken == "none" else 0
-        prompts.append(replace(prompt, ids=prompt.ids + ids[:marker]))
-        speech.append(ids[marker:])
-        # Explicit steps left to speak are steps that were asked for: the model did not choose to stop thinking there.
-        thinks.append(spoken == "rest" and replaced == len(sample.steps))
-        pattern = sample.info.get("weight_pattern", (1.0,))
-        token_weight += [weigh(token) * pattern[i % len(pattern)] for i, token in enumerate(ids)][marker:]
-    speech_ids, speech_mask = _pad(speech, processor.pad_id, "right")
+    spoken_samples = [
+        _speak(processor, weigh, sample, latents, spoken, max_latent_steps)
+        for sample, latents in zip(samples, num_latents, strict=True)
+    ]
+    speech_ids, speech_mask = _pad([one.ids for one in spoken_samples], processor.pad_id, "right")
     weights = torch.zeros(speech_ids.shape, dtype=torch.float32)
-    weights[speech_mask] = torch.tensor(token_weight, dtype=torch.float32)
-    batch = collate_prompts(prompts, processor.pad_id, side)
+    weights[speech_mask] = torch.tensor([w for one in spoken_samples for w in one.weights], dtype=torch.float32)
+    batch = collate_prompts([one.prompt for one in spoken_samples], processor.pad_id, side)
     return TrainBatch(
         input_ids=batch.input_ids,
         prompt_mask=batch.prompt_mask,
@@ -161,11 +150,44 @@ def collate_training(
         image_grid_thw=batch.image_grid_thw,
         images_per_sample=batch.images_per_sample,
         num_latents=torch.tensor(list(num_latents), dtype=torch.int64),
-        may_think=torch.tensor(thinks, dtype=torch.bool),
+        may_think=torch.tensor([one.may_think for one in spoken_samples], dtype=torch.bool),
         speech_ids=speech_ids,
         speech_mask=speech_mask,
         speech_weights=weights,
     )
+
+
+@dataclass(frozen=True)
+class _Spoken:
+    """One sample of a training batch, encoded."""
+
+    prompt: EncodedPrompt
+    ids: list[int]
+    weights: list[float]
+    may_think: bool
+
+
+def _speak(
+    processor: Processor,
+    weigh: "_TokenWeigher",
+    sample: Sample,
+    num_latents: int,
+    spoken: Spoken,
+    max_latent_steps: int | None,
+) -> _Spoken:
+    """What a sample asks and says once `num_latents` latents stand for its first steps."""
+    replaced = num_replaced(len(sample.steps), num_latents, max_latent_steps)
+    try:
+        prompt = processor.encode_prompt(sample.images, sample.question)
+        ids = processor.encode_speech(sample.steps[replaced:] if spoken == "rest" else (), sample.answer)
+    except (DataError, CapacityError) as error:
+        raise type(error)(f"sample {sample.id}: {error}" if sample.id else str(error)) from error
+    marker = len(processor.answer_prefix_ids) if spoken == "none" else 0
+    pattern = sample.info.get("weight_pattern", (1.0,))
+    weights = [weigh(token) * pattern[i % len(pattern)] for i, token in enumerate(ids)]
+    # Explicit steps left to speak are steps that were asked for: the model did not choose to stop thinking there.
+    may_think = spoken == "rest" and replaced == len(sample.steps)
+    return _Spoken(replace(prompt, ids=prompt.ids + ids[:marker]), ids[marker:], weights[marker:], may_think)
 
 
 def _pad(rows: Sequence[Sequence[int]], pad_id: int, side: Side) -> tuple[torch.Tensor, torch.Tensor]:

@@ -55,7 +55,9 @@ def demonstrate(
     options = EvalOptions(batch_size=50, latency_samples=latency_samples)
     evaluation = evaluate(reasoner, trail_set("main", "test", samples), options, on_progress)
     sample = trail_set("main", "test", 1, seed=_EXAMPLE_SEED, hops=(_EXAMPLE_HOPS,))[0]
-    example = {mode: reasoner.baseline(mode).ask(sample.images, sample.question, mode) for mode in MODES}
+    example: dict[Mode, Answer] = {
+        mode: reasoner.baseline(mode).ask(sample.images, sample.question, mode) for mode in MODES
+    }
     folder.mkdir(parents=True, exist_ok=True)
     picture, trace = folder / "rooms.png", folder / "trace.png"
     board = sample.images[0]

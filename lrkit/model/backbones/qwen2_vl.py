@@ -1,6 +1,7 @@
 """Qwen2-VL of any size, by transformers: its own layers, vision tower and rotary positions, wrapped and not copied."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +23,11 @@ class Qwen2VLBackbone:
         # Only the language model reads saliency; the tower keeps plain SDPA.
         model.set_attn_implementation({"text_config": register(), "vision_config": "sdpa"})
         self._text = model.model.language_model
-        self._vision = model.config.vision_config
-        self.hidden_size: int = model.config.text_config.hidden_size
-        self.num_layers: int = model.config.text_config.num_hidden_layers
+        # transformers declares its sub-configs as dict or None too; a model's own always are config objects.
+        text: Any = model.config.text_config
+        self._vision: Any = model.config.vision_config
+        self.hidden_size: int = text.hidden_size
+        self.num_layers: int = text.num_hidden_layers
         self.image_token_id: int = model.config.image_token_id
         self.merge_size: int = self._vision.spatial_merge_size
         self.tied_embeddings: bool = model.lm_head.weight is self._text.embed_tokens.weight

@@ -2,7 +2,7 @@
 wraps it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def load_backbone(path: str, dtype: torch.dtype | None = None) -> Backbone:
 
 
 @contextmanager
-def no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Generator[None]:
     """Keeps transformers from drawing bars over lrkit's own output; restores its setting afterwards."""
     drawn = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
