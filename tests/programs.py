@@ -8,6 +8,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import torch
 
+from lrkit.export.chunks import Chunks
 from lrkit.export.dialect import Dialect
 from lrkit.export.int4 import block_for, quantize
 from lrkit.export.program import Program, build_program
@@ -44,13 +45,14 @@ def dialect_of(source: Source, target: Target) -> Dialect:
 def build(
     reasoner: LatentReasoner, target: Target | None = None, eos_id: int = EOS, fresh_tower: bool = False, **changes: int
 ) -> Program:
-    """The program of a tiny reasoner; `fresh_tower` traces its own tower, where it is not that of the tied model of seed 0."""
+    """The program of a tiny reasoner; `fresh_tower` traces its own tower, where it is not that of the tied model of
+    seed 0."""
     target = target or Target()
     source = read_source(reasoner)
     dialect = dialect_of(source, target)
     bounds = limits(reasoner.settings, **changes)
     traced = trace(source, target.computes_fp16) if fresh_tower else _trace(target.computes_fp16)
-    return build_program(source, dialect, bounds, eos_id, grafted(traced, dialect))
+    return build_program(Chunks(source, dialect, bounds), eos_id, grafted(traced, dialect))
 
 
 class Runner:
@@ -66,7 +68,9 @@ class Runner:
         model = ir.serde.serialize_model(program.model).SerializeToString()
         self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
-    def __call__(self, prompt: Prompt, think: bool = True, fixed: bool = False, latents: int = 3, tokens: int = MAX_NEW_TOKENS):
+    def __call__(
+        self, prompt: Prompt, think: bool = True, fixed: bool = False, latents: int = 3, tokens: int = MAX_NEW_TOKENS
+    ):
         patches = None if prompt.pixels is None else prompt.pixels.numpy()
         feed = build_feed(
             prompt.ids, prompt.grids, patches, image_id=IMAGE, merge=MERGE, patch_values=PATCH_VALUES, think=think,
@@ -78,7 +82,12 @@ class Runner:
 
 
 def torch_run(
-    reasoner: LatentReasoner, prompt: Prompt, think: bool = True, fixed: bool = False, latents: int = 3, tokens: int = MAX_NEW_TOKENS
+    reasoner: LatentReasoner,
+    prompt: Prompt,
+    think: bool = True,
+    fixed: bool = False,
+    latents: int = 3,
+    tokens: int = MAX_NEW_TOKENS,
 ) -> tuple[Generated, np.ndarray, np.ndarray, np.ndarray]:
     """(answer, prefill logits, latent states, extra passes per chunk and layer) of the torch model."""
     states: list[np.ndarray] = []
@@ -119,13 +128,19 @@ def assert_equal(reasoner: LatentReasoner, runner: Runner, prompt: Prompt, toler
     np.testing.assert_allclose(out["prefill_logits"], logits, atol=tolerance * max(1.0, np.abs(logits).max()))
     assert out["latent_steps"] == steps
     if "latent_states" in out:
-        np.testing.assert_allclose(out["latent_states"][:steps], states.reshape(steps, out["latent_states"].shape[1]), atol=tolerance * max(1.0, np.abs(states).max(initial=0)))
+        np.testing.assert_allclose(
+            out["latent_states"][:steps],
+            states.reshape(steps, out["latent_states"].shape[1]),
+            atol=tolerance * max(1.0, np.abs(states).max(initial=0)),
+        )
         assert not out["latent_states"][steps:].any()
     for step in range(steps if "replayed" in out else 0):
         expected = answer.replayed[step] if answer.replayed else []
         found = [index for index in out["replayed"][step].tolist() if index >= 0]
         assert found == [token.index for token in expected]
-        np.testing.assert_allclose(out["replay_weights"][step][: len(found)], [t.weight for t in expected], atol=tolerance)
+        np.testing.assert_allclose(
+            out["replay_weights"][step][: len(found)], [t.weight for t in expected], atol=tolerance
+        )
     if "replayed" in out:
         assert (out["replayed"][steps:] == -1).all()
     if "routed_depths" in out:
@@ -141,7 +156,8 @@ def assert_equal(reasoner: LatentReasoner, runner: Runner, prompt: Prompt, toler
 
 
 def teach_to_stop_after(reasoner: LatentReasoner, prompt: Prompt, steps: int, latents: int = 3) -> None:
-    """Sets the latent token's head row so that, on this prompt, the model wants exactly `steps` latent steps of `latents`.
+    """Sets the latent token's head row so that, on this prompt, the model wants exactly `steps` latent steps of
+    `latents`.
 
     The row is never fed back, so the hidden states are those of a run of fixed length."""
     state = reasoner.prefill(batch([prompt]))

@@ -1,7 +1,7 @@
 """`lrkit export CHECKPOINT`: the whole reasoner as one program, checked against torch, in a bundle."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 from rich.console import Console
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from lrkit.cli.tables import write_json
 from lrkit.errors import UserError
+from lrkit.runtime.io_spec import Form
 
 if TYPE_CHECKING:
     from lrkit.export.bundle import ExportReport
@@ -27,6 +28,8 @@ Examples:
     lrkit export my-checkpoint --int4 --data held-out.jsonl -o mine
 """
 
+FORMS = get_args(Form)
+
 
 def export(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, or a shipped name such as tiny.")],
@@ -36,16 +39,25 @@ def export(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The bundle. [default: NAME-TARGET]")] = None,
     target: Annotated[str | None, typer.Option(help="A shipped target (see `lrkit ls`) or a YAML file.")] = None,
     int4: Annotated[bool, typer.Option("--int4", help="Short for --target cpu-int4.")] = False,
+    form: Annotated[
+        str, typer.Option(help="program: one graph with its loops inside; step: graphs that the host drives.")
+    ] = "program",
+    dialect: Annotated[str | None, typer.Option(help="ort or tensorrt, instead of the target's.")] = None,
     data: Annotated[str, typer.Option(help="Samples to check on: trail:main, ..., or a .jsonl file.")] = "trail:main",
     samples: Annotated[int, typer.Option(min=1, help="How many of them.")] = 500,
     baselines: Annotated[bool, typer.Option(help="Also the checkpoint's cot and direct baselines.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle of that name.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write sizes, errors and times to this file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write sizes, errors and times to this file.")
+    ] = None,
 ) -> None:
     """Write one program that holds the whole reasoner, prove it equal to torch, and pack it into a bundle."""
     from lrkit.errors import require
 
-    name, asked = load_target(target, int4, overrides or [])
+    if form not in FORMS:
+        raise UserError(f"--form is {form!r}; it must be one of {', '.join(FORMS)}")
+    changes = [f"dialect={dialect}"] if dialect is not None else []
+    name, asked = load_target(target, int4, [*changes, *(overrides or [])])
     for package in ("torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript"):
         require(package, "export")
     from lrkit.evaluate.benchmarks import load_samples
@@ -59,7 +71,7 @@ def export(
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("reading the checkpoint", total=None, count="")
         report = export_bundle(
-            folder, place, asked, drawn, baselines=baselines, force=force,
+            folder, place, asked, drawn, form=cast(Form, form), baselines=baselines, force=force,
             progress=lambda what, done, total: _show(progress, bar, what, done, total),
         )  # fmt: skip
     console = Console(highlight=False)
@@ -104,7 +116,7 @@ def sizes(report: "ExportReport") -> Table:
     for part in [*parts, "file"]:
         table.add_column(part, justify="right")
     for role, entry in programs.items():
-        named = [entry.file] + ([entry.data] if entry.data else [])
+        named = {entry.file, *(step.file for step in entry.steps.values())} | ({entry.data} if entry.data else set())
         stored = sum(report.manifest.files[name].bytes for name in named)
         cells = [entry.bytes_by_part.get(part, 0) for part in parts]
         table.add_row(f"{role} {entry.precision}", *(f"{value / 1e6:.3f}" for value in [*cells, stored]))

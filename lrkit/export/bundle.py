@@ -2,8 +2,9 @@
 
     checkpoint --read--> source --build--> ONNX --write--> staging folder --check against torch--> rename
 
-Place in the pipeline: `lrkit export` calls `export_bundle`; lrkit/runtime/bundle.py opens the result. Everything is written into
-a hidden neighbour of the target folder, which is renamed at the end: killed at any moment, an export leaves a whole bundle or none.
+Place in the pipeline: `lrkit export` calls `export_bundle`; lrkit/runtime/bundle.py opens the result. Everything is
+written into a hidden neighbour of the target folder, which is renamed at the end: killed at any moment, an export
+leaves a whole bundle or none.
 """
 
 import shutil
@@ -19,15 +20,18 @@ from PIL import Image
 
 from lrkit.data.sample import Sample
 from lrkit.errors import ExportError
-from lrkit.export.check import CheckSample, ProgramRun, check_program, open_program
+from lrkit.export.check import CheckSample, ProgramRun, check_program, open_program, open_steps
+from lrkit.export.chunks import Chunks
 from lrkit.export.dialect import Dialect
-from lrkit.export.program import Program, build_program
+from lrkit.export.program import Program, Tower, build_program
 from lrkit.export.source import read_source
+from lrkit.export.steps import build_steps, save_steps, step_spec
 from lrkit.export.target import Target, limits_of
 from lrkit.export.vision import traced_tower
 from lrkit.model.checkpoint import LoadedCheckpoint, load_checkpoint, read_info, replace_folder
 from lrkit.provenance import collect
 from lrkit.resources import resolve_checkpoint
+from lrkit.runtime.io_spec import Form
 from lrkit.runtime.manifest import (
     BUNDLE_FILE,
     Limits,
@@ -35,6 +39,8 @@ from lrkit.runtime.manifest import (
     ProgramEntry,
     RecordedSample,
     Role,
+    StepEntry,
+    StepName,
     TokenIds,
     Validation,
     digest,
@@ -69,14 +75,16 @@ def export_bundle(
     target: Target,
     samples: Sequence[Sample],
     *,
+    form: Form = "program",
     baselines: bool = True,
     force: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> ExportReport:
     """Writes the bundle of a checkpoint (name or folder) into `output`.
 
-    `samples`, unseen in training, are what the programs are checked on. With `baselines` the checkpoint's own cot and direct
-    baselines become programs too. An existing bundle is replaced when `force` is set.
+    `form` is one graph per program, or `step`: graphs that the host drives. `samples`, unseen in training, are what
+    the programs are checked on. With `baselines` the checkpoint's own cot and direct baselines become programs too.
+    An existing bundle is replaced when `force` is set.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -91,7 +99,7 @@ def export_bundle(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     try:
-        report = _Export(folder, staging, target, samples, progress).run(baselines)
+        report = _Export(folder, staging, target, form, samples, progress).run(baselines)
         replace_folder(staging, output)
     except BaseException:  # Ctrl-C too
         shutil.rmtree(staging, ignore_errors=True)
@@ -112,9 +120,16 @@ class _Export:
     """One export in progress: everything is written into `staging`."""
 
     def __init__(
-        self, folder: Path, staging: Path, target: Target, samples: Sequence[Sample], progress: Progress
+        self,
+        folder: Path,
+        staging: Path,
+        target: Target,
+        form: Form,
+        samples: Sequence[Sample],
+        progress: Progress,
     ) -> None:
         self.folder, self.staging, self.target, self.progress = folder, staging, target, progress
+        self.form: Form = form
         self.processor = Processor.from_folder(folder)
         self.samples = samples
         self.encoded = [
@@ -157,42 +172,53 @@ class _Export:
         self.progress(f"{role}: tracing the vision tower", 0, 0)
         tower = traced_tower(source, dialect)
         self.progress(f"{role}: building the graph", 0, 0)
-        program = build_program(source, dialect, own, self.processor.eos_id, tower)
-        file, data = self._write(role, program)
+        chunks = Chunks(source, dialect, own)
+        entry, session = self._written(role, chunks, tower)
         self.seconds[f"{role}.build"] = time.perf_counter() - started
         started = time.perf_counter()
         total = len(self.encoded)
         validation = check_program(
-            reasoner, self.processor, self.staging / file, program.spec, own, role, self.target.precision, self.encoded,
+            reasoner, self.processor, session, entry.spec, own, role, self.target.precision, self.encoded,
             lambda done: self.progress(f"{role}: comparing with torch", done, total),
         )  # fmt: skip
-        self._record(role, program, loaded, own)
+        self._record(role, ProgramRun(session, entry.spec, reasoner, self.processor, own, role))
         self.seconds[f"{role}.check"] = time.perf_counter() - started
-        self.errors[role] = program.errors
-        entry = ProgramEntry(
-            file=file, data=data, dialect=self.target.dialect, precision=self.target.precision,
-            accuracy_level=self.target.int4.accuracy_level if self._has_nbits else None, spec=program.spec,
-            settings=reasoner.settings, num_layers=source.dimensions.num_layers, routed_layers=program.routed_layers,
-            bytes_by_part=program.part_bytes,
-        )  # fmt: skip
+        self.errors[role] = dict(dialect.errors)
         return entry, validation
 
-    @property
-    def _has_nbits(self) -> bool:
-        return self.target.precision == "int4" and self.target.dialect == "ort"
+    def _written(self, role: Role, chunks: Chunks, tower: Tower) -> tuple[ProgramEntry, Any]:
+        """Builds and writes one program in the asked form: (entry, session that answers by it)."""
+        eos_id, nbits = self.processor.eos_id, self.target.precision == "int4" and self.target.dialect == "ort"
+        steps: dict[StepName, StepEntry] = {}
+        if self.form == "program":
+            program = build_program(chunks, eos_id, tower)
+            spec, file = program.spec, f"{role}.onnx"
+            data = self._save(program, file)
+            session = open_program(self.staging / file, spec)
+        else:
+            built, spec = build_steps(chunks, tower), step_spec(chunks)
+            self.progress(f"{role}: writing", 0, 0)
+            files, data = save_steps(built, self.staging, role)
+            steps = {name: StepEntry(file=files[name], spec=step.spec) for name, step in built.items()}
+            file = files["prompt"]
+            session = open_steps(self.staging, steps, spec, eos_id)
+        entry = ProgramEntry(
+            file=file, data=data, dialect=self.target.dialect, precision=self.target.precision,
+            accuracy_level=self.target.int4.accuracy_level if nbits else None, spec=spec, steps=steps,
+            settings=chunks.settings, num_layers=chunks.dims.num_layers, routed_layers=tuple(chunks.routers),
+            bytes_by_part=dict(chunks.dialect.part_bytes),
+        )  # fmt: skip
+        return entry, session
 
-    def _write(self, role: Role, program: Program) -> tuple[str, str | None]:
-        """(file, data file or None)."""
-        self.progress(f"{role}: writing", 0, 0)
-        large = sum(program.part_bytes.values()) > EXTERNAL_BYTES
-        file, data = f"{role}.onnx", f"{role}.onnx.data" if large else None
+    def _save(self, program: Program, file: str) -> str | None:
+        """Writes one graph; returns the name of its data file, where it needs one."""
+        self.progress(f"{file}: writing", 0, 0)
+        data = f"{file}.data" if sum(program.part_bytes.values()) > EXTERNAL_BYTES else None
         ir.save(program.model, self.staging / file, external_data=data)
-        return file, data
+        return data
 
-    def _record(self, role: Role, program: Program, loaded: LoadedCheckpoint, limits: Limits) -> None:
+    def _record(self, role: Role, run: ProgramRun) -> None:
         """Answers of the written program to the first samples, with their pictures, for `lrkit validate`."""
-        session = open_program(self.staging / f"{role}.onnx")
-        run = ProgramRun(session, program.spec, loaded.reasoner, self.processor, limits, role)
         for number, sample in enumerate(self.samples[:NUM_RECORDED]):
             images = [self._picture(number, place, image) for place, image in enumerate(sample.images)]
             # The stored picture is what will be asked about: the answer is recorded from it.

@@ -1,13 +1,13 @@
 """Proves a program equal to the torch model, or measures how far it is from it; part of every export.
 
-Place in the pipeline: bundle.py writes a program, `check_program` runs it beside torch on samples that training did not see,
-and raises when they differ by more than the precision explains.
+Place in the pipeline: bundle.py writes a program, `check_program` runs it beside torch on samples that training did
+not see, and raises when they differ by more than the precision explains.
 
-What is compared per sample: logits after the prompt, every latent state, every replayed token, the number of latent steps,
-the extra passes of routing, the spoken tokens.
+What is compared per sample: logits after the prompt, every latent state, every replayed token, the number of latent
+steps, the extra passes of routing, the spoken tokens.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.state import Sequences
 from lrkit.runtime.feed import build_feed
 from lrkit.runtime.io_spec import HALTING, IoSpec
-from lrkit.runtime.manifest import Limits, Precision, Role, Validation
+from lrkit.runtime.manifest import Limits, Precision, Role, StepEntry, StepName, Validation
 from lrkit.runtime.processor import EncodedPrompt, Processor
+from lrkit.runtime.steps import StepSession
 
 TOLERANCES: dict[Precision, dict[str, float]] = {
     "fp32": {"numbers": 1e-4, "agreement": 1.0, "accuracy_drop": 0.0},
@@ -86,7 +87,7 @@ class Found:
 def check_program(
     reasoner: LatentReasoner,
     processor: Processor,
-    file: Path,
+    session: Any,
     spec: IoSpec,
     limits: Limits,
     role: Role,
@@ -94,15 +95,14 @@ def check_program(
     samples: Sequence[CheckSample],
     progress: Callable[[int], None],
 ) -> Validation:
-    """Runs both on `samples` (as the role asks: latents for `latent`, masked otherwise) and compares.
+    """Runs both on `samples` (as the role asks: latents for `latent`, masked otherwise) and compares. `session` is what
+    `open_program` or `open_steps` gave.
 
     Raises:
-        ExportError: the file is not what `spec` declares, or differs from torch by more than TOLERANCES allow; the message
-            says in what, where first, and by how much.
+        ExportError: the program differs from torch by more than TOLERANCES allow; the message says in what, where
+            first,
+            and by how much.
     """
-    session = open_program(file)
-    if wrong := spec.differences(session.get_inputs(), session.get_outputs()):
-        raise ExportError(f"{file.name} is not the program it was built to be: {wrong[0]}")
     found = Found(num_samples=len(samples))
     run = ProgramRun(session, spec, reasoner, processor, limits, role)
     for start in range(0, len(samples), BATCH):
@@ -118,13 +118,26 @@ def check_program(
     return validation
 
 
-def open_program(file: Path) -> Any:
-    """An ONNX Runtime session on the CPU."""
+def open_program(file: Path, spec: IoSpec) -> Any:
+    """An ONNX Runtime session on the CPU.
+
+    Raises:
+        ExportError: the file has other inputs or outputs than `spec` declares.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    if wrong := spec.differences(session.get_inputs(), session.get_outputs()):
+        raise ExportError(f"{file.name} is not the program it was built to be: {wrong[0]}")
+    return session
+
+
+def open_steps(folder: Path, steps: Mapping[StepName, StepEntry], whole: IoSpec, eos_id: int) -> StepSession:
+    """The graphs of the form `step`, driven like one program. Raises as `open_program`."""
+    sessions = {name: open_program(folder / entry.file, entry.spec) for name, entry in steps.items()}
+    return StepSession(sessions, {name: entry.spec for name, entry in steps.items()}, whole, eos_id)
 
 
 class ProgramRun:
@@ -279,7 +292,9 @@ def _bounded(agreement: dict[str, float], precision: Precision) -> Iterable[floa
 
 def _complaint(found: Found, validation: Validation, role: Role) -> str:
     measured = validation.measured
-    lines = [f"the {role} program differs from torch by more than {validation.tolerance}: {validation.tolerance_reason}"]
+    lines = [
+        f"the {role} program differs from torch by more than {validation.tolerance}: {validation.tolerance_reason}"
+    ]
     lines += [f"  {name}: relative error {measured[name]:.2e}" for name in ("prefill_logits", "latent_states")]
     lines += [f"  {kind}: first at {where}"[:300] for kind, where in found.first.items()]
     if measured["accuracy_torch"] is not None:

@@ -2,10 +2,12 @@
 
 Place in the pipeline: program.py puts them into loops, steps.py into graphs of their own that a host drives.
 
-Caches have a fixed capacity and are written in place by position. The state only moves while it is alive, so that an engine that
-runs one iteration too many changes nothing: what it writes to a cache is not yet visible, and is overwritten.
+Caches have a fixed capacity and are written in place by position. The state only moves while it is alive, so that an
+engine that runs one iteration too many changes nothing: what it writes to a cache is not yet visible, and is
+overwritten.
 
-Legend: P prompt tokens, S tokens of a latent step (K replayed and the latent), N cache slots, D width, H heads, G key heads.
+Legend: P prompt tokens, S tokens of a latent step (K replayed and the latent), N cache slots, D width, H heads, G key
+    heads.
 """
 
 from collections.abc import Callable
@@ -126,7 +128,8 @@ class Chunks:
         step: Value | None,
         watch: bool,
     ) -> tuple[Value, dict[int, Refined], list[Value]]:
-        """All layers over the prompt or a latent step, with routing: (last token's normed state (1, D), caches, passes)."""
+        """All layers over the prompt or a latent step, with routing: (last token's normed state (1, D), caches,
+        passes)."""
         hidden, caches, passes = Hidden(embeds), dict(caches), []
         last_layer = self.dims.num_layers - 1
         single = step is not None and self.chunk == 1
@@ -217,13 +220,22 @@ class Chunks:
         step = g.op("Min", held["steps"], [self.steps - 1])
         watch = self.replay.slots > 0
         hidden, caches, passes = self._chunk(
-            g, embeds, valid, rotation, lambda i: self._remember(g, i, held, new, where, past(i), mask), caches, step, watch
+            g,
+            embeds,
+            valid,
+            rotation,
+            lambda i: self._remember(g, i, held, new, where, past(i), mask),
+            caches,
+            step,
+            watch,
         )
         decided = self._decide(g, hidden)
         del decided["logits"]
         moved: Carried = {"hidden": hidden, **decided}
         ahead = g.op("Add", g.op("Gather", offsets, [-1]), [1])
-        moved |= {name: g.op("Add", held[name], by) for name, by in (("steps", [1]), ("length", ahead), ("position", ahead))}
+        moved |= {
+            name: g.op("Add", held[name], by) for name, by in (("steps", [1]), ("length", ahead), ("position", ahead))
+        }
         moved |= self._report(g, held, prompt, step, hidden, replayed, passes)
         for name, value in moved.items():
             new[name] = self.dialect.keep(g, held.get("alive"), value, held[name], name in ("free", "wants"))

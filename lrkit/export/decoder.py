@@ -1,9 +1,11 @@
-"""One transformer layer and its attention, written once: the prompt, latent steps, refinement and speech all use this code.
+"""One transformer layer and its attention, written once: the prompt, latent steps, refinement and speech all use this
+code.
 
 Place in the pipeline: program.py and step.py stack `layer`; routing.py passes it again over the routed tokens.
 
-Attention is spelled out (MatMul, Add, Softmax, MatMul) because the fused operator cannot be used inside a loop by TensorRT
-and does not give the saliency row; keys come in segments (read-only prompt, small carried cache), so that a loop copies little.
+Attention is spelled out (MatMul, Add, Softmax, MatMul) because the fused operator cannot be used inside a loop by
+TensorRT and does not give the saliency row; keys come in segments (read-only prompt, small carried cache), so that a
+loop copies little.
 
 Legend: S tokens of the chunk, N keys, H query heads, G key heads, Q = H / G, W head width, D width.
 """
@@ -100,8 +102,8 @@ class Decoder:
         only_last: bool = False,
         watch: bool = False,
     ) -> Hidden:
-        """One layer over a chunk; `single` says that S is 1. `only_last` returns the last token alone (its keys are all remembered); `watch` keeps
-        the last token's attention row for `take_saliency`."""
+        """One layer over a chunk; `single` says that S is 1. `only_last` returns the last token alone (its keys are
+        all remembered); `watch` keeps the last token's attention row for `take_saliency`."""
         dims, write = self.dimensions, self.dialect
         normed = hidden.norm(g, write, f"{number}.norm1")
         qkv = write.linear(g, normed, f"{number}.qkv", write.vector(g, f"{number}.qkv.bias"))

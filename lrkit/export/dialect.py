@@ -1,9 +1,11 @@
 """How a matrix, a norm, a rotation or a frozen state is written: the one place where dialects and precisions differ.
 
     ort        ONNX Runtime: MatMulNBits for int4, fused norms and rotations of its contrib domain
-    tensorrt   standard operators only: DequantizeLinear for int4, norms and rotations spelled out, states frozen once halted
+    tensorrt   standard operators only: DequantizeLinear for int4, norms and rotations spelled out, states frozen once
+    halted
 
-Place in the pipeline: decoder.py, routing.py and program.py write through a `Dialect`; it holds the weights, each stored once.
+Place in the pipeline: decoder.py, routing.py and program.py write through a `Dialect`; it holds the weights, each
+stored once.
 
 Legend: S tokens, D width, H query and key heads together, W head width.
 """
@@ -43,6 +45,7 @@ class Dialect:
     errors: dict[str, float] = field(default_factory=dict)
     """Relative error of each quantized matrix."""
     _stored: dict[str, list[Value]] = field(default_factory=dict)
+    _tensors: dict[str, list[ir.Tensor]] = field(default_factory=dict)
     _provided: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -180,9 +183,16 @@ class Dialect:
         quantized = quantize(table, table.shape[1], bits=8)
         return [quantized.integers[:, 0], quantized.scales[:, 0].astype(self.floats.numpy())]
 
+    def another_graph(self) -> None:
+        """What is written next belongs to another model, which names the same weights again."""
+        self._stored.clear()
+
     def _store(self, g: Graph, role: str, part: str, make: Callable[[], list[np.ndarray]]) -> list[Value]:
+        if role not in self._tensors:
+            self._tensors[role] = [ir.tensor(np.ascontiguousarray(array)) for array in make()]
+            size = sum(tensor.nbytes for tensor in self._tensors[role])
+            self.part_bytes[part] = self.part_bytes.get(part, 0) + size
         if role not in self._stored:
-            tensors = [ir.tensor(np.ascontiguousarray(array)) for array in make()]
+            tensors = self._tensors[role]
             self._stored[role] = [g.weight(role if i == 0 else f"{role}.scale", t) for i, t in enumerate(tensors)]
-            self.part_bytes[part] = self.part_bytes.get(part, 0) + sum(tensor.nbytes for tensor in tensors)
         return self._stored[role]

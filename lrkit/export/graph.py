@@ -1,9 +1,10 @@
 """A small ONNX graph builder: operators as method calls, readable names, constants once, loops with named state.
 
-Place in the pipeline: every file of lrkit/export that writes nodes writes them through `Graph`. Nothing here knows what is built.
+Place in the pipeline: every file of lrkit/export that writes nodes writes them through `Graph`. Nothing here knows
+what is built.
 
-Constants and weights always live in the outermost graph: a loop body refers to them by name, so that a weight used by the
-prompt, the latent loop and the speech loop is stored once.
+Constants and weights always live in the outermost graph: a loop body refers to them by name, so that a weight used by
+the prompt, the latent loop and the speech loop is stored once.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -1,8 +1,8 @@
 """Four and eight bit weights: rounded to nearest, symmetric, one scale per block; and the two ways ONNX writes them.
 
 Place in the pipeline: dialect.py asks `quantize` once per matrix and then for one encoding of the same values:
-MatMulNBits (ONNX Runtime: unsigned, zero point 8 implied, (out, blocks, block / 2)) or DequantizeLinear (standard: signed
-INT4 blocks along the input of an (in, out) matrix).
+MatMulNBits (ONNX Runtime: unsigned, zero point 8 implied, (out, blocks, block / 2)) or DequantizeLinear (standard:
+signed INT4 blocks along the input of an (in, out) matrix).
 """
 
 from dataclasses import dataclass
@@ -64,7 +64,8 @@ def quantize(weight: np.ndarray, block: int, bits: int = 4) -> Quantized:
 
 
 def matmul_nbits(quantized: Quantized) -> tuple[np.ndarray, np.ndarray]:
-    """B uint8 (out, blocks, bytes) and scales (out * blocks): low nibble first, zero point 8 (128 for 8 bits) implied."""
+    """B uint8 (out, blocks, bytes) and scales (out * blocks): low nibble first, zero point 8 (128 for 8 bits)
+    implied."""
     if quantized.bits == 8:
         return (quantized.integers.astype(np.int16) + 128).astype(np.uint8), quantized.scales.reshape(-1)
     shifted = (quantized.integers + 8).astype(np.uint8)

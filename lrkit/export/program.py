@@ -2,8 +2,8 @@
 
     ids, patches --> vision tower --> prompt --> Loop: think --> Loop: speak --> token ids, steps, replayed, depths
 
-Place in the pipeline: bundle.py calls `build_program` and saves the model; check.py proves it equal to torch. What one chunk
-computes is written in chunks.py.
+Place in the pipeline: bundle.py calls `build_program` and saves the model; check.py proves it equal to torch. What
+one chunk computes is written in chunks.py.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,8 @@ import onnx_ir as ir
 
 from lrkit.export.chunks import BOOL, FLOAT32, INT64, Chunks, Past, Read
 from lrkit.export.decoder import Mask, Segment
-from lrkit.export.dialect import Dialect
 from lrkit.export.graph import Carried, Graph, State, Value
-from lrkit.export.source import Source
 from lrkit.runtime.io_spec import EMPTY, HALTING, IoSpec, program_spec
-from lrkit.runtime.manifest import Limits
 
 DTYPES = {"int64": INT64, "float32": FLOAT32, "float16": ir.DataType.FLOAT16, "bool": BOOL}
 
@@ -38,9 +35,9 @@ class Program:
     """Relative error of each quantized matrix."""
 
 
-def build_program(source: Source, dialect: Dialect, limits: Limits, eos_id: int, tower: Tower) -> Program:
-    """The form `program` for one checkpoint."""
-    return _Builder(Chunks(source, dialect, limits), eos_id).build(tower)
+def build_program(chunks: Chunks, eos_id: int, tower: Tower) -> Program:
+    """The form `program` of one reasoner."""
+    return _Builder(chunks, eos_id).build(tower)
 
 
 class _Builder:

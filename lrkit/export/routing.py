@@ -2,8 +2,8 @@
 
 Place in the pipeline: program.py calls `Router.route` after each routed layer of the prompt and of every latent step.
 
-Keys of the refined pass live in slots: the prompt's routed tokens first, then those of each latent step. Slots are in the order
-of the tokens, so a token may see the slots up to its own; a slot whose token stopped early stays masked.
+Keys of the refined pass live in slots: the prompt's routed tokens first, then those of each latent step. Slots are in
+the order of the tokens, so a token may see the slots up to its own; a slot whose token stopped early stays masked.
 
 Legend: S tokens of the chunk, A routed tokens, N slots, R depth, G key heads, W head width, D width.
 """
@@ -89,8 +89,8 @@ class Router:
     def route(
         self, g: Graph, hidden: Value, valid: Value | None, rotation: Rotation, cache: Refined, step: Value | None
     ) -> Routed:
-        """Refines one chunk (S, D). `valid` (S,) marks real tokens (None: all are); `step` is the number of latent steps
-        before this one, [1], or None for the prompt."""
+        """Refines one chunk (S, D). `valid` (S,) marks real tokens (None: all are); `step` is the number of latent
+        steps before this one, [1], or None for the prompt."""
         alpha = self.alpha if step is None else self.step_alpha
         first = [0] if step is None else g.op("Add", g.op("Mul", step, [alpha]), [self.alpha])
         score = self._score(g, hidden)
@@ -127,7 +127,8 @@ class Router:
     def _pad(
         self, g: Graph, hidden: Value, score: Value, valid: Value | None, extra: int
     ) -> tuple[Value, Value, Value]:
-        """(hidden, score, valid) with `extra` unreal tokens behind, so that TopK always finds enough; unreal scores last."""
+        """(hidden, score, valid) with `extra` unreal tokens behind, so that TopK always finds enough; unreal scores
+        last."""
         if valid is None:
             valid = g.op("GreaterOrEqual", g.op("Range", 0, g.op("Squeeze", g.shape_of(hidden, 0), [0]), 1), 0)
         else:
@@ -159,7 +160,14 @@ class Router:
         return turn, g.op("Gather", counted, [-1], axis=0)
 
     def _refine(
-        self, g: Graph, token: Value, gate: Value, active: Value, turn: Rotation, cache: Refined, slots: Value,
+        self,
+        g: Graph,
+        token: Value,
+        gate: Value,
+        active: Value,
+        turn: Rotation,
+        cache: Refined,
+        slots: Value,
         alpha: int,
     ) -> tuple[Value, Refined, Value]:
         """The depths: (sum over d of e(d) u(d), cache, passes)."""

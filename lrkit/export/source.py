@@ -1,6 +1,8 @@
-"""What an export reads out of a reasoner: dimensions, merged weights by role, and the extras. One table row per backbone family.
+"""What an export reads out of a reasoner: dimensions, merged weights by role, and the extras. One table row per
+backbone family.
 
-Place in the pipeline: checkpoint -> `Source` -> decoder.py, routing.py, program.py. After this file nothing asks for the family.
+Place in the pipeline: checkpoint -> `Source` -> decoder.py, routing.py, program.py. After this file nothing asks for
+the family.
 
 Legend: D width, H heads, G key heads, W vocabulary.
 """
@@ -50,7 +52,8 @@ class Source:
     tower: nn.Module
     """The vision tower, for tracing."""
     fetch: Callable[[str], np.ndarray]
-    """Weight by role: embedding, head, norm, and per layer N.qkv, N.qkv.bias, N.out, N.gate_up, N.down, N.norm1, N.norm2."""
+    """Weight by role: embedding, head, norm, and per layer N.qkv, N.qkv.bias, N.out, N.gate_up, N.down, N.norm1,
+    N.norm2."""
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     """Routers and step encodings by the names of lrkit.safetensors."""
     latent_norm: float = 1.0
@@ -146,7 +149,8 @@ def _qwen2_vl(reasoner: LatentReasoner) -> Source:
 
 
 def _layer_weight(layer: nn.Module, part: str, head_width: int) -> np.ndarray:
-    """One weight of a Qwen2 layer; 1 / sqrt(head width) is folded into the query rows, so that no node has to apply it."""
+    """One weight of a Qwen2 layer; 1 / sqrt(head width) is folded into the query rows, so that no node has to apply
+    it."""
     attention, mlp = layer.self_attn, layer.mlp
     scale = head_width**-0.5
     if part in ("qkv", "qkv.bias"):

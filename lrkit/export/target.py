@@ -1,6 +1,8 @@
-"""What an export is for: precision, int4 blocks, dialect, limits. Values only; `export/targets/*.yaml` are such configs.
+"""What an export is for: precision, int4 blocks, dialect, limits. Values only; `export/targets/*.yaml` are such
+configs.
 
-Place in the pipeline: `lrkit export --target NAME` -> `Target` -> dialect.py (how nodes are written), bundle.py (limits).
+Place in the pipeline: `lrkit export --target NAME` -> `Target` -> dialect.py (how nodes are written), bundle.py
+(limits).
 """
 
 from typing import Literal

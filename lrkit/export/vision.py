@@ -1,11 +1,13 @@
 """The vision tower, traced by torch.onnx and grafted into the program's graph.
 
-Place in the pipeline: program.py calls the `Tower` made here with the graph and its inputs, and gets visual tokens (V, D).
+Place in the pipeline: program.py calls the `Tower` made here with the graph and its inputs, and gets visual tokens
+(V, D).
 
-The tower's own modules run; only the attention over several pictures is written here, with one additive mask instead of a
-split by picture, because a split cannot be traced with a free number of pictures.
+The tower's own modules run; only the attention over several pictures is written here, with one additive mask instead
+of a split by picture, because a split cannot be traced with a free number of pictures.
 
-Legend: N patches, C values of a patch, H heads, W head width, E width of the tower, V visual tokens, D width of the language model.
+Legend: N patches, C values of a patch, H heads, W head width, E width of the tower, V visual tokens, D width of the
+    language model.
 """
 
 import contextlib
@@ -97,12 +99,18 @@ def trace(source: Source, fp16: bool) -> ir.Graph:
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                tower, example, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, input_names=INPUTS, verbose=False
-            )  # fmt: skip
+                tower,
+                example,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=shapes,
+                input_names=INPUTS,
+                verbose=False,
+            )
     except Exception as error:  # torch.onnx raises a different class at every stage
         raise ExportError(
-            f"torch.onnx could not trace the vision tower ({str(error).splitlines()[0]}); export with the torch release "
-            "that the checkpoint was trained with"
+            f"torch.onnx could not trace the vision tower ({str(error).splitlines()[0]}); export with the torch "
+            "release that the checkpoint was trained with"
         ) from error
     assert program is not None
     return program.model.graph
@@ -110,7 +118,8 @@ def trace(source: Source, fp16: bool) -> ir.Graph:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.onnx talks about packages that are not installed and steps that it takes; none of it is about this model."""
+    """torch.onnx talks about packages that are not installed and steps that it takes; none of it is about this
+    model."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -123,7 +132,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _graft(g: Graph, dialect: Dialect, traced: ir.Graph, given: dict[str, Value]) -> Value:
-    """Copies the traced nodes into `g`: inputs replaced by `given`, matrices through the dialect, so that they may be int4."""
+    """Copies the traced nodes into `g`: inputs replaced by `given`, matrices through the dialect, so that they may be
+    int4."""
     known: dict[Value, Value] = {value: given[name] for name, value in zip(INPUTS, traced.inputs, strict=True)}
     arrays = {value: _array(value) for value in traced.initializers.values()}
     arrays |= {

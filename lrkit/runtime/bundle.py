@@ -131,6 +131,7 @@ def _used(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield f"the {role} program", entry.file
         if entry.data is not None:
             yield f"the {role} program", entry.data
+        yield from ((f"the {role} program", step.file) for step in entry.steps.values())
     for sample in manifest.samples:
         yield from (("a recorded sample", image) for image in sample.images)
 

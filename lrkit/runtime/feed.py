@@ -1,4 +1,5 @@
-"""From an encoded prompt to the arrays a program reads (io_spec.py). Numpy only: export's check and the runtime share it."""
+"""From an encoded prompt to the arrays a program reads (io_spec.py). Numpy only: export's check and the runtime share
+it."""
 
 from collections.abc import Sequence
 
@@ -10,7 +11,8 @@ Grid = tuple[int, int, int]
 
 
 def patch_positions(grids: Sequence[Grid], merge: int) -> np.ndarray:
-    """Row and column (N, 2) int64 of every patch, in the tower's order: merged squares row by row, then inside a square."""
+    """Row and column (N, 2) int64 of every patch, in the tower's order: merged squares row by row, then inside a
+    square."""
     parts = [np.zeros((0, 2), np.int64)]
     for time, height, width in grids:
         frame = np.indices((height, width)).reshape(2, height // merge, merge, width // merge, merge)

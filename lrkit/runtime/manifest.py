@@ -1,7 +1,8 @@
-"""`bundle.json`: what a bundle holds, may be asked and was validated with. Torch-free; export writes it, the runtime reads it.
+"""`bundle.json`: what a bundle holds, may be asked and was validated with. Torch-free; export writes it, the runtime
+reads it.
 
-A bundle is a folder: bundle.json, tokenizer.json, tokenizer_config.json, preprocessor_config.json, prompt.json, one ONNX file
-(and, where large, its data file) per program, and the recorded samples that `lrkit validate` runs again.
+A bundle is a folder: bundle.json, tokenizer.json, tokenizer_config.json, preprocessor_config.json, prompt.json, one
+ONNX file (and, where large, its data file) per program, and the recorded samples that `lrkit validate` runs again.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ SCHEMA = 1
 
 Role = Literal["latent", "cot", "direct"]
 Precision = Literal["fp32", "fp16", "int4"]
+StepName = Literal["prompt", "think", "speak"]
 Dialect = Literal["ort", "tensorrt"]
 
 
@@ -59,6 +61,15 @@ class TokenIds(Config):
     """Fills a batch; a program never sees it."""
 
 
+class StepEntry(Config):
+    """One graph of the form `step`."""
+
+    file: str
+    """ONNX file, relative to the bundle."""
+    spec: IoSpec
+    """Its own inputs and outputs."""
+
+
 class ProgramEntry(Config):
     """One program of the bundle."""
 
@@ -73,7 +84,9 @@ class ProgramEntry(Config):
     accuracy_level: int | None = None
     """Of int4 nodes: 0 or 1 computes in float32, 4 with int8 activations; null without int4 nodes."""
     spec: IoSpec
-    """Inputs and outputs."""
+    """Inputs and outputs of a whole answer, in one run (program) or by the host's loop (step)."""
+    steps: dict[StepName, StepEntry] = {}
+    """Form step: the graphs that the host runs; `file` is that of `prompt`."""
     settings: ReasonerSettings
     """What the program implements: halting, replay, routing."""
     num_layers: int

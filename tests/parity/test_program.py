@@ -64,7 +64,8 @@ def test_thresholds_stop_some_tokens_and_not_others():
 
 @pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
 def test_halting_is_exact(dialect):
-    """Zero latent steps, some, the maximum, a lower limit, a fixed number, masked latents; counts are carried, not inferred."""
+    """Zero latent steps, some, the maximum, a lower limit, a fixed number, masked latents; counts are carried, not
+    inferred."""
     for steps in range(4):
         reasoner = tiny_reasoner(settings({"num_tokens": 3}, {"depth": 1, "alpha": 4}))
         one = PROMPTS["one image"]

@@ -1,0 +1,200 @@
+"""The form `step`: prompt, think and speak as graphs of their own, which a host runs one after the other.
+
+For engines where a loop inside the graph stands in the way (captured CUDA graphs), and for answers that are streamed.
+What a chunk computes is the same code as in the form `program` (chunks.py); lrkit/runtime/steps.py is the host's loop.
+
+Every graph takes the state by name and returns it as `new_<name>`; caches have a fixed capacity, so that input and
+output can share their memory. Weights lie once in one data file.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from lrkit.export.chunks import BOOL, FLOAT32, INT64, Chunks, Past, Types
+from lrkit.export.decoder import Segment
+from lrkit.export.graph import Carried, Graph, Value
+from lrkit.export.program import DTYPES, Tower
+from lrkit.export.replay import Prompt
+from lrkit.runtime.io_spec import IoSpec, TensorSpec, program_spec
+from lrkit.runtime.manifest import StepName
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+PROMPT_INPUTS = ("input_ids", "position_ids", "pixel_values", "patch_positions", "patch_picture")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One graph."""
+
+    model: ir.Model
+    spec: IoSpec
+
+
+def build_steps(chunks: Chunks, tower: Tower) -> dict[StepName, Step]:
+    """prompt, speak and, where the checkpoint thinks, think."""
+    writer = _Writer(chunks)
+    made: dict[StepName, Step] = {"prompt": writer.prompt(tower)}
+    if chunks.steps:
+        made["think"] = writer.think()
+    made["speak"] = writer.speak()
+    return made
+
+
+def step_spec(chunks: Chunks) -> IoSpec:
+    """Inputs and outputs of a whole answer: those of the form `program`."""
+    return program_spec(chunks.shape).model_copy(update={"form": "step"})
+
+
+def save_steps(steps: dict[StepName, Step], folder: Path, role: str) -> tuple[dict[StepName, str], str]:
+    """Writes the graphs; the weights of all lie in one file. Returns (file per step, data file)."""
+    data = f"{role}.onnx.data"
+    files: dict[StepName, str] = {name: f"{role}.{name}.onnx" for name in steps}
+    # The prompt's graph uses every weight there is: the others point into its data.
+    ir.save(steps["prompt"].model, folder / files["prompt"], external_data=data, size_threshold_bytes=1024)
+    stored = ir.load(folder / files["prompt"]).graph.initializers
+    for name in [name for name in steps if name != "prompt"]:
+        model = steps[name].model
+        for key, value in model.graph.initializers.items():
+            there = stored[key].const_value if key in stored and not key.startswith("const/") else None
+            if isinstance(there, ir.ExternalTensor):
+                value.const_value = there
+        ir.save(model, folder / files[name])
+    return files, data
+
+
+class _Writer:
+    def __init__(self, chunks: Chunks) -> None:
+        self.chunks, self.dims = chunks, chunks.dims
+
+    def prompt(self, tower: Tower) -> Step:
+        """Reads the prompt: what thinking starts from, and the prompt's keys."""
+        g = self._graph()
+        asked = [spec for spec in program_spec(self.chunks.shape).inputs if spec.name in PROMPT_INPUTS]
+        given = {spec.name: g.input(spec.name, DTYPES[spec.dtype], spec.shape) for spec in asked}
+        with g.scope("vision"):
+            visual = tower(g, given)
+        with g.scope("prompt"):
+            read = self.chunks.prompt(g, given, visual)
+            vocabulary = self.dims.vocabulary
+            types: Types = {"prefill_logits": (FLOAT32, (vocabulary,))} | self._prompt_types()
+            kept = {f"prompt_key{i}": key for i, key in enumerate(read.keys)}
+            kept |= {f"prompt_value{i}": value for i, value in enumerate(read.values)}
+            kept |= {"prompt_embeds": read.prompt.embeds, "visual_index": read.prompt.visual_index}
+            state = read.state | kept
+            thinks = {name: kind for name, kind in self.chunks.think_types().items() if name in read.state}
+            if not self.chunks.steps:
+                names = {"token", "wants", "position", "routed_depths"}
+                thinks = {name: kind for name, kind in thinks.items() if name in names}
+            types |= thinks
+        return self._finish(g, given, {name: state[name] for name in types}, types, prefix="")
+
+    def think(self) -> Step:
+        """One latent step."""
+        g = self._graph()
+        types = {name: kind for name, kind in self.chunks.think_types().items() if name != "alive"}
+        held, given = self._inputs(g, types), self._inputs(g, self._prompt_types())
+        prompt = Prompt(given["prompt_embeds"], given["visual_index"], g.shape_of(given["prompt_embeds"], 0))
+        lengths = g.op("Concat", prompt.num_tokens, [self.chunks.capacity], axis=0)
+        with g.scope("think"):
+            new = self.chunks.think(g, held, prompt, lambda i: Past((self._prompt_segment(given, i),), lengths))
+        return self._finish(g, held | given, new, types)
+
+    def speak(self) -> Step:
+        """Feeds one token and reads the next."""
+        g = self._graph()
+        types, capacity = self.chunks.speak_types(), self.chunks.limits.max_new_tokens
+        held = self._inputs(g, types)
+        keys = {
+            name: kind for name, kind in self._prompt_types().items() if name.startswith(("prompt_key", "prompt_value"))
+        }
+        latent: Types = {}
+        if self.chunks.steps:
+            caches = self.chunks.cache_types(self.chunks.capacity)
+            latent = {f"latent_{name}": kind for name, kind in caches.items()} | {"length": (INT64, (1,))}
+        given = self._inputs(g, keys | latent)
+        with g.scope("speak"):
+            past = self._speech_past(g, given, capacity)
+            new = self.chunks.speak(g, held, past)
+        return self._finish(g, held | given, new, types)
+
+    def _speech_past(self, g: Graph, given: Carried, capacity: int):
+        num_tokens = g.shape_of(given["prompt_value0"], 2)
+        if not self.chunks.steps:
+            lengths = g.op("Concat", num_tokens, [capacity], axis=0)
+            return lambda i: Past((self._prompt_segment(given, i),), lengths)
+        lengths = g.op("Concat", num_tokens, [self.chunks.capacity, capacity], axis=0)
+        filled = g.op("Unsqueeze", g.op("Less", np.arange(self.chunks.capacity), given["length"]), [0])
+        mask = self.chunks.decoder.row_mask(g, filled)
+
+        def past(layer: int) -> Past:
+            keys = g.op("Transpose", given[f"latent_key{layer}"], perm=[0, 1, 3, 2])
+            latent = Segment(keys, given[f"latent_value{layer}"], mask)
+            return Past((self._prompt_segment(given, layer), latent), lengths)
+
+        return past
+
+    def _prompt_segment(self, given: Carried, layer: int) -> Segment:
+        return Segment(given[f"prompt_key{layer}"], given[f"prompt_value{layer}"])
+
+    def _prompt_types(self) -> Types:
+        """What the prompt leaves for later chunks to read."""
+        heads, width, floats = self.dims.num_key_heads, self.dims.head_width, self.chunks.dialect.floats
+        layers = range(self.dims.num_layers)
+        types: Types = {f"prompt_key{i}": (floats, (1, heads, width, "P")) for i in layers}
+        types |= {f"prompt_value{i}": (floats, (1, heads, "P", width)) for i in layers}
+        if self.chunks.steps:
+            types |= {"prompt_embeds": (floats, ("P", self.dims.width)), "visual_index": (INT64, ("P",))}
+        return types
+
+    def _graph(self) -> Graph:
+        self.chunks.dialect.another_graph()
+        return Graph(self.chunks.dialect.floats)
+
+    def _inputs(self, g: Graph, types: Types) -> Carried:
+        return {name: g.input(name, *kind) for name, kind in types.items()}
+
+    def _finish(self, g: Graph, inputs: Carried, outputs: Carried, types: Types, prefix: str = "new_") -> Step:
+        made = [g.typed(outputs[name], *types[name], name=f"{prefix}{name}") for name in types]
+        model = g.model(list(inputs.values()), made, "reasoner", {"lrkit.form": "step"})
+        return Step(model, IoSpec(form="step", inputs=_specs(model.graph.inputs), outputs=_specs(model.graph.outputs)))
+
+
+def _specs(values: "list[Value] | ir.Graph") -> tuple[TensorSpec, ...]:
+    specs: list[TensorSpec] = []
+    for value in values:
+        assert isinstance(value, ir.Value) and value.shape is not None and value.dtype is not None
+        shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
+        name = str(value.name)
+        specs.append(TensorSpec(name=name, dtype=DTYPE_NAMES[value.dtype], shape=shape, meaning=_meaning(name)))
+    return tuple(specs)
+
+
+MEANINGS = {
+    "hidden": "hidden state of the last position, after the final norm",
+    "token": "token that would be spoken next",
+    "wants": "true where the model wants to think on",
+    "position": "rotary position of the next token",
+    "steps": "latent steps taken",
+    "length": "keys in the latent cache",
+    "saliency": "attention from the last position to each column of the prompt, then K columns that are never free",
+    "free": "true for visual tokens not replayed yet",
+    "fed": "spoken tokens fed back",
+    "prompt_embeds": "input embeddings of the prompt",
+    "visual_index": "number of each visual token over all pictures",
+}
+
+
+def _meaning(name: str) -> str:
+    bare = name.removeprefix("new_")
+    kind = bare.rstrip("0123456789")
+    caches = {"key": "keys", "value": "values"}
+    for ending, what in caches.items():
+        if kind.endswith(ending):
+            return f"{what} of layer {bare[len(kind) :]}: {kind.removesuffix(ending).rstrip('_') or 'this loop'}"
+    return MEANINGS.get(bare, f"see the form program: {bare}")
+
+
+__all__ = ["BOOL", "Step", "build_steps", "save_steps", "step_spec"]

@@ -1,0 +1,100 @@
+"""The host's loop around the three graphs of the form `step`: same inputs and outputs as one run of a `program`.
+Torch-free.
+
+Place in the pipeline: an engine calls `StepSession.run` where it would call an `onnxruntime.InferenceSession`; tokens
+can be streamed while they are spoken.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lrkit.runtime.io_spec import EMPTY, HALTING, IoSpec
+
+Arrays = dict[str, np.ndarray]
+NUMPY_TYPES = {"int64": np.int64, "float32": np.float32, "float16": np.float16, "bool": np.bool_}
+
+
+class StepSession:
+    """Drives prompt, think and speak. Thread-safe: nothing is kept between runs."""
+
+    def __init__(self, sessions: Mapping[str, Any], specs: Mapping[str, IoSpec], whole: IoSpec, eos_id: int) -> None:
+        """`sessions`: onnxruntime sessions by step name, `specs` their inputs and outputs, `whole` that of an
+        answer."""
+        self._sessions, self._specs, self._whole, self._eos_id = sessions, specs, whole, eos_id
+        self._shapes = {spec.name: spec.shape for spec in whole.outputs}
+
+    def get_inputs(self) -> Sequence[Any]:
+        """Of the prompt's graph, as onnxruntime gives them."""
+        return self._sessions["prompt"].get_inputs()
+
+    def run(
+        self, names: Sequence[str], feed: Mapping[str, np.ndarray], on_token: Callable[[int], None] | None = None
+    ) -> list[np.ndarray]:
+        """The outputs `names` of a whole answer; `on_token` gets each spoken token at once."""
+        read = self._step("prompt", feed)
+        state = dict(read)
+        think, fixed = bool(feed["think"]), bool(feed["fixed_latents"])
+        most = min(int(feed["max_latent_steps"]), self._most_latents)
+        state |= self._empty("think", state) if "think" in self._sessions else {}
+        wants = bool(read["wants"][0])
+        steps = 0
+        while think and steps < most and (fixed or wants):
+            state |= self._new("think", state)
+            wants, steps = bool(state["wants"][0]), steps + 1
+        out = self._speak(state, int(feed["max_new_tokens"]), on_token)
+        why = "off" if not think else "fixed" if fixed else "limit" if wants else "decided"
+        out |= {"latent_steps": np.array(steps), "halting": np.array(HALTING.index(why))}
+        out["ar_steps"] = out["latent_steps"] + out["spoken_steps"]
+        return [out[name] if name in out else state[name] for name in names]
+
+    @property
+    def _most_latents(self) -> int:
+        return int(self._shapes["latent_states"][0]) if "latent_states" in self._shapes else 0
+
+    def _speak(self, state: Arrays, most: int, on_token: Callable[[int], None] | None) -> Arrays:
+        capacity = int(self._shapes["token_ids"][0])
+        spoken: list[int] = []
+        held = {"token": state["token"], "position": state["position"]}
+        fixed = {name: state[name] for name in state if name.startswith("prompt_") or name == "length"}
+        fixed |= {f"latent_{name}": state[name] for name in state if name.startswith(("key", "value"))}
+        held |= self._empty("speak", held | fixed)
+        finished = False
+        fed = 0
+        while True:
+            token = int(held["token"][0])
+            if finished := token == self._eos_id:
+                break
+            spoken.append(token)
+            if on_token is not None:
+                on_token(token)
+            if len(spoken) >= min(most, capacity):
+                break
+            held |= self._new("speak", held | fixed)
+            fed += 1
+        ids = np.full(capacity, EMPTY, np.int64)
+        ids[: len(spoken)] = spoken
+        return {
+            "token_ids": ids, "num_tokens": np.array(len(spoken)), "finished": np.array(finished),
+            "spoken_steps": np.array(fed),
+        }  # fmt: skip
+
+    def _step(self, name: str, values: Mapping[str, np.ndarray]) -> Arrays:
+        spec = self._specs[name]
+        outputs = [output.name for output in spec.outputs]
+        found = self._sessions[name].run(outputs, {given.name: values[given.name] for given in spec.inputs})
+        return dict(zip(outputs, found, strict=True))
+
+    def _new(self, name: str, values: Mapping[str, np.ndarray]) -> Arrays:
+        return {key.removeprefix("new_"): value for key, value in self._step(name, values).items()}
+
+    def _empty(self, name: str, given: Mapping[str, np.ndarray]) -> Arrays:
+        """The states of a step that nothing has filled yet: counters at 0, caches and reports without content."""
+        made: Arrays = {}
+        for spec in self._specs[name].inputs:
+            if spec.name in given:
+                continue
+            shape = [size for size in spec.shape if isinstance(size, int)]
+            made[spec.name] = np.full(shape, EMPTY if spec.name == "replayed" else 0, NUMPY_TYPES[spec.dtype])
+        return made
