@@ -50,9 +50,11 @@ def ask(
         answer.save_trace(trace)
     write_json(json_file, answer.to_dict())
     console = Console()
-    console.print(answer.text, highlight=False, markup=False)
+    # Unwrapped: what is piped on is the answer as it was spoken, whatever the width of the terminal.
+    console.print(answer.text, highlight=False, markup=False, soft_wrap=True)
     note = Console(stderr=True, highlight=False)
     note.print(
         f"{answer.ar_steps} autoregressive steps ({answer.latent_steps} latent, {answer.spoken_tokens} tokens spoken), "
-        f"{answer.replayed_tokens} visual tokens replayed, {milliseconds(answer.timings['total'])}"
+        f"{answer.replayed_tokens} visual tokens replayed, {milliseconds(answer.timings['total'])}",
+        soft_wrap=True,
     )
