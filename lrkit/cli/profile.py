@@ -1,0 +1,159 @@
+"""`lrkit profile MODEL...`: what latent reasoning buys on this device, as report.json, report.md and report.html.
+
+Also compares two reports, and fails on a figure, for CI.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lrkit.cli.tables import milliseconds, number, percent, write_json
+from lrkit.errors import LrkitError, UserError
+
+if TYPE_CHECKING:
+    from lrkit.profile.cases import ModelChoice
+    from lrkit.profile.report import Report
+    from lrkit.profile.suite import Suite
+    from lrkit.profile.sweep import Axes
+
+EXAMPLES = """
+Examples:
+
+    lrkit profile tiny
+
+    lrkit profile tiny my-bundle --suite latency --threads 2 -o runs/profile
+
+    lrkit profile my-bundle --runs latent,cot --fail-if "latent.p95_ms > 500"
+
+    lrkit profile tiny --suite sweep --sweep replay_tokens=0,4,16 --sweep threads=1,2
+
+    lrkit profile tiny --plan jetson-orin-nx-16gb --plan h100-sxm
+
+    lrkit profile --compare before/report.json after/report.json
+"""
+
+
+def profile(
+    models: Annotated[list[str] | None, typer.Argument(help="Bundles, checkpoints, or shipped names.")] = None,
+    suite: Annotated[str, typer.Option(help="A name that `lrkit ls suite` shows, or a file.")] = "smoke",
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="A value of the suite, as repeats=5.")] = None,
+    runs: Annotated[str, typer.Option(help="Only these runs of the suite, separated by commas.")] = "",
+    data: Annotated[str | None, typer.Option(help="Questions of this .jsonl file or trail set instead.")] = None,
+    device: Annotated[str | None, typer.Option(help="Checkpoints: cpu, cuda or cuda:0.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Checkpoints: float32, bfloat16 or float16.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Bundles: cpu, cuda, tensorrt, ...")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of one operator.")] = None,
+    sweep: Annotated[list[str] | None, typer.Option(help="Settings to try, as replay_tokens=0,4,8; repeat.")] = None,
+    plan: Annotated[list[str] | None, typer.Option(help="Least times on this device, by datasheet; repeat.")] = None,
+    fail_if: Annotated[list[str] | None, typer.Option(help="Exit code 2 if it holds; repeat.")] = None,
+    compare: Annotated[tuple[Path, Path] | None, typer.Option(help="Compare two report.json; no model.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the report.")] = Path("runs/profile"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report, or comparison, here too.")] = None,
+) -> None:
+    """Measure accuracy, steps, latency by phase, memory and ceilings of all modes on the same questions."""
+    from lrkit.profile.conditions import parse_condition
+
+    conditions = [parse_condition(text) for text in fail_if or []]
+    if compare is not None:
+        if models:
+            raise UserError(f"--compare reads two reports and measures nothing; leave {models[0]} out")
+        return _compare(*compare, json_file)
+    choices = _choices(models or [], device, provider, threads, dtype)
+    asked = _suite(suite, overrides or [], runs, data)
+    report = _measure(choices, asked, sweep or [], plan or [])
+    _save(report, output, json_file)
+    if report["partial"]:
+        raise KeyboardInterrupt(f"interrupted; the report of what was measured is in {output}")
+    from lrkit.profile.conditions import failures
+
+    if found := failures(conditions, report["figures"]):
+        raise LrkitError("; ".join(found))
+
+
+def _choices(
+    models: list[str], device: str | None, provider: str | None, threads: int | None, dtype: str | None
+) -> "list[ModelChoice]":
+    """Each option goes to the kind of model it is for; it must fit at least one."""
+    from lrkit.profile.cases import ModelChoice
+    from lrkit.runtime.bundle import is_bundle
+
+    if not models:
+        raise UserError("no model was named; give a bundle, a checkpoint or a shipped name, as in lrkit profile tiny")
+    kinds = [is_bundle(model) for model in models]
+    if provider is not None and not any(kinds):
+        raise UserError("--provider is for bundles, and none was named; give --device for a checkpoint")
+    if (device is not None or dtype is not None) and all(kinds):
+        raise UserError("--device and --dtype are for checkpoints, and only bundles were named; give --provider")
+    return [
+        ModelChoice(model, None, provider, threads) if bundle else ModelChoice(model, device, None, threads, dtype)
+        for model, bundle in zip(models, kinds, strict=True)
+    ]
+
+
+def _suite(name: str, overrides: list[str], runs: str, data: str | None) -> "Suite":
+    from lrkit.profile.suite import load_suite
+
+    asked = [] if data is None else [f"samples.0.data={data}"]
+    only = [run.strip() for run in runs.split(",") if run.strip()]
+    return load_suite(name, [*asked, *overrides], only)
+
+
+def _measure(choices: "list[ModelChoice]", suite: "Suite", sweep: list[str], plan: list[str]) -> "Report":
+    from lrkit.profile.run import profile_models
+    from lrkit.profile.sweep import parse_axes
+
+    axes: Axes | None = parse_axes(sweep) if sweep else None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    total = sum(chosen.count for chosen in suite.samples) * suite.repeats
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bars: dict[str, int] = {}
+
+        def advance(case: str) -> None:
+            if case not in bars:
+                bars[case] = progress.add_task(case, total=total)
+            progress.advance(bars[case])  # pyright: ignore
+
+        command = shlex.join(["lrkit", *sys.argv[1:]]) if sys.argv[1:2] == ["profile"] else ""
+        return profile_models(choices, suite, command=command, plan_for=plan, axes=axes, on_progress=advance)
+
+
+def _save(report: "Report", folder: Path, json_file: Path | None) -> None:
+    from lrkit.profile.report import write_report
+    from lrkit.profile.run import save
+
+    files = save(report, folder)
+    if json_file is not None:
+        write_report(report, json_file)
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(title="runs", title_justify="left")
+    table.add_column("run")
+    for name in ("right", "AR steps", "latent", "median", "p95", "failed"):
+        table.add_column(name, justify="right")
+    for run in report["runs"]:
+        s = run["summary"]
+        figures = [percent(s["accuracy"]["value"]), number(s["ar_steps"]["mean"]), number(s["latent_steps"]["mean"])]
+        times = [milliseconds(s["latency_sec"][key]) for key in ("median", "p95")]
+        table.add_row(run["id"], *figures, *times, f"{s['failures']} of {s['answers']}")
+    console.print(table)
+    for item in report["skipped"]:
+        console.print(f"{item['run']} was skipped: {item['reason']}", markup=False)
+    if report["headline"]:
+        console.print(report["headline"], markup=False)
+    if report["sweep"]:
+        console.print(f"use {report['sweep']['use']}: {report['sweep']['why']}", markup=False)
+    console.print("report: " + ", ".join(str(file) for file in files), markup=False)
+
+
+def _compare(before: Path, after: Path, json_file: Path | None) -> None:
+    from lrkit.profile.compare import compare_reports, render_comparison
+    from lrkit.profile.report import read_report
+
+    compared = compare_reports(read_report(before), read_report(after))
+    Console(highlight=False, soft_wrap=True).print(render_comparison(compared), markup=False)
+    write_json(json_file, compared)

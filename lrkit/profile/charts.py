@@ -1,0 +1,178 @@
+"""The drawings of a report: phases, latencies, steps, routed depth, ceilings, settings. See svg.py for the strokes."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from lrkit.profile.markdown import ms, number, percent
+from lrkit.profile.svg import Scale, axis, dot, line, rect, svg, text, ticks
+
+Values = Mapping[str, Any]
+
+PHASE_NAMES = {
+    "preprocess": "preprocessing",
+    "vision": "vision tower",
+    "prefill": "prefill",
+    "think": "latent steps",
+    "speak": "speech",
+    "other": "other",
+}
+_BAR = 26
+
+
+def labelled(label: str, drawing: str, note: str = "") -> str:
+    """One row of a chart: name, drawing, figure."""
+    return (
+        f'<div class="row"><div class="name">{escape(label)}</div><div>{drawing}</div>'
+        f'<div class="figure">{escape(note)}</div></div>'
+    )
+
+
+def legend(items: Sequence[tuple[str, str]]) -> str:
+    """(class, name) pairs."""
+    spans = "".join(f'<span><i class="{css}"></i>{escape(name)}</span>' for css, name in items)
+    return f'<div class="legend">{spans}</div>'
+
+
+def phase_bars(runs: Sequence[Values]) -> str:
+    """A bar per run, its phases one after the other, all on one scale."""
+    found = {run["id"]: _phases(run) for run in runs}
+    longest = max((sum(phases.values()) for phases in found.values()), default=0.0)
+    scale = Scale(0, 1000 * longest)
+    rows: list[str] = []
+    for run in runs:
+        place, parts = 0.0, list[str]()
+        for name, seconds in found[run["id"]].items():
+            width = scale(1000 * seconds)
+            parts.append(rect(place, 3, width, _BAR - 6, f"p-{name}", f"{PHASE_NAMES[name]}: {ms(seconds)} ms"))
+            place += width
+        total = sum(found[run["id"]].values())
+        rows.append(labelled(run["id"], svg(_BAR, *parts, label=f"phases of {run['id']}"), f"{ms(total)} ms"))
+    marks = svg(18, axis(ticks(0, 1000 * longest), scale, 14, unit="ms"), label="scale in milliseconds")
+    used = [name for name in PHASE_NAMES if any(name in phases for phases in found.values())]
+    return legend([(f"p-{name}", PHASE_NAMES[name]) for name in used]) + "".join(rows) + labelled("", marks)
+
+
+def latency_strips(runs: Sequence[Values]) -> str:
+    """Every answer a dot; the median a line, p95 a shorter one."""
+    longest = max((run["summary"]["latency_sec"]["max"] or 0.0 for run in runs), default=0.0)
+    scale = Scale(0, 1000 * longest, 1, 99)
+    rows: list[str] = []
+    for index, run in enumerate(runs):
+        latency = run["summary"]["latency_sec"]
+        seconds = [row["seconds"]["total"] for row in run["rows"] if row["error"] is None]
+        # A fixed scatter of heights, so that dots at the same place can be told apart.
+        kept = seconds[:: max(1, len(seconds) // 400)]
+        dots = [dot(scale(1000 * s), 6 + (i * 7919 % 17), 2.4, f"r{index % 8} soft") for i, s in enumerate(kept)]
+        lines = [
+            line(
+                scale(1000 * latency[key]),
+                top,
+                scale(1000 * latency[key]),
+                28 - top,
+                css,
+                f"{key} {ms(latency[key])} ms",
+            )
+            for key, top, css in (("median", 0, "mark"), ("p95", 6, "mark thin"))
+            if latency[key] is not None
+        ]
+        note = f"{ms(latency['median'])} ms, p95 {ms(latency['p95'])}"
+        rows.append(labelled(run["id"], svg(30, *dots, *lines, label=f"latencies of {run['id']}"), note))
+    marks = svg(18, axis(ticks(0, 1000 * longest), scale, 14, unit="ms"), label="scale in milliseconds")
+    return "".join(rows) + labelled("", marks)
+
+
+def step_histograms(runs: Sequence[Values]) -> str:
+    """Autoregressive steps per answer, one small histogram per run on one scale of steps."""
+    most = max((int(step) for run in runs for step in run["summary"]["ar_steps_histogram"]), default=0)
+    scale = Scale(0, most + 1)
+    rows: list[str] = []
+    for index, run in enumerate(runs):
+        counts = {int(step): count for step, count in run["summary"]["ar_steps_histogram"].items()}
+        tallest, width = max(counts.values(), default=1), scale(1) - scale(0)
+        bars = [
+            rect(
+                scale(step) + 0.1 * width, 42 - 38 * count / tallest, max(0.35, 0.8 * width), 38 * count / tallest,
+                f"r{index % 8}", f"{count} answers of {step} steps",
+            )
+            for step, count in counts.items()
+        ]  # fmt: skip
+        base = line(0, 42, 100, 42, "grid")
+        note = f"mean {number(run['summary']['ar_steps']['mean'])}"
+        rows.append(labelled(run["id"], svg(44, base, *bars, label=f"steps of {run['id']}"), note))
+    marks = svg(18, axis([t for t in ticks(0, most + 1) if t == int(t)], scale, 14, unit="steps"), label="steps")
+    return "".join(rows) + labelled("", marks)
+
+
+def depth_map(runs: Sequence[Values]) -> str | None:
+    """Mean routed token-depths by layer; None where nothing routes."""
+    routed = [run for run in runs if run["summary"]["depths_mean"]]
+    if not routed:
+        return None
+    layers = sorted({int(layer) for run in routed for layer in run["summary"]["depths_mean"]})
+    most = max(value for run in routed for value in run["summary"]["depths_mean"].values()) or 1.0
+    width = 100 / len(layers)
+    rows: list[str] = []
+    for run in routed:
+        cells: list[str] = []
+        for index, layer in enumerate(layers):
+            value = run["summary"]["depths_mean"].get(str(layer), 0.0)
+            shade = f"heat{round(8 * value / most)}"
+            cells.append(rect(index * width, 2, width - 0.4, 24, shade, f"layer {layer}: {value:.1f} token-depths"))
+            if len(layers) <= 16:
+                ink = "on-dark" if value / most > 0.55 else "on-light"
+                cells.append(text((index + 0.5) * width, 18, number(value, 0), "middle", f"tick {ink}"))
+        rows.append(labelled(run["id"], svg(28, *cells, label=f"routed depth of {run['id']}")))
+    names = [
+        text((i + 0.5) * width, 13, f"layer {layer}" if i == 0 else str(layer), "middle")
+        for i, layer in enumerate(layers)
+    ]
+    return "".join(rows) + labelled("", svg(18, *names, label="layers"))
+
+
+def ceiling_bars(runs: Sequence[Values]) -> str | None:
+    """Per run and phase: how much of the measured time the ceiling explains; None where none could be measured."""
+    rows: list[str] = []
+    for run in runs:
+        for name, found in (run["ceilings"] or {}).items():
+            share = found["share_of_ceiling"]
+            if share is None:
+                continue
+            bar = [rect(0, 6, 100, 10, "track"), rect(0, 6, min(100.0, 100 * share), 10, f"b-{found['binds']}")]
+            note = f"{percent(share)}, {ms(found['ceiling_sec'])} of {ms(found['measured_sec'])} ms"
+            drawing = svg(22, *bar, label=f"{run['id']} {name}: {percent(share)} of the ceiling")
+            rows.append(labelled(f"{run['id']} {PHASE_NAMES[name]}", drawing, note))
+    if not rows:
+        return None
+    kinds = [("b-memory", "memory binds"), ("b-compute", "arithmetic binds"), ("b-overhead", "mostly overhead")]
+    return legend(kinds) + "".join(rows)
+
+
+def pareto_plot(sweep: Values) -> str:
+    """Accuracy over latency; settings that no other beats are filled."""
+    points = [p for p in sweep["points"] if p["latency_sec"] is not None]
+    if not points:
+        return "<p>No setting could be measured.</p>"
+    slowest = 1000 * max(p["latency_sec"] for p in points)
+    rights = [100 * (p["accuracy"] or 0.0) for p in points]
+    low, high = max(0.0, min(rights) - 5), min(100.0, max(rights) + 5)
+    across, height = Scale(0, 1.1 * slowest, 9, 98), 260
+    up = Scale(low, high, height, 12)
+    parts = [line(9, up(t), 98, up(t), "grid") + text(8, up(t) + 4, f"{t:g}%", "end") for t in ticks(low, high)]
+    for p in points:
+        css = "r0" if p["pareto"] else "hollow"
+        name = f"{p['run']}: {percent(p['accuracy'])}, {ms(p['latency_sec'])} ms"
+        x, y = across(1000 * p["latency_sec"]), up(100 * (p["accuracy"] or 0.0))
+        parts.append(dot(x, y, 6 if p["run"] == sweep["use"] else 4.5, css, name))
+        if p["run"] == sweep["use"]:
+            parts.append(
+                text(x + (2 if x < 60 else -2), y - 9, f"use {p['run']}", "start" if x < 60 else "end", "label")
+            )
+    parts.append(axis(ticks(0, 1.1 * slowest), across, height + 24, top=height, unit="ms"))
+    return svg(height + 30, *parts, label="accuracy over latency of the settings")
+
+
+def _phases(run: Values) -> dict[str, float]:
+    """Mean seconds, so that the phases of a run add up; never below zero."""
+    found = run["summary"]["phases_sec"]
+    return {name: max(0.0, found[name]["mean"]) for name in PHASE_NAMES if name in found}

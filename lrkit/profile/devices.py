@@ -1,0 +1,57 @@
+"""Datasheets of devices, for planning: the least time an answer could take there. Never a measurement.
+
+Place in the pipeline: profiles/devices/*.yaml -> `load_sheet` -> `plan` -> report.py, in `lrkit profile --plan NAME`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from lrkit.config import Config, load_config
+from lrkit.profile.roofline import Rates, Work
+from lrkit.resources import find_resource
+
+
+class DeviceSheet(Config):
+    """Peaks that a manufacturer states."""
+
+    description: str
+    """The device's name, as sold."""
+    kind: Literal["gpu", "cpu", "module"]
+    """module: a computer with a GPU of its own memory bus, such as a Jetson."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """Memory in 10^9 bytes; null where it is the buyer's choice."""
+    memory_gb_per_sec: float = Field(gt=0)
+    """Memory bandwidth in 10^9 bytes a second."""
+    fp32_tflops: float | None = Field(default=None, gt=0)
+    """Dense, without tensor cores."""
+    fp16_tflops: float | None = Field(default=None, gt=0)
+    """Dense, tensor cores, accumulated in float32."""
+    int8_tops: float | None = Field(default=None, gt=0)
+    """Dense."""
+    source: str
+    """Where the figures come from."""
+    note: str = ""
+    """What a reader must know."""
+
+    @property
+    def rates(self) -> Rates:
+        """With fp16 arithmetic where stated, else fp32."""
+        tflops = self.fp16_tflops or self.fp32_tflops
+        return Rates(self.memory_gb_per_sec * 1e9, None if tflops is None else tflops * 1e12)
+
+
+def load_sheet(name: str) -> DeviceSheet:
+    """The sheet of a shipped name or a file. Raises as `find_resource` and `load_config`."""
+    return load_config(DeviceSheet, find_resource("device", name))
+
+
+def plan(name: str, sheet: DeviceSheet, work: Mapping[str, Mapping[str, Work]]) -> dict[str, Any]:
+    """For each run (name -> phase -> work) the least seconds on that device, from its datasheet."""
+    least = {run: _least(sheet.rates, list(phases.values())) for run, phases in work.items()}
+    return {"device": name, "sheet": sheet.model_dump(mode="json"), "least_sec": least, "measured": False}
+
+
+def _least(rates: Rates, phases: Sequence[Work]) -> float:
+    return sum(rates.seconds(phase) for phase in phases)

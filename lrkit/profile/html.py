@@ -1,0 +1,190 @@
+"""Renders a report as one HTML page that needs nothing else: no script, no font, no network. Its looks: style.css."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from lrkit.profile import charts
+from lrkit.profile.markdown import interval, machine_lines, ms, number, percent, title
+
+Values = Mapping[str, Any]
+
+
+def render_html(report: Values) -> str:
+    """The whole page."""
+    runs = report["runs"]
+    sources = {run["summary"]["phase_source"] for run in runs}
+    body = [
+        _head(report),
+        _section("Runs", _runs(runs), "Means over all answers; latency end to end at batch 1, preprocessing included."),
+        _section("Against the latent run", _pairs(report["pairs"]), _PAIRS),
+        _section("Where the time goes", charts.phase_bars(runs), " ".join(_SOURCES[name] for name in sorted(sources))),
+        _section(
+            "Latency", charts.latency_strips(runs), "Every answer is a dot; the line is the median, the short one p95."
+        ),
+        _section("Autoregressive steps", charts.step_histograms(runs), _STEPS),
+        _section("Routed depth by layer", charts.depth_map(runs), _DEPTHS),
+        _section("Against the ceiling", charts.ceiling_bars(runs), _CEILINGS),
+        _sweep(report["sweep"]),
+        _plan(report["plan"]),
+        _gallery(report["examples"]),
+        _notes(report),
+        _section("How it was measured", _machine(report)),
+    ]
+    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    head = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title(report))}</title><style>{style}</style></head>"
+    )
+    return f"{head}<body><main>{''.join(part for part in body if part)}</main></body></html>\n"
+
+
+_SOURCES = {
+    "inside": "Torch runs are timed inside the engine, waiting for the device at the end of each phase.",
+    "differences": "One-graph programs are told apart by differences of runs of fixed length, so their "
+    "prefill holds the vision tower.",
+}
+_PAIRS = "Ratios above 1: the latent run is better. Intervals are 95%, paired by question."
+_STEPS = "Sequential passes of the language model after the prefill: latent steps, and spoken tokens that are fed back."
+_DEPTHS = "Extra passes of routed tokens through a layer, mean over the answers; prompt and latent steps together."
+_CEILINGS = (
+    "The bar is the share of the measured time that reading the weights once per pass and doing the products must "
+    "take, at the rates measured on this device in the same run. Small models stay far below: the "
+    "rest is what runs around them."
+)
+
+
+def _section(name: str, content: str | None, note: str = "") -> str:
+    if content is None:
+        return ""
+    said = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f"<section><h2>{escape(name)}</h2>{said}{content}</section>"
+
+
+def _head(report: Values) -> str:
+    warn = '<p class="warn">Partial: the measurement was interrupted.</p>' if report["partial"] else ""
+    said = report["headline"] or "No pair of a latent and a chain-of-thought run was measured."
+    models = "".join(f"<li>{escape(_model(model))}</li>" for model in report["models"])
+    where = report["machine"]["gpus"][0]["name"] if report["machine"]["gpus"] else report["provenance"]["cpu"]
+    top = f"lrkit profile &middot; {escape(str(where))} &middot; {report['provenance']['time_utc'][:10]}"
+    return (
+        f'<header><p class="eyebrow">{top}</p><h1>{escape(said[0].upper() + said[1:])}</h1>'
+        f"{warn}<ul>{models}</ul>{_tiles(report)}</header>"
+    )
+
+
+def _model(model: Values) -> str:
+    size = model["bundle_bytes"] or sum(model["weight_bytes"].values())
+    what = "bundle" if model["bundle_bytes"] else "weights"
+    return f"{model['name']}: {model['engine']}, {model['precision']}, {model['device']}, {what} {size / 1e6:.1f} MB"
+
+
+def _tiles(report: Values) -> str:
+    pair = next((p for p in report["pairs"] if p["mode"] == "cot" and p["reference_mode"] == "latent"), None)
+    if pair is None:
+        return ""
+    difference = pair["accuracy_difference"]
+    tiles = [
+        ("fewer steps", pair["ar_steps_ratio"]["value"], "x", pair["ar_steps_ratio"], 1),
+        ("faster", pair["latency_ratio"]["value"], "x", pair["latency_ratio"], 1),
+    ]
+    if difference is not None and difference["difference"] is not None:
+        tiles.append(("points of accuracy", 100 * difference["difference"], "", difference, 100))
+    cells: list[str] = []
+    for name, value, unit, found, factor in tiles:
+        shown = "-" if value is None else f"{value:+.1f}" if factor == 100 else f"{value:.1f}{unit}"
+        low, high = found["low"], found["high"]
+        bounds = "" if low is None or high is None else f"{factor * low:.1f} to {factor * high:.1f}"
+        cells.append(f"<div><b>{shown}</b><span>{name}</span><small>{bounds}</small></div>")
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _runs(runs: Sequence[Values]) -> str:
+    rows: list[list[str]] = []
+    for run in runs:
+        s = run["summary"]
+        right = s["accuracy"]
+        share = (
+            "-"
+            if right["value"] is None
+            else f"{percent(right['value'])} ({percent(right['low'])} to {percent(right['high'])})"
+        )
+        means = [number(s[name]["mean"]) for name in ("ar_steps", "latent_steps", "spoken_tokens", "replayed_tokens")]
+        latency = [ms(s["latency_sec"][key]) for key in ("median", "p90", "p95", "p99")]
+        energy = number(s["energy_joule"]["mean"], 2)
+        grown = "-" if s["rss_growth_bytes"] is None else f"{s['rss_growth_bytes'] / 1e6:.1f}"
+        rows.append(
+            [run["id"], share, *means, *latency, ms(s["first_token_sec"]["median"]), grown, energy, str(s["failures"])]
+        )
+    head = ("run", "right (95%)", "AR steps", "latent", "spoken", "replayed", "median ms", "p90", "p95", "p99")
+    return _table((*head, "first token ms", "memory growth MB", "joule", "failed"), rows)
+
+
+def _pairs(pairs: Sequence[Values]) -> str | None:
+    if not pairs:
+        return None
+    rows = [
+        [
+            f"{pair['run']} / {pair['reference']}", interval(pair["latency_ratio"]), interval(pair["ar_steps_ratio"]),
+            interval(pair["accuracy_difference"], 100, 1),
+            number((pair["accuracy_difference"] or {}).get("p_value"), 3),
+        ]
+        for pair in pairs
+    ]  # fmt: skip
+    return _table(("run / reference", "latency", "AR steps", "reference more accurate by, points", "McNemar p"), rows)
+
+
+def _sweep(sweep: Values | None) -> str:
+    if sweep is None:
+        return ""
+    note = f"Use {sweep['use']}: {sweep['why']}. Filled: not beaten in both accuracy and latency."
+    return _section("Settings", charts.pareto_plot(sweep), note)
+
+
+def _plan(plans: Sequence[Values]) -> str:
+    if not plans:
+        return ""
+    runs = list(plans[0]["least_sec"])
+    rows = [
+        [p["sheet"]["description"], *(ms(p["least_sec"][run]) for run in runs), p["sheet"]["source"]] for p in plans
+    ]
+    note = "From datasheets, for planning; nothing here was measured. Least milliseconds by memory and arithmetic."
+    return _section("Other devices", _table(("device", *runs, "source"), rows), note)
+
+
+def _gallery(examples: Sequence[Values]) -> str:
+    cards: list[str] = []
+    for example in examples:
+        said = "".join(
+            f"<dt>{escape(run)}, {answer['ar_steps']} steps</dt><dd>{escape(answer['text'])}</dd>"
+            for run, answer in example["answers"].items()
+        )
+        trace = example["trace_png"]
+        image = f'<img alt="where each latent step looked" src="data:image/png;base64,{trace}">' if trace else ""
+        question = f"{escape(example['question'])} <span>(right: {escape(example['expected'])})</span>"
+        cards.append(f"<article><h3>{question}</h3>{image}<dl>{said}</dl></article>")
+    return _section("Examples", "".join(cards)) if cards else ""
+
+
+def _notes(report: Values) -> str:
+    notes = [f"{run['id']}: {run['note']}" for run in report["runs"] if run["note"]]
+    notes += [f"{item['run']} was skipped: {item['reason']}" for item in report["skipped"]]
+    for run in report["runs"]:
+        notes += [f"{run['id']}: {n} answers failed: {error}" for error, n in run["summary"]["errors"].items()]
+    return _section("Notes", "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>") if notes else ""
+
+
+def _machine(report: Values) -> str:
+    items = [line.removeprefix("- ").partition(": ") for line in machine_lines(report).splitlines()]
+    command = f"<dt>command</dt><dd><code>{escape(report['command'])}</code></dd>" if report["command"] else ""
+    return (
+        f"<dl>{command}{''.join(f'<dt>{escape(name)}</dt><dd>{escape(value)}</dd>' for name, _, value in items)}</dl>"
+    )

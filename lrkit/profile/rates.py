@@ -1,0 +1,124 @@
+"""What this device does at most, measured beside the model: how fast it copies memory and multiplies matrices.
+
+Place in the pipeline: `measure_rates` -> roofline.py. Through torch for a checkpoint (its device, number type and
+threads), through numpy for a bundle on a CPU. The best of several tries counts: a ceiling is no average.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from lrkit.profile.roofline import Rates
+from lrkit.provenance import num_cpus
+from lrkit.runtime.engine import Engine
+
+_LARGE_BYTES = 128 * 2**20
+"""Beyond the caches of most CPUs."""
+_SMALL_BYTES = 256 * 2**10
+_TRIES = 7
+
+
+@dataclass(frozen=True)
+class MeasuredRates:
+    """Rates, and how they were found."""
+
+    working_set_bytes: int
+    """Size of what was copied, that of the model's weights: small weights stay in a cache, and are read as fast."""
+    copy_bytes_per_sec: float
+    """Read and written bytes together, at the working set's size."""
+    memory_copy_bytes_per_sec: float
+    """The same for a buffer that no cache holds."""
+    matmul_flops_per_sec: float | None
+    matmul_side: int
+    """Of the square matrices."""
+    dtype: str
+    threads: int | None
+    by: str
+    """torch on ..., or numpy."""
+
+    @property
+    def rates(self) -> Rates:
+        """For roofline.py."""
+        return Rates(self.copy_bytes_per_sec, self.matmul_flops_per_sec)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def measure_rates(engine: Engine, weight_bytes: int, threads: int | None = None) -> MeasuredRates | None:
+    """The rates of what `engine` runs on; None where lrkit cannot measure them (a bundle on a provider beside cpu)."""
+    working_set = max(_SMALL_BYTES, min(weight_bytes, _LARGE_BYTES))
+    if engine.name == "torch":
+        return _by_torch(engine, working_set)
+    found: Any = engine
+    if found.sessions.provider != "cpu":
+        return None
+    return _by_numpy(working_set, threads or num_cpus())
+
+
+def _by_torch(engine: Any, working_set: int) -> MeasuredRates:
+    import torch
+
+    device = torch.device(engine.device)
+    dtype = next(engine.reasoner.model.parameters()).dtype
+    side = 4096 if device.type == "cuda" else 768
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def copy_rate(size: int) -> float:
+        source = torch.ones(size // 2, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        return _best(lambda: (target.copy_(source), wait()), size)
+
+    left = torch.randn(side, side, dtype=torch.float32, device=device).to(dtype)
+    with torch.inference_mode():
+        flops = _best(lambda: (left @ left, wait()), 2 * side**3)
+    return MeasuredRates(
+        working_set, copy_rate(working_set), copy_rate(_LARGE_BYTES), flops, side,
+        str(dtype).removeprefix("torch."), torch.get_num_threads() if device.type == "cpu" else None,
+        f"torch on {device}",
+    )  # fmt: skip
+
+
+def _by_numpy(working_set: int, threads: int) -> MeasuredRates:
+    with ThreadPoolExecutor(threads) as pool:
+
+        def copy_rate(size: int) -> float:
+            part = max(1, size // 2 // threads)
+            pairs = [(np.ones(part, np.uint8), np.empty(part, np.uint8)) for _ in range(threads)]
+
+            def copy() -> None:
+                # numpy copies without the interpreter's lock, so threads add up.
+                list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), pairs))
+
+            return _best(copy, 2 * part * threads)
+
+        side = 768
+        left = np.random.default_rng(0).standard_normal((side, side), dtype=np.float32)
+        flops = _best(lambda: left @ left, 2 * side**3)
+        return MeasuredRates(
+            working_set, copy_rate(working_set), copy_rate(_LARGE_BYTES), flops, side, "float32", threads, "numpy"
+        )
+
+
+def _best(work: Callable[[], object], amount: float) -> float:
+    """Amount per second of the fastest try; short work is repeated until a try takes a millisecond."""
+    work()
+    started = time.perf_counter()
+    work()
+    once = max(1e-7, time.perf_counter() - started)
+    loops = max(1, round(1e-3 / once))
+    fastest = float("inf")
+    for _ in range(_TRIES):
+        started = time.perf_counter()
+        for _ in range(loops):
+            work()
+        fastest = min(fastest, (time.perf_counter() - started) / loops)
+    return amount / fastest

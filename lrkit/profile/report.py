@@ -1,0 +1,310 @@
+"""The report: one JSON document with everything, from which Markdown and HTML are rendered.
+
+Place in the pipeline: measure.py, statistics.py, roofline.py -> `build_report` -> report.json -> markdown.py, html.py.
+The keys are explained in profiles/README.md; a change of their meaning raises `SCHEMA`.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from lrkit.data.sample import Sample
+from lrkit.environment import nvidia_gpus, onnxruntime_providers
+from lrkit.errors import DataError, LrkitError
+from lrkit.profile.cases import Case, Cases, Model, settings_of
+from lrkit.profile.devices import load_sheet, plan
+from lrkit.profile.measure import Session
+from lrkit.profile.meters import clock_cost, machine_state
+from lrkit.profile.phases import phase_source
+from lrkit.profile.rates import MeasuredRates, measure_rates
+from lrkit.profile.roofline import ModelCounts, Work, ceilings, count_model, phase_work
+from lrkit.profile.statistics import COUNTERS, compare_runs, summarize_run
+from lrkit.profile.suite import Suite
+from lrkit.provenance import collect, memory_bytes
+
+SCHEMA = 1
+Report = dict[str, Any]
+_TRACE_WIDTH, _TRACE_COLORS = 900, 48
+"""Traces are kept small: an HTML report must stay below 2 MB."""
+
+
+@dataclass
+class Context:
+    """What a report needs beside the measurements."""
+
+    suite: Suite
+    models: Sequence[Model]
+    cases: Cases
+    samples: Sequence[Sample]
+    command: str
+    started: Mapping[str, Any]
+    """`machine_state()` before the first question."""
+    plan_for: Sequence[str] = ()
+    """Device sheets."""
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """More keys of the report, such as the sweep."""
+
+
+def build_report(context: Context, session: Session) -> Report:
+    """Everything, as plain JSON values."""
+    cases = context.cases.cases
+    runs = [_run(case, session) for case in cases]
+    counted = {case.id: count_model(case.engine) for case in cases}
+    rates = _rates(context.models, cases, counted)
+    work = {run["id"]: _work(counted[run["id"]], run["summary"]) for run in runs}
+    for run, case in zip(runs, cases, strict=True):
+        run["ceilings"] = _ceilings(case, run["summary"], work[case.id], rates[case.model])
+    pairs = _pairs(cases, session)
+    report: Report = {
+        "schema": SCHEMA,
+        "kind": "profile",
+        "partial": session.partial,
+        "headline": None,
+        "command": context.command,
+        "suite": context.suite.model_dump(mode="json"),
+        "models": [_model(model, rates[index]) for index, model in enumerate(context.models)],
+        "machine": _machine(context.started),
+        "timer": _timer(runs),
+        "energy_source": session.energy_source,
+        "skipped": context.cases.skipped,
+        "runs": runs,
+        "pairs": pairs,
+        "plan": [plan(name, load_sheet(name), work) for name in context.plan_for],
+        "sweep": None,
+        "examples": [] if session.partial else _examples(cases, context.samples[: context.suite.gallery]),
+        **context.extra,
+        "provenance": collect(),
+    }
+    report["figures"] = figures(report)
+    report["headline"] = headline(report)
+    return report
+
+
+def headline(report: Report) -> str | None:
+    """What latents bought over explicit steps, in one sentence; None unless both were measured."""
+    pair = next((p for p in report["pairs"] if p["mode"] == "cot" and p["reference_mode"] == "latent"), None)
+    if pair is None or pair["latency_ratio"]["value"] is None:
+        return None
+    steps, latency, difference = pair["ar_steps_ratio"]["value"], pair["latency_ratio"], pair["accuracy_difference"]
+    fewer = "" if not steps else f"{_times_word(steps, 'fewer', 'more')} autoregressive steps, "
+    speed = _times_word(latency["value"], "faster", "slower")
+    sentence = f"latent against chain of thought: {fewer}{speed}"
+    if difference is None or difference["difference"] is None:
+        return sentence
+    points, low, high = (100 * difference[key] for key in ("difference", "low", "high"))
+    word = "equal accuracy" if points == 0 else f"{abs(points):.1f} points {'lower' if points < 0 else 'higher'}"
+    return f"{sentence}, {word} (95% interval {low:+.1f} to {high:+.1f}, {pair['samples']} questions)"
+
+
+def figures(report: Report) -> dict[str, dict[str, float | int | None]]:
+    """run -> name -> value: what `--fail-if` may ask for. A pair is a run named cot_over_latent."""
+    found: dict[str, dict[str, float | int | None]] = {}
+    for run in report["runs"]:
+        s = run["summary"]
+        latency = {f"{key}_ms": _milli(s["latency_sec"][key]) for key in ("mean", "median", "p90", "p95", "p99", "max")}
+        found[run["id"]] = {
+            **latency,
+            "first_token_ms": _milli(s["first_token_sec"]["median"]),
+            **{name: s[name]["mean"] for name in COUNTERS},
+            "accuracy": s["accuracy"]["value"],
+            "failures": s["failures"],
+            "rss_peak_mb": None if s["rss_peak_bytes"] is None else s["rss_peak_bytes"] / 1e6,
+            "energy_joule": s["energy_joule"]["mean"],
+        }
+    for pair in report["pairs"]:
+        difference = pair["accuracy_difference"]
+        found[f"{pair['run']}_over_{pair['reference']}"] = {
+            "latency": pair["latency_ratio"]["value"],
+            "ar_steps": pair["ar_steps_ratio"]["value"],
+            "accuracy_points": None if difference is None else _times(100, difference["difference"]),
+        }
+    return found
+
+
+def write_report(report: Report, file: Path) -> None:
+    """Writes JSON, one line per answer, through a temporary neighbour so that no half file is left."""
+    bare = {**report, "runs": [{**run, "rows": []} for run in report["runs"]]}
+    text = json.dumps(bare, indent=1, allow_nan=False)
+    for run in report["runs"]:
+        rows = ",\n".join("    " + json.dumps(row, allow_nan=False) for row in run["rows"])
+        text = text.replace('"rows": []', f'"rows": [\n{rows}\n   ]' if rows else '"rows": [ ]', 1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    staging = file.with_name(f".{file.name}.writing")
+    staging.write_text(text + "\n", encoding="utf-8")
+    staging.replace(file)
+
+
+def read_report(file: Path) -> Report:
+    """A report that `write_report` wrote.
+
+    Raises:
+        DataError: no such file, no report, or one of a later schema.
+    """
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}); give a report.json of lrkit profile") from error
+    except ValueError as error:
+        raise DataError(f"{file}: is no JSON ({error}); give a report.json of lrkit profile") from error
+    if not isinstance(report, dict) or cast(Report, report).get("kind") != "profile":
+        raise DataError(f"{file}: is no report of lrkit profile; give its report.json")
+    found = cast(Report, report)
+    if found["schema"] > SCHEMA:
+        raise DataError(f"{file}: has schema {found['schema']}, this lrkit reads up to {SCHEMA}; update lrkit")
+    return found
+
+
+def _run(case: Case, session: Session) -> Report:
+    rows, source = session.rows[case.id], phase_source(case)
+    differences = session.differences.get(case.id, [])
+    return {
+        "id": case.id,
+        "model": case.model,
+        "mode": case.options.mode,
+        "settings": case.settings.model_dump(mode="json"),
+        "threads": case.threads,
+        "note": case.note,
+        "summary": summarize_run(rows, source, differences),
+        "ceilings": None,
+        "differences": differences,
+        "rows": [row.to_dict() for row in rows],
+    }
+
+
+def _pairs(cases: Sequence[Case], session: Session) -> list[Report]:
+    """Each model's runs against its first latent one, and the later models' first latent run against the first's."""
+    firsts: dict[int, Case] = {}
+    for case in cases:
+        if case.options.mode == "latent":
+            firsts.setdefault(case.model, case)
+    wanted = [(case, firsts[case.model]) for case in cases if case.model in firsts and case is not firsts[case.model]]
+    across = list(firsts.values())
+    wanted += [(case, across[0]) for case in across[1:]]
+    return [
+        {
+            "run": case.id,
+            "reference": reference.id,
+            "mode": case.options.mode,
+            "reference_mode": reference.options.mode,
+            **compare_runs(session.rows[case.id], session.rows[reference.id]),
+        }
+        for case, reference in wanted
+    ]
+
+
+def _rates(
+    models: Sequence[Model], cases: Sequence[Case], counted: Mapping[str, ModelCounts]
+) -> list[MeasuredRates | None]:
+    found: list[MeasuredRates | None] = []
+    for index, model in enumerate(models):
+        own = [case for case in cases if case.model == index]
+        weights = int(sum(counted[own[0].id].weight_bytes.values())) if own else 0
+        found.append(measure_rates(model.reasoner.engine, weights, model.choice.threads))
+    return found
+
+
+def _work(counts: ModelCounts, summary: Report) -> dict[str, Work]:
+    return phase_work(counts, {name: summary[name]["mean"] for name in COUNTERS})
+
+
+def _ceilings(case: Case, summary: Report, work: Mapping[str, Work], rates: MeasuredRates | None) -> Report | None:
+    if rates is None:
+        return None
+    return ceilings(work, summary["phases_sec"], rates.rates, together=phase_source(case) == "differences")
+
+
+def _model(model: Model, rates: MeasuredRates | None) -> Report:
+    engine: Any = model.reasoner.engine
+    torch_engine = engine.name == "torch"
+    counts = count_model(engine)
+    return {
+        "name": model.name,
+        "path": model.choice.path,
+        "engine": engine.name,
+        "device": engine.device if torch_engine else engine.sessions.provider,
+        "precision": str(next(engine.reasoner.model.parameters()).dtype).removeprefix("torch.")
+        if torch_engine
+        else engine.entry.precision,
+        "threads": model.choice.threads,
+        "weight_bytes": counts.weight_bytes,
+        "counting_notes": list(counts.notes),
+        "bundle_bytes": None if torch_engine else engine.bundle.num_bytes,
+        "load_sec": model.load_seconds,
+        "load_rss_bytes": model.load_bytes,
+        "settings": settings_of(engine).model_dump(mode="json"),
+        "rates": None if rates is None else rates.to_dict(),
+    }
+
+
+def _machine(started: Mapping[str, Any]) -> Report:
+    return {
+        "memory_bytes": memory_bytes(),
+        "gpus": nvidia_gpus(),
+        "onnxruntime_providers": onnxruntime_providers(),
+        "at_start": dict(started),
+        "at_end": machine_state(),
+    }
+
+
+def _timer(runs: Sequence[Report]) -> Report:
+    """Two readings of the clock bound a phase."""
+    cost = clock_cost()
+    phases = [
+        (summary["median"], f"{run['id']} {name}")
+        for run in runs
+        for name, summary in run["summary"]["phases_sec"].items()
+        if name != "other" and summary["median"] and summary["median"] > 0
+    ]
+    smallest = min(phases, default=(None, None))
+    share = None if smallest[0] is None else 2 * cost / smallest[0]
+    return {"reading_sec": cost, "smallest_phase_sec": smallest[0], "smallest_phase": smallest[1], "share": share}
+
+
+def _examples(cases: Sequence[Case], samples: Sequence[Sample]) -> list[Report]:
+    """The first questions once more, with every run's answer and the latent run's picture of where it looked."""
+    found: list[Report] = []
+    for sample in samples:
+        entry: Report = {"question": sample.question, "expected": sample.answer, "answers": {}, "trace_png": None}
+        for case in cases:
+            try:
+                asked = case.reasoner.ask(
+                    sample.images, sample.question, case.options.mode, max_new_tokens=case.options.max_new_tokens,
+                    max_latent_steps=case.options.max_latent_steps, halting=case.options.halting,
+                )  # fmt: skip
+            except LrkitError:
+                continue  # the rows say so
+            entry["answers"][case.id] = {"text": asked.text, "ar_steps": asked.ar_steps}
+            if asked.mode == "latent" and entry["trace_png"] is None and asked.images:
+                entry["trace_png"] = _trace(asked)
+        found.append(entry)
+    return found
+
+
+def _trace(answer: Any) -> str:
+    """The drawn trace as a small PNG in base 64."""
+    from PIL import Image
+
+    from lrkit.runtime.trace import draw_trace
+
+    page = draw_trace(answer)
+    if page.width > _TRACE_WIDTH:
+        page = page.resize((_TRACE_WIDTH, round(page.height * _TRACE_WIDTH / page.width)), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    page.quantize(_TRACE_COLORS, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _times_word(ratio: float, above: str, below: str) -> str:
+    return f"{ratio:.1f}x {above}" if ratio >= 1 else f"{1 / ratio:.1f}x {below}"
+
+
+def _milli(seconds: float | None) -> float | None:
+    return _times(1000, seconds)
+
+
+def _times(factor: float, value: float | None) -> float | None:
+    return None if value is None else factor * value

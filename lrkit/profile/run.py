@@ -1,0 +1,68 @@
+"""`profile_models`: from models and a suite to a report. What `lrkit profile` calls, and what a program may call.
+
+Place in the pipeline: suite.py -> cases.py -> measure.py -> report.py; the files of the report are written by `save`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lrkit.data.sample import Sample
+from lrkit.evaluate.benchmarks import load_samples
+from lrkit.profile.cases import Model, ModelChoice, make_cases, open_model, unique_names
+from lrkit.profile.html import render_html
+from lrkit.profile.markdown import render_markdown
+from lrkit.profile.measure import OnProgress, measure
+from lrkit.profile.meters import machine_state
+from lrkit.profile.report import Context, Report, build_report, write_report
+from lrkit.profile.suite import Suite
+from lrkit.profile.sweep import Axes, judge_sweep, with_sweep
+
+
+def profile_models(
+    choices: Sequence[ModelChoice | Model],
+    suite: Suite,
+    *,
+    command: str = "",
+    plan_for: Sequence[str] = (),
+    axes: Axes | None = None,
+    on_progress: OnProgress | None = None,
+) -> Report:
+    """Measures every run of the suite for every model, interleaved; Ctrl-C gives the report of what was measured.
+
+    Raises:
+        UserError: a model, a sample set or a device sheet that is not there, or no run that could be measured.
+    """
+    started = machine_state()
+    chosen = with_sweep(suite, axes) if axes else suite
+    samples = draw_samples(suite)
+    names = unique_names([choice.choice if isinstance(choice, Model) else choice for choice in choices])
+    models = [
+        choice if isinstance(choice, Model) else open_model(choice, name)
+        for choice, name in zip(choices, names, strict=True)
+    ]
+    cases = make_cases(models, chosen)
+    session = measure(cases.cases, samples, chosen, on_progress)
+    report = build_report(Context(chosen, models, cases, samples, command, started, plan_for), session)
+    if axes:
+        report["sweep"] = judge_sweep(report, axes)
+    return report
+
+
+def draw_samples(suite: Suite) -> list[Sample]:
+    """The suite's questions; a sample without a name gets its place in its set."""
+    found: list[Sample] = []
+    for chosen in suite.samples:
+        drawn = load_samples(chosen.data, chosen.count, seed=chosen.seed)
+        found += [s if s.id else replace(s, id=f"{Path(chosen.data).stem}-{i}") for i, s in enumerate(drawn)]
+    return found
+
+
+def save(report: Report, folder: Path) -> list[Path]:
+    """Writes report.json, report.md and report.html into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"report.{ending}" for ending in ("json", "md", "html")]
+    write_report(report, files[0])
+    files[1].write_text(render_markdown(report), encoding="utf-8")
+    files[2].write_text(render_html(report), encoding="utf-8")
+    return files

@@ -1,0 +1,121 @@
+"""Tries settings of the latent mode against each other and names the one to use on this device.
+
+Place in the pipeline: `--sweep replay_tokens=0,4,8 --sweep threads=1,2` -> runs added to the suite -> `judge_sweep`.
+
+Recommended is the fastest setting whose accuracy is not measurably below that of the most accurate one, on the same
+questions (McNemar, p at least 0.05; without answers the fastest).
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from lrkit.errors import UserError, did_you_mean
+from lrkit.evaluate.scorer import compare_paired
+from lrkit.profile.suite import RunSettings, Suite
+
+KEYS = ("replay_tokens", "max_latent_steps", "halting", "routing_depth", "threads")
+_MOST_SETTINGS = 48
+_ALPHA = 0.05
+
+Axes = Mapping[str, Sequence[int | str]]
+
+
+def parse_axes(given: Sequence[str]) -> Axes:
+    """key=a,b,c -> values.
+
+    Raises:
+        UserError: another form, an unknown key, or one named twice.
+    """
+    axes: dict[str, list[int | str]] = {}
+    for text in given:
+        key, equals, values = text.partition("=")
+        if not equals or not values:
+            raise UserError(f"--sweep {text!r}: is no setting; write it as in replay_tokens=0,4,8")
+        if key not in KEYS:
+            raise UserError(f"--sweep: unknown setting {key!r}; known: {', '.join(KEYS)}{did_you_mean(key, KEYS)}")
+        if key in axes:
+            raise UserError(f"--sweep: {key} is named twice; give all its values at once, as in {key}=1,2")
+        axes[key] = [yaml.safe_load(value) for value in values.split(",")]
+    return axes
+
+
+def with_sweep(suite: Suite, axes: Axes) -> Suite:
+    """The suite with a run for every combination of the settings.
+
+    Raises:
+        UserError: more combinations than can be measured side by side, or a value that is not allowed.
+    """
+    combinations = list(itertools.product(*axes.values()))
+    if len(combinations) > _MOST_SETTINGS:
+        raise UserError(f"--sweep makes {len(combinations)} settings, above {_MOST_SETTINGS}; give fewer values")
+    added: list[RunSettings] = []
+    for values in combinations:
+        settings = dict(zip(axes, values, strict=True))
+        name = ",".join(f"{key}={value}" for key, value in settings.items())
+        try:
+            added.append(RunSettings.model_validate({"name": name, "mode": "latent", **settings}, strict=True))
+        except ValueError as error:
+            message = str(error).splitlines()[2].strip() if len(str(error).splitlines()) > 2 else str(error)
+            raise UserError(f"--sweep {name}: {message}") from error
+    return suite.model_copy(update={"runs": (*suite.runs, *added)})
+
+
+def judge_sweep(report: Mapping[str, Any], axes: Axes) -> dict[str, Any]:
+    """The settings measured, which of them no other beats in both accuracy and latency, and the one to use."""
+    runs = [run for run in report["runs"] if _settings(run, axes) is not None]
+    points = [
+        {
+            "run": run["id"],
+            "settings": _settings(run, axes),
+            "accuracy": run["summary"]["accuracy"]["value"],
+            "latency_sec": run["summary"]["latency_sec"]["median"],
+            "ar_steps": run["summary"]["ar_steps"]["mean"],
+        }
+        for run in runs
+    ]
+    for point in points:
+        point["pareto"] = not any(_beats(other, point) for other in points)
+    best, reason = _recommend(runs)
+    return {"axes": {key: list(values) for key, values in axes.items()}, "points": points, "use": best, "why": reason}
+
+
+def _settings(run: Mapping[str, Any], axes: Axes) -> dict[str, Any] | None:
+    """Of a run that the sweep added; None for a run of the suite."""
+    values = {key: run["settings"][key] for key in axes}
+    return None if any(value is None for value in values.values()) else values
+
+
+def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    if None in (one["latency_sec"], other["latency_sec"]):
+        return one["latency_sec"] is not None
+    right = [point["accuracy"] or 0.0 for point in (one, other)]
+    no_worse = right[0] >= right[1] and one["latency_sec"] <= other["latency_sec"]
+    return no_worse and (right[0] > right[1] or one["latency_sec"] < other["latency_sec"])
+
+
+def _recommend(runs: Sequence[Mapping[str, Any]]) -> tuple[str | None, str]:
+    usable = [run for run in runs if run["summary"]["latency_sec"]["median"] is not None]
+    if not usable:
+        return None, "no setting could be measured"
+    top = max(usable, key=lambda run: run["summary"]["accuracy"]["value"] or 0.0)
+    kept = [run for run in usable if not _measurably_below(run, top)]
+    fastest = min(kept, key=lambda run: run["summary"]["latency_sec"]["median"])
+    if top["summary"]["accuracy"]["value"] is None:
+        return fastest["id"], "the fastest; the suite has no answers to compare"
+    questions = top["summary"]["accuracy"]["total"]
+    return fastest["id"], (
+        f"the fastest of {len(kept)} settings whose accuracy is not measurably below the best, {top['id']} "
+        f"({questions} questions, McNemar p >= {_ALPHA})"
+    )
+
+
+def _measurably_below(run: Mapping[str, Any], top: Mapping[str, Any]) -> bool:
+    tables = [{row["sample"]: row["correct"] for row in one["rows"] if row["repeat"] == 0} for one in (top, run)]
+    shared = [s for s in tables[0] if s in tables[1] and tables[0][s] is not None and tables[1][s] is not None]
+    if not shared:
+        return False
+    compared = compare_paired([tables[0][s] for s in shared], [tables[1][s] for s in shared])
+    return (compared.difference or 0.0) > 0 and compared.p_value is not None and compared.p_value < _ALPHA
