@@ -88,7 +88,7 @@ def build(shape: Shape):  # type: ignore[no-untyped-def]
     for name, parameter in reasoner.named_parameters():
         if "lora_B" in name or "step_encoding" in name:
             torch.nn.init.normal_(parameter, std=0.02)
-    side = int(shape.visual_tokens**0.5)
+    side = next(s for s in range(int(shape.visual_tokens**0.5), 0, -1) if shape.visual_tokens % s == 0)
     grid = (1, 2 * side, 2 * (shape.visual_tokens // side))
     prompts = []
     for _ in range(shape.batch):

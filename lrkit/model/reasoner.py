@@ -115,7 +115,7 @@ class LatentReasoner(nn.Module):
         if replayed is not None:
             embeds = torch.cat([replayed.tokens_BKD, embeds], dim=1)
             valid = torch.cat([replayed.valid_BK & valid, valid], dim=1)
-        row = self._saliency_row(state, embeds)
+        row = None if state.saliency_BV is None else SaliencyRow()
         hidden = run_chunk(
             self.backbone,
             self.routing,
@@ -176,12 +176,6 @@ class LatentReasoner(nn.Module):
         state.visited_BV = state.visited_BV | found.selected_BV
         state.replays.append(found)
         return found
-
-    def _saliency_row(self, state: Sequences, embeds_BSD: Tensor) -> SaliencyRow | None:
-        if state.saliency_BV is None:
-            return None
-        batch, size = embeds_BSD.shape[:2]
-        return SaliencyRow(torch.full((batch,), size - 1, device=embeds_BSD.device))
 
     def _positions(self, state: Sequences, valid_BS: Tensor) -> Tensor:
         """(3, B, S): real tokens count on from the largest position so far, equal in all sections. Updates `state`."""

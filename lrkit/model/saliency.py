@@ -25,8 +25,8 @@ ATTENTION = "lrkit_sdpa"
 class SaliencyRow:
     """Collects, over the layers of one chunk, the attention probabilities of one position per sample."""
 
-    last_B: Tensor
-    """Index within the chunk of the position whose row is read, per sample."""
+    last_B: Tensor | None = None
+    """Index within the chunk of the position whose row is read, per sample; None: the last of the chunk."""
     total_BN: Tensor | None = None
     """Sum over the layers seen so far of the head-averaged row."""
     num_layers: int = field(default=0)
@@ -40,18 +40,23 @@ class SaliencyRow:
     ) -> None:
         """Adds one layer's row; `mask_B1SN` is True where attention is allowed, or None for plain causal."""
         batch, num_heads, _, width = query_BHSD.shape
-        rows = self.last_B.view(-1, 1, 1, 1)
-        last_BH1D = query_BHSD.gather(2, rows.expand(batch, num_heads, 1, width))
+        last_BH1D = self._last(query_BHSD)
         num_key_heads = key_BHND.shape[1]
         grouped = last_BH1D.reshape(batch, num_key_heads, num_heads // num_key_heads, width)
         score_BHGN = (grouped @ key_BHND.transpose(2, 3)).float() * scaling
         if mask_B1SN is not None:
-            mask = mask_B1SN.expand(batch, -1, -1, -1)
-            row_B11N = mask.gather(2, rows.expand(batch, 1, 1, mask.shape[-1]))
+            row_B11N = self._last(mask_B1SN.expand(batch, -1, -1, -1))
             score_BHGN = score_BHGN.masked_fill(~row_B11N, float("-inf"))
         row_BN = score_BHGN.softmax(-1).mean((1, 2))
         self.total_BN = row_BN if self.total_BN is None else self.total_BN + row_BN
         self.num_layers += 1
+
+    def _last(self, x_BxSx: Tensor) -> Tensor:
+        """The row's position alone, of the axis before the last."""
+        if self.last_B is None:
+            return x_BxSx[:, :, -1:]
+        rows = self.last_B.view(-1, 1, 1, 1).expand(-1, x_BxSx.shape[1], 1, x_BxSx.shape[3])
+        return x_BxSx.gather(2, rows)
 
     def mean(self) -> Tensor:
         """(B, N) attention probability averaged over layers and heads."""
