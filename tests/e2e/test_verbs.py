@@ -55,7 +55,8 @@ def test_ask_prints_the_answer_and_draws_where_it_looked(rooms, tmp_path, capsys
     told = json.loads(history.read_text())
     assert told["latent_steps"] == len(told["regions"]) == 3
     assert all(0 <= region["box"][0] < 80 for step in told["regions"] for region in step)
-    assert Image.open(trace).width > Image.open(picture).width
+    with Image.open(trace) as drawn, Image.open(picture) as board:
+        assert drawn.width > board.width
 
 
 def test_a_checkpoint_without_the_mode_asked_for_falls_back_on_itself(rooms, capsys):
@@ -69,7 +70,7 @@ def test_a_checkpoint_without_the_mode_asked_for_falls_back_on_itself(rooms, cap
     [
         (("ask", "tinny", "where?"), "did you mean 'tiny'"),
         (("ask", "tiny", "--image", "missing.png", "Take 1 hop."), "missing.png"),
-        (("ask", "tiny", "--mode", "fast", "Take 1 hop."), "unknown mode fast; give any of latent, cot, direct"),
+        (("ask", "tiny", "--mode", "fast", "Take 1 hop."), "unknown mode 'fast'; give any of latent, cot, direct"),
         (("ask", "tiny", "Sing a song"), "vocabulary lacks"),
         (("eval", "tiny", "--data", "trail:mian"), "did you mean 'trail:main'"),
         (("eval", "tiny", "--data", "nothing.jsonl"), "nothing.jsonl is no file"),
