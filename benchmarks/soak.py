@@ -158,7 +158,8 @@ def write(output: Path, rows: list[Row], report: dict[str, Any]) -> None:
         return
     axes = (figure := Figure(figsize=(7, 3.2), layout="constrained")).subplots()
     axes.plot([row[0] for row in rows], [row[2] / 1e6 for row in rows], linewidth=1)
-    axes.set(xlabel="questions answered", ylabel="resident memory, MB", ylim=(0, None))
+    top = 1.2 * report["resident_bytes_largest"] / 1e6
+    axes.set(xlabel="questions answered", ylabel="resident memory, MB", ylim=(0, top))
     axes.set_title(f"{report['workers']} threads on one reasoner")
     figure.savefig(output.with_suffix(".png"), dpi=150)
 
