@@ -1,8 +1,8 @@
 """The cached, batched reasoner against the full recompute of reference.py, over the settings of the method.
 
-Each case runs a sample with one picture, one with two, and one without, with other prompt lengths and latent counts, all
-in one padded batch; the reference reads each alone. Tolerance in float32: 1e-5 of the largest value compared (logits
-reach 10); measured worst: 7e-6 of it. Float64 would not be sharper than half of that: the backbone's norms and rotations
+Each case runs a sample with one picture, one with two, and one without, with other prompt lengths and latent counts, in
+one padded batch; the reference reads each alone. Tolerance in float32: 1e-5 of the largest value compared (logits reach
+10); measured worst: 7e-6 of it. Float64 would not be sharper than half of that: the backbone's norms and rotations
 compute in float32.
 """
 

@@ -191,6 +191,18 @@ def test_speech_of_one_token_has_a_loss() -> None:
     assert int(loss.num_tokens) == 2 and bool(loss.total.isfinite())
 
 
+@torch.no_grad()
+def test_prompts_of_more_than_3000_tokens_work_and_padding_them_in_changes_nothing() -> None:
+    """The release crashes there."""
+    reasoner = rich_reasoner(settings(**FULL))
+    long = prompt(5, ((1, 4, 6),), 3100)
+    both = batch([PROMPTS[3], long], num_latents=[1, 1], speech=[SPEECH[3], SPEECH[1]])
+    alone = batch([PROMPTS[3]], num_latents=[1], speech=[SPEECH[3]])
+    together = speech(run_steps(reasoner, both), both)
+    assert bool(together[1].isfinite().all())
+    torch.testing.assert_close(together[0], speech(run_steps(reasoner, alone), alone)[0], rtol=0, atol=2e-5)
+
+
 def test_image_tokens_without_images_are_refused() -> None:
     reasoner, chosen = rich_reasoner(settings(**FULL)), made([0])
     chosen.pixel_values = None
