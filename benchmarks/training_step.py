@@ -49,7 +49,7 @@ def build(shape: Shape):  # type: ignore[no-untyped-def]
     from lrkit.model.backbones.qwen2_vl import Qwen2VLBackbone
     from lrkit.model.build import build_reasoner
     from lrkit.model.settings import ReasonerSettings
-    from tests.tiny import EOS, IMAGE, LATENT, PAD, VISION_END, VISION_START, Prompt, batch
+    from tests.tiny import EOS, IMAGE, LATENT, PAD, VISION_END, VISION_START
 
     torch.manual_seed(0)
     half = shape.hidden_size // shape.num_heads // 2
@@ -88,6 +88,15 @@ def build(shape: Shape):  # type: ignore[no-untyped-def]
     for name, parameter in reasoner.named_parameters():
         if "lora_B" in name or "step_encoding" in name:
             torch.nn.init.normal_(parameter, std=0.02)
+    return reasoner.train(), draw_batch(shape)
+
+
+def draw_batch(shape: Shape):  # type: ignore[no-untyped-def]
+    """Random prompts with one picture each, and what is to be said after the latents."""
+    import torch
+
+    from tests.tiny import EOS, Prompt, batch
+
     side = next(s for s in range(int(shape.visual_tokens**0.5), 0, -1) if shape.visual_tokens % s == 0)
     grid = (1, 2 * side, 2 * (shape.visual_tokens // side))
     prompts = []
@@ -95,7 +104,7 @@ def build(shape: Shape):  # type: ignore[no-untyped-def]
         text = tuple(torch.randint(8, shape.vocabulary - 1, (shape.text_tokens,)).tolist())
         prompts.append(Prompt((grid,), text, torch.randn(4 * shape.visual_tokens, 96)))
     speech = [[*torch.randint(8, 500, (shape.spoken_tokens - 1,)).tolist(), EOS] for _ in prompts]
-    return reasoner.train(), batch(prompts, num_latents=[shape.latent_steps] * shape.batch, speech=speech)
+    return batch(prompts, num_latents=[shape.latent_steps] * shape.batch, speech=speech)
 
 
 def work(which: str, shape: Shape) -> None:

@@ -206,12 +206,7 @@ class Reference:
         update = torch.zeros_like(u)
         for d in range(routing.depth):
             if d > 0:
-                gate = [torch.zeros((), dtype=u.dtype)] * len(tokens)
-                for chunk, _, _ in spans:
-                    mine = [i for i in range(len(tokens)) if owner[i] == chunk and running[i]]
-                    if mine:
-                        for i, g in zip(mine, self.gates(layer, u[mine]), strict=True):
-                            gate[i] = g
+                gate = self.deeper_gates(layer, u, owner, running)
             if routing.threshold > 0:
                 running = [on and float(g) >= routing.threshold for on, g in zip(running, gate, strict=True)]
             if not any(running):
@@ -226,6 +221,16 @@ class Reference:
         hidden_SD = hidden_SD.clone()
         hidden_SD[tokens] = hidden_SD[tokens] + update
         return hidden_SD
+
+    def deeper_gates(self, layer: int, u: Tensor, owner: list[int], running: list[bool]) -> list[Tensor]:
+        """Gates of the tokens that still run, read anew and normalised within their own chunk; 0 for the others."""
+        gate = [torch.zeros((), dtype=u.dtype)] * len(owner)
+        for chunk in sorted(set(owner)):
+            mine = [i for i in range(len(owner)) if owner[i] == chunk and running[i]]
+            if mine:
+                for i, g in zip(mine, self.gates(layer, u[mine]), strict=True):
+                    gate[i] = g
+        return gate
 
     def run(self, chunks: list[Chunk]) -> Run:
         """The whole sequence, layer by layer."""
