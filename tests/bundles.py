@@ -32,6 +32,7 @@ SETTINGS: dict[Role, ReasonerSettings] = {
 MAX_NEW_TOKENS = 6
 CAPACITY = {"max_prompt_tokens": 120, "max_patches": 200, "max_images": 2, "max_new_tokens": MAX_NEW_TOKENS}
 """A trail picture has 160 patches, so two pictures of that size are too many."""
+TARGET = Target(limits=ProgramLimits(**CAPACITY))
 QUESTION = "Take 3 hops. Which room are you in? Start in room 4"
 
 
@@ -60,6 +61,11 @@ def write_bundle(folder: Path) -> Path:
     for role, others in (("cot", {}), ("latent", {"baselines": {"cot": "../cot"}})):
         info = {"stage": role, **others}
         save_checkpoint(folder / role, tiny_reasoner(SETTINGS[role]), processor(), base=None, info=info)
-    target = Target(limits=ProgramLimits(**CAPACITY))
-    samples = trail_set("main", "test", 4)
-    return export_bundle(folder / "latent", folder / "bundle", target, samples).folder
+    return export_bundle(folder / "latent", folder / "bundle", TARGET, trail_set("main", "test", 4)).folder
+
+
+def write_step_bundle(bundle: Path) -> Path:
+    """The latent role of `bundle` once more, in the form `step`."""
+    place = bundle.parent / "step-bundle"
+    samples = trail_set("main", "test", 2)
+    return export_bundle(bundle.parent / "latent", place, TARGET, samples, form="step", baselines=False).folder

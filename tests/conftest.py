@@ -14,6 +14,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("exported"))
 
 
+@pytest.fixture(scope="session")
+def step_bundle(bundle: Path) -> Path:
+    """The latent role of `bundle` in the form `step`, driven by the host. Shared, like `bundle`."""
+    from tests.bundles import write_step_bundle
+
+    return write_step_bundle(bundle)
+
+
 @pytest.fixture
 def own_bundle(bundle: Path, tmp_path: Path) -> Path:
     """A copy of `bundle` to alter."""

@@ -119,6 +119,10 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
             yield f"{BUNDLE_FILE} names the file {name!r}, which lies outside the bundle; do not use this bundle"
     if not manifest.programs:
         yield f"{BUNDLE_FILE} names no program; export the checkpoint again"
+    for role, entry in manifest.programs.items():
+        if (entry.spec.form == "step") != bool(entry.steps):
+            given = f"the form {entry.spec.form} and {len(entry.steps)} steps"
+            yield f"{BUNDLE_FILE} gives the {role} program {given}; {_AGAIN}"
     for user, name in dict.fromkeys(_used(manifest)):
         if name not in manifest.files:
             yield f"{BUNDLE_FILE} has no entry for {name}, which {user} needs; {_AGAIN}"

@@ -16,6 +16,7 @@ from lrkit.runtime.engine import AskOptions
 from lrkit.runtime.ort import OrtEngine
 from lrkit.runtime.providers import available_providers, choose_provider
 from lrkit.runtime.session import Reasoner
+from lrkit.runtime.steps import StepSession
 from tests.bundles import CAPACITY, MAX_NEW_TOKENS, QUESTION, picture, torch_reasoner
 
 
@@ -213,12 +214,40 @@ def test_a_program_other_than_declared(own_bundle: Path) -> None:
         Reasoner.open(own_bundle).baseline("cot").prepare()
 
 
-def test_a_program_of_the_step_form_is_refused(own_bundle: Path) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_the_step_form_answers_alike(reasoner: Reasoner, step_bundle: Path, mode: Mode) -> None:
+    stepped = Reasoner.load(step_bundle, threads=1)
+    for image in (picture(), None):
+        assert facts(stepped.ask(image, QUESTION, mode)) == facts(reasoner.ask(image, QUESTION, mode))
+
+
+def test_the_step_form_streams_while_it_speaks(step_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reasoner = Reasoner.load(step_bundle, threads=1)
+    engine = engine_of(reasoner)
+    steps: list[str] = []
+    run_step = StepSession._step
+
+    def counted(self: StepSession, name: str, *rest: object) -> object:
+        steps.append(name)
+        return run_step(self, name, *rest)
+
+    monkeypatch.setattr(StepSession, "_step", counted)
+    fed: list[int] = []
+    prompt = engine.processor.encode_prompt([picture()], QUESTION)
+    (told,) = engine.generate([prompt], AskOptions(), lambda tokens: fed.append(steps.count("speak")))
+    assert steps[:4] == ["prompt", "think", "think", "think"]
+    assert fed == list(range(len(told.token_ids))), "each token is out before the next is computed"
+    pieces: list[str] = []
+    answer = reasoner.ask(picture(), QUESTION, on_text=pieces.append)
+    assert "".join(pieces).strip() == answer.text != ""
+
+
+def test_a_form_without_its_graphs(own_bundle: Path) -> None:
     path = own_bundle / "bundle.json"
     manifest = json.loads(path.read_text())
     manifest["programs"]["latent"]["spec"]["form"] = "step"
     path.write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="its latent program has the form 'step'"):
+    with pytest.raises(BundleError, match="gives the latent program the form step and 0 steps"):
         Reasoner.load(own_bundle)
 
 
