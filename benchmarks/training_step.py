@@ -241,6 +241,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the report here")
     parser.add_argument("--work", choices=["lrkit", "naive"], help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.pairs < 2:
+        parser.error("--pairs must be 2 or more: one pair has no spread")
     if options.work:
         work(options.work, Shape())
         return
