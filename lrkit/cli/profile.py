@@ -143,8 +143,8 @@ def _save(report: "Report", folder: Path, json_file: Path | None) -> None:
     console.print(table)
     for item in report["skipped"]:
         console.print(f"{item['run']} was skipped: {item['reason']}", markup=False)
-    if report["headline"]:
-        console.print(report["headline"], markup=False)
+    for sentence in report["headlines"]:
+        console.print(sentence, markup=False)
     if report["sweep"]:
         console.print(f"use {report['sweep']['use']}: {report['sweep']['why']}", markup=False)
     console.print("report: " + ", ".join(str(file) for file in files), markup=False)

@@ -17,6 +17,7 @@ PHASE_NAMES = {
     "speak": "speech",
     "other": "other",
 }
+_ORDER = tuple(PHASE_NAMES)
 _BAR = 26
 
 
@@ -134,7 +135,7 @@ def ceiling_bars(runs: Sequence[Values]) -> str | None:
     """Per run and phase: how much of the measured time the ceiling explains; None where none could be measured."""
     rows: list[str] = []
     for run in runs:
-        for name, found in (run["ceilings"] or {}).items():
+        for name, found in sorted((run["ceilings"] or {}).items(), key=lambda item: _ORDER.index(item[0])):
             share = found["share_of_ceiling"]
             if share is None:
                 continue

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lrkit.errors import UserError
-from lrkit.evaluate.scorer import compare_paired
 from lrkit.profile.markdown import interval, table
-from lrkit.profile.statistics import geometric_ratio, ratio_of_means
+from lrkit.profile.statistics import accuracy_difference, geometric_ratio, ratio_of_means
 
 Values = Mapping[str, Any]
 _LEAST = 0.03
@@ -67,13 +66,13 @@ def _compare(old: Values, new: Values) -> dict[str, Any]:
         for run in (old, new)
     ]
     both = [sample for sample in right[0] if sample in right[1]]
-    difference = compare_paired([right[1][s] for s in both], [right[0][s] for s in both]).to_dict() if both else None
+    answers = [[table[sample] for sample in both] for table in right]
     return {
         "latency_ratio": latency,
         "noise": noise,
         "verdict": verdict(latency, noise),
         "ar_steps_ratio": ratio_of_means([steps[1][s] for s in shared], [steps[0][s] for s in shared]),
-        "accuracy_difference": difference,
+        "accuracy_difference": accuracy_difference(answers[1], answers[0]) if both else None,
     }
 
 

@@ -66,12 +66,13 @@ def _section(name: str, content: str | None, note: str = "") -> str:
 def _head(report: Values) -> str:
     warn = '<p class="warn">Partial: the measurement was interrupted.</p>' if report["partial"] else ""
     said = report["headline"] or "No pair of a latent and a chain-of-thought run was measured."
+    more = "".join(f'<p class="lead">{escape(line)}</p>' for line in report["headlines"][1:])
     models = "".join(f"<li>{escape(_model(model))}</li>" for model in report["models"])
     where = report["machine"]["gpus"][0]["name"] if report["machine"]["gpus"] else report["provenance"]["cpu"]
     top = f"lrkit profile &middot; {escape(str(where))} &middot; {report['provenance']['time_utc'][:10]}"
     return (
-        f'<header><p class="eyebrow">{top}</p><h1>{escape(said[0].upper() + said[1:])}</h1>'
-        f"{warn}<ul>{models}</ul>{_tiles(report)}</header>"
+        f'<header><p class="eyebrow">{top}</p><h1>{escape(said)}</h1>'
+        f"{more}{warn}<ul>{models}</ul>{_tiles(report)}</header>"
     )
 
 

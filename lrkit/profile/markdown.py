@@ -10,7 +10,7 @@ def render_markdown(report: Values) -> str:
     """The whole page."""
     parts = [
         f"# {title(report)}",
-        report["headline"] and f"**{report['headline']}**",
+        "\n\n".join(f"**{said}**" for said in report["headlines"]),
         report["partial"] and "**Partial: the measurement was interrupted; figures are of what was done by then.**",
         f"Made by `{report['command']}`." if report["command"] else None,
         machine_lines(report),

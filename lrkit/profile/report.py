@@ -64,6 +64,7 @@ def build_report(context: Context, session: Session) -> Report:
         "kind": "profile",
         "partial": session.partial,
         "headline": None,
+        "headlines": [],
         "command": context.command,
         "suite": context.suite.model_dump(mode="json"),
         "models": [_model(model, rates[index]) for index, model in enumerate(context.models)],
@@ -80,19 +81,24 @@ def build_report(context: Context, session: Session) -> Report:
         "provenance": collect(),
     }
     report["figures"] = figures(report)
-    report["headline"] = headline(report)
+    report["headlines"] = headlines(report)
+    report["headline"] = next(iter(report["headlines"]), None)
     return report
 
 
-def headline(report: Report) -> str | None:
-    """What latents bought over explicit steps, in one sentence; None unless both were measured."""
-    pair = next((p for p in report["pairs"] if p["mode"] == "cot" and p["reference_mode"] == "latent"), None)
-    if pair is None or pair["latency_ratio"]["value"] is None:
-        return None
+def headlines(report: Report) -> list[str]:
+    """What latents bought over explicit steps, a sentence per model that was asked in both ways."""
+    pairs = [p for p in report["pairs"] if p["mode"] == "cot" and p["reference_mode"] == "latent"]
+    several = len(report["models"]) > 1
+    return [_headline(pair, several) for pair in pairs if pair["latency_ratio"]["value"] is not None]
+
+
+def _headline(pair: Report, several: bool) -> str:
     steps, latency, difference = pair["ar_steps_ratio"]["value"], pair["latency_ratio"], pair["accuracy_difference"]
     fewer = "" if not steps else f"{_times_word(steps, 'fewer', 'more')} autoregressive steps, "
     speed = _times_word(latency["value"], "faster", "slower")
-    sentence = f"latent against chain of thought: {fewer}{speed}"
+    model = pair["reference"].rpartition("/")[0]
+    sentence = f"{model + ': ' if several else ''}latent against chain of thought: {fewer}{speed}"
     if difference is None or difference["difference"] is None:
         return sentence
     points, low, high = (100 * difference[key] for key in ("difference", "low", "high"))

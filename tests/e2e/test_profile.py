@@ -1,0 +1,185 @@
+"""`lrkit profile` through the command line, on a tiny random checkpoint and on its bundle."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrkit.cli.main import main
+from lrkit.errors import CapacityError
+from lrkit.profile import measure as loop
+from lrkit.profile.cases import Case
+
+MODES = {"latent", "cot", "direct"}
+FEW = ("--set", "samples.0.count=2", "--set", "max_new_tokens=6", "--set", "phase_samples=1", "--set", "gallery=1")
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return left.value.code if isinstance(left.value.code, int) else 0
+
+
+@pytest.fixture(scope="module")
+def profiled(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the checkpoint beside the bundle, and of the bundle."""
+    folder = tmp_path_factory.mktemp("profile")
+    models = (bundle.parent / "latent", bundle)
+    assert run("profile", *models, "--suite", "latency", "--set", "repeats=2", *FEW, "--threads", 1, "-o", folder) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(profiled: Path) -> dict[str, Any]:
+    return json.loads((profiled / "report.json").read_text())
+
+
+def runs_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {run["id"]: run for run in report["runs"]}
+
+
+def test_both_engines_are_measured_by_the_same_code(report: dict[str, Any]) -> None:
+    runs = runs_of(report)
+    assert set(runs) == {
+        *(f"latent/{name}" for name in (*MODES, "no-replay", "no-routing")), *(f"bundle/{mode}" for mode in MODES),
+    }  # fmt: skip
+    assert [len(run["rows"]) for run in runs.values()] == [4] * 8
+    assert {item["run"] for item in report["skipped"]} == {
+        "latent/fixed", "bundle/fixed", "bundle/no-replay", "bundle/no-routing",
+    }  # fmt: skip
+    assert [model["engine"] for model in report["models"]] == ["torch", "onnxruntime"]
+    assert "direct baseline" in runs["latent/direct"]["note"] and runs["latent/cot"]["note"] is None
+
+
+def test_every_count_is_the_methods(report: dict[str, Any]) -> None:
+    """Three fixed latent steps; six spoken tokens, of which the last, cut by the limit, is not fed back."""
+    runs = runs_of(report)
+    for name, latents in (("latent", 3), ("cot", 0), ("direct", 0)):
+        for engine in ("latent", "bundle"):
+            for row in runs[f"{engine}/{name}"]["rows"]:
+                assert row["error"] is None and row["latent_steps"] == latents
+                assert row["ar_steps"] == latents + row["spoken_tokens"] - (not row["finished"])
+    same = [[row["answer"] for row in runs[f"{engine}/latent"]["rows"]] for engine in ("latent", "bundle")]
+    assert same[0] == same[1]
+    row, without = runs["latent/latent"]["rows"][0], runs["latent/no-replay"]["rows"][0]
+    assert (row["replayed_tokens"], without["replayed_tokens"]) == (12, 0)
+    assert row["depths"] == runs["bundle/latent"]["rows"][0]["depths"] == {"1": 23, "3": 23}
+    assert "depths" not in runs["latent/no-routing"]["rows"][0]
+
+
+def test_phases_add_up_and_ceilings_stand_beside_them(report: dict[str, Any]) -> None:
+    runs = runs_of(report)
+    seconds = runs["latent/latent"]["rows"][0]["seconds"]
+    assert sum(value for name, value in seconds.items() if name != "total") == pytest.approx(seconds["total"], abs=1e-6)
+    assert set(seconds) == {"total", "preprocess", "vision", "prefill", "think", "speak", "other"}
+    assert "think" not in runs["latent/cot"]["rows"][0]["seconds"]
+    assert runs["bundle/latent"]["summary"]["phase_source"] == "differences"
+    assert runs["bundle/latent"]["summary"]["first_token_sec"]["count"] == 0, "a program gives all tokens at once"
+    assert len(runs["latent/latent"]["rows"][0]["latent_step_seconds"]) == 3
+    found = runs["latent/latent"]["ceilings"]
+    assert set(found) == {"vision", "prefill", "think", "speak"}
+    for phase in found.values():
+        assert phase["bytes"] > 0 and phase["flops"] > 0 and phase["binds"] in ("memory", "compute", "overhead")
+    assert report["timer"]["share"] < 0.01
+    assert report["energy_source"] in (None, "rapl")
+
+
+def test_the_page_needs_nothing_else(profiled: Path) -> None:
+    page = (profiled / "report.html").read_text()
+    assert len(page) < 2_000_000
+    assert "<script" not in page and not re.search(r"(src|href)=[\"'](?!data:)", page) and "url(" not in page
+    assert page.count("<svg") > 20 and "prefers-color-scheme:dark" in page and "data:image/png;base64," in page
+    text = (profiled / "report.md").read_text()
+    assert "bundle/latent" in text and "was skipped: a bundle has its replay built in" in text
+
+
+def test_a_report_compared_with_itself_is_the_same(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = profiled / "report.json"
+    assert run("profile", "--compare", file, file, "--json", profiled / "compared.json") == 0
+    compared = json.loads((profiled / "compared.json").read_text())
+    assert {row["verdict"] for row in compared["runs"].values()} == {"same"}
+    assert compared["differs"] == {}
+    assert "| bundle/cot | same |" in capsys.readouterr().out
+
+
+def test_a_condition_fails_the_command_after_the_report(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = (bundle, *FEW, "--runs", "latent,cot", "--threads", 1, "-o", tmp_path, "--plan", "l4")
+    assert run("profile", *given, "--fail-if", "latent.ar_steps > 1", "--fail-if", "latent.accuracy > 1") == 2
+    assert "error: latent.ar_steps > 1 (it is 8)" in capsys.readouterr().err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["plan"][0]["device"] == "l4" and report["plan"][0]["measured"] is False
+    assert report["figures"]["cot_over_latent"]["ar_steps"] < 1
+
+
+def test_a_failing_answer_is_reported_and_the_others_go_on(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = loop._ask
+
+    def sometimes(case: Case, sample: Any, *others: Any) -> Any:
+        if case.id == "cot" and sample.id.endswith("1"):
+            monkeypatch.setattr(case.engine, "generate", refuse, raising=False)
+        return ask(case, sample, *others)
+
+    def refuse(*_: object) -> None:
+        raise CapacityError("too large for this test")
+
+    monkeypatch.setattr(loop, "_ask", sometimes)
+    assert run("profile", bundle, *FEW, "--set", "phase_samples=0", "--set", "repeats=1", "-o", tmp_path) == 0
+    runs = runs_of(json.loads((tmp_path / "report.json").read_text()))
+    assert runs["cot"]["summary"]["failures"] == 1 and runs["latent"]["summary"]["failures"] == 0
+    assert runs["cot"]["rows"][1]["error"] == "CapacityError: too large for this test"
+    assert "1 answers failed" in (tmp_path / "report.md").read_text()
+
+
+def test_ctrl_c_leaves_a_partial_report(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask, count = loop._ask, iter(range(100))
+
+    def until_stopped(*given: Any) -> Any:
+        if next(count) == 5:  # three warm up
+            raise KeyboardInterrupt
+        return ask(*given)
+
+    monkeypatch.setattr(loop, "_ask", until_stopped)
+    assert run("profile", bundle, *FEW, "--threads", 1, "-o", tmp_path) == 130
+    assert "interrupted; the report of what was measured" in capsys.readouterr().err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["partial"] is True
+    assert sum(len(run["rows"]) for run in report["runs"]) == 2
+    assert "Partial" in (tmp_path / "report.html").read_text()
+
+
+def test_a_sweep_names_a_setting(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = (bundle.parent / "latent", "--suite", "sweep", *FEW, "--runs", "latent", "-o", tmp_path)
+    assert run("profile", *given, "--sweep", "replay_tokens=0,4", "--sweep", "max_latent_steps=1") == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [point["settings"]["replay_tokens"] for point in report["sweep"]["points"]] == [0, 4]
+    assert runs_of(report)["replay_tokens=4,max_latent_steps=1"]["rows"][0]["replayed_tokens"] == 4
+    assert f"use {report['sweep']['use']}: the fastest" in capsys.readouterr().out
+    assert "accuracy over latency" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((), "no model was named"),
+        (("{bundle}", "--device", "cpu"), "only bundles were named"),
+        (("{bundle}", "--runs", "latnt"), "did you mean 'latent'"),
+        (("{bundle}", "--suite", "smok"), "did you mean 'smoke'"),
+        (("{bundle}", "--plan", "h1000"), "unknown device"),
+        (("{bundle}", "--fail-if", "latent is slow"), "write it as in"),
+    ],
+)
+def test_mistakes_are_one_message(
+    bundle: Path, tmp_path: Path, given: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [text.replace("{bundle}", str(bundle)) for text in given]
+    assert run("profile", *filled, *FEW, "-o", tmp_path) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("error: ") == 1

@@ -1,0 +1,237 @@
+"""Summaries, paired comparisons, verdicts and conditions, on rows made by hand."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrkit.config import load_config
+from lrkit.errors import ConfigError, DataError, UserError
+from lrkit.profile.compare import compare_reports, render_comparison, verdict
+from lrkit.profile.conditions import failures, parse_condition
+from lrkit.profile.devices import DeviceSheet, load_sheet, plan
+from lrkit.profile.measure import Row
+from lrkit.profile.meters import EnergyMeter, MemoryMeter, clock_cost
+from lrkit.profile.report import read_report
+from lrkit.profile.roofline import Rates, Work, ceilings
+from lrkit.profile.statistics import compare_runs, drift, geometric_ratio, summarize_run
+from lrkit.profile.suite import Suite, load_suite
+from lrkit.profile.sweep import judge_sweep, parse_axes, with_sweep
+from lrkit.resources import list_resources
+
+
+def rows(
+    scale: float, steps: int = 4, wrong: int = 0, repeats: int = 2, noise: float = 0.02, seed: int = 0
+) -> list[Row]:
+    """Twenty samples of lengths 1 to 4, `scale` milliseconds per length; the first `wrong` are answered wrongly."""
+    rng = random.Random(seed)
+    return [
+        Row(
+            sample=f"s{i}", repeat=repeat, seconds={"total": scale * 1e-3 * (1 + i % 4) * rng.uniform(1, 1 + noise)},
+            ar_steps=steps, latent_steps=2, correct=i >= wrong, depths={"1": 3}, halting="decided", finished=True,
+        )
+        for repeat in range(repeats)
+        for i in range(20)
+    ]  # fmt: skip
+
+
+def test_a_failed_answer_is_counted_and_wrong_but_has_no_latency() -> None:
+    made = rows(10)
+    made[3] = Row("s3", 0, correct=False, error="CapacityError: too large")
+    found = summarize_run(made, "inside")
+    assert (found["answers"], found["failures"]) == (40, 1)
+    assert found["errors"] == {"CapacityError: too large": 1}
+    assert found["accuracy"]["correct"] == 19 and found["accuracy"]["total"] == 20
+    assert found["latency_sec"]["count"] == 39
+    assert found["energy_joule"]["mean"] is None and found["rss_peak_bytes"] is None, "unknown is null, not 0"
+    assert found["depths_mean"] == {"1": 3.0}
+
+
+def test_runs_are_compared_sample_by_sample() -> None:
+    found = compare_runs(rows(60, steps=40, wrong=1, seed=1), rows(10, steps=4))
+    ratio = found["latency_ratio"]
+    assert ratio["low"] <= ratio["value"] <= ratio["high"]
+    assert ratio["value"] == pytest.approx(6.0, rel=0.02), "the spread of lengths is not in the ratio"
+    assert ratio["high"] - ratio["low"] < 0.2
+    assert found["ar_steps_ratio"]["value"] == 10.0
+    assert found["accuracy_difference"]["difference"] == pytest.approx(0.05)
+
+
+def test_equal_answers_on_few_questions_prove_little() -> None:
+    found = compare_runs(rows(60), rows(10))["accuracy_difference"]
+    assert found["difference"] == 0.0
+    assert found["high"] == -found["low"] == pytest.approx(1 - 0.05 ** (1 / 20))
+
+
+def test_ratios_without_pairs_or_interval_are_unknown() -> None:
+    assert geometric_ratio([], [])["value"] is None
+    one = geometric_ratio([2.0], [1.0])
+    assert one["value"] == 2.0 and one["low"] is None
+    assert verdict(one, 0.03) == "unknown"
+
+
+def test_phases_by_differences_keep_the_rest() -> None:
+    entry = {"prefill": 0.004, "think": 0.002, "speak": 0.001, "latent_steps": 2.0}
+    made = [Row(f"s{i}", 0, seconds={"total": 0.01, "preprocess": 0.001}) for i in range(3)]
+    found = summarize_run(made, "differences", [entry])
+    assert found["latent_step_sec"]["median"] == pytest.approx(0.001)
+    assert found["phases_sec"]["other"]["median"] == pytest.approx(0.002)
+    assert "vision" not in found["phases_sec"]
+
+
+def test_drift_is_a_sample_against_itself() -> None:
+    made = rows(10, noise=0.0)
+    for row in made[20:]:
+        row.seconds["total"] *= 1.5
+    assert drift(made) == pytest.approx(0.5)
+    assert drift(made[:2]) is None
+
+
+def report(scale: float, seed: int, **other: Any) -> dict[str, Any]:
+    made = rows(scale, seed=seed, **other)
+    run = {"id": "latent", "threads": 1, "settings": {"threads": 1}, "summary": summarize_run(made, "inside")}
+    packages = dict.fromkeys(("torch", "onnxruntime", "transformers"))
+    provenance = dict.fromkeys(("lrkit", "git_commit", "python", "cpu", "platform", "num_cpus"), 1)
+    return {"runs": [{**run, "rows": [r.to_dict() for r in made]}], "provenance": {**provenance, "packages": packages}}
+
+
+def test_two_sessions_of_the_same_agree_and_a_slowed_one_is_found() -> None:
+    first, again, slow = report(10, 1), report(10, 2), report(12, 3)
+    assert compare_reports(first, again)["runs"]["latent"]["verdict"] == "same"
+    found = compare_reports(first, slow)
+    assert found["runs"]["latent"]["verdict"] == "slower"
+    assert compare_reports(slow, first)["runs"]["latent"]["verdict"] == "faster"
+    assert "| latent | slower |" in render_comparison(found)
+
+
+def test_a_change_within_a_sessions_own_drift_is_noise() -> None:
+    noisy = report(12, 4)
+    noisy["runs"][0]["summary"]["drift"] = 0.3
+    assert compare_reports(report(10, 1), noisy)["runs"]["latent"]["verdict"] == "same"
+
+
+def test_reports_without_a_common_run_cannot_be_compared() -> None:
+    other = report(10, 1)
+    other["runs"][0]["id"] = "cot"
+    with pytest.raises(UserError, match="no run in common"):
+        compare_reports(report(10, 1), other)
+
+
+def test_conditions() -> None:
+    figures = {"latent": {"p95_ms": 12.0, "energy_joule": None}, "cot_over_latent": {"latency": 5.0}}
+    asked = [parse_condition(text) for text in ("latent.p95_ms > 10", "latent.p95_ms>500", "cot_over_latent.latency<6")]
+    assert failures(asked, figures) == ["latent.p95_ms > 10 (it is 12)", "cot_over_latent.latency<6 (it is 5)"]
+    for text, said in (
+        ("latent.p59_ms > 1", "did you mean"),
+        ("cot.p95_ms > 1", "no run 'cot'"),
+        ("latent.energy_joule > 1", "unknown"),
+    ):
+        with pytest.raises(UserError, match=said):
+            failures([parse_condition(text)], figures)
+    for text in ("latent.p95_ms", "latent > 3", "latent.p95_ms > 1.2.3"):
+        with pytest.raises(UserError, match="write it as in"):
+            parse_condition(text)
+
+
+def test_a_report_of_another_kind_or_a_later_schema_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    for content, said in (
+        ("{", "no JSON"),
+        ('{"kind": "eval"}', "no report"),
+        ('{"kind": "profile", "schema": 9}', "update"),
+    ):
+        file.write_text(content)
+        with pytest.raises(DataError, match=said):
+            read_report(file)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_report(tmp_path / "none.json")
+
+
+def test_ceilings_name_what_binds() -> None:
+    rates = Rates(bytes_per_sec=1e9, flops_per_sec=1e10)
+    work = {"prefill": Work(1e6, 1e9), "speak": Work(1e8, 1e6), "vision": Work(1e6, 1e6), "think": Work(1.0, 1.0)}
+    phases = {"prefill": {"median": 0.2}, "speak": {"median": 0.4}, "vision": {"median": 0.1}}
+    found = ceilings(work, phases, rates, together=False)
+    assert (found["prefill"]["binds"], found["prefill"]["share_of_ceiling"]) == ("compute", pytest.approx(0.5))
+    assert (found["speak"]["binds"], found["speak"]["share_of_ceiling"]) == ("memory", pytest.approx(0.25))
+    assert found["vision"]["binds"] == "overhead"
+    assert found["think"]["share_of_ceiling"] is None
+    joined = ceilings(work, phases, rates, together=True)
+    assert "vision" not in joined and joined["prefill"]["bytes"] == 2e6
+
+
+def test_shipped_suites_and_sheets_load() -> None:
+    suites = [load_suite(resource.name) for resource in list_resources("suite")]
+    assert {resource.name for resource in list_resources("suite")} >= {"smoke", "latency", "accuracy", "sweep"}
+    assert all(suite.description and suite.runs[0].mode == "latent" for suite in suites)
+    sheets = {resource.name: load_sheet(resource.name) for resource in list_resources("device")}
+    assert len(sheets) >= 12
+    assert all(sheet.source for sheet in sheets.values())
+    work = {"latent": {"speak": Work(3.35e9, 1.0)}}
+    assert plan("h100-sxm", sheets["h100-sxm"], work)["least_sec"]["latent"] == pytest.approx(1e-3)
+    assert sheets["ryzen-9-7950x"].rates.flops_per_sec is None, "what a sheet does not say only leaves memory to bound"
+    with pytest.raises(ConfigError, match="memory_gb_per_sec"):
+        load_config(DeviceSheet, {"description": "x", "kind": "gpu", "source": "y"})
+
+
+def test_suites_refuse_what_contradicts_itself() -> None:
+    sets = [{"data": "trail:main", "count": 1}]
+    with pytest.raises(ConfigError, match="same name a"):
+        load_config(Suite, {"samples": sets, "runs": [{"name": "a", "mode": "cot"}, {"name": "a", "mode": "cot"}]})
+    with pytest.raises(ConfigError, match="has mode 'cot'"):
+        load_config(Suite, {"samples": sets, "runs": [{"name": "a", "mode": "cot", "replay_tokens": 0}]})
+    with pytest.raises(UserError, match=r"no run 'lantent'.*did you mean"):
+        load_suite("smoke", only=["lantent"])
+
+
+def test_a_sweep_makes_every_combination_and_names_the_fastest_that_is_no_worse() -> None:
+    axes = parse_axes(["replay_tokens=0,4", "threads=1,2"])
+    suite = with_sweep(load_suite("sweep"), axes)
+    assert [run.name for run in suite.runs[2:]] == [
+        f"replay_tokens={k},threads={t}" for k in (0, 4) for t in (1, 2)
+    ]  # fmt: skip
+    runs = []
+    for run, (scale, wrong) in zip(suite.runs[2:], ((5, 12), (4, 12), (12, 0), (10, 1)), strict=True):
+        made = rows(scale, wrong=wrong)
+        raw = [row.to_dict() for row in made]
+        runs.append(
+            {"id": run.name, "settings": run.model_dump(), "summary": summarize_run(made, "inside"), "rows": raw}
+        )
+    found = judge_sweep({"runs": runs}, axes)
+    assert found["use"] == "replay_tokens=4,threads=2", (
+        "half the answers wrong is measurably worse, one in twenty is not"
+    )
+    assert [point["pareto"] for point in found["points"]] == [False, True, True, True]
+    for given, said in (("replay=1", "unknown setting"), ("threads", "no setting"), ("threads=0", "greater than")):
+        with pytest.raises(UserError, match=said):
+            with_sweep(suite, parse_axes([given]))
+
+
+def test_energy_counters_that_can_be_read(tmp_path: Path) -> None:
+    for zone, value in (("intel-rapl:0", 5_000_000), ("intel-rapl:1", 1_000_000), ("intel-rapl:0:0", 4_000_000)):
+        (tmp_path / zone).mkdir()
+        (tmp_path / zone / "energy_uj").write_text(str(value))
+    meter = EnergyMeter("cpu", tmp_path)
+    meter.start()
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("7500000")
+    assert (meter.source, meter.stop()) == ("rapl", pytest.approx(2.5))
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("10")
+    assert meter.stop() is None, "the counter wrapped around"
+    none = EnergyMeter("cpu", tmp_path / "nothing")
+    none.start()
+    assert (none.source, none.stop()) == (None, None)
+
+
+def test_memory_growth_is_seen() -> None:
+    meter = MemoryMeter()
+    meter.start()
+    block = bytearray(64 * 2**20)
+    block[::4096] = b"x" * len(block[::4096])
+    peak, growth = meter.stop()
+    assert peak is not None and peak > 64e6
+    if growth is not None:  # only Linux lets a process reset its high-water mark
+        assert growth > 50e6
+    assert 0 < clock_cost() < 1e-4
+    assert json.dumps(Row("a", 0, seconds={"total": 0.12345678}).to_dict()["seconds"]) == '{"total": 0.1234568}'
