@@ -29,6 +29,7 @@ Examples:
 """
 
 FORMS = get_args(Form)
+PACKAGES = ("torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript")
 
 
 def export(
@@ -58,7 +59,7 @@ def export(
         raise UserError(f"--form is {form!r}; it must be one of {', '.join(FORMS)}")
     changes = [f"dialect={dialect}"] if dialect is not None else []
     name, asked = load_target(target, int4, [*changes, *(overrides or [])])
-    for package in ("torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript"):
+    for package in PACKAGES:
         require(package, "export")
     from lrkit.evaluate.benchmarks import load_samples
     from lrkit.export.bundle import export_bundle

@@ -146,8 +146,9 @@ class ProgramRun:
     def __init__(
         self, session: Any, spec: IoSpec, reasoner: LatentReasoner, processor: Processor, limits: Limits, role: Role
     ) -> None:
-        self.session, self.reasoner, self.processor, self.limits, self.role = session, reasoner, processor, limits, role
-        self.names = [output.name for output in spec.outputs]
+        self.session, self.reasoner, self.processor, self.limits = session, reasoner, processor, limits
+        self.role: Role = role
+        self.names: list[str] = [output.name for output in spec.outputs]
         self.last: Trace
 
     def trace(self, prompt: EncodedPrompt) -> Trace:

@@ -45,7 +45,7 @@ class Dialect:
     errors: dict[str, float] = field(default_factory=dict)
     """Relative error of each quantized matrix."""
     _stored: dict[str, list[Value]] = field(default_factory=dict)
-    _tensors: dict[str, list[ir.Tensor]] = field(default_factory=dict)
+    _tensors: dict[str, list[ir.TensorProtocol]] = field(default_factory=dict)
     _provided: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property

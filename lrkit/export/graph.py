@@ -7,7 +7,7 @@ Constants and weights always live in the outermost graph: a loop body refers to 
 the prompt, the latent loop and the speech loop is stored once.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +65,7 @@ class Graph:
         self._path = path
 
     @contextmanager
-    def scope(self, name: str) -> Iterator[None]:
+    def scope(self, name: str) -> Generator[None]:
         """Nodes written inside are named `.../name/...`."""
         before, self._path = self._path, f"{self._path}/{name}" if self._path else name
         try:
@@ -109,9 +109,8 @@ class Graph:
         unique = self._root.unique(name)
         stored = ir.tensor(tensor, name=unique) if isinstance(tensor, np.ndarray) else tensor
         stored.name = unique
-        value = ir.Value(
-            name=unique, type=ir.TensorType(stored.dtype), shape=ir.Shape(stored.shape), const_value=stored
-        )  # fmt: skip
+        shape = ir.Shape([int(str(size)) for size in stored.shape])
+        value = ir.Value(name=unique, type=ir.TensorType(stored.dtype), shape=shape, const_value=stored)
         self._root.initializers[unique] = value
         return value
 

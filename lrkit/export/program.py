@@ -15,9 +15,9 @@ import onnx_ir as ir
 from lrkit.export.chunks import BOOL, FLOAT32, INT64, Chunks, Past, Read
 from lrkit.export.decoder import Mask, Segment
 from lrkit.export.graph import Carried, Graph, State, Value
-from lrkit.runtime.io_spec import EMPTY, HALTING, IoSpec, program_spec
+from lrkit.runtime.io_spec import EMPTY, HALTING, DType, IoSpec, program_spec
 
-DTYPES = {"int64": INT64, "float32": FLOAT32, "float16": ir.DataType.FLOAT16, "bool": BOOL}
+DTYPES: dict[DType, ir.DataType] = {"int64": INT64, "float32": FLOAT32, "float16": ir.DataType.FLOAT16, "bool": BOOL}
 
 Tower = Callable[[Graph, Carried], Value]
 """(graph, inputs) -> visual tokens (V, D): vision.py."""

@@ -9,6 +9,7 @@ Legend: D width, H heads, G key heads, W vocabulary.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,31 +98,9 @@ def read_source(reasoner: LatentReasoner) -> Source:
 
 
 def _qwen2_vl(reasoner: LatentReasoner) -> Source:
-    model = reasoner.backbone.model
-    text, vision = model.config.text_config, model.config.vision_config
-    language = model.model.language_model
-    latent = reasoner.latent
-    rotary = text.rope_parameters
-    if getattr(text, "use_sliding_window", False) and "sliding_attention" in text.layer_types:
-        raise ExportError("the backbone uses sliding-window attention; a program attends to all tokens: export another")
-    if text.hidden_act != "silu":
-        raise ExportError(f"the backbone's activation is {text.hidden_act!r}; a program knows 'silu' only")
-    if language.rotary_emb.attention_scaling != 1.0 or rotary["rope_type"] != "default":
-        raise ExportError(f"the backbone's rotary type is {rotary['rope_type']!r}; a program knows 'default' only")
-    head_width = text.hidden_size // text.num_attention_heads
-    sections = [axis % 3 for axis, count in enumerate(rotary["mrope_section"]) for _ in range(count)]
-    dimensions = Dimensions(
-        width=text.hidden_size,
-        num_layers=text.num_hidden_layers,
-        num_heads=text.num_attention_heads,
-        num_key_heads=text.num_key_value_heads,
-        head_width=head_width,
-        inner=text.intermediate_size,
-        vocabulary=text.vocab_size,
-        epsilon=text.rms_norm_eps,
-        inverse_frequencies=tuple(float(f) for f in language.rotary_emb.inv_freq),
-        rotary_sections=tuple(sections),
-    )
+    model: Any = reasoner.backbone.model
+    vision, language, latent = model.config.vision_config, model.model.language_model, reasoner.latent
+    dimensions = _qwen2_dimensions(model.config.text_config, language.rotary_emb)
 
     def fetch(role: str) -> np.ndarray:
         if role == "norm":
@@ -132,15 +111,14 @@ def _qwen2_vl(reasoner: LatentReasoner) -> Source:
             rows[latent.token_id] = array(latent.embedding_row_D if role == "embedding" else latent.head_row_D)
             return rows
         number, _, part = role.partition(".")
-        return _layer_weight(language.layers[int(number)], part, head_width)
+        return _layer_weight(language.layers[int(number)], part, dimensions.head_width)
 
-    frames = vision.temporal_patch_size
     return Source(
         dimensions=dimensions,
         settings=reasoner.settings,
         image_id=model.config.image_token_id,
         latent_id=latent.token_id,
-        patch_values=vision.in_channels * frames * vision.patch_size**2,
+        patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
         merge_size=vision.spatial_merge_size,
         tower=model.model.visual,
         fetch=fetch,
@@ -148,7 +126,35 @@ def _qwen2_vl(reasoner: LatentReasoner) -> Source:
     )
 
 
-def _layer_weight(layer: nn.Module, part: str, head_width: int) -> np.ndarray:
+def _qwen2_dimensions(text: Any, rotary: Any) -> Dimensions:
+    """Sizes from a Qwen2-VL text config and its rotary embedding.
+
+    Raises:
+        ExportError: the backbone does something that a program does not know.
+    """
+    if getattr(text, "use_sliding_window", False) and "sliding_attention" in text.layer_types:
+        raise ExportError("the backbone uses sliding-window attention; a program attends to all tokens: export another")
+    if text.hidden_act != "silu":
+        raise ExportError(f"the backbone's activation is {text.hidden_act!r}; a program knows 'silu' only")
+    kind = text.rope_parameters["rope_type"]
+    if rotary.attention_scaling != 1.0 or kind != "default":
+        raise ExportError(f"the backbone's rotary type is {kind!r}; a program knows 'default' only")
+    counts = text.rope_parameters["mrope_section"]
+    return Dimensions(
+        width=text.hidden_size,
+        num_layers=text.num_hidden_layers,
+        num_heads=text.num_attention_heads,
+        num_key_heads=text.num_key_value_heads,
+        head_width=text.hidden_size // text.num_attention_heads,
+        inner=text.intermediate_size,
+        vocabulary=text.vocab_size,
+        epsilon=text.rms_norm_eps,
+        inverse_frequencies=tuple(float(f) for f in rotary.inv_freq),
+        rotary_sections=tuple(axis % 3 for axis, count in enumerate(counts) for _ in range(count)),
+    )
+
+
+def _layer_weight(layer: Any, part: str, head_width: int) -> np.ndarray:
     """One weight of a Qwen2 layer; 1 / sqrt(head width) is folded into the query rows, so that no node has to apply
     it."""
     attention, mlp = layer.self_attn, layer.mlp

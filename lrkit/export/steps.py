@@ -7,21 +7,22 @@ Every graph takes the state by name and returns it as `new_<name>`; caches have 
 output can share their memory. Weights lie once in one data file.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from lrkit.export.chunks import BOOL, FLOAT32, INT64, Chunks, Past, Types
+from lrkit.export.chunks import FLOAT32, INT64, Chunks, Past, Types
 from lrkit.export.decoder import Segment
 from lrkit.export.graph import Carried, Graph, Value
 from lrkit.export.program import DTYPES, Tower
 from lrkit.export.replay import Prompt
-from lrkit.runtime.io_spec import IoSpec, TensorSpec, program_spec
+from lrkit.runtime.io_spec import DType, IoSpec, TensorSpec, program_spec
 from lrkit.runtime.manifest import StepName
 
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPE_NAMES: dict[ir.DataType, DType] = {dtype: name for name, dtype in DTYPES.items()}
 PROMPT_INPUTS = ("input_ids", "position_ids", "pixel_values", "patch_positions", "patch_picture")
 
 
@@ -55,8 +56,10 @@ def save_steps(steps: dict[StepName, Step], folder: Path, role: str) -> tuple[di
     # The prompt's graph uses every weight there is: the others point into its data.
     ir.save(steps["prompt"].model, folder / files["prompt"], external_data=data, size_threshold_bytes=1024)
     stored = ir.load(folder / files["prompt"]).graph.initializers
-    for name in [name for name in steps if name != "prompt"]:
-        model = steps[name].model
+    for name, step in steps.items():
+        if name == "prompt":
+            continue
+        model = step.model
         for key, value in model.graph.initializers.items():
             there = stored[key].const_value if key in stored and not key.startswith("const/") else None
             if isinstance(there, ir.ExternalTensor):
@@ -120,7 +123,7 @@ class _Writer:
             new = self.chunks.speak(g, held, past)
         return self._finish(g, held | given, new, types)
 
-    def _speech_past(self, g: Graph, given: Carried, capacity: int):
+    def _speech_past(self, g: Graph, given: Carried, capacity: int) -> Callable[[int], Past]:
         num_tokens = g.shape_of(given["prompt_value0"], 2)
         if not self.chunks.steps:
             lengths = g.op("Concat", num_tokens, [capacity], axis=0)
@@ -162,10 +165,10 @@ class _Writer:
         return Step(model, IoSpec(form="step", inputs=_specs(model.graph.inputs), outputs=_specs(model.graph.outputs)))
 
 
-def _specs(values: "list[Value] | ir.Graph") -> tuple[TensorSpec, ...]:
+def _specs(values: Iterable[Value]) -> tuple[TensorSpec, ...]:
     specs: list[TensorSpec] = []
     for value in values:
-        assert isinstance(value, ir.Value) and value.shape is not None and value.dtype is not None
+        assert value.shape is not None and value.dtype is not None
         shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
         name = str(value.name)
         specs.append(TensorSpec(name=name, dtype=DTYPE_NAMES[value.dtype], shape=shape, meaning=_meaning(name)))
@@ -195,6 +198,3 @@ def _meaning(name: str) -> str:
         if kind.endswith(ending):
             return f"{what} of layer {bare[len(kind) :]}: {kind.removesuffix(ending).rstrip('_') or 'this loop'}"
     return MEANINGS.get(bare, f"see the form program: {bare}")
-
-
-__all__ = ["BOOL", "Step", "build_steps", "save_steps", "step_spec"]

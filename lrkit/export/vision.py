@@ -15,7 +15,8 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -37,7 +38,7 @@ class TraceableTower(nn.Module):
 
     def __init__(self, tower: nn.Module) -> None:
         super().__init__()
-        self.tower = tower
+        self.tower: Any = tower
 
     def forward(self, pixel_values: Tensor, patch_positions: Tensor, patch_picture: Tensor) -> Tensor:
         """(N, C), (N, 2), (N,) -> (V, D)."""
@@ -54,7 +55,7 @@ class TraceableTower(nn.Module):
             hidden_NE = hidden_NE + block.mlp(block.norm2(hidden_NE))
         return tower.merger(hidden_NE)
 
-    def _attend(self, attn: nn.Module, hidden_NE: Tensor, rotary: tuple[Tensor, Tensor], mask_NN: Tensor) -> Tensor:
+    def _attend(self, attn: Any, hidden_NE: Tensor, rotary: tuple[Tensor, Tensor], mask_NN: Tensor) -> Tensor:
         query, key, value = attn.qkv(hidden_NE).unflatten(1, (3, attn.num_heads, -1)).unbind(1)
         query_HNW, key_HNW, value_HNW = (
             part.transpose(0, 1) for part in (_rotate(query, *rotary), _rotate(key, *rotary), value)
@@ -117,7 +118,7 @@ def trace(source: Source, fp16: bool) -> ir.Graph:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """torch.onnx talks about packages that are not installed and steps that it takes; none of it is about this
     model."""
     logger = logging.getLogger("torch.onnx")

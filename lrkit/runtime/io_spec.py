@@ -103,7 +103,11 @@ class ProgramShape(Config):
 
 def program_spec(shape: ProgramShape) -> IoSpec:
     """Inputs and outputs of the form `program`: one prompt in, one answer out."""
-    inputs = [
+    return IoSpec(form="program", inputs=tuple(_inputs(shape)), outputs=tuple(_outputs(shape)))
+
+
+def _inputs(shape: ProgramShape) -> list[TensorSpec]:
+    return [
         _spec("input_ids", "int64", ("P",), "token ids of the prompt, one image token per visual token"),
         _spec("position_ids", "int64", (3, "P"), "M-RoPE positions (temporal, height, width) of the prompt"),
         _spec(
@@ -121,6 +125,9 @@ def program_spec(shape: ProgramShape) -> IoSpec:
         _spec("max_latent_steps", "int64", (), f"most latent steps, 0 to {shape.max_latent_steps}"),
         _spec("max_new_tokens", "int64", (), f"most spoken tokens, 1 to {shape.max_new_tokens}"),
     ]
+
+
+def _outputs(shape: ProgramShape) -> list[TensorSpec]:
     steps = shape.max_latent_steps
     why = ", ".join(f"{number} {name}" for number, name in enumerate(HALTING))
     outputs = [
@@ -157,7 +164,7 @@ def program_spec(shape: ProgramShape) -> IoSpec:
                 f"extra passes: prompt, then latent steps; columns: layers {list(shape.routed_layers)}",
             )
         )
-    return IoSpec(form="program", inputs=tuple(inputs), outputs=tuple(outputs))
+    return outputs
 
 
 def _spec(name: str, dtype: DType, shape: tuple[int | str, ...], meaning: str) -> TensorSpec:

@@ -1,0 +1,129 @@
+"""`lrkit export` through the command line: both forms, int4, and that a failed or stopped export leaves nothing."""
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from lrkit.cli.main import main
+from lrkit.errors import ExportError
+from lrkit.export import bundle as bundle_module
+from lrkit.export.bundle import export_bundle
+from lrkit.export.target import ProgramLimits, Target
+from lrkit.runtime.bundle_check import check_bundle
+from lrkit.runtime.engine import AskOptions
+from lrkit.runtime.ort import OrtEngine
+from tests.bundles import CAPACITY, SETTINGS, processor, torch_reasoner
+from tests.tiny import tiny_reasoner
+
+LIMITS = [f"limits.{name}={value}" for name, value in CAPACITY.items()]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    from lrkit.model.checkpoint import save_checkpoint
+
+    folder = tmp_path_factory.mktemp("export") / "latent"
+    save_checkpoint(folder, tiny_reasoner(SETTINGS["latent"]), processor(), base=None, info={"stage": "latent"})
+    return folder
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    return int(stopped.value.code or 0)
+
+
+def ask(folder, on_token=None):
+    from lrkit.data.trail import trail_set
+
+    engine = OrtEngine.from_bundle(folder, threads=1)
+    sample = trail_set("main", "test", 1)[0]
+    prompt = engine.processor.encode_prompt(sample.images, sample.question)
+    return prompt, engine.generate([prompt], AskOptions(), on_token)[0]
+
+
+def test_int4_bundle_from_the_command_line(checkpoint, tmp_path, capsys):
+    place, figures = tmp_path / "small", tmp_path / "figures.json"
+    assert run("export", checkpoint, "--int4", "--samples", 2, "-o", place, "--json", figures, *LIMITS) == 0
+    said = capsys.readouterr().out
+    assert "against torch" in said and "weights, MB" in said
+    written = json.loads(figures.read_text())["manifest"]["programs"]["latent"]
+    assert (written["precision"], written["accuracy_level"]) == ("int4", 4)
+    assert check_bundle(place).problems == []
+    assert run("export", checkpoint, "--samples", 2, "-o", place) == 2
+    assert "--force" in capsys.readouterr().err
+
+
+def test_step_form_answers_as_torch_and_streams(checkpoint, tmp_path):
+    from lrkit.data.trail import trail_set
+
+    target = Target(limits=ProgramLimits(**CAPACITY))
+    folder = export_bundle(checkpoint, tmp_path / "steps", target, trail_set("main", "test", 3), form="step").folder
+    assert check_bundle(folder).problems == []
+    streamed: list[int | None] = []
+    prompt, answer = ask(folder, lambda tokens: streamed.extend(tokens))
+    (expected,) = torch_reasoner().engine.generate([prompt], AskOptions(max_new_tokens=CAPACITY["max_new_tokens"]))
+    assert answer.token_ids == expected.token_ids == streamed
+    assert answer.latent_steps == expected.latent_steps == 3
+    sizes = {file.name: file.stat().st_size for file in folder.glob("latent.*")}
+    assert len(sizes) == 4, "three graphs and one file of weights"
+    assert not any(isinstance(v.const_value, ir.Tensor) and v.const_value.nbytes > 4096 for v in _weights(folder))
+
+
+def _weights(folder):
+    return [value for file in folder.glob("latent.*.onnx") for value in ir.load(file).graph.initializers.values()]
+
+
+def test_a_program_that_differs_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    """One wrong weight in the graph, and the message says what differed and where it was first seen."""
+    from lrkit.data.trail import trail_set
+    from lrkit.export.source import Source
+
+    honest = Source.weight
+
+    def wrong(self, role):
+        found = honest(self, role)
+        return np.flip(found, 0) if role == "1.out" else found
+
+    monkeypatch.setattr(Source, "weight", wrong)
+    place = tmp_path / "bundle"
+    with pytest.raises(ExportError, match=r"(?s)latent program differs from torch.*prefill_logits.*sample 0.*nothing"):
+        export_bundle(checkpoint, place, Target(limits=ProgramLimits(**CAPACITY)), trail_set("main", "test", 2))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", ["read_source", "build_program", "check_program", "digest"])
+def test_a_stopped_export_leaves_nothing_or_the_old_bundle(checkpoint, tmp_path, monkeypatch, stage):
+    from lrkit.data.trail import trail_set
+
+    place = tmp_path / "bundle"
+    place.mkdir()
+    (place / "bundle.json").write_text("old")
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bundle_module, stage, stop)
+    with pytest.raises(KeyboardInterrupt):
+        target = Target(limits=ProgramLimits(**CAPACITY))
+        export_bundle(checkpoint, place, target, trail_set("main", "test", 1), force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert (place / "bundle.json").read_text() == "old"
+
+
+def test_wrong_requests_are_one_sentence(checkpoint, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    for arguments, part in (
+        ((checkpoint, "-o", tmp_path / "mine"), "is no bundle"),
+        ((checkpoint, "--form", "loop"), "--form is 'loop'"),
+        ((checkpoint, "--int4", "--target", "cpu-fp32"), "--int4 is short for"),
+        ((checkpoint, "--target", "cpu-int5"), "did you mean 'cpu-int4'"),
+        ((checkpoint, "int4.block=7"), "int4.block"),
+        ((tmp_path / "absent",), "no such checkpoint"),
+    ):
+        assert run("export", *arguments) == 2
+        assert part in capsys.readouterr().err
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
