@@ -57,8 +57,7 @@ def export(
 
     if form not in FORMS:
         raise UserError(f"--form is {form!r}; it must be one of {', '.join(FORMS)}")
-    changes = [f"dialect={dialect}"] if dialect is not None else []
-    name, asked = load_target(target, int4, [*changes, *(overrides or [])])
+    name, asked = load_target(target, int4, ([f"dialect={dialect}"] if dialect else []) + (overrides or []))
     for package in PACKAGES:
         require(package, "export")
     from lrkit.evaluate.benchmarks import load_samples
