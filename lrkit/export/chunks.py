@@ -212,7 +212,9 @@ class Chunks:
         # Once halted there may be no room left: then the writes go to the last chunk's place, which nobody reads again.
         start = g.op("Min", held["length"], [self.capacity - self.chunk])
         slots = g.op("Add", start, offsets)
-        rotation = self.dialect.rotation(g, self.decoder.angles(g, g.op("Add", held["position"], offsets)))
+        shared = self.settings.replay.positions == "shared"
+        turns = g.op("Mul", offsets, [0]) if shared else offsets
+        rotation = self.dialect.rotation(g, self.decoder.angles(g, g.op("Add", held["position"], turns)))
         visible = g.op("LessOrEqual", np.arange(self.capacity)[None], g.op("Unsqueeze", slots, [1]))
         mask = self.decoder.row_mask(g, visible) if self.chunk == 1 else self.decoder.mask(g, visible)
         where = places(g, slots, self.dims.num_key_heads)
@@ -233,9 +235,8 @@ class Chunks:
         del decided["logits"]
         moved: Carried = {"hidden": hidden, **decided}
         ahead = g.op("Add", g.op("Gather", offsets, [-1]), [1])
-        moved |= {
-            name: g.op("Add", held[name], by) for name, by in (("steps", [1]), ("length", ahead), ("position", ahead))
-        }
+        further = (("steps", [1]), ("length", ahead), ("position", [1] if shared else ahead))
+        moved |= {name: g.op("Add", held[name], by) for name, by in further}
         moved |= self._report(g, held, prompt, step, hidden, replayed, passes)
         for name, value in moved.items():
             new[name] = self.dialect.keep(g, held.get("alive"), value, held[name], name in ("free", "wants"))

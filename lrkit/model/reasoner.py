@@ -122,7 +122,7 @@ class LatentReasoner(nn.Module):
             state,
             embeds,
             valid,
-            self._positions(state, valid),
+            self._latent_positions(state, valid),
             row,
         )
         keep = active_B[:, None]
@@ -182,6 +182,13 @@ class LatentReasoner(nn.Module):
         position_BS = state.next_position_B[:, None] + valid_BS.long().cumsum(1) - 1
         state.next_position_B = state.next_position_B + valid_BS.sum(1)
         return position_BS.clamp_min(0)[None].expand(3, -1, -1)
+
+    def _latent_positions(self, state: Sequences, valid_BS: Tensor) -> Tensor:
+        """Positions (3, B, S) of replayed tokens and latent; `shared` gives all the latent's. Updates `state`."""
+        if self.settings.replay.positions == "consecutive":
+            return self._positions(state, valid_BS)
+        position_3B1 = self._positions(state, valid_BS[:, -1:])
+        return position_3B1.expand(-1, -1, valid_BS.shape[1])
 
     def _teacher(self, batch: Supervised) -> Teacher | None:
         if self.token_sr is None or batch.pixel_values is None or batch.image_grid_thw is None:

@@ -38,6 +38,9 @@ class ReplaySettings(Config):
     """softmax: eq. 6; relative: score / mean score of the selection; none: embeddings as they are."""
     formation: Literal["tokens", "soft_mix"] = "tokens"
     """tokens: K separate tokens; soft_mix: their weighted sum as one token."""
+    positions: Literal["consecutive", "shared"] = "consecutive"
+    """consecutive: each replayed token takes a rotary position of its own, then the latent; shared: they take the
+    latent's, so that latents follow one another as words do, however much is replayed."""
 
 
 class DistillSettings(Config):

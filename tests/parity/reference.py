@@ -323,12 +323,14 @@ class Reference:
         chosen, weights, rows = self.replay(scores, visited, chunks[0].embeds_SD[visual])
         visited.update(chosen)
         fed = [self.as_input(latent)[None]] if rows is None else [rows, self.as_input(latent)[None]]
-        self.append(chunks, torch.cat(fed), routed=True)
+        shared = self.settings.replay.positions == "shared"
+        self.append(chunks, torch.cat(fed), routed=True, shared=shared)
         return Thought(latent, scores, chosen, weights, rows)
 
-    def append(self, chunks: list[Chunk], embeds_SD: Tensor, routed: bool) -> None:
+    def append(self, chunks: list[Chunk], embeds_SD: Tensor, routed: bool, shared: bool = False) -> None:
         after = max(max(place) for chunk in chunks for place in chunk.positions_S3) + 1
-        chunks.append(Chunk(embeds_SD, [(after + i,) * 3 for i in range(len(embeds_SD))], routed))
+        places = [(after if shared else after + i,) * 3 for i in range(len(embeds_SD))]
+        chunks.append(Chunk(embeds_SD, places, routed))
 
     def tell(self, ids, grids, pixels, num_latents: int, speech: list[int]) -> Told:
         """Teacher forcing: `num_latents` latent steps, then `speech`, whose last token is never read."""

@@ -21,6 +21,7 @@ REPLAYS = {
     "runs out": {"num_tokens": 4},
     "all": {"num_tokens": 24, "weighting": "none"},
     "soft mix": {"num_tokens": 4, "formation": "soft_mix"},
+    "shared positions": {"num_tokens": 4, "positions": "shared"},
 }
 
 ROUTINGS = {

@@ -38,6 +38,8 @@ CASES: dict[str, dict[str, dict[str, object]]] = {
     "no_replay": {"replay": {"num_tokens": 0}},
     "replay_1": {"replay": {"num_tokens": 1}},
     "replay_more_than_there_are": {"replay": {"num_tokens": 64}},
+    "shared_positions": {"replay": {"num_tokens": 3, "positions": "shared"}},
+    "shared_positions_exhaust": {"replay": {"num_tokens": 5, "positions": "shared"}},
     "replay_exhausts": {"replay": {"num_tokens": 5}},
     "relative": {"replay": {"num_tokens": 3, "weighting": "relative"}},
     "unweighted": {"replay": {"num_tokens": 3, "weighting": "none"}},
@@ -152,7 +154,7 @@ def test_the_sweep_covers_every_option() -> None:
         for key in type(getattr(ReasonerSettings(), section)).model_fields
     }
     assert options == swept
-    assert len(CASES) == 31
+    assert len(CASES) == 33
 
 
 @pytest.mark.parametrize("name", ["paper", "threshold", "distilled", "no_replay", "fixed", "rearranged_threshold"])
