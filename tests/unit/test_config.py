@@ -66,7 +66,7 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
     assert f"{file}: stages.0.lr: got true; input should be a valid number" in found
     assert any(line.startswith(f"{file}: foldr: unknown key") and line.endswith("'folder'?") for line in found)
     assert "override: stages.0.steps: got 0; input should be greater than 0" in found
-    assert any("got \"latnt\"" in line and line.endswith("did you mean 'latent'?") for line in found)
+    assert any('got "latnt"' in line and line.endswith("did you mean 'latent'?") for line in found)
     assert "override 'nonsense': must look like key.path=value" in found
     assert "override 'stages.7.lr=1': stages is a list of 1; use an index from 0 to 0" in found
 
@@ -76,11 +76,11 @@ def test_problems_inside_a_union_name_the_key_not_the_member() -> None:
         "Run: init.stps: unknown key; allowed: lr, mode, steps; did you mean 'steps'?"
     ]
     (line,) = problems({"layers": "al"})
-    assert line.startswith("Run: layers: got \"al\"; ") and line.endswith("did you mean 'all'?")
+    assert line.startswith('Run: layers: got "al"; ') and line.endswith("did you mean 'all'?")
 
 
 def test_values_are_taken_strictly() -> None:
-    assert problems({"stages": [{"steps": "5"}]}) == ["Run: stages.0.steps: got \"5\"; input should be a valid integer"]
+    assert problems({"stages": [{"steps": "5"}]}) == ['Run: stages.0.steps: got "5"; input should be a valid integer']
     assert problems({"folder": 3}) == ["Run: folder: got 3; input should be a valid string"]
 
 
