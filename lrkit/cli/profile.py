@@ -17,7 +17,8 @@ from lrkit.cli.tables import milliseconds, number, percent, write_json
 from lrkit.errors import LrkitError, UserError
 
 if TYPE_CHECKING:
-    from lrkit.profile.cases import ModelChoice
+    from lrkit.profile.cases import Model, ModelChoice
+    from lrkit.profile.conditions import Condition
     from lrkit.profile.report import Report
     from lrkit.profile.suite import Suite
     from lrkit.profile.sweep import Axes
@@ -35,13 +36,15 @@ Examples:
 
     lrkit profile tiny --plan jetson-orin-nx-16gb --plan h100-sxm
 
+    lrkit profile --shape smolvlm-256m --random-weights --dtype bfloat16
+
     lrkit profile --compare before/report.json after/report.json
 """
 
 
 def profile(
     models: Annotated[list[str] | None, typer.Argument(help="Bundles, checkpoints, or shipped names.")] = None,
-    suite: Annotated[str, typer.Option(help="A name that `lrkit ls suite` shows, or a file.")] = "smoke",
+    suite: Annotated[str | None, typer.Option(help="A name of `lrkit ls suite`, or a file; default smoke.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="A value of the suite, as repeats=5.")] = None,
     runs: Annotated[str, typer.Option(help="Only these runs of the suite, separated by commas.")] = "",
     data: Annotated[str | None, typer.Option(help="Questions of this .jsonl file or trail set instead.")] = None,
@@ -51,12 +54,20 @@ def profile(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of one operator.")] = None,
     sweep: Annotated[list[str] | None, typer.Option(help="Settings to try, as replay_tokens=0,4,8; repeat.")] = None,
     plan: Annotated[list[str] | None, typer.Option(help="Least times on this device, by datasheet; repeat.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="A name of `lrkit ls shape`, with random weights; no model.")
+    ] = None,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Says that --shape has no others.")] = False,
+    cot_tokens: Annotated[int | None, typer.Option(min=1, help="--shape: spoken tokens of the reasoning.")] = None,
+    latent_steps: Annotated[int | None, typer.Option(min=0, help="--shape: latent steps.")] = None,
+    answer_tokens: Annotated[int | None, typer.Option(min=1, help="--shape: spoken tokens of the answer.")] = None,
     fail_if: Annotated[list[str] | None, typer.Option(help="Exit code 2 if it holds; repeat.")] = None,
     compare: Annotated[tuple[Path, Path] | None, typer.Option(help="Compare two report.json; no model.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the report.")] = Path("runs/profile"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report, or comparison, here too.")] = None,
 ) -> None:
     """Measure accuracy, steps, latency by phase, memory and ceilings of all modes on the same questions."""
+    from lrkit.profile.cases import ModelChoice
     from lrkit.profile.conditions import parse_condition
 
     conditions = [parse_condition(text) for text in fail_if or []]
@@ -64,14 +75,32 @@ def profile(
         if models:
             raise UserError(f"--compare reads two reports and measures nothing; leave {models[0]} out")
         return _compare(*compare, json_file)
-    choices = _choices(models or [], device, provider, threads, dtype)
-    asked = _suite(suite, overrides or [], runs, data)
-    report = _measure(choices, asked, sweep or [], plan or [])
+    lengths = {"cot_tokens": cot_tokens, "latent_steps": latent_steps, "answer_tokens": answer_tokens}
+    forced = [f"forced.{name}={value}" for name, value in lengths.items() if value is not None]
+    asked = _suite(suite or ("shape" if shape else "smoke"), [*(overrides or []), *forced], runs, data)
+    if shape is not None:
+        _check_shape(shape, random_weights, models or [], data)
+        choices = [ModelChoice(shape, device, provider, threads, dtype)]
+    else:
+        choices = _choices(models or [], device, provider, threads, dtype)
+    report = _measure(choices, asked, sweep or [], plan or [], shape)
+    _finish(report, conditions, output, json_file)
+
+
+def _check_shape(shape: str, random_weights: bool, models: list[str], data: str | None) -> None:
+    if not random_weights:
+        raise UserError(f"--shape {shape} has no weights; add --random-weights to profile it with random ones")
+    if models or data:
+        raise UserError("--shape is profiled alone, on a picture of its own; leave models and --data out")
+
+
+def _finish(report: "Report", conditions: "list[Condition]", output: Path, json_file: Path | None) -> None:
+    """Writes and prints the report, then says what must not pass."""
+    from lrkit.profile.conditions import failures
+
     _save(report, output, json_file)
     if report["partial"]:
         raise KeyboardInterrupt(f"interrupted; the report of what was measured is in {output}")
-    from lrkit.profile.conditions import failures
-
     if found := failures(conditions, report["figures"]):
         raise LrkitError("; ".join(found))
 
@@ -104,8 +133,12 @@ def _suite(name: str, overrides: list[str], runs: str, data: str | None) -> "Sui
     return load_suite(name, [*asked, *overrides], only)
 
 
-def _measure(choices: "list[ModelChoice]", suite: "Suite", sweep: list[str], plan: list[str]) -> "Report":
+def _measure(
+    choices: "list[ModelChoice]", suite: "Suite", sweep: list[str], plan: list[str], shape: str | None
+) -> "Report":
+    from lrkit.model.settings import ReasonerSettings
     from lrkit.profile.run import profile_models
+    from lrkit.profile.shapes import open_shape, shape_sample
     from lrkit.profile.sweep import parse_axes
 
     axes: Axes | None = parse_axes(sweep) if sweep else None
@@ -120,7 +153,13 @@ def _measure(choices: "list[ModelChoice]", suite: "Suite", sweep: list[str], pla
             progress.advance(bars[case])  # pyright: ignore
 
         command = shlex.join(["lrkit", *sys.argv[1:]]) if sys.argv[1:2] == ["profile"] else ""
-        return profile_models(choices, suite, command=command, plan_for=plan, axes=axes, on_progress=advance)
+        samples = None if shape is None else [shape_sample(shape)]
+        opened: list[ModelChoice | Model] = [*choices]
+        if shape is not None:
+            opened = [open_shape(shape, ReasonerSettings(), choices[0])]
+        return profile_models(
+            opened, suite, command=command, plan_for=plan, axes=axes, samples=samples, on_progress=advance
+        )
 
 
 def _save(report: "Report", folder: Path, json_file: Path | None) -> None:

@@ -26,16 +26,19 @@ def profile_models(
     command: str = "",
     plan_for: Sequence[str] = (),
     axes: Axes | None = None,
+    samples: Sequence[Sample] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Measures every run of the suite for every model, interleaved; Ctrl-C gives the report of what was measured.
+
+    `samples` are asked instead of the suite's own. A `Model` is one that is open already (shapes.py).
 
     Raises:
         UserError: a model, a sample set or a device sheet that is not there, or no run that could be measured.
     """
     started = machine_state()
     chosen = with_sweep(suite, axes) if axes else suite
-    samples = draw_samples(suite)
+    samples = draw_samples(suite) if samples is None else samples
     names = unique_names([choice.choice if isinstance(choice, Model) else choice for choice in choices])
     models = [
         choice if isinstance(choice, Model) else open_model(choice, name)

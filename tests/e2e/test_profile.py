@@ -11,7 +11,9 @@ from lrkit.cli.main import main
 from lrkit.errors import CapacityError
 from lrkit.profile import measure as loop
 from lrkit.profile.cases import Case
+from lrkit.profile.shapes import load_shape
 
+SHAPES = Path(__file__).resolve().parents[2] / "profiles" / "shapes"
 MODES = {"latent", "cot", "direct"}
 FEW = ("--set", "samples.0.count=2", "--set", "max_new_tokens=6", "--set", "phase_samples=1", "--set", "gallery=1")
 
@@ -165,10 +167,34 @@ def test_a_sweep_names_a_setting(bundle: Path, tmp_path: Path, capsys: pytest.Ca
     assert "accuracy over latency" in (tmp_path / "report.html").read_text()
 
 
+def test_a_shape_is_profiled_without_weights_of_its_own(tmp_path: Path) -> None:
+    sizes = json.loads((SHAPES / "smolvlm-256m.json").read_text())
+    small = {"num_layers": 2, "vision_depth": 1, "vision_width": 48, "hidden_size": 144, "intermediate_size": 96}
+    file = tmp_path / "small.json"
+    file.write_text(json.dumps({**sizes, **small, "vocabulary": 300, "image_size": [128, 128]}))
+    given = ("--shape", file, "--random-weights", "--cot-tokens", 9, "--latent-steps", 2, "--answer-tokens", 3)
+    assert run("profile", *given, "--set", "repeats=1", "--threads", 1, "-o", tmp_path) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    steps = {name: found["rows"][0]["ar_steps"] for name, found in runs_of(report).items()}
+    assert steps == {"latent": 2 + 2, "no-replay": 2 + 2, "cot": 9 + 3 - 1, "direct": 3 - 1}
+    assert runs_of(report)["latent"]["rows"][0]["correct"] is None, "random weights are not asked to be right"
+    assert runs_of(report)["latent"]["rows"][0]["prefilled_tokens"] > 128 * 128 // (16 * 4) ** 2
+
+
+def test_shipped_shapes_have_the_sizes_in_their_names() -> None:
+    billions = {"qwen2-vl-2b": 2.2, "qwen2-vl-7b": 8.2, "qwen2.5-vl-3b": 3.7, "qwen2.5-vl-7b": 8.2}
+    billions |= {"smolvlm-256m": 0.22, "smolvlm-500m": 0.45}
+    assert {file.stem for file in SHAPES.glob("*.json")} == set(billions)
+    for name, size in billions.items():
+        assert load_shape(name).num_weights / 1e9 == pytest.approx(size, rel=0.03), name
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ((), "no model was named"),
+        (("--shape", "smolvlm-256m"), "add --random-weights"),
+        (("--shape", "smolvlm", "--random-weights"), "did you mean 'smolvlm-"),
         (("{bundle}", "--device", "cpu"), "only bundles were named"),
         (("{bundle}", "--runs", "latnt"), "did you mean 'latent'"),
         (("{bundle}", "--suite", "smok"), "did you mean 'smoke'"),

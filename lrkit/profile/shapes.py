@@ -1,0 +1,215 @@
+"""A backbone of a given shape with random weights: to judge a device before any download or training.
+
+Place in the pipeline: profiles/shapes/*.json -> `open_shape` -> a `Model` for cases.py. Lengths are forced, as random
+weights decide nothing; what an answer costs does not depend on the values of the weights.
+
+Every shape is built as Qwen2-VL with those numbers: families whose blocks differ in detail (windowed attention in
+Qwen2.5-VL's tower, SigLIP in SmolVLM) are stood in for by blocks of the same widths and depths.
+"""
+
+import json
+import time
+from typing import Any
+
+from pydantic import Field
+
+from lrkit.config import Config, load_config
+from lrkit.data.sample import Sample
+from lrkit.errors import CapacityError, UserError, require
+from lrkit.model.settings import ReasonerSettings
+from lrkit.profile.cases import Model, ModelChoice
+from lrkit.profile.meters import MemoryMeter
+from lrkit.provenance import memory_bytes
+from lrkit.resources import find_resource
+from lrkit.runtime.session import Reasoner
+
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_WORDS_BELOW = 256
+"""Vocabulary of the prompt's words; a shape's vocabulary is larger."""
+
+
+class Shape(Config):
+    """Sizes of a vision-language model."""
+
+    description: str
+    """Which model has these numbers."""
+    hidden_size: int = Field(ge=8)
+    """Width of the language model."""
+    num_layers: int = Field(ge=1)
+    """Its layers."""
+    num_heads: int = Field(ge=1)
+    """Its query heads."""
+    num_kv_heads: int = Field(ge=1)
+    """Its key heads."""
+    intermediate_size: int = Field(ge=8)
+    """Width of its feed-forward part."""
+    vocabulary: int = Field(ge=_WORDS_BELOW)
+    """Rows of the embedding."""
+    tied_embeddings: bool
+    """The head is the embedding matrix."""
+    vision_depth: int = Field(ge=1)
+    """Layers of the vision tower."""
+    vision_width: int = Field(ge=8)
+    """Its width."""
+    vision_heads: int = Field(ge=1)
+    """Its heads."""
+    vision_mlp_ratio: int = Field(ge=1)
+    """Width of its feed-forward part over its own."""
+    patch_size: int = Field(ge=1)
+    """Side of a patch in pixels."""
+    merge_size: int = Field(ge=1)
+    """Side, in patches, of the square that becomes one visual token."""
+    image_size: tuple[int, int]
+    """Width and height of the picture that is asked about, in pixels; multiples of patch_size * merge_size."""
+    note: str = ""
+    """In what the stand-in differs from the model."""
+
+    @property
+    def num_weights(self) -> int:
+        """Roughly, norms left out."""
+        head = self.hidden_size // self.num_heads
+        attention = 2 * self.hidden_size**2 + 2 * self.hidden_size * self.num_kv_heads * head
+        layers = self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+        vision = self.vision_depth * (4 + 2 * self.vision_mlp_ratio) * self.vision_width**2
+        return layers + vision + self.vocabulary * self.hidden_size * (1 if self.tied_embeddings else 2)
+
+
+def load_shape(name: str) -> Shape:
+    """The shape of a shipped name or a file. Raises as `find_resource` and `load_config`."""
+    return load_config(Shape, json.loads(find_resource("shape", name).read_text(encoding="utf-8")))
+
+
+def open_shape(name: str, settings: ReasonerSettings, choice: ModelChoice) -> Model:
+    """A model of that shape with random weights, on `choice.device`; `choice.path` is only its name.
+
+    Raises:
+        CapacityError: the machine's memory would not hold the weights.
+        MissingExtraError: torch is not installed.
+    """
+    for package in ("torch", "transformers", "peft"):
+        require(package, "train")
+    shape, dtype = load_shape(name), choice.dtype or "float32"
+    if dtype not in _DTYPE_BYTES:
+        raise UserError(f"unknown dtype {dtype!r}; give one of {', '.join(_DTYPE_BYTES)}")
+    needed, there = shape.num_weights * _DTYPE_BYTES[dtype], memory_bytes()
+    if there is not None and needed > 0.8 * there:
+        raise CapacityError(
+            f"{name} has about {needed / 1e9:.0f} GB of weights as {dtype}, and this machine {there / 1e9:.0f} GB of "
+            "memory; take a smaller shape or --dtype bfloat16"
+        )
+    memory = MemoryMeter()
+    before, started = memory.resident(), time.perf_counter()
+    engine = _engine(shape, settings, choice.device or "cpu", dtype)
+    after = memory.resident()
+    grown = after - before if after is not None and before is not None else None
+    return Model(choice, name, Reasoner(engine), time.perf_counter() - started, grown)
+
+
+def shape_sample(name: str) -> Sample:
+    """A question about a grey picture of the shape's size."""
+    from PIL import Image
+
+    picture = Image.new("RGB", load_shape(name).image_size, (128, 128, 128))
+    return Sample((picture,), "Take 4 hops. Which room are you in? Start in room 3", (), "0", f"{name}-0")
+
+
+def _engine(shape: Shape, settings: ReasonerSettings, device: str, dtype: str) -> Any:
+    import torch
+    from transformers import Qwen2VLForConditionalGeneration
+
+    from lrkit.data.tokenizer import build_word_tokenizer
+    from lrkit.data.trail import VOCABULARY
+    from lrkit.model.backbones.qwen2_vl import Qwen2VLBackbone
+    from lrkit.model.build import build_reasoner
+    from lrkit.runtime.preprocess import ImageGeometry
+    from lrkit.runtime.processor import Processor
+    from lrkit.runtime.prompt import PromptFormat
+    from lrkit.runtime.torch_engine import TorchEngine
+
+    width, height = shape.image_size
+    pixels = width * height
+    geometry = ImageGeometry(
+        patch_size=shape.patch_size, merge_size=shape.merge_size, temporal_patch_size=2, min_pixels=pixels,
+        max_pixels=pixels,
+    )  # fmt: skip
+    processor = Processor(build_word_tokenizer(VOCABULARY), geometry, PromptFormat())
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        with torch.device("meta"):
+            model = Qwen2VLForConditionalGeneration(_config(shape, processor))
+        model = model.to_empty(device=device)
+        _fill(model)
+    finally:
+        torch.set_default_dtype(previous)
+    reasoner = build_reasoner(Qwen2VLBackbone(model.eval()), settings, processor.latent_id)  # pyright: ignore
+    return TorchEngine(reasoner.to(getattr(torch, dtype)), processor, device)
+
+
+def _fill(model: Any) -> None:
+    """Small uniform values, norms of one; rotary tables are made anew, as they are no weights."""
+    import torch
+
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                # A small block repeated: to draw billions of numbers would take longer than to profile them.
+                block = torch.empty(65521, dtype=parameter.dtype, device=parameter.device)
+                block.uniform_(-0.03, 0.03, generator=generator)
+                count = parameter.numel()
+                parameter.view(-1).copy_(block.repeat(-(-count // block.numel()))[:count])
+            else:
+                parameter.fill_(1.0)
+    for module in model.modules():
+        if "inv_freq" in dict(module.named_buffers(recurse=False)):
+            fresh = module.__class__(**_rotary_arguments(module))
+            module.inv_freq = fresh.inv_freq.to(next(model.parameters()).device)
+            if hasattr(module, "original_inv_freq"):
+                module.original_inv_freq = module.inv_freq.clone()
+
+
+def _rotary_arguments(module: Any) -> dict[str, Any]:
+    """The language model's rotary embedding is made from its config, the tower's from its width."""
+    return {"config": module.config} if hasattr(module, "config") else {"dim": 2 * module.inv_freq.numel()}
+
+
+def _config(shape: Shape, processor: Any) -> Any:
+    from transformers import Qwen2VLConfig
+
+    half = shape.hidden_size // shape.num_heads // 2
+    section = half // 4
+    middle = (half - section) // 2
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 1000000.0,
+        "mrope_section": [section, middle, half - section - middle],
+    }
+    return Qwen2VLConfig(
+        text_config={
+            "vocab_size": shape.vocabulary,
+            "hidden_size": shape.hidden_size,
+            "intermediate_size": shape.intermediate_size,
+            "num_hidden_layers": shape.num_layers,
+            "num_attention_heads": shape.num_heads,
+            "num_key_value_heads": shape.num_kv_heads,
+            "tie_word_embeddings": shape.tied_embeddings,
+            "bos_token_id": None,
+            "eos_token_id": processor.eos_id,
+            "pad_token_id": processor.pad_id,
+            "rope_parameters": rope,
+        },
+        vision_config={
+            "depth": shape.vision_depth,
+            "embed_dim": shape.vision_width,
+            "hidden_size": shape.hidden_size,
+            "num_heads": shape.vision_heads,
+            "mlp_ratio": shape.vision_mlp_ratio,
+            "patch_size": shape.patch_size,
+            "spatial_merge_size": shape.merge_size,
+            "temporal_patch_size": 2,
+        },
+        image_token_id=processor.image_id,
+        video_token_id=processor.latent_id,
+        tie_word_embeddings=shape.tied_embeddings,
+    )
