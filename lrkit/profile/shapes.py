@@ -86,8 +86,6 @@ def open_shape(name: str, settings: ReasonerSettings, choice: ModelChoice) -> Mo
         CapacityError: the machine's memory would not hold the weights.
         MissingExtraError: torch is not installed.
     """
-    for package in ("torch", "transformers", "peft"):
-        require(package, "train")
     shape, dtype = load_shape(name), choice.dtype or "float32"
     if dtype not in _DTYPE_BYTES:
         raise UserError(f"unknown dtype {dtype!r}; give one of {', '.join(_DTYPE_BYTES)}")
@@ -99,6 +97,8 @@ def open_shape(name: str, settings: ReasonerSettings, choice: ModelChoice) -> Mo
         )
     memory = MemoryMeter()
     before, started = memory.resident(), time.perf_counter()
+    for package in ("torch", "transformers", "peft"):
+        require(package, "train")
     engine = _engine(shape, settings, choice.device or "cpu", dtype)
     after = memory.resident()
     grown = after - before if after is not None and before is not None else None
