@@ -67,7 +67,9 @@ def _engines(console: Console, output: Path, samples: int) -> "list[EngineFigure
         table.add_column(name, justify="right")
     slow = rows[0].latency.median
     for row in rows:
-        faster = "" if not slow or not row.latency.median else f"{slow / row.latency.median:.1f}x faster"
+        faster = (
+            "" if row is rows[0] or not slow or not row.latency.median else f"{slow / row.latency.median:.1f}x faster"
+        )
         share = f"{row.correct}/{row.latency.count}"
         table.add_row(row.name, f"{row.bytes / 1e6:.1f} MB", share, milliseconds(row.latency.median), faster)
     console.print(table)

@@ -92,7 +92,7 @@ def compare_engines(
     checkpoint: str, folder: Path, samples: int, on_progress: Callable[[str], None]
 ) -> list[EngineFigures]:
     """Exports the checkpoint in float32 and in int4 into `folder`, and times both and torch, taking turns on each
-    sample.
+    sample, one thread each: a second thread of one engine would wait in a loop on the core that the next one needs.
 
     Raises:
         ExportError: a program differs from torch.
@@ -100,23 +100,28 @@ def compare_engines(
     """
     require("onnx", "export")
     require("onnxscript", "export")
+    import torch
+
+    threads = torch.get_num_threads()
     engines = {"torch float32": (Reasoner.from_checkpoint(checkpoint), _checkpoint_bytes(checkpoint))}
     for name, target in (("program float32", "cpu-fp32"), ("program int4", "cpu-int4")):
         on_progress(f"export: {name}, checked against torch")
         bundle = _export(checkpoint, folder / target, target)
         on_progress(f"validate: {name}")
         check_bundle(bundle).raise_if_bad()
-        engines[name] = (Reasoner.load(bundle), _folder_bytes(bundle))
+        engines[name] = (Reasoner.load(bundle, threads=1), _folder_bytes(bundle))
     asked = trail_set("main", "test", samples, seed=_EXAMPLE_SEED)
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     correct = dict.fromkeys(engines, 0)
-    on_progress("ask: the three in turn")
+    on_progress("ask: the three in turn, one thread each")
+    torch.set_num_threads(1)
     for turn, sample in enumerate([asked[0], *asked]):
         for name, (reasoner, _) in engines.items():
             answer = reasoner.ask(sample.images, sample.question)
             if turn > 0:  # the first round warms up
                 seconds[name].append(answer.timings["total"])
                 correct[name] += answer.answer == sample.answer
+    torch.set_num_threads(threads)
     return [EngineFigures(name, size, correct[name], summarize(seconds[name])) for name, (_, size) in engines.items()]
 
 
