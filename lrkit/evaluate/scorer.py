@@ -164,7 +164,8 @@ def compare_paired(
 ) -> PairedComparison:
     """Compare two modes by their right (True) and wrong answers to the same samples, in the same order.
 
-    The bootstrap draws samples, not answers: it keeps pairs together (percentile interval).
+    The bootstrap draws samples, not answers: it keeps pairs together (percentile interval). Where no sample tells the
+    two modes apart, the interval is what so few samples can rule out.
     """
     if len(first) != len(second):
         raise ValueError(
@@ -178,6 +179,11 @@ def compare_paired(
     shares = np.array([only_first, only_second, total - only_first - only_second]) / total
     draws = np.random.default_rng(seed).multinomial(total, shares, size=num_resamples)
     low, high = np.percentile((draws[:, 0] - draws[:, 1]) / total, (2.5, 97.5))
+    if only_first == only_second == 0:
+        # Resampling equal pairs would give an interval of no width; instead the largest share of differing samples that
+        # shows none among `total` in one of twenty cases.
+        high = 1 - 0.05 ** (1 / total)
+        low = -high
     difference = (only_first - only_second) / total
     p_value = _mcnemar_p(only_first, only_second)
     return PairedComparison(total, only_first, only_second, difference, float(low), float(high), p_value)

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lrkit.errors import UserError
+from lrkit.evaluate.scorer import compare_paired
 from lrkit.profile.markdown import interval, table
-from lrkit.profile.statistics import accuracy_difference, geometric_ratio, ratio_of_means
+from lrkit.profile.statistics import geometric_ratio, ratio_of_means
 
 Values = Mapping[str, Any]
 _LEAST = 0.03
@@ -72,7 +73,7 @@ def _compare(old: Values, new: Values) -> dict[str, Any]:
         "noise": noise,
         "verdict": verdict(latency, noise),
         "ar_steps_ratio": ratio_of_means([steps[1][s] for s in shared], [steps[0][s] for s in shared]),
-        "accuracy_difference": accuracy_difference(answers[1], answers[0]) if both else None,
+        "accuracy_difference": compare_paired(answers[1], answers[0]).to_dict() if both else None,
     }
 
 

@@ -68,21 +68,8 @@ def compare_runs(run: Sequence[Row], reference: Sequence[Row]) -> dict[str, Any]
         "samples": len(shared),
         "latency_ratio": geometric_ratio(*pairs["latency_ratio"]),
         "ar_steps_ratio": ratio_of_means(*pairs["ar_steps_ratio"]),
-        "accuracy_difference": accuracy_difference(right[1], right[0]) if both else None,
+        "accuracy_difference": compare_paired(right[1], right[0]).to_dict() if both else None,
     }
-
-
-def accuracy_difference(first: Sequence[bool], second: Sequence[bool]) -> dict[str, float | int | None]:
-    """`compare_paired` for JSON; where no question tells the two apart, what so few questions can rule out.
-
-    A bootstrap of nothing but equal pairs would give an interval of no width; instead the largest share of differing
-    questions that shows none among `total` in one of twenty cases: 1 - 0.05 ** (1 / total).
-    """
-    found = compare_paired(first, second).to_dict()
-    if found["total"] and not found["only_first"] and not found["only_second"]:
-        largest = 1 - 0.05 ** (1 / found["total"])
-        found |= {"low": -largest, "high": largest}
-    return found
 
 
 def geometric_ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float | int | None]:
