@@ -136,6 +136,7 @@ def _used(manifest: Manifest) -> Iterator[tuple[str, str]]:
         if entry.data is not None:
             yield f"the {role} program", entry.data
         yield from ((f"the {role} program", step.file) for step in entry.steps.values())
+        yield from ((f"the {role} program", engine.file) for engine in entry.engines)
     for sample in manifest.samples:
         yield from (("a recorded sample", image) for image in sample.images)
 

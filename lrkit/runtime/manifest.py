@@ -16,12 +16,15 @@ from lrkit.model.settings import ReasonerSettings
 from lrkit.runtime.io_spec import IoSpec
 
 BUNDLE_FILE = "bundle.json"
-SCHEMA = 1
+SCHEMA = 2
+"""2: programs may list TensorRT engines. 1 is read too."""
 
 Role = Literal["latent", "cot", "direct"]
 Precision = Literal["fp32", "fp16", "int4"]
 StepName = Literal["prompt", "think", "speak"]
 Dialect = Literal["ort", "tensorrt"]
+EngineKind = Literal["tensorrt-rtx", "tensorrt"]
+GraphName = Literal["program", "prompt", "think", "speak"]
 
 
 class FileEntry(Config):
@@ -70,6 +73,31 @@ class StepEntry(Config):
     """Its own inputs and outputs."""
 
 
+class EngineEntry(Config):
+    """One TensorRT engine, built ahead of time from one graph of a program."""
+
+    file: str
+    """Serialized engine, relative to the bundle."""
+    kind: EngineKind
+    """Package that built it and can run it."""
+    version: str
+    """Of that package: "1.7.1.116"."""
+    graph: GraphName
+    """What it was built from: the whole program, or one graph of the form step."""
+    archs: tuple[str, ...]
+    """Compute capabilities it runs on, as "sm89"."""
+    profile: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+    """Input -> its smallest, usual and largest shape; only inputs whose shape varies."""
+    options: dict[str, JsonValue] = {}
+    """What the builder was asked for beyond its defaults."""
+    num_layers: int | None = None
+    """Layers of the network as parsed; null where the builder did not say."""
+    build_seconds: float
+    """Wall time of the build."""
+    build_peak_bytes: int | None = None
+    """Largest resident memory of the building process; null where unknown."""
+
+
 class ProgramEntry(Config):
     """One program of the bundle."""
 
@@ -95,6 +123,8 @@ class ProgramEntry(Config):
     """Columns of the output routed_depths."""
     bytes_by_part: dict[str, int]
     """Weight bytes: vision, embedding, layers, head, routing."""
+    engines: tuple[EngineEntry, ...] = ()
+    """TensorRT engines built from it."""
 
 
 class Validation(Config):
