@@ -1,0 +1,41 @@
+"""Tables that `lrkit export` prints: bytes by part, the comparison with torch."""
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from lrkit.export.bundle import ExportReport
+
+
+def sizes(report: "ExportReport") -> Table:
+    """Bytes by part, program by program."""
+    programs = report.manifest.programs
+    parts = sorted({part for entry in programs.values() for part in entry.bytes_by_part})
+    table = Table(title="weights, MB", title_justify="left")
+    table.add_column("program")
+    for part in [*parts, "file"]:
+        table.add_column(part, justify="right")
+    for role, entry in programs.items():
+        named = {entry.file, *(step.file for step in entry.steps.values())} | ({entry.data} if entry.data else set())
+        stored = sum(report.manifest.files[name].bytes for name in named)
+        cells = [entry.bytes_by_part.get(part, 0) for part in parts]
+        table.add_row(f"{role} {entry.precision}", *(f"{value / 1e6:.3f}" for value in [*cells, stored]))
+    return table
+
+
+def proofs(report: "ExportReport") -> Table:
+    """What the comparison with torch found."""
+    table = Table(title="against torch", title_justify="left")
+    for column in ("program", "samples", "logits", "latent states", "same answer", "right", "right in torch"):
+        table.add_column(column, justify="left" if column == "program" else "right")
+    for role, found in report.manifest.validation.items():
+        measured = found.measured
+        agreement = measured["agreement"]
+        same = agreement.get("spoken tokens", 1.0) if isinstance(agreement, dict) else 1.0
+        right = [measured[f"accuracy_{who}"] for who in ("program", "torch")]
+        table.add_row(
+            role, str(found.num_samples), f"{measured['prefill_logits']:.1e}", f"{measured['latent_states']:.1e}",
+            f"{same:.1%}", *("-" if value is None else f"{value:.1%}" for value in right),
+        )  # fmt: skip
+    return table
