@@ -1,13 +1,13 @@
 """What an export reads out of a reasoner: dimensions, merged weights by role, and the extras. One table row per
 backbone family.
 
-Place in the pipeline: checkpoint -> `Source` -> decoder.py, routing.py, program.py. After this file nothing asks for
-the family.
+Place in the pipeline: a reasoner in memory (`read_source`) or the files of a checkpoint (streaming.py) -> `Parts` ->
+`Source` -> decoder.py, routing.py, program.py. After this file nothing asks for the family.
 
 Legend: D width, H heads, G key heads, W vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lrkit.errors import ExportError, did_you_mean
+from lrkit.model.build import extra_state
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.settings import ReasonerSettings
 
@@ -69,8 +70,37 @@ class Source:
         return self.extras[role] if role in self.extras else self.fetch(role)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A reasoner taken apart, whether it lies in memory or in files."""
+
+    config: Any
+    """The backbone's config, as transformers has it."""
+    read: Callable[[str], np.ndarray]
+    """Merged weight of the backbone by the name it has in transformers: a float32 array that nobody else holds."""
+    tower: nn.Module
+    """The vision tower with its weights."""
+    tied: bool
+    """The head is the embedding matrix."""
+    settings: ReasonerSettings
+    latent_id: int
+    extras: Mapping[str, np.ndarray]
+    """Routers and latent rows by the names of lrkit.safetensors."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family of backbones is read."""
+
+    source: Callable[[Parts], Source]
+    tower: str
+    """Name of the vision tower's module."""
+    new_tower: Callable[[Any], nn.Module]
+    """A tower from the backbone's config, its weights yet to come."""
+
+
 def array(tensor: Tensor) -> np.ndarray:
-    """float32 copy in numpy."""
+    """float32 in numpy; shares the memory of a tensor that is float32 on the CPU."""
     return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
 
 
@@ -81,53 +111,72 @@ def read_source(reasoner: LatentReasoner) -> Source:
         ExportError: no export is written for this family of backbones.
     """
     reasoner.merge_adapter()
-    model = reasoner.backbone.model
-    family = str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
-    if family not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
-        raise ExportError(
-            f"no program can be built for a backbone of type {family!r}; known: {known}{did_you_mean(family, FAMILIES)}"
-        )
-    source = FAMILIES[family](reasoner)
-    state = reasoner.state_dict()
-    source.extras = {name: array(t) for name, t in state.items() if name.startswith("routers.")}
-    source.latent_norm = float(reasoner.latent.norm)
-    if reasoner.settings.think.latent_scale == "learned":
-        source.latent_scale = float(reasoner.latent.scale)
-    return source
-
-
-def _qwen2_vl(reasoner: LatentReasoner) -> Source:
     model: Any = reasoner.backbone.model
-    vision, language, latent = model.config.vision_config, model.model.language_model, reasoner.latent
-    dimensions = _qwen2_dimensions(model.config.text_config, language.rotary_emb)
-
-    def fetch(role: str) -> np.ndarray:
-        if role == "norm":
-            return array(language.norm.weight)
-        if role in ("embedding", "head"):
-            # The trained rows replace the backbone's. In a tied pair both are one, and one matrix serves both ends.
-            rows = array(language.embed_tokens.weight if role == "embedding" else model.lm_head.weight).copy()
-            rows[latent.token_id] = array(latent.embedding_row_D if role == "embedding" else latent.head_row_D)
-            return rows
-        number, _, part = role.partition(".")
-        return _layer_weight(language.layers[int(number)], part, dimensions.head_width)
-
-    return Source(
-        dimensions=dimensions,
-        settings=reasoner.settings,
-        image_id=model.config.image_token_id,
-        latent_id=latent.token_id,
-        patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
-        merge_size=vision.spatial_merge_size,
-        tower=model.model.visual,
-        fetch=fetch,
-        tied=reasoner.backbone.tied_embeddings,
+    family = family_of(str(getattr(getattr(model, "config", None), "model_type", type(model).__name__)))
+    return family.source(
+        Parts(
+            config=model.config,
+            read=lambda name: array(model.get_parameter(name)).copy(),
+            tower=model.get_submodule(family.tower),
+            tied=reasoner.backbone.tied_embeddings,
+            settings=reasoner.settings,
+            latent_id=reasoner.latent.token_id,
+            extras={name: array(tensor) for name, tensor in extra_state(reasoner).items()},
+        )
     )
 
 
-def _qwen2_dimensions(text: Any, rotary: Any) -> Dimensions:
-    """Sizes from a Qwen2-VL text config and its rotary embedding.
+def family_of(model_type: str) -> Family:
+    """The row of FAMILIES.
+
+    Raises:
+        ExportError: there is none.
+    """
+    if model_type not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise ExportError(
+            f"no program can be built for a backbone of type {model_type!r}; known: {known}"
+            f"{did_you_mean(model_type, FAMILIES)}"
+        )
+    return FAMILIES[model_type]
+
+
+def _qwen2_vl(parts: Parts) -> Source:
+    vision, extras, text = parts.config.vision_config, parts.extras, "model.language_model"
+    dimensions = _qwen2_dimensions(parts.config.text_config)
+
+    def fetch(role: str) -> np.ndarray:
+        if role == "norm":
+            return parts.read(f"{text}.norm.weight")
+        if role in ("embedding", "head"):
+            # The trained rows replace the backbone's. In a tied pair both are one, and one matrix serves both ends.
+            head = role == "head" and not parts.tied
+            rows = parts.read("lm_head.weight" if head else f"{text}.embed_tokens.weight")
+            trained = "embedding" if role == "embedding" and not parts.tied else "head"
+            rows[parts.latent_id] = extras[f"latent.{trained}_row_D"]
+            return rows
+        number, _, part = role.partition(".")
+        return _layer_weight(lambda name: parts.read(f"{text}.layers.{number}.{name}"), part, dimensions.head_width)
+
+    learned = parts.settings.think.latent_scale == "learned"
+    return Source(
+        dimensions=dimensions,
+        settings=parts.settings,
+        image_id=parts.config.image_token_id,
+        latent_id=parts.latent_id,
+        patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        merge_size=vision.spatial_merge_size,
+        tower=parts.tower,
+        fetch=fetch,
+        extras={name: value for name, value in extras.items() if name.startswith("routers.")},
+        latent_norm=float(extras["latent.norm"]),
+        latent_scale=float(extras["latent.scale"]) if learned else None,
+        tied=parts.tied,
+    )
+
+
+def _qwen2_dimensions(text: Any) -> Dimensions:
+    """Sizes from a Qwen2-VL text config.
 
     Raises:
         ExportError: the backbone does something that a program does not know.
@@ -136,7 +185,9 @@ def _qwen2_dimensions(text: Any, rotary: Any) -> Dimensions:
         raise ExportError("the backbone uses sliding-window attention; a program attends to all tokens: export another")
     if text.hidden_act != "silu":
         raise ExportError(f"the backbone's activation is {text.hidden_act!r}; a program knows 'silu' only")
-    kind = text.rope_parameters["rope_type"]
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
+
+    rotary, kind = Qwen2VLRotaryEmbedding(text), text.rope_parameters["rope_type"]
     if rotary.attention_scaling != 1.0 or kind != "default":
         raise ExportError(f"the backbone's rotary type is {kind!r}; a program knows 'default' only")
     counts = text.rope_parameters["mrope_section"]
@@ -154,27 +205,30 @@ def _qwen2_dimensions(text: Any, rotary: Any) -> Dimensions:
     )
 
 
-def _layer_weight(layer: Any, part: str, head_width: int) -> np.ndarray:
+def _layer_weight(read: Callable[[str], np.ndarray], part: str, head_width: int) -> np.ndarray:
     """One weight of a Qwen2 layer; 1 / sqrt(head width) is folded into the query rows, so that no node has to apply
     it."""
-    attention, mlp = layer.self_attn, layer.mlp
-    scale = head_width**-0.5
+    scale = np.float32(head_width**-0.5)
     if part in ("qkv", "qkv.bias"):
         kind = "weight" if part == "qkv" else "bias"
-        query, key, value = (
-            array(getattr(module, kind)) for module in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        return np.concatenate([query * np.float32(scale), key, value])
+        query, key, value = (read(f"self_attn.{name}_proj.{kind}") for name in "qkv")
+        return np.concatenate([query * scale, key, value])
     if part == "gate_up":
-        return np.concatenate([array(mlp.gate_proj.weight), array(mlp.up_proj.weight)])
+        return np.concatenate([read("mlp.gate_proj.weight"), read("mlp.up_proj.weight")])
     simple = {
-        "out": attention.o_proj,
-        "down": mlp.down_proj,
-        "norm1": layer.input_layernorm,
-        "norm2": layer.post_attention_layernorm,
+        "out": "self_attn.o_proj",
+        "down": "mlp.down_proj",
+        "norm1": "input_layernorm",
+        "norm2": "post_attention_layernorm",
     }
-    return array(simple[part].weight)
+    return read(f"{simple[part]}.weight")
 
 
-FAMILIES: dict[str, Callable[[LatentReasoner], Source]] = {"qwen2_vl": _qwen2_vl}
-"""model_type -> reader."""
+def _new_qwen2_vl_tower(config: Any) -> nn.Module:
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
+
+    return Qwen2VisionTransformerPretrainedModel._from_config(config.vision_config)  # pyright: ignore
+
+
+FAMILIES: dict[str, Family] = {"qwen2_vl": Family(_qwen2_vl, "model.visual", _new_qwen2_vl_tower)}
+"""model_type -> how it is read."""
