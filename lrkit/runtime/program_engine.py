@@ -1,0 +1,205 @@
+"""Answers prompts by a bundle's programs, whatever runs them. Torch-free.
+
+Place in the pipeline: lrkit/runtime/bundle.py -> `ProgramEngine` over `ProgramSessions` -> lrkit/runtime/session.py.
+ort.py gives sessions of ONNX Runtime, tensorrt.py sessions of TensorRT engines.
+
+A program answers one prompt from pixels to the last token in one run, so a batch is run prompt by prompt, and what is
+streamed arrives when the run ends: `on_token` then gets the whole answer, token by token. The form `step` (steps.py)
+streams the tokens of a single prompt as they are spoken.
+"""
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from lrkit.errors import UserError
+from lrkit.model.generated import Generated, Halting, Mode, ReplayedToken
+from lrkit.runtime.bundle import Bundle, open_bundle
+from lrkit.runtime.engine import AskOptions, OnToken
+from lrkit.runtime.feed import build_feed
+from lrkit.runtime.io_spec import HALTING, IoSpec
+from lrkit.runtime.limits import check_asked, check_prompt
+from lrkit.runtime.manifest import GraphName, ProgramEntry, Role
+from lrkit.runtime.processor import EncodedPrompt, Processor
+from lrkit.runtime.steps import StepSession
+
+# Large, and of no use to an answer.
+_UNREAD = ("prefill_logits", "latent_states")
+
+
+class GraphSession(Protocol):
+    """One graph, loaded: an `onnxruntime.InferenceSession`, or a TensorRT engine with its context."""
+
+    def run(self, output_names: Sequence[str], input_feed: Mapping[str, Any], /) -> Sequence[Any]:
+        """The outputs of those names, in that order. May be called by several threads at once."""
+        ...
+
+
+class ProgramSessions(ABC):
+    """One session per program of a bundle, made at first use and shared by all threads."""
+
+    name: str
+    """Of the engine: onnxruntime, tensorrt-rtx, tensorrt."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self._made: dict[Role, Any] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def loaded(self) -> tuple[Role, ...]:
+        """Programs in memory."""
+        return tuple(self._made)
+
+    def of(self, role: Role) -> Any:
+        """The session of that program: a `GraphSession`, or the `StepSession` around the graphs of the form step.
+
+        Raises:
+            BundleError: the bundle has no such program, or its file is none or another than declared.
+            UserError: the program cannot be run on this machine.
+        """
+        with self._lock:
+            if role not in self._made:
+                self._made[role] = self._make(role)
+            return self._made[role]
+
+    def _make(self, role: Role) -> Any:
+        entry = self.bundle.program(role)
+        if not entry.steps:
+            return self.open_graph(role, entry, "program", entry.file, entry.spec)
+        sessions = {
+            name: self.open_graph(role, entry, name, step.file, step.spec) for name, step in entry.steps.items()
+        }
+        specs = {name: step.spec for name, step in entry.steps.items()}
+        return StepSession(sessions, specs, entry.spec, self.bundle.manifest.tokens.eos)
+
+    @abstractmethod
+    def open_graph(self, role: Role, entry: ProgramEntry, graph: GraphName, file: str, spec: IoSpec) -> GraphSession:
+        """Loads one graph; `file` is its ONNX file, relative to the bundle. Raises as `of`."""
+
+
+class ProgramEngine:
+    """One program of a bundle. May be used by several threads at once."""
+
+    def __init__(self, sessions: ProgramSessions, processor: Processor, role: Role = "latent") -> None:
+        self.sessions = sessions
+        self.name = sessions.name
+        self.bundle = sessions.bundle
+        self.processor = processor
+        self.role: Role = role
+        self.entry: ProgramEntry = self.bundle.program(role)
+        self.num_layers = self.entry.num_layers
+        self._outputs = [spec.name for spec in self.entry.spec.outputs if spec.name not in _UNREAD]
+
+    @classmethod
+    def over(cls, path: Path | str, verify: bool, make: Callable[[Bundle], ProgramSessions]) -> Self:
+        """Opens a bundle and its processor; `make` gives the sessions, whose programs are loaded when first asked.
+
+        Raises:
+            BundleError: see `open_bundle`.
+            CheckpointError: its tokenizer or image settings cannot be read.
+        """
+        bundle = open_bundle(path, verify)
+        sessions = make(bundle)
+        processor = Processor.from_folder(bundle.folder)
+        processor.limits = bundle.manifest.limits
+        return cls(sessions, processor)
+
+    def load(self) -> None:
+        """Loads the program now instead of at the first question. Raises as `ProgramSessions.of`."""
+        self.sessions.of(self.role)
+
+    def as_role(self, role: Role) -> Self:
+        """The engine of another program of the bundle; sessions and processor are shared."""
+        return type(self)(self.sessions, self.processor, role)
+
+    def baseline(self, mode: Mode) -> Self | None:
+        """The engine of the bundle's program for `mode`; its session is shared by all who ask for it."""
+        if mode == self.role:
+            return self
+        return self.as_role(mode) if mode in self.bundle.manifest.programs else None
+
+    def generate(
+        self, prompts: Sequence[EncodedPrompt], options: AskOptions, on_token: OnToken | None = None
+    ) -> list[Generated]:
+        """Greedy answers, one run per prompt; all prompts are checked before the first run. See the module about
+        `on_token`.
+
+        Raises:
+            CapacityError: a prompt, max_new_tokens or max_latent_steps is above the bundle's limit.
+            UserError: `ignore_end`.
+        """
+        if options.ignore_end:
+            raise UserError("a program ends an answer by itself, so its length cannot be forced; give a checkpoint")
+        feeds = [self.feed(prompt, options) for prompt in prompts]
+        session = self.sessions.of(self.role)
+        if on_token is not None and isinstance(session, StepSession) and len(feeds) == 1:
+            return [self._run(session, feeds[0], lambda token: on_token([token]))]
+        results = [self._run(session, feed) for feed in feeds]
+        if on_token is not None:
+            for row in zip_longest(*(result.token_ids for result in results)):
+                on_token(list(row))
+        return results
+
+    def feed(self, prompt: EncodedPrompt, options: AskOptions) -> dict[str, np.ndarray]:
+        """The arrays that the program reads for one prompt.
+
+        Raises:
+            CapacityError: see `generate`.
+        """
+        manifest, think = self.bundle.manifest, self.entry.settings.think
+        ids = prompt.ids + self.processor.answer_prefix_ids if options.mode == "direct" else prompt.ids
+        check_prompt(manifest.limits, len(ids), prompt.grids)
+        most = check_asked("max_latent_steps", options.max_latent_steps, manifest.limits.max_latent_steps)
+        return build_feed(
+            ids,
+            prompt.grids,
+            prompt.patches,
+            image_id=manifest.tokens.image,
+            merge=manifest.merge_size,
+            patch_values=self.processor.geometry.patch_dim,
+            think=options.mode == "latent",
+            fixed_latents=(options.halting or think.halting) == "fixed",
+            max_latent_steps=min(most, think.max_latent_steps) if options.max_latent_steps is None else most,
+            max_new_tokens=check_asked("max_new_tokens", options.max_new_tokens, manifest.limits.max_new_tokens),
+        )
+
+    def _run(
+        self, session: Any, feed: dict[str, np.ndarray], on_token: Callable[[int], None] | None = None
+    ) -> Generated:
+        started = time.perf_counter()
+        more = () if on_token is None else (on_token,)
+        out: dict[str, np.ndarray] = dict(zip(self._outputs, session.run(self._outputs, feed, *more), strict=True))
+        seconds = time.perf_counter() - started
+        latent_steps = int(out["latent_steps"])
+        halting: Halting = HALTING[int(out["halting"])]
+        return Generated(
+            token_ids=out["token_ids"][: int(out["num_tokens"])].tolist(),
+            latent_steps=latent_steps,
+            ar_steps=int(out["ar_steps"]),
+            halting=halting,
+            finished=bool(out["finished"]),
+            prefilled_tokens=len(feed["input_ids"]),
+            replayed=_replayed(out, latent_steps),
+            routed_depths=self._depths(out),
+            timings={"run": seconds},
+        )
+
+    def _depths(self, out: Mapping[str, np.ndarray]) -> dict[int, int]:
+        if "routed_depths" not in out:
+            return {}
+        return dict(zip(self.entry.routed_layers, out["routed_depths"].sum(0).tolist(), strict=True))
+
+
+def _replayed(out: Mapping[str, np.ndarray], latent_steps: int) -> list[list[ReplayedToken]]:
+    """Per latent step taken; empty steps where nothing can be replayed, by this program or without a picture."""
+    if "replayed" not in out:
+        return [[] for _ in range(latent_steps)]
+    rows = zip(out["replayed"][:latent_steps].tolist(), out["replay_weights"][:latent_steps].tolist(), strict=True)
+    return [[ReplayedToken(index, weight) for index, weight in zip(*row, strict=True) if index >= 0] for row in rows]
