@@ -45,6 +45,7 @@ from lrkit.runtime.manifest import (
     Validation,
     digest,
 )
+from lrkit.runtime.ort import optimizers_off
 from lrkit.runtime.preprocess import load_image
 from lrkit.runtime.processor import Processor
 
@@ -190,18 +191,19 @@ class _Export:
         """Builds and writes one program in the asked form: (entry, session that answers by it)."""
         eos_id, nbits = self.processor.eos_id, self.target.precision == "int4" and self.target.dialect == "ort"
         steps: dict[StepName, StepEntry] = {}
+        off = optimizers_off(self.target.dialect, self.target.precision)
         if self.form == "program":
             program = build_program(chunks, eos_id, tower)
             spec, file = program.spec, f"{role}.onnx"
             data = self._save(program, file)
-            session = open_program(self.staging / file, spec)
+            session = open_program(self.staging / file, spec, off)
         else:
             built, spec = build_steps(chunks, tower), step_spec(chunks)
             self.progress(f"{role}: writing", 0, 0)
             files, data = save_steps(built, self.staging, role)
             steps = {name: StepEntry(file=files[name], spec=step.spec) for name, step in built.items()}
             file = files["prompt"]
-            session = open_steps(self.staging, steps, spec, eos_id)
+            session = open_steps(self.staging, steps, spec, eos_id, off)
         entry = ProgramEntry(
             file=file, data=data, dialect=self.target.dialect, precision=self.target.precision,
             accuracy_level=self.target.int4.accuracy_level if nbits else None, spec=spec, steps=steps,

@@ -118,8 +118,8 @@ def check_program(
     return validation
 
 
-def open_program(file: Path, spec: IoSpec) -> Any:
-    """An ONNX Runtime session on the CPU.
+def open_program(file: Path, spec: IoSpec, optimizers_off: Sequence[str] = ()) -> Any:
+    """An ONNX Runtime session on the CPU, without the graph transformers named (see lrkit/runtime/ort.py).
 
     Raises:
         ExportError: the file has other inputs or outputs than `spec` declares.
@@ -128,15 +128,19 @@ def open_program(file: Path, spec: IoSpec) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(file), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(optimizers_off)
+    )
     if wrong := spec.differences(session.get_inputs(), session.get_outputs()):
         raise ExportError(f"{file.name} is not the program it was built to be: {wrong[0]}")
     return session
 
 
-def open_steps(folder: Path, steps: Mapping[StepName, StepEntry], whole: IoSpec, eos_id: int) -> StepSession:
+def open_steps(
+    folder: Path, steps: Mapping[StepName, StepEntry], whole: IoSpec, eos_id: int, optimizers_off: Sequence[str] = ()
+) -> StepSession:
     """The graphs of the form `step`, driven like one program. Raises as `open_program`."""
-    sessions = {name: open_program(folder / entry.file, entry.spec) for name, entry in steps.items()}
+    sessions = {name: open_program(folder / entry.file, entry.spec, optimizers_off) for name, entry in steps.items()}
     return StepSession(sessions, {name: entry.spec for name, entry in steps.items()}, whole, eos_id)
 
 
