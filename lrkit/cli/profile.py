@@ -3,6 +3,7 @@
 Also compares two reports, and fails on a figure, for CI.
 """
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lrkit.cli.progress import ProfileProgress
 from lrkit.cli.tables import milliseconds, number, percent, write_json
 from lrkit.errors import LrkitError, UserError
 
@@ -61,6 +62,7 @@ def profile(
     cot_tokens: Annotated[int | None, typer.Option(min=1, help="--shape: spoken tokens of the reasoning.")] = None,
     latent_steps: Annotated[int | None, typer.Option(min=0, help="--shape: latent steps.")] = None,
     answer_tokens: Annotated[int | None, typer.Option(min=1, help="--shape: spoken tokens of the answer.")] = None,
+    budget: Annotated[float | None, typer.Option(min=1, help="Begin no further repeat after these seconds.")] = None,
     fail_if: Annotated[list[str] | None, typer.Option(help="Exit code 2 if it holds; repeat.")] = None,
     compare: Annotated[tuple[Path, Path] | None, typer.Option(help="Compare two report.json; no model.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the report.")] = Path("runs/profile"),
@@ -77,14 +79,25 @@ def profile(
         return _compare(*compare, json_file)
     lengths = {"cot_tokens": cot_tokens, "latent_steps": latent_steps, "answer_tokens": answer_tokens}
     forced = [f"forced.{name}={value}" for name, value in lengths.items() if value is not None]
-    asked = _suite(suite or ("shape" if shape else "smoke"), [*(overrides or []), *forced], runs, data)
+    forced += [] if budget is None else [f"budget_sec={budget}"]
+    models, sweep = _settings_after_sweep(models or [], sweep or [])
+    asked = _suite(suite or ("2b-shape" if shape else "smoke"), [*(overrides or []), *forced], runs, data)
     if shape is not None:
-        _check_shape(shape, random_weights, models or [], data)
+        _check_shape(shape, random_weights, models, data)
         choices = [ModelChoice(shape, device, provider, threads, dtype)]
     else:
-        choices = _choices(models or [], device, provider, threads, dtype)
-    report = _measure(choices, asked, sweep or [], plan or [], shape)
+        choices = _choices(models, device, provider, threads, dtype)
+    report = _measure(choices, asked, sweep, plan or [], shape)
     _finish(report, conditions, output, json_file)
+
+
+def _settings_after_sweep(models: list[str], sweep: list[str]) -> tuple[list[str], list[str]]:
+    """`--sweep a=1,2 b=3` leaves `b=3` among the models; several settings in one text are taken apart too."""
+    settings = [word for text in sweep for word in text.split()]
+    if not settings:
+        return models, settings
+    more = [word for word in models if re.match(r"\w+=", word) and not Path(word).exists()]
+    return [word for word in models if word not in more], settings + more
 
 
 def _check_shape(shape: str, random_weights: bool, models: list[str], data: str | None) -> None:
@@ -138,33 +151,27 @@ def _measure(
 ) -> "Report":
     from lrkit.model.settings import ReasonerSettings
     from lrkit.profile.run import profile_models
-    from lrkit.profile.shapes import open_shape, shape_sample
+    from lrkit.profile.shapes import open_shape, shape_samples
     from lrkit.profile.sweep import parse_axes
 
     axes: Axes | None = parse_axes(sweep) if sweep else None
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    total = sum(chosen.count for chosen in suite.samples) * suite.repeats
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bars: dict[str, int] = {}
-
-        def advance(case: str) -> None:
-            if case not in bars:
-                bars[case] = progress.add_task(case, total=total)
-            progress.advance(bars[case])  # pyright: ignore
-
-        command = shlex.join(["lrkit", *sys.argv[1:]]) if sys.argv[1:2] == ["profile"] else ""
-        samples = None if shape is None else [shape_sample(shape)]
+    command = shlex.join(["lrkit", *sys.argv[1:]]) if sys.argv[1:2] == ["profile"] else ""
+    count = sum(chosen.count for chosen in suite.samples)
+    samples = None if shape is None else shape_samples(shape, count)
+    with ProfileProgress(count * suite.repeats) as progress:
         opened: list[ModelChoice | Model] = [*choices]
         if shape is not None:
+            progress.stage(f"making {shape} with random weights")
             opened = [open_shape(shape, ReasonerSettings(), choices[0])]
         return profile_models(
-            opened, suite, command=command, plan_for=plan, axes=axes, samples=samples, on_progress=advance
+            opened, suite, command=command, plan_for=plan, axes=axes, samples=samples, watcher=progress
         )
 
 
 def _save(report: "Report", folder: Path, json_file: Path | None) -> None:
     from lrkit.profile.report import write_report
     from lrkit.profile.run import save
+    from lrkit.profile.sweep import replay_sentence
 
     files = save(report, folder)
     if json_file is not None:
@@ -186,6 +193,8 @@ def _save(report: "Report", folder: Path, json_file: Path | None) -> None:
         console.print(sentence, markup=False)
     if report["sweep"]:
         console.print(f"use {report['sweep']['use']}: {report['sweep']['why']}", markup=False)
+        if report["sweep"]["replay_against_cot"]:
+            console.print(replay_sentence(report["sweep"]["replay_against_cot"]), markup=False)
     console.print("report: " + ", ".join(str(file) for file in files), markup=False)
 
 

@@ -50,6 +50,10 @@ class Model:
     load_seconds: float
     load_bytes: int | None
     """Resident memory that loading it took, all programs that were asked."""
+    random_weights: bool = False
+    """A shape: its settings are free, as nothing was trained for any of them."""
+    dtype_reason: str | None = None
+    """Why its number type was chosen, where lrkit chose it."""
     baselines: dict[tuple[Mode, int | None], Reasoner] = field(default_factory=dict[tuple[Mode, int | None], Reasoner])
     """By mode and, for bundles, threads."""
 
@@ -171,6 +175,8 @@ def _why_not(model: Model, run: RunSettings, suite: Suite) -> str | None:
         return "a bundle ends its answers itself; lengths of speech can be forced on checkpoints only"
     if run.routing_depth == 0 and settings.routing.depth == 0:
         return "the model does not route, so this is the run without the change"
+    if run.routing_depth and run.routing_depth != settings.routing.depth and not model.random_weights:
+        return f"the model's routing was trained at depth {settings.routing.depth}; other depths are for --shape"
     if run.replay_tokens is not None and bundle and run.replay_tokens != settings.replay.num_tokens:
         return "a bundle has its replay built in; profile its checkpoint, or export one bundle for each number"
     if run.replay_tokens == 0 and settings.replay.num_tokens == 0:

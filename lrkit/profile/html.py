@@ -7,6 +7,7 @@ from typing import Any
 
 from lrkit.profile import charts
 from lrkit.profile.markdown import interval, machine_lines, ms, number, percent, title
+from lrkit.profile.sweep import replay_sentence
 
 Values = Mapping[str, Any]
 
@@ -147,6 +148,8 @@ def _sweep(sweep: Values | None) -> str:
     if sweep is None:
         return ""
     note = f"Use {sweep['use']}: {sweep['why']}. Filled: not beaten in both accuracy and latency."
+    if sweep.get("replay_against_cot"):
+        note += f" {replay_sentence(sweep['replay_against_cot'])}."
     return _section("Settings", charts.pareto_plot(sweep), note)
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lrkit.profile.sweep import replay_sentence
+
 Values = Mapping[str, Any]
 
 
@@ -54,8 +56,8 @@ def machine_lines(report: Values) -> str:
         "CPU": f"{made['cpu'] or 'unknown'}, {made['num_cpus']} usable; threads: {threads}",
         "GPU": ", ".join(f"{gpu['name']}, driver {gpu['driver']}" for gpu in machine["gpus"]) or "none",
         "load average": f"{load} (1 minute; above the number of CPUs the machine was busy with other work)",
-        "measured": f"{count} questions, {suite['repeats']} times each, batch 1, {suite['warmup']} warm-up rounds, "
-        "runs interleaved",
+        "measured": f"{count} questions, {report.get('repeats', suite['repeats'])} times each, batch 1, "
+        f"{suite['warmup']} warm-up rounds, runs interleaved",
         "clock": "unknown"
         if share is None
         else f"{share:.4%} of the smallest phase ({timer['smallest_phase']}, {ms(timer['smallest_phase_sec'])} ms)",
@@ -182,6 +184,7 @@ def _sweep(sweep: Values | None) -> str | None:
         "## Sweep\n\n"
         + table(("setting", "right", "median ms", "AR steps", "not beaten"), rows)
         + f"\n\nUse **{sweep['use']}**: {sweep['why']}."
+        + (f"\n\n{replay_sentence(sweep['replay_against_cot'])}." if sweep.get("replay_against_cot") else "")
     )
 
 

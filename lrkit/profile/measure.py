@@ -8,9 +8,9 @@ them. An answer that fails is a row with its error. Ctrl-C ends the loop; what w
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from lrkit.data.sample import Sample
 from lrkit.errors import LrkitError
@@ -21,8 +21,27 @@ from lrkit.profile.meters import EnergyMeter, MemoryMeter
 from lrkit.profile.phases import VisionProbe, phase_source, phases_by_differences, vision_probes
 from lrkit.profile.suite import Suite
 
-OnProgress = Callable[[str], None]
-"""Called with the id of the case that was just asked."""
+
+class Watcher(Protocol):
+    """Is told how far the measuring is."""
+
+    def stage(self, text: str) -> None:
+        """What begins now."""
+        ...
+
+    def answered(self, case: str) -> None:
+        """The case of that id was just asked."""
+        ...
+
+
+class _Nobody:
+    """Watches nothing."""
+
+    def stage(self, text: str) -> None:
+        pass
+
+    def answered(self, case: str) -> None:
+        pass
 
 
 @dataclass
@@ -77,14 +96,15 @@ class Session:
     differences: dict[str, list[dict[str, float | None]]]
     """One-graph programs: phases by differences, one entry per sample."""
     energy_source: str | None = None
+    repeats: int = 0
+    """Done of the suite's; fewer where its budget was spent."""
     partial: bool = False
     """Ctrl-C ended it early."""
 
 
-def measure(
-    cases: Sequence[Case], samples: Sequence[Sample], suite: Suite, on_progress: OnProgress | None = None
-) -> Session:
+def measure(cases: Sequence[Case], samples: Sequence[Sample], suite: Suite, watcher: Watcher | None = None) -> Session:
     """Asks every sample in every case, `suite.repeats` times; see the module's docstring."""
+    watcher = watcher or _Nobody()
     device = next((case.engine.device for case in cases if _on_gpu(case)), "cpu")  # pyright: ignore
     energy, memory = EnergyMeter(str(device)), MemoryMeter()
     session = Session({case.id: [] for case in cases}, {}, energy.source)
@@ -92,18 +112,21 @@ def measure(
     collecting = gc.isenabled()
     try:
         with vision_probes(cases) as probes:
+            watcher.stage("warming up")
             for case in list(cases) * suite.warmup:
                 _ask(case, samples[0], 0, probes.get(case.id), energy, memory, scored)
             gc.freeze()
             gc.disable()
-            for repeat in range(suite.repeats):
+            watcher.stage("asking")
+            for repeat in _repeats(suite):
                 for turn, sample in enumerate(samples):
                     for case in _rotated(cases, turn + repeat):
                         row = _ask(case, sample, repeat, probes.get(case.id), energy, memory, scored)
                         session.rows[case.id].append(row)
-                        if on_progress is not None:
-                            on_progress(case.id)
+                        watcher.answered(case.id)
                     gc.collect()
+                session.repeats = repeat + 1
+            watcher.stage("telling phases apart")
             _difference_runs(cases, samples[: suite.phase_samples], session)
     except KeyboardInterrupt:
         session.partial = True
@@ -112,6 +135,17 @@ def measure(
         if collecting:
             gc.enable()
     return session
+
+
+def _repeats(suite: Suite) -> Iterator[int]:
+    """0, 1, ... as long as the budget lasts; a further repeat begins only if the last one's time is left."""
+    started = begun = time.perf_counter()
+    for repeat in range(suite.repeats):
+        now = time.perf_counter()
+        if repeat and suite.budget_sec is not None and 2 * now - begun - started > suite.budget_sec:
+            return
+        begun = now
+        yield repeat
 
 
 def _difference_runs(cases: Sequence[Case], samples: Sequence[Sample], session: Session) -> None:

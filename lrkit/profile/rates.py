@@ -19,7 +19,7 @@ from lrkit.runtime.engine import Engine
 _LARGE_BYTES = 128 * 2**20
 """Beyond the caches of most CPUs."""
 _SMALL_BYTES = 256 * 2**10
-_TRIES = 7
+_TRIES = 15
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,10 @@ class MeasuredRates:
     """Size of what was copied, that of the model's weights: small weights stay in a cache, and are read as fast."""
     copy_bytes_per_sec: float
     """Read and written bytes together, at the working set's size."""
+    read_bytes_per_sec: float
+    """Read bytes alone, at the working set's size: what streaming the weights can reach."""
     memory_copy_bytes_per_sec: float
-    """The same for a buffer that no cache holds."""
+    """Copied, for a buffer that no cache holds."""
     matmul_flops_per_sec: float | None
     matmul_side: int
     """Of the square matrices."""
@@ -43,7 +45,7 @@ class MeasuredRates:
     @property
     def rates(self) -> Rates:
         """For roofline.py."""
-        return Rates(self.copy_bytes_per_sec, self.matmul_flops_per_sec)
+        return Rates(max(self.copy_bytes_per_sec, self.read_bytes_per_sec), self.matmul_flops_per_sec)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -77,11 +79,16 @@ def _by_torch(engine: Any, working_set: int) -> MeasuredRates:
         target = torch.empty_like(source)
         return _best(lambda: (target.copy_(source), wait()), size)
 
+    def read_rate(size: int) -> float:
+        values = torch.ones(size // 4, device=device)
+        dot = _best(lambda: (torch.dot(values, values), wait()), size)
+        return max(dot, _best(lambda: (values.sum(), wait()), size))
+
     left = torch.randn(side, side, dtype=torch.float32, device=device).to(dtype)
     with torch.inference_mode():
         flops = _best(lambda: (left @ left, wait()), 2 * side**3)
     return MeasuredRates(
-        working_set, copy_rate(working_set), copy_rate(_LARGE_BYTES), flops, side,
+        working_set, copy_rate(working_set), read_rate(working_set), copy_rate(_LARGE_BYTES), flops, side,
         str(dtype).removeprefix("torch."), torch.get_num_threads() if device.type == "cpu" else None,
         f"torch on {device}",
     )  # fmt: skip
@@ -100,11 +107,23 @@ def _by_numpy(working_set: int, threads: int) -> MeasuredRates:
 
             return _best(copy, 2 * part * threads)
 
+        def read_rate(size: int) -> float:
+            parts = [np.ones(max(1, size // 4 // threads), np.float32) for _ in range(threads)]
+            return _best(lambda: list(pool.map(lambda part: part @ part, parts)), 4 * len(parts[0]) * threads)
+
         side = 768
         left = np.random.default_rng(0).standard_normal((side, side), dtype=np.float32)
         flops = _best(lambda: left @ left, 2 * side**3)
         return MeasuredRates(
-            working_set, copy_rate(working_set), copy_rate(_LARGE_BYTES), flops, side, "float32", threads, "numpy"
+            working_set,
+            copy_rate(working_set),
+            read_rate(working_set),
+            copy_rate(_LARGE_BYTES),
+            flops,
+            side,
+            "float32",
+            threads,
+            "numpy",
         )
 
 

@@ -67,6 +67,7 @@ def build_report(context: Context, session: Session) -> Report:
         "headlines": [],
         "command": context.command,
         "suite": context.suite.model_dump(mode="json"),
+        "repeats": session.repeats,
         "models": [_model(model, rates[index]) for index, model in enumerate(context.models)],
         "machine": _machine(context.started),
         "timer": _timer(runs),
@@ -235,6 +236,8 @@ def _model(model: Model, rates: MeasuredRates | None) -> Report:
         "precision": str(next(engine.reasoner.model.parameters()).dtype).removeprefix("torch.")
         if torch_engine
         else engine.entry.precision,
+        "precision_reason": model.dtype_reason,
+        "random_weights": model.random_weights,
         "threads": model.choice.threads,
         "weight_bytes": counts.weight_bytes,
         "counting_notes": list(counts.notes),

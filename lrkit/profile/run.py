@@ -12,7 +12,7 @@ from lrkit.evaluate.benchmarks import load_samples
 from lrkit.profile.cases import Model, ModelChoice, make_cases, open_model, unique_names
 from lrkit.profile.html import render_html
 from lrkit.profile.markdown import render_markdown
-from lrkit.profile.measure import OnProgress, measure
+from lrkit.profile.measure import Watcher, measure
 from lrkit.profile.meters import machine_state
 from lrkit.profile.report import Context, Report, build_report, write_report
 from lrkit.profile.suite import Suite
@@ -27,7 +27,7 @@ def profile_models(
     plan_for: Sequence[str] = (),
     axes: Axes | None = None,
     samples: Sequence[Sample] | None = None,
-    on_progress: OnProgress | None = None,
+    watcher: Watcher | None = None,
 ) -> Report:
     """Measures every run of the suite for every model, interleaved; Ctrl-C gives the report of what was measured.
 
@@ -45,7 +45,7 @@ def profile_models(
         for choice, name in zip(choices, names, strict=True)
     ]
     cases = make_cases(models, chosen)
-    session = measure(cases.cases, samples, chosen, on_progress)
+    session = measure(cases.cases, samples, chosen, watcher)
     report = build_report(Context(chosen, models, cases, samples, command, started, plan_for), session)
     if axes:
         report["sweep"] = judge_sweep(report, axes)

@@ -1,7 +1,8 @@
 """A backbone of a given shape with random weights: to judge a device before any download or training.
 
 Place in the pipeline: profiles/shapes/*.json -> `open_shape` -> a `Model` for cases.py. Lengths are forced, as random
-weights decide nothing; what an answer costs does not depend on the values of the weights.
+weights decide nothing; what an answer costs does not depend on the values of the weights. The number type is the one
+that the device multiplies fastest, unless one is asked for.
 
 Every shape is built as Qwen2-VL with those numbers: families whose blocks differ in detail (windowed attention in
 Qwen2.5-VL's tower, SigLIP in SmolVLM) are stood in for by blocks of the same widths and depths.
@@ -18,12 +19,14 @@ from lrkit.data.sample import Sample
 from lrkit.errors import CapacityError, UserError, require
 from lrkit.model.settings import ReasonerSettings
 from lrkit.profile.cases import Model, ModelChoice
+from lrkit.profile.dtypes import fastest_dtype
 from lrkit.profile.meters import MemoryMeter
 from lrkit.provenance import memory_bytes
 from lrkit.resources import find_resource
 from lrkit.runtime.session import Reasoner
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_MOST_SAMPLES = 10
 _WORDS_BELOW = 256
 """Vocabulary of the prompt's words; a shape's vocabulary is larger."""
 
@@ -86,7 +89,12 @@ def open_shape(name: str, settings: ReasonerSettings, choice: ModelChoice) -> Mo
         CapacityError: the machine's memory would not hold the weights.
         MissingExtraError: torch is not installed.
     """
-    shape, dtype = load_shape(name), choice.dtype or "float32"
+    for package in ("torch", "transformers", "peft"):
+        require(package, "train")
+    shape, device, reason = load_shape(name), choice.device or "cpu", None
+    dtype = choice.dtype
+    if dtype is None:
+        dtype, reason = fastest_dtype(device)
     if dtype not in _DTYPE_BYTES:
         raise UserError(f"unknown dtype {dtype!r}; give one of {', '.join(_DTYPE_BYTES)}")
     needed, there = shape.num_weights * _DTYPE_BYTES[dtype], memory_bytes()
@@ -97,20 +105,25 @@ def open_shape(name: str, settings: ReasonerSettings, choice: ModelChoice) -> Mo
         )
     memory = MemoryMeter()
     before, started = memory.resident(), time.perf_counter()
-    for package in ("torch", "transformers", "peft"):
-        require(package, "train")
-    engine = _engine(shape, settings, choice.device or "cpu", dtype)
+    engine = _engine(shape, settings, device, dtype)
     after = memory.resident()
     grown = after - before if after is not None and before is not None else None
-    return Model(choice, name, Reasoner(engine), time.perf_counter() - started, grown)
+    return Model(choice, name, Reasoner(engine), time.perf_counter() - started, grown, True, reason)
 
 
-def shape_sample(name: str) -> Sample:
-    """A question about a grey picture of the shape's size."""
+def shape_samples(name: str, count: int) -> list[Sample]:
+    """Questions of equal length about a grey picture of the shape's size.
+
+    Raises:
+        UserError: more than 10.
+    """
     from PIL import Image
 
+    if count > _MOST_SAMPLES:
+        raise UserError(f"a shape has {_MOST_SAMPLES} questions, and {count} were asked for; set samples.0.count lower")
     picture = Image.new("RGB", load_shape(name).image_size, (128, 128, 128))
-    return Sample((picture,), "Take 4 hops. Which room are you in? Start in room 3", (), "0", f"{name}-0")
+    question = "Take 4 hops. Which room are you in? Start in room {}"
+    return [Sample((picture,), question.format(room), (), "0", f"{name}-{room}") for room in range(count)]
 
 
 def _engine(shape: Shape, settings: ReasonerSettings, device: str, dtype: str) -> Any:

@@ -38,8 +38,9 @@ class RunSettings(Config):
     """Most latent steps."""
     replay_tokens: int | None = Field(default=None, ge=0)
     """Visual tokens replayed before each latent step; a bundle has its number built in."""
-    routing_depth: int | None = Field(default=None, ge=0, le=0)
-    """0 turns routing off; other depths would need weights that were not trained. A bundle has it built in."""
+    routing_depth: int | None = Field(default=None, ge=0, le=8)
+    """0 turns routing off; other depths than the model's own need weights that were not trained, so they are for
+    shapes with random weights. A bundle has it built in."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of one operator."""
 
@@ -90,6 +91,9 @@ class Suite(Config):
     """Traced examples in the report."""
     forced: Forced = Forced()
     """Forced lengths."""
+    budget_sec: float | None = Field(default=None, gt=0)
+    """No further repeat is begun after that many seconds of measuring; every question is asked once whatever it takes.
+    Null: no limit."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import yaml
 
 from lrkit.errors import UserError, did_you_mean
@@ -79,7 +80,52 @@ def judge_sweep(report: Mapping[str, Any], axes: Axes) -> dict[str, Any]:
     for point in points:
         point["pareto"] = not any(_beats(other, point) for other in points)
     best, reason = _recommend(runs)
-    return {"axes": {key: list(values) for key, values in axes.items()}, "points": points, "use": best, "why": reason}
+    explicit = next((run for run in report["runs"] if run["mode"] == "cot"), None)
+    return {
+        "axes": {key: list(values) for key, values in axes.items()},
+        "points": points,
+        "use": best,
+        "why": reason,
+        "replay_against_cot": replay_against_cot(points, explicit),
+    }
+
+
+def replay_against_cot(
+    points: Sequence[Mapping[str, Any]], explicit: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """What replay costs against the chain of thought it replaces: at each number of replayed tokens its latency over
+    the chain's, the first number tried that costs more (None: none does), and where a straight line through them would
+    meet it (None: it falls). None where the sweep has no two such numbers, or no chain was measured."""
+    tried = {
+        point["settings"]["replay_tokens"]: point["latency_sec"]
+        for point in sorted(points, key=lambda point: point["latency_sec"] or float("inf"), reverse=True)
+        if point["settings"].get("replay_tokens") is not None and point["latency_sec"] is not None
+    }  # the fastest of several settings with that number stays
+    chain = None if explicit is None else explicit["summary"]["latency_sec"]["median"]
+    if chain is None or len(tried) < 2:
+        return None
+    numbers = sorted(tried)
+    ratios = {str(number): tried[number] / chain for number in numbers}
+    slope, base = (float(value) for value in np.polyfit(numbers, [tried[number] for number in numbers], 1))
+    return {
+        "cot_sec": chain,
+        "latency_over_cot": ratios,
+        "dearer_from": next((number for number in numbers if tried[number] > chain), None),
+        "break_even_tokens": (chain - base) / slope if slope > 0 else None,
+        "sec_per_replayed_token": slope,
+    }
+
+
+def replay_sentence(found: Mapping[str, Any]) -> str:
+    """`replay_against_cot` in words."""
+    most, ratio = list(found["latency_over_cot"].items())[-1]
+    if found["dearer_from"] is not None:
+        said = f"from {found['dearer_from']} replayed tokens a step on, latents cost more than the chain of thought"
+    else:
+        said = f"no number tried costs more than the chain of thought; {most} a step take {ratio:.2f} of its time"
+    meets = found["break_even_tokens"]
+    line = "" if meets is None or meets < 0 else f"; a straight line through them meets it at about {meets:.0f}"
+    return f"Replay against the chain of thought: {said}{line}"
 
 
 def _settings(run: Mapping[str, Any], axes: Axes) -> dict[str, Any] | None:

@@ -176,7 +176,9 @@ def test_a_shape_is_profiled_without_weights_of_its_own(tmp_path: Path) -> None:
     assert run("profile", *given, "--set", "repeats=1", "--threads", 1, "-o", tmp_path) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     steps = {name: found["rows"][0]["ar_steps"] for name, found in runs_of(report).items()}
-    assert steps == {"latent": 2 + 2, "no-replay": 2 + 2, "cot": 9 + 3 - 1, "direct": 3 - 1}
+    assert steps == {"latent": 2 + 2, "no-replay": 2 + 2, "routing": 2 + 2, "cot": 9 + 3 - 1, "direct": 3 - 1}
+    assert set(runs_of(report)["routing"]["rows"][0]["depths"]) == {"1"}
+    assert report["models"][0]["precision"] in report["models"][0]["precision_reason"], "chosen by timing both"
     assert runs_of(report)["latent"]["rows"][0]["correct"] is None, "random weights are not asked to be right"
     assert runs_of(report)["latent"]["rows"][0]["prefilled_tokens"] > 128 * 128 // (16 * 4) ** 2
 

@@ -18,7 +18,6 @@ from lrkit.profile.report import read_report
 from lrkit.profile.roofline import Rates, Work, ceilings
 from lrkit.profile.statistics import compare_runs, drift, geometric_ratio, summarize_run
 from lrkit.profile.suite import Suite, load_suite
-from lrkit.profile.sweep import judge_sweep, parse_axes, with_sweep
 from lrkit.resources import list_resources
 
 
@@ -164,7 +163,8 @@ def test_ceilings_name_what_binds() -> None:
 
 def test_shipped_suites_and_sheets_load() -> None:
     suites = [load_suite(resource.name) for resource in list_resources("suite")]
-    assert {resource.name for resource in list_resources("suite")} >= {"smoke", "latency", "accuracy", "sweep"}
+    shipped = {"smoke", "latency", "accuracy", "sweep", "2b-shape"}
+    assert {resource.name for resource in list_resources("suite")} >= shipped
     assert all(suite.description and suite.runs[0].mode == "latent" for suite in suites)
     sheets = {resource.name: load_sheet(resource.name) for resource in list_resources("device")}
     assert len(sheets) >= 12
@@ -184,29 +184,6 @@ def test_suites_refuse_what_contradicts_itself() -> None:
         load_config(Suite, {"samples": sets, "runs": [{"name": "a", "mode": "cot", "replay_tokens": 0}]})
     with pytest.raises(UserError, match=r"no run 'lantent'.*did you mean"):
         load_suite("smoke", only=["lantent"])
-
-
-def test_a_sweep_makes_every_combination_and_names_the_fastest_that_is_no_worse() -> None:
-    axes = parse_axes(["replay_tokens=0,4", "threads=1,2"])
-    suite = with_sweep(load_suite("sweep"), axes)
-    assert [run.name for run in suite.runs[2:]] == [
-        f"replay_tokens={k},threads={t}" for k in (0, 4) for t in (1, 2)
-    ]  # fmt: skip
-    runs = []
-    for run, (scale, wrong) in zip(suite.runs[2:], ((5, 12), (4, 12), (12, 0), (10, 1)), strict=True):
-        made = rows(scale, wrong=wrong)
-        raw = [row.to_dict() for row in made]
-        runs.append(
-            {"id": run.name, "settings": run.model_dump(), "summary": summarize_run(made, "inside"), "rows": raw}
-        )
-    found = judge_sweep({"runs": runs}, axes)
-    assert found["use"] == "replay_tokens=4,threads=2", (
-        "half the answers wrong is measurably worse, one in twenty is not"
-    )
-    assert [point["pareto"] for point in found["points"]] == [False, True, True, True]
-    for given, said in (("replay=1", "unknown setting"), ("threads", "no setting"), ("threads=0", "greater than")):
-        with pytest.raises(UserError, match=said):
-            with_sweep(suite, parse_axes([given]))
 
 
 def test_energy_counters_that_can_be_read(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""Sweeps: which settings are tried, which one is named, and what replay costs against the chain it replaces."""
+
+from typing import Any
+
+import pytest
+
+from lrkit.cli.profile import _settings_after_sweep
+from lrkit.errors import UserError
+from lrkit.profile.statistics import summarize_run
+from lrkit.profile.suite import load_suite
+from lrkit.profile.sweep import judge_sweep, parse_axes, replay_sentence, with_sweep
+from tests.unit.test_profile_statistics import rows
+
+
+def test_a_sweep_makes_every_combination_and_names_the_fastest_that_is_no_worse() -> None:
+    axes = parse_axes(["replay_tokens=0,4", "threads=1,2"])
+    suite = with_sweep(load_suite("sweep"), axes)
+    assert [run.name for run in suite.runs[2:]] == [
+        f"replay_tokens={k},threads={t}" for k in (0, 4) for t in (1, 2)
+    ]  # fmt: skip
+    runs = []
+    for run, (scale, wrong) in zip(suite.runs[2:], ((5, 12), (4, 12), (12, 0), (10, 1)), strict=True):
+        made = rows(scale, wrong=wrong)
+        raw = [row.to_dict() for row in made]
+        runs.append(
+            {
+                "id": run.name,
+                "mode": "latent",
+                "settings": run.model_dump(),
+                "summary": summarize_run(made, "inside"),
+                "rows": raw,
+            }
+        )
+    found = judge_sweep({"runs": runs}, axes)
+    assert found["use"] == "replay_tokens=4,threads=2", (
+        "half the answers wrong is measurably worse, one in twenty is not"
+    )
+    assert [point["pareto"] for point in found["points"]] == [False, True, True, True]
+    for given, said in (("replay=1", "unknown setting"), ("threads", "no setting"), ("threads=0", "greater than")):
+        with pytest.raises(UserError, match=said):
+            with_sweep(suite, parse_axes([given]))
+
+
+def replayed(milliseconds: dict[int, float]) -> dict[str, Any]:
+    """A report of a chain of thought and of one latent run per number of replayed tokens."""
+    settings = {"replay_tokens": None, "threads": None}
+    runs = [
+        {"id": "cot", "mode": "cot", "settings": settings, "rows": [], "summary": summarize_run(rows(20), "inside")}
+    ]
+    for number, scale in milliseconds.items():
+        made = rows(scale)
+        runs.append(
+            {"id": f"k{number}", "mode": "latent", "settings": {**settings, "replay_tokens": number},
+             "rows": [row.to_dict() for row in made], "summary": summarize_run(made, "inside")}
+        )  # fmt: skip
+    return {"runs": runs}
+
+
+def test_the_number_from_which_replay_costs_more_than_the_chain_is_named() -> None:
+    found = judge_sweep(replayed({0: 5, 8: 13, 16: 21, 32: 37}), parse_axes(["replay_tokens=0,8,16,32"]))
+    against = found["replay_against_cot"]
+    assert against["dearer_from"] == 16
+    assert against["break_even_tokens"] == pytest.approx(15, abs=1), (
+        "a token costs as much as the chain's base is above"
+    )
+    assert against["latency_over_cot"]["0"] == pytest.approx(0.25, rel=0.1)
+    assert "from 16 replayed tokens a step on" in replay_sentence(against)
+
+
+def test_replay_that_stays_cheaper_than_the_chain_is_said_to() -> None:
+    found = judge_sweep(replayed({0: 5, 8: 5.5, 16: 6}), parse_axes(["replay_tokens=0,8,16"]))["replay_against_cot"]
+    assert found["dearer_from"] is None and found["break_even_tokens"] > 100
+    assert "no number tried costs more" in replay_sentence(found)
+    alone = judge_sweep(replayed({4: 5}), parse_axes(["replay_tokens=4"]))
+    assert alone["replay_against_cot"] is None, "one number shows no slope"
+
+
+def test_settings_may_follow_one_sweep_option() -> None:
+    """`--sweep a=1,2 b=3` as it is written in the documents: the command line leaves b=3 among the models."""
+    given = _settings_after_sweep(["tiny", "threads=1,2"], ["replay_tokens=0,1 max_latent_steps=1"])
+    assert given == (["tiny"], ["replay_tokens=0,1", "max_latent_steps=1", "threads=1,2"])
+    assert _settings_after_sweep(["a=b"], []) == (["a=b"], [])
