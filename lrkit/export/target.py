@@ -5,12 +5,12 @@ Place in the pipeline: `lrkit export --target NAME` -> `Target` -> dialect.py (h
 (limits).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lrkit.config import Config
-from lrkit.runtime.manifest import Dialect, Limits, Precision
+from lrkit.runtime.manifest import Dialect, EngineKind, Limits, Precision
 
 
 class Int4(Config):
@@ -43,6 +43,63 @@ class ProgramLimits(Config):
     """Spoken tokens of one answer."""
 
 
+class EngineOptions(Config):
+    """What TensorRT's builder is asked for beyond its defaults; null leaves the default."""
+
+    workspace_mb: int | None = Field(default=None, ge=1)
+    """Most scratch memory of a layer, in MiB."""
+    optimization_level: int | None = Field(default=None, ge=0, le=5)
+    """How long to look for fast kernels."""
+    tf32: bool | None = None
+    """Whether float32 products may be rounded to 10 bits of mantissa; NVIDIA's default is yes."""
+    layer_details: Literal["none", "layer_names_only", "detailed"] | None = None
+    """What an engine can tell of its layers when it is profiled."""
+    weight_streaming: bool | None = None
+    """Whether weights may stay in the host's memory and be streamed while it runs."""
+    timing_cache: str | None = None
+    """Standard TensorRT: file of kernel timings, read if it is there, and written."""
+    hardware_compatibility: Literal["ampere_plus", "same_compute_capability"] | None = None
+    """Standard TensorRT: other GPUs that the engine must run on too, at some cost in speed."""
+    version_compatible: bool | None = None
+    """Standard TensorRT: whether later releases of the same major can run it."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Those that were asked for."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+STANDARD_ONLY = ("timing_cache", "hardware_compatibility", "version_compatible")
+"""Options that TensorRT-RTX has no use for: it picks kernels on the user's GPU."""
+
+
+class EngineTarget(Config):
+    """TensorRT engines to build from the programs, ahead of time."""
+
+    kind: EngineKind
+    """tensorrt-rtx builds on any machine for several GPUs; tensorrt builds on the device itself."""
+    archs: tuple[str, ...] = ()
+    """tensorrt-rtx: compute capabilities, as sm89; empty: all from sm80 that its builder knows."""
+    options: EngineOptions = EngineOptions()
+    """For the builder."""
+    usual_prompt_tokens: int | None = Field(default=None, ge=1)
+    """Prompt length to be fastest at; null: that of the bundle's recorded samples."""
+    usual_patches: int | None = Field(default=None, ge=1)
+    """Patches to be fastest at; null: those of the bundle's recorded samples."""
+
+    @model_validator(mode="after")
+    def _known_to_its_kind(self) -> "EngineTarget":
+        if self.kind == "tensorrt" and self.archs:
+            raise ValueError(
+                f"archs {', '.join(self.archs)} are for tensorrt-rtx; tensorrt builds for the GPU of the machine it "
+                "runs on, so leave them out"
+            )
+        asked = [name for name in STANDARD_ONLY if getattr(self.options, name) is not None]
+        if self.kind == "tensorrt-rtx" and asked:
+            raise ValueError(f"the options {', '.join(asked)} are for tensorrt, not for tensorrt-rtx; leave them out")
+        return self
+
+
 class Target(Config):
     """One kind of device."""
 
@@ -59,7 +116,21 @@ class Target(Config):
     limits: ProgramLimits = ProgramLimits()
     """Capacities."""
     provider: str = "cpu"
-    """Where ONNX Runtime is meant to run it: cpu, cuda, ..."""
+    """Where ONNX Runtime is meant to run it: cpu, cuda, tensorrt, tensorrt-rtx, ..."""
+    provider_options: dict[str, str | bool | int | float] = {}
+    """Options of that provider, as trt_engine_cache_enable; those that begin with ep. are session entries. Relative
+    paths are taken from the bundle's folder."""
+    engine: EngineTarget | None = None
+    """TensorRT engines to add; null: none."""
+
+    @model_validator(mode="after")
+    def _engines_are_built_from_their_dialect(self) -> "Target":
+        if self.engine is not None and self.dialect != "tensorrt":
+            raise ValueError(
+                f"the dialect is {self.dialect}, but {self.engine.kind} engines are built from the dialect tensorrt; "
+                "set dialect=tensorrt (--dialect tensorrt), or take a target made for it, such as rtx-pc"
+            )
+        return self
 
     @property
     def computes_fp16(self) -> bool:

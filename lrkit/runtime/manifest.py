@@ -92,6 +92,8 @@ class EngineEntry(Config):
     """What the builder was asked for beyond its defaults."""
     num_layers: int | None = None
     """Layers of the network as parsed; null where the builder did not say."""
+    layers_by_part: dict[str, int] = {}
+    """Of those, the nodes of vision, prompt, think and speak; other: what the parser added under its own names."""
     build_seconds: float
     """Wall time of the build."""
     build_peak_bytes: int | None = None
