@@ -14,7 +14,7 @@ from lrkit.runtime.io_spec import IoSpec
 from lrkit.runtime.manifest import Dialect, GraphName, Precision, ProgramEntry, Role
 from lrkit.runtime.processor import Processor
 from lrkit.runtime.program_engine import ProgramEngine, ProgramSessions
-from lrkit.runtime.providers import choose_provider
+from lrkit.runtime.providers import bundle_options, choose_provider, refusal
 
 
 def optimizers_off(dialect: Dialect, precision: Precision) -> list[str]:
@@ -38,9 +38,11 @@ class Sessions(ProgramSessions):
             raise UserError(f"threads is {threads}; it must be 1 or more")
         super().__init__(bundle)
         self.provider = provider
-        self._providers = choose_provider(provider)
+        choose_provider(provider)  # a name that is not known is said before what is wrong with its options
+        self._given, entries = bundle_options(bundle.manifest, provider, bundle.folder)
+        self._providers = choose_provider(provider, self._given)
         self._threads = threads
-        self._config = dict(config or {})
+        self._config = {**entries, **(config or {})}
 
     def open_graph(self, role: Role, entry: ProgramEntry, graph: GraphName, file: str, spec: IoSpec) -> Any:
         """The `onnxruntime.InferenceSession` of one graph. Raises as `of`."""
@@ -49,10 +51,13 @@ class Sessions(ProgramSessions):
         path = self.bundle.folder / file
         off = optimizers_off(entry.dialect, entry.precision)
         try:
+            # Without enable_fallback=0 a provider that cannot start is replaced by the CPU, and its reason lost.
             session = onnxruntime.InferenceSession(
-                str(path), self._options(), providers=self._providers, disabled_optimizers=off
+                str(path), self._options(), providers=self._providers, disabled_optimizers=off, enable_fallback=0
             )
         except Exception as error:  # onnxruntime's own classes have no common base below Exception
+            if self.provider != "cpu":
+                raise refusal(error, self.provider, path, self._given) from error
             message = f"{path}: ONNX Runtime cannot load it ({first_line(error)}); copy the bundle again"
             raise BundleError(message) from error
         first = self._providers[0]

@@ -1,9 +1,16 @@
 """What ONNX Runtime can run a program on, by short names. Torch-free; onnxruntime is imported when asked.
 
-Place in the pipeline: `Reasoner.load(provider=...)`, `lrkit ask --provider` -> ort.py.
+Place in the pipeline: `Reasoner.load(provider=...)`, `lrkit ask --provider`, and the options of the bundle's target ->
+ort.py.
 """
 
-from lrkit.errors import UnknownNameError, UserError, did_you_mean
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lrkit.errors import BundleError, UnknownNameError, UserError, did_you_mean
+from lrkit.runtime.manifest import Manifest
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -37,10 +44,79 @@ def available_providers() -> list[str]:
     return [name for name, real in PROVIDERS.items() if real in offered]
 
 
-def choose_provider(name: str) -> list[Provider]:
+SESSION_PREFIX = "ep."
+"""Options that begin so are ONNX Runtime's session entries, such as ep.context_enable."""
+# Pointers into the memory of a process: of no meaning in a file.
+_POINTERS = ("user_compute_stream", "has_user_compute_stream", "user_aux_stream_array")
+# Other number types than the program was written and validated in.
+_PRECISIONS = ("trt_fp16_enable", "trt_bf16_enable", "trt_int8_enable")
+
+
+def bundle_options(manifest: Manifest, provider: str, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """(options of the provider, session entries) that the bundle's target gives for `provider`; empty where the target
+    is for another one. Relative paths are those of the bundle's folder.
+
+    Raises:
+        BundleError: an option that no bundle can give, or a value that is neither text, number nor boolean.
+    """
+    short, _, device = provider.partition(":")
+    given: Any = manifest.target.get("provider_options") or {}
+    if not given or str(manifest.target.get("provider", "")).partition(":")[0] != short:
+        return {}, {}
+    where = f"{folder}: target.provider_options in bundle.json"
+    if not isinstance(given, Mapping):
+        raise BundleError(f"{where} is a {type(given).__name__} where a mapping belongs; export again without it")
+    options = {str(key): _written(f"{where}.{key}", key, value, short, folder) for key, value in given.items()}
+    computes = manifest.target.get("activations") or ("fp16" if manifest.target.get("precision") == "fp16" else "fp32")
+    for name in _PRECISIONS:
+        if options.get(name, "").casefold() in ("true", "1") and (name, computes) != ("trt_fp16_enable", "fp16"):
+            raise BundleError(
+                f"{where}.{name} asks for another number type than the {computes} that the programs were validated in; "
+                "export with the precision that is wanted instead"
+            )
+    if device and options.get("device_id", device) != device:
+        raise UserError(
+            f"provider {provider!r} was asked for, and the bundle's target says device_id {options['device_id']}; "
+            f"give {short} for that one, or export again without device_id"
+        )
+    entries = {key: value for key, value in options.items() if key.startswith(SESSION_PREFIX)}
+    return {key: value for key, value in options.items() if key not in entries}, entries
+
+
+def _written(where: str, key: str, value: object, provider: str, folder: Path) -> str:
+    """One option as ONNX Runtime reads it: as text."""
+    if key in _POINTERS:
+        raise BundleError(f"{where} is an address in memory, which a file cannot hold; export again without it")
+    if not isinstance(value, bool | int | float | str):
+        raise BundleError(f"{where} is a {type(value).__name__}; it must be text, a number or a boolean")
+    if isinstance(value, bool):
+        # The TensorRT provider spells them out, the others count.
+        return str(value) if provider == "tensorrt" else str(int(value))
+    if isinstance(value, str) and value and key.endswith("_path"):
+        return str(folder / value)
+    return str(value)
+
+
+def refusal(error: Exception, provider: str, path: Path, options: Mapping[str, str]) -> UserError:
+    """One sentence for what ONNX Runtime said when it could not load a program on a provider other than the CPU."""
+    said = re.sub(r"^/\S+:\d+ .*?\)\s+(?=[A-Z])", "", " ".join(str(error).split())) or type(error).__name__
+    said = said.removeprefix("[ONNXRuntimeError] : ").rstrip(".")
+    named = [key for key in options if re.search(rf"\b{re.escape(key)}\b", said)]
+    if named:
+        return UserError(
+            f"{path}: provider {provider!r} refuses its option {named[0]} = {options[named[0]]} ({said}); "
+            "correct provider_options in the target and export again"
+        )
+    return UserError(
+        f"{path}: provider {provider!r} could not be started on this machine ({said}); "
+        "check its driver and libraries, or use cpu"
+    )
+
+
+def choose_provider(name: str, options: Mapping[str, str] | None = None) -> list[Provider]:
     """Providers for a session, the one asked for first and the CPU last (for nodes that it does not have).
 
-    `name` may end in a device number: "cuda:1".
+    `name` may end in a device number: "cuda:1". `options` are the provider's own.
 
     Raises:
         UnknownNameError: no provider of that name.
@@ -60,5 +136,6 @@ def choose_provider(name: str) -> list[Provider]:
             f'pip install "lrkit[{_EXTRAS[short]}]"' if short in _EXTRAS else "install a build of onnxruntime with it"
         )
         raise UserError(f"provider {name!r} is not in the installed onnxruntime, which has {here}; use one, or {bring}")
-    chosen: Provider = (PROVIDERS[short], {"device_id": device}) if device else PROVIDERS[short]
+    merged = {**(options or {}), **({"device_id": device} if device else {})}
+    chosen: Provider = (PROVIDERS[short], merged) if merged else PROVIDERS[short]
     return [chosen] if short == "cpu" else [chosen, PROVIDERS["cpu"]]

@@ -1,0 +1,106 @@
+"""Options of ONNX Runtime's providers that come with a bundle: merged, checked, and refused in one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lrkit.errors import BundleError, UserError
+from lrkit.runtime.bundle import open_bundle
+from lrkit.runtime.ort import OrtEngine
+from lrkit.runtime.providers import available_providers, bundle_options, choose_provider, refusal
+
+
+def options_of(folder: Path, asked: str, **target: object) -> tuple[dict[str, str], dict[str, str]]:
+    """What the provider `asked` is given by a bundle whose target has been altered."""
+    path = folder / "bundle.json"
+    values = json.loads(path.read_text())
+    values["target"].update(target)
+    path.write_text(json.dumps(values))
+    return bundle_options(open_bundle(folder).manifest, asked, folder)
+
+
+CACHE = {"trt_engine_cache_enable": True, "trt_engine_cache_path": "cache", "trt_max_workspace_size": 1 << 30}
+
+
+def test_options_are_written_as_the_provider_reads_them(own_bundle: Path) -> None:
+    options, entries = options_of(
+        own_bundle, "tensorrt", provider="tensorrt", provider_options={**CACHE, "ep.context_enable": True}
+    )
+    assert options == {
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": str(own_bundle / "cache"),
+        "trt_max_workspace_size": "1073741824",
+    }
+    assert entries == {"ep.context_enable": "True"}
+    given = {"enable_cuda_graph": True, "nv_runtime_cache_path": "/var/cache/x"}
+    rtx, _ = options_of(own_bundle, "tensorrt-rtx", provider="tensorrt-rtx", provider_options=given)
+    assert rtx == {"enable_cuda_graph": "1", "nv_runtime_cache_path": "/var/cache/x"}
+
+
+def test_options_are_for_the_provider_of_the_target_alone(own_bundle: Path) -> None:
+    assert options_of(own_bundle, "cuda", provider="tensorrt", provider_options=CACHE) == ({}, {})
+    assert options_of(own_bundle, "tensorrt:1", provider="tensorrt", provider_options=CACHE)[0]
+    assert options_of(own_bundle, "tensorrt", provider_options={}) == ({}, {})
+
+
+def test_a_device_in_the_name_joins_the_options(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    chosen = choose_provider("tensorrt:1", {"trt_max_workspace_size": "5"})
+    assert chosen[0] == ("TensorrtExecutionProvider", {"trt_max_workspace_size": "5", "device_id": "1"})
+    with pytest.raises(UserError, match="'tensorrt:1' was asked for, and the bundle's target says device_id 0"):
+        options_of(own_bundle, "tensorrt:1", provider="tensorrt", provider_options={"device_id": 0})
+
+
+WRONG: dict[str, tuple[object, str]] = {
+    "pointer": ({"user_compute_stream": "94"}, "user_compute_stream is an address in memory"),
+    "list": ({"trt_engine_cache_path": ["a"]}, "trt_engine_cache_path is a list; it must be text, a number or"),
+    "precision": ({"trt_fp16_enable": True}, "asks for another number type than the fp32 that the programs were"),
+    "no mapping": (["trt_fp16_enable"], "is a list where a mapping belongs"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_no_bundle_can_give(own_bundle: Path, what: str) -> None:
+    given, expected = WRONG[what]
+    with pytest.raises(BundleError) as caught:
+        options_of(own_bundle, "tensorrt", provider="tensorrt", provider_options=given)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_fp16_may_be_asked_for_where_the_program_computes_in_it(own_bundle: Path) -> None:
+    how = {"provider": "tensorrt", "provider_options": {"trt_fp16_enable": True}}
+    assert options_of(own_bundle, "tensorrt", precision="fp16", **how)[0] == {"trt_fp16_enable": "True"}
+    with pytest.raises(BundleError, match="trt_fp16_enable"):
+        options_of(own_bundle, "tensorrt", precision="int4", activations=None, **how)
+
+
+def test_a_refusal_names_the_option() -> None:
+    """The text is that of onnxruntime/core/framework/provider_options_utils.h."""
+    error = RuntimeError('[ONNXRuntimeError] : 1 : FAIL : Unknown provider option: "trt_speed".')
+    said = str(refusal(error, "tensorrt", Path("b/latent.onnx"), {"trt_speed": "9", "trt_x": "1"}))
+    assert said == (
+        "b/latent.onnx: provider 'tensorrt' refuses its option trt_speed = 9 (1 : FAIL : Unknown provider option: "
+        '"trt_speed"); correct provider_options in the target and export again'
+    )
+
+
+def test_a_refusal_is_one_sentence_without_the_place_in_the_source() -> None:
+    """As onnxruntime-gpu 1.31.1 says it on a machine without TensorRT."""
+    error = RuntimeError(
+        "/onnxruntime_src/onnxruntime/python/onnxruntime_pybind_state.cc:729 void onnxruntime::python::"
+        "RegisterTensorRTPluginsAsCustomOps(PySessionOptions&, const onnxruntime::ProviderOptions&) Please install "
+        "TensorRT libraries as mentioned in the GPU requirements page.\n"
+    )
+    said = str(refusal(error, "tensorrt", Path("latent.onnx"), {}))
+    assert "could not be started on this machine (Please install TensorRT libraries as" in said and "\n" not in said
+
+
+@pytest.mark.skipif("tensorrt" in available_providers(), reason="this onnxruntime has tensorrt")
+def test_an_unknown_provider_comes_before_its_options(own_bundle: Path) -> None:
+    with pytest.raises(BundleError):
+        options_of(own_bundle, "tensorrt", provider="tensorrt", provider_options=["x"])
+    with pytest.raises(UserError, match="is not in the installed onnxruntime"):
+        OrtEngine.from_bundle(own_bundle, "tensorrt")
