@@ -24,6 +24,7 @@ from lrkit.export.check import CheckSample, ProgramRun, check_program, open_prog
 from lrkit.export.chunks import Chunks
 from lrkit.export.dialect import Dialect
 from lrkit.export.program import Program, Tower, build_program
+from lrkit.export.saving import has_twins, save_models
 from lrkit.export.source import read_source
 from lrkit.export.steps import build_steps, save_steps, step_spec
 from lrkit.export.target import Target, limits_of
@@ -215,9 +216,11 @@ class _Export:
     def _save(self, program: Program, file: str) -> str | None:
         """Writes one graph; returns the name of its data file, where it needs one."""
         self.progress(f"{file}: writing", 0, 0)
-        data = f"{file}.data" if sum(program.part_bytes.values()) > EXTERNAL_BYTES else None
-        ir.save(program.model, self.staging / file, external_data=data)
-        return data
+        if sum(program.part_bytes.values()) <= EXTERNAL_BYTES and not has_twins(program.model):
+            ir.save(program.model, self.staging / file)
+            return None
+        save_models({file: program.model}, self.staging, f"{file}.data")
+        return f"{file}.data"
 
     def _record(self, role: Role, run: ProgramRun) -> None:
         """Answers of the written program to the first samples, with their pictures, for `lrkit validate`."""

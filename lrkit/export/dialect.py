@@ -86,6 +86,7 @@ class Dialect:
                 "MatMulNBits", x, *names, None, None, bias, domain=CONTRIB, K=width, N=rows, bits=bits,
                 block_size=block, accuracy_level=self.target.int4.accuracy_level,
             )  # fmt: skip
+        names = [self._name_of_level(g, f"{role}.int{bits}", names[0]), names[1]]
         weight = g.op("DequantizeLinear", *names, axis=0, block_size=block)
         product = g.op("MatMul", x, weight)
         return product if bias is None else g.op("Add", product, bias)
@@ -183,11 +184,23 @@ class Dialect:
         quantized = quantize(table, table.shape[1], bits=8)
         return [quantized.integers[:, 0], quantized.scales[:, 0].astype(self.floats.numpy())]
 
+    def _name_of_level(self, g: Graph, role: str, integers: Value) -> Value:
+        """The same tensor under a name of this loop's own: TensorRT-RTX 1.7.1 fails to build a network whose levels
+        read one INT4 constant (Myelin: empty runtime-fusion MVMF). It keeps equal constants once; saving.py too."""
+        if g.level == 0:
+            return integers
+        key = f"{role}@{g.level}"
+        if key not in self._stored:
+            assert integers.const_value is not None
+            self._stored[key] = [g.weight(role, integers.const_value)]
+        return self._stored[key][0]
+
     def another_graph(self) -> None:
         """What is written next belongs to another model, which names the same weights again."""
         self._stored.clear()
 
     def _store(self, g: Graph, role: str, part: str, make: Callable[[], list[np.ndarray]]) -> list[Value]:
+        """The stored arrays of a weight; the first call makes them."""
         if role not in self._tensors:
             self._tensors[role] = [ir.tensor(np.ascontiguousarray(array)) for array in make()]
             size = sum(tensor.nbytes for tensor in self._tensors[role])

@@ -47,6 +47,7 @@ class _Root:
         self.initializers: dict[str, Value] = {}
         self.constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
         self.taken: dict[str, int] = {}
+        self.levels = 0
 
     def unique(self, name: str) -> str:
         count = self.taken.get(name, 0)
@@ -63,6 +64,9 @@ class Graph:
         self.nodes: list[ir.Node] = []
         self._root = root or _Root()
         self._path = path
+        self.level = self._root.levels
+        """0 for the outermost graph, a number of its own for each loop body."""
+        self._root.levels += 1
 
     @contextmanager
     def scope(self, name: str) -> Generator[None]:

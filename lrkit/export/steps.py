@@ -19,6 +19,7 @@ from lrkit.export.decoder import Segment
 from lrkit.export.graph import Carried, Graph, Value
 from lrkit.export.program import DTYPES, Tower
 from lrkit.export.replay import Prompt
+from lrkit.export.saving import save_models
 from lrkit.runtime.io_spec import DType, IoSpec, TensorSpec, program_spec
 from lrkit.runtime.manifest import StepName
 
@@ -53,18 +54,7 @@ def save_steps(steps: dict[StepName, Step], folder: Path, role: str) -> tuple[di
     """Writes the graphs; the weights of all lie in one file. Returns (file per step, data file)."""
     data = f"{role}.onnx.data"
     files: dict[StepName, str] = {name: f"{role}.{name}.onnx" for name in steps}
-    # The prompt's graph uses every weight there is: the others point into its data.
-    ir.save(steps["prompt"].model, folder / files["prompt"], external_data=data, size_threshold_bytes=1024)
-    stored = ir.load(folder / files["prompt"]).graph.initializers
-    for name, step in steps.items():
-        if name == "prompt":
-            continue
-        model = step.model
-        for key, value in model.graph.initializers.items():
-            there = stored[key].const_value if key in stored and not key.startswith("const/") else None
-            if isinstance(there, ir.ExternalTensor):
-                value.const_value = there
-        ir.save(model, folder / files[name])
+    save_models({files[name]: step.model for name, step in steps.items()}, folder, data)
     return files, data
 
 
@@ -92,6 +82,8 @@ class _Writer:
                 names = {"token", "wants", "position", "routed_depths"}
                 thinks = {name: kind for name, kind in thinks.items() if name in names}
             types |= thinks
+            if "routed_prompt" in read.state:
+                types["routed_prompt"] = (INT64, (len(self.chunks.routers), "P"))
         return self._finish(g, given, {name: state[name] for name in types}, types, prefix="")
 
     def think(self) -> Step:
