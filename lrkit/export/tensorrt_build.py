@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lrkit.export.tensorrt_words import explain, known_archs, layers_by_part, place_of
+from lrkit.export.tensorrt_words import default_archs, explain, known_archs, layers_by_part, place_of
 
 PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 """Python package -> lrkit's name for it."""
@@ -101,7 +101,8 @@ def load_package(names: list[str]) -> Package:
 
 
 def build(package: Package, job: dict[str, Any], request: dict[str, Any], folder: Path, watch: Watch) -> dict[str, Any]:
-    """Builds one engine and writes it; returns what a bundle records of it.
+    """Builds one engine from a file of `folder` and writes it to the folder that the request names, or the same;
+    returns what a bundle records of it.
 
     Raises:
         BuildError: the parser or the builder refused, in their words and with the place in the program.
@@ -125,7 +126,7 @@ def build(package: Package, job: dict[str, Any], request: dict[str, Any], folder
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildError(f"{package} cannot build {job['onnx']}: {explain(package.said(), network)}")
-    write(folder / job["engine"], plan)
+    write(Path(request.get("output", folder)) / job["engine"], plan)
     save_timing_cache(config, request["options"])
     return {
         "file": job["engine"], "kind": PACKAGES[package.name], "version": package.version, "graph": job["graph"],
@@ -165,11 +166,13 @@ def set_profile(package: Package, builder: Any, network: Any, config: Any, shape
 
 
 def set_archs(package: Package, config: Any, archs: list[str]) -> list[str]:
-    """Names the compute capabilities; returns those that the engine is for."""
+    """Names the compute capabilities; returns those that the engine is for: where none are asked for, all that this
+    package can build for by default, or that of the GPU at hand."""
+    known = getattr(package.trt, "ComputeCapability", None)
+    archs = archs or default_archs(package.trt)
     if not archs:
         found = device_arch()
         return [found] if found else []
-    known = getattr(package.trt, "ComputeCapability", None)
     if known is None:
         raise BuildError(f"{package} builds for the GPU of this machine only; leave the compute capabilities out")
     config.num_compute_capabilities = len(archs)

@@ -53,3 +53,8 @@ def known_archs(trt: Any) -> list[str]:
     """Compute capabilities that the package can build for on any machine, as sm89; empty where it has no choice."""
     members = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
     return sorted((name.lower() for name in members if name.startswith("SM")), key=lambda name: int(name[2:]))
+
+
+def default_archs(trt: Any) -> list[str]:
+    """All of them but Turing's, for which NVIDIA's builder has to be asked, and which has no int4."""
+    return [name for name in known_archs(trt) if int(name[2:]) >= 80]

@@ -1,0 +1,216 @@
+"""Builds TensorRT engines from the programs of a bundle, ahead of time. Torch-free.
+
+    manifest + engine target --> plan --> one job per graph --> a process per job --> EngineEntry
+
+Place in the pipeline: bundle.py calls `build_engines` before a new bundle appears, tensorrt_bundle.py for a bundle
+that is there already, tensorrt_script.py writes the same jobs into a script.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lrkit.config import load_config
+from lrkit.errors import ExportError
+from lrkit.export.target import EngineTarget
+from lrkit.export.tensorrt_process import build_in_process
+from lrkit.export.tensorrt_words import default_archs, known_archs
+from lrkit.runtime.io_spec import IoSpec
+from lrkit.runtime.manifest import EngineEntry, EngineKind, GraphName, Manifest, ProgramEntry, Role
+from lrkit.runtime.processor import Processor
+from lrkit.runtime.tensorrt_library import PACKAGES, load_library
+
+FOLDER = "engines"
+"""Where engines lie in a bundle."""
+
+Progress = Callable[[str, int, int], None]
+Profile = dict[str, tuple["Shape", "Shape", "Shape"]]
+"""Input -> its smallest, usual and largest shape."""
+Sizes = tuple[int, int, int]
+"""Smallest, usual and largest number."""
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to build with; made by `plan_engines`, which has checked it."""
+
+    kind: EngineKind
+    archs: tuple[str, ...]
+    """Empty: the GPU at hand, or for a script all that its builder knows."""
+    options: dict[str, Any]
+    usual_prompt_tokens: int | None
+    usual_patches: int | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One engine to build."""
+
+    role: Role
+    graph: GraphName
+    onnx: str
+    engine: str
+    """File of the engine, relative to the bundle."""
+    profile: Profile
+
+    def as_request(self) -> dict[str, Any]:
+        """What tensorrt_build.py reads."""
+        return {"graph": self.graph, "onnx": self.onnx, "engine": self.engine, "profile": self.profile}
+
+
+def plan_engines(engine: EngineTarget) -> Plan:
+    """Checks, in a moment, that the package is here and knows the compute capabilities.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+        ExportError: a compute capability that its builder does not build for.
+    """
+    library = load_library(engine.kind)
+    known = known_archs(library.module)
+    archs = tuple(arch.lower().replace("_", "") for arch in engine.archs)
+    if unknown := [arch for arch in archs if arch not in known]:
+        raise ExportError(
+            f"{PACKAGES[engine.kind]} {library.version} does not build for {', '.join(unknown)}; it knows "
+            f"{', '.join(known)}; for other GPUs build on the device itself, with --engine tensorrt"
+        )
+    return _plan(engine, archs or tuple(default_archs(library.module)))
+
+
+def plan_script(engine: EngineTarget) -> Plan:
+    """The plan of a script: the package is on another machine, and will say itself what it does not know."""
+    return _plan(engine, engine.archs)
+
+
+def _plan(engine: EngineTarget, archs: tuple[str, ...]) -> Plan:
+    return Plan(engine.kind, archs, engine.options.given, engine.usual_prompt_tokens, engine.usual_patches)
+
+
+def check_programs(manifest: Manifest, archs: tuple[str, ...] = ()) -> None:
+    """Whether engines can be built from these programs at all.
+
+    Raises:
+        ExportError: a program in another dialect, or int4 for a GPU without it.
+    """
+    for role, entry in manifest.programs.items():
+        if entry.dialect != "tensorrt":
+            raise ExportError(
+                f"the {role} program is in the dialect {entry.dialect}, and engines are built from the dialect "
+                "tensorrt; export the checkpoint again with --dialect tensorrt or a target made for it"
+            )
+        if entry.precision == "int4" and "sm75" in archs:
+            raise ExportError(
+                f"the {role} program has int4 weights, which sm75 cannot compute with; leave sm75 out, or export with "
+                "precision=fp16"
+            )
+
+
+def plan_jobs(folder: Path, manifest: Manifest, plan: Plan) -> list[Job]:
+    """One job per graph of each program, in the order in which they run."""
+    usual = _usual_sizes(folder, manifest, plan)
+    taken = set(manifest.files)
+    jobs: list[Job] = []
+    for role, entry in manifest.programs.items():
+        sizes = axis_sizes(manifest, entry, *usual)
+        for graph, file, spec in _graphs(entry):
+            name = _free_name(role, graph, plan, taken)
+            taken.add(name)
+            profile = {given.name: _shapes(given.shape, sizes) for given in spec.inputs if _varies(given.shape)}
+            jobs.append(Job(role, graph, file, name, profile))
+    return jobs
+
+
+def build_engines(
+    folder: Path, manifest: Manifest, plan: Plan, output: Path, progress: Progress
+) -> dict[Role, list[EngineEntry]]:
+    """Builds the engines of all programs of the bundle in `folder`; the files go to `output`, under the names that
+    they will have in the bundle.
+
+    Raises:
+        ExportError: the parser or the builder refused, with the place in the program and their own words.
+    """
+    check_programs(manifest, plan.archs)
+    jobs = plan_jobs(folder, manifest, plan)
+    made: dict[Role, list[EngineEntry]] = {}
+    for number, job in enumerate(jobs):
+        what = f"{plan.kind} engine {number + 1} of {len(jobs)} ({job.role} {job.graph})"
+        progress(what, 0, 0)
+        request = {
+            "packages": [PACKAGES[plan.kind]], "archs": plan.archs, "options": plan.options, "folder": str(folder),
+            "output": str(output), "jobs": [job.as_request()],
+        }  # fmt: skip
+        try:
+            built = build_in_process(request, lambda sign, what=what: progress(f"{what}: {_life(sign)}", 0, 0))
+        except ExportError as error:
+            raise ExportError(f"{what} was not built: {error}; nothing was written") from error
+        # The kind is the one that was asked for, which a package standing in for another does not know.
+        made.setdefault(job.role, []).append(load_config(EngineEntry, {**built, "kind": plan.kind}))
+    return made
+
+
+def axis_sizes(manifest: Manifest, entry: ProgramEntry, tokens: int, patches: int) -> dict[str, Sizes]:
+    """Sizes of each free axis: P prompt tokens, N patches of all pictures (whole merged squares), K slots of replay."""
+    limits, square = manifest.limits, manifest.merge_size**2
+    slots = next((spec.shape[1] for spec in entry.spec.outputs if spec.name == "replayed"), 0)
+    assert isinstance(slots, int)
+    most = max(1, limits.max_patches // square) * square
+    return {
+        "P": (1, min(max(1, tokens), limits.max_prompt_tokens), limits.max_prompt_tokens),
+        "N": (square, min(max(1, patches // square) * square, most), most),
+        "K": (slots, slots, slots),
+    }
+
+
+def _usual_sizes(folder: Path, manifest: Manifest, plan: Plan) -> tuple[int, int]:
+    """(prompt tokens, patches) to be fastest at: as asked, else the largest of the recorded samples, else a quarter
+    of the limits."""
+    tokens, patches = plan.usual_prompt_tokens, plan.usual_patches
+    if tokens is None or patches is None:
+        seen = [(manifest.limits.max_prompt_tokens // 4, manifest.limits.max_patches // 4)]
+        if manifest.samples:
+            processor = Processor.from_folder(folder)
+            prompts = [
+                processor.encode_prompt([folder / name for name in sample.images], sample.question)
+                for sample in manifest.samples
+            ]
+            seen = [(len(p.ids), 0 if p.patches is None else len(p.patches)) for p in prompts]
+        tokens = tokens or max(length for length, _ in seen)
+        patches = patches or max(count for _, count in seen)
+    return tokens, patches
+
+
+def _graphs(entry: ProgramEntry) -> Iterator[tuple[GraphName, str, IoSpec]]:
+    """(graph, file, its inputs and outputs)."""
+    if not entry.steps:
+        yield "program", entry.file, entry.spec
+    for name, step in entry.steps.items():
+        yield name, step.file, step.spec
+
+
+def _free_name(role: Role, graph: GraphName, plan: Plan, taken: set[str]) -> str:
+    """A name that no file of the bundle has: an engine is never written over one that is in use."""
+    parts = [role, *([] if graph == "program" else [graph]), plan.kind, *(["-".join(plan.archs)] if plan.archs else [])]
+    stem = f"{FOLDER}/{'.'.join(parts)}"
+    names = (f"{stem}{'' if number == 1 else f'.{number}'}.engine" for number in range(1, len(taken) + 2))
+    return next(name for name in names if name not in taken)
+
+
+def _varies(shape: tuple[int | str, ...]) -> bool:
+    return any(isinstance(axis, str) for axis in shape)
+
+
+def _shapes(shape: tuple[int | str, ...], sizes: Mapping[str, Sizes]) -> tuple[Shape, Shape, Shape]:
+    """Smallest, usual and largest shape; an axis may be a sum, as P+K."""
+
+    def shapes(which: int) -> Shape:
+        named = [axis if isinstance(axis, int) else axis.split("+") for axis in shape]
+        return tuple(size if isinstance(size, int) else sum(sizes[name][which] for name in size) for size in named)
+
+    return shapes(0), shapes(1), shapes(2)
+
+
+def _life(sign: dict[str, Any]) -> str:
+    held = "" if sign["bytes"] is None else f", {sign['bytes'] / 1e9:.1f} GB"
+    phase = f"{sign['phase'].lower()}, " if sign["phase"] else ""
+    return f"{phase}{sign['seconds']:.0f} s{held}"

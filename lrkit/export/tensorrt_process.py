@@ -1,0 +1,86 @@
+"""Runs one build of an engine in a process of its own.
+
+Place in the pipeline: tensorrt.py -> `build_in_process` -> tensorrt_run.py in the child -> tensorrt_build.py.
+
+Why a process: the builder spends most of its time in calls that nothing in the same process can stop; a crash or a
+machine out of memory must not take the export along; its peak memory can be measured; and the memory is given back.
+Ctrl-C reaches only the parent, which kills the child; a parent that is killed closes the child's stdin, at which the
+child ends too.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from lrkit.errors import ExportError
+
+_LRKIT = Path(__file__).resolve().parents[2]
+
+Sign = Callable[[dict[str, Any]], None]
+"""Gets {phase, done, total, seconds, bytes} about twice a second; bytes may be None."""
+
+
+def build_in_process(request: dict[str, Any], sign: Sign) -> dict[str, Any]:
+    """Builds the request's one engine; returns what tensorrt_build.py's `build` returns.
+
+    Raises:
+        ExportError: the package, the parser or the builder refused, or the builder's process died.
+    """
+    with tempfile.TemporaryFile() as errors:
+        child = _start(errors)
+        seen: dict[str, Any] = {}
+        try:
+            assert child.stdin is not None and child.stdout is not None
+            child.stdin.write(json.dumps(request) + "\n")
+            child.stdin.flush()
+            for line in child.stdout:
+                message = json.loads(line)
+                if "built" in message:
+                    return message["built"]
+                if "error" in message:
+                    raise ExportError(message["error"])
+                seen = message
+                sign(message)
+        except BrokenPipeError:
+            pass  # it died before it read the request
+        finally:
+            child.kill()
+            child.wait()
+            for pipe in (child.stdin, child.stdout):
+                _close(pipe)
+        raise ExportError(_death(child.returncode, seen, errors))
+
+
+def _start(errors: IO[bytes]) -> "subprocess.Popen[str]":
+    # -P: no module of the working folder may stand in for NVIDIA's. lrkit itself may be a checkout found by its path.
+    path = os.pathsep.join([str(_LRKIT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "lrkit.export.tensorrt_run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=errors, text=True, encoding="utf-8", env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,  # Ctrl-C goes to the whole group of a terminal: the child is in another
+    )  # fmt: skip
+
+
+def _close(pipe: IO[str] | None) -> None:
+    try:
+        if pipe is not None:
+            pipe.close()
+    except BrokenPipeError:
+        pass  # what was not sent to a dead child
+
+
+def _death(code: int, seen: dict[str, Any], errors: IO[bytes]) -> str:
+    """Why a child ended without a result."""
+    errors.seek(0)
+    lines = errors.read().decode("utf-8", "replace").strip().splitlines()
+    last = f"; its last words: {lines[-1].strip()}" if lines else ""
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    held = f", holding {seen['bytes'] / 1e9:.1f} GB" if seen.get("bytes") else ""
+    hint = "; the system kills a process so when memory runs out" if code == -9 else ""
+    return f"the builder's process ended by {how} after {seen.get('seconds', 0):.0f} s{held}{last}{hint}"
