@@ -21,6 +21,7 @@ from lrkit.model.settings import ReasonerSettings
 from lrkit.runtime.feed import build_feed
 from lrkit.runtime.io_spec import HALTING
 from lrkit.runtime.manifest import Limits
+from lrkit.runtime.program_engine import routed_tokens
 from tests.tiny import EOS, IMAGE, MERGE, Prompt, batch, tiny_reasoner
 
 MAX_NEW_TOKENS = 6
@@ -146,6 +147,9 @@ def assert_equal(reasoner: LatentReasoner, runner: Runner, prompt: Prompt, toler
     if "routed_depths" in out:
         assert out["routed_depths"][: steps + 1].tolist() == passes.tolist()
         assert not out["routed_depths"][steps + 1 :].any()
+        layers = sorted(reasoner.routing)
+        assert routed_tokens(out, layers, steps) == answer.routed_tokens
+        assert not out["routed_latents"][steps:].any() if "routed_latents" in out else steps == 0
     spoken = out["token_ids"][: int(out["num_tokens"])].tolist()
     assert spoken == answer.token_ids
     assert (out["token_ids"][len(spoken) :] == -1).all()

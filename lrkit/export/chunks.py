@@ -74,7 +74,7 @@ class Chunks:
         return ProgramShape(
             patch_values=self.source.patch_values, vocabulary=self.dims.vocabulary, width=self.dims.width,
             max_latent_steps=self.steps, max_new_tokens=self.limits.max_new_tokens, replay_slots=self.replay.slots,
-            routed_layers=tuple(self.routers),
+            routed_layers=tuple(self.routers), latent_chunk=self.chunk,
         )  # fmt: skip
 
     def prompt(self, g: Graph, given: Carried, visual: Value) -> Read:
@@ -112,7 +112,7 @@ class Chunks:
         for i, cache in caches.items():
             state |= cache.state(i)
         if self.routers:
-            row = g.op("Unsqueeze", g.op("Concat", *passes, axis=0), [0])
+            state["routed_prompt"], row = self._by_layer(g, passes)
             rest = np.zeros((self.steps, len(self.routers)), np.int64)
             state["routed_depths"] = g.op("Concat", row, rest, axis=0)
         return Read(state, prompt, keys, values)
@@ -175,12 +175,13 @@ class Chunks:
             "steps": (INT64, (1,)), "length": (INT64, (1,)), "alive": (BOOL, ()), "saliency": (FLOAT32, ("P+K",)),
             "free": (BOOL, ("P+K",)), "latent_states": (FLOAT32, (steps, width)), "replayed": (INT64, (steps, slots)),
             "replay_weights": (FLOAT32, (steps, slots)), "routed_depths": (INT64, (steps + 1, len(self.routers))),
+            "routed_latents": (INT64, (steps, len(self.routers), self.chunk)),
         }  # fmt: skip
         types |= self.cache_types(self.capacity)
         for router in self.routers.values():
             types |= router.state_types()
         absent = set() if self.replay.slots else {"saliency", "free", "replayed", "replay_weights"}
-        absent |= set() if self.routers else {"routed_depths"}
+        absent |= set() if self.routers else {"routed_depths", "routed_latents"}
         return {name: kind for name, kind in types.items() if name not in absent}
 
     def cache_types(self, capacity: int) -> Types:
@@ -196,6 +197,8 @@ class Chunks:
         if slots:
             made["replayed"] = g.value(np.full((steps, slots), EMPTY, np.int64))
             made["replay_weights"] = g.value(np.zeros((steps, slots), np.float32))
+        if self.routers:
+            made["routed_latents"] = g.value(np.zeros((steps, len(self.routers), self.chunk), np.int64))
         return made
 
     def empty_caches(self, g: Graph, capacity: int) -> Carried:
@@ -292,9 +295,15 @@ class Chunks:
             columns = g.op("Add", prompt.num_tokens, [self.replay.slots])
             made["saliency"] = g.op("Slice", self.decoder.take_saliency(g), [0], columns, [0])
         if passes:
-            row = g.op("Unsqueeze", g.op("Concat", *passes, axis=0), [0])
+            tokens, row = self._by_layer(g, passes)
+            made["routed_latents"] = g.op("ScatterND", held["routed_latents"], at, g.op("Unsqueeze", tokens, [0]))
             made["routed_depths"] = g.op("ScatterND", held["routed_depths"], g.op("Add", at, [1]), row)
         return made
+
+    def _by_layer(self, g: Graph, passes: list[Value]) -> tuple[Value, Value]:
+        """Passes of a chunk's tokens: (layers, S), and their sums (1, layers)."""
+        tokens = g.op("Concat", *(g.op("Unsqueeze", each, [0]) for each in passes), axis=0)
+        return tokens, g.op("Unsqueeze", g.op("ReduceSum", tokens, [1], keepdims=0), [0])
 
     def _as_input(self, g: Graph, hidden: Value) -> Value:
         """A hidden state as the next latent's input embedding (eq. 1)."""

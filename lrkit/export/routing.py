@@ -53,7 +53,7 @@ class Routed:
     """(S, D)."""
     cache: Refined
     passes: Value
-    """Extra passes executed, summed over tokens; int64 [1]."""
+    """Extra passes executed by each token of the chunk; int64 (S,)."""
 
 
 class Router:
@@ -108,9 +108,12 @@ class Router:
         update, cache, passes = self._refine(g, token, gate, active, turn, cache, slots, alpha)
         out = g.op("Add", token, update)
         if index is not None:
-            out = g.op("ScatterND", padded, g.op("Unsqueeze", index, [1]), out)
+            at = g.op("Unsqueeze", index, [1])
+            out = g.op("ScatterND", padded, at, out)
+            nobody = g.op("ConstantOfShape", g.shape_of(padded, 0), value=ir.tensor(np.zeros(1, np.int64)))
+            passes = g.op("ScatterND", nobody, at, passes)
         if step is None:
-            out = g.op("Slice", out, [0], g.shape_of(hidden, 0), [0])
+            out, passes = (g.op("Slice", value, [0], g.shape_of(hidden, 0), [0]) for value in (out, passes))
         return Routed(out, replace(cache, count=count), passes)
 
     def _score(self, g: Graph, x: Value) -> Value:
@@ -170,7 +173,7 @@ class Router:
         slots: Value,
         alpha: int,
     ) -> tuple[Value, Refined, Value]:
-        """The depths: (sum over d of e(d) u(d), cache, passes)."""
+        """The depths: (sum over d of e(d) u(d), cache, passes of each token)."""
         state: dict[str, Any] = {
             "token": token, "gate": gate, "active": active, "keys": cache.keys, "values": cache.values,
             "masks": cache.masks,
@@ -189,12 +192,12 @@ class Router:
         state = state | {
             "active": self._still(g, state["active"], state["gate"]),
             "update": g.op("Mul", state["token"], 0.0),
-            "passes": g.value([0]),
+            "passes": g.value(np.zeros(alpha, np.int64)),
         }
         caches = self.state_types()
         types: dict[str, tuple[ir.DataType, tuple[int | str, ...]]] = {
             "token": (floats, (alpha, width)), "update": (floats, (alpha, width)), "gate": (FLOAT32, (alpha,)),
-            "active": (BOOL, (alpha,)), "passes": (INT64, (1,)),
+            "active": (BOOL, (alpha,)), "passes": (INT64, (alpha,)),
         }  # fmt: skip
         types |= {name: caches[f"refined{self.layer}_{name}"] for name in ("keys", "values", "masks")}
 
@@ -244,7 +247,7 @@ class Router:
         token = g.op("Mul", refined, g.op("Unsqueeze", gate, [1]))
         encodings = self.decoder.dialect.vector(g, f"{self._role}.step_encoding_RD", "routing")
         update = g.op("Mul", token, encodings if one else g.op("Gather", encodings, depth, axis=0))
-        passes = g.op("ReduceSum", g.cast(active, INT64), [0], keepdims=1)
+        passes = g.cast(active, INT64)
         for name, value in kept.items():
             new[name] = value if one else g.op("ScatterND", held[name], g.op("Unsqueeze", depth, [1]), value)
         new["token"] = token

@@ -78,6 +78,7 @@ def generate(
             prefilled_tokens=prefilled[i],
             replayed=_replayed(state, i, latents[i]),
             routed_depths=_routed_depths(state, i),
+            routed_tokens=_routed_tokens(state, i, latents[i]),
             timings=watch.seconds,
             step_seconds=watch.steps,
         )
@@ -164,3 +165,16 @@ def _routed_depths(state: Sequences, sample: int) -> dict[int, int]:
     for routed in state.refinement.log:
         depths[routed.layer] = depths.get(routed.layer, 0) + int(routed.depth_BA[sample].sum())
     return depths
+
+
+def _routed_tokens(state: Sequences, sample: int, latent_steps: int) -> dict[int, list[list[int]]]:
+    """Passes by layer, chunk and real token; chunks after the sample's last latent step are other samples'."""
+    found: dict[int, list[list[int]]] = {}
+    for routed in state.refinement.log:
+        if routed.chunk > latent_steps:
+            continue
+        passes_S = torch.zeros_like(routed.real_BS[sample], dtype=torch.long)
+        chosen_A = routed.index_BA[sample] >= 0
+        passes_S[routed.index_BA[sample][chosen_A]] = routed.depth_BA[sample][chosen_A]
+        found.setdefault(routed.layer, []).append(passes_S[routed.real_BS[sample]].tolist())
+    return found

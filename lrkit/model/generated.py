@@ -53,6 +53,9 @@ class Generated:
     """Per latent step."""
     routed_depths: dict[int, int]
     """Layer -> extra passes executed, summed over the routed tokens of prompt and latents."""
+    routed_tokens: dict[int, list[list[int]]]
+    """The same by token: layer -> chunk (the prompt, then each latent step) -> passes of each of its tokens; the last
+    of a latent step is the latent, those before it were replayed. Empty where an engine cannot tell."""
     timings: dict[str, float]
     """Seconds of the whole batch: prefill (with vision), think, speak."""
     step_seconds: dict[str, list[float]] = field(default_factory=dict[str, list[float]])

@@ -32,6 +32,8 @@ class RoutedTokens:
     """Index within the chunk, ascending; -1 where fewer than A tokens were real."""
     depth_BA: Tensor
     """Extra passes executed, 0..R."""
+    real_BS: Tensor
+    """Which tokens of the chunk are no padding."""
 
 
 @dataclass
@@ -120,7 +122,7 @@ class RoutedLayer(nn.Module):
             rotary_A = state.make_rotary(self._rearranged(valid_BA, state))
         gate_BA = self.gate(score_BS, valid_BS).gather(1, index_BA)
         update_BAD, depth_BA = self._refine(routed_BAD, gate_BA, valid_BA, rotary_A, state, run)
-        state.log.append(RoutedTokens(self.layer, chunk, torch.where(valid_BA, index_BA, -1), depth_BA))
+        state.log.append(RoutedTokens(self.layer, chunk, torch.where(valid_BA, index_BA, -1), depth_BA, valid_BS))
         return hidden_BSD.scatter(1, index_BAD, routed_BAD + update_BAD)
 
     def _refine(

@@ -99,6 +99,8 @@ class ProgramShape(Config):
     """K; 0 where the model replays nothing."""
     routed_layers: tuple[int, ...]
     """Layers that route, ascending; empty where none does."""
+    latent_chunk: int = 1
+    """Tokens of a latent step: slots for replayed ones, then the latent."""
 
 
 def program_spec(shape: ProgramShape) -> IoSpec:
@@ -156,14 +158,21 @@ def _outputs(shape: ProgramShape) -> list[TensorSpec]:
             _spec("replay_weights", "float32", slots, "weight of each replayed token, 0 where the slot is empty"),
         ]
     if shape.routed_layers:
-        outputs.append(
-            _spec(
-                "routed_depths",
-                "int64",
-                (steps + 1, len(shape.routed_layers)),
-                f"extra passes: prompt, then latent steps; columns: layers {list(shape.routed_layers)}",
-            )
-        )
+        outputs += _routing_outputs(shape)
+    return outputs
+
+
+def _routing_outputs(shape: ProgramShape) -> list[TensorSpec]:
+    steps, layers = shape.max_latent_steps, len(shape.routed_layers)
+    which = f"layers {list(shape.routed_layers)}"
+    outputs = [
+        _spec("routed_depths", "int64", (steps + 1, layers), f"extra passes: prompt, then latent steps; {which}"),
+        _spec("routed_prompt", "int64", (layers, "P"), f"extra passes of each token of the prompt; {which}"),
+    ]
+    if steps:
+        sizes = (steps, layers, shape.latent_chunk)
+        said = f"extra passes of each token of each latent step (replayed ones, then the latent); {which}"
+        outputs.append(_spec("routed_latents", "int64", sizes, said))
     return outputs
 
 

@@ -188,6 +188,7 @@ class ProgramEngine:
             prefilled_tokens=len(feed["input_ids"]),
             replayed=_replayed(out, latent_steps),
             routed_depths=self._depths(out),
+            routed_tokens=routed_tokens(out, self.entry.routed_layers, latent_steps),
             timings={"run": seconds},
         )
 
@@ -195,6 +196,23 @@ class ProgramEngine:
         if "routed_depths" not in out:
             return {}
         return dict(zip(self.entry.routed_layers, out["routed_depths"].sum(0).tolist(), strict=True))
+
+
+def routed_tokens(
+    out: Mapping[str, np.ndarray], layers: Sequence[int], latent_steps: int
+) -> dict[int, list[list[int]]]:
+    """Layer -> chunk -> passes of its tokens; {} for programs of an lrkit that did not report them."""
+    if "routed_prompt" not in out:
+        return {}
+    found = {layer: [row] for layer, row in zip(layers, out["routed_prompt"].tolist(), strict=True)}
+    for step in range(latent_steps):
+        passes = out["routed_latents"][step]
+        # Slots without a replayed token lie between the replayed ones and the latent.
+        replayed = int((out["replayed"][step] >= 0).sum()) if "replayed" in out else 0
+        real = [*range(min(replayed, passes.shape[1] - 1)), passes.shape[1] - 1]
+        for layer, row in zip(layers, passes[:, real].tolist(), strict=True):
+            found[layer].append(row)
+    return found
 
 
 def _replayed(out: Mapping[str, np.ndarray], latent_steps: int) -> list[list[ReplayedToken]]:

@@ -66,6 +66,7 @@ def test_a_batch_answers_as_each_sample_alone(mode: str, side: str) -> None:
             "finished",
             "prefilled_tokens",
             "routed_depths",
+            "routed_tokens",
         ):
             assert getattr(made, field) == getattr(alone, field), field
         assert [[token.index for token in step] for step in made.replayed] == [
@@ -160,6 +161,11 @@ def test_reports_name_real_tokens_only() -> None:
         assert set(m.timings) == {"prefill", "think", "speak"} and set(m.routed_depths) == {1, 3}
     # Prompt: alpha tokens; latent chunks: what was replayed and the latent, at most alpha.
     assert made[0].routed_depths[1] == 4 + 4 * 4 and made[2].routed_depths[1] == 4 + 4 * 1
+    for m, one in zip(made, PROMPTS, strict=True):
+        sizes = [len(one.ids), *(len(step) + 1 for step in m.replayed)]
+        for layer, chunks in m.routed_tokens.items():
+            assert [len(chunk) for chunk in chunks] == sizes
+            assert sum(map(sum, chunks)) == m.routed_depths[layer]
 
 
 def test_a_text_only_answer_reports_an_empty_replay_for_every_latent_step() -> None:
