@@ -28,6 +28,7 @@ from lrkit.export.saving import has_twins, save_models
 from lrkit.export.source import read_source
 from lrkit.export.steps import build_steps, save_steps, step_spec
 from lrkit.export.target import Target, limits_of
+from lrkit.export.tensorrt_target import TargetEngines
 from lrkit.export.vision import traced_tower
 from lrkit.model.checkpoint import LoadedCheckpoint, load_checkpoint, read_info, replace_folder
 from lrkit.provenance import collect
@@ -69,6 +70,8 @@ class ExportReport:
     """Program -> matrix -> relative error; empty without int4."""
     seconds: dict[str, float]
     """Per program and stage."""
+    script: Path | None = None
+    """What builds the engines on the device, where they were not built here."""
 
 
 def export_bundle(
@@ -80,6 +83,7 @@ def export_bundle(
     form: Form = "program",
     baselines: bool = True,
     force: bool = False,
+    script: Path | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> ExportReport:
     """Writes the bundle of a checkpoint (name or folder) into `output`.
@@ -88,12 +92,19 @@ def export_bundle(
     the programs are checked on. With `baselines` the checkpoint's own cot and direct baselines become programs too.
     An existing bundle is replaced when `force` is set.
 
+    Where the target asks for TensorRT engines they are built too; or, with `script`, the script that builds them on a
+    device is written there. Standard TensorRT builds on the device itself: without it here, that script goes into the
+    bundle.
+
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        ExportError: no program can be built for it, a program differs from torch, or `output` is taken.
+        ExportError: no program can be built for it, a program differs from torch, `output` is taken, or TensorRT
+            refuses the program.
+        MissingExtraError: the target asks for TensorRT-RTX engines, and the package is not installed.
     """
     folder = resolve_checkpoint(checkpoint)
     _refuse_taken(output, force)
+    engines = TargetEngines.of(target, script)
     if not samples:
         raise ExportError("no samples were given to check the program on; give at least one")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -101,12 +112,14 @@ def export_bundle(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     try:
-        report = _Export(folder, staging, target, form, samples, progress).run(baselines)
+        export = _Export(folder, staging, target, form, samples, progress)
+        manifest = engines.add(export.run(baselines), staging, export.seconds, progress)
+        (staging / BUNDLE_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         replace_folder(staging, output)
     except BaseException:  # Ctrl-C too
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    return ExportReport(output, report.manifest, report.quantization_errors, report.seconds)
+    return ExportReport(output, manifest, export.errors, export.seconds, engines.finish(output, manifest))
 
 
 def _refuse_taken(output: Path, force: bool) -> None:
@@ -142,7 +155,7 @@ class _Export:
         self.errors: dict[str, dict[str, float]] = {}
         self.recorded: list[RecordedSample] = []
 
-    def run(self, baselines: bool) -> ExportReport:
+    def run(self, baselines: bool) -> Manifest:
         info = read_info(self.folder)
         folders: dict[Role, Path] = {"latent": self.folder}
         declared: dict[str, Any] = info.get("baselines") or {} if baselines else {}
@@ -158,9 +171,7 @@ class _Export:
             limits = limits or limits_of(self.target, loaded.reasoner.settings.think.max_latent_steps)
             programs[role], validations[role] = self._program(role, loaded, limits)
         assert limits is not None
-        manifest = self._manifest(info, limits, programs, validations)
-        (self.staging / BUNDLE_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        return ExportReport(self.staging, manifest, self.errors, self.seconds)
+        return self._manifest(info, limits, programs, validations)
 
     def _program(self, role: Role, loaded: LoadedCheckpoint, limits: Limits) -> tuple[ProgramEntry, Validation]:
         """Builds, writes and checks one program."""

@@ -6,13 +6,13 @@ Place in the pipeline: bundle.py calls `build_engines` before a new bundle appea
 that is there already, tensorrt_script.py writes the same jobs into a script.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lrkit.config import load_config
-from lrkit.errors import ExportError
+from lrkit.errors import ExportError, MissingExtraError
 from lrkit.export.target import EngineTarget
 from lrkit.export.tensorrt_process import build_in_process
 from lrkit.export.tensorrt_words import default_archs, known_archs
@@ -67,7 +67,12 @@ def plan_engines(engine: EngineTarget) -> Plan:
         MissingExtraError: the package is not installed.
         ExportError: a compute capability that its builder does not build for.
     """
-    library = load_library(engine.kind)
+    try:
+        library = load_library(engine.kind)
+    except MissingExtraError as error:
+        raise MissingExtraError(
+            f"{error}; or write a script for the device that has it: --script build_engine.py"
+        ) from error
     known = known_archs(library.module)
     archs = tuple(arch.lower().replace("_", "") for arch in engine.archs)
     if unknown := [arch for arch in archs if arch not in known]:
@@ -114,7 +119,7 @@ def plan_jobs(folder: Path, manifest: Manifest, plan: Plan) -> list[Job]:
     for role, entry in manifest.programs.items():
         sizes = axis_sizes(manifest, entry, *usual)
         for graph, file, spec in _graphs(entry):
-            name = _free_name(role, graph, plan, taken)
+            name = free_name(role, graph, plan.kind, plan.archs, taken)
             taken.add(name)
             profile = {given.name: _shapes(given.shape, sizes) for given in spec.inputs if _varies(given.shape)}
             jobs.append(Job(role, graph, file, name, profile))
@@ -188,9 +193,9 @@ def _graphs(entry: ProgramEntry) -> Iterator[tuple[GraphName, str, IoSpec]]:
         yield name, step.file, step.spec
 
 
-def _free_name(role: Role, graph: GraphName, plan: Plan, taken: set[str]) -> str:
+def free_name(role: Role, graph: GraphName, kind: EngineKind, archs: Sequence[str], taken: set[str]) -> str:
     """A name that no file of the bundle has: an engine is never written over one that is in use."""
-    parts = [role, *([] if graph == "program" else [graph]), plan.kind, *(["-".join(plan.archs)] if plan.archs else [])]
+    parts = [role, *([] if graph == "program" else [graph]), kind, *(["-".join(archs)] if archs else [])]
     stem = f"{FOLDER}/{'.'.join(parts)}"
     names = (f"{stem}{'' if number == 1 else f'.{number}'}.engine" for number in range(1, len(taken) + 2))
     return next(name for name in names if name not in taken)
