@@ -13,33 +13,16 @@ from lrkit.model.decoder import Prompts
 from lrkit.model.generated import Generated, GenerationLimits, Halting, Mode, ReplayedToken
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.state import Sequences
+from lrkit.model.stopwatch import Stopwatch
 
 
-class Stopwatch:
-    """Seconds per phase; waits for the device first, so that a phase pays for its own work."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.seconds: dict[str, float] = {}
-        self.steps: dict[str, list[float]] = {}
-        self._started = self._marked = self._now()
-
-    def lap(self, phase: str) -> None:
-        """Ends `phase`, which began at the last lap."""
-        now = self._now()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._started
-        self._started = self._marked = now
-
-    def step(self, phase: str) -> None:
-        """Ends one step of `phase`, which began at its last step or at the last lap; the phase goes on."""
-        now = self._now()
-        self.steps.setdefault(phase, []).append(now - self._marked)
-        self._marked = now
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+def _watch(device: torch.device) -> Stopwatch:
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         return time.perf_counter()
+
+    return Stopwatch(now)
 
 
 @torch.inference_mode()
@@ -56,7 +39,7 @@ def generate(
     if training:  # walking all modules costs as much as a latent step of a small model
         reasoner.eval()
     try:
-        watch = Stopwatch(prompts.input_ids.device)
+        watch = _watch(prompts.input_ids.device)
         state = reasoner.prefill(prompts)
         watch.lap("prefill")
         halting = _think(reasoner, state, mode, limits, watch)

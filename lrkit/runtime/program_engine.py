@@ -20,6 +20,7 @@ import numpy as np
 
 from lrkit.errors import UserError
 from lrkit.model.generated import Generated, Halting, Mode, ReplayedToken
+from lrkit.model.stopwatch import Stopwatch
 from lrkit.runtime.bundle import Bundle, open_bundle
 from lrkit.runtime.engine import AskOptions, OnToken
 from lrkit.runtime.feed import build_feed
@@ -173,8 +174,9 @@ class ProgramEngine:
     def _run(
         self, session: Any, feed: dict[str, np.ndarray], on_token: Callable[[int], None] | None = None
     ) -> Generated:
-        started = time.perf_counter()
-        more = () if on_token is None else (on_token,)
+        started, watch = time.perf_counter(), Stopwatch()
+        # Only the host's loop of the form step can tell phases apart and stream.
+        more = (on_token, watch) if isinstance(session, StepSession) else ()
         out: dict[str, np.ndarray] = dict(zip(self._outputs, session.run(self._outputs, feed, *more), strict=True))
         seconds = time.perf_counter() - started
         latent_steps = int(out["latent_steps"])
@@ -189,7 +191,8 @@ class ProgramEngine:
             replayed=_replayed(out, latent_steps),
             routed_depths=self._depths(out),
             routed_tokens=routed_tokens(out, self.entry.routed_layers, latent_steps),
-            timings={"run": seconds},
+            timings={"run": seconds, **watch.seconds},
+            step_seconds=watch.steps,
         )
 
     def _depths(self, out: Mapping[str, np.ndarray]) -> dict[int, int]:

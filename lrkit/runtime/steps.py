@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lrkit.model.stopwatch import Stopwatch
 from lrkit.runtime.io_spec import EMPTY, HALTING, IoSpec
 
 Arrays = dict[str, np.ndarray]
@@ -30,10 +31,16 @@ class StepSession:
         return self._sessions["prompt"].get_inputs()
 
     def run(
-        self, names: Sequence[str], feed: Mapping[str, np.ndarray], on_token: Callable[[int], None] | None = None
+        self,
+        names: Sequence[str],
+        feed: Mapping[str, np.ndarray],
+        on_token: Callable[[int], None] | None = None,
+        watch: Stopwatch | None = None,
     ) -> list[np.ndarray]:
-        """The outputs `names` of a whole answer; `on_token` gets each spoken token at once."""
+        """The outputs `names` of a whole answer; `on_token` gets each spoken token at once, `watch` the phases."""
+        watch = watch or Stopwatch()
         read = self._step("prompt", feed)
+        watch.lap("prefill")
         state = dict(read)
         think, fixed = bool(feed["think"]), bool(feed["fixed_latents"])
         most = min(int(feed["max_latent_steps"]), self._most_latents)
@@ -43,7 +50,10 @@ class StepSession:
         while think and steps < most and (fixed or wants):
             state |= self._new("think", state)
             wants, steps = bool(state["wants"][0]), steps + 1
-        out = self._speak(state, int(feed["max_new_tokens"]), on_token)
+            watch.step("think")
+        watch.lap("think")
+        out = self._speak(state, int(feed["max_new_tokens"]), on_token, watch)
+        watch.lap("speak")
         why = "off" if not think else "fixed" if fixed else "limit" if wants else "decided"
         out |= {"latent_steps": np.array(steps), "halting": np.array(HALTING.index(why))}
         out["ar_steps"] = out["latent_steps"] + out["spoken_steps"]
@@ -53,7 +63,7 @@ class StepSession:
     def _most_latents(self) -> int:
         return int(self._shapes["latent_states"][0]) if "latent_states" in self._shapes else 0
 
-    def _speak(self, state: Arrays, most: int, on_token: Callable[[int], None] | None) -> Arrays:
+    def _speak(self, state: Arrays, most: int, on_token: Callable[[int], None] | None, watch: Stopwatch) -> Arrays:
         capacity = int(self._shapes["token_ids"][0])
         spoken: list[int] = []
         held = {"token": state["token"], "position": state["position"]}
@@ -67,6 +77,7 @@ class StepSession:
             if finished := token == self._eos_id:
                 break
             spoken.append(token)
+            watch.step("speak")
             if on_token is not None:
                 on_token(token)
             if len(spoken) >= min(most, capacity):
