@@ -1,0 +1,105 @@
+"""Arrays that stay on the device between the runs of graphs, over a pool of buffers that are used again.
+
+Place in the pipeline: device_memory.py -> `Pool` -> `DeviceArray`, which tensorrt_session.py returns and steps.py hands
+from one graph to the next without a copy to the host. Torch-free.
+"""
+
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lrkit.runtime.device_memory import DeviceMemory
+
+_SMALLEST = 256
+"""Bytes: TensorRT wants an address for an empty tensor too."""
+
+
+class Pool:
+    """Buffers of a device in powers of two; one that nothing refers to any more is handed out again.
+
+    All work on them goes through one stream, so a buffer may be handed out before the device is done with it. The pool
+    hands out last what came back last, so that a loop sees the same addresses again: captured work depends on it.
+    """
+
+    def __init__(self, memory: DeviceMemory) -> None:
+        self.memory = memory
+        self.work = threading.RLock()
+        """Held while something is enqueued: a stream that records a CUDA graph must not be given other work."""
+        self.num_bytes = 0
+        """Held of the device, free or not."""
+        self._free: dict[int, list[int]] = {}
+        # Reentrant: an array may be collected while another is being made.
+        self._lock = threading.RLock()
+
+    def empty(self, dtype: Any, shape: Sequence[int]) -> "DeviceArray":
+        """An array of whatever the buffer holds."""
+        return DeviceArray(self, np.dtype(dtype), tuple(shape))
+
+    def put(self, array: np.ndarray) -> "DeviceArray":
+        """A copy on the device."""
+        held = np.ascontiguousarray(array).reshape(array.shape)
+        made = self.empty(held.dtype, held.shape)
+        self.memory.upload(made.address, held)
+        return made
+
+    def take(self, num_bytes: int) -> tuple[int, int]:
+        """(address, size) of a buffer of at least that many bytes."""
+        size = max(_SMALLEST, 1 << max(0, num_bytes - 1).bit_length())
+        with self._lock:
+            if free := self._free.get(size):
+                return free.pop(), size
+            address = self.memory.allocate(size)
+            self.num_bytes += size
+            return address, size
+
+    def give(self, address: int, size: int) -> None:
+        """Takes a buffer back."""
+        with self._lock:
+            self._free.setdefault(size, []).append(address)
+
+
+class DeviceArray:
+    """An array on the device; numpy takes it wherever it takes an array, and copies it then."""
+
+    def __init__(
+        self, pool: Pool, dtype: np.dtype[Any], shape: tuple[int, ...], inside: "DeviceArray | None" = None
+    ) -> None:
+        """In a buffer of its own, or at the beginning of that of another array."""
+        self.dtype, self.shape = dtype, shape
+        self.pool = pool
+        self._copy: np.ndarray | None = None
+        self._inside = inside
+        if inside is not None:
+            self.address = inside.address
+            return
+        self.address, size = pool.take(self.nbytes)
+        weakref.finalize(self, pool.give, self.address, size).atexit = False
+
+    @property
+    def nbytes(self) -> int:
+        """Of the content."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def numpy(self) -> np.ndarray:
+        """The content on the host; fetched once, for an array is not written again after it was given out."""
+        if self._copy is None:
+            copy = np.empty(self.shape, self.dtype)
+            with self.pool.work:
+                self.pool.memory.activate()
+                self.pool.memory.download(copy, self.address)
+                self.pool.memory.synchronize()
+            self._copy = copy
+        return self._copy
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        found = self.numpy()
+        return found.astype(dtype) if dtype is not None and found.dtype != dtype else found
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.numpy()[index]
+
+    def __repr__(self) -> str:
+        return f"DeviceArray({self.dtype}, {self.shape})"

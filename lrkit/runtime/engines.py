@@ -1,0 +1,80 @@
+"""The engines that can run a bundle, by name. Torch-free; a package is imported when its engine is asked for.
+
+Place in the pipeline: `Reasoner.load(engine=...)`, `lrkit ask|eval|validate --engine` -> `open_engine` -> ort.py or
+tensorrt.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lrkit.errors import UnknownNameError, UserError, did_you_mean
+from lrkit.runtime.program_engine import ProgramEngine
+from lrkit.runtime.tensorrt_library import KINDS
+
+ENGINES: tuple[str, ...] = ("onnxruntime", *KINDS)
+"""onnxruntime runs every bundle; the others run the engines that `lrkit export --engine` put into it."""
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """What runs a bundle, and how."""
+
+    name: str | None = None
+    """One of ENGINES; None: onnxruntime."""
+    provider: str | None = None
+    """onnxruntime: cpu, cuda, cuda:1, tensorrt, ...; None: cpu."""
+    threads: int | None = None
+    """onnxruntime: of one operator; None: it decides."""
+    session_config: Mapping[str, str] | None = None
+    """onnxruntime: its own session entries."""
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """tensorrt-rtx and tensorrt: see lrkit.runtime.tensorrt.TensorRtOptions."""
+
+    @property
+    def place(self) -> str:
+        """Where it runs, for a report: a provider, or a GPU."""
+        if (self.name or ENGINES[0]) == ENGINES[0]:
+            return self.provider or "cpu"
+        return f"cuda:{self.options.get('device', 0)}"
+
+
+def open_engine(path: Path | str, choice: EngineChoice | None = None, verify: bool = True) -> ProgramEngine:
+    """Opens a bundle with what runs it; programs are loaded when first asked. `verify` compares every file with its
+    SHA-256.
+
+    Raises:
+        UnknownNameError: no engine or provider of that name.
+        BundleError: no bundle, or one that is damaged, incomplete or of a later schema, or has no engine of that kind.
+        UserError: an option that is wrong, or for another engine.
+    """
+    choice = choice or EngineChoice()
+    name = choice.name or ENGINES[0]
+    if name not in ENGINES:
+        raise UnknownNameError(f"unknown engine {name!r}; known are {', '.join(ENGINES)}{did_you_mean(name, ENGINES)}")
+    if name == ENGINES[0]:
+        if choice.options:
+            raise UserError(f"engine options are for {', '.join(KINDS)}, and the engine is {name}; leave them out")
+        from lrkit.runtime.ort import OrtEngine
+
+        return OrtEngine.from_bundle(path, choice.provider or "cpu", choice.threads, verify, choice.session_config)
+    given = {"provider": choice.provider, "threads": choice.threads, "session_config": choice.session_config}
+    if wrong := [key for key, value in given.items() if value is not None]:
+        raise UserError(f"{wrong[0]} is for engine onnxruntime, and the engine is {name}; leave it out")
+    from lrkit.runtime.tensorrt import TensorRtEngine
+
+    kind = next(kind for kind in KINDS if kind == name)
+    return TensorRtEngine.from_bundle(path, kind, choice.options, verify)
+
+
+def parse_options(given: Sequence[str]) -> dict[str, Any]:
+    """Engine options from "cuda_graphs=[speak]", "device=1": values as in YAML.
+
+    Raises:
+        ConfigError: an option that there is not, or a wrong value.
+    """
+    from lrkit.config import load_config
+    from lrkit.runtime.tensorrt import TensorRtOptions
+
+    return load_config(TensorRtOptions, {}, given).model_dump(mode="json", exclude_unset=True)

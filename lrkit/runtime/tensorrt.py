@@ -1,0 +1,216 @@
+"""Runs a bundle's TensorRT engines, of tensorrt_rtx or tensorrt 10 and 11. Torch-free unless torch holds the buffers.
+
+Place in the pipeline: lrkit/runtime/bundle.py -> `TensorRtEngine` (a program_engine.py over tensorrt_session.py) ->
+lrkit/runtime/session.py. The README's support table says on which devices this has run.
+
+Everything that can be said without the device is said first: no such engine, package, version, file, GPU, compute
+capability, memory; in that order.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from lrkit.config import Config, load_config
+from lrkit.errors import BundleError, UserError
+from lrkit.runtime.bundle import Bundle
+from lrkit.runtime.device_array import Pool
+from lrkit.runtime.device_memory import open_memory
+from lrkit.runtime.io_spec import IoSpec
+from lrkit.runtime.manifest import EngineEntry, EngineKind, GraphName, ProgramEntry, Role, StepName
+from lrkit.runtime.nvidia import Gpu, require_gpu
+from lrkit.runtime.program_engine import ProgramEngine, ProgramSessions
+from lrkit.runtime.tensorrt_file import check_version, open_engine_file
+from lrkit.runtime.tensorrt_library import TensorRT, load_library
+from lrkit.runtime.tensorrt_session import EngineSession
+
+
+class TensorRtOptions(Config):
+    """How engines are run."""
+
+    device: int = Field(default=0, ge=0)
+    """Which GPU, as CUDA counts them."""
+    cuda_graphs: tuple[StepName, ...] = ()
+    """Form step: graphs to record as CUDA graphs and launch as one; those with a loop inside cannot be."""
+    runtime_cache: Path | None = None
+    """tensorrt-rtx: a folder that keeps what was compiled for this GPU, so that the next start is quick; made if it is
+    not there."""
+    weight_budget_bytes: int | None = Field(default=None, ge=0)
+    """Device memory for weights, the rest being streamed from the host; of engines built with weight streaming only."""
+
+
+def find_engine(entry: ProgramEntry, kind: EngineKind, graph: GraphName) -> list[EngineEntry]:
+    """Engines of that kind built from that graph of a program."""
+    return [engine for engine in entry.engines if engine.kind == kind and engine.graph == graph]
+
+
+def choose_engine(engines: Sequence[EngineEntry], gpu: Gpu, bundle: Path, known: Sequence[str] = ()) -> EngineEntry:
+    """The one for that GPU. `known`: compute capabilities that the package can build for without the device.
+
+    Raises:
+        BundleError: none is; the message names the GPU's compute capability and the command that adds one.
+    """
+    fitting = [engine for engine in engines if gpu.arch in engine.archs or _runs_on_later(engine, gpu.arch)]
+    if fitting:
+        return fitting[0]
+    kind, built = engines[0].kind, ", ".join(dict.fromkeys(arch for engine in engines for arch in engine.archs))
+    if known and gpu.arch not in known:
+        do = f"{kind} knows only {', '.join(known)}: use engine tensorrt or onnxruntime on this GPU"
+    else:
+        do = f"build one for it: {export_command(bundle, kind, gpu.arch)}"
+    raise BundleError(
+        f"{bundle}: its engines of {kind} are for {built or 'another device'}, this GPU ({gpu.name}) is {gpu.arch}; "
+        f"{do}"
+    )
+
+
+def _runs_on_later(engine: EngineEntry, arch: str) -> bool:
+    """Built by TensorRT with hardware compatibility for Ampere and later."""
+    return engine.options.get("hardware_compatibility") == "ampere_plus" and int(arch[2:]) >= 80
+
+
+def export_command(bundle: Path, kind: EngineKind, arch: str = "smXX") -> str:
+    """What adds engines to a bundle; standard TensorRT builds for the device that it runs on."""
+    return f"lrkit export {bundle} --engine {kind}" + (f" --arch {arch}" if kind == "tensorrt-rtx" else "")
+
+
+class TensorRtSessions(ProgramSessions):
+    """One engine per graph of a bundle, loaded at first use and shared by all threads."""
+
+    def __init__(self, bundle: Bundle, kind: EngineKind, options: TensorRtOptions) -> None:
+        super().__init__(bundle)
+        self.name = kind
+        self.kind: EngineKind = kind
+        self.options = options
+        self._pool: Pool | None = None
+        self._runtime: Any = None  # must outlive its engines
+        graphs = {name for entry in bundle.manifest.programs.values() for name in entry.steps}
+        if wrong := [name for name in options.cuda_graphs if name not in graphs]:
+            has = f"only {', '.join(sorted(graphs))}" if graphs else "one graph with its loops inside, as none can have"
+            raise UserError(
+                f"cuda_graphs names {wrong[0]}, and {bundle.folder} has {has}; leave it out, or export with --form step"
+            )
+        if options.runtime_cache is not None and kind != "tensorrt-rtx":
+            raise UserError(f"runtime_cache is for tensorrt-rtx, and the engine is {kind}; leave it out")
+
+    def _engines_of(self, role: Role, entry: ProgramEntry, graph: GraphName) -> list[EngineEntry]:
+        engines = find_engine(entry, self.kind, graph)
+        if not engines:
+            there = sorted({engine.kind for engine in entry.engines})
+            has = f"only of {', '.join(there)}" if there else "nor of another kind"
+            what = f"{role} program" if graph == "program" else f"{role} program's graph {graph}"
+            raise BundleError(
+                f"{self.bundle.folder}: has no engine of {self.kind} for its {what}, {has}; "
+                f"add it: {export_command(self.bundle.folder, self.kind)}"
+            )
+        return engines
+
+    def open_graph(self, role: Role, entry: ProgramEntry, graph: GraphName, file: str, spec: IoSpec) -> EngineSession:
+        """Loads the engine of one graph for this GPU. Raises as `of`, and what `load_library`, `open_memory` raise."""
+        engines = self._engines_of(role, entry, graph)
+        library = load_library(self.kind)
+        for engine in engines:
+            path = self.bundle.folder / engine.file
+            check_version(path, engine, library)
+            open_engine_file(path, engine).close()
+        gpu = require_gpu(self.options.device, f"{self.bundle.folder}: its engine of {self.kind}")
+        known = [name.lower() for name in _capabilities(library) if name.startswith("SM")]
+        chosen = choose_engine(engines, gpu, self.bundle.folder, known)
+        if self._pool is None:
+            self._pool = Pool(open_memory(self.options.device, self.kind))
+        path = self.bundle.folder / chosen.file
+        with self._pool.work:
+            self._pool.memory.activate()
+            self._runtime = self._runtime or library.module.Runtime(library.log)
+            loaded = deserialize(library, self._runtime, path, chosen, self.options.weight_budget_bytes)
+            capture = graph in self.options.cuda_graphs
+            context, save = self._context(library, loaded, path, capture)
+        return EngineSession(library, loaded, context, self._pool, spec, str(path), capture, save)
+
+    def _context(self, library: TensorRT, engine: Any, path: Path, capture: bool) -> tuple[Any, Any]:
+        """(execution context, what to call after new shapes)."""
+        if self.kind != "tensorrt-rtx":
+            return _made(engine.create_execution_context(), library, path, "context"), lambda: None
+        config = engine.create_runtime_config()
+        if capture:
+            config.cuda_graph_strategy = library.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        save = self._use_cache(config, path) if self.options.runtime_cache is not None else lambda: None
+        return _made(engine.create_execution_context(config), library, path, "context"), save
+
+    def _use_cache(self, config: Any, path: Path) -> Any:
+        """Gives the context what was compiled before; returns what saves the rest."""
+        folder = self.options.runtime_cache
+        assert folder is not None
+        file = folder / f"{path.stem}.cache"
+        cache = config.create_runtime_cache()
+        if file.is_file():
+            cache.deserialize(file.read_bytes())  # False where it is of another GPU or version: then it starts anew
+        config.set_runtime_cache(cache)
+
+        def save() -> None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                part = file.with_suffix(".part")
+                part.write_bytes(bytes(cache.serialize()))
+                part.replace(file)
+            except OSError as error:
+                raise UserError(f"{file}: cannot be written ({error.strerror}); give another runtime_cache") from error
+
+        return save
+
+
+def deserialize(library: TensorRT, runtime: Any, path: Path, entry: EngineEntry, budget: int | None = None) -> Any:
+    """The `ICudaEngine` in a file, by the package's `Runtime`; `budget`: device memory for its weights.
+
+    Raises:
+        BundleError: the package refuses it; the message holds its reason.
+        UserError: a budget for an engine that does not stream its weights.
+    """
+    library.log.take()
+    found = runtime.deserialize_cuda_engine(open_engine_file(path, entry))
+    engine = _made(found, library, path, f"engine, built by {entry.version},")
+    if budget is not None:
+        if not engine.streamable_weights_size:
+            raise UserError(
+                f"{path}: weight_budget_bytes is {budget}, and the engine was built without weight streaming; leave it "
+                "out, or build the engine with it"
+            )
+        engine.weight_streaming_budget_v2 = min(budget, engine.streamable_weights_size)
+    return engine
+
+
+def _made(thing: Any, library: TensorRT, path: Path, what: str) -> Any:
+    """The package gives None instead of raising, and says why in its log."""
+    if thing is None:
+        said = " ".join((library.log.take() or ["it does not say why"])[0].split())
+        raise BundleError(
+            f"{path}: {library.kind} {library.version} cannot make its {what} ({said}); build the engine again on, or "
+            "for, this machine"
+        )
+    return thing
+
+
+def _capabilities(library: TensorRT) -> list[str]:
+    """What the package can build for on any machine; nothing for standard TensorRT, which builds on the device."""
+    named = getattr(library.module, "ComputeCapability", None)
+    return [] if library.kind != "tensorrt-rtx" or named is None else list(named.__members__)
+
+
+class TensorRtEngine(ProgramEngine):
+    """One program of a bundle on TensorRT. May be used by several threads at once."""
+
+    @classmethod
+    def from_bundle(
+        cls, path: Path | str, kind: EngineKind, options: Mapping[str, Any] | None = None, verify: bool = True
+    ) -> "TensorRtEngine":
+        """Opens a bundle; its engines are loaded when first asked. `options`: see `TensorRtOptions`.
+
+        Raises:
+            BundleError: see `open_bundle`; the bundle has no engines of that kind.
+            CheckpointError: its tokenizer or image settings cannot be read.
+            ConfigError, UserError: an option that is wrong, or wrong for this bundle.
+        """
+        asked = load_config(TensorRtOptions, options or {})
+        return cls.over(path, verify, lambda bundle: TensorRtSessions(bundle, kind, asked))
