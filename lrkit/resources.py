@@ -1,4 +1,5 @@
-"""Finds what ships with lrkit by name: recipes, targets, suites, device sheets, shapes and the default checkpoint.
+"""Finds what ships with lrkit by name: recipes, targets and their rules, suites, device sheets, shapes, the default
+checkpoint.
 
 In a checkout they are read from `train/`, `export/` and `profiles/` at the top; a wheel carries the same folders
 under `lrkit/_shipped`. So `lrkit train trail-latent` and `lrkit train train/recipes/trail-latent.yaml` are one.
@@ -13,12 +14,13 @@ from typing import Literal
 from lrkit.config import load_yaml
 from lrkit.errors import CheckpointError, ConfigError, UnknownNameError, UserError, did_you_mean
 
-Kind = Literal["recipe", "sweep", "target", "suite", "device", "shape"]
+Kind = Literal["recipe", "sweep", "target", "rules", "suite", "device", "shape"]
 
 FOLDERS: dict[Kind, tuple[str, str]] = {
     "recipe": ("train/recipes", ".yaml"),
     "sweep": ("train/sweeps", ".yaml"),
     "target": ("export/targets", ".yaml"),
+    "rules": ("export/rules", ".yaml"),
     "suite": ("profiles/suites", ".yaml"),
     "device": ("profiles/devices", ".yaml"),
     "shape": ("profiles/shapes", ".json"),
@@ -40,7 +42,7 @@ class Resource:
     """Something that ships with lrkit or lies in the working folder, with the name it is found by."""
 
     kind: str
-    """recipe, sweep, target, suite, device, shape or checkpoint."""
+    """recipe, sweep, target, rules, suite, device, shape or checkpoint."""
     name: str
     """What to type."""
     path: Path
@@ -95,6 +97,11 @@ def find_sweep(name_or_path: str | Path) -> Path:
 def find_target(name_or_path: str | Path) -> Path:
     """The YAML file of an export target. Raises as `find_resource`."""
     return find_resource("target", name_or_path)
+
+
+def find_rules(name_or_path: str | Path) -> Path:
+    """The YAML file of what a target rejects. Raises as `find_resource`."""
+    return find_resource("rules", name_or_path)
 
 
 def find_suite(name_or_path: str | Path) -> Path:

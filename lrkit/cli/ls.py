@@ -21,7 +21,7 @@ Examples:
 
 def ls(
     kind: Annotated[
-        Literal["all", "recipe", "target", "suite", "device", "shape", "checkpoint"],
+        Literal["all", "recipe", "target", "rules", "suite", "device", "shape", "checkpoint"],
         typer.Argument(help="What to list."),
     ] = "all",
     runs: Annotated[Path, typer.Option(help="Folder of runs whose checkpoints are listed too.")] = Path("runs"),
