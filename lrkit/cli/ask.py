@@ -1,6 +1,6 @@
 """`lrkit ask MODEL --image x.png "question"`: one answer, and on request the picture of where the model looked.
 
-MODEL is a bundle (run on ONNX Runtime, without torch) or a checkpoint.
+MODEL is a bundle (run without torch, on ONNX Runtime or by its TensorRT engines) or a checkpoint.
 """
 
 from pathlib import Path
@@ -21,6 +21,8 @@ Examples:
 
     lrkit ask my-bundle --image rooms.png --threads 1 "Take 4 hops. Which room are you in? Start in room 3"
 
+    lrkit ask my-bundle --image rooms.png --engine tensorrt-rtx "Take 4 hops. Which room are you in? Start in room 3"
+
     lrkit ask tiny --image rooms.png --trace trace.png "Take 3 hops. Which room are you in? Start in room 7"
 """
 
@@ -34,15 +36,19 @@ def ask(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest speech.")] = None,
     max_latent_steps: Annotated[int | None, typer.Option(min=0, help="Instead of the model's own limit.")] = None,
     device: Annotated[str | None, typer.Option(help="Checkpoints: cpu, cuda or cuda:0.")] = None,
-    provider: Annotated[str | None, typer.Option(help="Bundles: cpu, cuda, tensorrt, ...")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Bundles: threads of one operator.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Bundles: onnxruntime, tensorrt-rtx or tensorrt.")] = None,
+    engine_option: Annotated[list[str] | None, typer.Option(help="TensorRT: KEY=VALUE, as device=1; repeat.")] = None,
+    provider: Annotated[str | None, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, ...")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="ONNX Runtime: threads of one operator.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the answer and its history.")] = None,
 ) -> None:
     """Ask one question about one picture, several, or none."""
+    from lrkit.runtime.engines import parse_options
     from lrkit.runtime.session import Reasoner
 
     (chosen,) = parse_modes(mode)[:1]
-    reasoner = Reasoner.open(model, device, provider, threads).baseline(chosen).prepare()
+    options = parse_options(engine_option or [])
+    reasoner = Reasoner.open(model, device, provider, threads, engine, options).baseline(chosen).prepare()
     answer = reasoner.ask(
         list(image or []), question, chosen, max_new_tokens=max_new_tokens, max_latent_steps=max_latent_steps
     )

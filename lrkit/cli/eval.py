@@ -1,6 +1,6 @@
 """`lrkit eval MODEL`: accuracy, autoregressive steps and latency of the modes on the same samples.
 
-MODEL is a bundle (run on ONNX Runtime, without torch) or a checkpoint.
+MODEL is a bundle (run without torch, on ONNX Runtime or by its TensorRT engines) or a checkpoint.
 """
 
 from pathlib import Path
@@ -23,6 +23,8 @@ Examples:
 
     lrkit eval my-bundle --provider cpu --threads 2
 
+    lrkit eval my-bundle --engine tensorrt-rtx --engine-option runtime_cache=kernels
+
     lrkit eval runs/my-run/last --data held-out.jsonl --modes latent,cot
 """
 
@@ -39,8 +41,10 @@ def eval_checkpoint(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest speech.")] = None,
     max_latent_steps: Annotated[int | None, typer.Option(min=0, help="Instead of the model's own limit.")] = None,
     device: Annotated[str | None, typer.Option(help="Checkpoints: cpu, cuda or cuda:0.")] = None,
-    provider: Annotated[str | None, typer.Option(help="Bundles: cpu, cuda, tensorrt, ...")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Bundles: threads of one operator.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Bundles: onnxruntime, tensorrt-rtx or tensorrt.")] = None,
+    engine_option: Annotated[list[str] | None, typer.Option(help="TensorRT: KEY=VALUE, as device=1; repeat.")] = None,
+    provider: Annotated[str | None, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, ...")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="ONNX Runtime: threads of one operator.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the pictures drawn from a trail set.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
 ) -> None:
@@ -48,14 +52,16 @@ def eval_checkpoint(
     from lrkit.evaluate.benchmarks import load_samples
     from lrkit.evaluate.run import EvalOptions, evaluate
     from lrkit.provenance import collect
+    from lrkit.runtime.engines import EngineChoice, parse_options
     from lrkit.runtime.session import Reasoner
 
     console = Console()
     chosen = parse_modes(modes)
     sets = {name: load_samples(name, samples, seed=seed) for name in data or ["trail:main"]}
-    reasoner = Reasoner.open(model, device, provider, threads)
+    choice = EngineChoice(engine, provider, threads, options=parse_options(engine_option or []))
+    reasoner = Reasoner.open(model, device, provider, threads, engine, choice.options)
     options = EvalOptions(chosen, batch_size, latency_samples, max_new_tokens, max_latent_steps)
-    runs_on = {"engine": reasoner.engine.name, "device": device or provider or "cpu", "threads": threads}
+    runs_on = {"engine": reasoner.engine.name, "device": device or choice.place, "threads": threads}
     report: dict[str, Any] = {"schema": 1, "kind": "eval", "model": model, "runs_on": runs_on, "seed": seed, "sets": {}}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     for name, drawn in sets.items():

@@ -34,7 +34,11 @@ def validate(
     checkpoint: Annotated[
         str | None, typer.Option(help="Data only: count tokens, and check words, with this checkpoint's tokenizer.")
     ] = None,
-    provider: Annotated[str, typer.Option(help="Bundles only: where to run the recorded samples.")] = "cpu",
+    engine: Annotated[
+        str | None, typer.Option(help="Bundles only: onnxruntime, tensorrt-rtx or tensorrt, to run recorded samples.")
+    ] = None,
+    engine_option: Annotated[list[str] | None, typer.Option(help="TensorRT: KEY=VALUE, as device=1; repeat.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Bundles only: ONNX Runtime's provider.")] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the findings to this file, good or bad.")
     ] = None,
@@ -48,7 +52,7 @@ def validate(
         elif kind == "recipe":
             _check_recipe(path, findings)
         elif kind == "bundle":
-            _check_bundle(path, provider, findings)
+            _check_bundle(path, engine, engine_option or [], provider, findings)
         else:
             _check_checkpoint(path, findings)
         findings |= {"ok": True, "problems": []}
@@ -148,12 +152,15 @@ def _check_checkpoint(path: str, findings: dict[str, Any]) -> None:
     report.raise_if_bad()
 
 
-def _check_bundle(path: str, provider: str, findings: dict[str, Any]) -> None:
+def _check_bundle(
+    path: str, engine: str | None, options: list[str], provider: str | None, findings: dict[str, Any]
+) -> None:
     from lrkit.runtime.bundle_check import check_bundle
+    from lrkit.runtime.engines import EngineChoice, parse_options
 
-    report = check_bundle(path, provider)
+    report = check_bundle(path, EngineChoice(engine, provider, options=parse_options(options)))
     manifest = report.bundle.manifest
-    findings["provider"] = provider
+    findings |= {"engine": report.engine, "provider": report.place}
     findings["files"] = {name: entry.bytes for name, entry in manifest.files.items()}
     findings["programs"] = {role: entry.precision for role, entry in manifest.programs.items()}
     findings["samples"] = {"run": report.samples, "same": report.same}

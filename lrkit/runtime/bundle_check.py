@@ -9,8 +9,9 @@ from pathlib import Path
 from lrkit.errors import BundleError
 from lrkit.runtime.bundle import Bundle
 from lrkit.runtime.engine import AskOptions
+from lrkit.runtime.engines import EngineChoice, open_engine
 from lrkit.runtime.manifest import RecordedSample, Role
-from lrkit.runtime.ort import OrtEngine
+from lrkit.runtime.program_engine import ProgramEngine
 
 
 @dataclass
@@ -18,8 +19,10 @@ class BundleReport:
     """What was found in a bundle."""
 
     bundle: Bundle
-    provider: str
-    """Where its samples were run."""
+    engine: str
+    """What ran its samples."""
+    place: str
+    """Where: a provider, or a GPU."""
     samples: int = 0
     """Recorded samples run again."""
     same: int = 0
@@ -37,19 +40,20 @@ class BundleReport:
             raise BundleError("\n".join(self.problems))
 
 
-def check_bundle(folder: Path | str, provider: str = "cpu", threads: int | None = None) -> BundleReport:
+def check_bundle(folder: Path | str, choice: EngineChoice | None = None) -> BundleReport:
     """Digests, schema, each program against its declared inputs and outputs, and the recorded samples once more.
 
     Raises:
         BundleError: the bundle cannot be opened at all; what is found after that is in the report.
-        UserError: a provider that this machine has not.
+        UserError: a provider or GPU that this machine has not.
     """
-    engine = OrtEngine.from_bundle(folder, provider, threads)
-    report = BundleReport(engine.bundle, provider)
-    engines: dict[Role, OrtEngine] = {}
+    choice = choice or EngineChoice()
+    engine = open_engine(folder, choice)
+    report = BundleReport(engine.bundle, engine.name, choice.place)
+    engines: dict[Role, ProgramEngine] = {}
     for role in engine.bundle.manifest.programs:
         try:
-            engines[role] = OrtEngine(engine.sessions, engine.processor, role)
+            engines[role] = engine.as_role(role)
             engines[role].load()
         except BundleError as error:
             report.problems.append(str(error))
@@ -59,7 +63,7 @@ def check_bundle(folder: Path | str, provider: str = "cpu", threads: int | None 
     return report
 
 
-def _run_again(engines: dict[Role, OrtEngine], sample: RecordedSample, name: str, report: BundleReport) -> None:
+def _run_again(engines: dict[Role, ProgramEngine], sample: RecordedSample, name: str, report: BundleReport) -> None:
     if sample.role not in engines:
         report.problems.append(f"{name} is for a {sample.role} program, which the bundle lacks; copy the bundle again")
         return

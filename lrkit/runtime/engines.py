@@ -64,8 +64,7 @@ def open_engine(path: Path | str, choice: EngineChoice | None = None, verify: bo
         raise UserError(f"{wrong[0]} is for engine onnxruntime, and the engine is {name}; leave it out")
     from lrkit.runtime.tensorrt import TensorRtEngine
 
-    kind = next(kind for kind in KINDS if kind == name)
-    return TensorRtEngine.from_bundle(path, kind, choice.options, verify)
+    return TensorRtEngine.from_bundle(path, KINDS[ENGINES.index(name) - 1], choice.options, verify)
 
 
 def parse_options(given: Sequence[str]) -> dict[str, Any]:
@@ -74,6 +73,8 @@ def parse_options(given: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: an option that there is not, or a wrong value.
     """
+    if not given:
+        return {}
     from lrkit.config import load_config
     from lrkit.runtime.tensorrt import TensorRtOptions
 

@@ -175,9 +175,11 @@ class ProgramEngine:
         self, session: Any, feed: dict[str, np.ndarray], on_token: Callable[[int], None] | None = None
     ) -> Generated:
         started, watch = time.perf_counter(), Stopwatch()
-        # Only the host's loop of the form step can tell phases apart and stream.
-        more = (on_token, watch) if isinstance(session, StepSession) else ()
-        out: dict[str, np.ndarray] = dict(zip(self._outputs, session.run(self._outputs, feed, *more), strict=True))
+        if isinstance(session, StepSession):  # only the host's loop can tell phases apart and stream
+            found = session.run(self._outputs, feed, on_token, watch)
+        else:
+            found = session.run(self._outputs, feed)
+        out: dict[str, np.ndarray] = dict(zip(self._outputs, found, strict=True))
         seconds = time.perf_counter() - started
         latent_steps = int(out["latent_steps"])
         halting: Halting = HALTING[int(out["halting"])]

@@ -10,7 +10,7 @@ answer.save_trace("trace.png")
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lrkit.data.sample import ImageSource
 from lrkit.errors import UserError, require
@@ -19,6 +19,7 @@ from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.answer import Answer
 from lrkit.runtime.bundle import is_bundle
 from lrkit.runtime.engine import AskOptions, Engine
+from lrkit.runtime.engines import EngineChoice, open_engine
 from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.runtime.regions import Region, token_regions
 
@@ -35,27 +36,37 @@ class Reasoner:
     def load(
         cls,
         path: str | Path,
-        provider: str = "cpu",
+        provider: str | None = None,
         threads: int | None = None,
         verify: bool = True,
         session_config: Mapping[str, str] | None = None,
+        engine: str | None = None,
+        engine_options: Mapping[str, Any] | None = None,
     ) -> "Reasoner":
-        """Runs a bundle (a folder that `lrkit export` wrote) on ONNX Runtime; several threads may share it.
+        """Runs a bundle (a folder that `lrkit export` wrote); several threads may share it.
 
-        `provider` is cpu, cuda, cuda:1, tensorrt, ...; `threads` those of one operator (None: ONNX Runtime decides);
-        `verify` compares every file with its SHA-256; `session_config` are ONNX Runtime's own session entries.
+        `engine` is onnxruntime, or tensorrt-rtx or tensorrt where the bundle has such engines; `engine_options` are
+        theirs (see `lrkit.runtime.tensorrt.TensorRtOptions`). Of ONNX Runtime: `provider` is cpu, cuda, cuda:1,
+        tensorrt, ...; `threads` those of one operator (None: it decides); `session_config` its own session entries.
+        `verify` compares every file with its SHA-256.
 
         Raises:
-            BundleError: no bundle, or one that is damaged, incomplete or of a later schema.
-            UserError: a provider that this machine has not.
+            BundleError: no bundle, or one that is damaged, incomplete or of a later schema, or without such an engine.
+            UserError: a provider or GPU that this machine has not.
+            MissingExtraError: the engine's package is not installed.
         """
-        from lrkit.runtime.ort import OrtEngine
-
-        return cls(OrtEngine.from_bundle(path, provider, threads, verify, session_config)).prepare()
+        choice = EngineChoice(engine, provider, threads, session_config, engine_options or {})
+        return cls(open_engine(path, choice, verify)).prepare()
 
     @classmethod
     def open(
-        cls, path: str | Path, device: str | None = None, provider: str | None = None, threads: int | None = None
+        cls,
+        path: str | Path,
+        device: str | None = None,
+        provider: str | None = None,
+        threads: int | None = None,
+        engine: str | None = None,
+        engine_options: Mapping[str, Any] | None = None,
     ) -> "Reasoner":
         """Whatever `path` is: a bundle (`load`), or a checkpoint or a shipped name such as `tiny` (`from_checkpoint`).
 
@@ -64,15 +75,15 @@ class Reasoner:
         Raises:
             UserError: an option of the other kind; what `load` and `from_checkpoint` raise.
         """
-        if not is_bundle(path):
-            if provider is not None or threads is not None:
-                raise UserError(f"{path} is no bundle, and provider and threads are for bundles; give a device instead")
-            return cls.from_checkpoint(path, device or "cpu")
-        if device is not None:
-            raise UserError(f"{path} is a bundle, and device is for checkpoints; give a provider instead")
-        from lrkit.runtime.ort import OrtEngine
-
-        return cls(OrtEngine.from_bundle(path, provider or "cpu", threads))
+        if is_bundle(path):
+            if device is not None:
+                raise UserError(f"{path} is a bundle, and device is for checkpoints; give a provider instead")
+            return cls(open_engine(path, EngineChoice(engine, provider, threads, options=engine_options or {})))
+        if provider is not None or threads is not None:
+            raise UserError(f"{path} is no bundle, and provider and threads are for bundles; give a device instead")
+        if engine is not None or engine_options:
+            raise UserError(f"{path} is no bundle, and an engine runs bundles; export it first, or leave engine out")
+        return cls.from_checkpoint(path, device or "cpu")
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, device: str = "cpu", dtype: str | None = None) -> "Reasoner":

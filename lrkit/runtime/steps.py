@@ -57,7 +57,7 @@ class StepSession:
         why = "off" if not think else "fixed" if fixed else "limit" if wants else "decided"
         out |= {"latent_steps": np.array(steps), "halting": np.array(HALTING.index(why))}
         out["ar_steps"] = out["latent_steps"] + out["spoken_steps"]
-        return [out[name] if name in out else state[name] for name in names]
+        return [out[name] if name in out else np.asarray(state[name]) for name in names]
 
     @property
     def _most_latents(self) -> int:
@@ -94,7 +94,10 @@ class StepSession:
     def _step(self, name: str, values: Mapping[str, np.ndarray]) -> Arrays:
         spec = self._specs[name]
         outputs = [output.name for output in spec.outputs]
-        found = self._sessions[name].run(outputs, {given.name: values[given.name] for given in spec.inputs})
+        session = self._sessions[name]
+        # Where a session can leave the state on its device, it is not copied to the host between steps.
+        run = getattr(session, "run_on_device", session.run)
+        found = run(outputs, {given.name: values[given.name] for given in spec.inputs})
         return dict(zip(outputs, found, strict=True))
 
     def _new(self, name: str, values: Mapping[str, np.ndarray]) -> Arrays:
