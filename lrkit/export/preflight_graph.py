@@ -86,6 +86,7 @@ class View:
         for function in model.functions.values():
             self.sites += _sites(function.graph)
         self._site_of = {site.node: site for site in self.sites}
+        self._order = {site.node: number for number, site in enumerate(self.sites)}
         self._foldable: dict[ir.Value, bool] = {}
 
     def of(self, *operators: str) -> Iterator[Site]:
@@ -113,8 +114,8 @@ class View:
 
     def users(self, value: ir.Value) -> list[Site]:
         """Nodes that read a value, in the order of the program."""
-        readers = {use.node for use in value.uses()}
-        return [site for site in self.sites if site.node in readers]
+        readers = dict.fromkeys(use.node for use in value.uses())
+        return sorted((self._site_of[node] for node in readers), key=lambda site: self._order[site.node])
 
     def foldable(self, value: ir.Value | None) -> bool:
         """Whether a value follows from constants and fixed shapes alone."""

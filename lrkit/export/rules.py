@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -157,7 +157,7 @@ def load_rules(target: str) -> RuleSet:
         raise UnknownNameError(
             f"unknown target {target!r}; rules are there for {', '.join(TARGETS)}{did_you_mean(target, TARGETS)}"
         )
-    name = next(known for known in TARGETS if known == target)
+    name = cast(TargetName, target)
     rules = tuple(rule for _, file in found for rule in file.rules if name in rule.targets)
     return RuleSet(name, found[0][1].targets[name], rules)
 
