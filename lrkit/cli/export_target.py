@@ -1,0 +1,99 @@
+"""What `lrkit export` was asked for, from its options: the target, and the TensorRT engines among it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrkit.errors import UserError
+
+if TYPE_CHECKING:
+    from lrkit.export.target import EngineTarget, Target
+
+ENGINE_TARGET = "rtx-pc"
+"""The target of --engine tensorrt-rtx alone."""
+
+
+def load_target(
+    name: str | None, int4: bool, overrides: list[str], engine: str | None = None, arch: str | None = None
+) -> "tuple[str, Target]":
+    """(name, target) of what was asked for.
+
+    Raises:
+        UserError: --int4 beside --target, or --engine tensorrt without saying for which device.
+        ConfigError, UnknownNameError: no such target, or a wrong value in it.
+    """
+    from lrkit.config import load_config
+    from lrkit.export.target import Target
+    from lrkit.resources import find_target
+
+    if int4 and name is not None:
+        raise UserError(f"--int4 is short for --target cpu-int4, but --target {name} was given too; give one of them")
+    chosen = name or _default(int4, engine)
+    path = find_target(chosen)
+    target = load_config(Target, path, (["precision=int4"] if int4 else []) + overrides)
+    if engine is not None or arch is not None:
+        values = target.model_dump(mode="json")
+        target = load_config(Target, {**values, "engine": _engine_values(values["engine"], engine, arch)})
+    return path.stem, target
+
+
+def engine_for_bundle(
+    recorded: dict[str, Any], name: str | None, overrides: list[str], engine: str | None, arch: str | None
+) -> "EngineTarget":
+    """Engines to add to a bundle whose target was `recorded`, or by the engine section of the target `name`.
+
+    Raises:
+        UserError: nothing says which engine, or something else than engines would change.
+        ConfigError, UnknownNameError: no such target, or a wrong value in it.
+    """
+    from lrkit.config import load_config
+    from lrkit.export.target import EngineTarget, Target
+    from lrkit.resources import find_target
+
+    if others := [text for text in overrides if not text.startswith("engine.")]:
+        raise UserError(
+            f"{others[0]} would change the bundle's programs, which stay as they are: only engine.KEY=VALUE can be "
+            "given; export the checkpoint again for the rest"
+        )
+    if name is not None:
+        target = load_config(Target, find_target(name))
+        recorded = target.model_dump(mode="json")
+    values = _engine_values(recorded.get("engine"), engine, arch)
+    return load_config(EngineTarget, values, [text.removeprefix("engine.") for text in overrides])
+
+
+def _default(int4: bool, engine: str | None) -> str:
+    if engine == "tensorrt-rtx":
+        return ENGINE_TARGET
+    if engine == "tensorrt":
+        raise UserError(
+            f"--engine tensorrt builds for one device; say which with --target: {', '.join(_built_on_device())}"
+        )
+    return "cpu-int4" if int4 else "cpu-fp32"
+
+
+def _built_on_device() -> list[str]:
+    from lrkit.config import load_yaml
+    from lrkit.resources import list_resources
+
+    kinds = {found.name: (load_yaml(found.path).get("engine") or {}).get("kind") for found in list_resources("target")}
+    return [name for name, kind in kinds.items() if kind == "tensorrt"]
+
+
+def _engine_values(base: dict[str, Any] | None, kind: str | None, arch: str | None) -> dict[str, Any]:
+    """The section `engine`: that of the target, or a new one where another kind is asked for."""
+    if kind is None and base is None:
+        raise UserError("nothing says which engine to build; give --engine tensorrt-rtx or --engine tensorrt")
+    values: dict[str, Any] = dict(base) if base is not None and kind in (None, base["kind"]) else {"kind": kind}
+    if arch is not None:
+        values["archs"] = [name.strip() for name in arch.split(",") if name.strip()]
+    return values
+
+
+def script_path(script: str | None) -> Path | None:
+    """Where --script writes; a folder gets a file of the usual name."""
+    from lrkit.export.tensorrt_script import SCRIPT_FILE
+
+    if script is None:
+        return None
+    path = Path(script)
+    return path / SCRIPT_FILE if path.is_dir() else path
