@@ -25,6 +25,7 @@ from lrkit.export.chunks import Chunks
 from lrkit.export.dialect import Dialect
 from lrkit.export.program import Program, Tower, build_program
 from lrkit.export.saving import has_twins, save_models
+from lrkit.export.sizes import program_sizes
 from lrkit.export.source import read_source
 from lrkit.export.steps import build_steps, save_steps, step_spec
 from lrkit.export.target import Target, limits_of
@@ -220,7 +221,7 @@ class _Export:
             file=file, data=data, dialect=self.target.dialect, precision=self.target.precision,
             accuracy_level=self.target.int4.accuracy_level if nbits else None, spec=spec, steps=steps,
             settings=chunks.settings, num_layers=chunks.dims.num_layers, routed_layers=tuple(chunks.routers),
-            bytes_by_part=dict(chunks.dialect.part_bytes),
+            bytes_by_part=dict(chunks.dialect.part_bytes), sizes=program_sizes(chunks),
         )  # fmt: skip
         return entry, session
 

@@ -100,6 +100,33 @@ class EngineEntry(Config):
     """Largest resident memory of the building process; null where unknown."""
 
 
+class ProgramSizes(Config):
+    """What the work of a program can be counted from."""
+
+    width: int
+    """Of the language model."""
+    num_heads: int
+    """Query heads."""
+    num_key_heads: int
+    """Key heads."""
+    head_width: int
+    """Of each."""
+    inner: int
+    """Width of the feed-forward part."""
+    vocabulary: int
+    """Rows of the language head."""
+    cache_bytes: float
+    """Per cached key or value."""
+    vision_width: int
+    """Of the vision tower."""
+    vision_depth: int
+    """Its layers."""
+    vision_weights: int
+    """In its matrices, the merger's aside: each is used once per patch."""
+    merger_weights: int
+    """In the merger's matrices: each is used once per visual token."""
+
+
 class ProgramEntry(Config):
     """One program of the bundle."""
 
@@ -125,6 +152,8 @@ class ProgramEntry(Config):
     """Columns of the output routed_depths."""
     bytes_by_part: dict[str, int]
     """Weight bytes: vision, embedding, layers, head, routing."""
+    sizes: ProgramSizes | None = None
+    """Null in bundles written before it was recorded."""
     engines: tuple[EngineEntry, ...] = ()
     """TensorRT engines built from it."""
 
