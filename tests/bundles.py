@@ -8,9 +8,11 @@ from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.data.trail import VOCABULARY as WORDS
 from lrkit.data.trail import trail_set
 from lrkit.export.bundle import export_bundle
-from lrkit.export.target import ProgramLimits, Target
+from lrkit.export.target import EngineTarget, ProgramLimits, Target
+from lrkit.export.tensorrt_bundle import add_engines
 from lrkit.model.checkpoint import save_checkpoint
 from lrkit.model.settings import ReasonerSettings
+from lrkit.runtime.io_spec import Form
 from lrkit.runtime.manifest import Role
 from lrkit.runtime.preprocess import ImageGeometry
 from lrkit.runtime.processor import Processor
@@ -69,3 +71,13 @@ def write_step_bundle(bundle: Path) -> Path:
     place = bundle.parent / "step-bundle"
     samples = trail_set("main", "test", 2)
     return export_bundle(bundle.parent / "latent", place, TARGET, samples, form="step", baselines=False).folder
+
+
+def write_engine_bundle(bundle: Path, form: Form = "program") -> Path:
+    """The latent role of `bundle` in the dialect tensorrt, with a real engine of TensorRT-RTX for sm89 per graph."""
+    place = bundle.parent / f"engine-{form}"
+    target = TARGET.model_copy(update={"dialect": "tensorrt"})
+    samples = trail_set("main", "test", 2)
+    export_bundle(bundle.parent / "latent", place, target, samples, form=form, baselines=False)
+    add_engines(place, EngineTarget(kind="tensorrt-rtx", archs=("sm89",)))
+    return place

@@ -22,6 +22,15 @@ def step_bundle(bundle: Path) -> Path:
     return write_step_bundle(bundle)
 
 
+@pytest.fixture(scope="session")
+def engine_bundle(bundle: Path) -> Path:
+    """The latent role of `bundle` with an engine of TensorRT-RTX for sm89. Shared; skips without the builder."""
+    pytest.importorskip("tensorrt_rtx", reason='needs the package tensorrt_rtx: pip install "lrkit[tensorrt-rtx]"')
+    from tests.bundles import write_engine_bundle
+
+    return write_engine_bundle(bundle)
+
+
 @pytest.fixture
 def own_bundle(bundle: Path, tmp_path: Path) -> Path:
     """A copy of `bundle` to alter."""

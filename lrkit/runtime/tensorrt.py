@@ -43,7 +43,7 @@ class TensorRtOptions(Config):
 
 def find_engine(entry: ProgramEntry, kind: EngineKind, graph: GraphName) -> list[EngineEntry]:
     """Engines of that kind built from that graph of a program."""
-    return [engine for engine in entry.engines if engine.kind == kind and engine.graph == graph]
+    return [built for built in entry.engines if built.kind == kind and built.graph == graph]
 
 
 def choose_engine(engines: Sequence[EngineEntry], gpu: Gpu, bundle: Path, known: Sequence[str] = ()) -> EngineEntry:
@@ -52,10 +52,10 @@ def choose_engine(engines: Sequence[EngineEntry], gpu: Gpu, bundle: Path, known:
     Raises:
         BundleError: none is; the message names the GPU's compute capability and the command that adds one.
     """
-    fitting = [engine for engine in engines if gpu.arch in engine.archs or _runs_on_later(engine, gpu.arch)]
+    fitting = [one for one in engines if gpu.arch in one.archs or _runs_on_later(one, gpu.arch)]
     if fitting:
         return fitting[0]
-    kind, built = engines[0].kind, ", ".join(dict.fromkeys(arch for engine in engines for arch in engine.archs))
+    kind, built = engines[0].kind, ", ".join(dict.fromkeys(arch for one in engines for arch in one.archs))
     if known and gpu.arch not in known:
         do = f"{kind} knows only {', '.join(known)}: use engine tensorrt or onnxruntime on this GPU"
     else:
@@ -66,9 +66,9 @@ def choose_engine(engines: Sequence[EngineEntry], gpu: Gpu, bundle: Path, known:
     )
 
 
-def _runs_on_later(engine: EngineEntry, arch: str) -> bool:
+def _runs_on_later(built: EngineEntry, arch: str) -> bool:
     """Built by TensorRT with hardware compatibility for Ampere and later."""
-    return engine.options.get("hardware_compatibility") == "ampere_plus" and int(arch[2:]) >= 80
+    return built.options.get("hardware_compatibility") == "ampere_plus" and int(arch[2:]) >= 80
 
 
 def export_command(bundle: Path, kind: EngineKind, arch: str = "smXX") -> str:
@@ -98,7 +98,7 @@ class TensorRtSessions(ProgramSessions):
     def _engines_of(self, role: Role, entry: ProgramEntry, graph: GraphName) -> list[EngineEntry]:
         engines = find_engine(entry, self.kind, graph)
         if not engines:
-            there = sorted({engine.kind for engine in entry.engines})
+            there = sorted({built.kind for built in entry.engines})
             has = f"only of {', '.join(there)}" if there else "nor of another kind"
             what = f"{role} program" if graph == "program" else f"{role} program's graph {graph}"
             raise BundleError(
@@ -111,10 +111,10 @@ class TensorRtSessions(ProgramSessions):
         """Loads the engine of one graph for this GPU. Raises as `of`, and what `load_library`, `open_memory` raise."""
         engines = self._engines_of(role, entry, graph)
         library = load_library(self.kind)
-        for engine in engines:
-            path = self.bundle.folder / engine.file
-            check_version(path, engine, library)
-            open_engine_file(path, engine).close()
+        for built in engines:
+            path = self.bundle.folder / built.file
+            check_version(path, built, library)
+            open_engine_file(path, built).close()
         gpu = require_gpu(self.options.device, f"{self.bundle.folder}: its engine of {self.kind}")
         known = [name.lower() for name in _capabilities(library) if name.startswith("SM")]
         chosen = choose_engine(engines, gpu, self.bundle.folder, known)

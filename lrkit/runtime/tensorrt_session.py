@@ -103,7 +103,7 @@ class EngineSession:
             self._library.log.take()
             given = {one.name: self._given(one.name, input_feed[one.name]) for one in self._inputs}
             self._set_shapes(shapes, profile)
-            made = self._bind(given, planned)
+            made = self._bind(given, [self._sized(output) for output in planned])
             self._execute(given, made)
             # Host inputs are read during the run, and whoever measures a step measures its work.
             self._pool.memory.synchronize()
@@ -125,6 +125,13 @@ class EngineSession:
             self._profile = profile
         for name, shape in shapes.items():
             self._demand(self._context.set_input_shape(name, shape), f"the shape {list(shape)} of {name}")
+
+    def _sized(self, output: Output) -> Output:
+        """An output that the declaration leaves open may be known to the context, now that it knows the inputs."""
+        if output.shape is not None:
+            return output
+        shape = tuple(int(size) for size in self._context.get_tensor_shape(output.name))
+        return output if -1 in shape else Output(output.name, output.dtype, shape)
 
     def _bind(self, given: Mapping[str, Any], planned: Sequence[Output]) -> "dict[str, DeviceArray | Allocation]":
         """Addresses of all inputs and outputs; gives the outputs."""
