@@ -17,7 +17,7 @@ from lrkit.export.target import EngineTarget
 from lrkit.export.tensorrt_process import build_in_process
 from lrkit.export.tensorrt_words import default_archs, known_archs
 from lrkit.runtime.io_spec import IoSpec
-from lrkit.runtime.manifest import EngineEntry, EngineKind, GraphName, Manifest, ProgramEntry, Role
+from lrkit.runtime.manifest import EngineEntry, EngineKind, GraphName, Limits, Manifest, ProgramEntry, Role
 from lrkit.runtime.processor import Processor
 from lrkit.runtime.tensorrt_library import PACKAGES, load_library
 
@@ -117,12 +117,11 @@ def plan_jobs(folder: Path, manifest: Manifest, plan: Plan) -> list[Job]:
     taken = set(manifest.files)
     jobs: list[Job] = []
     for role, entry in manifest.programs.items():
-        sizes = axis_sizes(manifest, entry, *usual)
+        sizes = axis_sizes(manifest.limits, manifest.merge_size, entry.spec, *usual)
         for graph, file, spec in _graphs(entry):
             name = free_name(role, graph, plan.kind, plan.archs, taken)
             taken.add(name)
-            profile = {given.name: _shapes(given.shape, sizes) for given in spec.inputs if _varies(given.shape)}
-            jobs.append(Job(role, graph, file, name, profile))
+            jobs.append(Job(role, graph, file, name, profile_of(spec, sizes)))
     return jobs
 
 
@@ -154,10 +153,11 @@ def build_engines(
     return made
 
 
-def axis_sizes(manifest: Manifest, entry: ProgramEntry, tokens: int, patches: int) -> dict[str, Sizes]:
-    """Sizes of each free axis: P prompt tokens, N patches of all pictures (whole merged squares), K slots of replay."""
-    limits, square = manifest.limits, manifest.merge_size**2
-    slots = next((spec.shape[1] for spec in entry.spec.outputs if spec.name == "replayed"), 0)
+def axis_sizes(limits: Limits, merge_size: int, answer: IoSpec, tokens: int, patches: int) -> dict[str, Sizes]:
+    """Sizes of each free axis of a program: P prompt tokens, N patches of all pictures (whole merged squares), K slots
+    of replay. `answer` is the spec of a whole answer; `tokens` and `patches` are to be fastest at."""
+    square = merge_size**2
+    slots = next((spec.shape[1] for spec in answer.outputs if spec.name == "replayed"), 0)
     assert isinstance(slots, int)
     most = max(1, limits.max_patches // square) * square
     return {
@@ -165,6 +165,11 @@ def axis_sizes(manifest: Manifest, entry: ProgramEntry, tokens: int, patches: in
         "N": (square, min(max(1, patches // square) * square, most), most),
         "K": (slots, slots, slots),
     }
+
+
+def profile_of(spec: IoSpec, sizes: Mapping[str, Sizes]) -> Profile:
+    """Of each input whose shape varies."""
+    return {given.name: _shapes(given.shape, sizes) for given in spec.inputs if _varies(given.shape)}
 
 
 def _usual_sizes(folder: Path, manifest: Manifest, plan: Plan) -> tuple[int, int]:

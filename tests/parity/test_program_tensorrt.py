@@ -1,77 +1,156 @@
-"""The portable dialect in NVIDIA's own parser and builder, which need no GPU. Skipped without tensorrt_rtx."""
+"""The portable dialect in NVIDIA's own parser and builder, which need no GPU. Skipped without tensorrt_rtx.
+
+What is built here was never run: no GPU that TensorRT-RTX builds for was at hand.
+"""
+
+import json
+from pathlib import Path
 
 import onnx_ir as ir
 import pytest
 
+from lrkit.errors import ExportError
+from lrkit.export.chunks import Chunks
+from lrkit.export.dialect import Dialect
+from lrkit.export.program import Program, Tower, build_program
+from lrkit.export.source import read_source
+from lrkit.export.steps import build_steps
 from lrkit.export.target import Target
+from lrkit.export.vision import traced_tower
 from lrkit.model.settings import ReasonerSettings
-from tests.programs import build
-from tests.tiny import tiny_reasoner
+from lrkit.profile.cases import ModelChoice
+from lrkit.profile.shapes import load_shape, open_shape
+from lrkit.runtime.manifest import Limits
+from tests.engines import BuiltEngine, build_engine, needs_builder, profile_for
+from tests.programs import build, limits
+from tests.tiny import MERGE, tiny_reasoner
 
-trt = pytest.importorskip("tensorrt_rtx", reason='needs the package tensorrt_rtx: pip install "lrkit[tensorrt-rtx]"')
+pytestmark = needs_builder
 
 SETTINGS = {
     "no routing, no replay": {"replay": {"num_tokens": 0}},
     "one pass": {"replay": {"num_tokens": 3}, "routing": {"depth": 1, "alpha": 4}},
     "depth loop": {"replay": {"num_tokens": 3}, "routing": {"depth": 3, "alpha": 4, "threshold": 0.4}},
-}
+    "depth loop, 32 replayed": {
+        "replay": {"num_tokens": 32}, "routing": {"depth": 3, "alpha": 4, "threshold": 0.4},
+    },
+}  # fmt: skip
+PATCHES = 160
+"""Room for 40 visual tokens, so that 32 can be replayed."""
 
 
-class Log(trt.ILogger):
-    """Keeps what the builder says; only the first logger of a process is ever used."""
-
-    def __init__(self) -> None:
-        trt.ILogger.__init__(self)
-        self.errors: list[str] = []
-
-    def log(self, severity, text) -> None:
-        if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-            self.errors.append(text)
+def settings_of(name: str, **think: object) -> ReasonerSettings:
+    return ReasonerSettings.model_validate({"think": {"max_latent_steps": 3, **think}, **SETTINGS[name]})
 
 
-LOG = Log()
+def target_of(precision: str, **changes: object) -> Target:
+    return Target(dialect="tensorrt", precision=precision, activations="fp16", int4={"block": 32}, **changes)
 
 
-def parsed(settings: dict, target: Target):
-    """(builder, network, parser) of a tiny program; fails with the parser's own words."""
-    program = build(
-        tiny_reasoner(ReasonerSettings.model_validate({"think": {"max_latent_steps": 3}, **settings})), target
-    )
-    builder = trt.Builder(LOG)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, LOG)
-    understood = parser.parse(ir.serde.serialize_model(program.model).SerializeToString())
-    problems = [f"{e.node_name()}: {e.desc()}" for e in map(parser.get_error, range(parser.num_errors))]
-    assert understood, problems
-    return builder, network, parser
+def tiny_program(name: str, target: Target, **think: object) -> Program:
+    return build(tiny_reasoner(settings_of(name, **think)), target, max_patches=PATCHES)
+
+
+def engine_of(name: str, precision: str, folder) -> BuiltEngine:
+    program, bounds = tiny_program(name, target_of(precision)), limits(settings_of(name), max_patches=PATCHES)
+    return build_engine(program.model, folder, profile_for(program.spec, program.spec, bounds, MERGE))
 
 
 @pytest.mark.parametrize(
-    "precision", ["int4", pytest.param("fp32", marks=pytest.mark.slow), pytest.param("fp16", marks=pytest.mark.slow)]
+    ("name", "precision"),
+    [
+        ("no routing, no replay", "fp16"),
+        ("one pass", "int4"),
+        ("depth loop, 32 replayed", "fp16"),
+        *(
+            pytest.param(name, precision, marks=pytest.mark.slow)
+            for name, precision in (
+                ("no routing, no replay", "int4"),
+                ("one pass", "fp16"),
+                ("depth loop", "int4"),
+                ("depth loop", "fp16"),
+                ("depth loop", "fp32"),
+                ("depth loop, 32 replayed", "int4"),
+            )
+        ),
+    ],
 )
-def test_the_parser_takes_it(precision):
-    target = Target(dialect="tensorrt", precision=precision, int4={"block": 32})
-    _, network, _ = parsed(SETTINGS["depth loop"], target)
-    assert network.num_outputs == 12
+def test_the_builder_makes_an_engine(name, precision, tmp_path):
+    """R = 0, 1 and 3 with a threshold, K = 0, 3 and 32, latents by the model's decision: every loop in one engine."""
+    built = engine_of(name, precision, tmp_path)
+    parts = built.entry["layers_by_part"]
+    assert set(parts) == {"vision", "prompt", "think", "speak", "other"}
+    assert sum(parts.values()) == built.entry["num_layers"] > 1500
+    with built.path.open("rb") as stream:
+        assert stream.read(4) == b"vtrt", "NVIDIA's mark of an engine"
 
 
-def test_the_parser_refuses_the_other_dialect():
-    with pytest.raises(AssertionError, match=r"MatMulNBits|Layer"):
-        parsed(SETTINGS["depth loop"], Target(dialect="ort", precision="int4", int4={"block": 32}))
+def test_adaptive_and_fixed_latents_are_one_program():
+    """Who decides on the number of latents is an input of each question: one engine serves both."""
+    graphs = [
+        ir.serde.serialize_model(tiny_program("one pass", target_of("fp16"), halting=halting).model).graph
+        for halting in ("adaptive", "fixed")
+    ]
+    assert graphs[0].SerializeToString() == graphs[1].SerializeToString()
+    assert "fixed_latents" in [given.name for given in graphs[0].input]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_builder_makes_an_engine(name, precision):
-    builder, network, _parser = parsed(SETTINGS[name], Target(dialect="tensorrt", precision=precision))
-    profile = builder.create_optimization_profile()
-    for number in range(network.num_inputs):
-        tensor = network.get_input(number)
-        if -1 in tensor.shape:
-            sizes = (2, 20, 64) if tensor.name in ("input_ids", "position_ids") else (4, 24, 96)
-            profile.set_shape(tensor.name, *([n if axis == -1 else axis for axis in tensor.shape] for n in sizes))
-    config = builder.create_builder_config()
-    config.add_optimization_profile(profile)
-    LOG.errors.clear()
-    assert builder.build_serialized_network(network, config) is not None, LOG.errors[:2]
+def test_refusals_name_part_layer_node_and_operator(tmp_path):
+    """The other dialect's int4 node has no plugin in the builder; the first one that it meets is named."""
+    program = tiny_program("one pass", Target(dialect="ort", precision="int4", int4={"block": 32}))
+    profile = profile_for(program.spec, program.spec, limits(settings_of("one pass")), MERGE)
+    with pytest.raises(ExportError, match="MatMulNBits") as refused:
+        build_engine(program.model, tmp_path, profile)
+    said = str(refused.value)
+    assert "the prompt, layer 0" in said and "prompt/layer0/" in said and "tensorrt_rtx" in said
+    assert "\n" not in said
+
+
+def test_a_build_that_fails_says_so_in_the_builders_words(tmp_path):
+    """Turing has no int4: that is found by the builder, not by the parser."""
+    program = tiny_program("no routing, no replay", target_of("int4"))
+    profile = profile_for(program.spec, program.spec, limits(settings_of("one pass")), MERGE)
+    with pytest.raises(ExportError, match=r"cannot build model.onnx: .*sm75.*int4") as refused:
+        build_engine(program.model, tmp_path, profile, archs=("sm75",))
+    assert "\n" not in str(refused.value)
+    assert not list(tmp_path.glob("*.engine*"))
+
+
+def slice_of_2b(folder: Path) -> tuple[Chunks, Tower, Limits]:
+    """Two layers of Qwen2-VL-2B's language model with a small vocabulary and tower, and random weights."""
+    changes = {
+        "num_layers": 2, "vocabulary": 512, "vision_depth": 1, "vision_width": 64, "vision_heads": 2,
+        "image_size": (56, 56),
+    }  # fmt: skip
+    shape = load_shape("qwen2-vl-2b").model_copy(update=changes)
+    assert (shape.hidden_size, shape.num_heads, shape.num_kv_heads, shape.intermediate_size) == (1536, 12, 2, 8960)
+    file = folder / "slice.json"
+    file.write_text(json.dumps(shape.model_dump()))
+    model = open_shape(str(file), settings_of("depth loop"), ModelChoice(path=str(file), dtype="float32"))
+    source = read_source(model.reasoner.engine.reasoner)
+    target = Target(dialect="tensorrt", precision="int4", activations="fp16")
+    dialect = Dialect(target, source.weight, source.dimensions.epsilon)
+    bounds = Limits(max_prompt_tokens=256, max_patches=64, max_images=1, max_latent_steps=3, max_new_tokens=16)
+    return Chunks(source, dialect, bounds), traced_tower(source, dialect), bounds
+
+
+def test_an_engine_with_three_loops_stores_its_weights_once(tmp_path):
+    """int4, two layers of the 2B shape. The prompt, the latent loop, its depth loop and the speech loop all use the
+    layers' weights; the engine of the prompt's graph alone uses them once."""
+    chunks, tower, bounds = slice_of_2b(tmp_path)
+    program = build_program(chunks, eos_id=1, tower=tower)
+    steps = build_steps(chunks, tower)
+    sizes = {}
+    for name, model, spec in (
+        ("program", program.model, program.spec),
+        ("prompt", steps["prompt"].model, steps["prompt"].spec),
+    ):
+        (tmp_path / name).mkdir()
+        profile = profile_for(spec, program.spec, bounds, chunks.source.merge_size)
+        sizes[name] = build_engine(model, tmp_path / name, profile).num_bytes
+    weights = sum(program.part_bytes.values())
+    assert weights > 48e6
+    # Beside the weights an engine holds code for each chunk, which does not grow with them.
+    assert sizes["prompt"] > weights
+    assert sizes["program"] - sizes["prompt"] < 0.5 * weights, "a second copy of the weights"
+    assert sizes["program"] < 2 * weights

@@ -1,0 +1,49 @@
+"""Builds TensorRT engines of programs with NVIDIA's real builder, which needs no GPU, for tests."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+
+from lrkit.export.saving import save_models
+from lrkit.export.tensorrt import Profile, axis_sizes, profile_of
+from lrkit.export.tensorrt_process import build_in_process
+from lrkit.runtime.io_spec import IoSpec
+from lrkit.runtime.manifest import Limits
+from lrkit.runtime.tensorrt_library import installed_version
+
+PACKAGE = "tensorrt_rtx"
+needs_builder = pytest.mark.skipif(
+    installed_version("tensorrt-rtx") is None, reason='needs tensorrt_rtx: pip install "lrkit[tensorrt-rtx]"'
+)
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine on disk."""
+
+    path: Path
+    entry: dict[str, Any]
+    """As tensorrt_build.py reports it."""
+
+    @property
+    def num_bytes(self) -> int:
+        return self.path.stat().st_size
+
+
+def profile_for(spec: IoSpec, answer: IoSpec, limits: Limits, merge: int) -> Profile:
+    return profile_of(spec, axis_sizes(limits, merge, answer, limits.max_prompt_tokens // 2, limits.max_patches // 2))
+
+
+def build_engine(model: ir.Model, folder: Path, profile: Profile, archs: tuple[str, ...] = ("sm89",), **options: Any):
+    """Saves a model with its weights beside it, and builds its engine for `archs` in a process of its own.
+
+    Raises:
+        ExportError: the parser or the builder refused.
+    """
+    save_models({"model.onnx": model}, folder, "model.onnx.data")
+    job = {"graph": "program", "onnx": "model.onnx", "engine": "model.engine", "profile": profile}
+    request = {"packages": [PACKAGE], "archs": archs, "options": options, "folder": str(folder), "jobs": [job]}
+    return BuiltEngine(folder / "model.engine", build_in_process(request, lambda sign: None))
