@@ -1,11 +1,10 @@
-"""The drawings of a report: phases, latencies, steps, routed depth, ceilings, settings. See svg.py for the strokes."""
+"""The drawings of a report: phases, latencies, steps, ceilings, settings. Heat maps: heat.py; strokes: svg.py."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from lrkit.profile.markdown import ms, number, percent
-from lrkit.profile.svg import Scale, axis, dot, line, rect, svg, text, ticks
+from lrkit.profile.svg import Scale, axis, dot, labelled, legend, line, rect, svg, text, ticks
 
 Values = Mapping[str, Any]
 
@@ -19,20 +18,6 @@ PHASE_NAMES = {
 }
 _ORDER = tuple(PHASE_NAMES)
 _BAR = 26
-
-
-def labelled(label: str, drawing: str, note: str = "") -> str:
-    """One row of a chart: name, drawing, figure."""
-    return (
-        f'<div class="row"><div class="name">{escape(label)}</div><div>{drawing}</div>'
-        f'<div class="figure">{escape(note)}</div></div>'
-    )
-
-
-def legend(items: Sequence[tuple[str, str]]) -> str:
-    """(class, name) pairs."""
-    spans = "".join(f'<span><i class="{css}"></i>{escape(name)}</span>' for css, name in items)
-    return f'<div class="legend">{spans}</div>'
 
 
 def phase_bars(runs: Sequence[Values]) -> str:
@@ -103,32 +88,6 @@ def step_histograms(runs: Sequence[Values]) -> str:
         rows.append(labelled(run["id"], svg(44, base, *bars, label=f"steps of {run['id']}"), note))
     marks = svg(18, axis([t for t in ticks(0, most + 1) if t == int(t)], scale, 14, unit="steps"), label="steps")
     return "".join(rows) + labelled("", marks)
-
-
-def depth_map(runs: Sequence[Values]) -> str | None:
-    """Mean routed token-depths by layer; None where nothing routes."""
-    routed = [run for run in runs if run["summary"]["depths_mean"]]
-    if not routed:
-        return None
-    layers = sorted({int(layer) for run in routed for layer in run["summary"]["depths_mean"]})
-    most = max(value for run in routed for value in run["summary"]["depths_mean"].values()) or 1.0
-    width = 100 / len(layers)
-    rows: list[str] = []
-    for run in routed:
-        cells: list[str] = []
-        for index, layer in enumerate(layers):
-            value = run["summary"]["depths_mean"].get(str(layer), 0.0)
-            shade = f"heat{round(8 * value / most)}"
-            cells.append(rect(index * width, 2, width - 0.4, 24, shade, f"layer {layer}: {value:.1f} token-depths"))
-            if len(layers) <= 16:
-                ink = "on-dark" if value / most > 0.55 else "on-light"
-                cells.append(text((index + 0.5) * width, 18, number(value, 0), "middle", f"tick {ink}"))
-        rows.append(labelled(run["id"], svg(28, *cells, label=f"routed depth of {run['id']}")))
-    names = [
-        text((i + 0.5) * width, 13, f"layer {layer}" if i == 0 else str(layer), "middle")
-        for i, layer in enumerate(layers)
-    ]
-    return "".join(rows) + labelled("", svg(18, *names, label="layers"))
 
 
 def ceiling_bars(runs: Sequence[Values]) -> str | None:

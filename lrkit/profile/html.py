@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lrkit.profile import charts
+from lrkit.profile import charts, heat
 from lrkit.profile.markdown import interval, machine_lines, ms, number, percent, title
 from lrkit.profile.sweep import replay_sentence
 
@@ -25,7 +25,8 @@ def render_html(report: Values) -> str:
             "Latency", charts.latency_strips(runs), "Every answer is a dot; the line is the median, the short one p95."
         ),
         _section("Autoregressive steps", charts.step_histograms(runs), _STEPS),
-        _section("Routed depth by layer", charts.depth_map(runs), _DEPTHS),
+        _section("Routed depth by layer", heat.depth_map(runs), _DEPTHS),
+        _section("Routed depth by layer and token", heat.token_maps(runs), _TOKENS),
         _section("Against the ceiling", charts.ceiling_bars(runs), _CEILINGS),
         _sweep(report["sweep"]),
         _plan(report["plan"]),
@@ -44,12 +45,19 @@ def render_html(report: Values) -> str:
 
 _SOURCES = {
     "inside": "Torch runs are timed inside the engine, waiting for the device at the end of each phase.",
-    "differences": "One-graph programs are told apart by differences of runs of fixed length, so their "
-    "prefill holds the vision tower.",
+    "host": "Programs of the form step are timed by the host's loop; the vision tower, which is in the prompt's graph, "
+    "by running the prompt with words in place of the picture.",
+    "differences": "One-graph programs are told apart by differences of runs of fixed length: without the picture, "
+    "with it, with each latent step, in full. Differences of small phases are noisy.",
 }
 _PAIRS = "Ratios above 1: the latent run is better. Intervals are 95%, paired by question."
 _STEPS = "Sequential passes of the language model after the prefill: latent steps, and spoken tokens that are fed back."
 _DEPTHS = "Extra passes of routed tokens through a layer, mean over the answers; prompt and latent steps together."
+_TOKENS = (
+    "Mean extra passes of a token: layers from top to bottom, tokens from left to right, first the prompt, then the "
+    "latent steps by number, each with its replayed tokens and, last, its latent. A column is a token, or several "
+    "where they are too many."
+)
 _CEILINGS = (
     "The bar is the share of the measured time that reading the weights once per pass and doing the products must "
     "take, at the rates measured on this device in the same run. Small models stay far below: the "

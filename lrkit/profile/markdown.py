@@ -22,8 +22,7 @@ def render_markdown(report: Values) -> str:
         "Ratios are run / reference, above 1 where the reference is better; intervals are 95%, paired by question.",
         _pairs(report["pairs"]),
         "## Phases",
-        "Median milliseconds. "
-        + "; ".join(f"{run['id']}: {_SOURCES[run['summary']['phase_source']]}" for run in report["runs"]),
+        f"Median milliseconds. {_sources(report['runs'])}",
         _phases(report["runs"]),
         "## Ceilings",
         "The least time by bytes read and operations done, at the rates measured beside it, as a share of the measured "
@@ -36,7 +35,21 @@ def render_markdown(report: Values) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-_SOURCES = {"inside": "timed inside the engine", "differences": "by differences of runs of fixed length"}
+_SOURCES = {
+    "inside": "timed inside the engine",
+    "host": "timed by the host's loop, the vision tower by a run without the picture",
+    "differences": "by differences of runs that stop early (without picture, without latents, after each latent step)",
+}
+
+
+def _sources(runs: Sequence[Values]) -> str:
+    """How the phases were found, each way once."""
+    ways: dict[str, list[str]] = {}
+    for run in runs:
+        ways.setdefault(run["summary"]["phase_source"], []).append(run["id"])
+    if len(ways) == 1:
+        return f"All runs: {_SOURCES[next(iter(ways))]}."
+    return "; ".join(f"{', '.join(names)}: {_SOURCES[way]}" for way, names in ways.items()) + "."
 
 
 def title(report: Values) -> str:

@@ -9,16 +9,16 @@ them. An answer that fails is a row with its error. Ctrl-C ends the loop; what w
 import gc
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from lrkit.data.sample import Sample
-from lrkit.errors import LrkitError
 from lrkit.evaluate.scorer import answers_match
 from lrkit.model.generated import Generated
 from lrkit.profile.cases import Case
+from lrkit.profile.differences import Difference, difference_runs
 from lrkit.profile.meters import EnergyMeter, MemoryMeter
-from lrkit.profile.phases import VisionProbe, phase_source, phases_by_differences, vision_probes
+from lrkit.profile.phases import VisionProbe, vision_probes
 from lrkit.profile.suite import Suite
 
 
@@ -51,9 +51,9 @@ class Row:
     sample: str
     repeat: int
     seconds: dict[str, float] = field(default_factory=dict[str, float])
-    """total; preprocess; on torch also vision, prefill, think, speak and other."""
+    """total; preprocess; where the engine tells them also vision (torch), prefill, think, speak and other."""
     first_token_seconds: float | None = None
-    """From the question to the first spoken token; None for an engine that gives all tokens at once."""
+    """From the question to the first spoken token; None for a program that gives all tokens at once."""
     latent_step_seconds: list[float] = field(default_factory=list[float])
     token_seconds: list[float] = field(default_factory=list[float])
     """Until each spoken token was out, since the one before (the first: since the thinking ended)."""
@@ -66,6 +66,10 @@ class Row:
     """Of all pictures, before merging."""
     depths: dict[str, int] = field(default_factory=dict[str, int])
     """Layer -> routed token-depths executed."""
+    token_depths: dict[int, list[list[int]]] = field(default_factory=dict[int, list[list[int]]])
+    """Layer -> chunk -> passes of each token; in the report only as the run's depth map."""
+    visual: list[bool] = field(default_factory=list[bool])
+    """Which tokens of the prompt are visual; not in the report either."""
     halting: str | None = None
     finished: bool | None = None
     correct: bool | None = None
@@ -79,7 +83,8 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; times rounded to a tenth of a microsecond, empty lists left out."""
-        values = {key: value for key, value in asdict(self).items() if value not in ([], {})}
+        kept = replace(self, token_depths={}, visual=[])
+        values = {key: value for key, value in asdict(kept).items() if value not in ([], {})}
         values["seconds"] = {key: round(value, 7) for key, value in self.seconds.items()}
         for key in ("latent_step_seconds", "token_seconds"):
             if key in values:
@@ -93,8 +98,8 @@ class Session:
 
     rows: dict[str, list[Row]]
     """By case id, in the order of measuring."""
-    differences: dict[str, list[dict[str, float | None]]]
-    """One-graph programs: phases by differences, one entry per sample."""
+    differences: dict[str, list[Difference]]
+    """Bundles: what differences.py found, one entry per sample."""
     energy_source: str | None = None
     repeats: int = 0
     """Done of the suite's; fewer where its budget was spent."""
@@ -127,7 +132,7 @@ def measure(cases: Sequence[Case], samples: Sequence[Sample], suite: Suite, watc
                     gc.collect()
                 session.repeats = repeat + 1
             watcher.stage("telling phases apart")
-            _difference_runs(cases, samples[: suite.phase_samples], session)
+            difference_runs(cases, samples[: suite.phase_samples], session.differences)
     except KeyboardInterrupt:
         session.partial = True
     finally:
@@ -146,18 +151,6 @@ def _repeats(suite: Suite) -> Iterator[int]:
             return
         begun = now
         yield repeat
-
-
-def _difference_runs(cases: Sequence[Case], samples: Sequence[Sample], session: Session) -> None:
-    for sample in samples:
-        for case in cases:
-            if phase_source(case) == "differences":
-                found = session.differences.setdefault(case.id, [])
-                try:
-                    prompt = case.reasoner.processor.encode_prompt(sample.images, sample.question)
-                    found.append(phases_by_differences(case, prompt))
-                except LrkitError:
-                    continue  # the main loop has reported it
 
 
 def _rotated(cases: Sequence[Case], turn: int) -> list[Case]:
@@ -194,6 +187,9 @@ def _ask(
     row.rss_peak_bytes, row.rss_growth_bytes = memory.stop()
     row.device_peak_bytes = _device_peak(case)
     row.patches = 0 if prompt.patches is None else len(prompt.patches)
+    if result.routed_tokens:
+        ids = prompt.ids + [0] * (result.prefilled_tokens - len(prompt.ids))  # the mode direct adds its marker
+        row.visual = [token == case.reasoner.processor.image_id for token in ids]
     _fill(row, result, encoded - started, total, None if probe is None else probe.take())
     row.answer = said if case.options.mode == "direct" else case.reasoner.processor.format.find_answer(said)
     row.correct = (row.answer is not None and answers_match(row.answer, sample.answer)) if scored else None
@@ -202,21 +198,23 @@ def _ask(
 
 def _fill(row: Row, result: Generated, preprocess: float, total: float, vision: float | None) -> None:
     row.seconds = {"total": total, "preprocess": preprocess}
-    if vision is not None:
-        inside = result.timings
-        phases = {"vision": vision, "prefill": inside["prefill"] - vision}
-        phases |= {"think": inside["think"], "speak": inside["speak"]}
+    inside = result.timings
+    if "prefill" in inside:
+        phases = {name: inside[name] for name in ("prefill", "think", "speak")}
+        if vision is not None:
+            phases = {"vision": vision, **phases, "prefill": inside["prefill"] - vision}
         row.seconds |= {name: seconds for name, seconds in phases.items() if name != "think" or result.latent_steps}
         row.seconds["other"] = total - preprocess - sum(phases.values())
     row.latent_step_seconds = result.step_seconds.get("think", [])
     row.token_seconds = result.step_seconds.get("speak", [])
     if row.token_seconds:
-        row.first_token_seconds = preprocess + result.timings["prefill"] + result.timings["think"]
+        row.first_token_seconds = preprocess + inside["prefill"] + inside["think"]
         row.first_token_seconds += row.token_seconds[0]
     row.ar_steps, row.latent_steps = result.ar_steps, result.latent_steps
     row.spoken_tokens, row.prefilled_tokens = len(result.token_ids), result.prefilled_tokens
     row.replayed_tokens = sum(len(step) for step in result.replayed)
     row.depths = {str(layer): depth for layer, depth in result.routed_depths.items()}
+    row.token_depths = result.routed_tokens
     row.halting, row.finished = result.halting, result.finished
 
 

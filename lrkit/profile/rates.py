@@ -1,17 +1,19 @@
 """What this device does at most, measured beside the model: how fast it copies memory and multiplies matrices.
 
 Place in the pipeline: `measure_rates` -> roofline.py. Through torch for a checkpoint (its device, number type and
-threads), through numpy for a bundle on a CPU. The best of several tries counts: a ceiling is no average.
+threads) and on a GPU, through numpy and ONNX Runtime for a bundle on a CPU. The best of several tries counts: a ceiling
+is no average.
 """
 
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from lrkit.profile.program_rates import program_flops
 from lrkit.profile.roofline import Rates
 from lrkit.provenance import num_cpus
 from lrkit.runtime.engine import Engine
@@ -35,17 +37,25 @@ class MeasuredRates:
     memory_copy_bytes_per_sec: float
     """Copied, for a buffer that no cache holds."""
     matmul_flops_per_sec: float | None
+    """Of the language model's products."""
     matmul_side: int
     """Of the square matrices."""
     dtype: str
     threads: int | None
     by: str
     """torch on ..., or numpy."""
+    float_flops_per_sec: float | None = None
+    """Of a vision tower that stays in float where the language model does not; None: the same."""
 
     @property
     def rates(self) -> Rates:
         """For roofline.py."""
         return Rates(max(self.copy_bytes_per_sec, self.read_bytes_per_sec), self.matmul_flops_per_sec)
+
+    @property
+    def vision_rates(self) -> Rates:
+        """The same for the vision tower."""
+        return replace(self.rates, flops_per_sec=self.float_flops_per_sec or self.matmul_flops_per_sec)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -53,21 +63,50 @@ class MeasuredRates:
 
 
 def measure_rates(engine: Engine, weight_bytes: int, threads: int | None = None) -> MeasuredRates | None:
-    """The rates of what `engine` runs on; None where lrkit cannot measure them (a bundle on a provider beside cpu)."""
+    """The rates of what `engine` runs on; None where lrkit cannot measure them: a bundle on a GPU without torch."""
     working_set = max(_SMALL_BYTES, min(weight_bytes, _LARGE_BYTES))
-    if engine.name == "torch":
-        return _by_torch(engine, working_set)
     found: Any = engine
-    if found.sessions.provider != "cpu":
-        return None
-    return _by_numpy(working_set, threads or num_cpus())
+    if engine.name == "torch":
+        return _by_torch(found.device, next(found.reasoner.model.parameters()).dtype, working_set)
+    if getattr(found.sessions, "provider", None) != "cpu":
+        return _of_gpu(found, working_set)
+    rates = _by_numpy(working_set, threads or num_cpus())
+    block = int((found.bundle.manifest.target.get("int4") or {}).get("block", 128))
+    product = program_flops(found.entry, block, threads)
+    if product is None:
+        return rates
+    by = f"numpy; products of the language model by {product[1]}"
+    return replace(rates, matmul_flops_per_sec=product[0], float_flops_per_sec=rates.matmul_flops_per_sec, by=by)
 
 
-def _by_torch(engine: Any, working_set: int) -> MeasuredRates:
+def measure_device(device: str, dtype: str) -> MeasuredRates:
+    """The rates of a device through torch, for `lrkit doctor`; `dtype` as torch names it."""
     import torch
 
-    device = torch.device(engine.device)
-    dtype = next(engine.reasoner.model.parameters()).dtype
+    return _by_torch(device, getattr(torch, dtype), _LARGE_BYTES)
+
+
+def measure_cpu(threads: int) -> MeasuredRates:
+    """The rates of this CPU through numpy, for `lrkit doctor`."""
+    return _by_numpy(_LARGE_BYTES, threads)
+
+
+def _of_gpu(engine: Any, working_set: int) -> MeasuredRates | None:
+    """Through torch, where it is installed and sees the GPU."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    if not torch.cuda.is_available():
+        return None
+    half = engine.entry.precision != "fp32"
+    return _by_torch("cuda", torch.float16 if half else torch.float32, working_set)
+
+
+def _by_torch(on: str, dtype: Any, working_set: int) -> MeasuredRates:
+    import torch
+
+    device = torch.device(on)
     side = 4096 if device.type == "cuda" else 768
 
     def wait() -> None:

@@ -7,6 +7,7 @@ The keys are explained in profiles/README.md; a change of their meaning raises `
 import base64
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from lrkit.provenance import collect, memory_bytes
 
 SCHEMA = 1
 Report = dict[str, Any]
+_NUMBERS = re.compile(r"\[[-+0-9.eE,\s]+\]")
 _TRACE_WIDTH, _TRACE_COLORS = 900, 48
 """Traces are kept small: an HTML report must stay below 2 MB."""
 
@@ -57,7 +59,7 @@ def build_report(context: Context, session: Session) -> Report:
     rates = _rates(context.models, cases, counted)
     work = {run["id"]: _work(counted[run["id"]], run["summary"]) for run in runs}
     for run, case in zip(runs, cases, strict=True):
-        run["ceilings"] = _ceilings(case, run["summary"], work[case.id], rates[case.model])
+        run["ceilings"] = _ceilings(run["summary"], work[case.id], rates[case.model])
     pairs = _pairs(cases, session)
     report: Report = {
         "schema": SCHEMA,
@@ -136,6 +138,8 @@ def write_report(report: Report, file: Path) -> None:
     """Writes JSON, one line per answer, through a temporary neighbour so that no half file is left."""
     bare = {**report, "runs": [{**run, "rows": []} for run in report["runs"]]}
     text = json.dumps(bare, indent=1, allow_nan=False)
+    # A list of numbers on one line: a depth map would fill pages.
+    text = _NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
     for run in report["runs"]:
         rows = ",\n".join("    " + json.dumps(row, allow_nan=False) for row in run["rows"])
         text = text.replace('"rows": []', f'"rows": [\n{rows}\n   ]' if rows else '"rows": [ ]', 1)
@@ -218,10 +222,11 @@ def _work(counts: ModelCounts, summary: Report) -> dict[str, Work]:
     return phase_work(counts, {name: summary[name]["mean"] for name in COUNTERS})
 
 
-def _ceilings(case: Case, summary: Report, work: Mapping[str, Work], rates: MeasuredRates | None) -> Report | None:
+def _ceilings(summary: Report, work: Mapping[str, Work], rates: MeasuredRates | None) -> Report | None:
     if rates is None:
         return None
-    return ceilings(work, summary["phases_sec"], rates.rates, together=phase_source(case) == "differences")
+    phases = summary["phases_sec"]
+    return ceilings(work, phases, rates.rates, "vision" not in phases, rates.vision_rates)
 
 
 def _model(model: Model, rates: MeasuredRates | None) -> Report:

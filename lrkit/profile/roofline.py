@@ -28,7 +28,7 @@ class Attention:
     query_width: int
     key_width: int
     """Of all key heads together."""
-    cache_bytes: int
+    cache_bytes: float
     """Per cached value."""
     vision_width: int
     vision_depth: int
@@ -47,7 +47,7 @@ class ModelCounts:
     """Patches per visual token."""
     settings: ReasonerSettings
     attention: Attention | None = None
-    """None where the widths are not known (bundles): attention is then not counted."""
+    """None where the widths are not known (bundles of an earlier lrkit): attention is then not counted."""
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,19 +117,24 @@ def phase_work(counts: ModelCounts, means: Mapping[str, float | None]) -> dict[s
 
 
 def ceilings(
-    work: Mapping[str, Work], phases_sec: Mapping[str, Mapping[str, Any]], rates: Rates, together: bool
+    work: Mapping[str, Work],
+    phases_sec: Mapping[str, Mapping[str, Any]],
+    rates: Rates,
+    together: bool,
+    vision_rates: Rates | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Per phase: work, least time, measured median, their ratio and what binds. `together`: the measured prefill holds
-    the vision tower."""
+    """Per phase: work, least time, measured median, achieved rates, the ratio of the times, and what binds.
+    `together`: the measured prefill holds the vision tower. `vision_rates`: where the tower's are others."""
     joined = dict(work)
     if together and "vision" in joined:
         joined["prefill"] = joined["prefill"] + joined.pop("vision")
     found: dict[str, dict[str, Any]] = {}
     for name, needed in joined.items():
         measured = phases_sec.get(name, {}).get("median")
-        least = rates.seconds(needed)
+        own = vision_rates if name == "vision" and vision_rates is not None else rates
+        least = own.seconds(needed)
         share = least / measured if measured and measured > 0 else None
-        memory, compute = rates.memory_seconds(needed), rates.compute_seconds(needed)
+        memory, compute = own.memory_seconds(needed), own.compute_seconds(needed)
         binds = "memory" if compute is None or memory >= compute else "compute"
         found[name] = {
             "bytes": needed.bytes,
@@ -138,6 +143,8 @@ def ceilings(
             "compute_sec": compute,
             "ceiling_sec": least,
             "measured_sec": measured,
+            "achieved_bytes_per_sec": needed.bytes / measured if measured and measured > 0 else None,
+            "achieved_flops_per_sec": needed.flops / measured if measured and measured > 0 else None,
             "share_of_ceiling": share,
             "binds": "overhead" if share is not None and share < MOSTLY_OVERHEAD else binds,
         }
@@ -214,10 +221,29 @@ def _part_of(name: str) -> str:
 
 
 def _count_bundle(engine: Any) -> ModelCounts:
+    """Bytes as stored (int4 as int4), weights and widths from the sizes that the bundle records."""
     entry, manifest = engine.entry, engine.bundle.manifest
     size = {part: float(entry.bytes_by_part.get(part, 0)) for part in _PARTS}
     # A tied head is stored once, as the embedding, and read whole for every token.
     size["head"] = size["head"] or size["embedding"]
+    if entry.sizes is None:
+        return _count_by_bytes(engine, size)
+    s, layers = entry.sizes, engine.num_layers
+    attention = (s.num_heads + 2 * s.num_key_heads) * s.head_width * s.width + s.num_heads * s.head_width * s.width
+    weights = {
+        "vision": float(s.vision_weights), "merger": float(s.merger_weights), "head": float(s.width * s.vocabulary),
+        "layers": float(layers * (attention + 3 * s.width * s.inner)),
+    }  # fmt: skip
+    widths = Attention(
+        query_width=s.num_heads * s.head_width, key_width=s.num_key_heads * s.head_width, cache_bytes=s.cache_bytes,
+        vision_width=s.vision_width, vision_depth=s.vision_depth,
+    )  # fmt: skip
+    return ModelCounts(size, weights, layers, manifest.merge_size**2, settings_of(engine), widths)
+
+
+def _count_by_bytes(engine: Any, size: Mapping[str, float]) -> ModelCounts:
+    """For bundles that do not record their sizes: weights from their bytes, and no attention."""
+    entry, manifest = engine.entry, engine.bundle.manifest
     per_weight = dict.fromkeys(_PARTS, _BYTES.get(entry.precision, 4.0))
     if entry.precision == "int4":
         asked: Mapping[str, Any] = manifest.target.get("int4") or {}
@@ -226,7 +252,13 @@ def _count_bundle(engine: Any) -> ModelCounts:
         per_weight["head"] = _BYTES.get(str(asked.get("head")), four_bits)
         per_weight["vision"] = _BYTES.get(str(asked.get("vision")), four_bits)
     weights = {part: size[part] / per_weight[part] for part in ("vision", "layers", "head")}
-    notes = ("weights counted from the program's bytes; attention's products are not counted",)
+    notes = ("the bundle records no sizes (export it again): weights counted from bytes, attention not at all",)
     return ModelCounts(
-        size, {**weights, "merger": 0.0}, engine.num_layers, manifest.merge_size**2, settings_of(engine), None, notes
+        dict(size),
+        {**weights, "merger": 0.0},
+        engine.num_layers,
+        manifest.merge_size**2,
+        settings_of(engine),
+        None,
+        notes,
     )

@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 
 from lrkit.evaluate.scorer import accuracy, compare_paired
+from lrkit.profile.depth_map import depth_map
 from lrkit.profile.measure import Row
 from lrkit.profile.phases import PHASES, PhaseSource
 from lrkit.runtime.summary import Summary, summarize
 
 COUNTERS = ("ar_steps", "latent_steps", "spoken_tokens", "replayed_tokens", "prefilled_tokens", "patches")
 _RESAMPLES = 4000
+Differences = Sequence[Mapping[str, Any]]
+"""What differences.py found, an entry per sample."""
 
 
-def summarize_run(
-    rows: Sequence[Row], source: PhaseSource, differences: Sequence[Mapping[str, float | None]] = ()
-) -> dict[str, Any]:
+def summarize_run(rows: Sequence[Row], source: PhaseSource, differences: Differences = ()) -> dict[str, Any]:
     """The figures of one run, for JSON; seconds unless the name says otherwise, unknown is null."""
     good = [row for row in rows if row.error is None]
     first = [row for row in rows if row.repeat == 0 and row.correct is not None]
@@ -34,17 +35,18 @@ def summarize_run(
         "errors": dict(Counter(row.error for row in rows if row.error is not None)),
         "accuracy": accuracy([bool(row.correct) for row in first]).to_dict(),
         "latency_sec": _summary(row.seconds["total"] for row in good),
-        "first_token_sec": _summary(row.first_token_seconds for row in good),
+        "first_token_sec": _summary(_first_token(good, source, differences)),
         "phase_source": source,
         "phases_sec": _phases(good, source, differences),
         "latent_step_sec": _summary(_latent_steps(good, source, differences)),
-        "token_sec": _summary(seconds for row in good for seconds in row.token_seconds),
+        "token_sec": _summary(_tokens(good, source, differences)),
         **{name: _summary(getattr(row, name) for row in good) for name in COUNTERS},
         "ar_steps_histogram": _histogram(row.ar_steps for row in good),
         "latent_steps_histogram": _histogram(row.latent_steps for row in good),
         "halting": dict(Counter(row.halting for row in good)),
         "cut_answers": sum(row.finished is False for row in good),
         "depths_mean": _mean_depths(good),
+        "depth_map": depth_map([row.token_depths for row in good], [row.visual for row in good]),
         "rss_peak_bytes": _largest(row.rss_peak_bytes for row in good),
         "rss_growth_bytes": _largest(row.rss_growth_bytes for row in good),
         "device_peak_bytes": _largest(row.device_peak_bytes for row in good),
@@ -126,28 +128,42 @@ def _unknown(count: int) -> dict[str, float | int | None]:
     return {"value": None, "low": None, "high": None, "pairs": count}
 
 
-def _phases(
-    rows: Sequence[Row], source: PhaseSource, differences: Sequence[Mapping[str, float | None]]
-) -> dict[str, dict[str, Any]]:
-    if source == "inside":
-        found = {name: _summary(row.seconds.get(name) for row in rows) for name in PHASES}
-    else:
-        found = {name: _summary(entry.get(name) for entry in differences) for name in ("prefill", "think", "speak")}
-        found["preprocess"] = _summary(row.seconds.get("preprocess") for row in rows)
-        known = sum(found[name]["median"] or 0.0 for name in ("prefill", "think", "speak"))
-        # What an answer took beyond the phases, which were measured in runs of their own.
-        rest = (row.seconds["total"] - row.seconds["preprocess"] - known for row in rows)
-        found["other"] = _summary(rest) if differences else {"count": 0}
-    return {name: found[name] for name in PHASES if name in found and found[name]["count"]}
+def _phases(rows: Sequence[Row], source: PhaseSource, differences: Differences) -> dict[str, dict[str, Any]]:
+    """Summaries of the phases that are known. What differences gave was measured in runs of its own; `other` is then
+    what the answers took beyond it."""
+    found = {name: _summary(row.seconds.get(name) for row in rows) for name in PHASES}
+    apart = {
+        name: _summary(entry.get(name) for entry in differences) for name in ("vision", "prefill", "think", "speak")
+    }
+    if source == "differences" and differences:
+        found |= apart
+        known = sum(apart[name]["median"] or 0.0 for name in apart)
+        found["other"] = _summary(row.seconds["total"] - row.seconds["preprocess"] - known for row in rows)
+    elif source == "host" and apart["vision"]["count"]:
+        found["vision"] = apart["vision"]
+        vision = apart["vision"]["median"]
+        found["prefill"] = _summary(row.seconds["prefill"] - vision for row in rows)
+    return {name: found[name] for name in PHASES if found[name]["count"]}
 
 
-def _latent_steps(
-    rows: Sequence[Row], source: PhaseSource, differences: Sequence[Mapping[str, float | None]]
-) -> Iterable[float]:
-    if source == "inside":
+def _first_token(rows: Sequence[Row], source: PhaseSource, differences: Differences) -> Iterable[float | None]:
+    """A program gives all tokens at once: what it takes when it may speak one only, after the same preprocessing."""
+    if source != "differences":
+        return [row.first_token_seconds for row in rows]
+    before = [row.seconds["preprocess"] for row in rows]
+    return [statistics.median(before) + entry["first_token"] for entry in differences] if before else []
+
+
+def _latent_steps(rows: Sequence[Row], source: PhaseSource, differences: Differences) -> Iterable[float]:
+    if source != "differences":
         return [seconds for row in rows for seconds in row.latent_step_seconds]
-    pairs = [(entry["think"], entry["latent_steps"]) for entry in differences]
-    return [seconds / steps for seconds, steps in pairs if seconds is not None and steps]
+    return [seconds for entry in differences for seconds in entry.get("latent_step_sec", ())]
+
+
+def _tokens(rows: Sequence[Row], source: PhaseSource, differences: Differences) -> Iterable[float | None]:
+    if source != "differences":
+        return [seconds for row in rows for seconds in row.token_seconds]
+    return [entry.get("token_sec") for entry in differences]
 
 
 def _summary(values: Iterable[float | None]) -> dict[str, Any]:

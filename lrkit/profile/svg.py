@@ -14,6 +14,20 @@ def svg(height: float, *parts: str, label: str) -> str:
     return f'<svg height="{height:g}" width="100%" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
 
 
+def labelled(label: str, drawing: str, note: str = "") -> str:
+    """One row of a chart: name, drawing, figure."""
+    return (
+        f'<div class="row"><div class="name">{escape(label)}</div><div>{drawing}</div>'
+        f'<div class="figure">{escape(note)}</div></div>'
+    )
+
+
+def legend(items: Sequence[tuple[str, str]]) -> str:
+    """(class, name) pairs."""
+    spans = "".join(f'<span><i class="{css}"></i>{escape(name)}</span>' for css, name in items)
+    return f'<div class="legend">{spans}</div>'
+
+
 def rect(x: float, y: float, width: float, height: float, css: str, title: str = "") -> str:
     """A bar from `x` percent, `width` percent wide; `title` shows under the pointer."""
     place = f'x="{x:.2f}%" y="{y:g}" width="{max(0.0, width):.2f}%" height="{height:g}"'

@@ -78,14 +78,70 @@ def test_phases_add_up_and_ceilings_stand_beside_them(report: dict[str, Any]) ->
     assert set(seconds) == {"total", "preprocess", "vision", "prefill", "think", "speak", "other"}
     assert "think" not in runs["latent/cot"]["rows"][0]["seconds"]
     assert runs["bundle/latent"]["summary"]["phase_source"] == "differences"
-    assert runs["bundle/latent"]["summary"]["first_token_sec"]["count"] == 0, "a program gives all tokens at once"
     assert len(runs["latent/latent"]["rows"][0]["latent_step_seconds"]) == 3
     found = runs["latent/latent"]["ceilings"]
     assert set(found) == {"vision", "prefill", "think", "speak"}
     for phase in found.values():
         assert phase["bytes"] > 0 and phase["flops"] > 0 and phase["binds"] in ("memory", "compute", "overhead")
+    assert {"vision", "prefill", "think", "speak"} == set(runs["bundle/latent"]["ceilings"])
     assert report["timer"]["share"] < 0.01
     assert report["energy_source"] in (None, "rapl")
+
+
+def test_both_engines_count_the_same_work(report: dict[str, Any]) -> None:
+    """The same model and lengths: attention, vision and routing are counted for a bundle as for its checkpoint."""
+    runs = runs_of(report)
+    for phase in ("vision", "prefill", "think", "speak"):
+        torch, program = (runs[f"{name}/latent"]["ceilings"][phase]["flops"] for name in ("latent", "bundle"))
+        assert program == pytest.approx(torch, rel=1e-6), phase
+
+
+def test_a_programs_phases_are_differences_of_runs_that_stop_early(report: dict[str, Any]) -> None:
+    run = runs_of(report)["bundle/latent"]
+    assert run["summary"]["phase_source"] == "differences" and len(run["differences"]) == 1
+    entry = run["differences"][0]
+    assert len(entry["latent_step_sec"]) == entry["latent_steps"] == 3
+    assert sum(entry["latent_step_sec"]) == pytest.approx(entry["think"])
+    assert entry["vision"] + entry["prefill"] + entry["think"] == pytest.approx(entry["first_token"])
+    fed = run["rows"][0]["ar_steps"] - 3
+    assert entry["token_sec"] * fed == pytest.approx(entry["speak"])
+    summary = run["summary"]
+    assert {"preprocess", "vision", "prefill", "think", "speak", "other"} == set(summary["phases_sec"])
+    first, total = summary["first_token_sec"]["median"], summary["latency_sec"]["max"]
+    assert entry["first_token"] < first < total, "preprocessing comes before it, the rest of the speech after it"
+
+
+def test_a_step_bundle_tells_its_phases_itself(step_bundle: Path, tmp_path: Path) -> None:
+    given = ("--runs", "latent,direct", "--threads", 1, "-o", tmp_path)
+    assert run("profile", step_bundle, *FEW, *given) == 0
+    found = runs_of(json.loads((tmp_path / "report.json").read_text()))["latent"]
+    assert found["summary"]["phase_source"] == "host"
+    row = found["rows"][0]
+    assert len(row["latent_step_seconds"]) == row["latent_steps"] == 3
+    assert len(row["token_seconds"]) == row["spoken_tokens"] == 6
+    assert sum(row["token_seconds"]) <= row["seconds"]["speak"]
+    assert {"prefill", "think", "speak", "other"} < set(row["seconds"]) and row["first_token_seconds"] > 0
+    assert "vision" in found["summary"]["phases_sec"], "from a run with words in place of the picture"
+    assert "timed by the host" in (tmp_path / "report.md").read_text()
+
+
+def test_the_depth_map_shows_each_token(report: dict[str, Any], profiled: Path) -> None:
+    """One extra pass of 5 of the prompt's tokens and of the tokens of three latent steps, in layers 1 and 3."""
+    runs = runs_of(report)
+    found = runs["latent/latent"]["summary"]["depth_map"]
+    assert found == runs["bundle/latent"]["summary"]["depth_map"], "torch and program route the same tokens"
+    assert found["layers"] == [1, 3]
+    assert [chunk["name"] for chunk in found["chunks"]] == ["prompt", "step 1", "step 2", "step 3"]
+    prompt = found["chunks"][0]
+    assert prompt["answers"] == 4 and 0 < sum(prompt["visual"]) < len(prompt["visual"])
+    assert [len(chunk["passes"][0]) for chunk in found["chunks"][1:]] == [5, 5, 5], "four replayed, then the latent"
+    mean = runs["latent/latent"]["summary"]["depths_mean"]["1"]
+    tokens = runs["latent/latent"]["rows"][0]["prefilled_tokens"]
+    total = sum(prompt["passes"][0]) * tokens / len(prompt["passes"][0])
+    total += sum(sum(chunk["passes"][0]) for chunk in found["chunks"][1:])
+    assert total == pytest.approx(mean, rel=0.2), "columns of the prompt hold one or two tokens each"
+    assert "Routed depth by layer and token" in (profiled / "report.html").read_text()
+    assert runs["latent/no-routing"]["summary"]["depth_map"] is None
 
 
 def test_the_page_needs_nothing_else(profiled: Path) -> None:

@@ -11,6 +11,7 @@ from lrkit.config import load_config
 from lrkit.errors import ConfigError, DataError, UserError
 from lrkit.profile.compare import compare_reports, render_comparison, verdict
 from lrkit.profile.conditions import failures, parse_condition
+from lrkit.profile.depth_map import depth_map
 from lrkit.profile.devices import DeviceSheet, load_sheet, plan
 from lrkit.profile.measure import Row
 from lrkit.profile.meters import EnergyMeter, MemoryMeter, clock_cost
@@ -72,12 +73,37 @@ def test_ratios_without_pairs_or_interval_are_unknown() -> None:
 
 
 def test_phases_by_differences_keep_the_rest() -> None:
-    entry = {"prefill": 0.004, "think": 0.002, "speak": 0.001, "latent_steps": 2.0}
+    entry = {"vision": 0.001, "prefill": 0.003, "think": 0.002, "speak": 0.001, "latent_steps": 2, "first_token": 0.006}
+    entry |= {"latent_step_sec": [0.0015, 0.0005], "token_sec": 0.0005}
     made = [Row(f"s{i}", 0, seconds={"total": 0.01, "preprocess": 0.001}) for i in range(3)]
     found = summarize_run(made, "differences", [entry])
     assert found["latent_step_sec"]["median"] == pytest.approx(0.001)
+    assert found["token_sec"]["median"] == 0.0005
+    assert found["first_token_sec"]["median"] == pytest.approx(0.007), "preprocessing comes before it"
     assert found["phases_sec"]["other"]["median"] == pytest.approx(0.002)
-    assert "vision" not in found["phases_sec"]
+    without = summarize_run(made, "differences", [])
+    assert without["first_token_sec"]["median"] is None and set(without["phases_sec"]) == {"preprocess"}
+
+
+def test_the_vision_tower_is_taken_out_of_the_hosts_prefill() -> None:
+    phases = {"total": 0.01, "preprocess": 0.001, "prefill": 0.004, "think": 0.002, "speak": 0.002, "other": 0.001}
+    made = [Row(f"s{i}", 0, seconds=phases, first_token_seconds=0.007) for i in range(3)]
+    found = summarize_run(made, "host", [{"vision": 0.0015, "prefill": 0.002}])["phases_sec"]
+    assert (found["vision"]["median"], found["prefill"]["median"]) == (0.0015, pytest.approx(0.0025))
+    assert "vision" not in summarize_run(made, "host", [])["phases_sec"]
+
+
+def test_a_depth_map_cuts_long_prompts_into_columns_and_keeps_the_latent_apart() -> None:
+    passes = [1] * 50 + [0] * 50
+    answers = [{3: [passes, [0, 0, 1]]}, {3: [passes, [1, 0, 1], [1]]}, {}]
+    found = depth_map(answers, [[True] * 60 + [False] * 40] * 2 + [[]])
+    assert found is not None
+    prompt, first, second = found["chunks"]
+    assert prompt["tokens"] == [100, 100] and len(prompt["passes"][0]) == len(prompt["visual"]) == 48
+    assert prompt["passes"][0][0] == 1 and prompt["passes"][0][-1] == 0 and prompt["visual"][-1] == 0
+    assert first["passes"] == [[0.5, 0.0, 1.0]] and first["answers"] == 2
+    assert second["passes"] == [[1.0]] and second["answers"] == 1
+    assert depth_map([{}], [[]]) is None
 
 
 def test_drift_is_a_sample_against_itself() -> None:

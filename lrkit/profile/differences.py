@@ -1,0 +1,120 @@
+"""Phases of programs that report one number: each is the difference of two runs, of which one stops earlier.
+
+    text    up to the first token, no latents, a prompt of equal length without a picture
+    bare    up to the first token, no latents           bare - text: the vision tower; text: the prefill
+    T       up to the first token, T latents fixed      T - (T - 1): the T-th latent step
+    full    the answer                                  full - last of the above: speech
+
+Place in the pipeline: measure.py -> `difference_runs` -> statistics.py. Runs of different cases alternate, so that
+each finds the caches as an answer of the measuring loop does. The fastest of several runs of a variant counts: what
+disturbs a run only adds to it, and differences would carry it twice. They can still come out below zero, and are kept
+as they are.
+"""
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lrkit.data.sample import Sample
+from lrkit.errors import LrkitError
+from lrkit.profile.cases import Case
+from lrkit.profile.phases import phase_source
+from lrkit.runtime.engine import AskOptions
+from lrkit.runtime.processor import EncodedPrompt
+
+ROUNDS = 7
+"""Times that each variant is run; its fastest counts."""
+
+Difference = dict[str, Any]
+"""Seconds of vision, prefill, think, speak, first_token; lists latent_step_sec; token_sec; None where there is none."""
+
+
+@dataclass
+class _Variant:
+    """One way to stop early, and how long it took."""
+
+    prompt: EncodedPrompt
+    options: AskOptions
+    seconds: list[float] = field(default_factory=list[float])
+
+    @property
+    def fastest(self) -> float:
+        return min(self.seconds)
+
+
+@dataclass
+class _Job:
+    """One case on one prompt."""
+
+    case: Case
+    variants: dict[str, _Variant]
+    latent_steps: int
+    spoken_steps: int
+    """Tokens fed back."""
+
+    def run(self, number: int) -> None:
+        variants = list(self.variants.values())
+        if number < len(variants):
+            variant = variants[number]
+            started = time.perf_counter()
+            self.case.engine.generate([variant.prompt], variant.options)
+            variant.seconds.append(time.perf_counter() - started)
+
+    def result(self) -> Difference:
+        """Seconds by phase."""
+        found = {name: variant.fastest for name, variant in self.variants.items()}
+        bare = found["bare"]
+        vision = bare - found["text"] if "text" in found else None
+        result: Difference = {"vision": vision, "prefill": bare if vision is None else found["text"]}
+        if "full" not in found:
+            return result
+        thought = [bare, *(found[f"latent {step}"] for step in range(1, self.latent_steps + 1))]
+        speak = found["full"] - thought[-1]
+        return result | {
+            "think": thought[-1] - bare if self.latent_steps else None,
+            "speak": speak,
+            "first_token": thought[-1],
+            "latent_steps": self.latent_steps,
+            "latent_step_sec": [after - before for before, after in itertools.pairwise(thought)],
+            "token_sec": speak / self.spoken_steps if self.spoken_steps else None,
+        }
+
+
+def difference_runs(cases: Sequence[Case], samples: Sequence[Sample], found: dict[str, list[Difference]]) -> None:
+    """Adds to `found` (case id -> entries) an entry per sample, for the cases whose phases need it. Samples that a case
+    cannot answer are left out; the measuring loop has reported them."""
+    wanted = [case for case in cases if phase_source(case) != "inside"]
+    for sample in samples:
+        jobs = [job for case in wanted if (job := _job(case, sample)) is not None]
+        most = max((len(job.variants) for job in jobs), default=0)
+        for _ in range(ROUNDS):
+            for number in range(most):
+                for job in jobs:
+                    job.run(number)
+        for job in jobs:
+            found.setdefault(job.case.id, []).append(job.result())
+
+
+def _job(case: Case, sample: Sample) -> _Job | None:
+    try:
+        prompt = case.reasoner.processor.encode_prompt(sample.images, sample.question)
+        answer = case.engine.generate([prompt], case.options)[0]
+    except LrkitError:
+        return None
+    bare = replace(case.options, max_new_tokens=1, max_latent_steps=0, halting="fixed")
+    variants = {"bare": _Variant(prompt, bare)}
+    if prompt.patches is not None:
+        variants["text"] = _Variant(_without_picture(prompt, case.reasoner.processor.image_id), bare)
+    if phase_source(case) == "differences":
+        for step in range(1, answer.latent_steps + 1):
+            variants[f"latent {step}"] = _Variant(prompt, replace(bare, max_latent_steps=step))
+        variants["full"] = _Variant(prompt, case.options)
+    return _Job(case, variants, answer.latent_steps, answer.ar_steps - answer.latent_steps)
+
+
+def _without_picture(prompt: EncodedPrompt, image_id: int) -> EncodedPrompt:
+    """As many tokens, all of them words: what the prefill costs without the vision tower."""
+    word = prompt.ids[-1]
+    return EncodedPrompt([word if token == image_id else token for token in prompt.ids], None, [])
