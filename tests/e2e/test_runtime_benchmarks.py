@@ -33,3 +33,24 @@ def test_cold_start_measures_fresh_processes(bundle: Path, tmp_path: Path) -> No
     assert report["install"] is None, "nothing was installed, so nothing is said about it"
     assert report["import_sec"]["count"] == report["first_answer"]["wall_sec"]["count"] == 1
     assert 0 < report["first_answer"]["answer_sec"]["median"] < report["first_answer"]["wall_sec"]["median"]
+
+
+def test_both_dialects_of_the_shipped_model_say_the_same(tmp_path: Path) -> None:
+    """The program that engines are built from, against the one that is compared with torch; the full report, on more
+    pictures and number types, is profiles/reports/dialects.json."""
+    report_file = tmp_path / "few.json"
+    run("dialects.py", "--samples", 32, "--variants", "fp32", "--json", report_file)
+    report = json.loads(report_file.read_text())
+    found = report["variants"]["fp32"]
+    assert report["samples"] == 32
+    assert set(found["dialects"]["same"].values()) == {32} and len(found["dialects"]["same"]) == 5
+    assert found["dialects"]["first_difference"] == {}
+    assert max(found["dialects"]["largest_error"].values()) < 1e-4
+    assert 24 < found["right"]["ort"] == found["right"]["tensorrt"], "an untrained model would agree with itself too"
+    assert "| fp32 | 32 of 32 |" in (tmp_path / "few.md").read_text()
+
+
+def test_the_committed_comparison_holds() -> None:
+    report = json.loads((ROOT / "profiles/reports/dialects.json").read_text())
+    assert report["samples"] >= 500 and set(report["variants"]) >= {"fp32", "fp16", "int4"}
+    assert set(report["variants"]["fp32"]["dialects"]["same"].values()) == {report["samples"]}
