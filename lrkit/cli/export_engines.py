@@ -41,7 +41,7 @@ def engines_into_bundle(
         with ExportProgress() as progress:
             manifest = add_engines(bundle, engine, progress)
     print_engines(console, bundle, manifest, None)
-    console.print(f"bundle: {bundle}", markup=False)
+    console.print(f"bundle: {bundle}", markup=False, soft_wrap=True)
     write_json(json_file, {
         "schema": 1, "kind": "export", "bundle": str(bundle), "manifest": manifest.model_dump(mode="json"),
     })  # fmt: skip
@@ -52,10 +52,12 @@ def print_engines(console: Console, bundle: Path, manifest: Manifest | None, scr
     if manifest is not None and any(entry.engines for entry in manifest.programs.values()):
         console.print(engines_table(manifest))
     if script is not None:
+        where = "" if script.parent.resolve() == bundle.resolve() else f" and {script}"
         console.print(
-            f"the engines are built on the device: copy {bundle} there and run\n    python {script.name} BUNDLE\n"
-            f"with TensorRT installed ({script}); then take them into the bundle:\n"
-            "    lrkit export BUNDLE --engine-file BUNDLE/engines/engines.json", markup=False,
+            f"the engines are built on the device: copy {bundle}{where} there and, with TensorRT installed, run\n"
+            f"    python {script.name} BUNDLE\n"
+            "then take them into the bundle, here or there:\n"
+            "    lrkit export BUNDLE --engine-file BUNDLE/engines/engines.json", markup=False, soft_wrap=True,
         )  # fmt: skip
 
 
