@@ -16,6 +16,8 @@ from pydantic import Field
 
 from lrkit.config import Config, load_config
 from lrkit.data.sample import Sample
+from lrkit.data.tokenizer import build_word_tokenizer
+from lrkit.data.trail import VOCABULARY
 from lrkit.errors import CapacityError, UserError, require
 from lrkit.model.settings import ReasonerSettings
 from lrkit.profile.cases import Model, ModelChoice
@@ -23,6 +25,9 @@ from lrkit.profile.dtypes import fastest_dtype
 from lrkit.profile.meters import MemoryMeter
 from lrkit.provenance import memory_bytes
 from lrkit.resources import find_resource
+from lrkit.runtime.preprocess import ImageGeometry
+from lrkit.runtime.processor import Processor
+from lrkit.runtime.prompt import PromptFormat
 from lrkit.runtime.session import Reasoner
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -126,31 +131,31 @@ def shape_samples(name: str, count: int) -> list[Sample]:
     return [Sample((picture,), question.format(room), (), "0", f"{name}-{room}") for room in range(count)]
 
 
-def _engine(shape: Shape, settings: ReasonerSettings, device: str, dtype: str) -> Any:
-    import torch
-    from transformers import Qwen2VLForConditionalGeneration
-
-    from lrkit.data.tokenizer import build_word_tokenizer
-    from lrkit.data.trail import VOCABULARY
-    from lrkit.model.backbones.qwen2_vl import Qwen2VLBackbone
-    from lrkit.model.build import build_reasoner
-    from lrkit.runtime.preprocess import ImageGeometry
-    from lrkit.runtime.processor import Processor
-    from lrkit.runtime.prompt import PromptFormat
-    from lrkit.runtime.torch_engine import TorchEngine
-
+def shape_processor(shape: Shape) -> Processor:
+    """A tokenizer of the trail data's words, and pictures of the shape's size."""
     width, height = shape.image_size
     pixels = width * height
     geometry = ImageGeometry(
         patch_size=shape.patch_size, merge_size=shape.merge_size, temporal_patch_size=2, min_pixels=pixels,
         max_pixels=pixels,
     )  # fmt: skip
-    processor = Processor(build_word_tokenizer(VOCABULARY), geometry, PromptFormat())
+    return Processor(build_word_tokenizer(VOCABULARY), geometry, PromptFormat())
+
+
+def _engine(shape: Shape, settings: ReasonerSettings, device: str, dtype: str) -> Any:
+    import torch
+    from transformers import Qwen2VLForConditionalGeneration
+
+    from lrkit.model.backbones.qwen2_vl import Qwen2VLBackbone
+    from lrkit.model.build import build_reasoner
+    from lrkit.runtime.torch_engine import TorchEngine
+
+    processor = shape_processor(shape)
     previous = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     try:
         with torch.device("meta"):
-            model = Qwen2VLForConditionalGeneration(_config(shape, processor))
+            model = Qwen2VLForConditionalGeneration(shape_config(shape, processor))
         model = model.to_empty(device=device)
         _fill(model)
     finally:
@@ -187,7 +192,8 @@ def _rotary_arguments(module: Any) -> dict[str, Any]:
     return {"config": module.config} if hasattr(module, "config") else {"dim": 2 * module.inv_freq.numel()}
 
 
-def _config(shape: Shape, processor: Any) -> Any:
+def shape_config(shape: Shape, processor: Processor) -> Any:
+    """The config by which transformers builds it: a Qwen2VLConfig with the special tokens of `processor`."""
     from transformers import Qwen2VLConfig
 
     half = shape.hidden_size // shape.num_heads // 2
