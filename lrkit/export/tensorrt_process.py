@@ -8,6 +8,7 @@ Ctrl-C reaches only the parent, which kills the child; a parent that is killed c
 child ends too.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from typing import IO, Any
 
 from lrkit.errors import ExportError
 
+_SECONDS_TO_END = 10
 _LRKIT = Path(__file__).resolve().parents[2]
 
 Sign = Callable[[dict[str, Any]], None]
@@ -47,6 +49,9 @@ def build_in_process(request: dict[str, Any], sign: Sign) -> dict[str, Any]:
                     raise ExportError(message["error"])
                 seen = message
                 sign(message)
+            # Its stdout has ended without a result, so it is ending too: how, it shall say itself.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=_SECONDS_TO_END)
         except BrokenPipeError:
             pass  # it died before it read the request
         finally:

@@ -27,7 +27,8 @@ def place_of(node: str) -> str:
 def explain(said: str, network: Any) -> str:
     """The builder's words, with the part and layer of the first node that they name."""
     names = {network.get_layer(number).name for number in range(network.num_layers)}
-    for word in re.findall(r"[\w.]+(?:/[\w.]+)+", said):
+    # A range of fused nodes is written {ForeignNode[first...last]}.
+    for word in re.findall(r"[\w.]+(?:/[\w.]+)+", said.replace("...", " ")):
         if word in names and word.partition("/")[0] in PARTS:
             return (
                 f"it fails at the node {word} (operator {word.split('/')[-1].split('.')[0]}, {place_of(word)}): {said}"
