@@ -4,7 +4,7 @@ Place in the pipeline: preflight.py makes one `View` per program; preflight_oper
 preflight_quantized.py look for one thing each in it. Nothing here knows a target.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,8 +79,9 @@ Hits = Iterator[Hit]
 class View:
     """All nodes of a model, those of bodies, branches and functions too."""
 
-    def __init__(self, model: ir.Model) -> None:
-        self.model = model
+    def __init__(self, model: ir.Model, target: Mapping[str, Any] | None = None) -> None:
+        """`target` is what the program is exported for, as plain values of a target file."""
+        self.model, self.target = model, dict(target or {})
         self.functions = {f"{f.domain}::{f.name}" for f in model.functions.values()}
         self.sites = list(_sites(model.graph))
         for function in model.functions.values():

@@ -20,12 +20,12 @@ def operator(view: View, *, operators: Sequence[str]) -> Hits:
         yield Hit.at(site)
 
 
-def operator_missing(view: View, *, table: str) -> Hits:
-    """Nodes whose operator is not in a table, nor written out as a function of the model."""
+def operator_missing(view: View, *, table: str, besides: Sequence[str]) -> Hits:
+    """Nodes whose operator is not in a table nor in `besides`, nor written out as a function of the model."""
     known = load_operators(table)
     for site in view.sites:
         name = operator_of(site.node)
-        if name in view.functions or name in known.contributed or known.types_of(name) is not None:
+        if name in (*besides, *view.functions, *known.contributed) or known.types_of(name) is not None:
             continue
         listed = name in known.unsupported
         yield Hit.at(site, "listed as not supported" if listed else "not in the table of supported operators")
@@ -73,20 +73,15 @@ def operator_type(view: View, *, table: str, types: Sequence[str]) -> Hits:
 
 
 def attribute_value(
-    view: View, *, operators: Sequence[str], name: str, allowed: Sequence[object] | None = None
+    view: View, *, operators: Sequence[str], names: Sequence[str], allowed: Sequence[object] = ()
 ) -> Hits:
-    """Nodes with an attribute whose value is not one of `allowed`; any value where nothing is."""
+    """Nodes with one of these attributes whose value is not one of `allowed`; a list is where all its elements are."""
     for site in view.of(*operators):
-        value = attribute(site.node, name)
-        value = value.decode() if isinstance(value, bytes) else value
-        plain = list(value) if isinstance(value, tuple) else value
-        if plain is not None and (allowed is None or not _is_among(plain, allowed)):
-            yield Hit.at(site, f"{name} = {plain}")
-
-
-def _is_among(value: object, allowed: Sequence[object]) -> bool:
-    """A list is allowed where each of its elements is."""
-    return all(item in allowed for item in value) if isinstance(value, list) else value in allowed
+        for name in names:
+            value = attribute(site.node, name)
+            elements = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+            if value is not None and any(item not in allowed for item in elements):
+                yield Hit.at(site, f"{name} = {value if isinstance(value, str) else elements}")
 
 
 def input_given(view: View, *, operators: Sequence[str], indexes: Sequence[int]) -> Hits:
@@ -146,10 +141,10 @@ def dynamic_sizes(view: View, *, operators: Sequence[str], index: int) -> Hits:
             yield Hit.at(site, f"input {index} has lengths that vary")
 
 
-def trailing_empty_input(view: View, *, besides: Sequence[str]) -> Hits:
-    """Nodes whose last input is written down as absent, except of these operators."""
-    for site in view.sites:
-        if site.node.inputs and site.node.inputs[-1] is None and operator_of(site.node) not in besides:
+def trailing_empty_input(view: View, *, operators: Sequence[str]) -> Hits:
+    """Nodes of these operators whose last input is written down as absent."""
+    for site in view.of(*operators):
+        if site.node.inputs and site.node.inputs[-1] is None:
             yield Hit.at(site, f"input {len(site.node.inputs) - 1} is an empty name")
 
 
@@ -183,11 +178,16 @@ def stored_type(view: View, *, types: Sequence[str]) -> Hits:
             yield Hit(str(value.name), "", f"a constant of {value.dtype.name}")
 
 
-def bound_type(view: View, *, types: Sequence[str]) -> Hits:
-    """Inputs and outputs of the program of these types."""
-    for value in [*view.model.graph.inputs, *view.model.graph.outputs]:
+def type_used(view: View, *, types: Sequence[str]) -> Hits:
+    """Inputs and outputs of the program, constants and nodes' outputs of these types."""
+    yield from stored_type(view, types=types)
+    graph = view.model.graph
+    for value in dict.fromkeys([*graph.inputs, *graph.outputs]):
         if value.dtype is not None and value.dtype.name in types:
-            yield Hit(str(value.name), "", f"{value.dtype.name}")
+            yield Hit(
+                str(value.name), "", f"{'an input' if value.is_graph_input() else 'an output'} of {value.dtype.name}"
+            )
+    yield from made_type(view, types=types)
 
 
 def opset_outside(view: View, *, lowest: int, highest: int) -> Hits:
@@ -203,6 +203,14 @@ def dynamic_input(view: View) -> Hits:
         sizes = fixed_sizes(value)
         if value.shape is not None and sizes is not None and None in sizes:
             yield Hit(str(value.name), "", f"shape ({', '.join(str(size) for size in value.shape)})")
+
+
+def target_option(view: View, *, path: str, names: Sequence[str]) -> Hits:
+    """Values of the target file, in the mapping at `path`, that are given and not false."""
+    values = view.target.get(path) or {}
+    for name in names:
+        if str(values.get(name, "0")).casefold() not in ("0", "false", "none", ""):
+            yield Hit(f"{path}.{name}", "", f"{values[name]} in the target")
 
 
 def types_in(names: Sequence[str]) -> tuple[ir.DataType, ...]:

@@ -162,6 +162,8 @@ def fusion(view: View, *, blocks: Sequence[int], outcome: str) -> Hits:
         for product in view.users(site.node.outputs[0]):
             if weight.dtype not in types_in(("INT4", "UINT4")) or product.node.op_type not in (*PRODUCTS, "Transpose"):
                 continue
+            if product.around != site.around:  # see float_copy
+                continue
             obstacle = _obstacle(view, site, weight, product, blocks)
             inside = bool(site.around) and weight.graph is not site.node.graph
             found = "unfused" if obstacle else "fails" if inside else "fused"

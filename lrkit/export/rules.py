@@ -7,7 +7,7 @@ and gives it values; what is wrong, why, and where that is known from stands in 
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -77,6 +77,8 @@ class TargetFacts(Config):
     """What it is, in one sentence."""
     dialect: Dialect
     """The dialect that lrkit writes for it."""
+    export: str
+    """The target file by which a checkpoint is built to be checked, where none is named."""
     archs: tuple[str, ...] = ()
     """GPUs it can build for, as sm89; empty: not known here."""
 
@@ -116,7 +118,7 @@ class OperatorTable(Config):
         """Types of the first input; None for an operator that is not in the table."""
         return self._by_operator.get(operator)
 
-    @property
+    @cached_property
     def _by_operator(self) -> dict[str, frozenset[str]]:
         return {
             operator: frozenset(self.types[name]) | frozenset(self.also.get(operator, ()))

@@ -1,0 +1,125 @@
+"""What `lrkit export THING --check` can be given, as ONNX files: a file, the programs of a bundle, or a checkpoint that
+is built into a temporary folder as an export would build it.
+
+Place in the pipeline: lrkit/cli/preflight.py opens a thing here and hands each graph to preflight.py.
+"""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from lrkit.errors import UserError
+from lrkit.export.preflight_graph import View
+from lrkit.export.target import Target, limits_of
+from lrkit.runtime.bundle import open_bundle
+from lrkit.runtime.io_spec import Form
+from lrkit.runtime.manifest import Dialect
+
+
+@dataclass(frozen=True)
+class CheckedGraph:
+    """One ONNX file to check."""
+
+    name: str
+    """How reports call it: model.onnx, latent, latent.think, ..."""
+    path: Path
+    target: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Values of the target file that it was exported for, where they are known."""
+    dialect: Dialect | None = None
+    """Of a program of lrkit."""
+
+    def view(self) -> View:
+        """The graph with the types and shapes that can be inferred. Weights stay on disk.
+
+        Where inference fails, as it does on a program that contradicts itself, the declared ones must do.
+
+        Raises:
+            UserError: it is no ONNX program.
+        """
+        try:
+            model = ir.load(self.path)
+            with _quiet():
+                model = ShapeInferencePass()(model).model
+        except Exception as error:  # protobuf, numpy and onnx_ir each raise their own
+            said = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"{self.path}: cannot be read as an ONNX program ({said}); give an .onnx file") from error
+        return View(model, self.target)
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Inference writes a traceback to the log where it fails; what is wrong will be found by the rules."""
+    logger = logging.getLogger(ShapeInferencePass.__module__)
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def graphs_of_bundle(folder: Path) -> list[CheckedGraph]:
+    """The graphs of all programs of a bundle. Digests are not compared; `lrkit validate` does that.
+
+    Raises:
+        BundleError: no bundle, or one whose files are missing.
+    """
+    manifest = open_bundle(folder, verify=False).manifest
+    found: list[CheckedGraph] = []
+    for role, entry in manifest.programs.items():
+        files = {f"{role}.{name}": step.file for name, step in entry.steps.items()} or {str(role): entry.file}
+        found += [CheckedGraph(name, folder / f, manifest.target, entry.dialect) for name, f in files.items()]
+    return found
+
+
+@contextmanager
+def graphs_of_checkpoint(checkpoint: Path, target: Target, form: Form) -> Generator[list[CheckedGraph]]:
+    """The graphs that an export of the checkpoint to the target would write; they are gone afterwards.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        ExportError: no program can be built for it.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="lrkit-check-"))
+    try:
+        values = target.model_dump(mode="json")
+        files = _build(checkpoint, target, form, folder)
+        yield [CheckedGraph(name, folder / file, values, target.dialect) for name, file in files.items()]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _build(checkpoint: Path, target: Target, form: Form, folder: Path) -> dict[str, str]:
+    """Name -> file of the graphs, written into `folder`."""
+    import torch
+
+    from lrkit.export.chunks import Chunks
+    from lrkit.export.dialect import Dialect as Writer
+    from lrkit.export.program import build_program
+    from lrkit.export.saving import save_models
+    from lrkit.export.source import read_source
+    from lrkit.export.steps import build_steps, save_steps
+    from lrkit.export.vision import traced_tower
+    from lrkit.model.checkpoint import load_checkpoint
+    from lrkit.runtime.processor import Processor
+
+    loaded = load_checkpoint(checkpoint, dtype=torch.float32)
+    source = read_source(loaded.reasoner)
+    writer = Writer(target, source.weight, source.dimensions.epsilon)
+    limits = limits_of(target, loaded.reasoner.settings.think.max_latent_steps)
+    chunks = Chunks(source, writer, limits)
+    tower = traced_tower(source, writer)
+    if form == "step":
+        files, _ = save_steps(build_steps(chunks, tower), folder, "latent")
+        return {f"latent.{name}": file for name, file in files.items()}
+    program = build_program(chunks, Processor.from_folder(checkpoint).eos_id, tower)
+    save_models({"latent.onnx": program.model}, folder, "latent.onnx.data")
+    return {"latent": "latent.onnx"}
