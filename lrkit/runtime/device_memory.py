@@ -172,7 +172,9 @@ class TorchMemory:
     def upload(self, address: int, array: np.ndarray) -> None:
         if array.nbytes:
             with self._torch.cuda.stream(self._stream):
-                self._kept[address][: array.nbytes].copy_(self._torch.from_numpy(_bytes(array)), non_blocking=True)
+                # torch warns about memory that may not be written.
+                held = self._torch.from_numpy(_bytes(np.require(array, requirements="W")))
+                self._kept[address][: array.nbytes].copy_(held, non_blocking=True)
 
     def download(self, array: np.ndarray, address: int) -> None:
         if array.nbytes:
