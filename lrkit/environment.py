@@ -125,7 +125,7 @@ def _expand(part: str, declared: dict[str, list[Requirement]]) -> list[Requireme
     for requirement in declared[part]:
         if requirement.name == "lrkit":
             found += [inner for extra in sorted(requirement.extras) for inner in _expand(extra, declared)]
-        else:
+        elif requirement.marker is None or requirement.marker.evaluate({"extra": part}):  # meant for this machine
             found.append(requirement)
     return found
 

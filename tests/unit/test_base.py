@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import subprocess
 from pathlib import Path
 
@@ -157,3 +158,10 @@ def test_a_package_in_a_wrong_version_is_missing_with_both_versions_named() -> N
     assert not part.present
     assert re.match(r">=9999, installed is \d", part.missing["pytest"])
     assert part.command == 'pip install "lrkit[train]"'
+
+
+def test_a_package_for_other_machines_is_not_missing_here() -> None:
+    """NVIDIA's builder has wheels for some systems only; doctor must not ask the others to install it."""
+    lines = ["pytest>=1", "of-no-machine; sys_platform == 'none'", f"of-this; sys_platform == '{sys.platform}'"]
+    declared = {"dev": [environment.Requirement(line) for line in lines]}
+    assert [requirement.name for requirement in environment._expand("dev", declared)] == ["pytest", "of-this"]
