@@ -33,7 +33,9 @@ Examples:
 
     lrkit profile my-bundle --runs latent,cot --fail-if "latent.p95_ms > 500"
 
-    lrkit profile tiny --suite sweep --sweep replay_tokens=0,4,16 --sweep threads=1,2
+    lrkit profile tiny --suite sweep --sweep replay_tokens=0,4,16 threads=1,2
+
+    lrkit profile my-bundle --suite sweep --sweep max_latent_steps=2,4,8 threads=1,2 --write-choice
 
     lrkit profile tiny --plan jetson-orin-nx-16gb --plan h100-sxm
 
@@ -54,6 +56,9 @@ def profile(
     provider: Annotated[str | None, typer.Option(help="Bundles: cpu, cuda, tensorrt, ...")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of one operator.")] = None,
     sweep: Annotated[list[str] | None, typer.Option(help="Settings to try, as replay_tokens=0,4,8; repeat.")] = None,
+    write_choice: Annotated[
+        bool, typer.Option("--write-choice", help="Write the setting that --sweep names into the bundle.")
+    ] = False,
     plan: Annotated[list[str] | None, typer.Option(help="Least times on this device, by datasheet; repeat.")] = None,
     shape: Annotated[
         str | None, typer.Option(help="A name of `lrkit ls shape`, with random weights; no model.")
@@ -70,7 +75,9 @@ def profile(
 ) -> None:
     """Measure accuracy, steps, latency by phase, memory and ceilings of all modes on the same questions."""
     from lrkit.profile.cases import ModelChoice
+    from lrkit.profile.choice import check_choice
     from lrkit.profile.conditions import parse_condition
+    from lrkit.profile.sweep import parse_axes
 
     conditions = [parse_condition(text) for text in fail_if or []]
     if compare is not None:
@@ -81,6 +88,8 @@ def profile(
     forced = [f"forced.{name}={value}" for name, value in lengths.items() if value is not None]
     forced += [] if budget is None else [f"budget_sec={budget}"]
     models, sweep = _settings_after_sweep(models or [], sweep or [])
+    if write_choice:
+        check_choice(models, parse_axes(sweep))
     asked = _suite(suite or ("2b-shape" if shape else "smoke"), [*(overrides or []), *forced], runs, data)
     if shape is not None:
         _check_shape(shape, random_weights, models, data)
@@ -88,7 +97,7 @@ def profile(
     else:
         choices = _choices(models, device, provider, threads, dtype)
     report = _measure(choices, asked, sweep, plan or [], shape)
-    _finish(report, conditions, output, json_file)
+    _finish(report, conditions, output, json_file, models[0] if write_choice else None)
 
 
 def _settings_after_sweep(models: list[str], sweep: list[str]) -> tuple[list[str], list[str]]:
@@ -107,11 +116,17 @@ def _check_shape(shape: str, random_weights: bool, models: list[str], data: str 
         raise UserError("--shape is profiled alone, on a picture of its own; leave models and --data out")
 
 
-def _finish(report: "Report", conditions: "list[Condition]", output: Path, json_file: Path | None) -> None:
-    """Writes and prints the report, then says what must not pass."""
+def _finish(
+    report: "Report", conditions: "list[Condition]", output: Path, json_file: Path | None, bundle: str | None
+) -> None:
+    """Writes and prints the report, writes its choice into the bundle, then says what must not pass."""
+    from lrkit.profile.choice import write_choice
     from lrkit.profile.conditions import failures
 
     _save(report, output, json_file)
+    if bundle is not None and not report["partial"]:
+        kept = write_choice(bundle, report).model_dump(exclude={"chosen"}, exclude_none=True)
+        print(f"{bundle}: asked from now on with {', '.join(f'{key} {value}' for key, value in kept.items())}")
     if report["partial"]:
         raise KeyboardInterrupt(f"interrupted; the report of what was measured is in {output}")
     if found := failures(conditions, report["figures"]):
@@ -169,6 +184,7 @@ def _measure(
 
 
 def _save(report: "Report", folder: Path, json_file: Path | None) -> None:
+    from lrkit.profile.choice import chosen_settings, how_to_export
     from lrkit.profile.report import write_report
     from lrkit.profile.run import save
     from lrkit.profile.sweep import replay_sentence
@@ -193,6 +209,8 @@ def _save(report: "Report", folder: Path, json_file: Path | None) -> None:
         console.print(sentence, markup=False)
     if report["sweep"]:
         console.print(f"use {report['sweep']['use']}: {report['sweep']['why']}", markup=False)
+        if report["sweep"]["use"] and (how := how_to_export(chosen_settings(report["sweep"]))):
+            console.print(how, markup=False)
         if report["sweep"]["replay_against_cot"]:
             console.print(replay_sentence(report["sweep"]["replay_against_cot"]), markup=False)
     console.print("report: " + ", ".join(str(file) for file in files), markup=False)

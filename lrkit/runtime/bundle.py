@@ -67,6 +67,23 @@ def open_bundle(path: Path | str, verify: bool = True) -> Bundle:
     return bundle
 
 
+def write_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
+    """Replaces bundle.json, at once; the files it names must be there already.
+
+    Raises:
+        BundleError: it cannot be written.
+    """
+    staging = bundle.folder / f".{BUNDLE_FILE}.writing"
+    try:
+        staging.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        staging.replace(bundle.folder / BUNDLE_FILE)
+    except OSError as error:
+        staging.unlink(missing_ok=True)
+        message = f"{bundle.folder}: {BUNDLE_FILE} cannot be written ({error.strerror}); check its permissions"
+        raise BundleError(message) from error
+    return Bundle(bundle.folder, manifest)
+
+
 def file_problems(bundle: Bundle, verify: bool = True) -> Iterator[str]:
     """What is wrong with the files that the manifest names, one sentence each."""
     for name, entry in bundle.manifest.files.items():

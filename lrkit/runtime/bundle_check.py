@@ -70,7 +70,10 @@ def _run_again(engines: dict[Role, ProgramEngine], sample: RecordedSample, name:
     engine = engines[sample.role]
     images = [report.bundle.folder / image for image in sample.images]
     prompt = engine.processor.encode_prompt(images, sample.question)
-    (found,) = engine.generate([prompt], AskOptions(mode=sample.role))
+    # As it was recorded, whatever the bundle was told to do by default since.
+    think, most = engine.entry.settings.think, report.bundle.manifest.limits.max_latent_steps
+    asked = AskOptions(sample.role, None, min(think.max_latent_steps, most), think.halting)
+    (found,) = engine.generate([prompt], asked)
     report.samples += 1
     if tuple(found.token_ids) == sample.token_ids and found.latent_steps == sample.latent_steps:
         report.same += 1

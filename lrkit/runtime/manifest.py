@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from lrkit.config import Config
 from lrkit.model.settings import ReasonerSettings
@@ -190,6 +190,19 @@ class RecordedSample(Config):
     """Latent steps it took."""
 
 
+class Defaults(Config):
+    """How to ask where the caller does not say; chosen by measuring, after the export. Null: as the program has it."""
+
+    threads: int | None = Field(default=None, ge=1)
+    """ONNX Runtime on a CPU: threads of one operator."""
+    max_latent_steps: int | None = Field(default=None, ge=0)
+    """Most latent steps."""
+    halting: Literal["adaptive", "fixed"] | None = None
+    """Who decides their number."""
+    chosen: dict[str, JsonValue] = {}
+    """Why: the command, the machine, the time, what was compared."""
+
+
 class Manifest(Config):
     """The content of bundle.json."""
 
@@ -213,6 +226,8 @@ class Manifest(Config):
     """Recorded at export."""
     validation: dict[Role, Validation]
     """Per program."""
+    defaults: Defaults | None = None
+    """Written by `lrkit profile --sweep ... --write-choice`."""
     provenance: dict[str, Any]
     """Versions, commit, machine, checkpoint, time."""
 

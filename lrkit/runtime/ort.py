@@ -41,7 +41,8 @@ class Sessions(ProgramSessions):
         choose_provider(provider)  # a name that is not known is said before what is wrong with its options
         self._given, entries = bundle_options(bundle.manifest, provider, bundle.folder)
         self._providers = choose_provider(provider, self._given)
-        self._threads = threads
+        default = bundle.manifest.defaults.threads if bundle.manifest.defaults and provider == "cpu" else None
+        self._threads = default if threads is None else threads
         self._config = {**entries, **(config or {})}
 
     def open_graph(self, role: Role, entry: ProgramEntry, graph: GraphName, file: str, spec: IoSpec) -> Any:

@@ -26,7 +26,7 @@ from lrkit.runtime.engine import AskOptions, OnToken
 from lrkit.runtime.feed import build_feed
 from lrkit.runtime.io_spec import HALTING, IoSpec
 from lrkit.runtime.limits import check_asked, check_prompt
-from lrkit.runtime.manifest import GraphName, ProgramEntry, Role
+from lrkit.runtime.manifest import Defaults, GraphName, ProgramEntry, Role
 from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.runtime.steps import StepSession
 
@@ -155,9 +155,13 @@ class ProgramEngine:
             CapacityError: see `generate`.
         """
         manifest, think = self.bundle.manifest, self.entry.settings.think
+        # What the bundle was told to do by default gives way to what is asked for.
+        given = manifest.defaults or Defaults()
+        halting = options.halting or given.halting or think.halting
+        steps = given.max_latent_steps if options.max_latent_steps is None else options.max_latent_steps
         ids = prompt.ids + self.processor.answer_prefix_ids if options.mode == "direct" else prompt.ids
         check_prompt(manifest.limits, len(ids), prompt.grids)
-        most = check_asked("max_latent_steps", options.max_latent_steps, manifest.limits.max_latent_steps)
+        most = check_asked("max_latent_steps", steps, manifest.limits.max_latent_steps)
         return build_feed(
             ids,
             prompt.grids,
@@ -166,8 +170,8 @@ class ProgramEngine:
             merge=manifest.merge_size,
             patch_values=self.processor.geometry.patch_dim,
             think=options.mode == "latent",
-            fixed_latents=(options.halting or think.halting) == "fixed",
-            max_latent_steps=min(most, think.max_latent_steps) if options.max_latent_steps is None else most,
+            fixed_latents=halting == "fixed",
+            max_latent_steps=min(most, think.max_latent_steps) if steps is None else most,
             max_new_tokens=check_asked("max_new_tokens", options.max_new_tokens, manifest.limits.max_new_tokens),
         )
 

@@ -1,14 +1,19 @@
 """Sweeps: which settings are tried, which one is named, and what replay costs against the chain it replaces."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from lrkit.cli.profile import _settings_after_sweep
 from lrkit.errors import UserError
+from lrkit.profile.choice import check_choice, how_to_export, write_choice
 from lrkit.profile.statistics import summarize_run
 from lrkit.profile.suite import load_suite
 from lrkit.profile.sweep import judge_sweep, parse_axes, replay_sentence, with_sweep
+from lrkit.runtime.bundle_check import check_bundle
+from lrkit.runtime.session import Reasoner
 from tests.unit.test_profile_statistics import rows
 
 
@@ -80,3 +85,48 @@ def test_settings_may_follow_one_sweep_option() -> None:
     given = _settings_after_sweep(["tiny", "threads=1,2"], ["replay_tokens=0,1 max_latent_steps=1"])
     assert given == (["tiny"], ["replay_tokens=0,1", "max_latent_steps=1", "threads=1,2"])
     assert _settings_after_sweep(["a=b"], []) == (["a=b"], [])
+
+
+def chosen(settings: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    """A report whose sweep chose `settings`."""
+    sweep = {"use": "x", "why": "the fastest", "points": [{"run": "x", "settings": settings}]}
+    made = {"cpu": "some CPU", "num_cpus": 2, "time_utc": "2026-01-01T00:00:00Z", "lrkit": "0.1.0"}
+    return {"partial": False, "command": "lrkit profile", "sweep": sweep, "provenance": made, **changed}
+
+
+def test_what_a_program_has_compiled_in_cannot_be_written(bundle: Path) -> None:
+    for models, sweep, said in (
+        ([str(bundle)], {}, "add --sweep"),
+        ([str(bundle), "tiny"], {"threads": [1]}, "into one bundle"),
+        (["tiny"], {"threads": [1]}, "into one bundle"),
+        ([str(bundle)], {"replay_tokens": [0, 4]}, "compiled in"),
+    ):
+        with pytest.raises(UserError, match=said):
+            check_choice(models, sweep)
+    check_choice([str(bundle)], {"replay_tokens": [4], "threads": [1, 2]})
+    assert "replay.num_tokens: 8" in str(how_to_export({"replay_tokens": 8, "threads": 1}))
+    assert how_to_export({"threads": 1}) is None
+
+
+def test_the_choice_is_what_the_sdk_does_until_it_is_asked_otherwise(own_bundle: Path) -> None:
+    picture = Image.new("RGB", (24, 16))
+    before = Reasoner.load(own_bundle, verify=False).ask(picture, "Start in room 3")
+    assert (before.latent_steps, before.halting) == (3, "fixed"), "as the program has it"
+    write_choice(own_bundle, chosen({"threads": 1, "max_latent_steps": 1, "replay_tokens": 4}))
+    reasoner = Reasoner.load(own_bundle)
+    assert reasoner.ask(picture, "Start in room 3").latent_steps == 1
+    assert reasoner.ask(picture, "Start in room 3", max_latent_steps=2).latent_steps == 2, "who asks, decides"
+    engine: Any = reasoner.engine
+    assert engine.sessions.of("latent").get_session_options().intra_op_num_threads == 1
+    two: Any = Reasoner.load(own_bundle, threads=2).engine
+    assert two.sessions.of("latent").get_session_options().intra_op_num_threads == 2
+    assert engine.bundle.manifest.defaults.chosen["why"] == "the fastest"
+    report = check_bundle(own_bundle)
+    assert report.problems == [] and report.samples == report.same > 0, "recorded samples run as they were recorded"
+
+
+def test_an_interrupted_sweep_writes_nothing(own_bundle: Path) -> None:
+    before = (own_bundle / "bundle.json").read_bytes()
+    with pytest.raises(UserError, match="interrupted"):
+        write_choice(own_bundle, chosen({"threads": 1}, partial=True))
+    assert (own_bundle / "bundle.json").read_bytes() == before

@@ -1,0 +1,77 @@
+"""Writes the setting that a sweep named into the bundle, so that the SDK uses it where a caller does not say.
+
+Place in the pipeline: `lrkit profile BUNDLE --sweep ... --write-choice` -> `write_choice` -> `defaults` in bundle.json.
+
+A program has its replay and its routing compiled in: those settings are chosen by exporting again.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lrkit.errors import UserError
+from lrkit.runtime.bundle import is_bundle, open_bundle, write_manifest
+from lrkit.runtime.manifest import SCHEMA, Defaults
+
+RUNTIME_KEYS = ("threads", "max_latent_steps", "halting")
+"""Settings of a sweep that a bundle can take after its export."""
+_EXPORTED = {"replay_tokens": "replay.num_tokens", "routing_depth": "routing.depth"}
+
+
+def check_choice(models: "list[str]", sweep: Mapping[str, Any] | None) -> None:
+    """Refuses what could not be written, before anything is measured.
+
+    Raises:
+        UserError: no sweep, several models, a checkpoint, or a sweep of nothing but what is compiled in.
+    """
+    if not sweep:
+        raise UserError("--write-choice writes what a sweep chose; add --sweep, as in --sweep threads=1,2")
+    if len(models) != 1 or not is_bundle(models[0]):
+        raise UserError("--write-choice writes into one bundle; name one, without other models")
+    if not any(key in RUNTIME_KEYS for key in sweep):
+        raise UserError(
+            f"--write-choice: {', '.join(sweep)} cannot be changed in a bundle, whose program has it compiled in; "
+            f"sweep {', '.join(RUNTIME_KEYS)}, or profile the checkpoint and export it with the setting it names"
+        )
+
+
+def write_choice(bundle: str | Path, report: Mapping[str, Any]) -> Defaults:
+    """Writes the sweep's choice into the bundle, replacing an earlier one; bundle.json changes at once or not at all.
+
+    Raises:
+        UserError: the sweep names no setting, or the measurement was interrupted.
+        BundleError: the bundle cannot be opened or written.
+    """
+    sweep = report["sweep"]
+    if report["partial"] or sweep is None or sweep["use"] is None:
+        raise UserError(
+            "nothing was written into the bundle: the sweep was interrupted, or could not measure a setting"
+        )
+    settings = chosen_settings(sweep)
+    opened = open_bundle(bundle, verify=False)
+    made = report["provenance"]
+    reasons = {
+        "command": report["command"], "use": sweep["use"], "why": sweep["why"], "cpu": made["cpu"],
+        "num_cpus": made["num_cpus"], "time_utc": made["time_utc"], "lrkit": made["lrkit"],
+    }  # fmt: skip
+    kept = {key: value for key, value in settings.items() if key in RUNTIME_KEYS}
+    defaults = Defaults(**kept, chosen=reasons)
+    write_manifest(opened, opened.manifest.model_copy(update={"defaults": defaults, "schema_version": SCHEMA}))
+    return defaults
+
+
+def chosen_settings(sweep: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the point that the sweep recommends."""
+    return next(point["settings"] for point in sweep["points"] if point["run"] == sweep["use"])
+
+
+def how_to_export(settings: Mapping[str, Any]) -> str | None:
+    """How settings that are compiled in get into a bundle; None where there are none."""
+    compiled = {_EXPORTED[key]: value for key, value in settings.items() if key in _EXPORTED}
+    if not compiled:
+        return None
+    changed = ", ".join(f"{key}: {value}" for key, value in compiled.items())
+    return (
+        f"to have it in a bundle, copy the checkpoint (lrkit cp), set {changed} in its reasoner.json, and export that; "
+        "the programs of a bundle have it compiled in"
+    )
