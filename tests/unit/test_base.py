@@ -2,8 +2,8 @@
 
 import json
 import re
-import sys
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
