@@ -118,6 +118,24 @@ class View:
         readers = dict.fromkeys(use.node for use in value.uses())
         return sorted((self._site_of[node] for node in readers), key=lambda site: self._order[site.node])
 
+    def follows(self, node: ir.Node, earlier: ir.Node) -> bool:
+        """Whether what a node reads depends on another node of the same graph, also by what its neighbours' bodies
+        read."""
+        seen: set[ir.Node] = set()
+        waiting = [node]
+        while waiting:
+            current = waiting.pop()
+            inner = [site.node for site in self.sites if any(around is current for around, _ in site.around)]
+            for reader in (current, *inner):
+                for value in reader.inputs:
+                    maker = value.producer() if value is not None else None
+                    if maker is earlier:
+                        return True
+                    if maker is not None and maker not in seen:
+                        seen.add(maker)
+                        waiting.append(maker)
+        return False
+
     def foldable(self, value: ir.Value | None) -> bool:
         """Whether a value follows from constants and fixed shapes alone."""
         if value is None:

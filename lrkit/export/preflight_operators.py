@@ -92,6 +92,14 @@ def input_given(view: View, *, operators: Sequence[str], indexes: Sequence[int])
                 yield Hit.at(site, f"input {index} is {value.name}")
 
 
+def input_twice(view: View, *, operators: Sequence[str], indexes: Sequence[int]) -> Hits:
+    """Nodes that are given one value for several of these inputs."""
+    for site in view.of(*operators):
+        values = [value for index in indexes if (value := given(site.node, index)) is not None]
+        if len(set(values)) < len(values):
+            yield Hit.at(site, f"inputs {' and '.join(map(str, indexes))} are {values[0].name}")
+
+
 def output_used(view: View, *, operators: Sequence[str], first: int) -> Hits:
     """Nodes with an output from number `first` on."""
     for site in view.of(*operators):

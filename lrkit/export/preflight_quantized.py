@@ -137,6 +137,25 @@ def shared_by_loop(view: View, *, types: Sequence[str]) -> Hits:
                 yield Hit.at(site, f"{value.name} is also multiplied by {same[0].name}")
 
 
+def shared_side_by_side(view: View, *, types: Sequence[str]) -> Hits:
+    """Products of many rows in the outermost graph with a quantized constant that another one there multiplies by, if
+    neither follows from the other."""
+    asked = types_in(types)
+    for value in view.constants():
+        if value.dtype not in asked:
+            continue
+        products = [product for site in view.users(value) for product in _products(view, site) if not product.around]
+        for site in products:
+            beside = [p for p in products if p is not site and _rank(p) == _rank(site) and not _chained(view, site, p)]
+            if _rows(site) != 1 and beside:
+                yield Hit.at(site, f"{value.name} is also multiplied by {beside[0].name}")
+
+
+def _chained(view: View, one: Site, other: Site) -> bool:
+    """Whether one of two nodes follows from the other."""
+    return view.follows(one.node, other.node) or view.follows(other.node, one.node)
+
+
 def _products(view: View, site: Site) -> list[Site]:
     """What multiplies by the weight that a node dequantizes."""
     if site.node.op_type != DEQUANTIZE:

@@ -39,6 +39,8 @@ class Case:
     """Values of the target file of the bad graph."""
     warns: str = ""
     """What TensorRT says while it parses or builds the bad graph, where it says anything."""
+    crashes: bool = False
+    """Whether the library takes the process with it: it is asked in one of its own."""
     others: tuple[str, ...] = ()
     """Rules that the bad graph cannot help breaking too."""
 

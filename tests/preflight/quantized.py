@@ -95,6 +95,14 @@ CASES = {
         at="prompt",
         warns="",
     ),
+    "int4-shared-side-by-side": Case(
+        bad="(float16[2,64] x, float16[1,64] v) => (float16[2,8] y, float16[1,8] z) <int4[64,8] w, float16[2,8] s> "
+        f"{{ {BLOCKS} [rows] y = MatMul(x, d) [row] z = MatMul(v, d) }}",
+        good="(float16[2,64] x) => (float16[2,64] y) <int4[64,64] w, float16[2,64] s> "
+        f"{{ {BLOCKS} [rows] r = MatMul(x, d) [next] y = MatMul(r, d) }}",
+        at="rows",
+        crashes=True,
+    ),
     "arch-int4": Case(
         bad=product("int4[64,8] w, float16[2,8] s", x="float16"),
         good=product("int8[64,8] w, float16[8] s", "[dq] d = DequantizeLinear<axis=1>(w, s)", x="float16"),

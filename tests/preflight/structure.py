@@ -37,9 +37,10 @@ ATTENTION = {
         opset=23,
     ),
     "attention-present": Case(
-        bad="(float16[1,2,4,64] q) => (float16[1,2,4,64] y, float16[1,2,4,64] k, float16[1,2,4,64] v) "
-        "{ [attend] y, k, v = Attention(q, q, q) }",
-        good="(float16[1,2,4,64] q) => (float16[1,2,4,64] y) { [attend] y = Attention(q, q, q) }",
+        bad="(float16[1,2,4,64] q, float16[1,2,4,64] k) => "
+        "(float16[1,2,4,64] y, float16[1,2,4,64] keys, float16[1,2,4,64] values) "
+        "{ [attend] y, keys, values = Attention(q, k, k) }",
+        good=QKV.format(more="") + " { [attend] y = Attention(q, k, k) }",
         at="attend",
         opset=23,
     ),
@@ -57,10 +58,18 @@ ATTENTION = {
         warns="Unused Input: n",
     ),
     "attention-float32": Case(
-        bad="(float[1,2,4,64] q) => (float[1,2,4,64] y) { [attend] y = Attention(q, q, q) }",
-        good="(bfloat16[1,2,4,64] q) => (bfloat16[1,2,4,64] y) { [attend] y = Attention(q, q, q) }",
+        bad="(float[1,2,4,64] q, float[1,2,4,64] k) => (float[1,2,4,64] y) { [attend] y = Attention(q, k, k) }",
+        good="(bfloat16[1,2,4,64] q, bfloat16[1,2,4,64] k) => (bfloat16[1,2,4,64] y) "
+        "{ [attend] y = Attention(q, k, k) }",
         at="attend",
         opset=23,
+    ),
+    "attention-itself": Case(
+        bad="(float16[1,2,4,64] q) => (float16[1,2,4,64] y) { [attend] y = Attention(q, q, q) }",
+        good="(float16[1,2,4,64] q) => (float16[1,2,4,64] y) { [copy] k = Abs(q) [attend] y = Attention(q, k, k) }",
+        at="attend",
+        opset=23,
+        crashes=True,
     ),
     "attention-one-query": Case(
         bad="(float16[1,2,1,64] q, float16[1,2,8,64] k) => (float16[1,2,1,64] y) { [attend] y = Attention(q, k, k) }",

@@ -1,0 +1,165 @@
+"""The rules of `lrkit export --check` against the real thing: NVIDIA's parser and builder, and ONNX Runtime.
+
+For every rule that names TensorRT-RTX: what it calls rejected fails at the stage that it names, the twin builds, and
+what it calls ignored is taken. Likewise for ONNX Runtime. TensorRT-RTX needs no GPU for this; without it its half is
+skipped.
+"""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+
+from lrkit.export.preflight import check_graph
+from lrkit.export.rules import load_rules
+from lrkit.runtime.tensorrt_library import installed_version, load_library
+from tests.preflight import operators, quantized, structure
+from tests.preflight.make import Case, checked, checked_twin, make
+
+CASES: dict[str, Case] = operators.CASES | structure.CASES | quantized.CASES
+RTX = {rule.id: rule for rule in load_rules("tensorrt-rtx").rules}
+ORT = {rule.id: rule for rule in load_rules("ort").rules}
+RTX_ONLY = pytest.mark.skipif(
+    installed_version("tensorrt-rtx") is None,
+    reason='needs the package tensorrt_rtx: pip install "lrkit[tensorrt-rtx]"',
+)
+
+
+def build(text: str, opset: int, arch: str = "sm89") -> tuple[str, list[str]]:
+    """(how far TensorRT-RTX gets: "parse" or "build" where it fails there, "engine" where it does not; what it
+    said)."""
+    library = load_library("tensorrt-rtx")
+    trt = library.module
+    library.log.take()
+    builder = trt.Builder(library.log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, library.log)
+    if not parser.parse(make(text, opset).SerializeToString()):
+        return "parse", [parser.get_error(n).desc() for n in range(parser.num_errors)] + library.log.take()
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(trt.ComputeCapability, arch.upper()), 0)
+    for number in range(network.num_inputs):
+        tensor = network.get_input(number)
+        if -1 in tensor.shape:
+            profile.set_shape(tensor.name, *([n if size == -1 else size for size in tensor.shape] for n in (1, 4, 8)))
+        elif tensor.is_shape_tensor:
+            profile.set_shape_input(tensor.name, [1], [2], [4])
+    config.add_optimization_profile(profile)
+    engine = builder.build_serialized_network(network, config)
+    return "build" if engine is None else "engine", library.log.take()
+
+
+def build_apart(name: str) -> tuple[str, list[str]]:
+    """The bad graph of a case, built in a process that may crash; a crash is a build that fails."""
+    program = "import sys; from tests.parity.test_preflight_agrees import CASES, build; case = CASES[sys.argv[1]]"
+    command = [sys.executable, "-c", f"{program}; print(build(case.bad, case.opset))", name]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
+    assert done.returncode in (-signal.SIGSEGV, -signal.SIGABRT), done.stdout + done.stderr
+    return "build", [done.stderr]
+
+
+@RTX_ONLY
+@pytest.mark.parametrize("name", RTX)
+def test_tensorrt_rtx_does_what_the_rule_says(name):
+    rule, case = RTX[name], CASES[name]
+    arch = next((arch for arch in case.archs if arch in rule.archs), "sm89")
+    reached, said = build_apart(name) if case.crashes else build(case.bad, case.opset, arch)
+    assert reached == (rule.stage or "engine"), said
+    assert not case.warns or any(case.warns in text for text in said), said
+    reached, said = build(case.good, case.good_opset or case.opset, (case.good_archs or ("sm89",))[0])
+    assert reached == "engine", said
+
+
+@RTX_ONLY
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.good_archs and name in RTX])
+def test_gpus_that_a_rule_does_not_name_take_the_graph(name):
+    case = CASES[name]
+    for arch in case.good_archs:
+        reached, said = build(case.bad, case.opset, arch)
+        assert reached == "engine", (arch, said)
+
+
+@RTX_ONLY
+@pytest.mark.parametrize("name", ["topk-unsorted", "rotary-positions"])
+def test_rules_that_spare_tensorrt_rtx_do_so_because_it_builds(name):
+    """NVIDIA's table forbids these for standard TensorRT; on TensorRT-RTX the measurement counts."""
+    assert name not in RTX
+    reached, said = build(CASES[name].bad, CASES[name].opset)
+    assert reached == "engine", said
+
+
+@RTX_ONLY
+@pytest.mark.parametrize("name", RTX)
+def test_the_report_agrees_with_the_parser(name, tmp_path):
+    case = CASES[name]
+    for graph in (checked(case, tmp_path / "bad.onnx"), checked_twin(case, tmp_path / "good.onnx")):
+        report = check_graph(graph, load_rules("tensorrt-rtx"), case.archs)
+        assert report.asked is not None
+        assert report.agrees, (report.asked, report.findings)
+        assert report.asked.takes or report.asked.said
+
+
+@RTX_ONLY
+def test_a_refusal_that_no_rule_foresees_counts(tmp_path):
+    """Two graph levels deep, so that the parser's name of the node must be traced back to where it stands."""
+    body = "[go] go = Identity(on) [odd] new_h = Reshape<allowzero=0>(h, shape)"
+    case = Case(
+        bad=structure.loop("float[4]", body, last="float[M,N]", constants="int64[2] shape = {3, 3}"), good="", at=""
+    )
+    report = check_graph(checked(case, tmp_path / "bad.onnx"), load_rules("tensorrt-rtx"))
+    assert report.agrees is False
+    assert [(f.rule, f.name, f.stage) for f in report.rejected] == [("refused", "step > odd", "parse")]
+
+
+def session(text: str, opset: int, file: Path) -> tuple[str, str]:
+    """("load" where no session comes of it, else "engine"; operators of the optimized graph, or what was said)."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(file)
+    try:
+        onnxruntime.InferenceSession(make(text, opset).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own classes have no common base below Exception
+        return "load", str(error)
+    return "engine", " ".join(node.op_type for node in onnx.load(file).graph.node)
+
+
+FUSED = {
+    "ort-int4-rounds-activations": ("MatMulNBits", "MatMulNBits"),
+    "ort-int4-not-fused": ("DequantizeLinear Gemm", "MatMulNBits"),
+    "ort-int4-float-copy": ("DequantizeLinear Loop", "Loop"),
+}
+"""Rule -> operators left after ONNX Runtime's fusions: (of the bad graph, of its twin)."""
+
+
+@pytest.mark.parametrize("name", ORT)
+def test_onnxruntime_does_what_the_rule_says(name, tmp_path):
+    rule, case = ORT[name], CASES[name]
+    for text, opset, stage, number in (
+        (case.bad, case.opset, rule.stage or "engine", 0),
+        (case.good, case.good_opset or case.opset, "engine", 1),
+    ):
+        reached, said = session(text, opset, tmp_path / f"{number}.onnx")
+        assert reached == stage, said
+        if name in FUSED:
+            assert said == FUSED[name][number]
+
+
+@pytest.mark.parametrize("name", ORT)
+def test_the_report_agrees_with_onnxruntime(name, tmp_path):
+    case = CASES[name]
+    for graph in (checked(case, tmp_path / "bad.onnx"), checked_twin(case, tmp_path / "good.onnx")):
+        report = check_graph(graph, load_rules("ort"))
+        assert report.agrees, (report.asked, report.findings)
+
+
+def test_the_fusion_rounds_activations(tmp_path):
+    """What ort-int4-rounds-activations is about: the level of the node that ONNX Runtime makes."""
+    file = tmp_path / "fused.onnx"
+    session(CASES["ort-int4-rounds-activations"].bad, 21, file)
+    (node,) = onnx.load(file).graph.node
+    assert {a.name: a.i for a in node.attribute}["accuracy_level"] == 4
