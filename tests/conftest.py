@@ -31,6 +31,15 @@ def engine_bundle(bundle: Path) -> Path:
     return write_engine_bundle(bundle)
 
 
+@pytest.fixture(scope="session")
+def step_engine_bundle(bundle: Path) -> Path:
+    """The same in the form `step`: an engine for each of its three graphs."""
+    pytest.importorskip("tensorrt_rtx", reason='needs the package tensorrt_rtx: pip install "lrkit[tensorrt-rtx]"')
+    from tests.bundles import write_engine_bundle
+
+    return write_engine_bundle(bundle, "step")
+
+
 @pytest.fixture
 def own_bundle(bundle: Path, tmp_path: Path) -> Path:
     """A copy of `bundle` to alter."""

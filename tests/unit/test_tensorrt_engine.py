@@ -209,6 +209,16 @@ def test_engine_options_are_strict(bundle: Path) -> None:
     assert "runtime_cache is for tensorrt-rtx" in message(bundle, "tensorrt", engine_options=cached)
 
 
+def test_the_step_form_has_an_engine_for_each_graph(step_engine_bundle: Path) -> None:
+    entry = open_bundle(step_engine_bundle).program("latent")
+    assert [engine.graph for engine in entry.engines] == ["prompt", "think", "speak"]
+    recorded = {"cuda_graphs": ["speak"], "runtime_cache": "kernels"}
+    if not find_gpus().found:
+        assert "runs on an NVIDIA GPU" in message(step_engine_bundle, engine_options=recorded)
+    whole = message(step_engine_bundle, engine_options={"cuda_graphs": ["program"]})
+    assert "TensorRtOptions: cuda_graphs.0" in whole and "'prompt', 'think' or 'speak'" in whole
+
+
 def test_memory_for_an_output_that_only_the_run_tells(engine_bundle: Path) -> None:
     """By the package's own allocator class, asked as a run asks it."""
     from lrkit.runtime.device_array import Pool
