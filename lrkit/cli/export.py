@@ -1,7 +1,7 @@
 """`lrkit export CHECKPOINT`: the whole reasoner as one program, checked against torch, in a bundle."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
@@ -9,7 +9,9 @@ from rich.console import Console
 from lrkit.cli.export_engines import engines_into_bundle, print_engines
 from lrkit.cli.export_progress import ExportProgress
 from lrkit.cli.export_tables import proofs, sizes
-from lrkit.cli.export_target import load_target, script_path
+from lrkit.cli.export_target import arch_names, load_target, script_path
+from lrkit.cli.preflight import Asked
+from lrkit.cli.preflight import check as check_thing
 from lrkit.cli.tables import write_json
 from lrkit.errors import UserError, require
 from lrkit.resources import find_checkpoint
@@ -35,8 +37,17 @@ Examples:
     lrkit export tiny --target jetson-thor -o thor
 
     lrkit export pc --engine tensorrt --script build_engine.py
+
+    lrkit export tiny --check --target tensorrt-rtx --arch sm89
+
+    lrkit export my-bundle --check --target jetson-thor
+
+    lrkit export model.onnx --check --target tensorrt-10 --json findings.json
 """
 
+Check = Annotated[
+    bool, typer.Option("--check", help="Only list what --target (also tensorrt-10, tensorrt-11, ort) would reject.")
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write sizes, errors and times to this file.")]
 
 FORMS = get_args(Form)
@@ -59,6 +70,7 @@ def export(
     arch: Annotated[str | None, typer.Option(help="GPUs for tensorrt-rtx: sm89,sm120. [default: all it knows]")] = None,
     script: Annotated[str | None, typer.Option(help="Write a script that builds them on a device instead.")] = None,
     engine_file: Annotated[Path | None, typer.Option(help="Take the engines.json of that script into BUNDLE.")] = None,
+    check: Check = False,
     data: Annotated[str, typer.Option(help="Samples to check on: trail:main, ..., or a .jsonl file.")] = "trail:main",
     samples: Annotated[int, typer.Option(min=1, help="How many of them.")] = 500,
     baselines: Annotated[bool, typer.Option(help="Also the checkpoint's cot and direct baselines.")] = True,
@@ -67,14 +79,18 @@ def export(
 ) -> None:
     """Write one program that holds the whole reasoner, prove it equal to torch, and pack it into a bundle.
 
-    Given a bundle, adds TensorRT engines to it.
+    Given a bundle, adds TensorRT engines to it. With --check nothing is written, and THING may be an .onnx file too.
     """
     if form not in FORMS:
         raise UserError(f"--form is {form!r}; it must be one of {', '.join(FORMS)}")
+    changes = ([f"dialect={dialect}"] if dialect else []) + (overrides or [])
+    if check:
+        pointless = {"--output": output, "--engine": engine, "--script": script, "--engine-file": engine_file}
+        asked = Asked(checkpoint, target, changes, int4, cast(Form, form), arch_names(arch), pointless)
+        return check_thing(asked, json_file)
     if engine_file is not None or (find_checkpoint(checkpoint) is None and is_bundle(checkpoint)):
         wanted = (target, overrides or [], engine, arch)
         return engines_into_bundle(Path(checkpoint), wanted, script_path(script), engine_file, json_file)
-    changes = ([f"dialect={dialect}"] if dialect else []) + (overrides or [])
     name, asked = load_target(target, int4, changes, engine, arch)
     if engine is not None and script is None and asked.engine is not None:
         from lrkit.export.tensorrt import plan_engines

@@ -85,8 +85,13 @@ def _engine_values(base: dict[str, Any] | None, kind: str | None, arch: str | No
         raise UserError("nothing says which engine to build; give --engine tensorrt-rtx or --engine tensorrt")
     values: dict[str, Any] = dict(base) if base is not None and kind in (None, base["kind"]) else {"kind": kind}
     if arch is not None:
-        values["archs"] = [name.strip() for name in arch.split(",") if name.strip()]
+        values["archs"] = list(arch_names(arch))
     return values
+
+
+def arch_names(arch: str | None) -> tuple[str, ...]:
+    """The GPUs of --arch sm89,sm120."""
+    return tuple(name.strip() for name in (arch or "").split(",") if name.strip())
 
 
 def script_path(script: str | None) -> Path | None:

@@ -16,7 +16,7 @@ from pydantic import Field, JsonValue, model_validator
 from lrkit.config import Config, load_config
 from lrkit.errors import ConfigError, UnknownNameError, UserError, did_you_mean
 from lrkit.resources import find_rules, list_resources
-from lrkit.runtime.manifest import Dialect
+from lrkit.runtime.manifest import Dialect, EngineKind
 
 TargetName = Literal["tensorrt-10", "tensorrt-11", "tensorrt-rtx", "ort"]
 TARGETS: tuple[TargetName, ...] = get_args(TargetName)
@@ -162,6 +162,15 @@ def load_rules(target: str) -> RuleSet:
     name = cast(TargetName, target)
     rules = tuple(rule for _, file in found for rule in file.rules if name in rule.targets)
     return RuleSet(name, found[0][1].targets[name], rules)
+
+
+def targets_of(dialect: Dialect, engine: EngineKind | None) -> tuple[TargetName, ...]:
+    """The targets that a program is meant for, by its dialect and the engines asked for beside it."""
+    if dialect == "ort":
+        return ("ort",)
+    if engine is None:
+        return ("tensorrt-rtx", "tensorrt-11", "tensorrt-10")
+    return ("tensorrt-rtx",) if engine == "tensorrt-rtx" else ("tensorrt-11", "tensorrt-10")
 
 
 @cache

@@ -1,0 +1,222 @@
+"""`lrkit export THING --check`: what a target would reject or ignore in a program, without building anything.
+
+The rules are data (export/rules/*.yaml); lrkit/export/preflight.py applies them. As for `lrkit validate`, the exit code
+is 0 where nothing is rejected and 2 where something is, or where the thing cannot be read; --json tells them apart.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lrkit.cli.tables import write_json
+from lrkit.errors import ExportError, UserError, require
+from lrkit.resources import find_checkpoint, resolve_checkpoint
+from lrkit.runtime.bundle import is_bundle
+from lrkit.runtime.io_spec import Form
+
+if TYPE_CHECKING:
+    from lrkit.export.preflight import Finding, Report
+    from lrkit.export.preflight_ask import Opinion
+    from lrkit.export.preflight_open import CheckedGraph
+    from lrkit.export.rules import TargetName
+    from lrkit.export.target import Target
+
+MOST_NAMES = 3
+"""Places of one rule that the table names; the JSON file has all."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `--check` was given."""
+
+    thing: str
+    """An ONNX file, a bundle or a checkpoint."""
+    target: str | None
+    """A target of the rules (tensorrt-rtx, ...) or a target file's name."""
+    changes: Sequence[str]
+    """Changes of the target that a checkpoint is built by."""
+    int4: bool
+    form: Form
+    archs: tuple[str, ...]
+    pointless: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Options that a check has no use for, by name; refused if given."""
+
+
+def check(asked: Asked, json_file: Path | None) -> None:
+    """Prints what is found, graph by graph.
+
+    Raises:
+        UserError: options that do not belong to a check, or a thing that cannot be read.
+        ExportError: something would be rejected.
+    """
+    for name, value in asked.pointless.items():
+        if value:
+            raise UserError(f"{name} was given beside --check, which writes no bundle and no engine; leave one out")
+    for package in ("onnx", "onnx_ir"):
+        require(package, "export")
+    from lrkit.export.preflight import check_graph
+    from lrkit.export.rules import load_rules
+
+    reports: list[Report] = []
+    with _opened(asked) as (graphs, targets, archs):
+        for graph in graphs:
+            for target in targets or _own_targets(graph):
+                reports.append(check_graph(graph, load_rules(target), archs))
+    console = Console(highlight=False)
+    for report in reports:
+        _print(console, report)
+    rejected = [report for report in reports if report.rejected]
+    write_json(json_file, {
+        "schema": 1, "kind": "preflight", "thing": asked.thing, "ok": not rejected,
+        "reports": [report.to_dict() for report in reports],
+    })  # fmt: skip
+    if rejected:
+        raise ExportError("\n".join(_verdict(asked.thing, report) for report in rejected))
+
+
+Opened = tuple[list["CheckedGraph"], tuple["TargetName", ...], tuple[str, ...]]
+"""(graphs, targets to hold them against, GPUs); no targets: each graph knows its own."""
+
+
+@contextmanager
+def _opened(asked: Asked) -> Generator[Opened]:
+    from lrkit.export.preflight import load_graph
+    from lrkit.export.preflight_open import graphs_of_bundle, graphs_of_checkpoint
+
+    file = Path(asked.thing)
+    if find_checkpoint(asked.thing) is None and (is_bundle(file) or file.suffix == ".onnx" or file.is_file()):
+        if asked.changes or asked.int4:
+            raise UserError(f"{asked.thing} is built already, so its target cannot be changed; leave the changes out")
+        if not is_bundle(file) and asked.target is None:
+            raise UserError(
+                f"say with --target what {asked.thing} is for: {', '.join(_target_names())}, or a target file"
+            )
+        targets, archs = _targets_of_name(asked.target) if asked.target else ((), ())
+        yield graphs_of_bundle(file) if is_bundle(file) else [load_graph(file)], targets, asked.archs or archs
+        return
+    target, targets, archs = _target_to_build(asked)
+    folder = resolve_checkpoint(asked.thing)
+    status = Console(stderr=True).status(f"building {asked.thing} as {target.dialect}, {target.precision}")
+    with status, graphs_of_checkpoint(folder, target, asked.form) as graphs:
+        status.stop()
+        yield graphs, targets, asked.archs or archs
+
+
+def _target_names() -> tuple["TargetName", ...]:
+    from lrkit.export.rules import TARGETS
+
+    return TARGETS
+
+
+def _targets_of_name(name: str) -> "tuple[tuple[TargetName, ...], tuple[str, ...]]":
+    """(targets of the rules, GPUs) of the name of a target of the rules, or of a target file."""
+    from lrkit.config import load_config
+    from lrkit.export.rules import load_rules
+    from lrkit.export.target import Target
+    from lrkit.resources import find_target
+
+    if name in _target_names():
+        return (load_rules(name).target,), ()
+    return _meant_for(load_config(Target, find_target(name)))
+
+
+def _meant_for(target: "Target") -> "tuple[tuple[TargetName, ...], tuple[str, ...]]":
+    from lrkit.export.rules import targets_of
+
+    engine = target.engine
+    return targets_of(target.dialect, engine and engine.kind), engine.archs if engine else ()
+
+
+def _own_targets(graph: "CheckedGraph") -> "tuple[TargetName, ...]":
+    """Those of a graph in a bundle: by its dialect and the engines of the target that it was exported for."""
+    from lrkit.export.rules import targets_of
+
+    assert graph.dialect is not None
+    return targets_of(graph.dialect, (graph.target.get("engine") or {}).get("kind"))
+
+
+def _target_to_build(asked: Asked) -> "tuple[Target, tuple[TargetName, ...], tuple[str, ...]]":
+    """(target to build a checkpoint by, targets of the rules to hold it against, GPUs)."""
+    from lrkit.config import load_config
+    from lrkit.export.rules import load_rules
+    from lrkit.export.target import Target
+    from lrkit.resources import find_target
+
+    name = asked.target or ("cpu-int4" if asked.int4 else "cpu-fp32")
+    file = load_rules(name).facts.export if name in _target_names() else name
+    plain = load_config(Target, find_target(file))
+    # Without its engines: the question may be what an engine makes of another dialect.
+    changes = [*(["precision=int4"] if asked.int4 else []), *asked.changes]
+    target = load_config(Target, {**plain.model_dump(mode="json"), "engine": None}, changes)
+    if name in _target_names():
+        return target, _targets_of_name(name)[0], ()
+    return target, *_meant_for(plain if plain.engine is not None else target)
+
+
+def _print(console: Console, report: "Report") -> None:
+    """One graph against one target."""
+    from lrkit.export.rules import VERDICTS
+
+    gpus = f" on {', '.join(report.archs)}" if report.archs else ""
+    console.print(f"\n{report.graph}, {report.num_nodes} nodes, against {report.target}{gpus}", markup=False)
+    for verdict in VERDICTS:
+        found = [finding for finding in report.findings if finding.verdict == verdict]
+        if found:
+            console.print(_table(verdict, found))
+    if not report.rejected:
+        console.print(f"nothing that {report.target} would reject was found", markup=False)
+    console.print(_told_by(report), markup=False)
+
+
+def _table(verdict: str, findings: "list[Finding]") -> Table:
+    """One row per rule."""
+    table = Table(title=f"{verdict}: {len(findings)}", title_justify="left")
+    table.add_column("where", overflow="fold", ratio=2)
+    table.add_column("why, and what to do", overflow="fold", ratio=3)
+    table.add_column("rule", overflow="fold")
+    by_rule: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_rule.setdefault(finding.rule, []).append(finding)
+    for rule, found in by_rule.items():
+        names = [f"{f.name} ({f.detail or f.operator})" for f in found[:MOST_NAMES]]
+        more = [f"... and {len(found) - MOST_NAMES} more"] if len(found) > MOST_NAMES else []
+        first = found[0]
+        text = f"{first.reason} {first.instead}\n{first.basis}: {first.source}"
+        table.add_row(escape("\n".join(names + more)), escape(text), escape(rule))
+    return table
+
+
+def _told_by(report: "Report") -> str:
+    """What the real library says, and whether the rules say the same."""
+    opinion = report.asked
+    if opinion is None:
+        return f"the library of {report.target} is not installed here: the rules alone were applied"
+    if opinion.takes is None:
+        return f"{opinion.who}: could not be asked ({_words(opinion)})"
+    says = "takes it" if opinion.takes else f"refuses it: {_words(opinion)}"
+    accord = "the rules say the same" if report.agrees else "the rules say otherwise; it knows better"
+    builds = " (what only the builder refuses, it does not see)" if opinion.takes and opinion.stage == "parse" else ""
+    warned = f"; it warns: {opinion.warnings[0]}" if opinion.warnings else ""
+    return f"{opinion.who}: {says}{builds}; {accord}{warned}"
+
+
+def _words(opinion: "Opinion") -> str:
+    first = opinion.said[0] if opinion.said else None
+    if first is None:
+        return "no reason given"
+    place = f" in {first.place}" if first.place else ""
+    return f"{first.name}{place}: {first.text}" if first.name else first.text
+
+
+def _verdict(thing: str, report: "Report") -> str:
+    rules = ", ".join(dict.fromkeys(finding.rule for finding in report.rejected))
+    number = len(report.rejected)
+    places = "1 place" if number == 1 else f"{number} places"
+    what = f"{report.target} would reject {report.graph} at {places} ({rules})"
+    return f"{thing}: {what}; see the table for what to do instead"
