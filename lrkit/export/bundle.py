@@ -2,11 +2,15 @@
 
     checkpoint --read--> source --build--> ONNX --write--> staging folder --check against torch--> rename
 
+The source gives one matrix at a time, and torch's model is loaded when the program is written and let go: the two are
+never in memory together.
+
 Place in the pipeline: `lrkit export` calls `export_bundle`; lrkit/runtime/bundle.py opens the result. Everything is
 written into a hidden neighbour of the target folder, which is renamed at the end: killed at any moment, an export
 leaves a whole bundle or none.
 """
 
+import gc
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import torch
 from PIL import Image
 
 from lrkit.data.sample import Sample
@@ -26,12 +29,12 @@ from lrkit.export.dialect import Dialect
 from lrkit.export.program import Program, Tower, build_program
 from lrkit.export.saving import has_twins, save_models
 from lrkit.export.sizes import program_sizes
-from lrkit.export.source import read_source
 from lrkit.export.steps import build_steps, save_steps, step_spec
+from lrkit.export.subject import CheckpointSubject, Origin, Subject
 from lrkit.export.target import Target, limits_of
 from lrkit.export.tensorrt_target import TargetEngines
 from lrkit.export.vision import traced_tower
-from lrkit.model.checkpoint import LoadedCheckpoint, load_checkpoint, read_info, replace_folder
+from lrkit.model.checkpoint import replace_folder
 from lrkit.provenance import collect
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.io_spec import Form
@@ -76,7 +79,7 @@ class ExportReport:
 
 
 def export_bundle(
-    checkpoint: Path | str,
+    checkpoint: Path | str | Subject,
     output: Path,
     target: Target,
     samples: Sequence[Sample],
@@ -87,7 +90,7 @@ def export_bundle(
     script: Path | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> ExportReport:
-    """Writes the bundle of a checkpoint (name or folder) into `output`.
+    """Writes the bundle of a checkpoint (name or folder), or of another subject such as a shape, into `output`.
 
     `form` is one graph per program, or `step`: graphs that the host drives. `samples`, unseen in training, are what
     the programs are checked on. With `baselines` the checkpoint's own cot and direct baselines become programs too.
@@ -103,7 +106,7 @@ def export_bundle(
             refuses the program.
         MissingExtraError: the target asks for TensorRT-RTX engines, and the package is not installed.
     """
-    folder = resolve_checkpoint(checkpoint)
+    subject = CheckpointSubject(resolve_checkpoint(checkpoint)) if isinstance(checkpoint, str | Path) else checkpoint
     _refuse_taken(output, force)
     engines = TargetEngines.of(target, script)
     if not samples:
@@ -113,7 +116,7 @@ def export_bundle(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     try:
-        export = _Export(folder, staging, target, form, samples, progress)
+        export = _Export(subject, staging, target, form, samples, progress)
         manifest = engines.add(export.run(baselines), staging, export.seconds, progress)
         (staging / BUNDLE_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         replace_folder(staging, output)
@@ -137,16 +140,16 @@ class _Export:
 
     def __init__(
         self,
-        folder: Path,
+        subject: Subject,
         staging: Path,
         target: Target,
         form: Form,
         samples: Sequence[Sample],
         progress: Progress,
     ) -> None:
-        self.folder, self.staging, self.target, self.progress = folder, staging, target, progress
+        self.subject, self.staging, self.target, self.progress = subject, staging, target, progress
         self.form: Form = form
-        self.processor = Processor.from_folder(folder)
+        self.processor: Processor = subject.processor
         self.samples = samples
         self.encoded = [
             CheckSample(self.processor.encode_prompt(sample.images, sample.question), sample.answer or None)
@@ -157,73 +160,76 @@ class _Export:
         self.recorded: list[RecordedSample] = []
 
     def run(self, baselines: bool) -> Manifest:
-        info = read_info(self.folder)
-        folders: dict[Role, Path] = {"latent": self.folder}
-        declared: dict[str, Any] = info.get("baselines") or {} if baselines else {}
-        roles: tuple[Role, ...] = ("cot", "direct")
-        for role in roles:
-            if declared.get(role):
-                folders[role] = (self.folder / declared[role]).resolve()
         limits: Limits | None = None
         programs: dict[Role, ProgramEntry] = {}
         validations: dict[Role, Validation] = {}
-        for role, folder in folders.items():
-            loaded = load_checkpoint(folder, dtype=torch.float32)
-            limits = limits or limits_of(self.target, loaded.reasoner.settings.think.max_latent_steps)
-            programs[role], validations[role] = self._program(role, loaded, limits)
+        for role, origin in self.subject.origins(baselines).items():
+            limits = limits or limits_of(self.target, origin.settings.think.max_latent_steps)
+            # A baseline never thinks: its program carries no latent loop.
+            own = limits if role == "latent" else limits.model_copy(update={"max_latent_steps": 0})
+            programs[role] = self._program(role, origin, own)
+            gc.collect()  # graphs are full of cycles, which hold the weights
+            validations[role] = self._proof(role, origin, programs[role], own)
         assert limits is not None
-        return self._manifest(info, limits, programs, validations)
+        return self._manifest(limits, programs, validations)
 
-    def _program(self, role: Role, loaded: LoadedCheckpoint, limits: Limits) -> tuple[ProgramEntry, Validation]:
-        """Builds, writes and checks one program."""
-        reasoner = loaded.reasoner
+    def _program(self, role: Role, origin: Origin, limits: Limits) -> ProgramEntry:
+        """Builds and writes one program."""
         started = time.perf_counter()
         self.progress(f"{role}: reading weights", 0, 0)
-        source = read_source(reasoner)
+        source = origin.source()
         dialect = Dialect(self.target, source.weight, source.dimensions.epsilon)
-        # A baseline never thinks: its program carries no latent loop.
-        own = limits if role == "latent" else limits.model_copy(update={"max_latent_steps": 0})
         self.progress(f"{role}: tracing the vision tower", 0, 0)
         tower = traced_tower(source, dialect)
+        self.seconds[f"{role}.vision"] = time.perf_counter() - started
         self.progress(f"{role}: building the graph", 0, 0)
-        chunks = Chunks(source, dialect, own)
-        entry, session = self._written(role, chunks, tower)
+        entry = self._written(role, Chunks(source, dialect, limits), tower)
         self.seconds[f"{role}.build"] = time.perf_counter() - started
-        started = time.perf_counter()
-        total = len(self.encoded)
-        validation = check_program(
-            reasoner, self.processor, session, entry.spec, own, role, self.target.precision, self.encoded,
-            lambda done: self.progress(f"{role}: comparing with torch", done, total),
-        )  # fmt: skip
-        self._record(role, ProgramRun(session, entry.spec, reasoner, self.processor, own, role))
-        self.seconds[f"{role}.check"] = time.perf_counter() - started
         self.errors[role] = dict(dialect.errors)
-        return entry, validation
+        return entry
 
-    def _written(self, role: Role, chunks: Chunks, tower: Tower) -> tuple[ProgramEntry, Any]:
-        """Builds and writes one program in the asked form: (entry, session that answers by it)."""
-        eos_id, nbits = self.processor.eos_id, self.target.precision == "int4" and self.target.dialect == "ort"
+    def _proof(self, role: Role, origin: Origin, entry: ProgramEntry, limits: Limits) -> Validation:
+        """Compares what was written with torch, and records answers."""
+        started = time.perf_counter()
+        self.progress(f"{role}: loading torch's model", 0, 0)
+        reasoner, session = origin.reasoner(), self._opened(entry)
+        most = self.subject.check_tokens or limits.max_new_tokens
+        bounds = limits.model_copy(update={"max_new_tokens": min(most, limits.max_new_tokens)})
+        validation = check_program(
+            reasoner, self.processor, session, entry.spec, bounds, role, self.target.precision, self.encoded,
+            lambda done: self.progress(f"{role}: comparing with torch", done, len(self.encoded)),
+        )  # fmt: skip
+        self._record(role, ProgramRun(session, entry.spec, reasoner, self.processor, limits, role))
+        self.seconds[f"{role}.check"] = time.perf_counter() - started
+        return validation
+
+    def _written(self, role: Role, chunks: Chunks, tower: Tower) -> ProgramEntry:
+        """Builds and writes one program in the asked form."""
+        nbits = self.target.precision == "int4" and self.target.dialect == "ort"
         steps: dict[StepName, StepEntry] = {}
-        off = optimizers_off(self.target.dialect, self.target.precision)
         if self.form == "program":
-            program = build_program(chunks, eos_id, tower)
+            program = build_program(chunks, self.processor.eos_id, tower)
             spec, file = program.spec, f"{role}.onnx"
             data = self._save(program, file)
-            session = open_program(self.staging / file, spec, off)
         else:
             built, spec = build_steps(chunks, tower), step_spec(chunks)
             self.progress(f"{role}: writing", 0, 0)
             files, data = save_steps(built, self.staging, role)
             steps = {name: StepEntry(file=files[name], spec=step.spec) for name, step in built.items()}
             file = files["prompt"]
-            session = open_steps(self.staging, steps, spec, eos_id, off)
-        entry = ProgramEntry(
+        return ProgramEntry(
             file=file, data=data, dialect=self.target.dialect, precision=self.target.precision,
             accuracy_level=self.target.int4.accuracy_level if nbits else None, spec=spec, steps=steps,
             settings=chunks.settings, num_layers=chunks.dims.num_layers, routed_layers=tuple(chunks.routers),
             bytes_by_part=dict(chunks.dialect.part_bytes), sizes=program_sizes(chunks),
         )  # fmt: skip
-        return entry, session
+
+    def _opened(self, entry: ProgramEntry) -> Any:
+        """The session that answers by what was written."""
+        off = optimizers_off(self.target.dialect, self.target.precision)
+        if self.form == "program":
+            return open_program(self.staging / entry.file, entry.spec, off)
+        return open_steps(self.staging, entry.steps, entry.spec, self.processor.eos_id, off)
 
     def _save(self, program: Program, file: str) -> str | None:
         """Writes one graph; returns the name of its data file, where it needs one."""
@@ -257,7 +263,6 @@ class _Export:
 
     def _manifest(
         self,
-        info: dict[str, Any],
         limits: Limits,
         programs: dict[Role, ProgramEntry],
         validations: dict[Role, Validation],
@@ -267,7 +272,7 @@ class _Export:
         processor.save(self.staging)
         files = sorted(path for path in self.staging.rglob("*") if path.is_file())
         return Manifest(
-            name=self.folder.name,
+            name=self.subject.name,
             target=self.target.model_dump(mode="json"),
             programs=programs,
             limits=limits,
@@ -278,5 +283,5 @@ class _Export:
             files={path.relative_to(self.staging).as_posix(): digest(path) for path in files},
             samples=tuple(self.recorded),
             validation=validations,
-            provenance=collect(checkpoint={"stage": info.get("stage"), "provenance": info.get("provenance")}),
+            provenance=collect(checkpoint=self.subject.provenance),
         )

@@ -1,0 +1,125 @@
+"""A reasoner of a given shape with random weights, to export: what a device must hold and how fast it is, before any
+download or training.
+
+    lrkit export --shape qwen2-vl-2b --random-weights --int4 -o bundle
+
+Place in the pipeline: profiles/shapes/*.json -> `ShapeSubject` -> bundle.py, as a checkpoint. Every matrix is drawn
+when it is asked for, from a seed made of its name: so two readers see the same weights, and nobody holds all of them.
+Latent steps are forced, as random weights decide nothing.
+"""
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lrkit.data.sample import Sample
+from lrkit.errors import UserError
+from lrkit.export.source import Source, array, family_of
+from lrkit.export.streaming import assemble
+from lrkit.export.subject import Origin
+from lrkit.model.build import build_reasoner
+from lrkit.model.latent_token import LatentToken
+from lrkit.model.reasoner import LatentReasoner
+from lrkit.model.settings import ReasonerSettings, ThinkSettings
+from lrkit.profile.shapes import Shape, load_shape, shape_config, shape_processor, shape_samples
+from lrkit.runtime.manifest import Role
+
+SPREAD = 0.02
+"""Standard deviation of every matrix: what transformers starts a Qwen2-VL with."""
+CHECK_TOKENS = 8
+"""Spoken tokens compared with torch, which at 2 billion weights takes its time for each."""
+SETTINGS = ReasonerSettings(think=ThinkSettings(halting="fixed"))
+
+
+class RandomWeights:
+    """Weights by their names in transformers; equal for equal names and shapes."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.shapes = shapes
+
+    def read(self, name: str) -> np.ndarray:
+        """float32, made anew at each call: normal matrices and biases, norms of one."""
+        shape = self.shapes[name]
+        if len(shape) == 1 and name.endswith(".weight"):
+            return np.ones(shape, np.float32)
+        drawn = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
+        drawn *= np.float32(SPREAD)
+        return drawn
+
+
+class ShapeOrigin:
+    """A Qwen2-VL with a shape's sizes."""
+
+    settings = SETTINGS
+
+    def __init__(self, shape: Shape, latent_id: int, config: Any) -> None:
+        self.shape, self.latent_id, self.config = shape, latent_id, config
+        self.weights = RandomWeights({name: tuple(p.shape) for name, p in self._empty().named_parameters()})
+
+    def source(self) -> Source:
+        """Weights drawn as asked for; only the vision tower is made whole."""
+        extras = self._extras()
+        family = family_of(str(self.config.model_type))
+        return assemble(family, self.config, self.weights.read, self.settings, self.latent_id, extras)
+
+    def reasoner(self) -> LatentReasoner:
+        """The same weights on torch, in float32."""
+        from lrkit.model.backbones.qwen2_vl import Qwen2VLBackbone
+
+        model = self._empty()
+        tied = {"lm_head.weight"} if self.shape.tied_embeddings else set[str]()
+        names = [name for name, _ in model.named_parameters() if name not in tied]
+        model.load_state_dict({n: torch.from_numpy(self.weights.read(n)) for n in names}, strict=False, assign=True)
+        model.tie_weights()
+        backbone = Qwen2VLBackbone(model.eval())
+        return build_reasoner(backbone, self.settings, self.latent_id)  # pyright: ignore[reportArgumentType]
+
+    def _empty(self) -> Any:
+        """The model without its weights."""
+        from accelerate import init_empty_weights
+        from transformers import Qwen2VLForConditionalGeneration
+
+        with init_empty_weights(include_buffers=False):
+            return Qwen2VLForConditionalGeneration(self.config)
+
+    def _extras(self) -> dict[str, np.ndarray]:
+        """Latent rows and their scale as a fresh reasoner has them, which reads them off its embedding and head."""
+        rows = torch.from_numpy(self.weights.read("model.language_model.embed_tokens.weight"))
+        head = None if self.shape.tied_embeddings else torch.from_numpy(self.weights.read("lm_head.weight"))
+        latent = LatentToken(self.latent_id, rows, head, self.settings.think.latent_scale)
+        return {f"latent.{name}": array(tensor).copy() for name, tensor in latent.state_dict().items()}
+
+
+class ShapeSubject:
+    """A shape as something to export.
+
+    Raises:
+        UnknownNameError: no shape of that name; the message lists those that ship.
+        ConfigError: no such file, or one that holds no shape.
+    """
+
+    check_tokens: int | None = CHECK_TOKENS
+
+    def __init__(self, name: str) -> None:
+        """`name` is one of `lrkit ls shape`, or a JSON file."""
+        self.shape = load_shape(name)
+        self.asked, self.name = name, Path(name).stem
+        self.processor = shape_processor(self.shape)
+        if self.shape.vocabulary < self.processor.tokenizer.get_vocab_size():
+            raise UserError(
+                f"the shape {name} has a vocabulary of {self.shape.vocabulary}, and the words of its prompt are "
+                f"{self.processor.tokenizer.get_vocab_size()}; give a larger one"
+            )
+        self.provenance = {"random_weights": True, "shape": self.shape.model_dump(mode="json")}
+
+    def origins(self, baselines: bool) -> dict[Role, Origin]:
+        """One latent reasoner: random weights have no baselines."""
+        return {"latent": ShapeOrigin(self.shape, self.processor.latent_id, shape_config(self.shape, self.processor))}
+
+    def samples(self, count: int) -> list[Sample]:
+        """Questions about a grey picture of the shape's size; random weights have no right answer to them."""
+        return [Sample(s.images, s.question, (), "", s.id) for s in shape_samples(self.asked, count)]

@@ -1,0 +1,97 @@
+"""What is exported: the reasoners behind one bundle, each of which can be read matrix by matrix and, later, be loaded
+whole for the comparison with torch.
+
+Place in the pipeline: a checkpoint (`CheckpointSubject`) or a shape with random weights (shape.py) -> bundle.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from lrkit.export.source import Source, read_source
+from lrkit.export.streaming import stream_source
+from lrkit.model.checkpoint import load_checkpoint, read_info, read_settings
+from lrkit.model.reasoner import LatentReasoner
+from lrkit.model.settings import ReasonerSettings
+from lrkit.runtime.manifest import Role
+from lrkit.runtime.processor import Processor
+
+
+class Origin(Protocol):
+    """One reasoner."""
+
+    @property
+    def settings(self) -> ReasonerSettings:
+        """What it was built with."""
+        ...
+
+    def source(self) -> Source:
+        """Its weights, read as they are asked for where that is possible."""
+        ...
+
+    def reasoner(self) -> LatentReasoner:
+        """All of it on torch, in float32."""
+        ...
+
+
+class Subject(Protocol):
+    """All reasoners of one bundle."""
+
+    name: str
+    processor: Processor
+    provenance: dict[str, Any]
+    """Where the weights come from."""
+    check_tokens: int | None
+    """Spoken tokens that are compared with torch; None: as many as the bundle allows."""
+
+    def origins(self, baselines: bool) -> Mapping[Role, Origin]:
+        """The latent reasoner, and with `baselines` those it declares."""
+        ...
+
+
+@dataclass(frozen=True)
+class CheckpointOrigin:
+    """The reasoner of one checkpoint folder. Raises `CheckpointError` where it cannot be read."""
+
+    folder: Path
+
+    @property
+    def settings(self) -> ReasonerSettings:
+        """As reasoner.json has them."""
+        return read_settings(self.folder, read_info(self.folder))
+
+    def source(self) -> Source:
+        """From the files where lrkit can merge them itself, else from the loaded model."""
+        return stream_source(self.folder) or read_source(self.reasoner())
+
+    def reasoner(self) -> LatentReasoner:
+        """With its adapter merged, as the program has it."""
+        reasoner = load_checkpoint(self.folder, dtype=torch.float32).reasoner
+        reasoner.merge_adapter()
+        return reasoner
+
+
+class CheckpointSubject:
+    """A checkpoint and its baselines."""
+
+    check_tokens: int | None = None
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `CheckpointError` where the folder is no checkpoint."""
+        self.folder, self.name = folder, folder.name
+        self._info = read_info(folder)
+        self.processor = Processor.from_folder(folder)
+        self.provenance = {"stage": self._info.get("stage"), "provenance": self._info.get("provenance")}
+
+    def origins(self, baselines: bool) -> dict[Role, Origin]:
+        """The folder itself, and the baselines that reasoner.json names."""
+        found: dict[Role, Origin] = {"latent": CheckpointOrigin(self.folder)}
+        declared: dict[str, Any] = self._info.get("baselines") or {} if baselines else {}
+        roles: tuple[Role, ...] = ("cot", "direct")
+        for role in roles:
+            if declared.get(role):
+                found[role] = CheckpointOrigin((self.folder / declared[role]).resolve())
+        return found
