@@ -194,7 +194,7 @@ def _save(report: "Report", folder: Path, json_file: Path | None) -> None:
         write_report(report, json_file)
     console = Console(highlight=False, soft_wrap=True)
     table = Table(title="runs", title_justify="left")
-    table.add_column("run")
+    table.add_column("run", overflow="fold")
     for name in ("right", "AR steps", "latent", "median", "p95", "failed"):
         table.add_column(name, justify="right")
     for run in report["runs"]:
@@ -209,7 +209,8 @@ def _save(report: "Report", folder: Path, json_file: Path | None) -> None:
         console.print(sentence, markup=False)
     if report["sweep"]:
         console.print(f"use {report['sweep']['use']}: {report['sweep']['why']}", markup=False)
-        if report["sweep"]["use"] and (how := how_to_export(chosen_settings(report["sweep"]))):
+        settings = report["models"][0]["settings"]
+        if report["sweep"]["use"] and (how := how_to_export(chosen_settings(report["sweep"]), settings)):
             console.print(how, markup=False)
         if report["sweep"]["replay_against_cot"]:
             console.print(replay_sentence(report["sweep"]["replay_against_cot"]), markup=False)

@@ -1,10 +1,10 @@
-"""The drawings of a report: phases, latencies, steps, ceilings, settings. Heat maps: heat.py; strokes: svg.py."""
+"""The bars of a report: phases, latencies, steps, ceilings. Plots: plots.py; heat maps: heat.py; strokes: svg.py."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lrkit.profile.markdown import ms, number, percent
-from lrkit.profile.svg import Scale, axis, dot, labelled, legend, line, rect, svg, text, ticks
+from lrkit.profile.svg import Scale, axis, dot, labelled, legend, line, rect, svg, ticks
 
 Values = Mapping[str, Any]
 
@@ -106,30 +106,6 @@ def ceiling_bars(runs: Sequence[Values]) -> str | None:
         return None
     kinds = [("b-memory", "memory binds"), ("b-compute", "arithmetic binds"), ("b-overhead", "mostly overhead")]
     return legend(kinds) + "".join(rows)
-
-
-def pareto_plot(sweep: Values) -> str:
-    """Accuracy over latency; settings that no other beats are filled."""
-    points = [p for p in sweep["points"] if p["latency_sec"] is not None]
-    if not points:
-        return "<p>No setting could be measured.</p>"
-    slowest = 1000 * max(p["latency_sec"] for p in points)
-    rights = [100 * (p["accuracy"] or 0.0) for p in points]
-    low, high = max(0.0, min(rights) - 5), min(100.0, max(rights) + 5)
-    across, height = Scale(0, 1.1 * slowest, 9, 98), 260
-    up = Scale(low, high, height, 12)
-    parts = [line(9, up(t), 98, up(t), "grid") + text(8, up(t) + 4, f"{t:g}%", "end") for t in ticks(low, high)]
-    for p in points:
-        css = "r0" if p["pareto"] else "hollow"
-        name = f"{p['run']}: {percent(p['accuracy'])}, {ms(p['latency_sec'])} ms"
-        x, y = across(1000 * p["latency_sec"]), up(100 * (p["accuracy"] or 0.0))
-        parts.append(dot(x, y, 6 if p["run"] == sweep["use"] else 4.5, css, name))
-        if p["run"] == sweep["use"]:
-            parts.append(
-                text(x + (2 if x < 60 else -2), y - 9, f"use {p['run']}", "start" if x < 60 else "end", "label")
-            )
-    parts.append(axis(ticks(0, 1.1 * slowest), across, height + 24, top=height, unit="ms"))
-    return svg(height + 30, *parts, label="accuracy over latency of the settings")
 
 
 def _phases(run: Values) -> dict[str, float]:

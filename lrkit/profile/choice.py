@@ -15,7 +15,7 @@ from lrkit.runtime.manifest import SCHEMA, Defaults
 
 RUNTIME_KEYS = ("threads", "max_latent_steps", "halting")
 """Settings of a sweep that a bundle can take after its export."""
-_EXPORTED = {"replay_tokens": "replay.num_tokens", "routing_depth": "routing.depth"}
+_EXPORTED = {"replay_tokens": ("replay", "num_tokens"), "routing_depth": ("routing", "depth")}
 
 
 def check_choice(models: "list[str]", sweep: Mapping[str, Any] | None) -> None:
@@ -65,13 +65,13 @@ def chosen_settings(sweep: Mapping[str, Any]) -> dict[str, Any]:
     return next(point["settings"] for point in sweep["points"] if point["run"] == sweep["use"])
 
 
-def how_to_export(settings: Mapping[str, Any]) -> str | None:
-    """How settings that are compiled in get into a bundle; None where there are none."""
-    compiled = {_EXPORTED[key]: value for key, value in settings.items() if key in _EXPORTED}
-    if not compiled:
+def how_to_export(settings: Mapping[str, Any], model: Mapping[str, Any]) -> str | None:
+    """How settings that are compiled in get into a bundle; None where the model (a report's `settings`) has them."""
+    wanted = {_EXPORTED[key]: value for key, value in settings.items() if key in _EXPORTED}
+    changed = [f"{group}.{key}: {value}" for (group, key), value in wanted.items() if model[group][key] != value]
+    if not changed:
         return None
-    changed = ", ".join(f"{key}: {value}" for key, value in compiled.items())
     return (
-        f"to have it in a bundle, copy the checkpoint (lrkit cp), set {changed} in its reasoner.json, and export that; "
-        "the programs of a bundle have it compiled in"
+        f"to have it in a bundle, copy the checkpoint (lrkit cp), set {', '.join(changed)} in its reasoner.json, and "
+        "export that; the programs of a bundle have it compiled in"
     )

@@ -62,7 +62,7 @@ def token_maps(runs: Sequence[Values]) -> str | None:
     )
     marks = [
         ("heat0", "no pass"),
-        (f"heat{_SHADES // 2}", ""),
+        (f"heat{_SHADES // 2}", "half of them"),
         (f"heat{_SHADES}", "most passes"),
         ("v-image", "picture"),
         ("v-text", "words"),

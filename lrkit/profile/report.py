@@ -313,6 +313,8 @@ def _trace(answer: Any) -> str:
 
 
 def _times_word(ratio: float, above: str, below: str) -> str:
+    if f"{max(ratio, 1 / ratio):.1f}" == "1.0":
+        return "as many" if above == "fewer" else "as fast"
     return f"{ratio:.1f}x {above}" if ratio >= 1 else f"{1 / ratio:.1f}x {below}"
 
 

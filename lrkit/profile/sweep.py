@@ -86,21 +86,26 @@ def judge_sweep(report: Mapping[str, Any], axes: Axes) -> dict[str, Any]:
         "points": points,
         "use": best,
         "why": reason,
-        "replay_against_cot": replay_against_cot(points, explicit),
+        "replay_against_cot": replay_against_cot(points, best, explicit),
     }
 
 
 def replay_against_cot(
-    points: Sequence[Mapping[str, Any]], explicit: Mapping[str, Any] | None
+    points: Sequence[Mapping[str, Any]], best: str | None, explicit: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """What replay costs against the chain of thought it replaces: at each number of replayed tokens its latency over
-    the chain's, the first number tried that costs more (None: none does), and where a straight line through them would
-    meet it (None: it falls). None where the sweep has no two such numbers, or no chain was measured."""
+    """What replay costs against the chain of thought it replaces, with all else as in the recommended setting: at each
+    number of replayed tokens the latency over the chain's, the first number that costs more (None: none tried does),
+    and where a straight line through them meets the chain (None: it does not rise). None where the sweep has no two
+    such numbers, or no chain was measured."""
+    used = next((point["settings"] for point in points if point["run"] == best), None)
+    if used is None or "replay_tokens" not in used:
+        return None
     tried = {
         point["settings"]["replay_tokens"]: point["latency_sec"]
-        for point in sorted(points, key=lambda point: point["latency_sec"] or float("inf"), reverse=True)
-        if point["settings"].get("replay_tokens") is not None and point["latency_sec"] is not None
-    }  # the fastest of several settings with that number stays
+        for point in points
+        if point["latency_sec"] is not None
+        and {**point["settings"], "replay_tokens": None} == {**used, "replay_tokens": None}
+    }
     chain = None if explicit is None else explicit["summary"]["latency_sec"]["median"]
     if chain is None or len(tried) < 2:
         return None

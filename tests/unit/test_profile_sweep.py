@@ -104,8 +104,9 @@ def test_what_a_program_has_compiled_in_cannot_be_written(bundle: Path) -> None:
         with pytest.raises(UserError, match=said):
             check_choice(models, sweep)
     check_choice([str(bundle)], {"replay_tokens": [4], "threads": [1, 2]})
-    assert "replay.num_tokens: 8" in str(how_to_export({"replay_tokens": 8, "threads": 1}))
-    assert how_to_export({"threads": 1}) is None
+    model = {"replay": {"num_tokens": 4}, "routing": {"depth": 0}}
+    assert "set replay.num_tokens: 8 in" in str(how_to_export({"replay_tokens": 8, "threads": 1}, model))
+    assert how_to_export({"replay_tokens": 4, "threads": 1}, model) is None
 
 
 def test_the_choice_is_what_the_sdk_does_until_it_is_asked_otherwise(own_bundle: Path) -> None:
