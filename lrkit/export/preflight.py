@@ -27,15 +27,15 @@ MATCHERS: dict[str, Matcher] = {
     for function in (
         operators.attribute_value, operators.computes_in_type, operators.constant_above, operators.dynamic_input,
         operators.dynamic_sizes, operators.foreign_domain, operators.input_given, operators.input_length,
-        operators.input_twice, operators.input_type, operators.input_varies, operators.made_type, operators.operator,
-        operators.operator_floor, operators.operator_missing, operators.operator_since, operators.operator_type,
-        operators.opset_outside, operators.output_used, operators.stored_type, operators.target_option,
-        operators.trailing_empty_input, operators.type_used, loops.branch_rank, loops.cache_axis,
-        loops.cache_elsewhere, loops.condition_read, loops.growing_state, loops.iteration_read, loops.scan_output,
-        loops.trip_missing, quantized.block_axis, quantized.block_size, quantized.crosses_branch,
-        quantized.float_copy, quantized.fusion, quantized.odd_volume, quantized.quantized_elsewhere,
-        quantized.scale_type, quantized.shared_by_loop, quantized.shared_side_by_side, quantized.uneven_blocks,
-        quantized.zero_point,
+        operators.input_twice, operators.input_rank, operators.input_type, operators.input_varies,
+        operators.made_type, operators.operator, operators.operator_floor, operators.operator_missing,
+        operators.operator_since, operators.operator_type, operators.opset_outside, operators.output_used,
+        operators.stored_type, operators.target_option, operators.trailing_empty_input, operators.type_used,
+        loops.branch_rank, loops.cache_axis, loops.cache_elsewhere, loops.condition_read, loops.growing_state,
+        loops.iteration_read, loops.scan_output, loops.trip_missing, quantized.block_axis, quantized.block_size,
+        quantized.crosses_branch, quantized.float_copy, quantized.fusion, quantized.odd_volume,
+        quantized.quantized_elsewhere, quantized.scale_type, quantized.shared_by_loop, quantized.shared_side_by_side,
+        quantized.uneven_blocks, quantized.zero_point,
     )
 }  # fmt: skip
 """What a rule may name as `match`."""

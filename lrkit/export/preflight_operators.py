@@ -141,6 +141,14 @@ def input_length(view: View, *, operators: Sequence[str], index: int, axis: int,
             yield Hit.at(site, f"axis {axis} of input {index} has length {length}")
 
 
+def input_rank(view: View, *, operators: Sequence[str], index: int, ranks: Sequence[int]) -> Hits:
+    """Nodes with an input of one of these ranks."""
+    for site in view.of(*operators):
+        sizes = fixed_sizes(given(site.node, index))
+        if sizes is not None and len(sizes) in ranks:
+            yield Hit.at(site, f"input {index} has {len(sizes)} axes")
+
+
 def dynamic_sizes(view: View, *, operators: Sequence[str], index: int) -> Hits:
     """Nodes with an input of which some length varies."""
     for site in view.of(*operators):

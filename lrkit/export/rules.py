@@ -111,6 +111,8 @@ class OperatorTable(Config):
     """Operators of other domains, DOMAIN::NAME, that were built."""
     also: dict[str, tuple[str, ...]]
     """Operator -> types that the document leaves out and the builder took."""
+    refused: dict[str, tuple[str, ...]]
+    """Operator -> types that the document names and the parser refused."""
     since: dict[str, str]
     """Operator -> first release of TensorRT that has it; others are older than 10.1."""
 
@@ -121,7 +123,8 @@ class OperatorTable(Config):
     @cached_property
     def _by_operator(self) -> dict[str, frozenset[str]]:
         return {
-            operator: frozenset(self.types[name]) | frozenset(self.also.get(operator, ()))
+            operator: (frozenset(self.types[name]) | set(self.also.get(operator, ())))
+            - set(self.refused.get(operator, ()))
             for name, operators in self.operators.items()
             for operator in operators
         }

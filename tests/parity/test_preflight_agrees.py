@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from lrkit.export.preflight import check_graph
-from lrkit.export.rules import load_rules
+from lrkit.export.rules import load_operators, load_rules
 from lrkit.runtime.tensorrt_library import installed_version, load_library
 from tests.preflight import operators, quantized, structure
 from tests.preflight.make import Case, checked, checked_twin, make
@@ -91,6 +91,32 @@ def test_rules_that_spare_tensorrt_rtx_do_so_because_it_builds(name):
     assert name not in RTX
     reached, said = build(CASES[name].bad, CASES[name].opset)
     assert reached == "engine", said
+
+
+NODES = {
+    "Clip": "Clip(x)", "CumSum": "CumSum(x, zero)", "Equal": "Equal(x, x)", "HardSwish": "HardSwish(x)",
+    "Pad": "Pad(x, pads)", "ReduceL2": "ReduceL2(x)", "ReduceLogSum": "ReduceLogSum(x)",
+    "ReduceLogSumExp": "ReduceLogSumExp(x)", "Relu": "Relu(x)", "ScatterElements": "ScatterElements(x, rows, x)",
+    "ScatterND": "ScatterND(x, places, x)",
+}  # fmt: skip
+"""Operator -> a node of it."""
+TYPES = {"BFLOAT16": "bfloat16", "BOOL": "bool", "INT32": "int32", "INT64": "int64"}
+
+
+@RTX_ONLY
+def test_corrections_of_the_table_are_what_the_builder_does():
+    """Where NVIDIA's table of operators and its builder disagree, the builder counts; each case of it is tried."""
+    table = load_operators("tensorrt-operators")
+    tried = [(name, kind, "engine") for name, kinds in table.also.items() for kind in kinds]
+    tried += [(name, kind, "parse") for name, kinds in table.refused.items() for kind in kinds]
+    assert len(tried) >= 16
+    for name, kind, expected in tried:
+        made = "bool" if name == "Equal" else TYPES[kind]
+        text = (
+            f"({TYPES[kind]}[2,2] x) => ({made}[M,N] y) <int64 zero, int64[4] pads, int64[2,2] rows, "
+            f"int64[2,1] places = {{0, 1}}> {{ [node] y = {NODES[name]} }}"
+        )
+        assert build(text, 22)[0] == expected, (name, kind)
 
 
 @RTX_ONLY

@@ -144,6 +144,13 @@ CASES = {
         opset=23,
         others=("operator-since-10",),
     ),
+    "rotary-contrib-positions": Case(
+        bad="(float[1,2,3,8] x) => (float[1,2,3,8] y) <float[3,4] c, float[3,4] s, int64[1] zero> "
+        "{ [turn] y = com.microsoft.RotaryEmbedding(x, zero, c, s) }",
+        good="(float[1,2,3,8] x) => (float[1,2,3,8] y) <float[3,4] c, float[3,4] s, int64[1,3] p = {0, 1, 2}> "
+        "{ [turn] y = com.microsoft.RotaryEmbedding(x, p, c, s) }",
+        at="turn",
+    ),
     "type-unsupported": Case(
         bad="(int16[2,4] x) => (float[2,4] y) { [cast] y = Cast<to=1>(x) }",
         good="(int32[2,4] x) => (float[2,4] y) { [cast] y = Cast<to=1>(x) }",

@@ -128,7 +128,7 @@ def test_the_table_of_operators_is_whole():
     assert len(table.unsupported) == 42
     assert not set(supported) & set(table.unsupported)
     assert set(table.operators) == set(table.types)
-    assert {*table.also, *table.since} <= set(supported)
+    assert {*table.also, *table.refused, *table.since} <= set(supported)
 
 
 def test_bad_input_is_one_sentence(tmp_path):
