@@ -14,13 +14,17 @@ Values = Mapping[str, Any]
 
 def render_html(report: Values) -> str:
     """The whole page."""
-    runs = report["runs"]
+    every = report["runs"]
+    runs = _drawn(every, report["sweep"])
     sources = {run["summary"]["phase_source"] for run in runs}
     body = [
         _head(report),
-        _section("Runs", _runs(runs), "Means over all answers; latency end to end at batch 1, preprocessing included."),
+        _section(
+            "Runs", _runs(every), "Means over all answers; latency end to end at batch 1, preprocessing included."
+        ),
         _section("Against the latent run", _pairs(report["pairs"]), _PAIRS),
-        _section("Where the time goes", charts.phase_bars(runs), " ".join(_SOURCES[name] for name in sorted(sources))),
+        _sweep(report["sweep"]),
+        _section("Where the time goes", charts.phase_bars(runs), _phase_note(sources, len(runs) < len(every))),
         _section(
             "Latency", charts.latency_strips(runs), "Every answer is a dot; the line is the median, the short one p95."
         ),
@@ -28,7 +32,6 @@ def render_html(report: Values) -> str:
         _section("Routed depth by layer", heat.depth_map(runs), _DEPTHS),
         _section("Routed depth by layer and token", heat.token_maps(runs), _TOKENS),
         _section("Against the ceiling", charts.ceiling_bars(runs), _CEILINGS),
-        _sweep(report["sweep"]),
         _plan(report["plan"]),
         _gallery(report["examples"]),
         _notes(report),
@@ -63,6 +66,17 @@ _CEILINGS = (
     "take, at the rates measured on this device in the same run. Small models stay far below: the "
     "rest is what runs around them."
 )
+
+
+def _drawn(runs: Sequence[Values], sweep: Values | None) -> list[Values]:
+    """Of a sweep only the setting to use is drawn beside the suite's runs: its points have plots of their own."""
+    points = {point["run"] for point in sweep["points"]} - {sweep["use"]} if sweep else set[str]()
+    return [run for run in runs if run["id"] not in points] or list(runs)
+
+
+def _phase_note(sources: set[str], left_out: bool) -> str:
+    words = ["Means.", *(_SOURCES[name] for name in sorted(sources))]
+    return " ".join(words) + (" Of the sweep only the setting to use is drawn here and below." if left_out else "")
 
 
 def _section(name: str, content: str | None, note: str = "") -> str:
@@ -112,8 +126,10 @@ def _tiles(report: Values) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    # What is unknown in every row would only push the rest off the page; report.json says null.
+    known = [column for column in range(len(head)) if any(row[column] != "-" for row in rows)]
+    top = "".join(f"<th>{escape(head[column])}</th>" for column in known)
+    body = "".join("<tr>" + "".join(f"<td>{escape(row[column])}</td>" for column in known) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -136,9 +152,7 @@ def _runs(runs: Sequence[Values]) -> str:
         rows.append([run["id"], share, *means, *latency, first, grown, device, energy, str(s["failures"])])
     head = ["run", "right (95%)", "AR steps", "latent", "spoken", "replayed", "median ms", "p90", "p95", "p99"]
     head += ["first token ms", "memory growth MB", "device GB", "joule", "failed"]
-    # What nobody could measure here would only push the rest off the page; report.json says null.
-    known = [column for column in range(len(head)) if any(row[column] != "-" for row in rows)]
-    return _table([head[column] for column in known], [[row[column] for column in known] for row in rows])
+    return _table(head, rows)
 
 
 def _pairs(pairs: Sequence[Values]) -> str | None:
