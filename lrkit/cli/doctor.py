@@ -1,4 +1,4 @@
-"""`lrkit doctor`: what is installed, what is missing, and the command that brings it."""
+"""`lrkit doctor`: what this machine can do, what is installed, what is missing, and the command that brings it."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,17 +14,23 @@ from lrkit.environment import inspect_environment
 EXAMPLES = """
 Examples:
   lrkit doctor
-  lrkit doctor --json doctor.json
+  lrkit doctor --no-rates --json doctor.json
 """
 
 
 def doctor(
+    rates: Annotated[bool, typer.Option(help="Measure memory bandwidth and products; takes some seconds.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the findings to this file too.")] = None,
 ) -> None:
-    """Show versions, the machine, and which optional parts are installed."""
-    found = inspect_environment()
+    """Show what can run here and how fast, versions, and which optional parts are installed."""
+    from lrkit.profile.machine import inspect_machine
+
+    found = {**inspect_environment(), **inspect_machine(rates)}
     console = Console(highlight=False, soft_wrap=True)
     console.print(_machine_table(found))
+    console.print(_engines_table(found["engines"]))
+    if found["rates"] is not None:
+        console.print(_rates_table(found["rates"]))
     console.print(_parts_table(found["parts"]))
     for part in found["parts"].values():
         for package, problem in part["missing"].items():
@@ -45,11 +51,40 @@ def _machine_table(found: dict[str, Any]) -> Table:
         "platform": found["platform"],
         "cpu": f"{found['cpu'] or 'unknown'}, {found['num_cpus']} usable",
         "memory": "unknown" if memory is None else f"{memory / 2**30:.1f} GiB",
-        "gpu": ", ".join(f"{gpu['name']} ({gpu['memory']})" for gpu in found["gpus"]) or "no NVIDIA GPU found",
-        "onnxruntime": ", ".join(found["onnxruntime_providers"]) or "cannot be imported",
+        "gpu": ", ".join(_gpu(gpu) for gpu in found["gpus"]) or f"none: {found['no_gpu_reason']}",
     }
     for name, value in rows.items():
         table.add_row(name, value)
+    return table
+
+
+def _gpu(gpu: dict[str, Any]) -> str:
+    known = (gpu["compute_capability"], gpu["memory"], gpu["driver"] and f"driver {gpu['driver']}")
+    return f"{gpu['name']} ({', '.join(value for value in known if value)})"
+
+
+def _engines_table(engines: list[dict[str, Any]]) -> Table:
+    table = Table(title="engines", title_justify="left")
+    for column in ("engine", "version", "here", "runs on", "brought by"):
+        table.add_column(column)
+    for engine in engines:
+        here = "usable" if engine["usable"] else "no"
+        cells = (engine["name"], engine["version"] or "-", here, engine["runs_on"], engine["command"] or "")
+        table.add_row(*(escape(cell) for cell in cells))
+    return table
+
+
+def _rates_table(rates: list[dict[str, Any]]) -> Table:
+    table = Table(title="measured here, the best of some tries", title_justify="left")
+    table.add_column("by")
+    for column in ("threads", "copy GB/s", "read GB/s", "product", "GFLOP/s"):
+        table.add_column(column, justify="right")
+    for row in rates:
+        moved = [f"{row[key] / 1e9:.1f}" for key in ("memory_copy_bytes_per_sec", "read_bytes_per_sec")]
+        product = f"{row['matmul_side']} x {row['matmul_side']} {row['dtype']}"
+        table.add_row(
+            row["by"], str(row["threads"] or "-"), *moved, product, f"{row['matmul_flops_per_sec'] / 1e9:.0f}"
+        )
     return table
 
 

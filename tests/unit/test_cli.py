@@ -93,11 +93,14 @@ def test_ctrl_c_is_one_sentence_and_130(
 
 def test_doctor_reports_the_machine_and_the_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "new" / "doctor.json"
-    assert run("doctor", "--json", str(file)) == 0
+    assert run("doctor", "--no-rates", "--json", str(file)) == 0
     shown = capsys.readouterr().out
     report = json.loads(file.read_text())
     assert (report["kind"], report["lrkit"]) == ("doctor", __version__)
-    assert "CPUExecutionProvider" in report["onnxruntime_providers"] and "CPUExecutionProvider" in shown
+    assert "CPUExecutionProvider" in report["onnxruntime_providers"] and report["rates"] is None
+    engines = {engine["name"]: engine for engine in report["engines"]}
+    assert set(engines) == {"torch", "onnxruntime", "tensorrt-rtx", "tensorrt"} and engines["onnxruntime"]["usable"]
+    assert all(name in shown for name in engines)
     assert report["parts"]["base"]["present"] is True
     for name, part in report["parts"].items():
         assert part["present"] is (part["command"] is None) is (not part["missing"])
