@@ -7,6 +7,7 @@ from one graph to the next without a copy to the host. Torch-free.
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,25 @@ _SMALLEST = 256
 """Bytes: TensorRT wants an address for an empty tensor too."""
 
 
+@dataclass(frozen=True, order=True)
+class Buffer:
+    """A piece of device memory; buffers are ordered by age."""
+
+    number: int
+    """Counted from the first that its pool allocated."""
+    address: int
+    size: int
+    """Bytes."""
+    what: str
+    """What it is for."""
+
+
 class Pool:
     """Buffers of a device in powers of two; one that nothing refers to any more is handed out again.
 
-    All work on them goes through one stream, so a buffer may be handed out before the device is done with it. The pool
-    hands out last what came back last, so that a loop sees the same addresses again: captured work depends on it.
+    All work on them goes through one stream, so a buffer may be handed out before the device is done with it. Buffers
+    are kept apart by what they are for, and the oldest free one comes first: so a loop whose state goes in and out sees
+    the same few addresses again, which work recorded as a CUDA graph depends on.
     """
 
     def __init__(self, memory: DeviceMemory) -> None:
@@ -30,42 +45,50 @@ class Pool:
         """Held while something is enqueued: a stream that records a CUDA graph must not be given other work."""
         self.num_bytes = 0
         """Held of the device, free or not."""
-        self._free: dict[int, list[int]] = {}
+        self._num_buffers = 0
+        self._free: dict[tuple[str, int], list[Buffer]] = {}
         # Reentrant: an array may be collected while another is being made.
         self._lock = threading.RLock()
 
-    def empty(self, dtype: Any, shape: Sequence[int]) -> "DeviceArray":
-        """An array of whatever the buffer holds."""
-        return DeviceArray(self, np.dtype(dtype), tuple(shape))
+    def empty(self, dtype: Any, shape: Sequence[int], what: str = "") -> "DeviceArray":
+        """An array of whatever the buffer holds; `what` it is for."""
+        return DeviceArray(self, np.dtype(dtype), tuple(shape), what)
 
-    def put(self, array: np.ndarray) -> "DeviceArray":
+    def put(self, array: np.ndarray, what: str = "") -> "DeviceArray":
         """A copy on the device."""
         held = np.ascontiguousarray(array).reshape(array.shape)
-        made = self.empty(held.dtype, held.shape)
+        made = self.empty(held.dtype, held.shape, what)
         self.memory.upload(made.address, held)
         return made
 
-    def take(self, num_bytes: int) -> tuple[int, int]:
-        """(address, size) of a buffer of at least that many bytes."""
+    def take(self, num_bytes: int, what: str) -> Buffer:
+        """A buffer of at least that many bytes."""
         size = max(_SMALLEST, 1 << max(0, num_bytes - 1).bit_length())
         with self._lock:
-            if free := self._free.get(size):
-                return free.pop(), size
+            if free := self._free.get((what, size)):
+                free.sort(reverse=True)
+                return free.pop()
             address = self.memory.allocate(size)
             self.num_bytes += size
-            return address, size
+            self._num_buffers += 1
+            return Buffer(self._num_buffers, address, size, what)
 
-    def give(self, address: int, size: int) -> None:
+    def give(self, buffer: Buffer) -> None:
         """Takes a buffer back."""
         with self._lock:
-            self._free.setdefault(size, []).append(address)
+            self._free.setdefault((buffer.what, buffer.size), []).append(buffer)
 
 
 class DeviceArray:
     """An array on the device; numpy takes it wherever it takes an array, and copies it then."""
 
     def __init__(
-        self, pool: Pool, dtype: np.dtype[Any], shape: tuple[int, ...], inside: "DeviceArray | None" = None
+        self,
+        pool: Pool,
+        dtype: np.dtype[Any],
+        shape: tuple[int, ...],
+        what: str = "",
+        inside: "DeviceArray | None" = None,
     ) -> None:
         """In a buffer of its own, or at the beginning of that of another array."""
         self.dtype, self.shape = dtype, shape
@@ -75,8 +98,9 @@ class DeviceArray:
         if inside is not None:
             self.address = inside.address
             return
-        self.address, size = pool.take(self.nbytes)
-        weakref.finalize(self, pool.give, self.address, size).atexit = False
+        buffer = pool.take(self.nbytes, what)
+        self.address = buffer.address
+        weakref.finalize(self, pool.give, buffer).atexit = False
 
     @property
     def nbytes(self) -> int:

@@ -81,6 +81,8 @@ class EngineSession:
         self._profiles = engine_profiles(engine, inputs)
         self._profile = 0
         self._capture, self._on_new_shapes = capture, on_new_shapes
+        self._allocators: dict[str, Any] = {}
+        """Kept, for the context has no hold on them."""
         self._graphs: dict[Key, Any] = {}
         self._shapes_seen: set[tuple[Shape, ...]] = set()
 
@@ -107,6 +109,8 @@ class EngineSession:
             self._execute(given, made)
             # Host inputs are read during the run, and whoever measures a step measures its work.
             self._pool.memory.synchronize()
+            for allocator in self._allocators.values():
+                allocator.owner = None  # its memory goes with what is returned
             if (seen := tuple(shapes.values())) not in self._shapes_seen:
                 self._shapes_seen.add(seen)
                 self._on_new_shapes()
@@ -116,8 +120,14 @@ class EngineSession:
         if name in self._on_host:
             return np.ascontiguousarray(np.asarray(value)).reshape(value.shape)
         return (
-            value if isinstance(value, DeviceArray) and value.pool is self._pool else self._pool.put(np.asarray(value))
+            value
+            if isinstance(value, DeviceArray) and value.pool is self._pool
+            else self._pool.put(np.asarray(value), self._use(name))
         )
+
+    def _use(self, name: str) -> str:
+        """What the buffers of an input or output are for, in the pool that all engines of the bundle share."""
+        return f"{self._name}/{name}"
 
     def _set_shapes(self, shapes: Mapping[str, Shape], profile: int) -> None:
         if profile != self._profile:
@@ -141,10 +151,12 @@ class EngineSession:
         made: dict[str, DeviceArray | Allocation] = {}
         for output in planned:
             if output.shape is None:
-                made[output.name] = held = Allocation(self._library, self._pool, output.dtype)
-                done = self._context.set_output_allocator(output.name, held.allocator)
+                made[output.name] = held = Allocation(self._pool, output.dtype, self._use(output.name))
+                allocator = self._allocators.setdefault(output.name, make_allocator(self._library))
+                allocator.owner = held
+                done = self._context.set_output_allocator(output.name, allocator)
             else:
-                made[output.name] = array = self._pool.empty(output.dtype, output.shape)
+                made[output.name] = array = self._pool.empty(output.dtype, output.shape, self._use(output.name))
                 done = self._context.set_tensor_address(output.name, array.address)
             self._demand(done, f"the address of {output.name}")
         return made
@@ -199,17 +211,16 @@ class EngineSession:
 class Allocation:
     """Memory for an output whose size only the run tells."""
 
-    def __init__(self, library: TensorRT, pool: Pool, dtype: Any) -> None:
-        self._pool, self._dtype = pool, np.dtype(dtype)
+    def __init__(self, pool: Pool, dtype: Any, what: str = "") -> None:
+        self._pool, self._dtype, self._what = pool, np.dtype(dtype), what
         self._held: DeviceArray | None = None
         self.shape: Shape | None = None
         """Known after the run."""
-        self.allocator = _allocator(library, self)
 
     def reserve(self, num_bytes: int) -> int:
         """Address of at least that many bytes."""
         if self._held is None or self._held.nbytes < num_bytes:
-            self._held = self._pool.empty(np.uint8, (max(1, num_bytes),))
+            self._held = self._pool.empty(np.uint8, (max(1, num_bytes),), self._what)
         return self._held.address
 
     def array(self, name: str) -> DeviceArray:
@@ -220,24 +231,26 @@ class Allocation:
         """
         if self.shape is None or self._held is None:
             raise LrkitError(f"{name}: the engine told no size for one of its outputs; build it again")
-        return DeviceArray(self._pool, self._dtype, self.shape, self._held)
+        return DeviceArray(self._pool, self._dtype, self.shape, self._what, self._held)
 
 
-def _allocator(library: TensorRT, owner: Allocation) -> Any:
-    """An `IOutputAllocator` that reports to `owner`; the class can only be made once the package is there."""
+def make_allocator(library: TensorRT) -> Any:
+    """An `IOutputAllocator` that asks its `owner`, an `Allocation`, which changes from run to run."""
     base: Any = library.module.IOutputAllocator
 
     class Allocator(base):
+        owner: Allocation
+
         def __init__(self) -> None:
             base.__init__(self)
 
         def reallocate_output(self, tensor_name: str, memory: int, size: int, alignment: int) -> int:
-            return owner.reserve(size)
+            return self.owner.reserve(size)
 
         def reallocate_output_async(self, tensor_name: str, memory: int, size: int, alignment: int, stream: int) -> int:
-            return owner.reserve(size)
+            return self.owner.reserve(size)
 
         def notify_shape(self, tensor_name: str, shape: Any) -> None:
-            owner.shape = tuple(int(size) for size in shape)
+            self.owner.shape = tuple(int(size) for size in shape)
 
     return Allocator()

@@ -88,9 +88,21 @@ def test_a_loop_sees_the_same_two_buffers(pool: Pool) -> None:
     assert pool.num_bytes == 2 * 1024 and state[0] == 8
 
 
+def test_a_buffer_is_used_again_for_the_same_thing_only(pool: Pool) -> None:
+    """Many states of one size: without this each would find the others' buffers, in ever new arrangements."""
+    names, seen = [f"new_key{layer}" for layer in range(8)], []
+    state = {name: pool.put(np.zeros(100), name) for name in names}
+    for _ in range(6):
+        new = {name: pool.put(np.ones(100), name) for name in reversed(names)}
+        state |= new
+        del new
+        seen.append(tuple(state[name].address for name in names))
+    assert len(set(seen)) == 2 and pool.num_bytes == 16 * 1024
+
+
 def test_an_array_inside_another_keeps_its_buffer(pool: Pool) -> None:
     whole = pool.put(np.arange(6, dtype=np.float32))
-    inside = DeviceArray(pool, np.dtype(np.float32), (2,), whole)
+    inside = DeviceArray(pool, np.dtype(np.float32), (2,), inside=whole)
     del whole
     gc.collect()
     other = pool.put(np.full(6, 9, np.float32))

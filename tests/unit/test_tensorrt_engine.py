@@ -20,7 +20,7 @@ from lrkit.runtime.session import Reasoner
 from lrkit.runtime.tensorrt import choose_engine, deserialize
 from lrkit.runtime.tensorrt_file import HEADER_BYTES, check_version, open_engine_file, read_header
 from lrkit.runtime.tensorrt_library import installed_version, load_library
-from lrkit.runtime.tensorrt_session import Allocation
+from lrkit.runtime.tensorrt_session import Allocation, make_allocator
 from tests.bundles import QUESTION, picture
 from tests.unit.test_device_array import ProcessMemory
 
@@ -224,13 +224,14 @@ def test_memory_for_an_output_that_only_the_run_tells(engine_bundle: Path) -> No
     from lrkit.runtime.device_array import Pool
 
     library, pool = load_library("tensorrt-rtx"), Pool(ProcessMemory())
-    held = Allocation(library, pool, "float32")
-    assert isinstance(held.allocator, library.module.IOutputAllocator)
+    held, allocator = Allocation(pool, "float32"), make_allocator(library)
+    allocator.owner = held
+    assert isinstance(allocator, library.module.IOutputAllocator)
     with pytest.raises(LrkitError, match="latent: the engine told no size for one of its outputs"):
         held.array("latent")
-    address = held.allocator.reallocate_output_async("found", 0, 24, 256, 0)
-    assert address and held.allocator.reallocate_output("found", address, 20, 256) == address
-    held.allocator.notify_shape("found", library.module.Dims([2, 3]))
+    address = allocator.reallocate_output_async("found", 0, 24, 256, 0)
+    assert address and allocator.reallocate_output("found", address, 20, 256) == address
+    allocator.notify_shape("found", library.module.Dims([2, 3]))
     made = held.array("latent")
     assert (made.shape, made.nbytes, made.address) == ((2, 3), 24, address)
 
