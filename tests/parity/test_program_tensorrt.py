@@ -139,6 +139,7 @@ def test_an_engine_with_three_loops_stores_its_weights_once(tmp_path):
     layers' weights; the engine of the prompt's graph alone uses them once."""
     chunks, tower, bounds = slice_of_2b(tmp_path)
     program = build_program(chunks, eos_id=1, tower=tower)
+    weights = sum(program.part_bytes.values())
     steps = build_steps(chunks, tower)
     sizes = {}
     for name, model, spec in (
@@ -148,7 +149,6 @@ def test_an_engine_with_three_loops_stores_its_weights_once(tmp_path):
         (tmp_path / name).mkdir()
         profile = profile_for(spec, program.spec, bounds, chunks.source.merge_size)
         sizes[name] = build_engine(model, tmp_path / name, profile).num_bytes
-    weights = sum(program.part_bytes.values())
     assert weights > 48e6
     # Beside the weights an engine holds code for each chunk, which does not grow with them.
     assert sizes["prompt"] > weights
