@@ -6,6 +6,7 @@ Also compares two reports, and fails on a figure, for CI.
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,16 +54,16 @@ def profile(
     data: Annotated[str | None, typer.Option(help="Questions of this .jsonl file or trail set instead.")] = None,
     device: Annotated[str | None, typer.Option(help="Checkpoints: cpu, cuda or cuda:0.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Checkpoints: float32, bfloat16 or float16.")] = None,
-    provider: Annotated[str | None, typer.Option(help="Bundles: cpu, cuda, tensorrt, ...")] = None,
+    engine: Annotated[str | None, typer.Option(help="Bundles: onnxruntime, tensorrt-rtx or tensorrt.")] = None,
+    engine_option: Annotated[list[str] | None, typer.Option(help="TensorRT: KEY=VALUE, as device=1; repeat.")] = None,
+    provider: Annotated[str | None, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, ...")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of one operator.")] = None,
     sweep: Annotated[list[str] | None, typer.Option(help="Settings to try, as replay_tokens=0,4,8; repeat.")] = None,
     write_choice: Annotated[
         bool, typer.Option("--write-choice", help="Write the setting that --sweep names into the bundle.")
     ] = False,
     plan: Annotated[list[str] | None, typer.Option(help="Least times on this device, by datasheet; repeat.")] = None,
-    shape: Annotated[
-        str | None, typer.Option(help="A name of `lrkit ls shape`, with random weights; no model.")
-    ] = None,
+    shape: Annotated[str | None, typer.Option(help="A name of `lrkit ls shape`, random weights; no model.")] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Says that --shape has no others.")] = False,
     cot_tokens: Annotated[int | None, typer.Option(min=1, help="--shape: spoken tokens of the reasoning.")] = None,
     latent_steps: Annotated[int | None, typer.Option(min=0, help="--shape: latent steps.")] = None,
@@ -78,24 +79,20 @@ def profile(
     from lrkit.profile.choice import check_choice
     from lrkit.profile.conditions import parse_condition
     from lrkit.profile.sweep import parse_axes
+    from lrkit.runtime.engines import parse_options
 
     conditions = [parse_condition(text) for text in fail_if or []]
     if compare is not None:
         if models:
             raise UserError(f"--compare reads two reports and measures nothing; leave {models[0]} out")
         return _compare(*compare, json_file)
-    lengths = {"cot_tokens": cot_tokens, "latent_steps": latent_steps, "answer_tokens": answer_tokens}
-    forced = [f"forced.{name}={value}" for name, value in lengths.items() if value is not None]
-    forced += [] if budget is None else [f"budget_sec={budget}"]
+    forced = _forced(cot_tokens, latent_steps, answer_tokens, budget)
     models, sweep = _settings_after_sweep(models or [], sweep or [])
     if write_choice:
         check_choice(models, parse_axes(sweep))
     asked = _suite(suite or ("2b-shape" if shape else "smoke"), [*(overrides or []), *forced], runs, data)
-    if shape is not None:
-        _check_shape(shape, random_weights, models, data)
-        choices = [ModelChoice(shape, device, provider, threads, dtype)]
-    else:
-        choices = _choices(models, device, provider, threads, dtype)
+    wanted = ModelChoice(shape or "", device, provider, threads, dtype, engine, parse_options(engine_option or []))
+    choices = _choices(models, wanted) if shape is None else [_shape(wanted, random_weights, models, data)]
     report = _measure(choices, asked, sweep, plan or [], shape)
     _finish(report, conditions, output, json_file, models[0] if write_choice else None)
 
@@ -109,11 +106,26 @@ def _settings_after_sweep(models: list[str], sweep: list[str]) -> tuple[list[str
     return [word for word in models if word not in more], settings + more
 
 
-def _check_shape(shape: str, random_weights: bool, models: list[str], data: str | None) -> None:
+def _forced(
+    cot_tokens: int | None, latent_steps: int | None, answer_tokens: int | None, budget: float | None
+) -> list[str]:
+    """As values of the suite."""
+    wanted = {
+        "forced.cot_tokens": cot_tokens, "forced.latent_steps": latent_steps, "forced.answer_tokens": answer_tokens,
+        "budget_sec": budget,
+    }  # fmt: skip
+    return [f"{name}={value}" for name, value in wanted.items() if value is not None]
+
+
+def _shape(wanted: "ModelChoice", random_weights: bool, models: list[str], data: str | None) -> "ModelChoice":
+    """`wanted`, if it can be."""
     if not random_weights:
-        raise UserError(f"--shape {shape} has no weights; add --random-weights to profile it with random ones")
+        raise UserError(f"--shape {wanted.path} has no weights; add --random-weights to profile it with random ones")
     if models or data:
         raise UserError("--shape is profiled alone, on a picture of its own; leave models and --data out")
+    if wanted.engine or wanted.engine_options or wanted.provider:
+        raise UserError("--shape runs on torch; leave --engine and --provider out, or export a bundle of that shape")
+    return wanted
 
 
 def _finish(
@@ -133,22 +145,23 @@ def _finish(
         raise LrkitError("; ".join(found))
 
 
-def _choices(
-    models: list[str], device: str | None, provider: str | None, threads: int | None, dtype: str | None
-) -> "list[ModelChoice]":
-    """Each option goes to the kind of model it is for; it must fit at least one."""
-    from lrkit.profile.cases import ModelChoice
+def _choices(models: list[str], asked: "ModelChoice") -> "list[ModelChoice]":
+    """`asked` for each model; each option goes to the kind of model it is for, and must fit at least one."""
     from lrkit.runtime.bundle import is_bundle
 
     if not models:
         raise UserError("no model was named; give a bundle, a checkpoint or a shipped name, as in lrkit profile tiny")
     kinds = [is_bundle(model) for model in models]
-    if provider is not None and not any(kinds):
+    if asked.provider is not None and not any(kinds):
         raise UserError("--provider is for bundles, and none was named; give --device for a checkpoint")
-    if (device is not None or dtype is not None) and all(kinds):
+    if (asked.engine is not None or asked.engine_options) and not any(kinds):
+        raise UserError("--engine runs bundles, and none was named; export the checkpoint first, or leave it out")
+    if (asked.device is not None or asked.dtype is not None) and all(kinds):
         raise UserError("--device and --dtype are for checkpoints, and only bundles were named; give --provider")
+    of_bundles = replace(asked, device=None, dtype=None)
+    of_checkpoints = replace(asked, provider=None, engine=None, engine_options={})
     return [
-        ModelChoice(model, None, provider, threads) if bundle else ModelChoice(model, device, None, threads, dtype)
+        replace(of_bundles if bundle else of_checkpoints, path=model)
         for model, bundle in zip(models, kinds, strict=True)
     ]
 

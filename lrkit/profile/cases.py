@@ -5,7 +5,7 @@ Place in the pipeline: `lrkit profile MODEL...` + suite.py -> `make_cases` -> me
 A run that a model cannot do, or that would be the same as the model as it is, is skipped and the reason reported.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ class ModelChoice:
     """None: the engine decides."""
     dtype: str | None = None
     """Checkpoints: float32, bfloat16 or float16."""
+    engine: str | None = None
+    """Bundles: onnxruntime, tensorrt-rtx or tensorrt."""
+    engine_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Bundles on TensorRT."""
 
     @property
     def name(self) -> str:
@@ -100,14 +104,30 @@ def open_model(choice: ModelChoice, name: str) -> Model:
     if is_bundle(choice.path):
         if choice.dtype is not None:
             raise UserError(f"{choice.path} is a bundle, whose number type was chosen at export; leave --dtype out")
-        reasoner = Reasoner.open(choice.path, choice.device, choice.provider, choice.threads).prepare()
-    elif choice.provider is not None:
-        raise UserError(f"{choice.path} is no bundle, and provider is for bundles; give a device instead")
+        reasoner = _open_bundle(choice, choice.threads).prepare()
+    elif choice.provider is not None or choice.engine is not None:
+        what = "provider" if choice.engine is None else "engine"
+        raise UserError(f"{choice.path} is no bundle, and {what} is for bundles; give a device instead")
     else:
         reasoner = Reasoner.from_checkpoint(choice.path, choice.device or "cpu", choice.dtype)
     seconds, after = time.perf_counter() - started, memory.resident()
     grown = after - before if after is not None and before is not None else None
     return Model(choice, name, reasoner, seconds, grown)
+
+
+def _open_bundle(choice: ModelChoice, threads: int | None) -> Reasoner:
+    return Reasoner.open(choice.path, choice.device, choice.provider, threads, choice.engine, choice.engine_options)
+
+
+def place_of(engine: Engine) -> str:
+    """Where an engine runs: cpu, cuda, cuda:1, or another provider's name."""
+    found: Any = engine
+    if engine.name == "torch":
+        return str(found.device)
+    provider = getattr(found.sessions, "provider", None)
+    if provider is None:  # TensorRT's own sessions
+        return f"cuda:{found.sessions.options.device}"
+    return "cuda" if "tensorrt" in provider else str(provider)
 
 
 def unique_names(choices: Sequence[ModelChoice]) -> list[str]:
@@ -196,7 +216,7 @@ def _asked(model: Model, run: RunSettings) -> tuple[Reasoner, str | None]:
     if key not in model.baselines:
         start = model.reasoner
         if threads is not None:
-            start = Reasoner.open(model.choice.path, model.choice.device, model.choice.provider, threads)
+            start = _open_bundle(model.choice, threads)
         model.baselines[key] = start.baseline(run.mode).prepare()
     reasoner, note = model.baselines[key], None
     if run.mode != "latent" and model.reasoner.engine.baseline(run.mode) is None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from lrkit.data.sample import Sample
 from lrkit.evaluate.scorer import answers_match
 from lrkit.model.generated import Generated
-from lrkit.profile.cases import Case
+from lrkit.profile.cases import Case, place_of
 from lrkit.profile.differences import Difference, difference_runs
 from lrkit.profile.meters import EnergyMeter, MemoryMeter
 from lrkit.profile.phases import VisionProbe, vision_probes
@@ -110,8 +110,8 @@ class Session:
 def measure(cases: Sequence[Case], samples: Sequence[Sample], suite: Suite, watcher: Watcher | None = None) -> Session:
     """Asks every sample in every case, `suite.repeats` times; see the module's docstring."""
     watcher = watcher or _Nobody()
-    device = next((case.engine.device for case in cases if _on_gpu(case)), "cpu")  # pyright: ignore
-    energy, memory = EnergyMeter(str(device)), MemoryMeter()
+    device = next((place_of(case.engine) for case in cases if _on_gpu(case)), "cpu")
+    energy, memory = EnergyMeter(device), MemoryMeter()
     session = Session({case.id: [] for case in cases}, {}, energy.source)
     scored = not suite.forced.any
     collecting = gc.isenabled()
@@ -219,7 +219,7 @@ def _fill(row: Row, result: Generated, preprocess: float, total: float, vision: 
 
 
 def _on_gpu(case: Case) -> bool:
-    return str(getattr(case.engine, "device", "cpu")).startswith("cuda")
+    return place_of(case.engine).startswith("cuda")
 
 
 def _prepare(case: Case, probe: VisionProbe | None) -> None:
@@ -235,7 +235,7 @@ def _prepare(case: Case, probe: VisionProbe | None) -> None:
 
 
 def _device_peak(case: Case) -> int | None:
-    if not _on_gpu(case):
+    if case.engine.name != "torch" or not _on_gpu(case):
         return None
     import torch
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lrkit.profile.cases import place_of
 from lrkit.profile.program_rates import program_flops
 from lrkit.profile.roofline import Rates
 from lrkit.provenance import num_cpus
@@ -68,7 +69,7 @@ def measure_rates(engine: Engine, weight_bytes: int, threads: int | None = None)
     found: Any = engine
     if engine.name == "torch":
         return _by_torch(found.device, next(found.reasoner.model.parameters()).dtype, working_set)
-    if getattr(found.sessions, "provider", None) != "cpu":
+    if place_of(engine) != "cpu":
         return _of_gpu(found, working_set)
     rates = _by_numpy(working_set, threads or num_cpus())
     block = int((found.bundle.manifest.target.get("int4") or {}).get("block", 128))

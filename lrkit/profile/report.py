@@ -16,7 +16,7 @@ from typing import Any, cast
 from lrkit.data.sample import Sample
 from lrkit.environment import nvidia_gpus, onnxruntime_providers
 from lrkit.errors import DataError, LrkitError
-from lrkit.profile.cases import Case, Cases, Model, settings_of
+from lrkit.profile.cases import Case, Cases, Model, place_of, settings_of
 from lrkit.profile.devices import load_sheet, plan
 from lrkit.profile.measure import Session
 from lrkit.profile.meters import clock_cost, machine_state
@@ -237,7 +237,7 @@ def _model(model: Model, rates: MeasuredRates | None) -> Report:
         "name": model.name,
         "path": model.choice.path,
         "engine": engine.name,
-        "device": engine.device if torch_engine else engine.sessions.provider,
+        "device": place_of(engine),
         "precision": str(next(engine.reasoner.model.parameters()).dtype).removeprefix("torch.")
         if torch_engine
         else engine.entry.precision,
