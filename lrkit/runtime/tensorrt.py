@@ -102,10 +102,17 @@ class TensorRtSessions(ProgramSessions):
             has = f"only of {', '.join(there)}" if there else "nor of another kind"
             what = f"{role} program" if graph == "program" else f"{role} program's graph {graph}"
             raise BundleError(
-                f"{self.bundle.folder}: has no engine of {self.kind} for its {what}, {has}; "
-                f"add it: {export_command(self.bundle.folder, self.kind)}"
+                f"{self.bundle.folder}: has no engine of {self.kind} for its {what}, {has}; {self._how_to_add(entry)}"
             )
         return engines
+
+    def _how_to_add(self, entry: ProgramEntry) -> str:
+        if entry.dialect == "tensorrt":
+            return f"add it: {export_command(self.bundle.folder, self.kind)}"
+        return (
+            f"engines are built from the dialect tensorrt, and the program is in {entry.dialect}, so export the "
+            f"checkpoint again: lrkit export CHECKPOINT --dialect tensorrt --engine {self.kind}"
+        )
 
     def open_graph(self, role: Role, entry: ProgramEntry, graph: GraphName, file: str, spec: IoSpec) -> EngineSession:
         """Loads the engine of one graph for this GPU. Raises as `of`, and what `load_library`, `open_memory` raise."""

@@ -173,12 +173,21 @@ def test_a_package_that_is_not_installed(own: Path) -> None:
 
 def test_a_bundle_without_such_engines(bundle: Path, engine_bundle: Path) -> None:
     assert message(bundle) == (
-        f"{bundle}: has no engine of tensorrt-rtx for its latent program, nor of another kind; "
-        f"add it: lrkit export {bundle} --engine tensorrt-rtx --arch smXX"
+        f"{bundle}: has no engine of tensorrt-rtx for its latent program, nor of another kind; engines are built from "
+        "the dialect tensorrt, and the program is in ort, so export the checkpoint again: "
+        "lrkit export CHECKPOINT --dialect tensorrt --engine tensorrt-rtx"
     )
     assert message(engine_bundle, "tensorrt").endswith(
         "its latent program, only of tensorrt-rtx; add it: " + f"lrkit export {engine_bundle} --engine tensorrt"
     )
+
+
+def test_the_command_that_adds_an_engine(own: Path) -> None:
+    path = own / "bundle.json"
+    values = json.loads(path.read_text())
+    values["programs"]["latent"]["engines"] = []
+    path.write_text(json.dumps(values))
+    assert message(own).endswith(f"nor of another kind; add it: lrkit export {own} --engine tensorrt-rtx --arch smXX")
 
 
 def test_options_of_the_other_engine(bundle: Path) -> None:
