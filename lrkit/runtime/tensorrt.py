@@ -111,7 +111,8 @@ class TensorRtSessions(ProgramSessions):
             return f"add it: {export_command(self.bundle.folder, self.kind)}"
         return (
             f"engines are built from the dialect tensorrt, and the program is in {entry.dialect}, so export the "
-            f"checkpoint again: lrkit export CHECKPOINT --dialect tensorrt --engine {self.kind}"
+            f"checkpoint again: lrkit export CHECKPOINT --engine {self.kind}"
+            + (" --target TARGET" if self.kind == "tensorrt" else "")
         )
 
     def open_graph(self, role: Role, entry: ProgramEntry, graph: GraphName, file: str, spec: IoSpec) -> EngineSession:

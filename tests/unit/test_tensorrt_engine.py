@@ -175,8 +175,9 @@ def test_a_bundle_without_such_engines(bundle: Path, engine_bundle: Path) -> Non
     assert message(bundle) == (
         f"{bundle}: has no engine of tensorrt-rtx for its latent program, nor of another kind; engines are built from "
         "the dialect tensorrt, and the program is in ort, so export the checkpoint again: "
-        "lrkit export CHECKPOINT --dialect tensorrt --engine tensorrt-rtx"
+        "lrkit export CHECKPOINT --engine tensorrt-rtx"
     )
+    assert message(bundle, "tensorrt").endswith("lrkit export CHECKPOINT --engine tensorrt --target TARGET")
     assert message(engine_bundle, "tensorrt").endswith(
         "its latent program, only of tensorrt-rtx; add it: " + f"lrkit export {engine_bundle} --engine tensorrt"
     )
