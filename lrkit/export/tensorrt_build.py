@@ -41,15 +41,12 @@ class Watch:
 
     def __init__(self) -> None:
         self.phases: list[str] = []
-        self.done, self.total = 0, 0
         self.started = time.monotonic()
 
     def sign(self) -> dict[str, Any]:
         """A sign of life."""
-        return {
-            "phase": self.phases[-1] if self.phases else "", "done": self.done, "total": self.total,
-            "seconds": time.monotonic() - self.started, "bytes": memory("VmRSS"),
-        }  # fmt: skip
+        phase = self.phases[-1] if self.phases else ""
+        return {"phase": phase, "seconds": time.monotonic() - self.started, "bytes": memory("VmRSS")}
 
 
 class Package:
@@ -124,7 +121,8 @@ def build(package: Package, job: dict[str, Any], request: dict[str, Any], folder
     set_profile(package, builder, network, config, job["profile"])
     set_options(package, config, request["options"])
     archs = set_archs(package, config, request["archs"])
-    config.progress_monitor = make_monitor(trt, watch)
+    if (monitor := make_monitor(trt, watch)) is not None:
+        config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildError(f"{package} cannot build {job['onnx']}: {explain(package.said(), network)}")
@@ -233,7 +231,7 @@ def save_timing_cache(config: Any, options: dict[str, Any]) -> None:
 
 
 def make_monitor(trt: Any, watch: Watch) -> Any:
-    """A progress monitor that notes phase and step; None where the package has none (before TensorRT 10)."""
+    """A progress monitor that notes the phase; None where the package has none (before TensorRT 10)."""
     if not hasattr(trt, "IProgressMonitor"):
         return None
 
@@ -243,17 +241,13 @@ def make_monitor(trt: Any, watch: Watch) -> Any:
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             watch.phases.append(phase_name)
-            watch.done, watch.total = 0, num_steps
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            if watch.phases and watch.phases[-1] == phase_name:
-                watch.done = step + 1
-            return True
+            return True  # go on: a build is stopped by ending its process, at any moment and not only at a step
 
         def phase_finish(self, phase_name: str) -> None:
             if phase_name in watch.phases:
                 watch.phases.remove(phase_name)
-            watch.done, watch.total = 0, 0
 
     return Monitor()
 

@@ -25,7 +25,7 @@ _SECONDS_TO_END = 10
 _LRKIT = Path(__file__).resolve().parents[2]
 
 Sign = Callable[[dict[str, Any]], None]
-"""Gets {phase, done, total, seconds, bytes} about twice a second; bytes may be None."""
+"""Gets {phase, seconds, bytes} about twice a second; bytes may be None."""
 
 
 def build_in_process(request: dict[str, Any], sign: Sign) -> dict[str, Any]:

@@ -117,6 +117,22 @@ def test_engines_are_added_without_torch_and_replace_their_like(bundle):
     assert run("validate", bundle) == 0
 
 
+def test_engines_of_the_standard_package(bundle):
+    """`tensorrt` itself cannot be installed here: its place is taken by tensorrt_rtx, which has the same classes. What
+    differs, building for the GPU at hand, was never run."""
+    program = (
+        "import sys\n"
+        "from lrkit.runtime import tensorrt_library\n"
+        "tensorrt_library.PACKAGES['tensorrt'] = 'tensorrt_rtx'\n"
+        "from lrkit.cli.main import main\n"
+        "main(['export', sys.argv[1], '--target', 'l4'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(bundle)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    (entry,) = open_bundle(bundle).manifest.programs["latent"].engines
+    assert entry.kind == "tensorrt" and entry.options == {"workspace_mb": 4096}
+
+
 def test_every_graph_of_the_form_step_gets_an_engine(checkpoint, tmp_path):
     place = tmp_path / "steps"
     wanted = ("--form", "step", "--engine", "tensorrt-rtx", "--arch", "sm89")
@@ -178,6 +194,26 @@ def test_ctrl_c_while_building_leaves_no_half_bundle_and_no_process(slow_checkpo
     assert "interrupted" in capsys.readouterr().err
     assert len(builders) == 1 and is_gone(builders[0])
     assert list(tmp_path.iterdir()) == []
+
+
+@on_linux
+def test_a_builder_that_the_system_kills_is_one_sentence(slow_checkpoint, tmp_path, capsys):
+    """What a machine does that runs out of memory."""
+    bundle = Path(shutil.copytree(exported_slow(slow_checkpoint), tmp_path / "bundle"))
+
+    def kill() -> None:
+        wait_for(lambda: builders_of(os.getpid()))
+        time.sleep(1)
+        os.kill(builders_of(os.getpid())[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    assert run("export", bundle, "--engine", "tensorrt-rtx") == 2
+    thread.join()
+    said = capsys.readouterr().err
+    assert re.search(r"process ended by signal SIGKILL after \d s, holding 0\.\d GB; .* memory runs out", said), said
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    open_bundle(bundle)
 
 
 @on_linux

@@ -13,11 +13,13 @@ from lrkit.config import load_config
 from lrkit.errors import ConfigError, ExportError
 from lrkit.export.graph import Graph
 from lrkit.export.target import EngineTarget, Target
-from lrkit.export.tensorrt import axis_sizes, profile_of
-from lrkit.export.tensorrt_build import BuildError, Package, set_archs, set_options
+from lrkit.export.tensorrt import axis_sizes, check_programs, profile_of
+from lrkit.export.tensorrt_build import BuildError, Package, Watch, build, set_archs, set_options
+from lrkit.export.tensorrt_bundle import add_engines
 from lrkit.export.tensorrt_process import build_in_process
 from lrkit.export.tensorrt_words import explain, known_archs, place_of
 from lrkit.resources import list_resources
+from lrkit.runtime.bundle import open_bundle
 from lrkit.runtime.io_spec import IoSpec, TensorSpec
 from lrkit.runtime.manifest import Limits
 from lrkit.runtime.tensorrt_library import load_library
@@ -48,6 +50,20 @@ def test_options_reach_the_builder(tmp_path):
     assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
     assert config.get_flag(trt.BuilderFlag.WEIGHT_STREAMING) and not config.get_flag(trt.BuilderFlag.TF32)
     assert build_engine(one_node(), tmp_path, PROFILE, **options).entry["options"] == options
+
+
+@needs_builder
+def test_a_release_without_the_flag_of_strong_typing_or_a_monitor_builds_too(tmp_path):
+    """TensorRT 11 knows strongly typed networks only and may drop the flag that 10 needs."""
+    library = load_library("tensorrt-rtx")
+    gone = {"NetworkDefinitionCreationFlag", "IProgressMonitor"}
+    assert gone <= set(vars(library.module))
+    other = package(**{name: value for name, value in vars(library.module).items() if name not in gone})
+    other.name, other.log = PACKAGE, library.log
+    ir.save(one_node(), tmp_path / "model.onnx")
+    job = {"graph": "program", "onnx": "model.onnx", "engine": "model.engine", "profile": PROFILE}
+    entry = build(other, job, {"options": {}, "archs": ["sm89"]}, tmp_path, Watch())
+    assert entry["archs"] == ["sm89"] and (tmp_path / "model.engine").stat().st_size > 1000
 
 
 @needs_builder
@@ -153,6 +169,18 @@ def test_a_builder_that_dies_is_not_waited_for(tmp_path):
         build_in_process({"packages": ["tensorrt_of_none"], "folder": str(tmp_path), "jobs": [{}]}, lambda sign: None)
     with pytest.raises(ExportError, match=r"process ended by exit code 1 after 0 s; its last words: KeyError: 'jobs'"):
         build_in_process({"packages": [PACKAGE], "folder": str(tmp_path)}, lambda sign: None)
+
+
+@needs_builder
+def test_programs_that_no_engine_can_be_built_from(bundle):
+    with pytest.raises(ExportError, match=r"the latent program is in the dialect ort, .*--dialect tensorrt"):
+        add_engines(bundle, EngineTarget(kind="tensorrt-rtx"))
+    manifest = open_bundle(bundle, verify=False).manifest
+    int4 = {"dialect": "tensorrt", "precision": "int4"}
+    programs = {role: entry.model_copy(update=int4) for role, entry in manifest.programs.items()}
+    check_programs(manifest.model_copy(update={"programs": programs}), ("sm89",))
+    with pytest.raises(ExportError, match="int4 weights, which sm75 cannot compute with"):
+        check_programs(manifest.model_copy(update={"programs": programs}), ("sm75", "sm89"))
 
 
 def test_every_target_is_valid_and_says_how_it_was_tried():
