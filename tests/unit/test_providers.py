@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from lrkit.config import load_config
 from lrkit.errors import BundleError, UserError
+from lrkit.export.target import Target
+from lrkit.resources import find_target
 from lrkit.runtime.bundle import open_bundle
 from lrkit.runtime.ort import OrtEngine
 from lrkit.runtime.providers import available_providers, bundle_options, choose_provider, refusal
@@ -104,3 +107,12 @@ def test_an_unknown_provider_comes_before_its_options(own_bundle: Path) -> None:
         options_of(own_bundle, "tensorrt", provider="tensorrt", provider_options=["x"])
     with pytest.raises(UserError, match="is not in the installed onnxruntime"):
         OrtEngine.from_bundle(own_bundle, "tensorrt")
+
+
+def test_the_shipped_target_of_that_provider(own_bundle: Path) -> None:
+    target = load_config(Target, find_target("ort-tensorrt"))
+    assert target.provider == "tensorrt" and target.computes_fp16
+    options, entries = options_of(own_bundle, "tensorrt", **target.model_dump(mode="json"))
+    assert set(options) == set(target.provider_options) and entries == {}
+    assert options["trt_engine_cache_path"] == str(own_bundle / "trt-cache")
+    assert options["trt_fp16_enable"] == "True"
