@@ -4,7 +4,7 @@ Place in the pipeline: tensorrt_run.py calls `build`, in a process of its own or
 imported but tensorrt_words.py, as this file becomes part of the script that builds on a device (tensorrt_script.py).
 
 The package `tensorrt` was never run in lrkit's tests, for want of a GPU: they run `tensorrt_rtx`, which has the same
-classes. What only `tensorrt` does (timing cache, hardware and version compatibility, building for the GPU at hand) is
+classes. What only `tensorrt` does (hardware and version compatibility, timings, building for the GPU at hand) is
 written after its documentation.
 """
 

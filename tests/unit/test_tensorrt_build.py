@@ -53,6 +53,17 @@ def test_options_reach_the_builder(tmp_path):
 
 
 @needs_builder
+def test_a_timing_cache_is_written_and_read_again(tmp_path):
+    """TensorRT-RTX times nothing, so only the path of the file is shown, not that a second build is faster."""
+    cache = tmp_path / "timings"
+    build_engine(one_node(), tmp_path, PROFILE, timing_cache=str(cache))
+    written = cache.read_bytes()
+    assert written
+    build_engine(one_node(), tmp_path, PROFILE, timing_cache=str(cache))
+    assert len(cache.read_bytes()) >= len(written)
+
+
+@needs_builder
 def test_a_release_without_the_flag_of_strong_typing_or_a_monitor_builds_too(tmp_path):
     """TensorRT 11 knows strongly typed networks only and may drop the flag that 10 needs."""
     library = load_library("tensorrt-rtx")
