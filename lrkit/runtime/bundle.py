@@ -1,6 +1,7 @@
 """Opens a bundle: is it whole, unaltered and of a schema this lrkit reads? Torch-free.
 
-Place in the pipeline: bundle folder -> `open_bundle` -> lrkit/runtime/ort.py. What bundle.json holds: manifest.py.
+Place in the pipeline: bundle folder -> `open_bundle` -> engines.py -> ort.py or tensorrt.py. What bundle.json holds:
+manifest.py.
 """
 
 import json
