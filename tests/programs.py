@@ -34,9 +34,9 @@ def limits(settings: ReasonerSettings, **changes: int) -> Limits:
 
 
 @cache
-def _trace(fp16: bool):
-    """Tiny reasoners of one seed have the same tower: it is traced once per precision."""
-    return trace(read_source(tiny_reasoner(ReasonerSettings())), fp16)
+def _trace(fp16: bool, fused: bool):
+    """Tiny reasoners of one seed have the same tower: it is traced once per precision and dialect."""
+    return trace(read_source(tiny_reasoner(ReasonerSettings())), fp16, fused)
 
 
 def dialect_of(source: Source, target: Target) -> Dialect:
@@ -52,7 +52,8 @@ def build(
     source = read_source(reasoner)
     dialect = dialect_of(source, target)
     bounds = limits(reasoner.settings, **changes)
-    traced = trace(source, target.computes_fp16) if fresh_tower else _trace(target.computes_fp16)
+    of = target.computes_fp16, target.dialect == "ort"
+    traced = trace(source, *of) if fresh_tower else _trace(*of)
     return build_program(Chunks(source, dialect, bounds), eos_id, grafted(traced, dialect))
 
 

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from lrkit.errors import ExportError
 from lrkit.export.dialect import Dialect
-from lrkit.export.graph import OPSET, Graph, Value
+from lrkit.export.graph import CONTRIB, OPSET, Graph, Value
 from lrkit.export.program import Tower
 from lrkit.export.source import Source
 
@@ -36,9 +36,11 @@ INPUTS = ("pixel_values", "patch_positions", "patch_picture")
 class TraceableTower(nn.Module):
     """Qwen2-VL's tower with everything that depends on the grids as an input."""
 
-    def __init__(self, tower: nn.Module) -> None:
+    def __init__(self, tower: nn.Module, fused: bool) -> None:
+        """`fused` writes ONNX Runtime's own rotation; such a tower can be traced, not run."""
         super().__init__()
         self.tower: Any = tower
+        self.rotate = _rotate_fused if fused else _rotate
 
     def forward(self, pixel_values: Tensor, patch_positions: Tensor, patch_picture: Tensor) -> Tensor:
         """(N, C), (N, 2), (N,) -> (V, D)."""
@@ -48,31 +50,41 @@ class TraceableTower(nn.Module):
         kernel = tower.patch_embed.proj.weight
         # The patch is exactly the kernel: a matrix product says the same and runs faster than a convolution.
         hidden_NE = functional.linear(pixel_values.to(kernel.dtype), kernel.flatten(1), tower.patch_embed.proj.bias)
-        cos, sin = tower.rotary_pos_emb(hidden_NE, patch_positions)
-        rotary = cos[:, None].to(hidden_NE.dtype), sin[:, None].to(hidden_NE.dtype)
+        cos, sin = (table.to(hidden_NE.dtype) for table in tower.rotary_pos_emb(hidden_NE, patch_positions))
         for block in tower.blocks:
-            hidden_NE = hidden_NE + self._attend(block.attn, block.norm1(hidden_NE), rotary, mask_NN)
+            hidden_NE = hidden_NE + self._attend(block.attn, block.norm1(hidden_NE), (cos, sin), mask_NN)
             hidden_NE = hidden_NE + block.mlp(block.norm2(hidden_NE))
         return tower.merger(hidden_NE)
 
     def _attend(self, attn: Any, hidden_NE: Tensor, rotary: tuple[Tensor, Tensor], mask_NN: Tensor) -> Tensor:
-        query, key, value = attn.qkv(hidden_NE).unflatten(1, (3, attn.num_heads, -1)).unbind(1)
-        query_HNW, key_HNW, value_HNW = (
-            part.transpose(0, 1) for part in (_rotate(query, *rotary), _rotate(key, *rotary), value)
-        )
+        """Queries and keys turn together, as 2 H heads."""
+        heads = attn.num_heads
+        parts_HNW = attn.qkv(hidden_NE).unflatten(1, (3 * heads, -1)).transpose(0, 1)
+        turning_HNW, value_HNW = parts_HNW.split((2 * heads, heads))
+        query_HNW, key_HNW = self.rotate(turning_HNW, *rotary).split((heads, heads))
         score_HNN = (query_HNW @ key_HNW.transpose(1, 2)).to(torch.float32) * attn.scaling + mask_NN
-        mixed_HNW = score_HNN.softmax(-1).to(value.dtype) @ value_HNW
+        mixed_HNW = score_HNN.softmax(-1).to(value_HNW.dtype) @ value_HNW
         return attn.proj(mixed_HNW.transpose(0, 1).flatten(1))
 
 
-def _rotate(x_NHW: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x_NHW.chunk(2, dim=-1)
-    return x_NHW * cos + torch.cat((-second, first), dim=-1) * sin
+def _rotate(x_HNW: Tensor, cos_NW: Tensor, sin_NW: Tensor) -> Tensor:
+    first, second = x_HNW.chunk(2, dim=-1)
+    return x_HNW * cos_NW + torch.cat((-second, first), dim=-1) * sin_NW
+
+
+def _rotate_fused(x_HNW: Tensor, cos_NW: Tensor, sin_NW: Tensor) -> Tensor:
+    half = x_HNW.shape[-1] // 2
+    start = torch.zeros(1, dtype=torch.long)
+    inputs = (x_HNW[None], start, cos_NW[:, :half], sin_NW[:, :half])
+    turned = torch.onnx.ops.symbolic(
+        f"{CONTRIB}::RotaryEmbedding", inputs, dtype=x_HNW.dtype, shape=x_HNW[None].shape, version=1
+    )  # fmt: skip
+    return turned.squeeze(0)
 
 
 def traced_tower(source: Source, dialect: Dialect) -> Tower:
     """Traces the tower once; the result writes it into a graph. Raises as `trace`."""
-    return grafted(trace(source, dialect.target.computes_fp16), dialect)
+    return grafted(trace(source, dialect.target.computes_fp16, dialect.ort), dialect)
 
 
 def grafted(traced: ir.Graph, dialect: Dialect) -> Tower:
@@ -80,15 +92,15 @@ def grafted(traced: ir.Graph, dialect: Dialect) -> Tower:
     return lambda g, given: _graft(g, dialect, traced, given)
 
 
-def trace(source: Source, fp16: bool) -> ir.Graph:
-    """The tower as torch.onnx sees it, for any number of patches.
+def trace(source: Source, fp16: bool, fused: bool = False) -> ir.Graph:
+    """The tower as torch.onnx sees it, for any number of patches; `fused` as in `TraceableTower`.
 
     Raises:
         ExportError: torch.onnx could not trace it.
     """
     # A copy in fp16: the traced graph refers to the module's own tensors, and the model must stay as it is.
     module = copy.deepcopy(source.tower).to(torch.float16) if fp16 else source.tower
-    tower = TraceableTower(module).eval()
+    tower = TraceableTower(module, fused).eval()
     merge = source.merge_size**2
     count = 4 * merge
     example = (
