@@ -8,6 +8,7 @@ from rich.console import Console
 
 from lrkit.cli.export_engines import engines_into_bundle, print_engines
 from lrkit.cli.export_progress import ExportProgress
+from lrkit.cli.export_shape import Data, NumSamples, RandomWeights, ShapeName, name_and_changes, open_subject
 from lrkit.cli.export_tables import proofs, sizes
 from lrkit.cli.export_target import arch_names, load_target, script_path
 from lrkit.cli.preflight import Asked
@@ -32,6 +33,8 @@ Examples:
 
     lrkit export my-checkpoint --int4 --data held-out.jsonl -o mine
 
+    lrkit export --shape qwen2-vl-2b --random-weights --int4 int4.vision=int4 -o two-billion
+
     lrkit export tiny --engine tensorrt-rtx --arch sm89,sm120 -o pc
 
     lrkit export tiny --target jetson-thor -o thor
@@ -48,6 +51,13 @@ Examples:
 Check = Annotated[
     bool, typer.Option("--check", help="Only list what --target (also tensorrt-10, tensorrt-11, ort) would reject.")
 ]
+Thing = Annotated[str | None, typer.Argument(help="A checkpoint, a shipped name such as tiny, or a bundle.")]
+Changes = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the target, by dotted path.")
+]
+FormName = Annotated[
+    str, typer.Option(help="program: one graph with its loops inside; step: graphs that the host drives.")
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write sizes, errors and times to this file.")]
 
 FORMS = get_args(Form)
@@ -55,24 +65,22 @@ PACKAGES = ("torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript")
 
 
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint, a shipped name such as tiny, or a bundle.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the target, by dotted path.")
-    ] = None,
+    checkpoint: Thing = None,
+    overrides: Changes = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The bundle. [default: NAME-TARGET]")] = None,
     target: Annotated[str | None, typer.Option(help="A shipped target (see `lrkit ls`) or a YAML file.")] = None,
     int4: Annotated[bool, typer.Option("--int4", help="Short for --target cpu-int4.")] = False,
-    form: Annotated[
-        str, typer.Option(help="program: one graph with its loops inside; step: graphs that the host drives.")
-    ] = "program",
+    form: FormName = "program",
     dialect: Annotated[str | None, typer.Option(help="ort or tensorrt, instead of the target's.")] = None,
     engine: Annotated[str | None, typer.Option(help="Also build tensorrt-rtx or tensorrt engines.")] = None,
     arch: Annotated[str | None, typer.Option(help="GPUs for tensorrt-rtx: sm89,sm120. [default: all it knows]")] = None,
     script: Annotated[str | None, typer.Option(help="Write a script that builds them on a device instead.")] = None,
     engine_file: Annotated[Path | None, typer.Option(help="Take the engines.json of that script into BUNDLE.")] = None,
     check: Check = False,
-    data: Annotated[str, typer.Option(help="Samples to check on: trail:main, ..., or a .jsonl file.")] = "trail:main",
-    samples: Annotated[int, typer.Option(min=1, help="How many of them.")] = 500,
+    shape: ShapeName = None,
+    random_weights: RandomWeights = False,
+    data: Data = None,
+    samples: NumSamples = None,
     baselines: Annotated[bool, typer.Option(help="Also the checkpoint's cot and direct baselines.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle of that name.")] = False,
     json_file: JsonFile = None,
@@ -84,42 +92,40 @@ def export(
     if form not in FORMS:
         raise UserError(f"--form is {form!r}; it must be one of {', '.join(FORMS)}")
     changes = ([f"dialect={dialect}"] if dialect else []) + (overrides or [])
+    refused = {"--check": check, "--engine-file": engine_file, "--data": data}
+    given, changes = name_and_changes(checkpoint, changes, shape, random_weights, refused)
     if check:
         pointless = {"--output": output, "--engine": engine, "--script": script, "--engine-file": engine_file}
-        asked = Asked(checkpoint, target, changes, int4, cast(Form, form), arch_names(arch), pointless)
+        asked = Asked(given, target, changes, int4, cast(Form, form), arch_names(arch), pointless)
         return check_thing(asked, json_file)
-    if engine_file is not None or (find_checkpoint(checkpoint) is None and is_bundle(checkpoint)):
+    if engine_file is not None or (shape is None and find_checkpoint(given) is None and is_bundle(given)):
         wanted = (target, overrides or [], engine, arch)
-        return engines_into_bundle(Path(checkpoint), wanted, script_path(script), engine_file, json_file)
+        return engines_into_bundle(Path(given), wanted, script_path(script), engine_file, json_file)
     name, asked = load_target(target, int4, changes, engine, arch)
     if engine is not None and script is None and asked.engine is not None:
         from lrkit.export.tensorrt import plan_engines
 
         plan_engines(asked.engine)  # asked for by name: a package that is missing is no reason to write a script
     options = {"form": form, "baselines": baselines, "force": force, "script": script_path(script)}
-    _export(checkpoint, output, name, asked, (data, samples), options, json_file)
+    _export((given, shape is not None, data, samples), output, name, asked, options, json_file)
 
 
 def _export(
-    checkpoint: str,
+    what: tuple[str, bool, str | None, int | None],
     output: Path | None,
     name: str,
     target: "Target",
-    data: tuple[str, int],
     options: dict[str, Any],
     json_file: Path | None,
 ) -> None:
     for package in PACKAGES:
         require(package, "export")
-    from lrkit.evaluate.benchmarks import load_samples
     from lrkit.export.bundle import export_bundle
-    from lrkit.resources import resolve_checkpoint
 
-    folder = resolve_checkpoint(checkpoint)
-    place = output or Path(f"{checkpoint.replace('/', '-') if '/' not in str(folder) else folder.name}-{name}")
-    drawn = load_samples(*data)
+    subject, samples, called = open_subject(*what)
+    place = output or Path(f"{called}-{name}")
     with ExportProgress() as progress:
-        report = export_bundle(folder, place, target, drawn, progress=progress, **options)
+        report = export_bundle(subject, place, target, samples, progress=progress, **options)
     console = Console(highlight=False)
     console.print(sizes(report))
     console.print(proofs(report))

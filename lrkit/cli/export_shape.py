@@ -1,0 +1,70 @@
+"""`lrkit export --shape NAME --random-weights`: what is exported, and the samples it is checked on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lrkit.errors import UserError
+
+if TYPE_CHECKING:
+    from lrkit.data.sample import Sample
+    from lrkit.export.subject import Subject
+
+ShapeName = Annotated[
+    str | None, typer.Option("--shape", help="A name of `lrkit ls shape`, with random weights; no CHECKPOINT.")
+]
+RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Says that --shape has no others.")]
+Data = Annotated[
+    str | None, typer.Option(help="Samples to check on: trail:main, ..., or a .jsonl file. [default: trail:main]")
+]
+NumSamples = Annotated[int | None, typer.Option(min=1, help="How many of them. [default: 500; of a shape: 1]")]
+
+
+def name_and_changes(
+    checkpoint: str | None, changes: list[str], shape: str | None, random_weights: bool, refused: Mapping[str, object]
+) -> tuple[str, list[str]]:
+    """(what to export, changes of the target). With --shape the first argument is a change too.
+
+    Raises:
+        UserError: nothing to export, or options that do not go together; `refused` go with no shape.
+        UnknownNameError, ConfigError: no such shape.
+    """
+    if shape is None:
+        if random_weights:
+            raise UserError("--random-weights is for --shape; give the name of a shape, as in --shape qwen2-vl-2b")
+        if checkpoint is None:
+            raise UserError("nothing to export was named; give a checkpoint, as in lrkit export tiny, or a --shape")
+        return checkpoint, changes
+    if not random_weights:
+        raise UserError(f"--shape {shape} has no weights; add --random-weights to export it with random ones")
+    given = [name for name, value in refused.items() if value]
+    if checkpoint is not None and "=" not in checkpoint:
+        given.append(checkpoint)
+    if given:
+        raise UserError(f"--shape is exported alone, checked on a picture of its own; leave {', '.join(given)} out")
+    from lrkit.profile.shapes import load_shape
+
+    load_shape(shape)
+    return shape, [*([checkpoint] if checkpoint else []), *changes]
+
+
+def open_subject(name: str, shape: bool, data: str | None, samples: int | None) -> "tuple[Subject, list[Sample], str]":
+    """(what is exported, samples, name of a bundle).
+
+    Raises:
+        CheckpointError, DataError, UnknownNameError, ConfigError: no such checkpoint, data or shape.
+    """
+    if shape:
+        from lrkit.export.shape import ShapeSubject
+
+        drawn = ShapeSubject(name)
+        return drawn, drawn.samples(samples or 1), drawn.name
+    from lrkit.evaluate.benchmarks import load_samples
+    from lrkit.export.subject import CheckpointSubject
+    from lrkit.resources import resolve_checkpoint
+
+    folder = resolve_checkpoint(name)
+    place = folder.name if Path(name).is_dir() else name.replace("/", "-")
+    return CheckpointSubject(folder), load_samples(data or "trail:main", samples or 500), place
