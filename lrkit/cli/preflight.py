@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lrkit.cli.tables import write_json
-from lrkit.errors import ExportError, UserError, require
+from lrkit.errors import ExportError, UnknownNameError, UserError, did_you_mean, require
 from lrkit.resources import find_checkpoint, resolve_checkpoint
 from lrkit.runtime.bundle import is_bundle
 from lrkit.runtime.io_spec import Form
@@ -88,6 +88,7 @@ Opened = tuple[list["CheckedGraph"], tuple["TargetName", ...], tuple[str, ...]]
 def _opened(asked: Asked) -> Generator[Opened]:
     from lrkit.export.preflight import load_graph
     from lrkit.export.preflight_open import graphs_of_bundle, graphs_of_checkpoint
+    from lrkit.export.rules import load_rules
 
     file = Path(asked.thing)
     if find_checkpoint(asked.thing) is None and (is_bundle(file) or file.suffix == ".onnx" or file.is_file()):
@@ -100,7 +101,9 @@ def _opened(asked: Asked) -> Generator[Opened]:
         targets, archs = _targets_of_name(asked.target) if asked.target else ((), ())
         yield graphs_of_bundle(file) if is_bundle(file) else [load_graph(file)], targets, asked.archs or archs
         return
-    target, targets, archs = _target_to_build(asked)
+    target, targets, archs = target_to_build(asked)
+    for name in targets:  # before the work of building, not after it
+        load_rules(name).check_archs(asked.archs or archs)
     folder = resolve_checkpoint(asked.thing)
     status = Console(stderr=True).status(f"building {asked.thing} as {target.dialect}, {target.precision}")
     with status, graphs_of_checkpoint(folder, target, asked.form) as graphs:
@@ -116,14 +119,27 @@ def _target_names() -> tuple["TargetName", ...]:
 
 def _targets_of_name(name: str) -> "tuple[tuple[TargetName, ...], tuple[str, ...]]":
     """(targets of the rules, GPUs) of the name of a target of the rules, or of a target file."""
-    from lrkit.config import load_config
     from lrkit.export.rules import load_rules
-    from lrkit.export.target import Target
-    from lrkit.resources import find_target
 
     if name in _target_names():
         return (load_rules(name).target,), ()
-    return _meant_for(load_config(Target, find_target(name)))
+    return _meant_for(_read_target(name))
+
+
+def _read_target(name: str, changes: Sequence[str] = (), **values: Any) -> "Target":
+    """A target file with `values` and then `changes`; where there is none, the message names the rules' targets too."""
+    from lrkit.config import load_config
+    from lrkit.export.target import Target
+    from lrkit.resources import find_target
+
+    try:
+        path = find_target(name)
+    except UnknownNameError as error:
+        known = _target_names()
+        hint = did_you_mean(name, known)
+        raise UnknownNameError(f"{error}; a check also takes {', '.join(known)}{hint}") from error
+    plain = load_config(Target, path)
+    return load_config(Target, {**plain.model_dump(mode="json"), **values}, changes)
 
 
 def _meant_for(target: "Target") -> "tuple[tuple[TargetName, ...], tuple[str, ...]]":
@@ -141,21 +157,22 @@ def _own_targets(graph: "CheckedGraph") -> "tuple[TargetName, ...]":
     return targets_of(graph.dialect, (graph.target.get("engine") or {}).get("kind"))
 
 
-def _target_to_build(asked: Asked) -> "tuple[Target, tuple[TargetName, ...], tuple[str, ...]]":
-    """(target to build a checkpoint by, targets of the rules to hold it against, GPUs)."""
-    from lrkit.config import load_config
+def target_to_build(asked: Asked) -> "tuple[Target, tuple[TargetName, ...], tuple[str, ...]]":
+    """(target to build a checkpoint by, targets of the rules to hold it against, GPUs).
+
+    Raises:
+        ConfigError, UnknownNameError: no such target, or a wrong change of it.
+    """
     from lrkit.export.rules import load_rules
-    from lrkit.export.target import Target
-    from lrkit.resources import find_target
 
     name = asked.target or ("cpu-int4" if asked.int4 else "cpu-fp32")
-    file = load_rules(name).facts.export if name in _target_names() else name
-    plain = load_config(Target, find_target(file))
+    of_rules = name in _target_names()
+    file = load_rules(name).facts.export if of_rules else name
     # Without its engines: the question may be what an engine makes of another dialect.
-    changes = [*(["precision=int4"] if asked.int4 else []), *asked.changes]
-    target = load_config(Target, {**plain.model_dump(mode="json"), "engine": None}, changes)
-    if name in _target_names():
+    target = _read_target(file, [*(["precision=int4"] if asked.int4 else []), *asked.changes], engine=None)
+    if of_rules:
         return target, _targets_of_name(name)[0], ()
+    plain = _read_target(file)
     return target, *_meant_for(plain if plain.engine is not None else target)
 
 
@@ -168,13 +185,13 @@ def _print(console: Console, report: "Report") -> None:
     for verdict in VERDICTS:
         found = [finding for finding in report.findings if finding.verdict == verdict]
         if found:
-            console.print(_table(verdict, found))
+            console.print(_table(report.target, verdict, found))
     if not report.rejected:
         console.print(f"nothing that {report.target} would reject was found", markup=False)
     console.print(_told_by(report), markup=False)
 
 
-def _table(verdict: str, findings: "list[Finding]") -> Table:
+def _table(target: str, verdict: str, findings: "list[Finding]") -> Table:
     """One row per rule."""
     table = Table(title=f"{verdict}: {len(findings)}", title_justify="left")
     table.add_column("where", overflow="fold", ratio=2)
@@ -187,7 +204,7 @@ def _table(verdict: str, findings: "list[Finding]") -> Table:
         names = [f"{f.name} ({f.detail or f.operator})" for f in found[:MOST_NAMES]]
         more = [f"... and {len(found) - MOST_NAMES} more"] if len(found) > MOST_NAMES else []
         first = found[0]
-        text = f"{first.reason} {first.instead}\n{first.basis}: {first.source}"
+        text = f"{first.reason} {first.instead}\n({first.basis} for {target}; {first.source})"
         table.add_row(escape("\n".join(names + more)), escape(text), escape(rule))
     return table
 

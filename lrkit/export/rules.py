@@ -139,9 +139,13 @@ class RuleSet:
     rules: tuple[Rule, ...]
 
     def check_archs(self, archs: tuple[str, ...]) -> None:
-        """Raises:
-        UserError: a GPU that the target cannot build for.
+        """Refuses GPUs that the target cannot build for.
+
+        Raises:
+            UserError: there is such a one, or the target is no GPU's.
         """
+        if archs and self.facts.dialect == "ort":
+            raise UserError(f"{', '.join(archs)} are GPUs, and the rules of {self.target} are a CPU's; leave them out")
         wrong = [arch for arch in archs if self.facts.archs and arch not in self.facts.archs]
         if wrong:
             known = ", ".join(self.facts.archs) or "none"

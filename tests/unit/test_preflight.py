@@ -141,4 +141,6 @@ def test_bad_input_is_one_sentence(tmp_path):
     graph = CheckedGraph("x", save(operators.ABS, 21, tmp_path / "abs.onnx"))
     with pytest.raises(UserError, match=r"tensorrt-rtx cannot build for sm87; it knows sm75, sm80"):
         check_graph(graph, load_rules("tensorrt-rtx"), ("sm87",))
+    with pytest.raises(UserError, match="sm89 are GPUs, and the rules of ort are a CPU's"):
+        check_graph(graph, load_rules("ort"), ("sm89",))
     assert isinstance(graph.view(), View)
