@@ -4,9 +4,9 @@ Place in the pipeline: profiles/devices/*.yaml -> `load_sheet` -> `plan` -> repo
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lrkit.config import Config, load_config
 from lrkit.profile.roofline import Rates, Work
@@ -32,8 +32,19 @@ class DeviceSheet(Config):
     """Dense."""
     source: str
     """Where the figures come from."""
+    checked: tuple[str, ...] = ()
+    """Public pages, other than the source, that the figures were compared with."""
+    unchecked: tuple[str, ...] = ()
+    """Fields that no page was found for: take them from the source before you rely on them."""
     note: str = ""
     """What a reader must know."""
+
+    @model_validator(mode="after")
+    def _unchecked_are_fields(self) -> Self:
+        unknown = [name for name in self.unchecked if getattr(self, name, None) is None]
+        if unknown:
+            raise ValueError(f"unchecked names {', '.join(unknown)}, which the sheet does not state; leave it out")
+        return self
 
     @property
     def rates(self) -> Rates:

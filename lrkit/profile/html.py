@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.profile import charts, heat, plots
-from lrkit.profile.markdown import interval, machine_lines, ms, number, percent, title
+from lrkit.profile.markdown import interval, machine_lines, ms, number, percent, sheet_source, title
 from lrkit.profile.sweep import replay_sentence
 
 Values = Mapping[str, Any]
@@ -187,7 +187,7 @@ def _plan(plans: Sequence[Values]) -> str:
         return ""
     runs = list(plans[0]["least_sec"])
     rows = [
-        [p["sheet"]["description"], *(ms(p["least_sec"][run]) for run in runs), p["sheet"]["source"]] for p in plans
+        [p["sheet"]["description"], *(ms(p["least_sec"][run]) for run in runs), sheet_source(p["sheet"])] for p in plans
     ]
     note = "From datasheets, for planning; nothing here was measured. Least milliseconds by memory and arithmetic."
     return _section("Other devices", _table(("device", *runs, "source"), rows), note)

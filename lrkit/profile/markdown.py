@@ -201,13 +201,21 @@ def _sweep(sweep: Values | None) -> str | None:
     )
 
 
+def sheet_source(sheet: Values) -> str:
+    """Where a datasheet's figures come from, and which of them nobody could compare."""
+    unchecked = sheet.get("unchecked") or ()
+    return sheet["source"] + (f"; not checked: {', '.join(unchecked)}" if unchecked else "")
+
+
 def _plan(plans: Sequence[Values]) -> str | None:
     if not plans:
         return None
     runs = list(plans[0]["least_sec"])
-    rows = [[plan["sheet"]["description"], *(ms(plan["least_sec"][run]) for run in runs)] for plan in plans]
+    rows = [
+        [p["sheet"]["description"], *(ms(p["least_sec"][run]) for run in runs), sheet_source(p["sheet"])] for p in plans
+    ]
     return "## Planning, from datasheets (not measured)\n\nLeast milliseconds by memory and arithmetic.\n\n" + table(
-        ("device", *runs), rows
+        ("device", *runs, "source"), rows
     )
 
 

@@ -10,9 +10,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from lrkit.profile.nvml import Nvml
 
 _KIB = 1024
 
@@ -97,14 +98,8 @@ def _rapl(folder: Path) -> tuple[str | None, Reading]:
 
 
 def _nvml(device: str) -> tuple[str | None, Reading]:
-    try:
-        nvml: Any = import_module("pynvml")
-        nvml.nvmlInit()
-        handle = nvml.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2] or 0))
-        nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except Exception:  # no package, no driver, or a GPU without the counter: each raises a class of its own
-        return None, lambda: None
-    return "nvml", lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
+    gpu = Nvml(int(device.partition(":")[2] or 0))
+    return ("nvml", gpu.joules) if gpu.joules() is not None else (None, lambda: None)
 
 
 def clock_cost() -> float:

@@ -15,6 +15,7 @@ from lrkit.profile.depth_map import depth_map
 from lrkit.profile.devices import DeviceSheet, load_sheet, plan
 from lrkit.profile.measure import Row
 from lrkit.profile.meters import EnergyMeter, MemoryMeter, clock_cost
+from lrkit.profile.nvml import Nvml
 from lrkit.profile.report import read_report
 from lrkit.profile.roofline import Rates, Work, ceilings
 from lrkit.profile.statistics import compare_runs, drift, geometric_ratio, summarize_run
@@ -194,12 +195,15 @@ def test_shipped_suites_and_sheets_load() -> None:
     assert all(suite.description and suite.runs[0].mode == "latent" for suite in suites)
     sheets = {resource.name: load_sheet(resource.name) for resource in list_resources("device")}
     assert len(sheets) >= 12
-    assert all(sheet.source for sheet in sheets.values())
+    assert all(sheet.source and (sheet.checked or sheet.unchecked) for sheet in sheets.values())
     work = {"latent": {"speak": Work(3.35e9, 1.0)}}
     assert plan("h100-sxm", sheets["h100-sxm"], work)["least_sec"]["latent"] == pytest.approx(1e-3)
     assert sheets["ryzen-9-7950x"].rates.flops_per_sec is None, "what a sheet does not say only leaves memory to bound"
     with pytest.raises(ConfigError, match="memory_gb_per_sec"):
         load_config(DeviceSheet, {"description": "x", "kind": "gpu", "source": "y"})
+    stated = {"description": "x", "kind": "gpu", "source": "y", "memory_gb_per_sec": 1.0}
+    with pytest.raises(ConfigError, match="does not state"):
+        load_config(DeviceSheet, {**stated, "unchecked": ["int8_tops"]})
 
 
 def test_suites_refuse_what_contradicts_itself() -> None:
@@ -225,6 +229,14 @@ def test_energy_counters_that_can_be_read(tmp_path: Path) -> None:
     none = EnergyMeter("cpu", tmp_path / "nothing")
     none.start()
     assert (none.source, none.stop()) == (None, None)
+
+
+def test_a_gpu_that_cannot_be_asked_is_unknown_not_zero() -> None:
+    gpu = Nvml(9999)  # no machine has as many: the library is missing, or knows no such GPU
+    assert gpu.joules() is None and gpu.used_bytes() is None
+    meter = EnergyMeter("cuda:9999")
+    meter.start()
+    assert (meter.source, meter.stop()) == (None, None)
 
 
 def test_memory_growth_is_seen() -> None:
