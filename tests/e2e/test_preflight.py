@@ -9,6 +9,7 @@ from lrkit.cli.main import main
 from lrkit.cli.preflight import Asked, target_to_build
 from lrkit.export.rules import TARGETS
 from lrkit.runtime.tensorrt_library import installed_version
+from tests.preflight import quantized
 from tests.preflight.make import save
 from tests.preflight.operators import ABS
 from tests.preflight.structure import CASES
@@ -79,7 +80,7 @@ def test_the_graphs_of_the_step_form_are_checked_one_by_one(step_bundle, finding
     assert [r["graph"] for r in read()["reports"]] == ["latent.prompt", "latent.think", "latent.speak"]
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int4"])
+@pytest.mark.parametrize("precision", ["int4", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_what_lrkit_writes_for_tensorrt_passes(checkpoint, precision, findings):
     options, read = findings
     precise = [f"precision={precision}", "int4.block=32", *options]
@@ -90,13 +91,12 @@ def test_what_lrkit_writes_for_tensorrt_passes(checkpoint, precision, findings):
         assert (report["agrees"], report["asked"]["takes"]) == (True, True)
 
 
-def test_the_other_dialect_is_rejected_with_the_loops_around_its_nodes(checkpoint, capsys, findings):
+def test_the_other_dialect_is_rejected_with_the_loops_around_its_nodes(bundle, capsys, findings):
     options, read = findings
-    wanted = ["--dialect", "ort", "precision=int4", "int4.block=32"]
-    assert run(checkpoint, "--target", "tensorrt-rtx", *wanted, *options) == 2
+    assert run(bundle, "--target", "tensorrt-rtx", *options) == 2
     rejected = [f for f in read()["reports"][0]["findings"] if f["verdict"] == "rejected"]
-    assert "operator-without-plugin" in {f["rule"] for f in rejected}
-    assert any(f["name"].startswith("think/Loop > think/layer0/MatMulNBits") for f in rejected)
+    assert "operator-unsupported" in {f["rule"] for f in rejected}
+    assert any(f["name"] == "think/Loop > think/layer0/QuickGelu" for f in rejected), rejected
     said = capsys.readouterr().out.replace("\n", " ")
     if installed_version("tensorrt-rtx") is not None:
         assert "refuses it: " in said and "the rules say the same" in said
@@ -117,13 +117,14 @@ def test_a_target_file_says_what_to_check_for_and_how_to_build():
     assert built("rtx-pc", "precision=int4") == ("tensorrt", "int4", ("tensorrt-rtx",), ("sm86", "sm89", "sm120"))
 
 
-def test_gpus_are_checked(checkpoint, capsys, findings):
+def test_gpus_are_checked(tmp_path, capsys, findings):
     options, read = findings
-    asked = ["--target", "tensorrt-rtx", "--arch", "sm75,sm89", "--int4", "int4.block=32"]
-    assert run(checkpoint, *asked, *options) == 2
+    file = save(quantized.CASES["arch-int4"].bad, 21, tmp_path / "int4.onnx")
+    assert run(file, "--target", "tensorrt-rtx", "--arch", "sm75,sm89", *options) == 2
     rejected = {f["rule"]: f["reason"] for f in read()["reports"][0]["findings"] if f["verdict"] == "rejected"}
     assert rejected == {"arch-int4": "sm75: Turing has no int4."}
-    assert run(checkpoint, "--target", "tensorrt-rtx", "--arch", "sm87") == 2
+    assert run(file, "--target", "tensorrt-rtx", "--arch", "sm86,sm89") == 0
+    assert run("tiny", "--target", "tensorrt-rtx", "--arch", "sm87") == 2
     assert "cannot build for sm87" in capsys.readouterr().err
 
 
