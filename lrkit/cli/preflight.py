@@ -68,14 +68,14 @@ def check(asked: Asked, json_file: Path | None) -> None:
         for graph in graphs:
             for target in targets or _own_targets(graph):
                 reports.append(check_graph(graph, load_rules(target), archs))
-    console = Console(highlight=False)
-    for report in reports:
-        _print(console, report)
     rejected = [report for report in reports if report.rejected]
     write_json(json_file, {
         "schema": 1, "kind": "preflight", "thing": asked.thing, "ok": not rejected,
         "reports": [report.to_dict() for report in reports],
     })  # fmt: skip
+    console = Console(highlight=False)
+    for report in reports:
+        _print(console, report)
     if rejected:
         raise ExportError("\n".join(_verdict(asked.thing, report) for report in rejected))
 
