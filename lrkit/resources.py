@@ -41,8 +41,8 @@ _TINY = _PACKAGE / "assets" / "tiny"
 class Resource:
     """Something that ships with lrkit or lies in the working folder, with the name it is found by."""
 
-    kind: str
-    """recipe, sweep, target, rules, suite, device, shape or checkpoint."""
+    kind: Kind | Literal["checkpoint"]
+    """What it is."""
     name: str
     """What to type."""
     path: Path

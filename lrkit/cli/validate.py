@@ -1,21 +1,23 @@
-"""`lrkit validate PATH`: check a data file, a recipe, a checkpoint or a bundle.
+"""`lrkit validate PATH`: check a data file, a file of values (recipe, sweep, target, suite, ...), a checkpoint or a
+bundle.
 
 Place in the pipeline: before `lrkit train` (data, recipe), after copying a checkpoint or a bundle. What is checked
-follows from what PATH is: a .jsonl file, a .yaml file or the name of a shipped recipe, a folder or the name of a
-shipped checkpoint. Of a bundle the digests, the schema and the programs are checked, and its recorded samples are run
-again; all else is read only.
+follows from what PATH is: a .jsonl, .yaml or .json file, a folder, or the name of something shipped. Of a bundle the
+digests, the schema and the programs are checked, and its recorded samples are run again; all else is read only.
 """
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lrkit.cli.validate_config import CHECKS, check_config, kind_of_config
 from lrkit.errors import UserError
+from lrkit.resources import Kind, find_resource
 from lrkit.runtime.summary import Summary
 
 EXAMPLES = """
@@ -23,6 +25,7 @@ Examples:
   lrkit validate data.jsonl
   lrkit validate data.jsonl --checkpoint tiny
   lrkit validate recipe.yaml --json findings.json
+  lrkit validate my-target.yaml
   lrkit validate tiny
 """
 
@@ -30,7 +33,9 @@ _console = Console()
 
 
 def validate(
-    path: Annotated[str, typer.Argument(help="A .jsonl file, a recipe, a checkpoint or a bundle.")],
+    path: Annotated[
+        str, typer.Argument(help="A .jsonl file, a recipe, sweep, target or suite, a checkpoint or a bundle.")
+    ],
     checkpoint: Annotated[
         str | None, typer.Option(help="Data only: count tokens, and check words, with this checkpoint's tokenizer.")
     ] = None,
@@ -43,14 +48,14 @@ def validate(
         Path | None, typer.Option("--json", help="Write the findings to this file, good or bad.")
     ] = None,
 ) -> None:
-    """Check a data file, a recipe, a checkpoint or a bundle, and name everything that is wrong with it."""
+    """Check data, a recipe or other file of values, a checkpoint or a bundle, and name everything wrong with it."""
     kind = kind_of(path)
     findings: dict[str, Any] = {"path": path, "kind": kind}
     try:
         if kind == "data":
             _check_data(Path(path), checkpoint, findings)
-        elif kind == "recipe":
-            _check_recipe(path, findings)
+        elif kind in CHECKS:
+            _console.print(check_config(kind, find_resource(kind, path), findings), markup=False)
         elif kind == "bundle":
             _check_bundle(path, engine, engine_option or [], provider, findings)
         else:
@@ -65,13 +70,13 @@ def validate(
     _console.print(f"{path}: nothing wrong was found")
 
 
-def kind_of(path: str) -> str:
-    """data, recipe, checkpoint or bundle.
+def kind_of(path: str) -> Kind | Literal["data", "checkpoint", "bundle"]:
+    """What it is that can be checked.
 
     Raises:
         UserError: it is neither there nor the name of something shipped, or of a kind that cannot be checked.
     """
-    from lrkit.resources import find_recipe, list_checkpoints
+    from lrkit.resources import find_any, list_checkpoints
     from lrkit.runtime.bundle import is_bundle
 
     given = Path(path)
@@ -83,14 +88,18 @@ def kind_of(path: str) -> str:
     if suffix == ".jsonl":
         return "data"
     if suffix in {".yaml", ".yml"}:
-        return "recipe"
+        return kind_of_config(given)
+    if suffix == ".json":
+        return "shape"
     if given.is_file():
         raise UserError(f"{path}: the ending {suffix!r} is not known; give a .jsonl, a .yaml or a checkpoint folder")
     if path in {resource.name for resource in list_checkpoints()}:
         return "checkpoint"
     if given.name == path and not suffix:
-        find_recipe(path)  # an unknown name ends here, with the known ones
-        return "recipe"
+        kind = find_any(path).kind  # an unknown name ends here, with the known ones
+        if kind == "checkpoint" or kind in CHECKS:
+            return kind
+        raise UserError(f"{path} is the name of {kind}, which are not checked; give another file, folder or name")
     raise UserError(f"{path}: there is no such file or folder; check the path")
 
 
@@ -122,16 +131,6 @@ def _length_table(title: str, lengths: dict[str, Summary]) -> Table:
     for name, summary in lengths.items():
         table.add_row(name, *(f"{getattr(summary, column):.4g}" for column in columns))
     return table
-
-
-def _check_recipe(path: str, findings: dict[str, Any]) -> None:
-    from lrkit.resources import find_recipe
-    from lrkit.train.recipe import load_recipe
-
-    recipe = load_recipe(find_recipe(path))
-    findings["name"] = recipe.name
-    findings["stages"] = [stage.name for stage in recipe.stages]
-    _console.print(f"recipe {recipe.name}: {recipe.description}\nstages: {', '.join(findings['stages'])}", markup=False)
 
 
 def _check_checkpoint(path: str, findings: dict[str, Any]) -> None:

@@ -8,8 +8,9 @@ where it stopped. Runs share nothing and may go side by side (`jobs`).
 
 import json
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from pydantic import Field
 
 from lrkit.config import Config, load_config
+from lrkit.errors import UserError
 from lrkit.evaluate.benchmarks import load_samples
 from lrkit.evaluate.run import EvalOptions, evaluate
 from lrkit.model.generated import Mode
@@ -25,6 +27,7 @@ from lrkit.runtime.session import Reasoner
 from lrkit.runtime.summary import summarize
 
 RESULT_FILE = "result.json"
+LOCK_FILE = ".lock"
 
 
 class Sweep(Config):
@@ -76,7 +79,35 @@ def load_sweep(source: Path, overrides: Sequence[str] = ()) -> Sweep:
 def run_sweep(
     sweep: Sweep, folder: Path, jobs: int = 1, on_result: Callable[[Run, dict[str, Any]], None] | None = None
 ) -> dict[str, Any]:
-    """Trains and evaluates what is not there yet; returns the table and writes it as table.json and table.md."""
+    """Trains and evaluates what is not there yet; returns the table and writes it as table.json and table.md.
+
+    Raises:
+        UserError: another process runs a sweep in this folder.
+    """
+    with _alone(folder):
+        return _run_sweep(sweep, folder, jobs, on_result)
+
+
+@contextmanager
+def _alone(folder: Path) -> Generator[None]:
+    """Keeps a second process out of the folder; the lock is the system's, so that it ends with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("w") as held:
+        try:
+            import fcntl
+        except ImportError:  # Windows has none; there two processes must be kept apart by hand
+            yield
+            return
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{folder}: another process runs an ablation there; wait for it, or give -o") from error
+        yield
+
+
+def _run_sweep(
+    sweep: Sweep, folder: Path, jobs: int, on_result: Callable[[Run, dict[str, Any]], None] | None
+) -> dict[str, Any]:
     runs = [
         Run(sweep, variant, seed, folder / f"{variant}-{seed}") for variant in sweep.variants for seed in sweep.seeds
     ]
@@ -91,7 +122,6 @@ def run_sweep(
             if on_result is not None:
                 on_result(run, results[run.variant, run.seed])
     table = tabulate(sweep, results)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.json").write_text(json.dumps(table, indent=2) + "\n")
     (folder / "table.md").write_text(render(table))
     return table

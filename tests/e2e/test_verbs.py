@@ -8,6 +8,7 @@ from PIL import Image
 
 from lrkit.cli.main import main
 from lrkit.data.trail import trail_set
+from lrkit.evaluate.ablate import _alone
 
 pytest.importorskip("sklearn")
 
@@ -117,6 +118,10 @@ def test_an_ablation_trains_its_variants_and_goes_on_where_it_stopped(tmp_path, 
     first = (runs / "with-0" / "result.json").stat().st_mtime_ns
     assert lrkit("ablate", str(sweep), "-o", str(runs)) == 0
     assert (runs / "with-0" / "result.json").stat().st_mtime_ns == first
+    capsys.readouterr()
+    with _alone(runs):
+        assert lrkit("ablate", str(sweep), "-o", str(runs)) == 2
+    assert "another process runs an ablation there" in capsys.readouterr().err
 
 
 def test_a_copied_checkpoint_still_finds_its_base_and_its_baselines(tmp_path, rooms, capsys):

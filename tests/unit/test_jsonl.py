@@ -16,6 +16,7 @@ from lrkit.data.jsonl import MAX_PROBLEMS, check_jsonl, read_jsonl
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.errors import CheckpointError, ConfigError, DataError, UserError
 from lrkit.model.settings import ReasonerSettings
+from lrkit.resources import find_any
 from lrkit.runtime.checkpoint_files import check_checkpoint
 from lrkit.runtime.preprocess import ImageGeometry
 from lrkit.runtime.processor import Processor
@@ -243,10 +244,34 @@ def test_validate_checks_recipes_and_checkpoints(folder: Path, checkpoint: Path,
     assert isinstance(CliRunner().invoke(app, [str(checkpoint)]).exception, CheckpointError)
 
 
+def test_validate_opens_the_lines_that_a_recipe_names(folder: Path, app: typer.Typer) -> None:
+    data, recipe = write(folder, GOOD, {"question": "x"}), folder / "recipe.yaml"
+    stage = "stages:\n  - {name: one, updates: 3, lengths: [9]}\n"
+    recipe.write_text(f"name: mine\ninit: base\ndata: {{kind: jsonl, train: {data}}}\n{stage}")
+    assert "data.jsonl:2: answer is missing" in str(CliRunner().invoke(app, [str(recipe)]).exception)
+    write(folder, GOOD)
+    assert "stage one draws chains of 9 steps" in str(CliRunner().invoke(app, [str(recipe)]).exception)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("trail-latent", "recipe"), ("trail-options", "sweep"), ("cpu-int4", "target"), ("smoke", "suite"),
+        ("l4", "device"), ("smolvlm-256m", "shape"),
+    ],
+)  # fmt: skip
+def test_every_kind_of_values_is_checked_as_what_it_is(name: str, kind: str, app: typer.Typer) -> None:
+    path = find_any(f"{kind}/{name}").path
+    assert kind_of(str(path)) == kind
+    result = CliRunner().invoke(app, [str(path)])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith(f"{kind} ")
+
+
 def test_what_is_checked_follows_from_the_path(folder: Path) -> None:
     assert kind_of(str(folder)) == "checkpoint"
     assert kind_of("x.jsonl") == "data"
-    assert kind_of("x.yml") == "recipe"
+    assert kind_of("trail-latent") == "recipe"
     for path in (str(folder / "a.png"), str(folder / "missing"), "no-such-recipe"):
         with pytest.raises(UserError):
             kind_of(path)
