@@ -34,8 +34,8 @@ MATCHERS: dict[str, Matcher] = {
         loops.branch_rank, loops.cache_axis, loops.cache_elsewhere, loops.condition_read, loops.growing_state,
         loops.iteration_read, loops.scan_output, loops.trip_missing, quantized.block_axis, quantized.block_size,
         quantized.crosses_branch, quantized.float_copy, quantized.fusion, quantized.odd_volume,
-        quantized.quantized_elsewhere, quantized.scale_type, quantized.shared_by_loop, quantized.shared_side_by_side,
-        quantized.uneven_blocks, quantized.zero_point,
+        quantized.outer_weight, quantized.quantized_elsewhere, quantized.scale_type, quantized.shared_by_loop,
+        quantized.shared_side_by_side, quantized.uneven_blocks, quantized.zero_point,
     )
 }  # fmt: skip
 """What a rule may name as `match`."""

@@ -202,6 +202,15 @@ def _obstacle(view: View, site: Site, weight: ir.Value, product: Site, blocks: S
     return ""
 
 
+def outer_weight(view: View, *, operators: Sequence[str], index: int, name: str, values: Sequence[object]) -> Hits:
+    """Nodes with an attribute of one of these values whose input `index` is a constant of a graph further out."""
+    for site in view.of(*operators):
+        weight = given(site.node, index)
+        outside = weight is not None and weight.const_value is not None and weight.graph is not site.node.graph
+        if outside and attribute(site.node, name) in values:
+            yield Hit.at(site, f"{weight.name if weight else ''} lies outside")
+
+
 def float_copy(view: View) -> Hits:
     """Dequantizers of the outermost graph whose result a body reads."""
     for site, _ in _dequantizers(view):

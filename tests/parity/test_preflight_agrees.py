@@ -93,6 +93,19 @@ def test_rules_that_spare_tensorrt_rtx_do_so_because_it_builds(name):
     assert reached == "engine", said
 
 
+@RTX_ONLY
+def test_attention_in_a_branch_fails_as_in_a_loop(tmp_path):
+    """One rule for both; its case has the loop."""
+    text = (
+        "(float16[1,2,4,64] q, float16[1,2,4,64] k, bool c) => (float16[1,2,4,64] y) { [choose] y = If(c) <"
+        "then_branch = t () => (float16[1,2,4,64] a) { [attend] a = Attention(q, k, k) }, "
+        "else_branch = e () => (float16[1,2,4,64] b) { [same] b = Identity(q) }> }"
+    )
+    assert build(text, 23)[0] == "build"
+    report = check_graph(checked(Case(text, "", "", 23), tmp_path / "bad.onnx"), load_rules("tensorrt-rtx"))
+    assert [(f.rule, f.name) for f in report.rejected] == [("attention-in-body", "choose.then > attend")]
+
+
 NODES = {
     "Clip": "Clip(x)", "CumSum": "CumSum(x, zero)", "Equal": "Equal(x, x)", "HardSwish": "HardSwish(x)",
     "Pad": "Pad(x, pads)", "ReduceL2": "ReduceL2(x)", "ReduceLogSum": "ReduceLogSum(x)",

@@ -128,6 +128,8 @@ CASES = {
 }
 
 LOOP4 = "int4[64,64] w, float[2,64] s"
+NBITS = f"{GO} [product] new_h = com.microsoft.MatMulNBits<K=64, N=64, bits=4, block_size=32, accuracy_level={{level}}>"
+NBITS += "(h, w, s)"
 INSIDE = f"{GO} {BLOCKS} [product] new_h = MatMul(h, d)"
 ORT = {
     "ort-domain": Case(
@@ -179,6 +181,11 @@ ORT = {
         bad=loop("float[2,64]", f"{GO} [product] new_h = MatMul(h, d)", constants=LOOP4, outer=BLOCKS),
         good=loop("float[2,64]", f"{GO} [product] new_h = MatMul(h, w)", constants="float[64,64] w"),
         at="dq",
+    ),
+    "ort-int4-on-arm": Case(
+        bad=loop("float[2,64]", NBITS.format(level=4), constants="uint8[64,2,16] w, float[128] s"),
+        good=loop("float[2,64]", NBITS.format(level=1), constants="uint8[64,2,16] w, float[128] s"),
+        at="step > product",
     ),
     "ort-opset": Case(
         bad="(float[4] x) => (float[4] y) { [abs] y = Abs(x) }",
