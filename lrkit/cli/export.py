@@ -122,7 +122,7 @@ def _export(
         require(package, "export")
     from lrkit.export.bundle import export_bundle
 
-    subject, samples, called = open_subject(*what)
+    subject, samples, called = open_subject(*what, target)
     place = output or Path(f"{called}-{name}")
     with ExportProgress() as progress:
         report = export_bundle(subject, place, target, samples, progress=progress, **options)

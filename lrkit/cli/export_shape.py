@@ -11,6 +11,7 @@ from lrkit.errors import UserError
 if TYPE_CHECKING:
     from lrkit.data.sample import Sample
     from lrkit.export.subject import Subject
+    from lrkit.export.target import Target
 
 ShapeName = Annotated[
     str | None, typer.Option("--shape", help="A name of `lrkit ls shape`, with random weights; no CHECKPOINT.")
@@ -50,7 +51,9 @@ def name_and_changes(
     return shape, [*([checkpoint] if checkpoint else []), *changes]
 
 
-def open_subject(name: str, shape: bool, data: str | None, samples: int | None) -> "tuple[Subject, list[Sample], str]":
+def open_subject(
+    name: str, shape: bool, data: str | None, samples: int | None, target: "Target"
+) -> "tuple[Subject, list[Sample], str]":
     """(what is exported, samples, name of a bundle).
 
     Raises:
@@ -59,7 +62,7 @@ def open_subject(name: str, shape: bool, data: str | None, samples: int | None) 
     if shape:
         from lrkit.export.shape import ShapeSubject
 
-        drawn = ShapeSubject(name)
+        drawn = ShapeSubject(name, target)
         return drawn, drawn.samples(samples or 1), drawn.name
     from lrkit.evaluate.benchmarks import load_samples
     from lrkit.export.subject import CheckpointSubject

@@ -201,7 +201,8 @@ class _Export:
         )  # fmt: skip
         self._record(role, ProgramRun(session, entry.spec, reasoner, self.processor, limits, role))
         self.seconds[f"{role}.check"] = time.perf_counter() - started
-        return validation
+        reasons = filter(None, (validation.tolerance_reason, self.subject.check_note))
+        return validation.model_copy(update={"tolerance_reason": "; ".join(reasons)})
 
     def _written(self, role: Role, chunks: Chunks, tower: Tower) -> ProgramEntry:
         """Builds and writes one program in the asked form."""

@@ -5,7 +5,8 @@ download or training.
 
 Place in the pipeline: profiles/shapes/*.json -> `ShapeSubject` -> bundle.py, as a checkpoint. Every matrix is drawn
 when it is asked for, from a seed made of its name: so two readers see the same weights, and nobody holds all of them.
-Latent steps are forced, as random weights decide nothing.
+Latent steps are forced, as random weights decide nothing. They know no right answers either: torch's model is given
+what the program's integers stand for, so that the comparison shows a wrong graph, whatever rounding does.
 """
 
 import zlib
@@ -18,9 +19,11 @@ import torch
 
 from lrkit.data.sample import Sample
 from lrkit.errors import UserError
+from lrkit.export.int4 import block_for, quantize
 from lrkit.export.source import Source, array, family_of
 from lrkit.export.streaming import assemble
 from lrkit.export.subject import Origin
+from lrkit.export.target import Target
 from lrkit.model.build import build_reasoner
 from lrkit.model.latent_token import LatentToken
 from lrkit.model.reasoner import LatentReasoner
@@ -28,6 +31,7 @@ from lrkit.model.settings import ReasonerSettings, ThinkSettings
 from lrkit.profile.shapes import Shape, load_shape, shape_config, shape_processor, shape_samples
 from lrkit.runtime.manifest import Role
 
+EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 SPREAD = 0.02
 """Standard deviation of every matrix: what transformers starts a Qwen2-VL with."""
 CHECK_TOKENS = 8
@@ -52,12 +56,12 @@ class RandomWeights:
 
 
 class ShapeOrigin:
-    """A Qwen2-VL with a shape's sizes."""
+    """A Qwen2-VL with a shape's sizes; `target` says what the program rounds."""
 
     settings = SETTINGS
 
-    def __init__(self, shape: Shape, latent_id: int, config: Any) -> None:
-        self.shape, self.latent_id, self.config = shape, latent_id, config
+    def __init__(self, shape: Shape, latent_id: int, config: Any, target: Target) -> None:
+        self.shape, self.latent_id, self.config, self.target = shape, latent_id, config, target
         self.weights = RandomWeights({name: tuple(p.shape) for name, p in self._empty().named_parameters()})
 
     def source(self) -> Source:
@@ -67,16 +71,36 @@ class ShapeOrigin:
         return assemble(family, self.config, self.weights.read, self.settings, self.latent_id, extras)
 
     def reasoner(self) -> LatentReasoner:
-        """The same weights on torch, in float32."""
+        """What the program's weights stand for, on torch in float32."""
         from lrkit.model.backbones.qwen2_vl import Qwen2VLBackbone
 
         model = self._empty()
-        tied = {"lm_head.weight"} if self.shape.tied_embeddings else set[str]()
-        names = [name for name, _ in model.named_parameters() if name not in tied]
-        model.load_state_dict({n: torch.from_numpy(self.weights.read(n)) for n in names}, strict=False, assign=True)
-        model.tie_weights()
+        names = [name for name, _ in model.named_parameters() if name != HEAD]
+        model.load_state_dict({n: torch.from_numpy(self._held(n)) for n in names}, strict=False, assign=True)
+        if self.shape.tied_embeddings and self.target.precision != "int4":
+            model.tie_weights()
+        else:  # integers of the head are not those of the embedding, even where both stand for one matrix
+            model.lm_head.weight = torch.nn.Parameter(torch.from_numpy(self._held(HEAD)))
         backbone = Qwen2VLBackbone(model.eval())
-        return build_reasoner(backbone, self.settings, self.latent_id)  # pyright: ignore[reportArgumentType]
+        reasoner = build_reasoner(backbone, self.settings, self.latent_id)  # pyright: ignore[reportArgumentType]
+        reasoner.latent.norm.fill_(float(self._extras()["latent.norm"]))
+        return reasoner
+
+    def _held(self, name: str) -> np.ndarray:
+        """A weight as the program holds it."""
+        tied = name == HEAD and self.shape.tied_embeddings
+        weight, int4 = self.weights.read(EMBEDDING if tied else name), self.target.int4
+        if self.target.precision != "int4" or weight.ndim < 2:
+            return weight
+        if name == EMBEDDING:
+            return weight if int4.embedding == "float" else quantize(weight, weight.shape[1], 8).dequantize()
+        kept = {HEAD: int4.head, "model.visual": int4.vision}
+        kind = next((kind for start, kind in kept.items() if name.startswith(start)), "int4")
+        matrix = weight.reshape(len(weight), -1)  # the tower's first layer is a convolution, and a product in ONNX
+        block = block_for(matrix.shape[1], int4.block)
+        if kind == "float" or block is None:
+            return weight
+        return quantize(matrix, block, 8 if kind == "int8" else 4).dequantize().reshape(weight.shape)
 
     def _empty(self) -> Any:
         """The model without its weights."""
@@ -88,8 +112,8 @@ class ShapeOrigin:
 
     def _extras(self) -> dict[str, np.ndarray]:
         """Latent rows and their scale as a fresh reasoner has them, which reads them off its embedding and head."""
-        rows = torch.from_numpy(self.weights.read("model.language_model.embed_tokens.weight"))
-        head = None if self.shape.tied_embeddings else torch.from_numpy(self.weights.read("lm_head.weight"))
+        rows = torch.from_numpy(self.weights.read(EMBEDDING))
+        head = None if self.shape.tied_embeddings else torch.from_numpy(self.weights.read(HEAD))
         latent = LatentToken(self.latent_id, rows, head, self.settings.think.latent_scale)
         return {f"latent.{name}": array(tensor).copy() for name, tensor in latent.state_dict().items()}
 
@@ -103,10 +127,13 @@ class ShapeSubject:
     """
 
     check_tokens: int | None = CHECK_TOKENS
+    check_note = (
+        "the weights are random, so no answer is right; torch held the values that the program's integers stand for"
+    )
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, target: Target) -> None:
         """`name` is one of `lrkit ls shape`, or a JSON file."""
-        self.shape = load_shape(name)
+        self.shape, self.target = load_shape(name), target
         self.asked, self.name = name, Path(name).stem
         self.processor = shape_processor(self.shape)
         if self.shape.vocabulary < self.processor.tokenizer.get_vocab_size():
@@ -118,7 +145,8 @@ class ShapeSubject:
 
     def origins(self, baselines: bool) -> dict[Role, Origin]:
         """One latent reasoner: random weights have no baselines."""
-        return {"latent": ShapeOrigin(self.shape, self.processor.latent_id, shape_config(self.shape, self.processor))}
+        config = shape_config(self.shape, self.processor)
+        return {"latent": ShapeOrigin(self.shape, self.processor.latent_id, config, self.target)}
 
     def samples(self, count: int) -> list[Sample]:
         """Questions about a grey picture of the shape's size; random weights have no right answer to them."""

@@ -46,6 +46,8 @@ class Subject(Protocol):
     """Where the weights come from."""
     check_tokens: int | None
     """Spoken tokens that are compared with torch; None: as many as the bundle allows."""
+    check_note: str
+    """What else the bundle says of that comparison."""
 
     def origins(self, baselines: bool) -> Mapping[Role, Origin]:
         """The latent reasoner, and with `baselines` those it declares."""
@@ -78,6 +80,7 @@ class CheckpointSubject:
     """A checkpoint and its baselines."""
 
     check_tokens: int | None = None
+    check_note = ""
 
     def __init__(self, folder: Path) -> None:
         """Raises `CheckpointError` where the folder is no checkpoint."""
