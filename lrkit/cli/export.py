@@ -51,7 +51,7 @@ Examples:
 Check = Annotated[
     bool, typer.Option("--check", help="Only list what --target (also tensorrt-10, tensorrt-11, ort) would reject.")
 ]
-Thing = Annotated[str | None, typer.Argument(help="A checkpoint, a shipped name such as tiny, a bundle; an .onnx file to check.")]
+Thing = Annotated[str | None, typer.Argument(help="A checkpoint, a name (tiny), or a bundle; to check: also .onnx.")]
 Changes = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the target, by dotted path.")
 ]
