@@ -1,0 +1,85 @@
+"""`lrkit export --shape`: a bundle of random weights, compared with torch, through the command line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lrkit.cli.main import main
+from lrkit.export.shape import RandomWeights
+from lrkit.runtime.bundle_check import check_bundle
+
+SHAPE = {
+    "description": "a few thousand weights", "hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,
+    "intermediate_size": 96, "vocabulary": 256, "tied_embeddings": True, "vision_depth": 1, "vision_width": 32,
+    "vision_heads": 2, "vision_mlp_ratio": 2, "patch_size": 4, "merge_size": 2, "image_size": [80, 32],
+}  # fmt: skip
+
+
+@pytest.fixture
+def shape(tmp_path):
+    file = tmp_path / "shape.json"
+    file.write_text(json.dumps(SHAPE))
+    return file
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    return int(stopped.value.code or 0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_int4_bundle_of_a_shape(shape, tmp_path, tied, capsys):
+    """With activations in float32 the program computes what torch does with the values of its integers."""
+    shape.write_text(json.dumps({**SHAPE, "tied_embeddings": tied}))
+    figures = tmp_path / "figures.json"
+    changes = ("int4.vision=int4", "int4.block=32", "int4.accuracy_level=0", "limits.max_new_tokens=12")
+    place = tmp_path / "bundle"
+    asked = ("export", "--shape", shape, "--random-weights", "--int4", *changes, "-o", place, "--json", figures)
+    assert run(*asked) == 0, capsys.readouterr().err
+    manifest = json.loads(figures.read_text())["manifest"]
+    found = manifest["validation"]["latent"]
+    assert found["passed"] and found["num_samples"] == 1 and "weights are random" in found["tolerance_reason"]
+    assert max(found["measured"]["prefill_logits"], found["measured"]["latent_states"]) < 1e-5
+    assert set(found["measured"]["agreement"].values()) == {1.0}
+    assert found["measured"]["accuracy_program"] is None, "random weights have no right answer"
+    recorded = manifest["samples"][0]
+    assert (recorded["latent_steps"], len(recorded["token_ids"])) == (4, 12)
+    entry = manifest["programs"]["latent"]
+    assert entry["bytes_by_part"]["embedding"] == 256 * (64 + 4), "one byte a weight, one scale a row"
+    assert manifest["provenance"]["checkpoint"]["shape"]["hidden_size"] == 64
+    checked = check_bundle(place)
+    assert checked.problems == []
+
+
+def test_random_weights_are_the_same_for_every_reader():
+    shapes = {"a.weight": (6, 5), "b.weight": (6, 5), "norm.weight": (5,), "a.bias": (5,)}
+    one, other = RandomWeights(shapes), RandomWeights(shapes)
+    for name in shapes:
+        np.testing.assert_array_equal(one.read(name), other.read(name))
+    assert not np.array_equal(one.read("a.weight"), one.read("b.weight"))
+    assert one.read("norm.weight").tolist() == [1.0] * 5 and one.read("a.bias").any()
+
+
+def test_wrong_requests_are_one_sentence(shape, tmp_path, capsys):
+    small = tmp_path / "small.json"
+    small.write_text(json.dumps({**SHAPE, "vocabulary": 40}))
+    asked = 0
+    for arguments, part in (
+        (("--shape", "qwen2-vl-2", "--random-weights"), "did you mean 'qwen2-vl-2b'"),
+        (("--shape", tmp_path / "absent.json", "--random-weights"), "no such file"),
+        (("--shape", small, "--random-weights"), "vocabulary"),
+        (("--shape", shape), "add --random-weights"),
+        (("tiny", "--random-weights"), "--random-weights is for --shape"),
+        (("tiny", "--shape", shape, "--random-weights"), "leave tiny out"),
+        (("--shape", shape, "--random-weights", "--data", "trail:main"), "leave --data out"),
+        (("--shape", shape, "--random-weights", "--check"), "leave --check out"),
+        ((), "nothing to export was named"),
+    ):
+        assert run("export", *arguments, "-o", tmp_path / "bundle") == 2
+        said = capsys.readouterr().err
+        assert part in said and len(said.strip().splitlines()) == 1, said
+        asked += 1
+    assert asked == 9
+    assert not (tmp_path / "bundle").exists()
