@@ -317,18 +317,15 @@ class Chunks:
         length = g.op("Max", g.op("ReduceL2", wide, [1], keepdims=1), np.array(np.finfo(np.float32).tiny))
         return g.to_floats(g.op("Mul", wide, g.op("Div", np.array(self.source.latent_norm, np.float32), length)))
 
-    def speak(self, g: Graph, held: Carried, past: Callable[[int], Past]) -> Carried:
-        """Feeds the token of the state and reads the next: the new state."""
-        new, capacity = dict(held), self.limits.max_new_tokens
-        slot = g.op("Min", held["fed"], [capacity - 1])
+    def speak(self, g: Graph, held: Carried, past: Callable[[int], Past], growing: bool = False) -> Carried:
+        """Feeds the token of the state and reads the next: the new state. `growing` as in `speak_types`."""
+        new = dict(held)
         rotation = self.dialect.rotation(g, self.decoder.angles(g, held["position"]))
-        mask = self.decoder.row_mask(g, g.op("LessOrEqual", np.arange(capacity)[None], g.op("Unsqueeze", slot, [1])))
-        where = places(g, slot, self.dims.num_key_heads)
+        remember = self._appended(g, held, new, past) if growing else self._slotted(g, held, new, past)
         hidden = Hidden(self.dialect.embed(g, held["token"]))
         for i in range(self.dims.num_layers):
             with g.scope(f"layer{i}"):
-                remember = self._remember(g, i, held, new, where, past(i), mask)
-                hidden = self.decoder.layer(g, i, hidden, rotation, remember, single=True)
+                hidden = self.decoder.layer(g, i, hidden, rotation, remember(i), single=True)
         role = self._head_role
         normed = hidden.norm(g, self.dialect, "norm")
         bias = g.value(self._never_latent)
@@ -339,7 +336,48 @@ class Chunks:
             new[name] = self.dialect.keep(g, held.get("alive"), g.op("Add", held[name], [1]), held[name])
         return new
 
-    def speak_types(self) -> Types:
-        """States of the speech loop."""
+    def _slotted(
+        self, g: Graph, held: Carried, new: Carried, past: Callable[[int], Past]
+    ) -> Callable[[int], Remember]:
+        """The spoken token's keys go into their slot of caches that have room for all."""
+        capacity = self.limits.max_new_tokens
+        slot = g.op("Min", held["fed"], [capacity - 1])
+        mask = self.decoder.row_mask(g, g.op("LessOrEqual", np.arange(capacity)[None], g.op("Unsqueeze", slot, [1])))
+        where = places(g, slot, self.dims.num_key_heads)
+        return lambda layer: self._remember(g, layer, held, new, where, past(layer), mask)
+
+    def _appended(
+        self, g: Graph, held: Carried, new: Carried, past: Callable[[int], Past]
+    ) -> Callable[[int], Remember]:
+        """They go behind the others: what is copied is as long as the speech, and nothing needs a mask."""
+        column = [1, self.dims.num_key_heads, self.dims.head_width, 1]
+
+        def of(layer: int) -> Remember:
+            def remember(key: Value, value: Value) -> Seen:
+                names, before = (f"key{layer}", f"value{layer}"), past(layer)
+                keys = g.op("Concat", held[names[0]], g.op("Reshape", key, column), axis=3)
+                values = g.op("Concat", held[names[1]], value, axis=2)
+                new.update(zip(names, (keys, values), strict=True))
+                return Seen((*before.segments, Segment(keys, values)), before.lengths)
+
+            return remember
+
+        return of
+
+    def speak_types(self, growing: bool = False) -> Types:
+        """States of the speech loop. `growing` caches hold what was spoken so far, keys as columns (1, G, W, T); others
+        have max_new_tokens slots."""
         counters = dict.fromkeys(("token", "position", "fed"), (INT64, (1,)))
-        return counters | self.cache_types(self.limits.max_new_tokens)
+        if not growing:
+            return counters | self.cache_types(self.limits.max_new_tokens)
+        heads, width = self.dims.num_key_heads, self.dims.head_width
+        shapes: dict[str, tuple[int | str, ...]] = {"key": (1, heads, width, "T"), "value": (1, heads, "T", width)}
+        layers = range(self.dims.num_layers)
+        return counters | {f"{kind}{i}": (self.dialect.floats, shapes[kind]) for i in layers for kind in shapes}
+
+    def no_speech(self, g: Graph) -> Carried:
+        """Growing caches before the first token."""
+        heads, width = self.dims.num_key_heads, self.dims.head_width
+        keys, values = (g.op("ConstantOfShape", shape) for shape in ([1, heads, width, 0], [1, heads, 0, width]))
+        made = {"key": g.to_floats(keys), "value": g.to_floats(values)}
+        return {f"{kind}{i}": empty for i in range(self.dims.num_layers) for kind, empty in made.items()}

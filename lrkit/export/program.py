@@ -98,16 +98,18 @@ class _Builder:
         going = self._goes_on(g, before["token"])
         first = g.op("Where", going, before["token"], EMPTY)
         rest = np.full(capacity - 1, EMPTY, np.int64)
-        state = {name: before[name] for name in ("token", "position")} | self.chunks.empty_caches(g, capacity)
+        growing = self.dialect.ort  # TensorRT's loops carry nothing that changes its shape
+        caches = self.chunks.no_speech(g) if growing else self.chunks.empty_caches(g, capacity)
+        state = {name: before[name] for name in ("token", "position")} | caches
         state |= {"fed": g.value([0]), "count": g.cast(g.op("Unsqueeze", going, [0]), INT64), "alive": going}
         state["token_ids"] = g.op("Concat", first, rest, axis=0)
-        types = self.chunks.speak_types() | {
+        types = self.chunks.speak_types(growing) | {
             "count": (INT64, (1,)), "alive": (BOOL, ()), "token_ids": (INT64, (capacity,)),
         }  # fmt: skip
         past = self._context(read, before)
 
         def body(inner: Graph, _: Value, held: Carried) -> tuple[Value, Carried]:
-            new = self.chunks.speak(inner, held, past)
+            new = self.chunks.speak(inner, held, past(inner, held), growing)
             self._note_token(inner, held, new)
             return new["alive"], new
 
@@ -134,20 +136,32 @@ class _Builder:
     def _goes_on(self, g: Graph, token: Value) -> Value:
         return g.op("Not", g.op("Squeeze", g.op("Equal", token, [self.eos_id]), [0]))
 
-    def _context(self, read: Read, before: Carried) -> Callable[[int], Past]:
-        """Prompt and latent keys as one read-only segment; latent slots that no step filled are masked."""
-        g, speech = self.g, self.limits.max_new_tokens
-        if not self.steps:
-            lengths = g.op("Concat", read.prompt.num_tokens, [speech], axis=0)
-            return lambda layer: Past((Segment(read.keys[layer], read.values[layer]),), lengths)
-        mask = self._context_mask(read.prompt.num_tokens, before["length"])
-        lengths = g.op("Concat", g.op("Add", read.prompt.num_tokens, [self.capacity]), [speech], axis=0)
-        context: list[Past] = []
-        for layer, (keys, values) in enumerate(zip(read.keys, read.values, strict=True)):
-            latent = g.op("Transpose", before[f"key{layer}"], perm=[0, 1, 3, 2])
-            joined = g.op("Concat", keys, latent, axis=3), g.op("Concat", values, before[f"value{layer}"], axis=2)
-            context.append(Past((Segment(*joined, mask),), lengths))
-        return lambda layer: context[layer]
+    def _context(self, read: Read, before: Carried) -> Callable[[Graph, Carried], Callable[[int], Past]]:
+        """Prompt and latent keys as one read-only segment, for a body of the speech loop."""
+        g, num_tokens, segments = self.g, read.prompt.num_tokens, list(zip(read.keys, read.values, strict=True))
+        mask = None
+        if self.steps:
+            taken = before["length"] if self.dialect.ort else g.value([self.capacity])
+            if not self.dialect.ort:
+                mask = self._context_mask(num_tokens, before["length"])
+            segments = [self._joined(layer, *own, before, taken) for layer, own in enumerate(segments)]
+            num_tokens = g.op("Add", num_tokens, taken)
+        fixed = None if self.dialect.ort else g.op("Concat", num_tokens, [self.limits.max_new_tokens], axis=0)
+
+        def past(inner: Graph, held: Carried) -> Callable[[int], Past]:
+            lengths = fixed or inner.op("Concat", num_tokens, inner.op("Add", held["fed"], [1]), axis=0)
+            return lambda layer: Past((Segment(*segments[layer], mask),), lengths)
+
+        return past
+
+    def _joined(self, layer: int, keys: Value, values: Value, before: Carried, taken: Value) -> tuple[Value, Value]:
+        """The prompt's keys and values with those of the first `taken` latent slots behind them; in TensorRT those are
+        all slots, and the ones that no step filled are masked."""
+        g, own = self.g, [before[f"{kind}{layer}"] for kind in ("key", "value")]
+        if self.dialect.ort:
+            own = [g.op("Slice", cache, [0], taken, [2]) for cache in own]
+        latent = g.op("Transpose", own[0], perm=[0, 1, 3, 2])
+        return g.op("Concat", keys, latent, axis=3), g.op("Concat", values, own[1], axis=2)
 
     def _context_mask(self, num_tokens: Value, length: Value) -> Mask:
         g = self.g
