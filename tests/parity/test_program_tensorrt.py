@@ -96,14 +96,16 @@ def test_adaptive_and_fixed_latents_are_one_program():
 
 
 def test_refusals_name_part_layer_node_and_operator(tmp_path):
-    """The other dialect's int4 node has no plugin in the builder; the first one that it meets is named."""
-    program = tiny_program("one pass", Target(dialect="ort", precision="int4", int4={"block": 32}))
+    """An operator without an importer, deep in the latent loop: not the loop is named but the node."""
+    program = tiny_program("no routing, no replay", target_of("fp16"))
+    nodes = {node.name: node for node in program.model.graph.all_nodes()}
+    nodes["think/layer2/Sigmoid"].op_type = "Multinomial"
     profile = profile_for(program.spec, program.spec, limits(settings_of("one pass")), MERGE)
-    with pytest.raises(ExportError, match="MatMulNBits") as refused:
+    with pytest.raises(ExportError, match="Multinomial") as refused:
         build_engine(program.model, tmp_path, profile)
     said = str(refused.value)
-    assert "the prompt, layer 0" in said and "prompt/layer0/" in said and "tensorrt_rtx" in said
-    assert "\n" not in said
+    assert "the node think/layer2/Sigmoid (operator Multinomial, the latent step, layer 2)" in said
+    assert said.startswith("tensorrt_rtx ") and "\n" not in said
 
 
 def test_a_build_that_fails_says_so_in_the_builders_words(tmp_path):
