@@ -221,6 +221,7 @@ def _shapes(shape: tuple[int | str, ...], sizes: Mapping[str, Sizes]) -> tuple[S
 
 
 def _life(sign: dict[str, Any]) -> str:
+    """Seconds and memory first: a narrow terminal cuts the end off."""
     held = "" if sign["bytes"] is None else f", {sign['bytes'] / 1e9:.1f} GB"
-    phase = f"{sign['phase'].lower()}, " if sign["phase"] else ""
-    return f"{phase}{sign['seconds']:.0f} s{held}"
+    phase = f", {sign['phase'].lower()}" if sign["phase"] else ""
+    return f"{sign['seconds']:.0f} s{held}{phase}"
