@@ -124,12 +124,11 @@ def _put_in(bundle: Bundle, engines: Engines, staging: Path) -> Manifest:
         written = staging / BUNDLE_FILE
         written.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         os.replace(written, bundle.folder / BUNDLE_FILE)
-    except BaseException:
-        for name in new:
+    finally:
+        # Stopped before the switch, the new files go; after it, the old ones: what bundle.json names decides.
+        named = json.loads((bundle.folder / BUNDLE_FILE).read_text(encoding="utf-8"))["files"]
+        for name in {*new, *bundle.manifest.files} - set(named):
             (bundle.folder / name).unlink(missing_ok=True)
-        raise
-    for name in set(bundle.manifest.files) - set(manifest.files):
-        (bundle.folder / name).unlink(missing_ok=True)
     return manifest
 
 
