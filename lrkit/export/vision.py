@@ -126,7 +126,16 @@ def trace(source: Source, fp16: bool, fused: bool = False) -> ir.Graph:
             "release that the checkpoint was trained with"
         ) from error
     assert program is not None
-    return program.model.graph
+    return _let_go(program.model.graph)
+
+
+def _let_go(traced: ir.Graph) -> ir.Graph:
+    """A copy; onnxscript's rewrite rules, which live as long as Python, hold on to the last graph they saw, and so
+    would to all weights of the tower."""
+    graph = traced.clone()
+    for value in traced.initializers.values():
+        value.const_value = None
+    return graph
 
 
 @contextlib.contextmanager
