@@ -219,7 +219,7 @@ def _asked(model: Model, run: RunSettings) -> tuple[Reasoner, str | None]:
             start = _open_bundle(model.choice, threads)
         model.baselines[key] = start.baseline(run.mode).prepare()
     reasoner, note = model.baselines[key], None
-    if run.mode != "latent" and model.reasoner.engine.baseline(run.mode) is None:
+    if run.mode != "latent" and not model.random_weights and model.reasoner.engine.baseline(run.mode) is None:
         note = (
             f"the model declares no {run.mode} baseline, so its own weights were asked with the latent token masked; "
             f"train one and name it in reasoner.json under baselines.{run.mode}, and for a bundle export again"

@@ -55,7 +55,7 @@ def with_sweep(suite: Suite, axes: Axes) -> Suite:
     added: list[RunSettings] = []
     for values in combinations:
         settings = dict(zip(axes, values, strict=True))
-        name = ",".join(f"{key}={value}" for key, value in settings.items())
+        name = _name(settings)
         try:
             added.append(RunSettings.model_validate({"name": name, "mode": "latent", **settings}, strict=True))
         except ValueError as error:
@@ -134,9 +134,13 @@ def replay_sentence(found: Mapping[str, Any]) -> str:
 
 
 def _settings(run: Mapping[str, Any], axes: Axes) -> dict[str, Any] | None:
-    """Of a run that the sweep added; None for a run of the suite."""
+    """Of a run that the sweep added; None for a run of the suite, which may set the same."""
     values = {key: run["settings"][key] for key in axes}
-    return None if any(value is None for value in values.values()) else values
+    return values if run["settings"]["name"] == _name(values) else None
+
+
+def _name(settings: Mapping[str, Any]) -> str:
+    return ",".join(f"{key}={value}" for key, value in settings.items())
 
 
 def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

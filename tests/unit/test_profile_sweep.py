@@ -48,14 +48,15 @@ def test_a_sweep_makes_every_combination_and_names_the_fastest_that_is_no_worse(
 
 def replayed(milliseconds: dict[int, float]) -> dict[str, Any]:
     """A report of a chain of thought and of one latent run per number of replayed tokens."""
-    settings = {"replay_tokens": None, "threads": None}
+    settings = {"name": "cot", "replay_tokens": None, "threads": None}
     runs = [
         {"id": "cot", "mode": "cot", "settings": settings, "rows": [], "summary": summarize_run(rows(20), "inside")}
     ]
     for number, scale in milliseconds.items():
         made = rows(scale)
         runs.append(
-            {"id": f"k{number}", "mode": "latent", "settings": {**settings, "replay_tokens": number},
+            {"id": f"k{number}", "mode": "latent",
+             "settings": {"name": f"replay_tokens={number}", "replay_tokens": number},
              "rows": [row.to_dict() for row in made], "summary": summarize_run(made, "inside")}
         )  # fmt: skip
     return {"runs": runs}
@@ -70,6 +71,14 @@ def test_the_number_from_which_replay_costs_more_than_the_chain_is_named() -> No
     )
     assert against["latency_over_cot"]["0"] == pytest.approx(0.25, rel=0.1)
     assert "from 16 replayed tokens a step on" in replay_sentence(against)
+
+
+def test_a_run_of_the_suite_is_no_point_of_the_sweep() -> None:
+    """no-replay of the suite sets what replay_tokens=0 of the sweep sets."""
+    report = replayed({0: 5, 8: 6})
+    report["runs"][1]["settings"]["name"] = "no-replay"
+    found = judge_sweep(report, parse_axes(["replay_tokens=0,8"]))
+    assert [point["run"] for point in found["points"]] == ["k8"]
 
 
 def test_replay_that_stays_cheaper_than_the_chain_is_said_to() -> None:
