@@ -336,9 +336,7 @@ class Chunks:
             new[name] = self.dialect.keep(g, held.get("alive"), g.op("Add", held[name], [1]), held[name])
         return new
 
-    def _slotted(
-        self, g: Graph, held: Carried, new: Carried, past: Callable[[int], Past]
-    ) -> Callable[[int], Remember]:
+    def _slotted(self, g: Graph, held: Carried, new: Carried, past: Callable[[int], Past]) -> Callable[[int], Remember]:
         """The spoken token's keys go into their slot of caches that have room for all."""
         capacity = self.limits.max_new_tokens
         slot = g.op("Min", held["fed"], [capacity - 1])
