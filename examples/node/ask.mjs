@@ -17,7 +17,7 @@ import { performance } from "node:perf_hooks";
 import ort from "onnxruntime-node";
 import { PNG } from "pngjs";
 
-const SCHEMA = 1;
+const SCHEMA = 2;
 const MODES = ["latent", "cot", "direct"];
 
 function fail(message) {
@@ -30,7 +30,7 @@ function fail(message) {
 function openBundle(folder) {
   const read = (name) => JSON.parse(readFileSync(join(folder, name), "utf8"));
   const manifest = read("bundle.json");
-  if (manifest.schema_version !== SCHEMA) fail(`${folder}: schema ${manifest.schema_version}; this example reads ${SCHEMA}`);
+  if (!(manifest.schema_version <= SCHEMA)) fail(`${folder}: schema ${manifest.schema_version}; this example reads up to ${SCHEMA}`);
   for (const [name, entry] of Object.entries(manifest.files)) {
     const sha256 = createHash("sha256").update(readFileSync(join(folder, name))).digest("hex");
     if (sha256 !== entry.sha256) fail(`${join(folder, name)} was altered; copy the bundle again`);
