@@ -23,3 +23,17 @@ def test_the_readme_tells_what_the_report_holds():
         assert cells[4] == f"{modes['cot']['ar_steps_mean']:.1f} / {modes['latent']['ar_steps_mean']:.1f}"
         ratios = found["cot_over_latent"]
         assert cells[5:] == [f"{ratios['ar_steps']:.1f}x", f"{ratios['latency']:.1f}x"]
+
+
+def test_the_engines_of_the_readme_are_those_of_the_report():
+    report = json.loads((ROOT / "profiles/reports/engines.json").read_text())
+    text = (ROOT / "README.md").read_text().partition("engines begin")[2].partition("engines end")[0]
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    for name, engine in (("torch, fp32", "torch"), ("program, fp32", "fp32"), ("program, int4", "int4")):
+        program = engine if engine == "torch" else f"{engine} program"
+        figures = [report["milliseconds"][f"{engine} {mode}"] for mode in ("latent", "cot")]
+        figures.append(report["ratios"][f"in words / latent, {program}"])
+        if engine != "torch":
+            figures.append(report["ratios"][f"torch / {program}, latent"])
+        for low, middle, high in figures:
+            assert f"| {middle:.2f} ({low:.2f}-{high:.2f}) |" in rows[name]
