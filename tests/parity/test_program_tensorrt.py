@@ -17,13 +17,14 @@ from lrkit.export.source import read_source
 from lrkit.export.steps import build_steps
 from lrkit.export.target import Target
 from lrkit.export.vision import traced_tower
+from lrkit.model.build import build_reasoner
 from lrkit.model.settings import ReasonerSettings
 from lrkit.profile.cases import ModelChoice
 from lrkit.profile.shapes import load_shape, open_shape
 from lrkit.runtime.manifest import Limits
 from tests.engines import BuiltEngine, build_engine, needs_builder, profile_for
 from tests.programs import build, limits
-from tests.tiny import MERGE, tiny_reasoner
+from tests.tiny import LATENT, MERGE, tiny_backbone, tiny_reasoner
 
 pytestmark = needs_builder
 
@@ -156,3 +157,21 @@ def test_an_engine_with_three_loops_stores_its_weights_once(tmp_path):
     assert sizes["prompt"] > weights
     assert sizes["program"] - sizes["prompt"] < 0.5 * weights, "a second copy of the weights"
     assert sizes["program"] < 2 * weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["no routing, no replay", "one pass", "depth loop"])
+def test_an_engine_grows_by_its_weights_alone(name, tmp_path):
+    """Twice the width is four times the weights: the engine grows by each byte of them once, whatever loops it has."""
+    weights, engines = [], []
+    for width in (512, 1024):
+        reasoner = build_reasoner(tiny_backbone(layers=2, width=width), settings_of(name), LATENT, trainable="none")
+        target = Target(dialect="tensorrt", precision="int4", activations="fp16")
+        program = build(reasoner, target, fresh_tower=True, max_patches=PATCHES)
+        profile = profile_for(program.spec, program.spec, limits(settings_of(name), max_patches=PATCHES), MERGE)
+        (tmp_path / str(width)).mkdir()
+        engines.append(build_engine(program.model, tmp_path / str(width), profile).num_bytes)
+        weights.append(sum(program.part_bytes.values()))
+    grown = (engines[1] - engines[0]) / (weights[1] - weights[0])
+    print(f"{name}: {grown:.3f} bytes of engine for each byte of weights")
+    assert 0.9 < grown < 1.1
