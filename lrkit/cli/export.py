@@ -7,12 +7,12 @@ import typer
 from rich.console import Console
 
 from lrkit.cli.export_engines import engines_into_bundle, print_engines
-from lrkit.cli.export_progress import ExportProgress
 from lrkit.cli.export_shape import Data, NumSamples, RandomWeights, ShapeName, name_and_changes, open_subject
 from lrkit.cli.export_tables import proofs, sizes
 from lrkit.cli.export_target import arch_names, load_target, script_path
 from lrkit.cli.preflight import Asked
 from lrkit.cli.preflight import check as check_thing
+from lrkit.cli.progress import ExportProgress
 from lrkit.cli.tables import write_json
 from lrkit.errors import UserError, require
 from lrkit.resources import find_checkpoint

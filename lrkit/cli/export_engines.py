@@ -5,8 +5,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lrkit.cli.export_progress import ExportProgress
 from lrkit.cli.export_target import engine_for_bundle
+from lrkit.cli.progress import ExportProgress
 from lrkit.cli.tables import write_json
 from lrkit.errors import UserError
 from lrkit.runtime.manifest import Manifest

@@ -1,29 +1,34 @@
-"""How far `lrkit profile` is, on stderr: bars on a terminal, a line now and then in a log."""
+"""How far `lrkit export` and `lrkit profile` are, on stderr: bars on a terminal, a line now and then in a log."""
 
 import sys
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-_SECONDS_BETWEEN_LINES = 20.0
 
+class _Reporter:
+    """Bars where stderr is a terminal, and a clock for the lines elsewhere."""
 
-class ProfileProgress:
-    """A `Watcher` of the measuring loop."""
-
-    def __init__(self, answers: int) -> None:
-        """`answers` is how often each case will be asked."""
-        self._answers = answers
+    def __init__(self, *columns: ProgressColumn, seconds_between_lines: float) -> None:
         console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, console=console, transient=True) if console.is_terminal else None
-        self._tasks: dict[str, TaskID] = {}
-        self._done: dict[str, int] = {}
+        shown = (TextColumn("{task.description}"), BarColumn(), *columns)
+        self._bars = Progress(*shown, console=console, transient=True) if console.is_terminal else None
+        self._seconds_between_lines = seconds_between_lines
         self._started = self._said = time.monotonic()
 
-    def __enter__(self) -> "ProfileProgress":
+    def __enter__(self) -> Self:
         if self._bars is not None:
             self._bars.start()
         return self
@@ -33,6 +38,42 @@ class ProfileProgress:
     ) -> None:
         if self._bars is not None:
             self._bars.stop()
+
+    def _say(self, text: str) -> None:
+        self._said = time.monotonic()
+        print(f"{self._said - self._started:6.0f} s  {text}", file=sys.stderr, flush=True)
+
+    def _say_sometimes(self, text: str) -> None:
+        if time.monotonic() - self._said > self._seconds_between_lines:
+            self._say(text)
+
+
+class ExportProgress(_Reporter):
+    """Call it with (what is going on, done, total); total 0 where it cannot be counted."""
+
+    def __init__(self) -> None:
+        super().__init__(TextColumn("{task.fields[count]}"), TimeElapsedColumn(), seconds_between_lines=10.0)
+        self._task: TaskID | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        count = f"{done} of {total}" if total else ""
+        if self._bars is None:
+            self._say_sometimes(f"{what} {count}".rstrip())
+            return
+        if self._task is None:
+            self._task = self._bars.add_task(what, total=None, count="")
+        self._bars.update(self._task, description=what, completed=done, total=total or None, count=count)
+
+
+class ProfileProgress(_Reporter):
+    """A `Watcher` of the measuring loop."""
+
+    def __init__(self, answers: int) -> None:
+        """`answers` is how often each case will be asked."""
+        super().__init__(MofNCompleteColumn(), TimeRemainingColumn(), seconds_between_lines=20.0)
+        self._answers = answers
+        self._tasks: dict[str, TaskID] = {}
+        self._done: dict[str, int] = {}
 
     def stage(self, text: str) -> None:
         """Says what begins now."""
@@ -48,9 +89,5 @@ class ProfileProgress:
             if case not in self._tasks:
                 self._tasks[case] = self._bars.add_task(case, total=self._answers)
             self._bars.advance(self._tasks[case])
-        elif time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
-            self._say(f"{sum(self._done.values())} answers; {case}: {self._done[case]} of {self._answers}")
-
-    def _say(self, text: str) -> None:
-        self._said = time.monotonic()
-        print(f"{self._said - self._started:6.0f} s  {text}", file=sys.stderr, flush=True)
+        else:
+            self._say_sometimes(f"{sum(self._done.values())} answers; {case}: {self._done[case]} of {self._answers}")

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from lrkit.errors import UserError, did_you_mean
+from lrkit.config import load_config
+from lrkit.errors import ConfigError, UserError, did_you_mean
 from lrkit.evaluate.scorer import compare_paired
 from lrkit.profile.suite import RunSettings, Suite
 
@@ -57,10 +58,9 @@ def with_sweep(suite: Suite, axes: Axes) -> Suite:
         settings = dict(zip(axes, values, strict=True))
         name = _name(settings)
         try:
-            added.append(RunSettings.model_validate({"name": name, "mode": "latent", **settings}, strict=True))
-        except ValueError as error:
-            message = str(error).splitlines()[2].strip() if len(str(error).splitlines()) > 2 else str(error)
-            raise UserError(f"--sweep {name}: {message}") from error
+            added.append(load_config(RunSettings, {"name": name, "mode": "latent", **settings}))
+        except ConfigError as error:
+            raise UserError(f"--sweep {name}: {error}") from error
     return suite.model_copy(update={"runs": (*suite.runs, *added)})
 
 

@@ -62,6 +62,12 @@ def replayed(milliseconds: dict[int, float]) -> dict[str, Any]:
     return {"runs": runs}
 
 
+@pytest.mark.parametrize("given", ["replay_tokens=a", "replay_tokens=-1", "max_latent_steps=1.5", "threads=0"])
+def test_a_value_that_cannot_be_is_said_in_lrkits_own_words(given: str) -> None:
+    with pytest.raises(UserError, match=rf"^--sweep {given}: .*got .*; input should be [^\[]*$"):
+        with_sweep(load_suite("smoke"), parse_axes([given]))
+
+
 def test_the_number_from_which_replay_costs_more_than_the_chain_is_named() -> None:
     found = judge_sweep(replayed({0: 5, 8: 13, 16: 21, 32: 37}), parse_axes(["replay_tokens=0,8,16,32"]))
     against = found["replay_against_cot"]
