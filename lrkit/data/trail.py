@@ -28,12 +28,13 @@ __all__ = ["Board", "TrailSettings", "TrailStream", "draw_board", "sample_read",
 Task = Literal["trail", "terse", "brief", "read"]
 
 HOPS: dict[BoardKind, tuple[int, ...]] = {
-    "main": (1, 2, 3, 4),
-    "long": (5, 6, 7, 8),
-    "faint": (1, 2, 3, 4),
-    "wide": (1, 2, 3, 4),
+    "main": (1, 2, 3, 4, 5, 6, 7, 8),
+    "long": (9,),
+    "faint": (1, 2, 3, 4, 5, 6, 7, 8),
+    "wide": (1, 2, 3, 4, 5, 6, 7, 8),
 }
-"""Hop counts of each kind of board."""
+"""Hop counts of each kind of board. On average a chain in words is then 107 tokens long, as those of M3CoT are (106: Table 1
+of arXiv 2604.10500)."""
 MAX_HOPS = 9
 """Longest trail: signs show ten digits, and a trail enters no room twice."""
 _LARGEST_NUMBER = max(NUM_ROOMS.values()) - 1

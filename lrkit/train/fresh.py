@@ -14,10 +14,11 @@ from lrkit.runtime.processor import Processor
 from lrkit.runtime.prompt import PromptFormat
 from lrkit.train.recipe import FreshBackbone
 
-# A room is 16 pixels: four visual tokens. Boards are drawn in whole tokens, so no picture is ever resized.
+# A room is 16 pixels: four visual tokens. Boards are drawn in whole tokens, so no picture is ever resized. Patches of 4 pixels,
+# merged by four, read signs no better (docs/log.md) and cost the tower four times as much.
 GEOMETRY = ImageGeometry(
-    patch_size=4,
-    merge_size=2,
+    patch_size=8,
+    merge_size=1,
     temporal_patch_size=2,
     min_pixels=8 * 8,
     max_pixels=256 * 256,
