@@ -33,8 +33,8 @@ HOPS: dict[BoardKind, tuple[int, ...]] = {
     "faint": (1, 2, 3, 4, 5, 6, 7, 8),
     "wide": (1, 2, 3, 4, 5, 6, 7, 8),
 }
-"""Hop counts of each kind of board. On average a chain in words is then 107 tokens long, as those of M3CoT are (106: Table 1
-of arXiv 2604.10500)."""
+"""Hop counts of each kind of board. On average a chain in words is then as long as those of M3CoT, about 106 tokens
+(Table 1 of arXiv 2604.10500)."""
 MAX_HOPS = 9
 """Longest trail: signs show ten digits, and a trail enters no room twice."""
 _LARGEST_NUMBER = max(NUM_ROOMS.values()) - 1

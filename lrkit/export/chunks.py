@@ -46,9 +46,8 @@ class Read:
     state: Carried
     prompt: Prompt
     keys: list[Value]
-    """Per layer (1, G, W, P)."""
+    """Per layer (1, G, P, W), as the values."""
     values: list[Value]
-    """Per layer (1, G, P, W)."""
 
 
 class Chunks:
@@ -93,7 +92,7 @@ class Chunks:
         values: list[Value] = []
 
         def remember(key: Value, value: Value) -> Seen:
-            keys.append(g.op("Transpose", key, perm=[0, 1, 3, 2]))
+            keys.append(key)
             values.append(value)
             return Seen((Segment(keys[-1], values[-1], mask),))
 
@@ -132,7 +131,7 @@ class Chunks:
         passes)."""
         hidden, caches, passes = Hidden(embeds), dict(caches), []
         last_layer = self.dims.num_layers - 1
-        single = step is not None and self.chunk == 1
+        single = step is not None and self.single
         # Only the last token of the last layer is ever read, unless that layer routes.
         shortened = last_layer not in self.routers and not single
         for i in range(self.dims.num_layers):
@@ -184,7 +183,7 @@ class Chunks:
         absent |= set() if self.routers else {"routed_depths", "routed_latents"}
         return {name: kind for name, kind in types.items() if name not in absent}
 
-    def cache_types(self, capacity: int) -> Types:
+    def cache_types(self, capacity: int | str) -> Types:
         """Keys and values that a loop writes."""
         shape = (1, self.dims.num_key_heads, capacity, self.dims.head_width)
         names = [f"{kind}{i}" for i in range(self.dims.num_layers) for kind in ("key", "value")]
@@ -217,7 +216,7 @@ class Chunks:
         slots = g.op("Add", start, offsets)
         shared = self.settings.replay.positions == "shared"
         turns = g.op("Mul", offsets, [0]) if shared else offsets
-        rotation = self.dialect.rotation(g, self.decoder.angles(g, g.op("Add", held["position"], turns)))
+        rotation = self._latent_rotation(g, g.op("Add", held["position"], turns))
         visible = g.op("LessOrEqual", np.arange(self.capacity)[None], g.op("Unsqueeze", slots, [1]))
         mask = self.decoder.row_mask(g, visible) if self.chunk == 1 else self.decoder.mask(g, visible)
         where = places(g, slots, self.dims.num_key_heads)
@@ -247,6 +246,17 @@ class Chunks:
             new |= cache.state(i)
         return new
 
+    @property
+    def single(self) -> bool:
+        """Whether a latent step is one token, and nothing else turns with its rotation."""
+        return self.chunk == 1 and not self.routers
+
+    def _latent_rotation(self, g: Graph, position: Value) -> Rotation:
+        """Of a latent step's tokens at position (S,)."""
+        if self.single:
+            return self.decoder.head_rotation(g, position)
+        return self.dialect.rotation(g, self.decoder.angles(g, position))
+
     def _latent_chunk(self, g: Graph, latent: Value, replayed: Replayed | None) -> tuple[Value, Value | None, Value]:
         """(embeddings (S, D), which are real (S,), place of each after the last key (S,)).
 
@@ -269,7 +279,7 @@ class Chunks:
         def remember(key: Value, value: Value) -> Seen:
             for name, fresh in ((f"key{layer}", key), (f"value{layer}", value)):
                 new[name] = g.op("ScatterND", held[name], where, fresh)
-            own = Segment(g.op("Transpose", new[f"key{layer}"], perm=[0, 1, 3, 2]), new[f"value{layer}"], mask)
+            own = Segment(new[f"key{layer}"], new[f"value{layer}"], mask)
             return Seen((*past.segments, own), past.lengths)
 
         return remember
@@ -320,7 +330,7 @@ class Chunks:
     def speak(self, g: Graph, held: Carried, past: Callable[[int], Past], growing: bool = False) -> Carried:
         """Feeds the token of the state and reads the next: the new state. `growing` as in `speak_types`."""
         new = dict(held)
-        rotation = self.dialect.rotation(g, self.decoder.angles(g, held["position"]))
+        rotation = self.decoder.head_rotation(g, held["position"])
         remember = self._appended(g, held, new, past) if growing else self._slotted(g, held, new, past)
         hidden = Hidden(self.dialect.embed(g, held["token"]))
         for i in range(self.dims.num_layers):
@@ -348,13 +358,13 @@ class Chunks:
         self, g: Graph, held: Carried, new: Carried, past: Callable[[int], Past]
     ) -> Callable[[int], Remember]:
         """They go behind the others: what is copied is as long as the speech, and nothing needs a mask."""
-        column = [1, self.dims.num_key_heads, self.dims.head_width, 1]
 
         def of(layer: int) -> Remember:
             def remember(key: Value, value: Value) -> Seen:
                 names, before = (f"key{layer}", f"value{layer}"), past(layer)
-                keys = g.op("Concat", held[names[0]], g.op("Reshape", key, column), axis=3)
-                values = g.op("Concat", held[names[1]], value, axis=2)
+                keys, values = (
+                    g.op("Concat", held[name], fresh, axis=2) for name, fresh in zip(names, (key, value), strict=True)
+                )
                 new.update(zip(names, (keys, values), strict=True))
                 return Seen((*before.segments, Segment(keys, values)), before.lengths)
 
@@ -363,19 +373,6 @@ class Chunks:
         return of
 
     def speak_types(self, growing: bool = False) -> Types:
-        """States of the speech loop. `growing` caches hold what was spoken so far, keys as columns (1, G, W, T); others
-        have max_new_tokens slots."""
+        """States of the speech loop. `growing` caches hold what was spoken so far; others have max_new_tokens slots."""
         counters = dict.fromkeys(("token", "position", "fed"), (INT64, (1,)))
-        if not growing:
-            return counters | self.cache_types(self.limits.max_new_tokens)
-        heads, width = self.dims.num_key_heads, self.dims.head_width
-        shapes: dict[str, tuple[int | str, ...]] = {"key": (1, heads, width, "T"), "value": (1, heads, "T", width)}
-        layers = range(self.dims.num_layers)
-        return counters | {f"{kind}{i}": (self.dialect.floats, shapes[kind]) for i in layers for kind in shapes}
-
-    def no_speech(self, g: Graph) -> Carried:
-        """Growing caches before the first token."""
-        heads, width = self.dims.num_key_heads, self.dims.head_width
-        keys, values = (g.op("ConstantOfShape", shape) for shape in ([1, heads, width, 0], [1, heads, 0, width]))
-        made = {"key": g.to_floats(keys), "value": g.to_floats(values)}
-        return {f"{kind}{i}": empty for i in range(self.dims.num_layers) for kind, empty in made.items()}
+        return counters | self.cache_types("T" if growing else self.limits.max_new_tokens)

@@ -7,6 +7,9 @@ Attention is spelled out (MatMul, Add, Softmax, MatMul) because the fused operat
 TensorRT and does not give the saliency row; keys come in segments (read-only prompt, small carried cache), so that a
 loop copies little.
 
+Heads are sorted by key head, as (Q, G) for several tokens and as (G, Q) for one: the queries of a single token are then
+one matrix per key head, and its query, key and value come out of one rotation and one split.
+
 Legend: S tokens of the chunk, N keys, H query heads, G key heads, Q = H / G, W head width, D width.
 """
 
@@ -29,8 +32,8 @@ NEVER = np.array(-1e30, np.float32)
 class Mask:
     """What is added to the scores of one segment, float32."""
 
-    tiled: Value
-    """(Q S, N): the (S, N) mask once per query head of a group; (1, N) where one row serves all."""
+    rows: Value
+    """(S, N); (1, N) where one row serves all."""
     last: Value
     """(1, N): the last token's row."""
 
@@ -40,7 +43,7 @@ class Segment:
     """Some of the keys of one layer."""
 
     keys: Value
-    """(1, G, W, N)."""
+    """(1, G, N, W)."""
     values: Value
     """(1, G, N, W)."""
     mask: Mask | None = None
@@ -89,7 +92,7 @@ class Decoder:
     dimensions: Dimensions
     dialect: Dialect
     rows: list[Value] = field(default_factory=list)
-    """Attention rows collected since the last `take_saliency`, each (1, H, 1, N)."""
+    """Attention rows collected since the last `take_saliency`, each (Q, G, 1, N) or (1, G, Q, N)."""
 
     def layer(
         self,
@@ -102,9 +105,10 @@ class Decoder:
         only_last: bool = False,
         watch: bool = False,
     ) -> Hidden:
-        """One layer over a chunk; `single` says that S is 1. `only_last` returns the last token alone (its keys are
-        all remembered); `watch` keeps the last token's attention row for `take_saliency`."""
-        dims, write = self.dimensions, self.dialect
+        """One layer over a chunk; `single` says that S is 1 and that `rotation` is a `head_rotation`. `only_last`
+        returns the last token alone (all keys are remembered); `watch` keeps the last token's attention row for
+        `take_saliency`."""
+        write = self.dialect
         normed = hidden.norm(g, write, f"{number}.norm1")
         qkv = write.linear(g, normed, f"{number}.qkv", write.vector(g, f"{number}.qkv.bias"))
         query, key, value = self._split(g, qkv, rotation, single)
@@ -112,10 +116,10 @@ class Decoder:
         if only_last and not single:
             query = g.op("Gather", query, [-1], axis=2)
             hidden = Hidden(g.op("Gather", hidden.x, [-1], axis=0))
-        mixed = self._attend(g, query, seen, single or only_last, watch)
+        mixed = self._attend(g, query, seen, single, only_last, watch)
         hidden = Hidden(hidden.x, write.linear(g, mixed, f"{number}.out"))
         normed = hidden.norm(g, write, f"{number}.norm2")
-        inner = write.gated(g, write.linear(g, normed, f"{number}.gate_up"), dims.inner)
+        inner = write.gated(g, *(write.linear(g, normed, f"{number}.{half}") for half in ("gate", "up")))
         return Hidden(hidden.x, write.linear(g, inner, f"{number}.down"))
 
     def take_saliency(self, g: Graph) -> Value:
@@ -128,6 +132,12 @@ class Decoder:
         column = g.cast(g.op("Unsqueeze", position, [1]), ir.DataType.FLOAT)
         return g.op("Mul", column, np.array([self.dimensions.inverse_frequencies], np.float32))
 
+    def head_rotation(self, g: Graph, position: Value) -> Rotation:
+        """The rotation of one token at position (1,), by rows of `_split`'s heads: queries and key turn, the value
+        stays."""
+        turns = np.array([[1.0]] * (self.share + 1) + [[0.0]], np.float32)
+        return self.dialect.rotation(g, g.op("Mul", self.angles(g, position), turns))
+
     def prompt_angles(self, g: Graph, position: Value) -> Value:
         """The same for positions (3, S): each frequency turns with its own section."""
         sections = list(self.dimensions.rotary_sections)
@@ -136,32 +146,31 @@ class Decoder:
         return g.op("Mul", g.cast(spread, ir.DataType.FLOAT), frequencies)
 
     def _split(self, g: Graph, qkv: Value, rotation: Rotation, single: bool) -> tuple[Value, Value, Value]:
-        """(S, (H + 2 G) W) -> rotated query (1, H, S, W), rotated key and value (1, G, S, W)."""
-        dims = self.dimensions
-        turning, keys = dims.num_heads + dims.num_key_heads, dims.num_key_heads
-        heads = [1, turning + keys, 1, dims.head_width] if single else [1, -1, turning + keys, dims.head_width]
-        qkv = g.op("Reshape", qkv, heads)
-        if not single:
-            qkv = g.op("Transpose", qkv, perm=[0, 2, 1, 3])
-        turned, value = g.ops("Split", qkv, [turning, keys], outputs=2, axis=1)
-        turned = self.dialect.rotate(g, turned, rotation, dims.head_width)
-        query, key = g.ops("Split", turned, [dims.num_heads, keys], outputs=2, axis=1)
+        """(S, G (Q + 2) W) -> rotated query (Q, G, S, W), or (1, G, Q, W) of a single token; rotated key and value
+        (1, G, S, W)."""
+        groups, share, width = self.dimensions.num_key_heads, self.share, self.dimensions.head_width
+        if single:
+            heads = g.op("Reshape", qkv, [1, groups, share + 2, width])
+            turned = self.dialect.rotate(g, heads, rotation, width)
+            query, key, value = g.ops("Split", turned, [share, 1, 1], outputs=3, axis=2)
+            return query, key, value
+        heads = g.op("Transpose", g.op("Reshape", qkv, [-1, groups, share + 2, width]), perm=[2, 1, 0, 3])
+        turning, value = g.ops("Split", heads, [share + 1, 1], outputs=2, axis=0)
+        turned = self.dialect.rotate(g, turning, rotation, width)
+        query, key = g.ops("Split", turned, [share, 1], outputs=2, axis=0)
         return query, key, value
 
-    def _attend(self, g: Graph, query: Value, seen: Seen, single: bool, watch: bool) -> Value:
-        """(1, H, S, W) -> (S, H W). Queries of one key head stand one below the other: (1, G, Q S, W)."""
-        dims = self.dimensions
-        stacked = g.op("Reshape", query, [1, dims.num_key_heads, -1, dims.head_width])
-        scores = [self._scores(g, stacked, segment, single) for segment in seen.segments]
+    def _attend(self, g: Graph, query: Value, seen: Seen, single: bool, only_last: bool, watch: bool) -> Value:
+        """Queries as `_split` gives them -> (S, H W)."""
+        dims, alone = self.dimensions, single or only_last
+        scores = [self._scores(g, query, segment, alone) for segment in seen.segments]
         score = scores[0] if len(scores) == 1 else g.op("Concat", *scores, axis=-1)
         probability = g.op("Softmax", score, axis=-1)
         if watch:
-            by_head = g.op("Reshape", probability, [1, dims.num_heads, -1, 0])
-            self.rows.append(by_head if single else g.op("Gather", by_head, [-1], axis=2))
+            self.rows.append(probability if alone else g.op("Gather", probability, [-1], axis=2))
         mixed = self._mix(g, g.to_floats(probability), seen)
         if not single:
-            mixed = g.op("Reshape", mixed, [dims.num_heads, -1, dims.head_width])
-            mixed = g.op("Transpose", mixed, perm=[1, 0, 2])
+            mixed = g.op("Transpose", mixed, perm=[2, 1, 0, 3])
         return g.op("Reshape", mixed, [-1, dims.num_heads * dims.head_width])
 
     @property
@@ -169,11 +178,11 @@ class Decoder:
         """Q, query heads per key head."""
         return self.dimensions.num_heads // self.dimensions.num_key_heads
 
-    def _scores(self, g: Graph, stacked: Value, segment: Segment, single: bool) -> Value:
-        score = g.to_float32(g.op("MatMul", stacked, segment.keys))
+    def _scores(self, g: Graph, query: Value, segment: Segment, alone: bool) -> Value:
+        score = g.to_float32(self.dialect.scores(g, query, segment.keys))
         if segment.mask is None:
             return score
-        return g.op("Add", score, segment.mask.last if single else segment.mask.tiled)
+        return g.op("Add", score, segment.mask.last if alone else segment.mask.rows)
 
     def _mix(self, g: Graph, probability: Value, seen: Seen) -> Value:
         if len(seen.segments) == 1:
@@ -188,7 +197,7 @@ class Decoder:
     def mask(self, g: Graph, visible: Value) -> Mask:
         """From (S, N) bool."""
         added = g.op("Where", visible, SEEN, NEVER)
-        return Mask(g.op("Tile", added, [self.share, 1]), g.op("Gather", added, [-1], axis=0))
+        return Mask(added, g.op("Gather", added, [-1], axis=0))
 
     def row_mask(self, g: Graph, visible: Value) -> Mask:
         """From (1, N) bool: one row for every token of the chunk."""

@@ -124,9 +124,14 @@ class Dialect:
         total = g.op("Add", x, y)
         return self.norm(g, total, role), total
 
-    def gated(self, g: Graph, x: Value, inner: int) -> Value:
-        """silu(first half) * second half of (S, 2 * inner)."""
-        gate, up = g.ops("Split", x, [inner, inner], outputs=2, axis=-1)
+    def scores(self, g: Graph, query: Value, keys: Value) -> Value:
+        """Products of queries (..., S, W) with keys (..., N, W): (..., S, N)."""
+        if self.ort:
+            return g.op("FusedMatMul", query, keys, domain=CONTRIB, transB=1)
+        return g.op("MatMul", query, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
+
+    def gated(self, g: Graph, gate: Value, up: Value) -> Value:
+        """silu(gate) * up."""
         if self.ort:
             return g.op("Mul", g.op("QuickGelu", gate, domain=CONTRIB, alpha=1.0), up)
         return g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
@@ -139,7 +144,7 @@ class Dialect:
         return Rotation(g.op("Concat", cos, cos, axis=-1), g.op("Concat", g.op("Neg", sin), sin, axis=-1))
 
     def rotate(self, g: Graph, x: Value, rotation: Rotation, head_width: int) -> Value:
-        """Rotary embedding of (1, H, S, W)."""
+        """Rotary embedding of (any, any, S, W)."""
         if self.ort:
             return g.op("RotaryEmbedding", x, [0], rotation.cos, rotation.sin, domain=CONTRIB)
         half = head_width // 2

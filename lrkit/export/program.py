@@ -99,7 +99,7 @@ class _Builder:
         first = g.op("Where", going, before["token"], EMPTY)
         rest = np.full(capacity - 1, EMPTY, np.int64)
         growing = self.dialect.ort  # TensorRT's loops carry nothing that changes its shape
-        caches = self.chunks.no_speech(g) if growing else self.chunks.empty_caches(g, capacity)
+        caches = self.chunks.empty_caches(g, 0 if growing else capacity)
         state = {name: before[name] for name in ("token", "position")} | caches
         state |= {"fed": g.value([0]), "count": g.cast(g.op("Unsqueeze", going, [0]), INT64), "alive": going}
         state["token_ids"] = g.op("Concat", first, rest, axis=0)
@@ -160,8 +160,7 @@ class _Builder:
         g, own = self.g, [before[f"{kind}{layer}"] for kind in ("key", "value")]
         if self.dialect.ort:
             own = [g.op("Slice", cache, [0], taken, [2]) for cache in own]
-        latent = g.op("Transpose", own[0], perm=[0, 1, 3, 2])
-        return g.op("Concat", keys, latent, axis=3), g.op("Concat", values, own[1], axis=2)
+        return g.op("Concat", keys, own[0], axis=2), g.op("Concat", values, own[1], axis=2)
 
     def _context_mask(self, num_tokens: Value, length: Value) -> Mask:
         g = self.g

@@ -232,14 +232,14 @@ class Router:
         row = g.op("ScatterElements", own("masks"), g.op("Unsqueeze", slots, [0]), row, axis=1)
         visible = g.op("LessOrEqual", np.arange(self.num_slots, dtype=np.int64)[None], at)
         added = g.op("Where", visible, row, NEVER)
-        mask = Mask(g.op("Tile", added, [self.decoder.share, 1]), g.op("Gather", added, [-1], axis=0))
+        mask = Mask(added, g.op("Gather", added, [-1], axis=0))
         where = places(g, slots, self.decoder.dimensions.num_key_heads)
         kept = {"masks": row}
 
         def remember(key: Value, value: Value) -> Seen:
             for name, fresh in (("keys", key), ("values", value)):
                 kept[name] = g.op("ScatterND", own(name), where, fresh)
-            return Seen((Segment(g.op("Transpose", kept["keys"], perm=[0, 1, 3, 2]), kept["values"], mask),))
+            return Seen((Segment(kept["keys"], kept["values"], mask),))
 
         refined = self.decoder.layer(g, self.layer, Hidden(held["token"]), turn, remember).close(g)
         # Where before the product: what a stopped token computed is multiplied by exactly 0.

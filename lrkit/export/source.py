@@ -210,15 +210,17 @@ def _qwen2_dimensions(text: Any) -> Dimensions:
 
 def _layer_weight(read: Callable[[str], np.ndarray], part: str, head_width: int) -> np.ndarray:
     """One weight of a Qwen2 layer; 1 / sqrt(head width) is folded into the query rows, so that no node has to apply
-    it."""
+    it. Of qkv the rows lie by key head: the queries that share it, the key, the value."""
     scale = np.float32(head_width**-0.5)
     if part in ("qkv", "qkv.bias"):
         kind = "weight" if part == "qkv" else "bias"
         query, key, value = (read(f"self_attn.{name}_proj.{kind}") for name in "qkv")
-        return np.concatenate([query * scale, key, value])
-    if part == "gate_up":
-        return np.concatenate([read("mlp.gate_proj.weight"), read("mlp.up_proj.weight")])
+        groups = len(key) // head_width
+        by_group = [rows.reshape(groups, -1, *rows.shape[1:]) for rows in (query * scale, key, value)]
+        return np.concatenate(by_group, axis=1).reshape(-1, *query.shape[1:])
     simple = {
+        "gate": "mlp.gate_proj",
+        "up": "mlp.up_proj",
         "out": "self_attn.o_proj",
         "down": "mlp.down_proj",
         "norm1": "input_layernorm",

@@ -125,8 +125,7 @@ class _Writer:
         mask = self.chunks.decoder.row_mask(g, filled)
 
         def past(layer: int) -> Past:
-            keys = g.op("Transpose", given[f"latent_key{layer}"], perm=[0, 1, 3, 2])
-            latent = Segment(keys, given[f"latent_value{layer}"], mask)
+            latent = Segment(given[f"latent_key{layer}"], given[f"latent_value{layer}"], mask)
             return Past((self._prompt_segment(given, layer), latent), lengths)
 
         return past
@@ -137,9 +136,8 @@ class _Writer:
     def _prompt_types(self) -> Types:
         """What the prompt leaves for later chunks to read."""
         heads, width, floats = self.dims.num_key_heads, self.dims.head_width, self.chunks.dialect.floats
-        layers = range(self.dims.num_layers)
-        types: Types = {f"prompt_key{i}": (floats, (1, heads, width, "P")) for i in layers}
-        types |= {f"prompt_value{i}": (floats, (1, heads, "P", width)) for i in layers}
+        names = [f"prompt_{kind}{i}" for i in range(self.dims.num_layers) for kind in ("key", "value")]
+        types: Types = dict.fromkeys(names, (floats, (1, heads, "P", width)))
         if self.chunks.steps:
             types |= {"prompt_embeds": (floats, ("P", self.dims.width)), "visual_index": (INT64, ("P",))}
         return types

@@ -14,8 +14,8 @@ from lrkit.runtime.processor import Processor
 from lrkit.runtime.prompt import PromptFormat
 from lrkit.train.recipe import FreshBackbone
 
-# A room is 16 pixels: four visual tokens. Boards are drawn in whole tokens, so no picture is ever resized. Patches of 4 pixels,
-# merged by four, read signs no better (docs/log.md) and cost the tower four times as much.
+# A room is 16 pixels: four visual tokens. Boards are drawn in whole tokens, so no picture is ever resized. Patches of
+# 4 pixels, merged by four, read signs no better (docs/log.md) and cost the tower four times as much.
 GEOMETRY = ImageGeometry(
     patch_size=8,
     merge_size=1,
