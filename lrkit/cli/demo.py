@@ -41,7 +41,7 @@ def demo(
         shown = demonstrate("tiny", output, samples, latency_samples, lambda m, count: progress.advance(bars[m], count))
     console = Console(highlight=False)
     report = shown.to_dict()
-    console.print(modes_table(report, f"tiny on {samples} held-out pictures, 1 to 4 hops"))
+    console.print(modes_table(report, f"tiny on {samples} held-out pictures, 1 to 8 hops"))
     if (sentence := headline(report)) is not None:
         console.print(sentence)
     console.print(f"\n{shown.example['latent'].question}  (right: {shown.expected})", markup=False)

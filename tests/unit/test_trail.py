@@ -45,7 +45,7 @@ def test_answer_follows_from_labels_of_the_picture(kind: BoardKind):
     """Reads the board from the per-token labels, which come by another way than the steps."""
     rng = np.random.default_rng(3)
     for index in range(20):
-        hops = HOPS[kind][index % 4]
+        hops = HOPS[kind][index % len(HOPS[kind])]
         sample = sample_trail("test", kind, hops, rng)
         signs = dict(zip(sample.info["token_rooms"].tolist(), sample.info["token_digits"].tolist(), strict=True))
         match = re.fullmatch(r"Take (\d+) hops?\. Which room are you in\? Start in room (\d+)", sample.question)
@@ -123,10 +123,11 @@ def test_a_stream_never_repeats_and_keeps_to_the_lengths_asked_for():
 
 
 def test_fixed_set_asks_each_length_equally_often_and_grows_at_its_end():
-    small, large = trail_set("long", "test", 8, seed=4), trail_set("long", "test", 12, seed=4)
-    assert [sample.info["hops"] for sample in small] == [5, 6, 7, 8, 5, 6, 7, 8]
-    assert [s.question for s in large[:8]] == [s.question for s in small]
-    assert len({sample.id for sample in large}) == 12
+    small, large = trail_set("main", "test", 12, seed=4), trail_set("main", "test", 16, seed=4)
+    assert [sample.info["hops"] for sample in small] == [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4]
+    assert [s.question for s in large[:12]] == [s.question for s in small]
+    assert len({sample.id for sample in large}) == 16
+    assert {sample.info["hops"] for sample in trail_set("long", "test", 4)} == {9}
 
 
 def test_augmentation_is_for_training_alone():
