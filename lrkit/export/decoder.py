@@ -119,7 +119,7 @@ class Decoder:
         mixed = self._attend(g, query, seen, single, only_last, watch)
         hidden = Hidden(hidden.x, write.linear(g, mixed, f"{number}.out"))
         normed = hidden.norm(g, write, f"{number}.norm2")
-        inner = write.gated(g, *(write.linear(g, normed, f"{number}.{half}") for half in ("gate", "up")))
+        inner = write.gated(g, normed, number, self.dimensions.inner)
         return Hidden(hidden.x, write.linear(g, inner, f"{number}.down"))
 
     def take_saliency(self, g: Graph) -> Value:

@@ -130,10 +130,13 @@ class Dialect:
             return g.op("FusedMatMul", query, keys, domain=CONTRIB, transB=1)
         return g.op("MatMul", query, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
 
-    def gated(self, g: Graph, gate: Value, up: Value) -> Value:
-        """silu(gate) * up."""
+    def gated(self, g: Graph, x: Value, number: int, inner: int) -> Value:
+        """silu(x gate) * (x up) of layer `number`: (S, D) -> (S, inner)."""
         if self.ort:
+            gate, up = (self.linear(g, x, f"{number}.{half}") for half in ("gate", "up"))
             return g.op("Mul", g.op("QuickGelu", gate, domain=CONTRIB, alpha=1.0), up)
+        # One product: TensorRT-RTX 1.7.1 fails to build two int4 ones of one operand (Myelin: loops.cpp, loop is null).
+        gate, up = g.ops("Split", self.linear(g, x, f"{number}.gate_up"), [inner, inner], outputs=2, axis=-1)
         return g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
 
     def rotation(self, g: Graph, angles: Value) -> Rotation:

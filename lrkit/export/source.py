@@ -218,6 +218,8 @@ def _layer_weight(read: Callable[[str], np.ndarray], part: str, head_width: int)
         groups = len(key) // head_width
         by_group = [rows.reshape(groups, -1, *rows.shape[1:]) for rows in (query * scale, key, value)]
         return np.concatenate(by_group, axis=1).reshape(-1, *query.shape[1:])
+    if part == "gate_up":
+        return np.concatenate([read("mlp.gate_proj.weight"), read("mlp.up_proj.weight")])
     simple = {
         "gate": "mlp.gate_proj",
         "up": "mlp.up_proj",
