@@ -1,5 +1,6 @@
 """Qwen2-VL of any size, by transformers: its own layers, vision tower and rotary positions, wrapped and not copied."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ class Qwen2VLBackbone:
         # Only the language model reads saliency; the tower keeps plain SDPA.
         model.set_attn_implementation({"text_config": register(), "vision_config": "sdpa"})
         self._text = model.model.language_model
+        # transformers 5.24 calls it cache, and warns at every layer where it is called past_key_values.
+        taken = inspect.signature(type(self._text.layers[0]).forward).parameters
+        self._cache_name = "cache" if "cache" in taken else "past_key_values"
         # transformers declares its sub-configs as dict or None too; a model's own always are config objects.
         text: Any = model.config.text_config
         self._vision: Any = model.config.vision_config
@@ -69,9 +73,9 @@ class Qwen2VLBackbone:
             hidden_BSD,
             attention_mask=mask_B1SN,
             position_embeddings=rotary,
-            past_key_values=cache,
             use_cache=True,
             saliency=saliency,
+            **{self._cache_name: cache},
         )
 
     def final_norm(self, hidden_BSD: Tensor) -> Tensor:
