@@ -141,7 +141,7 @@ def test_every_graph_of_the_form_step_gets_an_engine(checkpoint, tmp_path):
     assert [entry.graph for entry in entries] == ["prompt", "think", "speak"]
     assert entries[1].file == "engines/latent.think.tensorrt-rtx.sm89.engine"
     assert list(entries[1].layers_by_part) == ["think", "other"]
-    assert entries[2].profile["prompt_key0"][2][-1] == CAPACITY["max_prompt_tokens"]
+    assert entries[2].profile["prompt_key0"][2][-2] == CAPACITY["max_prompt_tokens"]
 
 
 def builders_of(parent: int) -> list[int]:
