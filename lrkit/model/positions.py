@@ -7,6 +7,7 @@ Equal to `Qwen2VLModel.get_rope_index` of transformers (tests/parity/test_positi
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -41,11 +42,16 @@ def mrope_positions(
             )
         positions[:, cursor:start] = np.arange(position, position + start - cursor)
         position += start - cursor
-        grid = np.indices((time, rows, columns)).reshape(3, -1)
-        positions[:, start : start + count] = grid + position
+        positions[:, start : start + count] = _grid(time, rows, columns) + position
         position += max(rows, columns)
         cursor = start + count
     if (token[cursor:] == image_token_id).any():
         raise DataError(f"the prompt has more image tokens than its {len(grids)} images account for")
     positions[:, cursor:] = np.arange(position, position + len(token) - cursor)
     return positions
+
+
+@lru_cache(maxsize=64)
+def _grid(time: int, rows: int, columns: int) -> np.ndarray:
+    """(3, time * rows * columns) int64, not to be written to."""
+    return np.indices((time, rows, columns)).reshape(3, -1)

@@ -2,6 +2,7 @@
 it."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -13,12 +14,15 @@ Grid = tuple[int, int, int]
 def patch_positions(grids: Sequence[Grid], merge: int) -> np.ndarray:
     """Row and column (N, 2) int64 of every patch, in the tower's order: merged squares row by row, then inside a
     square."""
-    parts = [np.zeros((0, 2), np.int64)]
-    for time, height, width in grids:
-        frame = np.indices((height, width)).reshape(2, height // merge, merge, width // merge, merge)
-        frame = frame.transpose(1, 3, 2, 4, 0).reshape(-1, 2)
-        parts += [frame] * time
-    return np.concatenate(parts).astype(np.int64)
+    parts = [_frame_positions(height, width, merge) for time, height, width in grids for _ in range(time)]
+    return np.concatenate(parts) if parts else np.zeros((0, 2), np.int64)
+
+
+@lru_cache(maxsize=64)
+def _frame_positions(height: int, width: int, merge: int) -> np.ndarray:
+    """(height * width, 2) int64, not to be written to: an app asks about pictures of few sizes."""
+    frame = np.indices((height, width)).reshape(2, height // merge, merge, width // merge, merge)
+    return frame.transpose(1, 3, 2, 4, 0).reshape(-1, 2).astype(np.int64)
 
 
 def patch_pictures(grids: Sequence[Grid]) -> np.ndarray:

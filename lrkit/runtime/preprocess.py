@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pydantic import Field, model_validator
 
 from lrkit.config import Config
@@ -186,7 +186,8 @@ def _upright_rgb(image: Image.Image, name: str, max_input_pixels: int) -> Image.
         raise DataError(f"{name}: has {width} x {height} pixels; a picture needs at least one")
     try:
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image), name)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1  # exif_transpose copies what is upright
+        return to_rgb(ImageOps.exif_transpose(image) if turned else image, name)
     except (OSError, SyntaxError, EOFError, IndexError, ValueError) as error:  # what Pillow's decoders raise
         if isinstance(error, DataError):
             raise
@@ -251,7 +252,15 @@ def preprocess(image: ImageSource, geometry: ImageGeometry) -> tuple[np.ndarray,
         DataError: the picture cannot be read or is more than 200 times as long as wide.
         CapacityError: the picture has more than `MAX_INPUT_PIXELS` pixels.
     """
-    picture = load_image(image)
+    return resize_and_cut(load_image(image), geometry)
+
+
+def resize_and_cut(picture: Image.Image, geometry: ImageGeometry) -> tuple[np.ndarray, Grid]:
+    """`preprocess` of a picture that `load_image` gave: upright and RGB.
+
+    Raises:
+        DataError: it is more than 200 times as long as wide.
+    """
     size = resized_size(*picture.size, geometry)
     if size != picture.size:
         picture = picture.resize(size, resample=geometry.resample)

@@ -21,7 +21,7 @@ from lrkit.config import load_config
 from lrkit.errors import CheckpointError, ConfigError, DataError
 from lrkit.runtime.limits import check_prompt
 from lrkit.runtime.manifest import Limits
-from lrkit.runtime.preprocess import Grid, ImageGeometry, ImageSource, load_image, preprocess
+from lrkit.runtime.preprocess import Grid, ImageGeometry, ImageSource, load_image, resize_and_cut
 from lrkit.runtime.prompt import PromptFormat, read_json
 
 PROMPT_FILE = "prompt.json"
@@ -141,7 +141,7 @@ class Processor:
             ids.extend([token] * next(counts) if token == self.image_id else [token])
         if self.limits is not None:
             check_prompt(self.limits, len(ids), grids)
-        processed = [preprocess(picture, self.geometry) for picture in pictures]
+        processed = [resize_and_cut(picture, self.geometry) for picture in pictures]
         patches = np.concatenate([patches for patches, _ in processed]) if processed else None
         return EncodedPrompt(ids, patches, grids, [picture.size for picture in pictures])
 
