@@ -166,8 +166,9 @@ class Chunks:
         mask[self.source.latent_id] = -3e4 if self.dialect.target.computes_fp16 else -1e30
         return mask
 
-    def think_types(self) -> Types:
-        """States of the latent loop; some are absent where nothing is replayed or routed."""
+    def think_types(self, joined: bool = False) -> Types:
+        """States of the latent loop; some are absent where nothing is replayed or routed. `joined` caches hold the
+        prompt's keys too, in front."""
         floats, width, slots, steps = self.dialect.floats, self.dims.width, self.replay.slots, self.steps
         types: Types = {
             "hidden": (floats, (1, width)), "token": (INT64, (1,)), "wants": (BOOL, (1,)), "position": (INT64, (1,)),
@@ -176,7 +177,7 @@ class Chunks:
             "replay_weights": (FLOAT32, (steps, slots)), "routed_depths": (INT64, (steps + 1, len(self.routers))),
             "routed_latents": (INT64, (steps, len(self.routers), self.chunk)),
         }  # fmt: skip
-        types |= self.cache_types(self.capacity)
+        types |= self.cache_types("P+C" if joined else self.capacity)
         for router in self.routers.values():
             types |= router.state_types()
         absent = set() if self.replay.slots else {"saliency", "free", "replayed", "replay_weights"}
@@ -206,18 +207,31 @@ class Chunks:
         zeros = g.to_floats(g.op("ConstantOfShape", shape))
         return dict.fromkeys(self.cache_types(capacity), zeros)
 
-    def think(self, g: Graph, held: Carried, prompt: Prompt, past: Callable[[int], Past]) -> Carried:
-        """One latent step: the new state. Without `alive` in the state it always moves."""
+    def joined_caches(self, g: Graph, read: Read) -> Carried:
+        """Caches that begin with the prompt's keys, then room for all latent steps."""
+        empty = next(iter(self.empty_caches(g, self.capacity).values()))
+        kinds = {"key": read.keys, "value": read.values}
+        return {f"{kind}{i}": g.op("Concat", own, empty, axis=2) for kind in kinds for i, own in enumerate(kinds[kind])}
+
+    def think(
+        self, g: Graph, held: Carried, prompt: Prompt, past: Callable[[int], Past], columns: Value | None = None
+    ) -> Carried:
+        """One latent step: the new state. Without `alive` in the state it always moves. `columns` (1, N) are the
+        numbers of the slots of joined caches."""
         new, latent = dict(held), self._as_input(g, held["hidden"])
         replayed = self.replay.select(g, prompt, held["saliency"], held["free"]) if self.replay.slots else None
         embeds, valid, offsets = self._latent_chunk(g, latent, replayed)
-        # Once halted there may be no room left: then the writes go to the last chunk's place, which nobody reads again.
-        start = g.op("Min", held["length"], [self.capacity - self.chunk])
+        start = held["length"]
+        if columns is None:
+            # Once halted there may be no room left: then the writes go to the last chunk's place, which nobody reads
+            # again.
+            start = g.op("Min", start, [self.capacity - self.chunk])
+            columns = g.value(np.arange(self.capacity)[None])
         slots = g.op("Add", start, offsets)
         shared = self.settings.replay.positions == "shared"
         turns = g.op("Mul", offsets, [0]) if shared else offsets
         rotation = self._latent_rotation(g, g.op("Add", held["position"], turns))
-        visible = g.op("LessOrEqual", np.arange(self.capacity)[None], g.op("Unsqueeze", slots, [1]))
+        visible = g.op("LessOrEqual", columns, g.op("Unsqueeze", slots, [1]))
         mask = self.decoder.row_mask(g, visible) if self.chunk == 1 else self.decoder.mask(g, visible)
         where = places(g, slots, self.dims.num_key_heads)
         caches = {i: Refined.of(i, held) for i in self.routers}

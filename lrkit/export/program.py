@@ -69,17 +69,24 @@ class _Builder:
         g, fixed, before = self.g, given["fixed_latents"], read.state
         most = g.op("Min", given["max_latent_steps"], self.steps)
         goes = g.op("And", given["think"], g.op("Or", fixed, g.op("Squeeze", before["wants"], [0])))
-        state = before | {"steps": g.value([0]), "length": g.value([0]), "alive": goes}
+        # On a CPU a node costs more than to copy the prompt's keys; on a GPU it is the other way round.
+        joined, length = self.dialect.ort, read.prompt.num_tokens
+        state = before | {"steps": g.value([0]), "length": length if joined else g.value([0]), "alive": goes}
         if self.steps:
-            lengths = g.op("Concat", read.prompt.num_tokens, [self.capacity], axis=0)
-            state |= self.chunks.empty_reports(g) | self.chunks.empty_caches(g, self.capacity)
-            carried = {name: State(state[name], *kind) for name, kind in self.chunks.think_types().items()}
+            lengths = g.op("Concat", length, [self.capacity], axis=0)
+            state |= self.chunks.empty_reports(g)
+            state |= self.chunks.joined_caches(g, read) if joined else self.chunks.empty_caches(g, self.capacity)
+            carried = {name: State(state[name], *kind) for name, kind in self.chunks.think_types(joined).items()}
+            columns = None
+            if joined:
+                most_keys = g.op("Squeeze", g.op("Add", length, [self.capacity]), [0])
+                columns = g.op("Unsqueeze", g.op("Range", 0, most_keys, 1), [0])
 
             def past(layer: int) -> Past:
-                return Past((Segment(read.keys[layer], read.values[layer]),), lengths)
+                return Past(() if joined else (Segment(read.keys[layer], read.values[layer]),), lengths)
 
             def body(inner: Graph, _: Value, held: Carried) -> tuple[Value, Carried]:
-                new = self.chunks.think(inner, held, read.prompt, past)
+                new = self.chunks.think(inner, held, read.prompt, past, columns)
                 wants = inner.op("Or", fixed, inner.op("Squeeze", new["wants"], [0]))
                 new["alive"] = wants if self.dialect.ort else inner.op("And", held["alive"], wants)
                 return new["alive"], new
@@ -137,15 +144,19 @@ class _Builder:
         return g.op("Not", g.op("Squeeze", g.op("Equal", token, [self.eos_id]), [0]))
 
     def _context(self, read: Read, before: Carried) -> Callable[[Graph, Carried], Callable[[int], Past]]:
-        """Prompt and latent keys as one read-only segment, for a body of the speech loop."""
-        g, num_tokens, segments = self.g, read.prompt.num_tokens, list(zip(read.keys, read.values, strict=True))
-        mask = None
-        if self.steps:
-            taken = before["length"] if self.dialect.ort else g.value([self.capacity])
-            if not self.dialect.ort:
-                mask = self._context_mask(num_tokens, before["length"])
-            segments = [self._joined(layer, *own, before, taken) for layer, own in enumerate(segments)]
-            num_tokens = g.op("Add", num_tokens, taken)
+        """Prompt and latent keys as one read-only segment, for a body of the speech loop. In TensorRT the latent ones
+        are all slots, and those that no step filled are masked."""
+        g, num_tokens, mask, layers = self.g, read.prompt.num_tokens, None, range(len(read.keys))
+        segments = list(zip(read.keys, read.values, strict=True))
+        own = [(before[f"key{i}"], before[f"value{i}"]) for i in layers] if self.steps else []
+        if self.steps and self.dialect.ort:
+            num_tokens = before["length"]
+            segments = [(self._first(key, num_tokens), self._first(value, num_tokens)) for key, value in own]
+        elif self.steps:
+            mask = self._context_mask(num_tokens, before["length"])
+            num_tokens = g.op("Add", num_tokens, [self.capacity])
+            pairs = zip(segments, own, strict=True)
+            segments = [(g.op("Concat", a, c, axis=2), g.op("Concat", b, d, axis=2)) for (a, b), (c, d) in pairs]
         fixed = None if self.dialect.ort else g.op("Concat", num_tokens, [self.limits.max_new_tokens], axis=0)
 
         def past(inner: Graph, held: Carried) -> Callable[[int], Past]:
@@ -154,13 +165,8 @@ class _Builder:
 
         return past
 
-    def _joined(self, layer: int, keys: Value, values: Value, before: Carried, taken: Value) -> tuple[Value, Value]:
-        """The prompt's keys and values with those of the first `taken` latent slots behind them; in TensorRT those are
-        all slots, and the ones that no step filled are masked."""
-        g, own = self.g, [before[f"{kind}{layer}"] for kind in ("key", "value")]
-        if self.dialect.ort:
-            own = [g.op("Slice", cache, [0], taken, [2]) for cache in own]
-        return g.op("Concat", keys, own[0], axis=2), g.op("Concat", values, own[1], axis=2)
+    def _first(self, cache: Value, count: Value) -> Value:
+        return self.g.op("Slice", cache, [0], count, [2])
 
     def _context_mask(self, num_tokens: Value, length: Value) -> Mask:
         g = self.g
