@@ -116,7 +116,7 @@ def test_a_picture_over_the_limit_is_not_cut_into_patches(reasoner: Reasoner, mo
     def cut(*_: object) -> None:
         raise AssertionError("preprocessed a picture that is over the limit")
 
-    monkeypatch.setattr("lrkit.runtime.processor.preprocess", cut)
+    monkeypatch.setattr("lrkit.runtime.processor.resize_and_cut", cut)
     with pytest.raises(CapacityError, match="max_patches"):
         reasoner.ask(picture().resize((160, 48)), QUESTION)
 
