@@ -19,6 +19,7 @@ from lrkit.model.settings import (
     RoutingSettings,
     ThinkSettings,
 )
+from lrkit.resources import resolve_checkpoint
 from tests.tiny import batch, prompt, tiny_reasoner
 
 SETTINGS = ReasonerSettings(
@@ -181,3 +182,15 @@ def test_extras_of_another_checkpoint_are_refused(adapter):
     (adapter[0] / "reasoner.json").write_text(json.dumps(info))
     with pytest.raises(CheckpointError, match=r"does not fit the settings in reasoner\.json"):
         load_checkpoint(adapter[0])
+
+
+@pytest.mark.parametrize("name", ["cot", "direct", "latent"])
+def test_shipped_adapters_lead_to_the_shipped_base_alone(name):
+    """They once led to the tree they were trained in: only that machine could open them."""
+    tiny = resolve_checkpoint("tiny/base").parent
+    info = read_info(tiny / name)
+    where = [info["base"], json.loads((tiny / name / "adapter_config.json").read_text())["base_model_name_or_path"]]
+    assert {(tiny / name / place).resolve() for place in where} == {(tiny / "base").resolve()}
+    assert {mode: (tiny / name / place).resolve() for mode, place in info.get("baselines", {}).items()} == (
+        {mode: (tiny / mode).resolve() for mode in ("cot", "direct")} if name == "latent" else {}
+    )
