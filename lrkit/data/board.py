@@ -21,7 +21,7 @@ from lrkit.errors import UnknownNameError, did_you_mean
 
 BoardKind = Literal["main", "long", "faint", "wide"]
 
-MERGED_PATCH = 8
+MERGED_PATCH = 16
 """Pixels per side of one visual token of the tiny model."""
 NOTHING = -1
 """Room number and digit of a distractor tile."""

@@ -14,13 +14,14 @@ from lrkit.runtime.processor import Processor
 from lrkit.runtime.prompt import PromptFormat
 from lrkit.train.recipe import FreshBackbone
 
-# A room is 16 pixels: four visual tokens. Boards are drawn in whole tokens, so no picture is ever resized. Patches of
-# 4 pixels, merged by four, read signs no better (docs/log.md) and cost the tower four times as much.
+# A room is 16 pixels: four patches, merged into one visual token as Qwen2-VL merges its own. Boards are drawn in whole
+# tokens, so no picture is ever resized. Patches of 4 pixels read signs no better and cost the tower four times as much;
+# four tokens a room cost prefill and replay three times as much (docs/log.md).
 GEOMETRY = ImageGeometry(
     patch_size=8,
-    merge_size=1,
+    merge_size=2,
     temporal_patch_size=2,
-    min_pixels=8 * 8,
+    min_pixels=16 * 16,
     max_pixels=256 * 256,
     image_mean=(0.5, 0.5, 0.5),
     image_std=(0.5, 0.5, 0.5),
@@ -28,7 +29,7 @@ GEOMETRY = ImageGeometry(
 
 
 def trail_processor() -> Processor:
-    """Word-level tokenizer, 8-pixel visual tokens, plain prompt."""
+    """Word-level tokenizer, 16-pixel visual tokens, plain prompt."""
     return Processor(build_word_tokenizer(VOCABULARY), GEOMETRY, PromptFormat())
 
 
