@@ -66,11 +66,14 @@ class Replay:
         found = g.op("GreaterOrEqual", ranked, np.array(0, np.float32))
         # Empty slots point behind the prompt: they sort last, and marking them visited changes nothing.
         index = g.op("Where", found, index, prompt.num_tokens)
-        index, _ = g.ops("TopK", index, [self.slots], outputs=2, largest=0)
-        valid = g.op("Less", index, prompt.num_tokens)
+        if self.slots == 1:  # one token needs no order, and weighs 1 against itself
+            valid, weights = found, self._weigh_one(g, ranked, found)
+        else:
+            index, _ = g.ops("TopK", index, [self.slots], outputs=2, largest=0)
+            valid = g.op("Less", index, prompt.num_tokens)
+            weights = self._weigh(g, g.op("Gather", score, index), valid)
         free = g.op("ScatterND", free, g.op("Unsqueeze", index, [1]), np.zeros(self.slots, bool))
         place = g.op("Where", valid, index, 0)
-        weights = self._weigh(g, g.op("Gather", score, index), valid)
         tokens = g.op("Gather", prompt.embeds, place, axis=0)
         tokens = g.op("Mul", tokens, g.op("Unsqueeze", g.to_floats(weights), [1]))
         visual = g.op("Where", valid, g.op("Gather", prompt.visual_index, place), -1)
@@ -79,6 +82,11 @@ class Replay:
             tokens = g.op("Div", g.op("ReduceSum", tokens, [0], keepdims=1), total)
             valid = g.op("Slice", valid, [0], [1], [0])
         return Replayed(tokens, valid, free, visual, weights)
+
+    def _weigh_one(self, g: Graph, score: Value, valid: Value) -> Value:
+        """What `_weigh` gives for K = 1; a relative weight stays 0 where the score is."""
+        relative = self.settings.weighting == "relative"
+        return g.cast(g.op("Greater", score, np.array(0, np.float32)) if relative else valid, FLOAT32)
 
     def _weigh(self, g: Graph, score: Value, valid: Value) -> Value:
         """Weights (K,), 0 in empty slots (eq. 6 for `softmax`)."""
