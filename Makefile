@@ -18,8 +18,9 @@ DEV_STAMP := .venv/.lrkit-dev
 demo: $(RUN_STAMP)
 	$(BIN)/lrkit demo
 
+# A worker per core, each with one thread: threads that wait for one another cost more than they bring.
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .
