@@ -19,15 +19,14 @@ import onnx_ir as ir
 from lrkit.export.decoder import Decoder, Hidden, Mask, Remember, Seen, Segment
 from lrkit.export.dialect import Dialect, Rotation
 from lrkit.export.graph import Carried, Graph, Value
+from lrkit.export.latent_reports import LatentReports, Types
 from lrkit.export.replay import Prompt, Replay, Replayed
 from lrkit.export.routing import Refined, Router, places
 from lrkit.export.source import Source
-from lrkit.runtime.io_spec import EMPTY, ProgramShape
+from lrkit.runtime.io_spec import ProgramShape
 from lrkit.runtime.manifest import Limits
 
 FLOAT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
-Types = dict[str, tuple[ir.DataType, tuple[int | str, ...]]]
-"""Name of a state -> its type and shape."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ class Chunks:
         self.capacity = self.steps * self.chunk
         layers = self.settings.routing.chosen_layers(self.dims.num_layers)
         self.routers = {i: Router(self.decoder, self.settings.routing, i, self.chunk, self.steps) for i in layers}
+        self.reports = LatentReports(self.steps, self.dims.width, self.replay.slots, len(self.routers), self.chunk)
 
     @property
     def shape(self) -> ProgramShape:
@@ -167,39 +167,29 @@ class Chunks:
         return mask
 
     def think_types(self, joined: bool = False) -> Types:
-        """States of the latent loop; some are absent where nothing is replayed or routed. `joined` caches hold the
-        prompt's keys too, in front."""
-        floats, width, slots, steps = self.dialect.floats, self.dims.width, self.replay.slots, self.steps
+        """States of the latent loop; some are absent where nothing is replayed or routed. `joined`: caches hold the
+        prompt's keys too, in front, and reports are collected, not carried."""
+        floats, layers = self.dialect.floats, len(self.routers)
         types: Types = {
-            "hidden": (floats, (1, width)), "token": (INT64, (1,)), "wants": (BOOL, (1,)), "position": (INT64, (1,)),
-            "steps": (INT64, (1,)), "length": (INT64, (1,)), "alive": (BOOL, ()), "saliency": (FLOAT32, ("P+K",)),
-            "free": (BOOL, ("P+K",)), "latent_states": (FLOAT32, (steps, width)), "replayed": (INT64, (steps, slots)),
-            "replay_weights": (FLOAT32, (steps, slots)), "routed_depths": (INT64, (steps + 1, len(self.routers))),
-            "routed_latents": (INT64, (steps, len(self.routers), self.chunk)),
+            "hidden": (floats, (1, self.dims.width)), "token": (INT64, (1,)), "wants": (BOOL, (1,)),
+            "position": (INT64, (1,)), "steps": (INT64, (1,)), "length": (INT64, (1,)), "alive": (BOOL, ()),
         }  # fmt: skip
+        if self.replay.slots:
+            columns = "P+C" if joined else "P+K"
+            types |= {"saliency": (FLOAT32, (columns,)), "free": (BOOL, (columns,))}
+        if layers:
+            types["routed_depths"] = (INT64, (self.steps + 1, layers))
+        types |= {} if joined else self.reports.types
         types |= self.cache_types("P+C" if joined else self.capacity)
         for router in self.routers.values():
             types |= router.state_types()
-        absent = set() if self.replay.slots else {"saliency", "free", "replayed", "replay_weights"}
-        absent |= set() if self.routers else {"routed_depths", "routed_latents"}
-        return {name: kind for name, kind in types.items() if name not in absent}
+        return types
 
     def cache_types(self, capacity: int | str) -> Types:
         """Keys and values that a loop writes."""
         shape = (1, self.dims.num_key_heads, capacity, self.dims.head_width)
         names = [f"{kind}{i}" for i in range(self.dims.num_layers) for kind in ("key", "value")]
         return dict.fromkeys(names, (self.dialect.floats, shape))
-
-    def empty_reports(self, g: Graph) -> Carried:
-        """What latent steps report, before the first."""
-        steps, slots = self.steps, self.replay.slots
-        made = {"latent_states": g.value(np.zeros((steps, self.dims.width), np.float32))}
-        if slots:
-            made["replayed"] = g.value(np.full((steps, slots), EMPTY, np.int64))
-            made["replay_weights"] = g.value(np.zeros((steps, slots), np.float32))
-        if self.routers:
-            made["routed_latents"] = g.value(np.zeros((steps, len(self.routers), self.chunk), np.int64))
-        return made
 
     def empty_caches(self, g: Graph, capacity: int) -> Carried:
         """Caches without keys."""
@@ -218,47 +208,59 @@ class Chunks:
     ) -> Carried:
         """One latent step: the new state. Without `alive` in the state it always moves. `columns` (1, N) are the
         numbers of the slots of joined caches."""
-        new, latent = dict(held), self._as_input(g, held["hidden"])
+        new, latent, joined = dict(held), self._as_input(g, held["hidden"]), columns is not None
         replayed = self.replay.select(g, prompt, held["saliency"], held["free"]) if self.replay.slots else None
         embeds, valid, offsets = self._latent_chunk(g, latent, replayed)
-        start = held["length"]
+        start, step = held["length"], held["steps"]
         if columns is None:
             # Once halted there may be no room left: then the writes go to the last chunk's place, which nobody reads
             # again.
-            start = g.op("Min", start, [self.capacity - self.chunk])
+            start, step = g.op("Min", start, [self.capacity - self.chunk]), g.op("Min", step, [self.steps - 1])
             columns = g.value(np.arange(self.capacity)[None])
         slots = g.op("Add", start, offsets)
-        shared = self.settings.replay.positions == "shared"
-        turns = g.op("Mul", offsets, [0]) if shared else offsets
+        turns = np.zeros(self.chunk, np.int64) if self._shared_positions else offsets
         rotation = self._latent_rotation(g, g.op("Add", held["position"], turns))
         visible = g.op("LessOrEqual", columns, g.op("Unsqueeze", slots, [1]))
         mask = self.decoder.row_mask(g, visible) if self.chunk == 1 else self.decoder.mask(g, visible)
         where = places(g, slots, self.dims.num_key_heads)
-        caches = {i: Refined.of(i, held) for i in self.routers}
-        step = g.op("Min", held["steps"], [self.steps - 1])
-        watch = self.replay.slots > 0
-        hidden, caches, passes = self._chunk(
-            g,
-            embeds,
-            valid,
-            rotation,
-            lambda i: self._remember(g, i, held, new, where, past(i), mask),
-            caches,
-            step,
-            watch,
-        )
-        decided = self._decide(g, hidden)
-        del decided["logits"]
-        moved: Carried = {"hidden": hidden, **decided}
-        ahead = g.op("Add", g.op("Gather", offsets, [-1]), [1])
-        further = (("steps", [1]), ("length", ahead), ("position", [1] if shared else ahead))
-        moved |= {name: g.op("Add", held[name], by) for name, by in further}
-        moved |= self._report(g, held, prompt, step, hidden, replayed, passes)
+
+        def remember(layer: int) -> Remember:
+            return self._remember(g, layer, held, new, where, past(layer), mask)
+
+        caches, watch = {i: Refined.of(i, held) for i in self.routers}, self.replay.slots > 0
+        hidden, caches, passes = self._chunk(g, embeds, valid, rotation, remember, caches, step, watch)
+        moved = self._moved(g, held, hidden, offsets)
+        by_layer = None
+        if replayed is not None:
+            moved["free"], moved["saliency"] = replayed.free, self._next_saliency(g, prompt, joined)
+        if passes:
+            by_layer, row = self._by_layer(g, passes)
+            at = g.op("Add", g.op("Unsqueeze", step, [1]), [1])
+            moved["routed_depths"] = g.op("ScatterND", held["routed_depths"], at, row)
+        rows = self.reports.rows(g, hidden, replayed, by_layer)
+        moved |= {} if joined else self.reports.written(g, held, rows, step)
         for name, value in moved.items():
             new[name] = self.dialect.keep(g, held.get("alive"), value, held[name], name in ("free", "wants"))
         for i, cache in caches.items():
             new |= cache.state(i)
-        return new
+        return new | rows if joined else new
+
+    def _moved(self, g: Graph, held: Carried, hidden: Value, offsets: Value) -> Carried:
+        """What every latent step moves on: the hidden state, what it decides, and the counters."""
+        moved: Carried = {"hidden": hidden} | self._decide(g, hidden)
+        del moved["logits"]
+        ahead = g.op("Add", g.op("Gather", offsets, [-1]), [1])
+        further = (("steps", [1]), ("length", ahead), ("position", [1] if self._shared_positions else ahead))
+        return moved | {name: g.op("Add", held[name], by) for name, by in further}
+
+    def _next_saliency(self, g: Graph, prompt: Prompt, joined: bool) -> Value:
+        """Of the columns that the next step selects from: all of joined caches, else the prompt's and K more."""
+        row = self.decoder.take_saliency(g)
+        return row if joined else g.op("Slice", row, [0], g.op("Add", prompt.num_tokens, [self.replay.slots]), [0])
+
+    @property
+    def _shared_positions(self) -> bool:
+        return self.settings.replay.positions == "shared"
 
     @property
     def single(self) -> bool:
@@ -298,32 +300,6 @@ class Chunks:
 
         return remember
 
-    def _report(
-        self,
-        g: Graph,
-        held: Carried,
-        prompt: Prompt,
-        step: Value,
-        hidden: Value,
-        replayed: Replayed | None,
-        passes: list[Value],
-    ) -> Carried:
-        """Rows of the reports for this step, and what the next one selects from."""
-        at = g.op("Unsqueeze", step, [1])
-        made = {"latent_states": g.op("ScatterND", held["latent_states"], at, g.to_float32(hidden))}
-        if replayed is not None:
-            made["replayed"] = g.op("ScatterND", held["replayed"], at, g.op("Unsqueeze", replayed.index, [0]))
-            weights = g.op("Unsqueeze", replayed.weights, [0])
-            made["replay_weights"] = g.op("ScatterND", held["replay_weights"], at, weights)
-            made["free"] = replayed.free
-            columns = g.op("Add", prompt.num_tokens, [self.replay.slots])
-            made["saliency"] = g.op("Slice", self.decoder.take_saliency(g), [0], columns, [0])
-        if passes:
-            tokens, row = self._by_layer(g, passes)
-            made["routed_latents"] = g.op("ScatterND", held["routed_latents"], at, g.op("Unsqueeze", tokens, [0]))
-            made["routed_depths"] = g.op("ScatterND", held["routed_depths"], g.op("Add", at, [1]), row)
-        return made
-
     def _by_layer(self, g: Graph, passes: list[Value]) -> tuple[Value, Value]:
         """Passes of a chunk's tokens: (layers, S), and their sums (1, layers)."""
         tokens = g.op("Concat", *(g.op("Unsqueeze", each, [0]) for each in passes), axis=0)
@@ -337,9 +313,7 @@ class Chunks:
         if kind == "learned":
             assert self.source.latent_scale is not None
             return g.op("Mul", hidden, self.source.latent_scale)
-        wide = g.to_float32(hidden)
-        length = g.op("Max", g.op("ReduceL2", wide, [1], keepdims=1), np.array(np.finfo(np.float32).tiny))
-        return g.to_floats(g.op("Mul", wide, g.op("Div", np.array(self.source.latent_norm, np.float32), length)))
+        return self.dialect.scaled(g, hidden, self.source.latent_norm, self.dims.width)
 
     def speak(self, g: Graph, held: Carried, past: Callable[[int], Past], growing: bool = False) -> Carried:
         """Feeds the token of the state and reads the next: the new state. `growing` as in `speak_types`."""

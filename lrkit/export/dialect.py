@@ -113,6 +113,16 @@ class Dialect:
         length = g.op("Sqrt", g.op("Add", mean, np.array(self.epsilon, np.float32)))
         return g.op("Mul", g.to_floats(g.op("Div", wide, length)), weight)
 
+    def scaled(self, g: Graph, x: Value, length: float, width: int) -> Value:
+        """(S, width), each row with the Euclidean norm `length`."""
+        tiny = float(np.finfo(np.float32).tiny)
+        if self.ort:  # the same as a root-mean-square norm with equal weights, in one node
+            weight = np.full(width, length / width**0.5, self.floats.numpy())
+            return g.op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=tiny, stash_type=1)
+        wide = g.to_float32(x)
+        norm = g.op("Max", g.op("ReduceL2", wide, [1], keepdims=1), np.array(tiny, np.float32))
+        return g.to_floats(g.op("Mul", wide, g.op("Div", np.array(length, np.float32), norm)))
+
     def add_norm(self, g: Graph, x: Value, y: Value, role: str) -> tuple[Value, Value]:
         """(norm of x + y, x + y)."""
         if self.ort:

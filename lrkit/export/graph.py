@@ -36,6 +36,8 @@ class State:
 
 
 Carried = dict[str, Value]
+Kind = tuple[ir.DataType, tuple[int | str, ...]]
+"""Type and shape of a value."""
 Body = Callable[["Graph", Value, Carried], tuple[Value, Carried]]
 """(graph of the body, iteration number, state) -> (go on, new state). Never read the loop's own condition inside."""
 
@@ -140,19 +142,23 @@ class Graph:
         """Length of one axis, int64 [1]."""
         return self.op("Shape", value, start=axis, end=axis + 1)
 
-    def loop(self, trip: Value, go: Value, state: Mapping[str, State], body: Body) -> Carried:
-        """A Loop with at most `trip` iterations, left early when the body says so. Returns the final state."""
+    def loop(
+        self, trip: Value, go: Value, state: Mapping[str, State], body: Body, rows: Mapping[str, Kind] | None = None
+    ) -> Carried:
+        """A Loop with at most `trip` iterations, left early when the body says so. Returns the final state, and of each
+        of `rows` what the iterations made, one behind the other (TensorRT refuses them)."""
         inner = Graph(self.floats, self._root, self._path)
         iteration = inner.input(f"{self._path}/iteration", ir.DataType.INT64, ())
         condition = inner.input(f"{self._path}/condition", ir.DataType.BOOL, ())
         held = {name: inner.input(f"{self._path}/{name}", s.dtype, s.shape) for name, s in state.items()}
         going, new = body(inner, iteration, dict(held))
-        assert new.keys() == state.keys(), f"the loop {self._path} must return {sorted(state)}, not {sorted(new)}"
+        kinds = {name: (s.dtype, s.shape) for name, s in state.items()} | dict(rows or {})
+        assert new.keys() == kinds.keys(), f"the loop {self._path} must return {sorted(kinds)}, not {sorted(new)}"
         outputs = [inner.typed(going, ir.DataType.BOOL, ())]
-        outputs += [inner.typed(new[name], s.dtype, s.shape) for name, s in state.items()]
+        outputs += [inner.typed(new[name], *kind) for name, kind in kinds.items()]
         graph = ir.Graph([iteration, condition, *held.values()], outputs, nodes=inner.nodes, name=f"{self._path}/body")
-        made = self.ops("Loop", trip, go, *[s.initial for s in state.values()], outputs=len(state), body=graph)
-        return dict(zip(state, made, strict=True))
+        made = self.ops("Loop", trip, go, *[s.initial for s in state.values()], outputs=len(kinds), body=graph)
+        return dict(zip(kinds, made, strict=True))
 
     def typed(self, value: Value, dtype: ir.DataType, shape: tuple[int | str, ...], name: str | None = None) -> Value:
         """`value` as an output of this graph: through Identity where it was not made here, or not under this name."""

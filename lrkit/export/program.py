@@ -74,29 +74,41 @@ class _Builder:
         state = before | {"steps": g.value([0]), "length": length if joined else g.value([0]), "alive": goes}
         if self.steps:
             lengths = g.op("Concat", length, [self.capacity], axis=0)
-            state |= self.chunks.empty_reports(g)
-            state |= self.chunks.joined_caches(g, read) if joined else self.chunks.empty_caches(g, self.capacity)
+            state |= self._joined(read, state) if joined else self._apart()
             carried = {name: State(state[name], *kind) for name, kind in self.chunks.think_types(joined).items()}
-            columns = None
-            if joined:
-                most_keys = g.op("Squeeze", g.op("Add", length, [self.capacity]), [0])
-                columns = g.op("Unsqueeze", g.op("Range", 0, most_keys, 1), [0])
+            rows = self.chunks.reports.row_types if joined else {}
 
             def past(layer: int) -> Past:
                 return Past(() if joined else (Segment(read.keys[layer], read.values[layer]),), lengths)
 
             def body(inner: Graph, _: Value, held: Carried) -> tuple[Value, Carried]:
-                new = self.chunks.think(inner, held, read.prompt, past, columns)
+                new = self.chunks.think(inner, held, read.prompt, past, state.get("columns"))
                 wants = inner.op("Or", fixed, inner.op("Squeeze", new["wants"], [0]))
                 new["alive"] = wants if self.dialect.ort else inner.op("And", held["alive"], wants)
                 return new["alive"], new
 
-            state |= g.loop(most, goes, carried, body)
+            state |= g.loop(most, goes, carried, body, rows)
+            state |= self.chunks.reports.collected(g, state) if joined else {}
         still = g.op("Squeeze", state["wants"], [0])
         why = g.op("Where", still, HALTING.index("limit"), HALTING.index("decided"))
         why = g.op("Where", fixed, HALTING.index("fixed"), why)
         why = g.op("Where", given["think"], why, HALTING.index("off"))
         return state | {"latent_steps": g.op("Squeeze", state["steps"], [0]), "halting": why}
+
+    def _apart(self) -> Carried:
+        """What the latent loop carries beside the prompt's state: its own caches, and reports to write into."""
+        return self.chunks.reports.empty(self.g) | self.chunks.empty_caches(self.g, self.capacity)
+
+    def _joined(self, read: Read, before: Carried) -> Carried:
+        """The same where caches begin with the prompt's keys: saliency covers all their columns."""
+        g, length = self.g, read.prompt.num_tokens
+        all_keys = g.op("Squeeze", g.op("Add", length, [self.capacity]), [0])
+        made = {"columns": g.op("Unsqueeze", g.op("Range", 0, all_keys, 1), [0])}
+        if "saliency" in before:
+            nothing = np.zeros(self.capacity - self.chunks.replay.slots, np.float32)
+            made["saliency"] = g.op("Concat", before["saliency"], nothing, axis=0)
+            made["free"] = g.op("Concat", before["free"], nothing.astype(bool), axis=0)
+        return made | self.chunks.joined_caches(g, read)
 
     def _speak(self, given: Carried, read: Read, before: Carried) -> Carried:
         """The speech loop. Its first token was read from the head by the prompt or the last latent step."""
