@@ -27,31 +27,34 @@ def mrope_positions(
     Raises:
         DataError: the image tokens in `ids` do not match `grids`.
     """
-    token = np.asarray(ids, dtype=np.int64)
-    positions = np.empty((3, len(token)), dtype=np.int64)
-    cursor, position = 0, 0
+    ids, starts, cursor = list(ids), [], 0
     for time, height, width in grids:
-        rows, columns = height // merge, width // merge
-        count = time * rows * columns
-        starts = np.flatnonzero(token[cursor:] == image_token_id)
-        start = cursor + int(starts[0]) if len(starts) else len(token)
-        if start + count > len(token) or (token[start : start + count] != image_token_id).any():
+        count = time * (height // merge) * (width // merge)
+        start = ids.index(image_token_id, cursor) if image_token_id in ids[cursor:] else len(ids)
+        cursor = start + count
+        if ids[start:cursor].count(image_token_id) != count:
             raise DataError(
-                f"the prompt has {int((token == image_token_id).sum())} image tokens, but its images with the grids "
+                f"the prompt has {ids.count(image_token_id)} image tokens, but its images with the grids "
                 f"{list(grids)} need others; encode the prompt with its own images"
             )
-        positions[:, cursor:start] = np.arange(position, position + start - cursor)
-        position += start - cursor
-        positions[:, start : start + count] = _grid(time, rows, columns) + position
-        position += max(rows, columns)
-        cursor = start + count
-    if (token[cursor:] == image_token_id).any():
+        starts.append(start)
+    if image_token_id in ids[cursor:]:
         raise DataError(f"the prompt has more image tokens than its {len(grids)} images account for")
-    positions[:, cursor:] = np.arange(position, position + len(token) - cursor)
-    return positions
+    return _layout(len(ids), tuple(starts), tuple(grids), merge).copy()
 
 
 @lru_cache(maxsize=64)
-def _grid(time: int, rows: int, columns: int) -> np.ndarray:
-    """(3, time * rows * columns) int64, not to be written to."""
-    return np.indices((time, rows, columns)).reshape(3, -1)
+def _layout(length: int, starts: tuple[int, ...], grids: tuple[tuple[int, int, int], ...], merge: int) -> np.ndarray:
+    """Positions (3, length) of a prompt whose images begin at `starts`; kept, as an app asks about pictures of few
+    sizes."""
+    positions = np.empty((3, length), dtype=np.int64)
+    cursor, position = 0, 0
+    for start, (time, height, width) in zip(starts, grids, strict=True):
+        rows, columns = height // merge, width // merge
+        positions[:, cursor:start] = np.arange(position, position + start - cursor)
+        position += start - cursor
+        cursor = start + time * rows * columns
+        positions[:, start:cursor] = np.indices((time, rows, columns)).reshape(3, -1) + position
+        position += max(rows, columns)
+    positions[:, cursor:] = np.arange(position, position + length - cursor)
+    return positions

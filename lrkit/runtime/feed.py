@@ -15,6 +15,8 @@ def patch_positions(grids: Sequence[Grid], merge: int) -> np.ndarray:
     """Row and column (N, 2) int64 of every patch, in the tower's order: merged squares row by row, then inside a
     square."""
     parts = [_frame_positions(height, width, merge) for time, height, width in grids for _ in range(time)]
+    if len(parts) == 1:
+        return parts[0]
     return np.concatenate(parts) if parts else np.zeros((0, 2), np.int64)
 
 

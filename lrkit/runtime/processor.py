@@ -141,8 +141,8 @@ class Processor:
             ids.extend([token] * next(counts) if token == self.image_id else [token])
         if self.limits is not None:
             check_prompt(self.limits, len(ids), grids)
-        processed = [resize_and_cut(picture, self.geometry) for picture in pictures]
-        patches = np.concatenate([patches for patches, _ in processed]) if processed else None
+        cut = [resize_and_cut(picture, self.geometry)[0] for picture in pictures]
+        patches = (cut[0] if len(cut) == 1 else np.concatenate(cut)) if cut else None
         return EncodedPrompt(ids, patches, grids, [picture.size for picture in pictures])
 
     def encode_speech(self, steps: Sequence[str], answer: str) -> list[int]:
