@@ -24,6 +24,7 @@ from rich.progress import track
 from lrkit import Reasoner
 from lrkit.data.sample import Sample
 from lrkit.data.trail import trail_set
+from lrkit.model.generated import Mode
 from lrkit.provenance import collect
 
 RATIOS = {
@@ -62,13 +63,13 @@ def main() -> None:
 
 
 def measure_turn(reasoners: dict[str, Reasoner], samples: list[Sample]) -> dict[str, float]:
-    """ "engine mode" -> mean seconds of an answer."""
-    pairs = itertools.product(reasoners.items(), ("latent", "cot"))
+    """ "engine mode" -> mean seconds of an answer, each mode on the weights made for it (`Reasoner.baseline`)."""
+    modes: tuple[Mode, ...] = ("latent", "cot")
     return {
         f"{name} {mode}": mean_seconds(
-            lambda sample, r=reasoner, m=mode: r.ask(sample.images, sample.question, m), samples
+            lambda sample, r=reasoner.baseline(mode), m=mode: r.ask(sample.images, sample.question, m), samples
         )
-        for (name, reasoner), mode in pairs
+        for (name, reasoner), mode in itertools.product(reasoners.items(), modes)
     }
 
 

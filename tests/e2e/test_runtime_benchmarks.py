@@ -2,9 +2,17 @@
 
 import csv
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from lrkit import Reasoner
+from lrkit.data.sample import Sample
+from lrkit.runtime.ort import OrtEngine
+from tests.bundles import QUESTION, picture
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,3 +62,19 @@ def test_the_committed_comparison_holds() -> None:
     report = json.loads((ROOT / "profiles/reports/dialects.json").read_text())
     assert report["samples"] >= 500 and set(report["variants"]) >= {"fp32", "fp16", "int4"}
     assert set(report["variants"]["fp32"]["dialects"]["same"].values()) == {report["samples"]}
+
+
+def test_words_are_timed_on_the_weights_made_for_them(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latent weights once answered in their stead, in as few words as they think steps."""
+    asked: list[tuple[str, str]] = []
+    generate = OrtEngine.generate
+
+    def noted(self: OrtEngine, prompts, options, on_token=None):
+        asked.append((self.role, options.mode))
+        return generate(self, prompts, options, on_token)
+
+    monkeypatch.setattr(OrtEngine, "generate", noted)
+    engines = runpy.run_path(str(ROOT / "benchmarks" / "engines.py"))
+    sample = Sample(images=(picture(),), question=QUESTION, steps=(), answer="")
+    engines["measure_turn"]({"fp32": Reasoner.load(bundle)}, [sample])
+    assert set(asked) == {("latent", "latent"), ("cot", "cot")}
