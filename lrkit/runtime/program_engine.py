@@ -32,6 +32,7 @@ from lrkit.runtime.steps import StepSession
 
 # Large, and of no use to an answer.
 _UNREAD = ("prefill_logits", "latent_states")
+_NO_DEFAULTS = Defaults()
 
 
 class GraphSession(Protocol):
@@ -156,7 +157,7 @@ class ProgramEngine:
         """
         manifest, think = self.bundle.manifest, self.entry.settings.think
         # What the bundle was told to do by default gives way to what is asked for.
-        given = manifest.defaults or Defaults()
+        given = manifest.defaults or _NO_DEFAULTS
         halting = options.halting or given.halting or think.halting
         steps = given.max_latent_steps if options.max_latent_steps is None else options.max_latent_steps
         ids = prompt.ids + self.processor.answer_prefix_ids if options.mode == "direct" else prompt.ids
