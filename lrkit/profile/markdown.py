@@ -149,6 +149,7 @@ def _pairs(pairs: Sequence[Values]) -> str | None:
     rows = [
         [
             f"{pair['run']} / {pair['reference']}",
+            interval(pair["time_ratio"]),
             interval(pair["latency_ratio"]),
             interval(pair["ar_steps_ratio"]),
             interval(pair["accuracy_difference"], 100, 1),
@@ -156,7 +157,8 @@ def _pairs(pairs: Sequence[Values]) -> str | None:
         ]
         for pair in pairs
     ]
-    return table(("run / reference", "latency", "AR steps", "reference more accurate by, points", "McNemar p"), rows)
+    head = ("run / reference", "time in all", "latency", "AR steps", "reference more accurate by, points", "McNemar p")
+    return table(head, rows)
 
 
 def _phases(runs: Sequence[Values]) -> str:

@@ -97,11 +97,13 @@ def headlines(report: Report) -> list[str]:
 
 
 def _headline(pair: Report, several: bool) -> str:
-    steps, latency, difference = pair["ar_steps_ratio"]["value"], pair["latency_ratio"], pair["accuracy_difference"]
+    steps, difference = pair["ar_steps_ratio"]["value"], pair["accuracy_difference"]
+    # Steps are a ratio of totals, so the time beside them is one too; short chains gain less, so both ways are told.
+    total, each = (_times_word(pair[name]["value"], "faster", "slower") for name in ("time_ratio", "latency_ratio"))
     fewer = "" if not steps else f"{_times_word(steps, 'fewer', 'more')} autoregressive steps, "
-    speed = _times_word(latency["value"], "faster", "slower")
     model = pair["reference"].rpartition("/")[0]
-    sentence = f"{model + ': ' if several else ''}latent against chain of thought: {fewer}{speed}"
+    whose = f"{model}: " if several else ""
+    sentence = f"{whose}latent against chain of thought: {fewer}{total} in all and {each} question by question"
     if difference is None or difference["difference"] is None:
         return sentence
     points, low, high = (100 * difference[key] for key in ("difference", "low", "high"))
@@ -127,6 +129,7 @@ def figures(report: Report) -> dict[str, dict[str, float | int | None]]:
     for pair in report["pairs"]:
         difference = pair["accuracy_difference"]
         found[f"{pair['run']}_over_{pair['reference']}"] = {
+            "time": pair["time_ratio"]["value"],
             "latency": pair["latency_ratio"]["value"],
             "ar_steps": pair["ar_steps_ratio"]["value"],
             "accuracy_points": None if difference is None else _times(100, difference["difference"]),

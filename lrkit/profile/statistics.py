@@ -68,6 +68,7 @@ def compare_runs(run: Sequence[Row], reference: Sequence[Row]) -> dict[str, Any]
     right = [[table[sample] for sample in both] for table in scored]
     return {
         "samples": len(shared),
+        "time_ratio": ratio_of_means(*pairs["latency_ratio"]),
         "latency_ratio": geometric_ratio(*pairs["latency_ratio"]),
         "ar_steps_ratio": ratio_of_means(*pairs["ar_steps_ratio"]),
         "accuracy_difference": compare_paired(right[1], right[0]).to_dict() if both else None,

@@ -15,8 +15,8 @@ from lrkit.runtime.prompt import PromptFormat
 from lrkit.train.recipe import FreshBackbone
 
 # A room is 16 pixels: four patches, merged into one visual token as Qwen2-VL merges its own. Boards are drawn in whole
-# tokens, so no picture is ever resized. Patches of 4 pixels read signs no better and cost the tower four times as much;
-# four tokens a room cost prefill and replay three times as much (docs/log.md).
+# tokens, so no picture is ever resized. Smaller patches, or more tokens a room, read signs a little better and make
+# prompt and replay two to four times as long (docs/log.md).
 GEOMETRY = ImageGeometry(
     patch_size=8,
     merge_size=2,

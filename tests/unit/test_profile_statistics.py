@@ -60,6 +60,14 @@ def test_runs_are_compared_sample_by_sample() -> None:
     assert found["accuracy_difference"]["difference"] == pytest.approx(0.05)
 
 
+def test_time_in_all_weighs_a_chain_by_its_length() -> None:
+    """As the steps beside it: question by question, a chain of one step counts as much as one of eight."""
+    short, long = (Row(f"s{i}", 0, seconds={"total": seconds}) for i, seconds in enumerate((1.0, 9.0)))
+    halves = [Row("s0", 0, seconds={"total": 1.0}), Row("s1", 0, seconds={"total": 1.0})]
+    found = compare_runs([short, long], halves)
+    assert (found["time_ratio"]["value"], found["latency_ratio"]["value"]) == (5.0, pytest.approx(3.0))
+
+
 def test_equal_answers_on_few_questions_prove_little() -> None:
     found = compare_runs(rows(60), rows(10))["accuracy_difference"]
     assert found["difference"] == 0.0
