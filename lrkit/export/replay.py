@@ -3,7 +3,7 @@
 Place in the pipeline: program.py calls `Replay.select` in every latent step.
 
 Candidates are columns of the prompt, not visual tokens: so any number of pictures, and none, is one graph. Behind the
-P columns stand K more that are never free: TopK always finds K, and empty slots have somewhere harmless to point at.
+P columns stand K or more that are never free: TopK always finds K, and empty slots have somewhere harmless to point at.
 
 Legend: P prompt tokens, K replayed tokens, D width.
 """
@@ -61,7 +61,7 @@ class Replay:
         return min(self.slots, 1) if self.settings.formation == "soft_mix" else self.slots
 
     def select(self, g: Graph, prompt: Prompt, score: Value, free: Value) -> Replayed:
-        """`score` (P + K,) float32 is the saliency a(t), `free` (P + K,) bool the candidates."""
+        """`score` (at least P + K,) float32 is the saliency a(t), `free`, as long, bool the candidates."""
         ranked, index = g.ops("TopK", g.op("Where", free, score, np.array(-1, np.float32)), [self.slots], outputs=2)
         found = g.op("GreaterOrEqual", ranked, np.array(0, np.float32))
         # Empty slots point behind the prompt: they sort last, and marking them visited changes nothing.
