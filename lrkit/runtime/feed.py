@@ -13,7 +13,7 @@ Grid = tuple[int, int, int]
 
 def patch_positions(grids: Sequence[Grid], merge: int) -> np.ndarray:
     """Row and column (N, 2) int64 of every patch, in the tower's order: merged squares row by row, then inside a
-    square."""
+    square. Not to be written to."""
     parts = [_frame_positions(height, width, merge) for time, height, width in grids for _ in range(time)]
     if len(parts) == 1:
         return parts[0]
