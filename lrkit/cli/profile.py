@@ -42,6 +42,8 @@ Examples:
 
     lrkit profile --shape smolvlm-256m --random-weights --dtype bfloat16
 
+    lrkit profile --shape qwen2-vl-2b --random-weights --suite gpu-shape --device cuda --cuda-graphs
+
     lrkit profile --compare before/report.json after/report.json
 """
 
@@ -58,6 +60,9 @@ def profile(
     engine_option: Annotated[list[str] | None, typer.Option(help="TensorRT: KEY=VALUE, as device=1; repeat.")] = None,
     provider: Annotated[str | None, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, ...")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of one operator.")] = None,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="Checkpoints on a GPU: record each step and launch it as one.")
+    ] = False,
     sweep: Annotated[list[str] | None, typer.Option(help="Settings to try, as replay_tokens=0,4,8; repeat.")] = None,
     write_choice: Annotated[
         bool, typer.Option("--write-choice", help="Write the setting that --sweep names into the bundle.")
@@ -91,7 +96,8 @@ def profile(
     if write_choice:
         check_choice(models, parse_axes(sweep))
     asked = _suite(suite or ("2b-shape" if shape else "smoke"), [*(overrides or []), *forced], runs, data)
-    wanted = ModelChoice(shape or "", device, provider, threads, dtype, engine, parse_options(engine_option or []))
+    options = parse_options(engine_option or [])
+    wanted = ModelChoice(shape or "", device, provider, threads, dtype, engine, options, cuda_graphs)
     choices = _choices(models, wanted) if shape is None else [_shape(wanted, random_weights, models, data)]
     report = _measure(choices, asked, sweep, plan or [], shape)
     _finish(report, conditions, output, json_file, models[0] if write_choice else None)
@@ -158,7 +164,9 @@ def _choices(models: list[str], asked: "ModelChoice") -> "list[ModelChoice]":
         raise UserError("--engine runs bundles, and none was named; export the checkpoint first, or leave it out")
     if (asked.device is not None or asked.dtype is not None) and all(kinds):
         raise UserError("--device and --dtype are for checkpoints, and only bundles were named; give --provider")
-    of_bundles = replace(asked, device=None, dtype=None)
+    if asked.cuda_graphs and all(kinds):
+        raise UserError("--cuda-graphs is for checkpoints; for a bundle give --engine-option cuda_graphs=[speak]")
+    of_bundles = replace(asked, device=None, dtype=None, cuda_graphs=False)
     of_checkpoints = replace(asked, provider=None, engine=None, engine_options={})
     return [
         replace(of_bundles if bundle else of_checkpoints, path=model)

@@ -10,12 +10,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from lrkit.errors import DataError
 from lrkit.model.backbones.protocol import Backbone
+from lrkit.model.keys import GrowingKeys, Keys
 from lrkit.model.routing import RefinementState, Rotary, RoutedLayer
-from lrkit.model.saliency import SaliencyRow, visible_mask
+from lrkit.model.saliency import SaliencyRow
 from lrkit.model.state import Sequences, VisualTokens
 
 
@@ -46,25 +46,15 @@ def run_chunk(
 
     `routing` is empty for speech. `valid_BS` False marks padding and samples that have stopped.
     """
-    first, full = state.valid_BN.shape[1] == 0, bool(valid_BS.all())
-    state.valid_BN = torch.cat([state.valid_BN, valid_BS], dim=1)
-    plain = (first or embeds_BSD.shape[1] == 1) and full and bool(state.valid_BN.all())
-    # No mask where plain causal attention says the same: the fast kernel, and bit for bit what the backbone does.
-    mask = None if plain else visible_mask(state.valid_BN, embeds_BSD.shape[1])
+    mask = state.keys.extend(valid_BS)
     rotary = backbone.rotary(positions_3BS, embeds_BSD)
     hidden = embeds_BSD
     for layer in range(backbone.num_layers):
-        hidden = backbone.run_layer(layer, hidden, mask, rotary, state.cache, saliency)
+        hidden = backbone.run_layer(layer, hidden, mask, rotary, state.keys.cache, saliency)
         if layer in routing:
 
-            def run(
-                tokens: Tensor,
-                seen: Tensor | None,
-                at: Rotary,
-                cache: DynamicCache,
-                layer: int = layer,
-            ) -> Tensor:
-                return backbone.run_layer(layer, tokens, seen, at, cache)
+            def run(tokens: Tensor, seen: Tensor | None, at: Rotary, keys: Keys, layer: int = layer) -> Tensor:
+                return backbone.run_layer(layer, tokens, seen, at, keys.cache)
 
             hidden = routing[layer](hidden, valid_BS, rotary, state.refinement, state.num_chunks, run)
     if routing:
@@ -75,7 +65,6 @@ def run_chunk(
 def prefill(
     backbone: Backbone,
     routing: Routing,
-    depth: int,
     prompts: Prompts,
     want_saliency: bool,
 ) -> Sequences:
@@ -88,9 +77,8 @@ def prefill(
     mask_BP = prompts.prompt_mask
     positions, next_position = prompt_positions(backbone, prompts)
     state = Sequences(
-        cache=DynamicCache(),
-        refinement=RefinementState.empty(depth, lambda at: backbone.rotary(at, embeds)),
-        valid_BN=mask_BP[:, :0],
+        keys=GrowingKeys(),
+        refinement=RefinementState(lambda at: backbone.rotary(at, embeds)),
         next_position_B=next_position,
         last_hidden_BD=embeds[:, 0],
         visual=visual,

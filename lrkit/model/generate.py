@@ -5,6 +5,7 @@ Modes, the result and how steps are counted: generated.py.
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from torch import Tensor
 from lrkit.model.decoder import Prompts
 from lrkit.model.generated import Generated, GenerationLimits, Halting, Mode, ReplayedToken
 from lrkit.model.reasoner import LatentReasoner
+from lrkit.model.recorded import StepRecorder
 from lrkit.model.state import Sequences
+from lrkit.model.steps import PlainSteps, Steps
 from lrkit.model.stopwatch import Stopwatch
 
 
@@ -32,20 +35,22 @@ def generate(
     mode: Mode,
     limits: GenerationLimits,
     on_token: Callable[[list[int | None]], None] | None = None,
+    recorder: StepRecorder | None = None,
 ) -> list[Generated]:
     """Greedy answers for a batch of prompts, one per sample. `on_token` gets each new token per sample (None:
-    stopped)."""
+    stopped); `recorder` launches recorded steps instead of running them operation by operation."""
     training = reasoner.training
     if training:  # walking all modules costs as much as a latent step of a small model
         reasoner.eval()
     try:
         watch = _watch(prompts.input_ids.device)
         state = reasoner.prefill(prompts)
-        watch.lap("prefill")
-        halting = _think(reasoner, state, mode, limits, watch)
-        watch.lap("think")
-        spoken, finished, fed = _speak(reasoner, state, limits, watch, on_token)
-        watch.lap("speak")
+        with _steps(reasoner, state, mode, limits, recorder) as steps:
+            watch.lap("prefill")
+            halting = _think(reasoner, steps, len(prompts.prompt_mask), mode, limits, watch)
+            watch.lap("think")
+            spoken, finished, fed = _speak(steps, len(halting), limits, watch, on_token)
+            watch.lap("speak")
     finally:
         if training:
             reasoner.train()
@@ -69,25 +74,33 @@ def generate(
     ]
 
 
+def _steps(
+    reasoner: LatentReasoner, state: Sequences, mode: Mode, limits: GenerationLimits, recorder: StepRecorder | None
+) -> AbstractContextManager[Steps]:
+    if recorder is None:
+        return nullcontext(PlainSteps(reasoner, state))
+    return recorder.steps(state, _most_latents(reasoner, limits) if mode == "latent" else 0, limits.max_new_tokens)
+
+
+def _most_latents(reasoner: LatentReasoner, limits: GenerationLimits) -> int:
+    return reasoner.settings.think.max_latent_steps if limits.max_latent_steps is None else limits.max_latent_steps
+
+
 def _think(
-    reasoner: LatentReasoner, state: Sequences, mode: Mode, limits: GenerationLimits, watch: Stopwatch
+    reasoner: LatentReasoner, steps: Steps, batch: int, mode: Mode, limits: GenerationLimits, watch: Stopwatch
 ) -> list[Halting]:
     """Latent steps until every sample has stopped; says why each stopped."""
-    settings = reasoner.settings.think
-    batch = len(state.last_hidden_BD)
     if mode != "latent":
         return ["off"] * batch
-    most = settings.max_latent_steps if limits.max_latent_steps is None else limits.max_latent_steps
-    fixed = (limits.halting or settings.halting) == "fixed"
-    active_B = torch.ones(batch, dtype=torch.bool, device=state.last_hidden_BD.device)
-    wants_B = active_B
+    most = _most_latents(reasoner, limits)
+    fixed = (limits.halting or reasoner.settings.think.halting) == "fixed"
+    active_B = torch.ones(batch, dtype=torch.bool, device=reasoner.latent.norm.device)
     for step in range(most + 1):
         if not fixed:
-            wants_B = reasoner.logits(state.last_hidden_BD).argmax(-1) == reasoner.latent.token_id
-            active_B = active_B & wants_B
+            active_B = active_B & steps.wants_to_think()
         if step == most or not bool(active_B.any()):
             break
-        reasoner.think(state, active_B)
+        steps.think(active_B)
         watch.step("think")
     if fixed:
         return ["fixed"] * batch
@@ -95,20 +108,20 @@ def _think(
 
 
 def _speak(
-    reasoner: LatentReasoner,
-    state: Sequences,
+    steps: Steps,
+    batch: int,
     limits: GenerationLimits,
     watch: Stopwatch,
     on_token: Callable[[list[int | None]], None] | None,
 ) -> tuple[list[list[int]], list[bool], list[int]]:
     """Greedy tokens until the end token: (tokens per sample, whether each ended itself, tokens fed back)."""
-    batch = len(state.last_hidden_BD)
     spoken: list[list[int]] = [[] for _ in range(batch)]
     fed = [0] * batch
-    going_B = torch.ones(batch, dtype=torch.bool, device=state.last_hidden_BD.device)
+    going = [True] * batch
+    going_B: Tensor | bool = True
     for count in range(limits.max_new_tokens):
-        token_B = _next_token(reasoner, state.last_hidden_BD)
-        going_B = going_B & (token_B != limits.eos_id)
+        token_B = steps.next_token()
+        going_B = (token_B != limits.eos_id) & going_B
         going, tokens = going_B.tolist(), token_B.tolist()
         for i in range(batch):
             if going[i]:
@@ -119,15 +132,9 @@ def _speak(
             on_token([tokens[i] if going[i] else None for i in range(batch)])
         if not any(going) or count + 1 == limits.max_new_tokens:
             break
-        reasoner.speak(state, token_B[:, None], going_B[:, None])
+        steps.speak(token_B, going_B)
         fed = [number + int(on) for number, on in zip(fed, going, strict=True)]
-    return spoken, [not on for on in going_B.tolist()], fed
-
-
-def _next_token(reasoner: LatentReasoner, hidden_BD: Tensor) -> Tensor:
-    logits = reasoner.logits(hidden_BD)
-    logits[:, reasoner.latent.token_id] = torch.finfo(logits.dtype).min
-    return logits.argmax(-1)
+    return spoken, [not on for on in going], fed
 
 
 def _replayed(state: Sequences, sample: int, latent_steps: int) -> list[list[ReplayedToken]]:

@@ -98,7 +98,7 @@ class LatentReasoner(nn.Module):
     def prefill(self, prompts: Prompts) -> Sequences:
         """Reads the prompts. See decoder.prefill."""
         wants = self.settings.replay.num_tokens > 0
-        return prefill(self.backbone, self.routing, self.settings.routing.depth, prompts, wants)
+        return prefill(self.backbone, self.routing, prompts, wants)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., W) with the `<|latent|>` column from its own trained row."""
@@ -172,6 +172,7 @@ class LatentReasoner(nn.Module):
             state.saliency_BV,
             state.visual.embeds_BVD,
             ~state.visited_BV & active_B[:, None],
+            state.replay_slots,
         )
         state.visited_BV = state.visited_BV | found.selected_BV
         state.replays.append(found)

@@ -28,15 +28,15 @@ class Replay:
     """Visual tokens selected by this step; the caller marks them visited."""
 
 
-def select(score_BV: Tensor, free_BV: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+def select(score_BV: Tensor, free_BV: Tensor, num_tokens: int, slots: int | None = None) -> tuple[Tensor, Tensor]:
     """Top `num_tokens` free visual tokens by score, in prompt order.
 
     Ties go to the lower index. Returns index (B, K) and valid (B, K), where K is the most that a sample selects (0 when
     nothing is left): no slot is empty in all samples. Empty slots come last and have index V - 1, which the caller must
-    not read.
+    not read. With `slots`, K is that number whatever is left, and nothing waits for the device.
     """
     num_visual = score_BV.shape[1]
-    k = min(num_tokens, int(free_BV.sum(1).max()))
+    k = min(num_tokens, int(free_BV.sum(1).max())) if slots is None else slots
     ranked = (
         score_BV.detach().masked_fill(~free_BV, float("-inf")).sort(dim=1, descending=True, stable=True).indices[:, :k]
     )
@@ -59,24 +59,27 @@ def weigh(score_BK: Tensor, valid_BK: Tensor, weighting: str) -> Tensor:
     return score_BK / (score_BK.sum(1, keepdim=True) / count_B1).clamp_min(torch.finfo(score_BK.dtype).tiny)
 
 
-def replay(settings: ReplaySettings, score_BV: Tensor, visual_BVD: Tensor, free_BV: Tensor) -> Replay:
+def replay(
+    settings: ReplaySettings, score_BV: Tensor, visual_BVD: Tensor, free_BV: Tensor, slots: int | None = None
+) -> Replay:
     """Selects, weighs and forms the replayed tokens of one latent step.
 
     Args:
         score_BV: saliency of each visual token.
         visual_BVD: the prompt's input embeddings of its visual tokens.
         free_BV: True for real tokens not replayed before.
+        slots: as in `select`.
     """
-    index, valid = select(score_BV, free_BV, settings.num_tokens)
+    index, valid = select(score_BV, free_BV, settings.num_tokens, slots)
     weight = weigh(score_BV.gather(1, index), valid, settings.weighting)
     tokens = visual_BVD.gather(1, index[..., None].expand(-1, -1, visual_BVD.shape[-1]))
     tokens = tokens * weight[..., None].to(tokens.dtype)
     # Summed, not written: an empty slot shares its index with a real token.
     selected = torch.zeros_like(free_BV, dtype=torch.long).scatter_add(1, index, valid.long()) > 0
-    slots = valid
+    filled = valid
     if settings.formation == "soft_mix":
         # One token whatever the weighting: the weights are normalised to sum 1, or its norm would grow with K.
         total_B11 = weight.sum(1).clamp_min(torch.finfo(weight.dtype).tiny)[:, None, None]
         tokens = tokens.sum(1, keepdim=True) / total_B11.to(tokens.dtype)
-        slots = valid.any(1, keepdim=True)
-    return Replay(tokens, slots, torch.where(valid, index, -1), weight, selected)
+        filled = valid.any(1, keepdim=True)
+    return Replay(tokens, filled, torch.where(valid, index, -1), weight, selected)

@@ -1,7 +1,7 @@
 """Routing depth scaling (RDS, eq. 10 to 12 and 15; method section 5): hard tokens pass again through their layer.
 
 `RoutedLayer` holds one layer's router and step encodings. It does not own the transformer layer: the caller passes
-`run(tokens, mask, rotary, cache)`, so that the refined pass uses the same weights and the same LoRA.
+`run(tokens, mask, rotary, keys)`, so that the refined pass uses the same weights and the same LoRA.
 
 Legend: B batch, S tokens of the chunk, A routed tokens, N refinement keys (of earlier chunks, then this one), D
 width, R depth.
@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
-from lrkit.model.saliency import visible_mask
+from lrkit.model.keys import GrowingKeys, Keys
 from lrkit.model.settings import RoutingSettings
 
 Rotary = tuple[Tensor, Tensor]
-RunLayer = Callable[[Tensor, Tensor | None, Rotary, DynamicCache], Tensor]
+RunLayer = Callable[[Tensor, Tensor | None, Rotary, Keys], Tensor]
 MakeRotary = Callable[[Tensor], Rotary]
 
 
@@ -38,27 +37,24 @@ class RoutedTokens:
 
 @dataclass
 class RefinementState:
-    """Refinement keys of earlier chunks: one KV cache per depth (each holds every layer), and which keys are real."""
+    """Refinement keys of earlier chunks: those of each routed layer and depth apart."""
 
-    caches: list[DynamicCache]
     make_rotary: MakeRotary
     """Positions (3, B, A) -> rotary embeddings, for `rearrange`."""
-    valid: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    """(layer, depth) -> (B, N) bool."""
+    keys: dict[tuple[int, int], Keys] = field(default_factory=dict)
+    """(layer, depth) -> its keys; absent before the first pass."""
     num_routed: dict[int, Tensor] = field(default_factory=dict)
     """layer -> tokens (B, 1) it has routed in earlier chunks, for `rearrange`."""
     log: list[RoutedTokens] = field(default_factory=list)
+    may_stop_early: bool = True
+    """Leave the depth loop once no token goes on, which must wait for the device; False runs every depth."""
 
-    @classmethod
-    def empty(cls, depth: int, make_rotary: MakeRotary) -> "RefinementState":
-        return cls([DynamicCache() for _ in range(depth)], make_rotary)
-
-    def keys_after(self, layer: int, depth: int, new_BA: Tensor) -> Tensor:
-        """Validity (B, N) of this (layer, depth)'s keys once `new_BA` has joined them; remembers it."""
-        before = self.valid.get((layer, depth))
-        valid = new_BA if before is None else torch.cat([before, new_BA], dim=1)
-        self.valid[layer, depth] = valid
-        return valid
+    def keys_of(self, layer: int, depth: int) -> Keys:
+        """The keys of one layer and depth."""
+        if (layer, depth) not in self.keys:
+            # A mask is cheaper than a wait for the device in every routed layer.
+            self.keys[layer, depth] = GrowingKeys(may_be_plain=False)
+        return self.keys[layer, depth]
 
 
 def make_router(kind: str, width: int) -> nn.Module:
@@ -143,11 +139,10 @@ class RoutedLayer(nn.Module):
                 gate_BA = self.gate(self.score(token_BAD), active_BA)
             if threshold > 0:
                 active_BA = active_BA & (gate_BA >= threshold)
-                if not self.training and not bool(active_BA.any()):
+                if not self.training and state.may_stop_early and not bool(active_BA.any()):
                     break
-            keys_BN = state.keys_after(self.layer, depth, active_BA)
-            mask = visible_mask(keys_BN, active_BA.shape[1])
-            refined = run(token_BAD, mask, rotary, state.caches[depth])
+            keys = state.keys_of(self.layer, depth)
+            refined = run(token_BAD, keys.extend(active_BA), rotary, keys)
             # Where, not a product: what a stopped or padded token computed must not leak as 0 * inf.
             token_BAD = torch.where(
                 active_BA[..., None],

@@ -1,18 +1,17 @@
-"""Where a batch of reasoning sequences stands: the caches, what is visible, and what the next latent needs.
+"""Where a batch of reasoning sequences stands: the keys so far, and what the next latent needs.
 
 Order of a sequence (method section 1): prompt, B1, z1, B2, z2, ..., speech. Samples of a batch may differ in
-everything: padding and finished samples are columns that `valid_BN` marks as unreal, which no later token attends to.
+everything: padding and finished samples are columns that the keys mark as unreal, which no later token attends to.
 
-Legend: B batch, N keys so far, S tokens of a chunk, V visual tokens (padded to the largest sample), K replayed
-tokens, D width.
+Legend: B batch, V visual tokens (padded to the largest sample), K replayed tokens, D width.
 """
 
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from lrkit.model.keys import Keys
 from lrkit.model.replay import Replay
 from lrkit.model.routing import RefinementState
 
@@ -32,10 +31,9 @@ class VisualTokens:
 class Sequences:
     """A batch of sequences in progress."""
 
-    cache: DynamicCache
+    keys: Keys
+    """Of all layers; those of routed passes are the refinement's."""
     refinement: RefinementState
-    valid_BN: Tensor
-    """Keys that are real."""
     next_position_B: Tensor
     """M-RoPE position that the next token takes."""
     last_hidden_BD: Tensor
@@ -49,5 +47,7 @@ class Sequences:
     """One per latent step."""
     latent_steps_B: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     """Latent steps taken, per sample."""
+    replay_slots: int | None = None
+    """Slots of every replay; None: as many as the sample needs that selects most."""
     num_chunks: int = 0
     """Routed chunks so far: the prompt, then one per latent step."""

@@ -37,6 +37,8 @@ class ModelChoice:
     """Bundles: onnxruntime, tensorrt-rtx or tensorrt."""
     engine_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Bundles on TensorRT."""
+    cuda_graphs: bool = False
+    """Checkpoints on a GPU."""
 
     @property
     def name(self) -> str:
@@ -109,7 +111,7 @@ def open_model(choice: ModelChoice, name: str) -> Model:
         what = "provider" if choice.engine is None else "engine"
         raise UserError(f"{choice.path} is no bundle, and {what} is for bundles; give a device instead")
     else:
-        reasoner = Reasoner.from_checkpoint(choice.path, choice.device or "cpu", choice.dtype)
+        reasoner = Reasoner.from_checkpoint(choice.path, choice.device or "cpu", choice.dtype, choice.cuda_graphs)
     seconds, after = time.perf_counter() - started, memory.resident()
     grown = after - before if after is not None and before is not None else None
     return Model(choice, name, reasoner, seconds, grown)
@@ -199,6 +201,10 @@ def _why_not(model: Model, run: RunSettings, suite: Suite) -> str | None:
         return f"the model's routing was trained at depth {settings.routing.depth}; other depths are for --shape"
     if run.replay_tokens is not None and bundle and run.replay_tokens != settings.replay.num_tokens:
         return "a bundle has its replay built in; profile its checkpoint, or export one bundle for each number"
+    if run.cuda_graphs is not None and not place_of(engine).startswith("cuda"):
+        return "CUDA graphs are for a GPU"
+    if run.cuda_graphs is not None and bundle:
+        return "CUDA graphs of a bundle are chosen by --engine-option"
     if run.replay_tokens == 0 and settings.replay.num_tokens == 0:
         return "the model does not replay, so this is the run without the change"
     if run.routing_depth == 0 and bundle:
@@ -226,6 +232,10 @@ def _asked(model: Model, run: RunSettings) -> tuple[Reasoner, str | None]:
         )
     if run.mode == "latent" and (run.replay_tokens is not None or run.routing_depth is not None):
         reasoner = with_settings(reasoner, run)
+    if run.cuda_graphs is not None:
+        found: Any = reasoner.engine
+        if found.cuda_graphs != run.cuda_graphs:
+            reasoner = Reasoner(found.with_cuda_graphs(run.cuda_graphs))
     return reasoner, note
 
 
@@ -249,4 +259,4 @@ def with_settings(reasoner: Reasoner, run: RunSettings) -> Reasoner:
     new = build_reasoner(old.backbone, settings, old.latent.token_id)
     load_extra_state(new, extra_state(old), missing_ok=True)
     dtype = next(old.model.parameters()).dtype
-    return Reasoner(TorchEngine(new.to(dtype), engine.processor, engine.device))
+    return Reasoner(TorchEngine(new.to(dtype), engine.processor, engine.device, cuda_graphs=engine.cuda_graphs))

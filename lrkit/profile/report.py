@@ -93,7 +93,10 @@ def headlines(report: Report) -> list[str]:
     """What latents bought over explicit steps, a sentence per model that was asked in both ways."""
     pairs = [p for p in report["pairs"] if p["mode"] == "cot" and p["reference_mode"] == "latent"]
     several = len(report["models"]) > 1
-    return [_headline(pair, several) for pair in pairs if pair["latency_ratio"]["value"] is not None]
+    # Of a model's runs in words the first: the others are variants of it, told by their own rows.
+    first = {pair["reference"]: pair for pair in reversed(pairs)}
+    told = [pair for pair in pairs if pair is first[pair["reference"]]]
+    return [_headline(pair, several) for pair in told if pair["latency_ratio"]["value"] is not None]
 
 
 def _headline(pair: Report, several: bool) -> str:
@@ -241,9 +244,8 @@ def _model(model: Model, rates: MeasuredRates | None) -> Report:
         "path": model.choice.path,
         "engine": engine.name,
         "device": place_of(engine),
-        "precision": str(next(engine.reasoner.model.parameters()).dtype).removeprefix("torch.")
-        if torch_engine
-        else engine.entry.precision,
+        "precision": engine.dtype if torch_engine else engine.entry.precision,
+        "cuda_graphs": engine.cuda_graphs if torch_engine else None,
         "precision_reason": model.dtype_reason,
         "random_weights": model.random_weights,
         "threads": model.choice.threads,

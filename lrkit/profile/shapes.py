@@ -110,7 +110,7 @@ def open_shape(name: str, settings: ReasonerSettings, choice: ModelChoice) -> Mo
         )
     memory = MemoryMeter()
     before, started = memory.resident(), time.perf_counter()
-    engine = _engine(shape, settings, device, dtype)
+    engine = _engine(shape, settings, device, dtype, choice.cuda_graphs)
     after = memory.resident()
     grown = after - before if after is not None and before is not None else None
     return Model(choice, name, Reasoner(engine), time.perf_counter() - started, grown, True, reason)
@@ -142,7 +142,7 @@ def shape_processor(shape: Shape) -> Processor:
     return Processor(build_word_tokenizer(VOCABULARY), geometry, PromptFormat())
 
 
-def _engine(shape: Shape, settings: ReasonerSettings, device: str, dtype: str) -> Any:
+def _engine(shape: Shape, settings: ReasonerSettings, device: str, dtype: str, cuda_graphs: bool) -> Any:
     import torch
     from transformers import Qwen2VLForConditionalGeneration
 
@@ -161,7 +161,7 @@ def _engine(shape: Shape, settings: ReasonerSettings, device: str, dtype: str) -
     finally:
         torch.set_default_dtype(previous)
     reasoner = build_reasoner(Qwen2VLBackbone(model.eval()), settings, processor.latent_id)  # pyright: ignore
-    return TorchEngine(reasoner.to(getattr(torch, dtype)), processor, device)
+    return TorchEngine(reasoner.to(getattr(torch, dtype)), processor, device, cuda_graphs=cuda_graphs)
 
 
 def _fill(model: Any) -> None:

@@ -43,6 +43,8 @@ class RunSettings(Config):
     shapes with random weights. A bundle has it built in."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of one operator."""
+    cuda_graphs: bool | None = None
+    """Checkpoints on a GPU: record steps and launch each as one, or do not."""
 
     @model_validator(mode="after")
     def _latents_belong_to_latent(self) -> Self:

@@ -86,11 +86,17 @@ class Reasoner:
         return cls.from_checkpoint(path, device or "cpu")
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str = "cpu", dtype: str | None = None) -> "Reasoner":
+    def from_checkpoint(
+        cls, path: str | Path, device: str = "cpu", dtype: str | None = None, cuda_graphs: bool = False
+    ) -> "Reasoner":
         """Runs a checkpoint (a folder, or a shipped name such as `tiny`) on torch.
+
+        `cuda_graphs` records latent steps and words on a GPU and launches each as one: several times faster where
+        questions of like length follow one another, as the first of a length pays for the recording.
 
         Raises:
             CheckpointError: nothing usable there.
+            UserError: an unknown device or dtype, or CUDA graphs without a GPU.
             MissingExtraError: torch is not installed.
         """
         folder = resolve_checkpoint(path)
@@ -99,7 +105,7 @@ class Reasoner:
         require("peft", "train")
         from lrkit.runtime.torch_engine import TorchEngine
 
-        return cls(TorchEngine.from_checkpoint(folder, device, dtype))
+        return cls(TorchEngine.from_checkpoint(folder, device, dtype, cuda_graphs))
 
     @property
     def processor(self) -> Processor:

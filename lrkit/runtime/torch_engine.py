@@ -16,6 +16,7 @@ from lrkit.model.checkpoint import load_checkpoint, read_info
 from lrkit.model.generate import generate
 from lrkit.model.generated import Generated, GenerationLimits, Mode
 from lrkit.model.reasoner import LatentReasoner
+from lrkit.model.recorded import StepRecorder
 from lrkit.runtime.engine import AskOptions, OnToken
 from lrkit.runtime.processor import EncodedPrompt, Processor
 
@@ -34,26 +35,53 @@ class TorchEngine:
         processor: Processor,
         device: str = "cpu",
         baselines: dict[str, Path] | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
+        """`cuda_graphs` records latent steps and words by shape and launches each as one (recorded.py).
+
+        Raises:
+            UserError: CUDA graphs on a device that is no GPU.
+        """
+        if cuda_graphs and torch.device(device).type != "cuda":
+            raise UserError(
+                f"CUDA graphs are for GPUs, and the device is {device}; leave them out, or give device cuda"
+            )
         self.reasoner = reasoner.to(device).eval()
         self.processor = processor
         self.device = device
         self.num_layers = reasoner.backbone.num_layers
         self._baselines = baselines or {}
+        self._recorder = StepRecorder(self.reasoner) if cuda_graphs else None
 
     @classmethod
-    def from_checkpoint(cls, folder: Path, device: str = "cpu", dtype: str | None = None) -> "TorchEngine":
+    def from_checkpoint(
+        cls, folder: Path, device: str = "cpu", dtype: str | None = None, cuda_graphs: bool = False
+    ) -> "TorchEngine":
         """Loads a checkpoint folder; `dtype` such as "bfloat16" converts its weights.
 
         Raises:
             CheckpointError: the folder is missing, incomplete or damaged.
-            UserError: an unknown device or dtype.
+            UserError: an unknown device or dtype, or CUDA graphs without a GPU.
         """
         loaded = load_checkpoint(folder, dtype=_dtype(dtype))
         loaded.reasoner.merge_adapter()
         declared = read_info(folder).get("baselines", {})
         baselines = {mode: (folder / where).resolve() for mode, where in declared.items()}
-        return cls(loaded.reasoner, Processor.from_folder(folder), _device(device), baselines)
+        return cls(loaded.reasoner, Processor.from_folder(folder), _device(device), baselines, cuda_graphs)
+
+    @property
+    def cuda_graphs(self) -> bool:
+        """Whether steps are recorded."""
+        return self._recorder is not None
+
+    @property
+    def dtype(self) -> str:
+        """Number type of the weights, such as "bfloat16"."""
+        return str(next(self.reasoner.model.parameters()).dtype).removeprefix("torch.")
+
+    def with_cuda_graphs(self, wanted: bool) -> "TorchEngine":
+        """The same weights with or without CUDA graphs. Raises as the constructor."""
+        return TorchEngine(self.reasoner, self.processor, self.device, self._baselines, wanted)
 
     def load(self) -> None:
         """Nothing is left to load."""
@@ -69,11 +97,13 @@ class TorchEngine:
         most = DEFAULT_MAX_NEW_TOKENS if options.max_new_tokens is None else options.max_new_tokens
         end = -1 if options.ignore_end else self.processor.eos_id
         limits = GenerationLimits(end, most, options.max_latent_steps, options.halting)
-        return generate(self.reasoner, batch, options.mode, limits, on_token)
+        return generate(self.reasoner, batch, options.mode, limits, on_token, self._recorder)
 
     def baseline(self, mode: Mode) -> "TorchEngine | None":
         folder = self._baselines.get(mode)
-        return None if folder is None else TorchEngine.from_checkpoint(folder, self.device)
+        return (
+            None if folder is None else TorchEngine.from_checkpoint(folder, self.device, self.dtype, self.cuda_graphs)
+        )
 
 
 def _device(name: str) -> str:

@@ -29,6 +29,7 @@ import lrkit.model.replay as replay_module
 from lrkit.model.backbones.qwen2_vl import Qwen2VLBackbone
 from lrkit.model.build import build_reasoner
 from lrkit.model.distill import Teacher, TokenSR, Window, choose_window, crop_and_enlarge, distillation_loss
+from lrkit.model.keys import Keys
 from lrkit.model.replay import Replay, select, weigh
 from lrkit.model.routing import RefinementState, RoutedLayer
 from lrkit.model.settings import RoutingSettings
@@ -209,12 +210,12 @@ def test_routed_layer_and_its_repeated_block(variant: str) -> None:
     torch.testing.assert_close(once, golden["block1_out"], rtol=0, atol=2e-5)
     seen: dict[str, Tensor] = {}
 
-    def run(tokens: Tensor, mask: Tensor | None, at: tuple[Tensor, Tensor], cache: DynamicCache) -> Tensor:
-        out = backbone.run_layer(1, tokens, mask, at, cache)
+    def run(tokens: Tensor, mask: Tensor | None, at: tuple[Tensor, Tensor], keys: Keys) -> Tensor:
+        out = backbone.run_layer(1, tokens, mask, at, keys.cache)
         seen.update(tokens=tokens, out=out)
         return out
 
-    refined = RefinementState.empty(1, lambda at: backbone.rotary(at, once))
+    refined = RefinementState(lambda at: backbone.rotary(at, once))
     valid = torch.ones(once.shape[:2], dtype=torch.bool)
     got = routed(golden["block1_out"], valid, rotary, refined, 0, run)
     assert torch.equal(refined.log[0].index_BA, golden["topk_indices_sorted"])
@@ -273,7 +274,7 @@ def test_latent_passes_of_plain_layers(
     reasoner = build_reasoner(golden_backbone(), chosen, latent_id=8).eval()  # pyright: ignore
     orders = iter(golden["selected_order"])
 
-    def in_official_order(score: Tensor, free: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    def in_official_order(score: Tensor, free: Tensor, number: int, slots: int | None) -> tuple[Tensor, Tensor]:
         index, valid = select(score, free, number)
         order = next(orders)
         assert torch.equal(index, order.sort(dim=1).values) and bool(valid.all())

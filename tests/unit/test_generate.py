@@ -118,9 +118,9 @@ def ends_after(reasoner: LatentReasoner, tokens: list[int], monkeypatch: pytest.
 
 def test_the_counter_on_an_answer_that_ends_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     reasoner = rich_reasoner(options())
-    ends_after(reasoner, [LATENT, LATENT, 20, 20, 21, EOS], monkeypatch)
+    ends_after(reasoner, [LATENT, LATENT, 20, 21, EOS], monkeypatch)
     (made,) = generate(reasoner, batch(PROMPTS[:1]), "latent", LIMITS)
-    # The read that stops thinking speaks nothing; the same logits are read again for the first token.
+    # The logits that stop thinking are those of the first token: they are computed once.
     assert (made.latent_steps, made.token_ids, made.ar_steps, made.finished) == (2, [20, 21], 4, True)
 
 

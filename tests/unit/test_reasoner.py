@@ -123,7 +123,7 @@ def test_a_prompt_token_never_changes_the_logits_before_it() -> None:
     hidden = []
     for one in (text, changed):
         state = reasoner.prefill(batch([one]))
-        hidden.append(torch.cat([layer.keys for layer in state.cache.layers], dim=1))
+        hidden.append(torch.cat([layer.keys for layer in state.keys.cache.layers], dim=1))
     assert torch.equal(hidden[0][:, :, :6], hidden[1][:, :, :6])
     assert not torch.equal(hidden[0][:, :, 6:], hidden[1][:, :, 6:])
 
@@ -302,7 +302,7 @@ def test_fresh_routing_without_replay_equals_the_plain_backbone_bit_for_bit(tied
         output_hidden_states=True,
         logits_to_keep=1,
     )
-    for layer, theirs in zip(state.cache.layers, want.past_key_values.layers, strict=True):
+    for layer, theirs in zip(state.keys.cache.layers, want.past_key_values.layers, strict=True):
         for row, real in enumerate(prompts.prompt_mask):
             assert torch.equal(layer.keys[row][:, real], theirs.keys[row][:, real])
             assert torch.equal(layer.values[row][:, real], theirs.values[row][:, real])

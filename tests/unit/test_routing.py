@@ -29,8 +29,8 @@ def rotary(batch: int, size: int) -> tuple[Tensor, Tensor]:
     return table, table
 
 
-def state(depth: int = 1) -> RefinementState:
-    return RefinementState.empty(depth, lambda at: (at[0, :, :, None].float(), at[0, :, :, None].float()))
+def state() -> RefinementState:
+    return RefinementState(lambda at: (at[0, :, :, None].float(), at[0, :, :, None].float()))
 
 
 def double(tokens: Tensor, mask: Tensor | None, at: tuple[Tensor, Tensor], cache: object) -> Tensor:
@@ -107,7 +107,7 @@ def test_zero_step_encodings_change_nothing() -> None:
     assert bool((fresh.step_encoding_RD == 0).all())
     with torch.no_grad():
         routed.step_encoding_RD.zero_()
-    assert torch.equal(routed(x, torch.ones(1, 8, dtype=torch.bool), rotary(1, 8), state(2), 0, double), x)
+    assert torch.equal(routed(x, torch.ones(1, 8, dtype=torch.bool), rotary(1, 8), state(), 0, double), x)
 
 
 def test_softmax_gate_is_over_the_real_tokens_of_the_chunk() -> None:
@@ -125,7 +125,7 @@ def test_sigmoid_gate_does_not_shrink_with_the_chunk() -> None:
 
 
 def test_threshold_stops_tokens_and_counts_their_depth() -> None:
-    routed, kept = layer(alpha=6, depth=3, threshold=0.7), state(3)
+    routed, kept = layer(alpha=6, depth=3, threshold=0.7), state()
     x = hidden(seed=1)
     routed(x, torch.ones(1, 8, dtype=torch.bool), rotary(1, 8), kept, 0, double)
     log = kept.log[0]
@@ -145,7 +145,7 @@ def test_loop_ends_when_no_token_is_left() -> None:
         return tokens
 
     routed = layer(alpha=3, depth=4, threshold=0.999)
-    routed(hidden(), torch.ones(1, 8, dtype=torch.bool), rotary(1, 8), state(4), 0, run)
+    routed(hidden(), torch.ones(1, 8, dtype=torch.bool), rotary(1, 8), state(), 0, run)
     assert not calls
 
 
@@ -171,7 +171,7 @@ def test_routing_of_a_chunk_does_not_depend_on_later_chunks() -> None:
 @pytest.mark.parametrize("router", ["linear", "mlp"])
 def test_gradient_reaches_router_and_step_encodings(router: str, gate: str) -> None:
     routed = layer(alpha=3, depth=2, router=router, gate=gate)
-    out = routed(hidden(), torch.ones(1, 8, dtype=torch.bool), rotary(1, 8), state(2), 0, double)
+    out = routed(hidden(), torch.ones(1, 8, dtype=torch.bool), rotary(1, 8), state(), 0, double)
     (out * torch.randn(out.shape)).sum().backward()
     for name, parameter in routed.named_parameters():
         shifts_all = gate == "softmax" and name in ("router.bias", "router.2.bias")  # a softmax ignores a shift

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
-from transformers import DynamicCache
 
+from lrkit.model.keys import LayerCache
 from lrkit.model.routing import Rotary
 from lrkit.model.saliency import SaliencyRow
 
@@ -61,7 +61,7 @@ class Backbone(Protocol):
         hidden_BSD: Tensor,
         mask_B1SN: Tensor | None,
         rotary: Rotary,
-        cache: DynamicCache,
+        cache: LayerCache,
         saliency: SaliencyRow | None = None,
     ) -> Tensor:
         """One transformer layer over new tokens, appending their keys to `cache`; None is the plain causal mask."""

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, Qwen2VLForConditionalGeneration
+from transformers import Qwen2VLForConditionalGeneration
 
+from lrkit.model.keys import LayerCache
 from lrkit.model.positions import mrope_positions
 from lrkit.model.routing import Rotary
 from lrkit.model.saliency import SaliencyRow, register
@@ -66,7 +67,7 @@ class Qwen2VLBackbone:
         hidden_BSD: Tensor,
         mask_B1SN: Tensor | None,
         rotary: Rotary,
-        cache: DynamicCache,
+        cache: LayerCache,
         saliency: SaliencyRow | None = None,
     ) -> Tensor:
         return self._text.layers[layer](
