@@ -60,9 +60,7 @@ def profile(
     engine_option: Annotated[list[str] | None, typer.Option(help="TensorRT: KEY=VALUE, as device=1; repeat.")] = None,
     provider: Annotated[str | None, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, ...")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of one operator.")] = None,
-    cuda_graphs: Annotated[
-        bool, typer.Option("--cuda-graphs", help="Checkpoints on a GPU: record each step and launch it as one.")
-    ] = False,
+    cuda_graphs: Annotated[bool, typer.Option("--cuda-graphs", help="Checkpoints on a GPU: record steps.")] = False,
     sweep: Annotated[list[str] | None, typer.Option(help="Settings to try, as replay_tokens=0,4,8; repeat.")] = None,
     write_choice: Annotated[
         bool, typer.Option("--write-choice", help="Write the setting that --sweep names into the bundle.")
@@ -88,9 +86,7 @@ def profile(
 
     conditions = [parse_condition(text) for text in fail_if or []]
     if compare is not None:
-        if models:
-            raise UserError(f"--compare reads two reports and measures nothing; leave {models[0]} out")
-        return _compare(*compare, json_file)
+        return _compare(*compare, json_file, models or [])
     forced = _forced(cot_tokens, latent_steps, answer_tokens, budget)
     models, sweep = _settings_after_sweep(models or [], sweep or [])
     if write_choice:
@@ -238,7 +234,9 @@ def _save(report: "Report", folder: Path, json_file: Path | None) -> None:
     console.print("report: " + ", ".join(str(file) for file in files), markup=False)
 
 
-def _compare(before: Path, after: Path, json_file: Path | None) -> None:
+def _compare(before: Path, after: Path, json_file: Path | None, models: list[str]) -> None:
+    if models:
+        raise UserError(f"--compare reads two reports and measures nothing; leave {models[0]} out")
     from lrkit.profile.compare import compare_reports, render_comparison
     from lrkit.profile.report import read_report
 

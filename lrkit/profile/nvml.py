@@ -1,7 +1,7 @@
 """Energy and memory of an NVIDIA GPU, asked of the driver's own library (NVML): no package is needed.
 
-Place in the pipeline: meters.py. Written after nvml.h and never run: no GPU was at hand. Where the library or a counter
-is missing, the readings are None.
+Place in the pipeline: meters.py. Written after nvml.h; its energy was read on an H200, its memory never.
+Where the library or a counter is missing, the readings are None.
 """
 
 import ctypes

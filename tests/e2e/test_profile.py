@@ -270,3 +270,14 @@ def test_mistakes_are_one_message(
     assert run("profile", *filled, *FEW, "-o", tmp_path) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("error: ") == 1
+
+
+def test_cuda_graphs_are_refused_where_they_cannot_be(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for model, said in (
+        (str(bundle), "give --engine-option cuda_graphs=[speak]"),
+        ("tiny", "CUDA graphs are for GPUs"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["profile", model, "--cuda-graphs"])
+        assert ended.value.code == 2
+        assert said in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,60 @@
+"""Where CUDA graphs may be asked for, and what a report makes of runs with and without. Without a GPU."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrkit.errors import UserError
+from lrkit.model.reasoner import LatentReasoner
+from lrkit.profile.cases import Model, ModelChoice, make_cases
+from lrkit.profile.report import headlines
+from lrkit.profile.suite import load_suite
+from lrkit.runtime.session import Reasoner
+from lrkit.runtime.torch_engine import TorchEngine
+from tests.bundles import torch_reasoner
+
+
+def test_a_cpu_has_none() -> None:
+    with pytest.raises(UserError, match="CUDA graphs are for GPUs, and the device is cpu"):
+        Reasoner.from_checkpoint("tiny", cuda_graphs=True)
+
+
+def test_runs_about_them_are_skipped_with_the_reason_where_there_is_no_gpu() -> None:
+    suite = load_suite("gpu-shape", ["forced.cot_tokens=3"])
+    model = Model(ModelChoice("x"), "x", torch_reasoner(), 0.0, None, random_weights=True)
+    made = make_cases([model], suite)
+    assert {item["run"]: item["reason"] for item in made.skipped} == {
+        "latent-eager": "CUDA graphs are for a GPU", "cot-eager": "CUDA graphs are for a GPU",
+    }  # fmt: skip
+    assert [case.id for case in made.cases] == ["latent", "no-replay", "routing", "cot", "direct"]
+
+
+def test_the_headline_tells_the_first_run_in_words() -> None:
+    """A variant in words, such as one without CUDA graphs, once had a headline of its own that named nothing."""
+
+    def pair(run: str, ratio: float) -> dict[str, Any]:
+        value = {"value": ratio}
+        return {
+            "run": run, "reference": "latent", "mode": "cot", "reference_mode": "latent", "ar_steps_ratio": value,
+            "time_ratio": value, "latency_ratio": value, "accuracy_difference": None,
+        }  # fmt: skip
+
+    told = headlines({"models": [{}], "pairs": [pair("cot", 5.0), pair("cot-eager", 19.0)]})
+    assert len(told) == 1 and "5.0x faster" in told[0]
+
+
+def test_baselines_keep_the_number_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once words were asked in the type on disk, whatever the latents were asked in."""
+    asked: list[tuple[object, ...]] = []
+    engine: Any = Reasoner.from_checkpoint("tiny", dtype="bfloat16").engine
+    found = engine.baseline("cot")
+    assert engine.dtype == found.dtype == "bfloat16"
+    assert isinstance(found.reasoner, LatentReasoner) and found.reasoner is not engine.reasoner
+
+    def loaded(folder: Path, *options: object) -> None:
+        asked.append(options)
+
+    monkeypatch.setattr(TorchEngine, "from_checkpoint", loaded)
+    engine.baseline("cot")
+    assert asked == [("cpu", "bfloat16", False)]
