@@ -50,36 +50,43 @@ class TraceableTower(nn.Module):
         kernel = tower.patch_embed.proj.weight
         # The patch is exactly the kernel: a matrix product says the same and runs faster than a convolution.
         hidden_NE = functional.linear(pixel_values.to(kernel.dtype), kernel.flatten(1), tower.patch_embed.proj.bias)
-        cos, sin = (table.to(hidden_NE.dtype) for table in tower.rotary_pos_emb(hidden_NE, patch_positions))
+        angles = self._angles(patch_positions)
+        cos, sin = angles.cos().to(hidden_NE.dtype), angles.sin().to(hidden_NE.dtype)
         for block in tower.blocks:
             hidden_NE = hidden_NE + self._attend(block.attn, block.norm1(hidden_NE), (cos, sin), mask_NN)
             hidden_NE = hidden_NE + block.mlp(block.norm2(hidden_NE))
         return tower.merger(hidden_NE)
 
+    def _angles(self, patch_positions: Tensor) -> Tensor:
+        """Rotary angles (N, W / 2), float32: those of the rows, then those of the columns. The tower's own module makes
+        every angle twice, row and column apart: many nodes for a small table."""
+        frequencies = self.tower.rotary_pos_emb.inv_freq.to(torch.float32)
+        axes = torch.tensor([0, 1]).repeat_interleave(len(frequencies))
+        return patch_positions.index_select(1, axes).to(torch.float32) * frequencies.repeat(2)
+
     def _attend(self, attn: Any, hidden_NE: Tensor, rotary: tuple[Tensor, Tensor], mask_NN: Tensor) -> Tensor:
-        """Queries and keys turn together, as 2 H heads."""
+        """Queries and keys turn together, as 2 H heads. The leading 1 is what the fused rotation asks for."""
         heads = attn.num_heads
-        parts_HNW = attn.qkv(hidden_NE).unflatten(1, (3 * heads, -1)).transpose(0, 1)
-        turning_HNW, value_HNW = parts_HNW.split((2 * heads, heads))
-        query_HNW, key_HNW = self.rotate(turning_HNW, *rotary).split((heads, heads))
-        score_HNN = (query_HNW @ key_HNW.transpose(1, 2)).to(torch.float32) * attn.scaling + mask_NN
-        mixed_HNW = score_HNN.softmax(-1).to(value_HNW.dtype) @ value_HNW
-        return attn.proj(mixed_HNW.transpose(0, 1).flatten(1))
+        parts_1HNW = attn.qkv(hidden_NE).reshape(1, -1, 3 * heads, hidden_NE.shape[1] // heads).transpose(1, 2)
+        turning_1HNW, value_1HNW = parts_1HNW.split((2 * heads, heads), dim=1)
+        query_1HNW, key_1HNW = self.rotate(turning_1HNW, *rotary).split((heads, heads), dim=1)
+        score_1HNN = (query_1HNW @ key_1HNW.transpose(2, 3)).to(torch.float32) * attn.scaling + mask_NN
+        mixed_1HNW = score_1HNN.softmax(-1).to(value_1HNW.dtype) @ value_1HNW
+        return attn.proj(mixed_1HNW.transpose(1, 2).reshape(-1, hidden_NE.shape[1]))
 
 
-def _rotate(x_HNW: Tensor, cos_NW: Tensor, sin_NW: Tensor) -> Tensor:
-    first, second = x_HNW.chunk(2, dim=-1)
-    return x_HNW * cos_NW + torch.cat((-second, first), dim=-1) * sin_NW
+def _rotate(x_1HNW: Tensor, cos_NV: Tensor, sin_NV: Tensor) -> Tensor:
+    """Tables hold every angle once: V = W / 2."""
+    first, second = x_1HNW.chunk(2, dim=-1)
+    cos_NW, sin_NW = torch.cat((cos_NV, cos_NV), dim=-1), torch.cat((sin_NV, sin_NV), dim=-1)
+    return x_1HNW * cos_NW + torch.cat((-second, first), dim=-1) * sin_NW
 
 
-def _rotate_fused(x_HNW: Tensor, cos_NW: Tensor, sin_NW: Tensor) -> Tensor:
-    half = x_HNW.shape[-1] // 2
-    start = torch.zeros(1, dtype=torch.long)
-    inputs = (x_HNW[None], start, cos_NW[:, :half], sin_NW[:, :half])
-    turned = torch.onnx.ops.symbolic(
-        f"{CONTRIB}::RotaryEmbedding", inputs, dtype=x_HNW.dtype, shape=x_HNW[None].shape, version=1
+def _rotate_fused(x_1HNW: Tensor, cos_NV: Tensor, sin_NV: Tensor) -> Tensor:
+    inputs = (x_1HNW, torch.zeros(1, dtype=torch.long), cos_NV, sin_NV)
+    return torch.onnx.ops.symbolic(
+        f"{CONTRIB}::RotaryEmbedding", inputs, dtype=x_1HNW.dtype, shape=x_1HNW.shape, version=1
     )  # fmt: skip
-    return turned.squeeze(0)
 
 
 def traced_tower(source: Source, dialect: Dialect) -> Tower:
