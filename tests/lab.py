@@ -13,7 +13,15 @@ from lrkit.model.replay import Replay
 from lrkit.model.routing import RoutedTokens
 from lrkit.model.settings import ReasonerSettings
 from lrkit.model.state import Sequences
-from tests.tiny import Batch, Prompt, batch, tiny_reasoner
+from tests.tiny import Batch, Prompt, batch, prompt, tiny_reasoner
+
+PROMPTS = [
+    prompt(1, ((1, 6, 8),), 6),
+    prompt(2, ((1, 4, 6), (1, 4, 4)), 11),
+    prompt(3, (), 4),
+    prompt(4, ((1, 4, 4),), 8),
+]
+"""One picture, two, none, a small one."""
 
 
 def settings(**sections: object) -> ReasonerSettings:

@@ -161,7 +161,7 @@ def _choices(models: list[str], asked: "ModelChoice") -> "list[ModelChoice]":
     if (asked.device is not None or asked.dtype is not None) and all(kinds):
         raise UserError("--device and --dtype are for checkpoints, and only bundles were named; give --provider")
     if asked.cuda_graphs and all(kinds):
-        raise UserError("--cuda-graphs is for checkpoints; for a bundle give --engine-option cuda_graphs=[speak]")
+        raise UserError("--cuda-graphs is for checkpoints; TensorRT takes --engine-option cuda_graphs=[speak] instead")
     of_bundles = replace(asked, device=None, dtype=None, cuda_graphs=False)
     of_checkpoints = replace(asked, provider=None, engine=None, engine_options={})
     return [

@@ -84,9 +84,11 @@ class StaticKeys:
         return ((causal_SN & self._valid_BN[:, None]) | itself_SN)[:, None]
 
     def load(self, keys: GrowingKeys | None) -> None:
-        """Holds what `keys` holds; None: nothing."""
+        """Holds what `keys` holds; None: nothing. Zeros behind it: a mask does not keep out what is no number."""
         self._valid_BN.zero_()
         self._length.zero_()
+        for buffer in (buffer for pair in self.cache.buffers.values() for buffer in pair):
+            buffer.zero_()
         if keys is None or keys.valid_BN is None:
             return
         count = keys.valid_BN.shape[1]

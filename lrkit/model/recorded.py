@@ -54,6 +54,8 @@ class Sizes:
 
 def sizes_of(reasoner: LatentReasoner, state: Sequences, latent_steps: int, spoken: int) -> Sizes:
     """Of an answer with at most that many latent steps and spoken tokens."""
+    # One of each is run before it is recorded, whether the answer will take any or not.
+    latent_steps, spoken = max(latent_steps, 1), max(spoken, 1)
     prompt = _num_columns(state)
     tokens = 0 if state.visual is None else state.visual.real_BV.shape[1]
     slots = min(reasoner.settings.replay.num_tokens, tokens)

@@ -69,6 +69,6 @@ def wants_to_think(reasoner: LatentReasoner, logits_BW: Tensor) -> Tensor:
 
 def next_token(reasoner: LatentReasoner, logits_BW: Tensor) -> Tensor:
     """See `Steps`."""
-    columns = torch.arange(logits_BW.shape[-1], device=logits_BW.device)
-    lowest = torch.finfo(logits_BW.dtype).min
-    return logits_BW.masked_fill(columns == reasoner.latent.token_id, lowest).argmax(-1)
+    words_BW = logits_BW.clone()
+    words_BW[:, reasoner.latent.token_id] = torch.finfo(logits_BW.dtype).min
+    return words_BW.argmax(-1)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.profile import charts, heat, plots
-from lrkit.profile.markdown import interval, machine_lines, ms, number, percent, sheet_source, title
+from lrkit.profile.markdown import how_it_runs, interval, machine_lines, ms, number, percent, sheet_source, title
 from lrkit.profile.sweep import replay_sentence
 
 Values = Mapping[str, Any]
@@ -102,7 +102,7 @@ def _head(report: Values) -> str:
 def _model(model: Values) -> str:
     size = model["bundle_bytes"] or sum(model["weight_bytes"].values())
     what = "bundle" if model["bundle_bytes"] else "weights"
-    return f"{model['name']}: {model['engine']}, {model['precision']}, {model['device']}, {what} {size / 1e6:.1f} MB"
+    return f"{model['name']}: {how_it_runs(model)}, {what} {size / 1e6:.1f} MB"
 
 
 def _tiles(report: Values) -> str:

@@ -54,8 +54,13 @@ def _sources(runs: Sequence[Values]) -> str:
 
 def title(report: Values) -> str:
     """Names of the models and their engines."""
-    models = [f"{m['name']} ({m['engine']}, {m['precision']}, {m['device']})" for m in report["models"]]
-    return "Profile of " + ", ".join(models)
+    return "Profile of " + ", ".join(f"{model['name']} ({how_it_runs(model)})" for model in report["models"])
+
+
+def how_it_runs(model: Values) -> str:
+    """Engine, number type and device of one model of a report."""
+    graphs = ", CUDA graphs" if model.get("cuda_graphs") else ""  # earlier reports do not say
+    return f"{model['engine']}, {model['precision']}, {model['device']}{graphs}"
 
 
 def machine_lines(report: Values) -> str:

@@ -22,7 +22,7 @@ from lrkit.runtime.engine import Engine
 _LARGE_BYTES = 128 * 2**20
 """Beyond the caches of most CPUs."""
 _LARGE_GPU_BYTES = 2**31
-"""The same of a GPU, and long enough for the wait at its end not to count."""
+"""The same of GPUs, and enough work for the wait at its end not to count."""
 _SMALL_BYTES = 256 * 2**10
 _TRIES = 15
 
@@ -68,8 +68,7 @@ class MeasuredRates:
 def measure_rates(engine: Engine, weight_bytes: int, threads: int | None = None) -> MeasuredRates | None:
     """The rates of what `engine` runs on; None where lrkit cannot measure them: a bundle on a GPU without torch."""
     found: Any = engine
-    largest = _LARGE_GPU_BYTES if place_of(engine).startswith("cuda") else _LARGE_BYTES
-    working_set = max(_SMALL_BYTES, min(weight_bytes, largest))
+    working_set = max(_SMALL_BYTES, min(weight_bytes, _large(place_of(engine))))
     if engine.name == "torch":
         return _by_torch(found.device, next(found.reasoner.model.parameters()).dtype, working_set)
     if place_of(engine) != "cpu":
@@ -87,12 +86,17 @@ def measure_device(device: str, dtype: str) -> MeasuredRates:
     """The rates of a device through torch, for `lrkit doctor`; `dtype` as torch names it."""
     import torch
 
-    return _by_torch(device, getattr(torch, dtype), _LARGE_GPU_BYTES if device.startswith("cuda") else _LARGE_BYTES)
+    return _by_torch(device, getattr(torch, dtype), _large(device))
 
 
 def measure_cpu(threads: int) -> MeasuredRates:
     """The rates of this CPU through numpy, for `lrkit doctor`."""
     return _by_numpy(_LARGE_BYTES, threads)
+
+
+def _large(device: str) -> int:
+    """Bytes that no cache of that device holds."""
+    return _LARGE_GPU_BYTES if device.startswith("cuda") else _LARGE_BYTES
 
 
 def _of_gpu(engine: Any, working_set: int) -> MeasuredRates | None:
@@ -111,7 +115,7 @@ def _by_torch(on: str, dtype: Any, working_set: int) -> MeasuredRates:
     import torch
 
     device = torch.device(on)
-    side, large = (8192, _LARGE_GPU_BYTES) if device.type == "cuda" else (768, _LARGE_BYTES)
+    side = 8192 if device.type == "cuda" else 768
 
     def wait() -> None:
         if device.type == "cuda":
@@ -131,7 +135,7 @@ def _by_torch(on: str, dtype: Any, working_set: int) -> MeasuredRates:
     with torch.inference_mode():
         flops = _best(lambda: (left @ left, wait()), 2 * side**3)
     return MeasuredRates(
-        working_set, copy_rate(working_set), read_rate(working_set), copy_rate(large), flops, side,
+        working_set, copy_rate(working_set), read_rate(working_set), copy_rate(_large(on)), flops, side,
         str(dtype).removeprefix("torch."), torch.get_num_threads() if device.type == "cpu" else None,
         f"torch on {device}",
     )  # fmt: skip

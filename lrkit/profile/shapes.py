@@ -92,11 +92,15 @@ def open_shape(name: str, settings: ReasonerSettings, choice: ModelChoice) -> Mo
 
     Raises:
         CapacityError: the machine's memory would not hold the weights.
+        UserError: a device or number type that torch has not here, or CUDA graphs without a GPU.
         MissingExtraError: torch is not installed.
     """
     for package in ("torch", "transformers", "peft"):
         require(package, "train")
+    from lrkit.runtime.torch_engine import check_device
+
     shape, device, reason = load_shape(name), choice.device or "cpu", None
+    check_device(device, choice.cuda_graphs)
     dtype = choice.dtype
     if dtype is None:
         dtype, reason = fastest_dtype(device)

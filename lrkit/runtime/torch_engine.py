@@ -37,15 +37,9 @@ class TorchEngine:
         baselines: dict[str, Path] | None = None,
         cuda_graphs: bool = False,
     ) -> None:
-        """`cuda_graphs` records latent steps and words by shape and launches each as one (recorded.py).
-
-        Raises:
-            UserError: CUDA graphs on a device that is no GPU.
-        """
-        if cuda_graphs and torch.device(device).type != "cuda":
-            raise UserError(
-                f"CUDA graphs are for GPUs, and the device is {device}; leave them out, or give device cuda"
-            )
+        """`cuda_graphs` records latent steps and words by shape and launches each as one (recorded.py). Raises as
+        `check_device`."""
+        check_device(device, cuda_graphs)
         self.reasoner = reasoner.to(device).eval()
         self.processor = processor
         self.device = device
@@ -63,11 +57,12 @@ class TorchEngine:
             CheckpointError: the folder is missing, incomplete or damaged.
             UserError: an unknown device or dtype, or CUDA graphs without a GPU.
         """
+        check_device(device, cuda_graphs)
         loaded = load_checkpoint(folder, dtype=_dtype(dtype))
         loaded.reasoner.merge_adapter()
         declared = read_info(folder).get("baselines", {})
         baselines = {mode: (folder / where).resolve() for mode, where in declared.items()}
-        return cls(loaded.reasoner, Processor.from_folder(folder), _device(device), baselines, cuda_graphs)
+        return cls(loaded.reasoner, Processor.from_folder(folder), device, baselines, cuda_graphs)
 
     @property
     def cuda_graphs(self) -> bool:
@@ -106,14 +101,20 @@ class TorchEngine:
         )
 
 
-def _device(name: str) -> str:
+def check_device(name: str, cuda_graphs: bool = False) -> None:
+    """Before weights are loaded: whether torch can run there.
+
+    Raises:
+        UserError: an unknown device, a GPU that torch does not see, or CUDA graphs on a device that is none.
+    """
     try:
         kind = torch.device(name).type
     except RuntimeError as error:
         raise UserError(f"unknown device {name!r}; give cpu, cuda or cuda:0") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name!r} was asked for, but torch sees no GPU here; give cpu")
-    return name
+    if cuda_graphs and kind != "cuda":
+        raise UserError(f"CUDA graphs are for GPUs, and the device is {name}; leave them out, or give device cuda")
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

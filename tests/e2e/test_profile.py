@@ -274,7 +274,7 @@ def test_mistakes_are_one_message(
 
 def test_cuda_graphs_are_refused_where_they_cannot_be(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for model, said in (
-        (str(bundle), "give --engine-option cuda_graphs=[speak]"),
+        (str(bundle), "TensorRT takes --engine-option cuda_graphs=[speak]"),
         ("tiny", "CUDA graphs are for GPUs"),
     ):
         with pytest.raises(SystemExit) as ended:

@@ -10,8 +10,9 @@ from lrkit.data.trail import trail_set
 from lrkit.model.generate import generate
 from lrkit.model.recorded import StepRecorder
 from lrkit.runtime.session import Reasoner
+from tests.lab import PROMPTS
 from tests.tiny import batch
-from tests.unit.test_recorded import LIMITS, PROMPTS, VARIANTS, same, taught
+from tests.unit.test_recorded import LIMITS, VARIANTS, same, taught
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]
 SAMPLES = trail_set("main", "test", 12)

@@ -4,11 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lrkit.errors import UserError
 from lrkit.model.reasoner import LatentReasoner
+from lrkit.model.settings import ReasonerSettings
 from lrkit.profile.cases import Model, ModelChoice, make_cases
+from lrkit.profile.markdown import how_it_runs
 from lrkit.profile.report import headlines
+from lrkit.profile.shapes import open_shape
 from lrkit.profile.suite import load_suite
 from lrkit.runtime.session import Reasoner
 from lrkit.runtime.torch_engine import TorchEngine
@@ -58,3 +62,19 @@ def test_baselines_keep_the_number_type(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(TorchEngine, "from_checkpoint", loaded)
     engine.baseline("cot")
     assert asked == [("cpu", "bfloat16", False)]
+
+
+@pytest.mark.parametrize("device, said", [("cuda", "torch sees no GPU here"), ("tpu?", "unknown device")])
+def test_a_shape_says_so_before_it_is_built(device: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is not there once ended in a traceback of torch."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=said):
+        open_shape("qwen2-vl-2b", ReasonerSettings(), ModelChoice("qwen2-vl-2b", device))
+    with pytest.raises(UserError, match="CUDA graphs are for GPUs"):
+        open_shape("qwen2-vl-2b", ReasonerSettings(), ModelChoice("qwen2-vl-2b", "cpu", cuda_graphs=True))
+
+
+def test_a_report_says_that_steps_were_recorded() -> None:
+    model = {"engine": "torch", "precision": "bfloat16", "device": "cuda", "cuda_graphs": True}
+    assert how_it_runs(model) == "torch, bfloat16, cuda, CUDA graphs"
+    assert how_it_runs({**model, "cuda_graphs": None}) == "torch, bfloat16, cuda"

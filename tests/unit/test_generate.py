@@ -7,15 +7,9 @@ from torch import Tensor
 from lrkit.model.generate import GenerationLimits, generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.settings import ReasonerSettings
-from tests.lab import rich_reasoner, settings, teach_halting
-from tests.tiny import EOS, IMAGE, LATENT, batch, prompt, tiny_reasoner
+from tests.lab import PROMPTS, rich_reasoner, settings, teach_halting
+from tests.tiny import EOS, IMAGE, LATENT, batch, tiny_reasoner
 
-PROMPTS = [
-    prompt(1, ((1, 6, 8),), 6),
-    prompt(2, ((1, 4, 6), (1, 4, 4)), 11),
-    prompt(3, (), 4),
-    prompt(4, ((1, 4, 4),), 8),
-]
 LIMITS = GenerationLimits(eos_id=EOS, max_new_tokens=5)
 
 

@@ -12,15 +12,9 @@ from lrkit.model.keys import GrowingKeys, StaticKeys
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.recorded import KEPT, StepRecorder, sizes_of
 from lrkit.model.state import Sequences
-from tests.lab import rich_reasoner, settings, teach_halting
-from tests.tiny import EOS, Batch, batch, prompt
+from tests.lab import PROMPTS, rich_reasoner, settings, teach_halting
+from tests.tiny import EOS, Batch, batch
 
-PROMPTS = [
-    prompt(1, ((1, 6, 8),), 6),
-    prompt(2, ((1, 4, 6), (1, 4, 4)), 11),
-    prompt(3, (), 4),
-    prompt(4, ((1, 4, 4),), 8),
-]
 LIMITS = GenerationLimits(eos_id=EOS, max_new_tokens=6)
 VARIANTS = {
     "replay": {"replay": {"num_tokens": 3}},
@@ -142,3 +136,28 @@ def test_static_keys_mask_what_was_never_written() -> None:
     assert filled[0, 0, :, 0].tolist() == [1, 1, 7, 0, 0]
     keys.load(None)
     assert keys.extend(torch.tensor([[True]]))[0, 0].int().tolist() == [[1, 0, 0, 0, 0]]
+
+
+def test_an_answer_that_overflowed_leaves_no_trace() -> None:
+    """A hidden key counts for nothing, unless it is no number: nothing times that is no number either."""
+    reasoner = taught("routing")
+    recorder = StepRecorder(reasoner)
+    want = generate(reasoner, batch([PROMPTS[0]]), "latent", LIMITS)
+    generate(reasoner, batch([PROMPTS[0]]), "latent", LIMITS, recorder=recorder)
+    (kept,) = recorder._recorded.values()  # pyright: ignore
+    with torch.inference_mode():
+        for keys in (kept._state.keys, *kept._state.refinement.keys.values()):  # pyright: ignore
+            for buffer in (buffer for pair in keys.cache.buffers.values() for buffer in pair):
+                buffer.fill_(float("nan"))
+    same(generate(reasoner, batch([PROMPTS[0]]), "latent", LIMITS, recorder=recorder), want)
+
+
+def test_what_runs_before_it_is_recorded_has_room_too() -> None:
+    """An answer without latents whose prompt fills its columns once left none for the latent step that is recorded."""
+    reasoner = taught("routing")
+    with torch.inference_mode():
+        state = reasoner.prefill(batch([PROMPTS[0]]))
+        prompt_columns = state.keys.valid_BN.shape[1]  # pyright: ignore
+        found = sizes_of(reasoner, state, latent_steps=0, spoken=256 - prompt_columns)
+    assert found.columns >= 256 + 3 + 1
+    assert all(columns >= 4 + 4 for _, columns in found.refined)
