@@ -160,7 +160,7 @@ def choices(trace: Trace) -> tuple[Any, ...]:
 def num_right(processor: Processor, traces: Sequence[Trace], answers: Sequence[str]) -> int:
     """Right answers."""
     said = [processor.decode(trace.token_ids) for trace in traces]
-    found = [processor.format.find_answer(text) or text for text in said]
+    found = [processor.format.find_answer(text, "latent") or "" for text in said]
     return sum(one.strip().casefold() == answer.strip().casefold() for one, answer in zip(found, answers, strict=True))
 
 

@@ -18,12 +18,11 @@ from typing import Literal, Self, TypeVar
 import numpy as np
 import torch
 
-from lrkit.data.sample import Sample
+from lrkit.data.sample import Sample, Spoken
 from lrkit.errors import CapacityError, ConfigError, DataError
 from lrkit.runtime.processor import EncodedPrompt, Processor
 
 Side = Literal["left", "right"]
-Spoken = Literal["rest", "none"]
 StepT = TypeVar("StepT")
 
 
@@ -123,7 +122,7 @@ def collate_training(
 
     Args:
         spoken: "rest" speaks the steps that no latent stands for, then the answer; "none" the answer alone, whose
-            marker then ends the prompt as it does in the mode `direct`.
+            marker then ends the prompt as it does in the mode `direct`; "bare" the answer alone, without marker.
         token_weights: regular expression searched in a token's text -> its weight in the loss; the first match in
             order decides, 1 without one. A sample's `info["weight_pattern"]`, repeated over all its spoken tokens,
             multiplies them: words that cannot be known (a random order) are kept out of the loss so.
@@ -182,12 +181,13 @@ def _speak(
         ids = processor.encode_speech(sample.steps[replaced:] if spoken == "rest" else (), sample.answer)
     except (DataError, CapacityError) as error:
         raise type(error)(f"sample {sample.id}: {error}" if sample.id else str(error)) from error
-    marker = len(processor.answer_prefix_ids) if spoken == "none" else 0
+    marker = 0 if spoken == "rest" else len(processor.answer_prefix_ids)
+    asked = prompt.ids + ids[:marker] if spoken == "none" else prompt.ids
     pattern = sample.info.get("weight_pattern", (1.0,))
     weights = [weigh(token) * pattern[i % len(pattern)] for i, token in enumerate(ids)]
     # Explicit steps left to speak are steps that were asked for: the model did not choose to stop thinking there.
-    may_think = spoken == "rest" and replaced == len(sample.steps)
-    return _Spoken(replace(prompt, ids=prompt.ids + ids[:marker]), ids[marker:], weights[marker:], may_think)
+    may_think = spoken != "none" and replaced == len(sample.steps)
+    return _Spoken(replace(prompt, ids=asked), ids[marker:], weights[marker:], may_think)
 
 
 def _pad(rows: Sequence[Sequence[int]], pad_id: int, side: Side) -> tuple[torch.Tensor, torch.Tensor]:

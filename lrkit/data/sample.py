@@ -5,9 +5,13 @@ Place in the pipeline: trail / jsonl / hub data -> `Sample` -> `collate` -> mode
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from lrkit.runtime.preprocess import ImageSource
+
+Spoken = Literal["rest", "none", "bare"]
+"""What is spoken of a sample besides its latents: rest, the steps that no latent stands for, then the answer behind its
+marker; none, the answer alone, behind a prompt that ends with the marker; bare, the answer alone, without marker."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from decimal import Decimal
 
 import numpy as np
 
+from lrkit.model.generated import Mode
 from lrkit.runtime.prompt import PromptFormat
 from lrkit.runtime.summary import Summary, summarize
 
@@ -26,7 +27,6 @@ __all__ = [
     "accuracy",
     "answers_match",
     "compare_paired",
-    "extract_answer",
     "is_correct",
     "normalize_answer",
     "summarize",
@@ -41,17 +41,9 @@ _OTHER_CHOICE = re.compile(r"\([A-J]\)|(?:^|\s)[A-J][:.)](?:\s|$)")
 _Z95 = 1.959963984540054
 
 
-def extract_answer(spoken: str, format: PromptFormat, marker_given: bool = False) -> str | None:
-    """The answer in a spoken text: what stands after the last answer marker; None where the marker was never said.
-
-    `marker_given`: the marker was part of the prompt (mode `direct`), so all of `spoken` is the answer.
-    """
-    return format.find_answer(f"{format.answer_marker} {spoken}" if marker_given else spoken)
-
-
-def is_correct(spoken: str, reference: str, format: PromptFormat, marker_given: bool = False) -> bool:
-    """Whether a spoken text ends in the reference answer, strictly; no marker, no answer."""
-    answer = extract_answer(spoken, format, marker_given)
+def is_correct(spoken: str, reference: str, format: PromptFormat, mode: Mode = "cot") -> bool:
+    """Whether a spoken text names the reference as its answer (`PromptFormat.find_answer`), strictly."""
+    answer = format.find_answer(spoken, mode)
     return answer is not None and answers_match(answer, reference)
 
 

@@ -110,7 +110,7 @@ def check_program(
         expected = torch_traces(reasoner, processor, [s.prompt for s in part], role, limits)
         for number, (sample, reference) in enumerate(zip(part, expected, strict=True), start):
             _compare(found, number, reference, run.trace(sample.prompt))
-            _score(found, processor, sample, reference, run.last)
+            _score(found, processor, sample, role, (reference, run.last))
         progress(min(start + BATCH, len(samples)))
     validation = _verdict(found, precision)
     if not validation.passed:
@@ -259,14 +259,13 @@ def relative_error(seen: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(seen - expected).max() / max(1.0, float(np.abs(expected).max())))
 
 
-def _score(found: Found, processor: Processor, sample: CheckSample, reference: Trace, seen: Trace) -> None:
+def _score(found: Found, processor: Processor, sample: CheckSample, role: Role, traces: tuple[Trace, Trace]) -> None:
     if sample.answer is None:
         return
     found.num_answers += 1
-    for who, trace in (("torch", reference), ("program", seen)):
-        text = processor.decode(trace.token_ids)
-        said = processor.format.find_answer(text)
-        found.right[who] += (text if said is None else said).strip().casefold() == sample.answer.strip().casefold()
+    for who, trace in zip(("torch", "program"), traces, strict=True):
+        said = processor.format.find_answer(processor.decode(trace.token_ids), role)
+        found.right[who] += said is not None and said.strip().casefold() == sample.answer.strip().casefold()
 
 
 def _verdict(found: Found, precision: Precision) -> Validation:

@@ -191,7 +191,7 @@ def _ask(
         ids = prompt.ids + [0] * (result.prefilled_tokens - len(prompt.ids))  # the mode direct adds its marker
         row.visual = [token == case.reasoner.processor.image_id for token in ids]
     _fill(row, result, encoded - started, total, None if probe is None else probe.take())
-    row.answer = said if case.options.mode == "direct" else case.reasoner.processor.format.find_answer(said)
+    row.answer = case.reasoner.processor.format.find_answer(said, case.options.mode)
     row.correct = (row.answer is not None and answers_match(row.answer, sample.answer)) if scored else None
     return row
 

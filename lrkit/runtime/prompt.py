@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from lrkit.config import Config
 from lrkit.errors import CheckpointError, require
+from lrkit.model.generated import Mode
 
 _QUESTION_MARK = "lrkit-question-goes-here"
 
@@ -73,10 +74,15 @@ class PromptFormat(Config):
         before, _, after = self.answer.partition("{answer}")
         return self.answer_marker, before[len(self.answer_marker) :] + answer + after
 
-    def find_answer(self, spoken: str) -> str | None:
-        """The text after the last answer marker of `spoken`, without the template's own end; None without a marker."""
-        _, marker, rest = spoken.rpartition(self.answer_marker)
-        if not marker:
+    def find_answer(self, spoken: str, mode: Mode) -> str | None:
+        """The answer in what was spoken, without the template's own end.
+
+        It stands behind the last answer marker. Explicit steps without a marker name no answer: None. In the mode
+        `direct` the prompt held the marker, and after latents there need be none, as no step is spoken that it would
+        have to be told from: there all that was said is the answer.
+        """
+        _, marker, rest = ("", "", spoken) if mode == "direct" else spoken.rpartition(self.answer_marker)
+        if not marker and mode == "cot":
             return None
         behind = self.answer.partition("{answer}")[2].strip()
         return rest.strip().removesuffix(behind).strip() if behind else rest.strip()

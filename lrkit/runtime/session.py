@@ -187,10 +187,9 @@ class Reasoner:
         timings: dict[str, float],
     ) -> Answer:
         said = self.processor.decode(result.token_ids)
-        answer = said if mode == "direct" else self.processor.format.find_answer(said)
         return Answer(
             text=said,
-            answer=answer,
+            answer=self.processor.format.find_answer(said, mode),
             mode=mode,
             latent_steps=result.latent_steps,
             spoken_tokens=len(result.token_ids),

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from lrkit.config import Config, load_config
 from lrkit.data.board import BoardKind, TrailSettings
+from lrkit.data.sample import Spoken
 from lrkit.data.trail import MAX_HOPS, Task
 from lrkit.model.settings import ReasonerSettings
 
@@ -166,8 +167,9 @@ class Stage(Config):
     length drawn push the others out of a small model."""
     latent_steps: Annotated[int, Field(ge=0)] | Literal["all"] = 0
     """So many first steps of each chain are latent."""
-    spoken_steps: Literal["rest", "none"] = "rest"
-    """rest: the steps that are not latent are spoken before the answer; none: only the answer is."""
+    spoken_steps: Spoken = "rest"
+    """rest: the steps that are not latent are spoken before the answer; none: only the answer is, as in the mode direct;
+    bare: only the answer is, without its marker, once all steps are latent."""
     updates: int | None = Field(default=None, ge=0)
     """Budget in optimizer updates; 0 trains nothing, for a stage that later ones rehearse."""
     epochs: float | None = Field(default=None, gt=0.0)
@@ -214,6 +216,8 @@ class Stage(Config):
             yield "readouts belong to objective vision; remove them or set objective: vision"
         if self.objective == "vision" and (self.latent_steps != 0 or self.rehearsal_fraction or self.until):
             yield "objective vision has no latent_steps, rehearsal_fraction or until; remove them"
+        if self.spoken_steps == "bare" and self.latent_steps != "all":
+            yield "spoken_steps: bare leaves no step to be spoken; set latent_steps: all, or spoken_steps: none"
         if self.rehearse and not self.rehearsal_fraction:
             yield "rehearse is given but rehearsal_fraction is 0; give a fraction or remove rehearse"
 

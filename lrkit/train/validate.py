@@ -103,7 +103,7 @@ class Validator:
         answers: list[Spoken] = []
         for sample, made in zip(samples, generate(reasoner, batch, mode, limits), strict=True):
             text = self._processor.decode(made.token_ids)
-            right = is_correct(text, sample.answer, self._processor.format, marker_given=mode == "direct")
+            right = is_correct(text, sample.answer, self._processor.format, mode)
             answers.append(Spoken(sample, text, made.latent_steps, right))
         return answers
 

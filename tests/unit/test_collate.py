@@ -81,6 +81,13 @@ def test_a_bare_answer_moves_its_marker_into_the_prompt_as_direct_mode_does(proc
     assert batch.input_ids[0, -1:].tolist() == processor.answer_prefix_ids
 
 
+def test_after_all_latents_the_bare_answer_may_be_spoken_without_its_marker(processor: Processor) -> None:
+    batch = collate_training(processor, [sample(BOARD)] * 2, [4, 4], spoken="bare")
+    assert spoken(processor, batch.speech_ids[0], batch.speech_mask[0]) == ["4", "<|im_end|>"]
+    assert batch.input_ids[0].tolist() == processor.encode_prompt([BOARD], sample(BOARD).question).ids
+    assert batch.may_think.all()
+
+
 @pytest.mark.parametrize(
     ("count", "most", "sizes"),
     [(0, 4, []), (3, 4, [1, 1, 1]), (4, 4, [1] * 4), (5, 4, [1, 1, 1, 2]), (8, 3, [2, 3, 3]), (9, 1, [9]), (3, 0, [])],

@@ -7,7 +7,6 @@ from lrkit.evaluate.scorer import (
     accuracy,
     answers_match,
     compare_paired,
-    extract_answer,
     is_correct,
     normalize_answer,
     summarize,
@@ -111,9 +110,16 @@ def test_only_what_stands_after_the_last_marker_counts(spoken: str, right: bool)
 
 
 def test_in_direct_mode_the_marker_was_given() -> None:
-    assert extract_answer("7", FORMAT, marker_given=True) == "7"
-    assert is_correct("7", "7", FORMAT, marker_given=True)
-    assert not is_correct("3 7", "7", FORMAT, marker_given=True)
+    assert is_correct("7", "7", FORMAT, "direct")
+    assert not is_correct("3 7", "7", FORMAT, "direct")
+
+
+@pytest.mark.parametrize(
+    ("spoken", "right"),
+    [("7", True), ("3 7", False), ("", False), ("Answer: 7", True), ("3 Answer: 7", True), ("7 Answer: 3", False)],
+)
+def test_after_latents_the_marker_may_be_missing(spoken: str, right: bool) -> None:
+    assert is_correct(spoken, "7", FORMAT, "latent") is right
 
 
 def test_normalisation_is_stable() -> None:
