@@ -92,6 +92,7 @@ def test_wrong_values_and_wrong_combinations_are_reported_together():
         ({"updates": 1, "readouts": {"token_digits": {"classes": 10}}}, "readouts belong to objective vision"),
         ({"updates": 1, "rehearse": ["x"]}, "rehearsal_fraction is 0"),
         ({"updates": 1, "tasks": {"read": 0.0}}, "tasks have weight 0"),
+        ({"updates": 1, "latent_steps": 2, "spoken_steps": "bare"}, "bare leaves no step to be spoken"),
         ({"updates": 0}, "nothing is trained"),
     ],
 )
