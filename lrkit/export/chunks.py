@@ -18,7 +18,8 @@ import onnx_ir as ir
 
 from lrkit.export.decoder import Decoder, Hidden, Mask, Remember, Seen, Segment
 from lrkit.export.dialect import Dialect, Rotation
-from lrkit.export.graph import Carried, Graph, Value
+from lrkit.export.graph import Carried, Graph, Operand, Value
+from lrkit.export.latent_places import Places, Tables, computed
 from lrkit.export.latent_reports import LatentReports, Types
 from lrkit.export.replay import Prompt, Replay, Replayed
 from lrkit.export.routing import Refined, Router, places
@@ -34,8 +35,8 @@ class Past:
     """Keys of one layer that a chunk reads but does not write."""
 
     segments: tuple[Segment, ...]
-    lengths: Value
-    """Keys in each, then the capacity of the cache that is written."""
+    lengths: Value | None
+    """Keys in each, then the capacity of the cache that is written; None where there is no other."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,10 @@ class Chunks:
 
         caches = {i: router.empty(g) for i, router in self.routers.items()}
         watch = self.replay.slots > 0
-        hidden, caches, passes = self._chunk(g, embeds, None, rotation, lambda _: remember, caches, None, watch)
-        state: Carried = {"hidden": hidden}
-        state |= self._decide(g, hidden)
-        state["prefill_logits"] = g.to_float32(g.op("Squeeze", state.pop("logits"), [0]))
+        turns = (rotation, rotation)
+        hidden, caches, passes = self._chunk(g, embeds, None, turns, lambda _: remember, caches, None, watch)
+        state: Carried = {"hidden": hidden} | self._decide(g, hidden)
+        state["prefill_logits"] = g.to_float32(g.op("Squeeze", state["logits"], [0]))
         largest = g.op("ReduceMax", g.op("Reshape", position, [-1]), [0], keepdims=1)
         state["position"] = g.op("Add", largest, [1])
         if watch:
@@ -121,38 +122,42 @@ class Chunks:
         g: Graph,
         embeds: Value,
         valid: Value | None,
-        rotation: Rotation,
+        turns: tuple[Rotation, Rotation | None],
         remember: Callable[[int], Remember],
         caches: dict[int, Refined],
         step: Value | None,
         watch: bool,
     ) -> tuple[Value, dict[int, Refined], list[Value]]:
         """All layers over the prompt or a latent step, with routing: (last token's normed state (1, D), caches,
-        passes)."""
+        passes). `turns`: the rotation of the layers, and that of what is routed."""
         hidden, caches, passes = Hidden(embeds), dict(caches), []
         last_layer = self.dims.num_layers - 1
-        single = step is not None and self.single
+        by_token = step is not None
         # Only the last token of the last layer is ever read, unless that layer routes.
-        shortened = last_layer not in self.routers and not single
+        shortened = last_layer not in self.routers and not (by_token and self.chunk == 1)
         for i in range(self.dims.num_layers):
             with g.scope(f"layer{i}"):
                 only_last = shortened and i == last_layer
-                hidden = self.decoder.layer(g, i, hidden, rotation, remember(i), single, only_last, watch)
+                hidden = self.decoder.layer(g, i, hidden, turns[0], remember(i), by_token, only_last, watch)
                 if i in self.routers:
-                    routed = self.routers[i].route(g, hidden.close(g), valid, rotation, caches[i], step)
+                    assert turns[1] is not None
+                    routed = self.routers[i].route(g, hidden.close(g), valid, turns[1], caches[i], step)
                     hidden, caches[i] = Hidden(routed.hidden), routed.cache
                     passes.append(routed.passes)
-        if not shortened and not single:
+        if last_layer in self.routers and not (by_token and self.chunk == 1):
             hidden = Hidden(g.op("Gather", hidden.close(g), [-1], axis=0))
         return hidden.norm(g, self.dialect, "norm"), caches, passes
 
     def _decide(self, g: Graph, hidden: Value) -> Carried:
-        """Reads the head once: does the model want to think on, and what would it say otherwise?"""
+        """Reads the head once: does the model want to think on? `spoken` tells what it would say otherwise."""
         role = self._head_role
         logits = self.dialect.linear(g, hidden, role, part="head" if role == "head" else role)
         best = g.op("ArgMax", logits, axis=-1, keepdims=0)
-        spoken = g.op("ArgMax", g.op("Add", logits, self._never_latent), axis=-1, keepdims=0)
-        return {"logits": logits, "wants": g.op("Equal", best, [self.source.latent_id]), "token": spoken}
+        return {"logits": logits, "wants": g.op("Equal", best, [self.source.latent_id])}
+
+    def spoken(self, g: Graph, logits: Value) -> Value:
+        """The token [1] that is said where thinking ends."""
+        return g.op("ArgMax", g.op("Add", logits, self._never_latent), axis=-1, keepdims=0)
 
     @property
     def _head_role(self) -> str:
@@ -168,12 +173,14 @@ class Chunks:
 
     def think_types(self, joined: bool = False) -> Types:
         """States of the latent loop; some are absent where nothing is replayed or routed. `joined`: caches hold the
-        prompt's keys too, in front, and reports are collected, not carried."""
+        prompt's keys too, in front; reports are collected, not carried; what follows from the number of steps and of
+        latent keys, `length`, and from the logits is left for after the loop."""
         floats, layers = self.dialect.floats, len(self.routers)
-        types: Types = {
-            "hidden": (floats, (1, self.dims.width)), "token": (INT64, (1,)), "wants": (BOOL, (1,)),
-            "position": (INT64, (1,)), "steps": (INT64, (1,)), "length": (INT64, (1,)), "alive": (BOOL, ()),
-        }  # fmt: skip
+        types: Types = {"hidden": (floats, (1, self.dims.width)), "wants": (BOOL, (1,)), "length": (INT64, (1,))}
+        if joined:
+            types["logits"] = (floats, (1, self.dims.vocabulary))
+        else:
+            types |= dict.fromkeys(("token", "position", "steps"), (INT64, (1,))) | {"alive": (BOOL, ())}
         if self.replay.slots:
             columns = "P+C" if joined else "P+K"
             types |= {"saliency": (FLOAT32, (columns,)), "free": (BOOL, (columns,))}
@@ -203,33 +210,29 @@ class Chunks:
         kinds = {"key": read.keys, "value": read.values}
         return {f"{kind}{i}": g.op("Concat", own, empty, axis=2) for kind in kinds for i, own in enumerate(kinds[kind])}
 
+    def tables(self, g: Graph, read: Read) -> Tables:
+        """The places of all latent slots of joined caches."""
+        length, position = read.prompt.num_tokens, read.state["position"]
+        return Tables.make(g, self.decoder, length, position, self.capacity, self.chunk, self._shared_positions)
+
     def think(
-        self, g: Graph, held: Carried, prompt: Prompt, past: Callable[[int], Past], columns: Value | None = None
-    ) -> Carried:
-        """One latent step: the new state. Without `alive` in the state it always moves. `columns` (1, N) are the
-        numbers of the slots of joined caches."""
-        new, latent, joined = dict(held), self._as_input(g, held["hidden"]), columns is not None
+        self, g: Graph, held: Carried, prompt: Prompt, past: Callable[[int], Past],
+        tables: Tables | None = None, iteration: Value | None = None,
+    ) -> Carried:  # fmt: skip
+        """One latent step: the new state. Without `alive` in the state it always moves. `tables` where caches are
+        joined; then `iteration` () numbers the steps."""
+        new, latent, joined = dict(held), self._as_input(g, held["hidden"]), tables is not None
         replayed = self.replay.select(g, prompt, held["saliency"], held["free"]) if self.replay.slots else None
-        embeds, valid, offsets = self._latent_chunk(g, latent, replayed)
-        start, step = held["length"], held["steps"]
-        if columns is None:
-            # Once halted there may be no room left: then the writes go to the last chunk's place, which nobody reads
-            # again.
-            start, step = g.op("Min", start, [self.capacity - self.chunk]), g.op("Min", step, [self.steps - 1])
-            columns = g.value(np.arange(self.capacity)[None])
-        slots = g.op("Add", start, offsets)
-        turns = np.zeros(self.chunk, np.int64) if self._shared_positions else offsets
-        rotation = self._latent_rotation(g, g.op("Add", held["position"], turns))
-        visible = g.op("LessOrEqual", columns, g.op("Unsqueeze", slots, [1]))
-        mask = self.decoder.row_mask(g, visible) if self.chunk == 1 else self.decoder.mask(g, visible)
-        where = places(g, slots, self.dims.num_key_heads)
+        embeds, valid, offsets, ahead = self._latent_chunk(g, latent, replayed)
+        step, places, turn = self._places(g, held, offsets, tables, iteration)
 
         def remember(layer: int) -> Remember:
-            return self._remember(g, layer, held, new, where, past(layer), mask)
+            return self._remember(g, layer, held, new, places.where, past(layer), places.mask)
 
         caches, watch = {i: Refined.of(i, held) for i in self.routers}, self.replay.slots > 0
-        hidden, caches, passes = self._chunk(g, embeds, valid, rotation, remember, caches, step, watch)
-        moved = self._moved(g, held, hidden, offsets)
+        turns = (places.rotation, turn)
+        hidden, caches, passes = self._chunk(g, embeds, valid, turns, remember, caches, step, watch)
+        moved = self._moved(g, held, hidden, ahead, joined)
         by_layer = None
         if replayed is not None:
             moved["free"], moved["saliency"] = replayed.free, self._next_saliency(g, prompt, joined)
@@ -245,13 +248,44 @@ class Chunks:
             new |= cache.state(i)
         return new | rows if joined else new
 
-    def _moved(self, g: Graph, held: Carried, hidden: Value, offsets: Value) -> Carried:
+    def _places(
+        self, g: Graph, held: Carried, offsets: Value, tables: Tables | None, iteration: Value | None
+    ) -> tuple[Value, Places, Rotation | None]:
+        """(steps before this one, [1]; places of its tokens; their rotation as the routers read it)."""
+        turns: Operand = np.zeros(self.chunk, np.int64) if self._shared_positions else offsets
+        if tables is not None:
+            assert iteration is not None
+            step, slots = g.op("Unsqueeze", iteration, [0]), g.op("Add", held["length"], offsets)
+            places = tables.of(g, slots, iteration)
+            if not self.routers:
+                return step, places, None
+            since = g.op("Add", step, turns) if self._shared_positions else slots
+            position = g.op("Add", tables.position, since)
+        else:
+            # Once halted there may be no room left: then the writes go to the last chunk's place, which nobody reads
+            # again.
+            start = g.op("Min", held["length"], [self.capacity - self.chunk])
+            step, slots = g.op("Min", held["steps"], [self.steps - 1]), g.op("Add", start, offsets)
+            position = g.op("Add", held["position"], turns)
+            columns = g.value(np.arange(self.capacity)[None])
+            places = computed(g, self.decoder, columns, slots, position, self.chunk)
+        turn = self.dialect.rotation(g, self.decoder.angles(g, position)) if self.routers else None
+        return step, places, turn
+
+    def _moved(self, g: Graph, held: Carried, hidden: Value, ahead: Value, joined: bool) -> Carried:
         """What every latent step moves on: the hidden state, what it decides, and the counters."""
         moved: Carried = {"hidden": hidden} | self._decide(g, hidden)
-        del moved["logits"]
-        ahead = g.op("Add", g.op("Gather", offsets, [-1]), [1])
-        further = (("steps", [1]), ("length", ahead), ("position", [1] if self._shared_positions else ahead))
+        further = [("length", ahead)]
+        if not joined:
+            moved["token"] = self.spoken(g, moved.pop("logits"))
+            further += [("steps", g.value([1])), ("position", g.value([1]) if self._shared_positions else ahead)]
         return moved | {name: g.op("Add", held[name], by) for name, by in further}
+
+    def thought(self, g: Graph, read: Read, state: Carried) -> Carried:
+        """After a loop over joined caches: the rest of the state that other loops carry."""
+        length, steps = state["length"], g.shape_of(state["latent_states"], 0)
+        position = g.op("Add", read.state["position"], steps if self._shared_positions else length)
+        return {"steps": steps, "position": position, "length": g.op("Add", read.prompt.num_tokens, length)}
 
     def _next_saliency(self, g: Graph, prompt: Prompt, joined: bool) -> Value:
         """Of the columns that the next step selects from: all of joined caches, else the prompt's and K more."""
@@ -262,30 +296,21 @@ class Chunks:
     def _shared_positions(self) -> bool:
         return self.settings.replay.positions == "shared"
 
-    @property
-    def single(self) -> bool:
-        """Whether a latent step is one token, and nothing else turns with its rotation."""
-        return self.chunk == 1 and not self.routers
-
-    def _latent_rotation(self, g: Graph, position: Value) -> Rotation:
-        """Of a latent step's tokens at position (S,)."""
-        if self.single:
-            return self.decoder.head_rotation(g, position)
-        return self.dialect.rotation(g, self.decoder.angles(g, position))
-
-    def _latent_chunk(self, g: Graph, latent: Value, replayed: Replayed | None) -> tuple[Value, Value | None, Value]:
-        """(embeddings (S, D), which are real (S,), place of each after the last key (S,)).
+    def _latent_chunk(
+        self, g: Graph, latent: Value, replayed: Replayed | None
+    ) -> tuple[Value, Value | None, Value, Value]:
+        """(embeddings (S, D), which are real (S,), place of each after the last key (S,), number of real ones [1]).
 
         Real tokens take the places 0, 1, ...; the latent follows the last of them, unread slots come behind it."""
         if replayed is None:
-            return latent, None, g.value([0])
+            return latent, None, g.value([0]), g.value([1])
         numbers = np.arange(self.replay.num_tokens, dtype=np.int64)
         real = g.cast(replayed.valid, INT64)
         behind = g.op("Sub", numbers + 1, real)
-        count = g.op("ReduceSum", real, [0], keepdims=1)
+        count = real if len(numbers) == 1 else g.op("ReduceSum", real, [0], keepdims=1)
         offsets = g.op("Concat", behind, count, axis=0)
         valid = g.op("Concat", replayed.valid, np.ones(1, bool), axis=0) if self.routers else None
-        return g.op("Concat", replayed.tokens, latent, axis=0), valid, offsets
+        return g.op("Concat", replayed.tokens, latent, axis=0), valid, offsets, g.op("Add", count, [1])
 
     def _remember(
         self, g: Graph, layer: int, held: Carried, new: Carried, where: Value, past: Past, mask: Mask
@@ -323,7 +348,7 @@ class Chunks:
         hidden = Hidden(self.dialect.embed(g, held["token"]))
         for i in range(self.dims.num_layers):
             with g.scope(f"layer{i}"):
-                hidden = self.decoder.layer(g, i, hidden, rotation, remember(i), single=True)
+                hidden = self.decoder.layer(g, i, hidden, rotation, remember(i), by_token=True)
         role = self._head_role
         normed = hidden.norm(g, self.dialect, "norm")
         bias = g.value(self._never_latent)

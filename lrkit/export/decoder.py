@@ -7,8 +7,9 @@ Attention is spelled out (MatMul, Add, Softmax, MatMul) because the fused operat
 TensorRT and does not give the saliency row; keys come in segments (read-only prompt, small carried cache), so that a
 loop copies little.
 
-Heads are sorted by key head, as (Q, G) for several tokens and as (G, Q) for one: the queries of a single token are then
-one matrix per key head, and its query, key and value come out of one rotation and one split.
+Heads are sorted by key head. A chunk of many tokens has them as (Q, G, S); one of few, a latent step or a spoken
+token, goes token by token as (S, G, Q): a token's queries are then one matrix per key head, nothing is transposed, and
+query, key and value come out of one rotation and one split.
 
 Legend: S tokens of the chunk, N keys, H query heads, G key heads, Q = H / G, W head width, D width.
 """
@@ -33,9 +34,9 @@ class Mask:
     """What is added to the scores of one segment, float32."""
 
     rows: Value
-    """(S, N); (1, N) where one row serves all."""
+    """(S, N), or (S, 1, 1, N) token by token; (1, N) where one row serves all."""
     last: Value
-    """(1, N): the last token's row."""
+    """The last token's row, (1, N) or (1, 1, 1, N)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Seen:
 
 
 Remember = Callable[[Value, Value], Seen]
-"""New keys and values (1, G, S, W) -> what to attend to, the new keys among it."""
+"""New keys and values, (1, G, S, W) or token by token (S, G, 1, W) -> what to attend to, the new keys among it."""
 
 
 @dataclass
@@ -101,22 +102,22 @@ class Decoder:
         hidden: Hidden,
         rotation: Rotation,
         remember: Remember,
-        single: bool = False,
+        by_token: bool = False,
         only_last: bool = False,
         watch: bool = False,
     ) -> Hidden:
-        """One layer over a chunk; `single` says that S is 1 and that `rotation` is a `head_rotation`. `only_last`
-        returns the last token alone (all keys are remembered); `watch` keeps the last token's attention row for
-        `take_saliency`."""
+        """One layer over a chunk; `by_token` says how heads are sorted, and that `rotation` is a `head_rotation`.
+        `only_last` returns the last token alone (all keys are remembered); `watch` keeps the last token's attention row
+        for `take_saliency`."""
         write = self.dialect
         normed = hidden.norm(g, write, f"{number}.norm1")
         qkv = write.linear(g, normed, f"{number}.qkv", write.vector(g, f"{number}.qkv.bias"))
-        query, key, value = self._split(g, qkv, rotation, single)
+        query, key, value = self._split(g, qkv, rotation, by_token)
         seen = remember(key, value)
-        if only_last and not single:
-            query = g.op("Gather", query, [-1], axis=2)
+        if only_last:
+            query = g.op("Gather", query, [-1], axis=0 if by_token else 2)
             hidden = Hidden(g.op("Gather", hidden.x, [-1], axis=0))
-        mixed = self._attend(g, query, seen, single, only_last, watch)
+        mixed = self._attend(g, query, seen, by_token, only_last, watch)
         hidden = Hidden(hidden.x, write.linear(g, mixed, f"{number}.out"))
         normed = hidden.norm(g, write, f"{number}.norm2")
         inner = write.gated(g, normed, number, self.dimensions.inner)
@@ -132,11 +133,16 @@ class Decoder:
         column = g.cast(g.op("Unsqueeze", position, [1]), ir.DataType.FLOAT)
         return g.op("Mul", column, np.array([self.dimensions.inverse_frequencies], np.float32))
 
-    def head_rotation(self, g: Graph, position: Value) -> Rotation:
-        """The rotation of one token at position (1,), by rows of `_split`'s heads: queries and key turn, the value
-        stays."""
+    def head_rotation(self, g: Graph, position: Value, tokens: int = 1) -> Rotation:
+        """The rotation of `tokens` tokens at position (tokens,), by rows of `_split`'s heads token by token: queries
+        and key turn, the value stays."""
         turns = np.array([[1.0]] * (self.share + 1) + [[0.0]], np.float32)
-        return self.dialect.rotation(g, g.op("Mul", self.angles(g, position), turns))
+        frequencies = turns * np.array([self.dimensions.inverse_frequencies], np.float32)
+        column = g.cast(g.op("Unsqueeze", position, [1] if tokens == 1 else [1, 2, 3]), ir.DataType.FLOAT)
+        angles = g.op("Mul", column, frequencies)
+        if tokens == 1:
+            return self.dialect.rotation(g, angles)
+        return self.dialect.head_rotation(g, angles, tokens, len(turns))
 
     def prompt_angles(self, g: Graph, position: Value) -> Value:
         """The same for positions (3, S): each frequency turns with its own section."""
@@ -145,31 +151,32 @@ class Decoder:
         frequencies = np.array([self.dimensions.inverse_frequencies], np.float32)
         return g.op("Mul", g.cast(spread, ir.DataType.FLOAT), frequencies)
 
-    def _split(self, g: Graph, qkv: Value, rotation: Rotation, single: bool) -> tuple[Value, Value, Value]:
-        """(S, G (Q + 2) W) -> rotated query (Q, G, S, W), or (1, G, Q, W) of a single token; rotated key and value
-        (1, G, S, W)."""
+    def _split(self, g: Graph, qkv: Value, rotation: Rotation, by_token: bool) -> tuple[Value, Value, Value]:
+        """(S, G (Q + 2) W) -> rotated query (Q, G, S, W), rotated key and value (1, G, S, W); token by token
+        (S, G, Q, W) and (S, G, 1, W)."""
         groups, share, width = self.dimensions.num_key_heads, self.share, self.dimensions.head_width
-        if single:
-            heads = g.op("Reshape", qkv, [1, groups, share + 2, width])
+        heads = g.op("Reshape", qkv, [-1, groups, share + 2, width])
+        if by_token:
             turned = self.dialect.rotate(g, heads, rotation, width)
             query, key, value = g.ops("Split", turned, [share, 1, 1], outputs=3, axis=2)
             return query, key, value
-        heads = g.op("Transpose", g.op("Reshape", qkv, [-1, groups, share + 2, width]), perm=[2, 1, 0, 3])
+        heads = g.op("Transpose", heads, perm=[2, 1, 0, 3])
         turning, value = g.ops("Split", heads, [share + 1, 1], outputs=2, axis=0)
         turned = self.dialect.rotate(g, turning, rotation, width)
         query, key = g.ops("Split", turned, [share, 1], outputs=2, axis=0)
         return query, key, value
 
-    def _attend(self, g: Graph, query: Value, seen: Seen, single: bool, only_last: bool, watch: bool) -> Value:
-        """Queries as `_split` gives them -> (S, H W)."""
-        dims, alone = self.dimensions, single or only_last
-        scores = [self._scores(g, query, segment, alone) for segment in seen.segments]
+    def _attend(self, g: Graph, query: Value, seen: Seen, by_token: bool, only_last: bool, watch: bool) -> Value:
+        """Queries as `_split` gives them, or the last token's alone -> (S, H W)."""
+        dims = self.dimensions
+        scores = [self._scores(g, query, segment, only_last) for segment in seen.segments]
         score = scores[0] if len(scores) == 1 else g.op("Concat", *scores, axis=-1)
         probability = g.op("Softmax", score, axis=-1)
         if watch:
-            self.rows.append(probability if alone else g.op("Gather", probability, [-1], axis=2))
+            row = probability if only_last else g.op("Gather", probability, [-1], axis=0 if by_token else 2)
+            self.rows.append(row)
         mixed = self._mix(g, g.to_floats(probability), seen)
-        if not single:
+        if not by_token:
             mixed = g.op("Transpose", mixed, perm=[2, 1, 0, 3])
         return g.op("Reshape", mixed, [-1, dims.num_heads * dims.head_width])
 
@@ -178,11 +185,11 @@ class Decoder:
         """Q, query heads per key head."""
         return self.dimensions.num_heads // self.dimensions.num_key_heads
 
-    def _scores(self, g: Graph, query: Value, segment: Segment, alone: bool) -> Value:
+    def _scores(self, g: Graph, query: Value, segment: Segment, only_last: bool) -> Value:
         score = g.to_float32(self.dialect.scores(g, query, segment.keys))
         if segment.mask is None:
             return score
-        return g.op("Add", score, segment.mask.last if alone else segment.mask.rows)
+        return g.op("Add", score, segment.mask.last if only_last else segment.mask.rows)
 
     def _mix(self, g: Graph, probability: Value, seen: Seen) -> Value:
         if len(seen.segments) == 1:
@@ -195,7 +202,7 @@ class Decoder:
         return total
 
     def mask(self, g: Graph, visible: Value) -> Mask:
-        """From (S, N) bool."""
+        """From bool, shaped as `Mask.rows`."""
         added = g.op("Where", visible, SEEN, NEVER)
         return Mask(added, g.op("Gather", added, [-1], axis=0))
 

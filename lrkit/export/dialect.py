@@ -11,7 +11,7 @@ Legend: S tokens, D width, H query and key heads together, W head width.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +27,8 @@ class Rotation:
 
     cos: Value
     sin: Value
+    numbers: Value | None = None
+    """In ONNX Runtime the row of each token's each head, (tokens, heads); None: rows in their order for every token."""
 
     def rows(self, g: Graph, index: Value) -> "Rotation":
         """Those of the tokens at `index`."""
@@ -156,10 +158,18 @@ class Dialect:
             return Rotation(cos, sin)
         return Rotation(g.op("Concat", cos, cos, axis=-1), g.op("Concat", g.op("Neg", sin), sin, axis=-1))
 
+    def head_rotation(self, g: Graph, angles: Value, tokens: int, heads: int) -> Rotation:
+        """From angles (tokens, 1, heads, W / 2), float32: each head of each token turns by its own."""
+        if not self.ort:
+            return self.rotation(g, angles)
+        rows = self.rotation(g, g.op("Reshape", angles, [tokens * heads, -1]))
+        return replace(rows, numbers=g.value(np.arange(tokens * heads).reshape(tokens, heads)))
+
     def rotate(self, g: Graph, x: Value, rotation: Rotation, head_width: int) -> Value:
         """Rotary embedding of (any, any, S, W)."""
         if self.ort:
-            return g.op("RotaryEmbedding", x, [0], rotation.cos, rotation.sin, domain=CONTRIB)
+            numbers = [0] if rotation.numbers is None else rotation.numbers
+            return g.op("RotaryEmbedding", x, numbers, rotation.cos, rotation.sin, domain=CONTRIB)
         half = head_width // 2
         swapped = g.op("Gather", x, [*range(half, head_width), *range(half)], axis=-1)
         return g.op("Add", g.op("Mul", x, rotation.cos), g.op("Mul", swapped, rotation.sin))

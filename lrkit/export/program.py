@@ -70,10 +70,14 @@ class _Builder:
         most = g.op("Min", given["max_latent_steps"], self.steps)
         goes = g.op("And", given["think"], g.op("Or", fixed, g.op("Squeeze", before["wants"], [0])))
         # On a CPU a node costs more than to copy the prompt's keys; on a GPU it is the other way round.
-        joined, length = self.dialect.ort, read.prompt.num_tokens
-        state = before | {"steps": g.value([0]), "length": length if joined else g.value([0]), "alive": goes}
+        joined = self.dialect.ort and self.steps > 0
+        state = before | {"steps": g.value([0]), "length": g.value([0]), "alive": goes}
+        if not joined:
+            state["token"] = self.chunks.spoken(g, before["logits"])
         if self.steps:
-            lengths = g.op("Concat", length, [self.capacity], axis=0)
+            tables = self.chunks.tables(g, read) if joined else None
+            prompt = read.prompt.pad(g, self.chunks.dims.width) if joined and self.chunks.replay.slots else read.prompt
+            lengths = None if joined else g.op("Concat", read.prompt.num_tokens, [self.capacity], axis=0)
             state |= self._joined(read, state) if joined else self._apart()
             carried = {name: State(state[name], *kind) for name, kind in self.chunks.think_types(joined).items()}
             rows = self.chunks.reports.row_types if joined else {}
@@ -81,14 +85,19 @@ class _Builder:
             def past(layer: int) -> Past:
                 return Past(() if joined else (Segment(read.keys[layer], read.values[layer]),), lengths)
 
-            def body(inner: Graph, _: Value, held: Carried) -> tuple[Value, Carried]:
-                new = self.chunks.think(inner, held, read.prompt, past, state.get("columns"))
+            def body(inner: Graph, iteration: Value, held: Carried) -> tuple[Value, Carried]:
+                new = self.chunks.think(inner, held, prompt, past, tables, iteration)
                 wants = inner.op("Or", fixed, inner.op("Squeeze", new["wants"], [0]))
-                new["alive"] = wants if self.dialect.ort else inner.op("And", held["alive"], wants)
+                if joined:
+                    return wants, new
+                new["alive"] = inner.op("And", held["alive"], wants)
                 return new["alive"], new
 
             state |= g.loop(most, goes, carried, body, rows)
-            state |= self.chunks.reports.collected(g, state) if joined else {}
+            if joined:
+                state["token"] = self.chunks.spoken(g, state["logits"])
+                state |= self.chunks.thought(g, read, state)
+                state |= self.chunks.reports.collected(g, state)
         still = g.op("Squeeze", state["wants"], [0])
         why = g.op("Where", still, HALTING.index("limit"), HALTING.index("decided"))
         why = g.op("Where", fixed, HALTING.index("fixed"), why)
@@ -101,9 +110,7 @@ class _Builder:
 
     def _joined(self, read: Read, before: Carried) -> Carried:
         """The same where caches begin with the prompt's keys: saliency covers all their columns."""
-        g, length = self.g, read.prompt.num_tokens
-        all_keys = g.op("Squeeze", g.op("Add", length, [self.capacity]), [0])
-        made = {"columns": g.op("Unsqueeze", g.op("Range", 0, all_keys, 1), [0])}
+        g, made = self.g, dict[str, Value]()
         if "saliency" in before:
             nothing = np.zeros(self.capacity - self.chunks.replay.slots, np.float32)
             made["saliency"] = g.op("Concat", before["saliency"], nothing, axis=0)

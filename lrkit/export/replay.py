@@ -31,6 +31,13 @@ class Prompt:
     """(P,) int64: number of each visual token over all pictures; elsewhere meaningless."""
     num_tokens: Value
     """P, [1]."""
+    padded: bool = False
+    """Whether `embeds` and `visual_index` have a row more, that of an empty slot: zeros and -1."""
+
+    def pad(self, g: Graph, width: int) -> "Prompt":
+        """The same with that row: made once before a loop, it spares every step to tell empty slots apart."""
+        embeds = g.op("Concat", self.embeds, np.zeros((1, width), g.floats.numpy()), axis=0)
+        return Prompt(embeds, g.op("Concat", self.visual_index, [-1], axis=0), self.num_tokens, padded=True)
 
 
 @dataclass(frozen=True)
@@ -72,11 +79,13 @@ class Replay:
             index, _ = g.ops("TopK", index, [self.slots], outputs=2, largest=0)
             valid = g.op("Less", index, prompt.num_tokens)
             weights = self._weigh(g, g.op("Gather", score, index), valid)
-        free = g.op("ScatterND", free, g.op("Unsqueeze", index, [1]), np.zeros(self.slots, bool))
-        place = g.op("Where", valid, index, 0)
+        free = g.op("ScatterElements", free, index, np.zeros(self.slots, bool), axis=0)
+        place = index if prompt.padded else g.op("Where", valid, index, 0)
         tokens = g.op("Gather", prompt.embeds, place, axis=0)
-        tokens = g.op("Mul", tokens, g.op("Unsqueeze", g.to_floats(weights), [1]))
-        visual = g.op("Where", valid, g.op("Gather", prompt.visual_index, place), -1)
+        factors = g.to_floats(weights)
+        tokens = g.op("Mul", tokens, factors if self.slots == 1 else g.op("Unsqueeze", factors, [1]))
+        visual = g.op("Gather", prompt.visual_index, place)
+        visual = visual if prompt.padded else g.op("Where", valid, visual, -1)
         if self.settings.formation == "soft_mix":
             total = g.to_floats(g.op("Max", g.op("ReduceSum", weights, [0], keepdims=1), TINY))
             tokens = g.op("Div", g.op("ReduceSum", tokens, [0], keepdims=1), total)
