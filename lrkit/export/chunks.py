@@ -48,6 +48,7 @@ class Read:
     keys: list[Value]
     """Per layer (1, G, P, W), as the values."""
     values: list[Value]
+    turns: Rotation
 
 
 class Chunks:
@@ -77,8 +78,8 @@ class Chunks:
             routed_layers=tuple(self.routers), latent_chunk=self.chunk,
         )  # fmt: skip
 
-    def prompt(self, g: Graph, given: Carried, visual: Value) -> Read:
-        """Prefill: caches, the decision, and everything that latent steps start from."""
+    def prompt(self, g: Graph, given: Carried, visual: Value, joined: bool = False) -> Read:
+        """Prefill: caches, the decision, and everything that latent steps start from; `joined` as in `think_types`."""
         ids, position = given["input_ids"], given["position_ids"]
         is_visual = g.op("Equal", ids, self.source.image_id)
         count = g.op("Sub", g.op("CumSum", g.cast(is_visual, INT64), 0), [1])
@@ -88,7 +89,9 @@ class Chunks:
         number = g.op("Range", 0, g.op("Squeeze", prompt.num_tokens, [0]), 1)
         visible = g.op("LessOrEqual", g.op("Unsqueeze", number, [0]), g.op("Unsqueeze", number, [1]))
         mask = self.decoder.mask(g, visible)
-        rotation = self.dialect.rotation(g, self.decoder.prompt_angles(g, position))
+        largest = g.op("ReduceMax", g.op("Reshape", position, [-1]), [0], keepdims=1)
+        after = g.op("Add", largest, [1])
+        turns = self._prompt_turns(g, position, after, joined)
         keys: list[Value] = []
         values: list[Value] = []
 
@@ -99,23 +102,31 @@ class Chunks:
 
         caches = {i: router.empty(g) for i, router in self.routers.items()}
         watch = self.replay.slots > 0
-        turns = (rotation, rotation)
         hidden, caches, passes = self._chunk(g, embeds, None, turns, lambda _: remember, caches, None, watch)
         state: Carried = {"hidden": hidden} | self._decide(g, hidden)
         state["prefill_logits"] = g.to_float32(g.op("Squeeze", state["logits"], [0]))
-        largest = g.op("ReduceMax", g.op("Reshape", position, [-1]), [0], keepdims=1)
-        state["position"] = g.op("Add", largest, [1])
+        state["position"] = after
         if watch:
-            nothing = np.zeros(self.replay.slots, np.float32)
-            state["saliency"] = g.op("Concat", self.decoder.take_saliency(g), nothing, axis=0)
-            state["free"] = g.op("Concat", is_visual, nothing.astype(bool), axis=0)
+            nothing = np.zeros(self.capacity if joined else self.replay.slots, np.float32)
+            for name, own in (("saliency", self.decoder.take_saliency(g)), ("free", is_visual)):
+                none = nothing if name == "saliency" else nothing.astype(bool)
+                state[name] = g.op("Concat", *((none, own) if joined else (own, none)), axis=0)
         for i, cache in caches.items():
             state |= cache.state(i)
         if self.routers:
-            state["routed_prompt"], row = self._by_layer(g, passes)
+            state["routed_prompt"], row = self.reports.by_layer(g, passes)
             rest = np.zeros((self.steps, len(self.routers)), np.int64)
             state["routed_depths"] = g.op("Concat", row, rest, axis=0)
-        return Read(state, prompt, keys, values)
+        return Read(state, prompt, keys, values, turns[0])
+
+    def _prompt_turns(self, g: Graph, position: Value, after: Value, joined: bool) -> tuple[Rotation, Rotation | None]:
+        """The prompt's rotation, of joined caches with the latents' in its table; and as the routers read it."""
+        if not joined:
+            rotation = self.decoder.prompt_rotation(g, position)
+            return rotation, rotation
+        # The fused rotation refuses a table with fewer rows than a token has heads.
+        table = self.decoder.rotation_with_turns(g, position, after, max(self.capacity, self.decoder.share + 2))
+        return table, self.decoder.prompt_rotation(g, position) if self.routers else None
 
     def _chunk(
         self,
@@ -173,7 +184,7 @@ class Chunks:
 
     def think_types(self, joined: bool = False) -> Types:
         """States of the latent loop; some are absent where nothing is replayed or routed. `joined`: caches hold the
-        prompt's keys too, in front; reports are collected, not carried; what follows from the number of steps and of
+        prompt's keys too, behind; reports are collected, not carried; what follows from the number of steps and of
         latent keys, `length`, and from the logits is left for after the loop."""
         floats, layers = self.dialect.floats, len(self.routers)
         types: Types = {"hidden": (floats, (1, self.dims.width)), "wants": (BOOL, (1,)), "length": (INT64, (1,))}
@@ -205,15 +216,16 @@ class Chunks:
         return dict.fromkeys(self.cache_types(capacity), zeros)
 
     def joined_caches(self, g: Graph, read: Read) -> Carried:
-        """Caches that begin with the prompt's keys, then room for all latent steps."""
+        """Caches with room for all latent steps in front of the prompt's keys."""
         empty = next(iter(self.empty_caches(g, self.capacity).values()))
         kinds = {"key": read.keys, "value": read.values}
-        return {f"{kind}{i}": g.op("Concat", own, empty, axis=2) for kind in kinds for i, own in enumerate(kinds[kind])}
+        return {f"{kind}{i}": g.op("Concat", empty, own, axis=2) for kind in kinds for i, own in enumerate(kinds[kind])}
 
     def tables(self, g: Graph, read: Read) -> Tables:
         """The places of all latent slots of joined caches."""
         length, position = read.prompt.num_tokens, read.state["position"]
-        return Tables.make(g, self.decoder, length, position, self.capacity, self.chunk, self._shared_positions)
+        shared = self._shared_positions
+        return Tables.make(g, self.decoder, read.turns, length, position, self.steps, self.chunk, shared)
 
     def think(
         self, g: Graph, held: Carried, prompt: Prompt, past: Callable[[int], Past],
@@ -237,7 +249,7 @@ class Chunks:
         if replayed is not None:
             moved["free"], moved["saliency"] = replayed.free, self._next_saliency(g, prompt, joined)
         if passes:
-            by_layer, row = self._by_layer(g, passes)
+            by_layer, row = self.reports.by_layer(g, passes)
             at = g.op("Add", g.op("Unsqueeze", step, [1]), [1])
             moved["routed_depths"] = g.op("ScatterND", held["routed_depths"], at, row)
         rows = self.reports.rows(g, hidden, replayed, by_layer)
@@ -285,7 +297,8 @@ class Chunks:
         """After a loop over joined caches: the rest of the state that other loops carry."""
         length, steps = state["length"], g.shape_of(state["latent_states"], 0)
         position = g.op("Add", read.state["position"], steps if self._shared_positions else length)
-        return {"steps": steps, "position": position, "length": g.op("Add", read.prompt.num_tokens, length)}
+        whole, unused = g.op("Add", read.prompt.num_tokens, length), g.op("Sub", [self.capacity], length)
+        return {"steps": steps, "position": position, "length": whole, "unused": unused}
 
     def _next_saliency(self, g: Graph, prompt: Prompt, joined: bool) -> Value:
         """Of the columns that the next step selects from: all of joined caches, else the prompt's and K more."""
@@ -324,11 +337,6 @@ class Chunks:
             return Seen((*past.segments, own), past.lengths)
 
         return remember
-
-    def _by_layer(self, g: Graph, passes: list[Value]) -> tuple[Value, Value]:
-        """Passes of a chunk's tokens: (layers, S), and their sums (1, layers)."""
-        tokens = g.op("Concat", *(g.op("Unsqueeze", each, [0]) for each in passes), axis=0)
-        return tokens, g.op("Unsqueeze", g.op("ReduceSum", tokens, [1], keepdims=0), [0])
 
     def _as_input(self, g: Graph, hidden: Value) -> Value:
         """A hidden state as the next latent's input embedding (eq. 1)."""

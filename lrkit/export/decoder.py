@@ -15,7 +15,7 @@ Legend: S tokens of the chunk, N keys, H query heads, G key heads, Q = H / G, W 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -144,12 +144,19 @@ class Decoder:
             return self.dialect.rotation(g, angles)
         return self.dialect.head_rotation(g, angles, tokens, len(turns))
 
-    def prompt_angles(self, g: Graph, position: Value) -> Value:
-        """The same for positions (3, S): each frequency turns with its own section."""
+    def prompt_rotation(self, g: Graph, position: Value) -> Rotation:
+        """The rotation of a prompt at position (3, P): each frequency turns with its own section."""
         sections = list(self.dimensions.rotary_sections)
         spread = g.op("Gather", g.op("Transpose", position, perm=[1, 0]), sections, axis=1)
         frequencies = np.array([self.dimensions.inverse_frequencies], np.float32)
-        return g.op("Mul", g.cast(spread, ir.DataType.FLOAT), frequencies)
+        return self.dialect.rotation(g, g.op("Mul", g.cast(spread, ir.DataType.FLOAT), frequencies))
+
+    def rotation_with_turns(self, g: Graph, position: Value, start: Value, count: int) -> Rotation:
+        """The same for ONNX Runtime, in a table that more can be looked up in: row 0 turns nothing, `count` rows are of
+        positions from `start` [1] on, and the prompt's are behind them."""
+        ahead = g.op("Add", start, np.arange(count) + np.zeros((3, 1), np.int64))
+        table = self.prompt_rotation(g, g.op("Concat", np.zeros((3, 1), np.int64), ahead, position, axis=1))
+        return replace(table, numbers=g.value([count + 1]))
 
     def _split(self, g: Graph, qkv: Value, rotation: Rotation, by_token: bool) -> tuple[Value, Value, Value]:
         """(S, G (Q + 2) W) -> rotated query (Q, G, S, W), rotated key and value (1, G, S, W); token by token

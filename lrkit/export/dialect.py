@@ -28,7 +28,7 @@ class Rotation:
     cos: Value
     sin: Value
     numbers: Value | None = None
-    """In ONNX Runtime the row of each token's each head, (tokens, heads); None: rows in their order for every token."""
+    """In ONNX Runtime the row of each token's each head, (tokens, heads), or of the first token, [1]; None: row 0."""
 
     def rows(self, g: Graph, index: Value) -> "Rotation":
         """Those of the tokens at `index`."""

@@ -2,7 +2,7 @@
 
 Place in the pipeline: chunks.py asks in every latent step. On a GPU, and where a host drives the steps, places are
 computed when they are needed (`computed`). On a CPU a node costs more than to look a row up, so there `Tables` of all
-slots are made once, before the loop.
+slots are made once, before the loop, where caches are joined with the prompt's.
 
 Legend: S tokens of a latent step, C slots for all latent steps, N columns of the cache, T most steps, G key heads, Q
     query heads per key head, W head width.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lrkit.export.decoder import Decoder, Mask
+from lrkit.export.decoder import NEVER, SEEN, Decoder, Mask
 from lrkit.export.dialect import Rotation
 from lrkit.export.graph import Graph, Value
 from lrkit.export.routing import places_by_token
@@ -30,20 +30,23 @@ class Places:
 
 def computed(g: Graph, decoder: Decoder, columns: Value, slots: Value, position: Value, tokens: int) -> Places:
     """Of `tokens` tokens in `slots` (S,) of a cache with `columns` (1, N), turning with `position` (S,)."""
-    where, rows = _rows(g, decoder, columns, slots)
+    slots = g.op("Unsqueeze", slots, [1, 2, 3])
+    rows = decoder.row_mask(g, g.op("LessOrEqual", columns, slots)).rows
+    where = places_by_token(g, slots, decoder.dimensions.num_key_heads)
     return Places(where, _mask(g, rows, tokens), decoder.head_rotation(g, position, tokens))
 
 
 @dataclass(frozen=True)
 class Tables:
-    """All slots behind the prompt."""
+    """All slots of caches that hold the prompt's keys too. Latents lie in front of the prompt, the first next to it: so
+    where they go does not depend on the prompt, and what is filled is in one piece."""
 
     where: Value
     """(C, G, 1, 3)."""
     masks: Value
     """(C, 1, 1, N)."""
     turns: Rotation
-    """Row 0 turns nothing; the others are for positions counted from `position`."""
+    """Row 0 turns nothing; those behind it are for positions counted from `position`."""
     numbers: Value
     """Which of them: (C, Q + 2) by slot, or (T, S, Q + 2) by step where a step's tokens share a position."""
     position: Value
@@ -55,35 +58,29 @@ class Tables:
 
     @classmethod
     def make(
-        cls, g: Graph, decoder: Decoder, length: Value, position: Value, capacity: int, tokens: int, shared: bool
-    ) -> "Tables":
-        """Behind a prompt of `length` [1] tokens, for latents from `position` [1] on."""
-        slots = g.op("Add", length, np.arange(capacity))
-        columns = g.op("Range", 0, g.op("Squeeze", g.op("Add", length, [capacity]), [0]), 1)
-        where, masks = _rows(g, decoder, columns, slots)
-        heads, count = decoder.share + 2, capacity // tokens if shared else capacity
-        # The rotation refuses a table with fewer rows than a token has heads.
-        ahead = g.op("Add", position, np.arange(max(count, heads)))
-        turns = decoder.dialect.rotation(g, decoder.angles(g, g.op("Concat", [0], ahead, axis=0)))
-        numbers = np.repeat(np.arange(1, count + 1)[:, None], heads, axis=1)
-        numbers[:, -1] = 0  # a value does not turn
-        if shared:
-            numbers = np.repeat(numbers[:, None], tokens, axis=1)
-        return cls(where, masks, turns, g.value(numbers), position, tokens, shared)
+        cls, g: Graph, decoder: Decoder, turns: Rotation, length: Value, position: Value, steps: int, tokens: int,
+        shared: bool,
+    ) -> "Tables":  # fmt: skip
+        """In front of a prompt of `length` [1] tokens, for latents from `position` [1] on."""
+        capacity, groups = steps * tokens, decoder.dimensions.num_key_heads
+        ahead = np.arange(steps).repeat(tokens).reshape(steps, tokens) if shared else np.arange(capacity)
+        slots = np.arange(capacity)[::-1]
+        where = np.zeros((capacity, groups, 1, 3), np.int64)
+        where[..., 1], where[..., 2] = np.arange(groups)[:, None], slots[:, None, None]
+        seen = np.where(np.arange(capacity) >= slots[:, None], SEEN, NEVER)[:, None, None]
+        prompt = g.op("ConstantOfShape", g.op("Concat", [capacity, 1, 1], length, axis=0))
+        masks = g.op("Concat", seen, prompt, axis=-1)
+        heads = np.ones(decoder.share + 2, np.int64)
+        heads[-1] = 0  # a value does not turn
+        rows = g.value((ahead[..., None] + 1) * heads)
+        return cls(g.value(where), masks, turns, rows, position, tokens, shared)
 
     def of(self, g: Graph, slots: Value, step: Value) -> Places:
-        """Of tokens in `slots` (S,) behind the prompt; `step` () counts from 0."""
+        """Of tokens in `slots` (S,), counted from the prompt; `step` () counts from 0."""
         mask = _mask(g, g.op("Gather", self.masks, slots, axis=0), self.tokens)
         numbers = g.op("Gather", self.numbers, step if self.shared else slots, axis=0)
         rotation = Rotation(self.turns.cos, self.turns.sin, numbers)
         return Places(g.op("Gather", self.where, slots, axis=0), mask, rotation)
-
-
-def _rows(g: Graph, decoder: Decoder, columns: Value, slots: Value) -> tuple[Value, Value]:
-    """Of `slots` (S,): where to write, (S, G, 1, 3), and what is added to scores, (S, 1, 1, N)."""
-    slots = g.op("Unsqueeze", slots, [1, 2, 3])
-    seen = decoder.row_mask(g, g.op("LessOrEqual", columns, slots)).rows
-    return places_by_token(g, slots, decoder.dimensions.num_key_heads), seen
 
 
 def _mask(g: Graph, rows: Value, tokens: int) -> Mask:

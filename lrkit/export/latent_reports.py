@@ -56,6 +56,11 @@ class LatentReports:
             made["routed_latents"] = passes
         return made
 
+    def by_layer(self, g: Graph, passes: list[Value]) -> tuple[Value, Value]:
+        """Passes of a chunk's tokens: (layers, S), and their sums (1, layers)."""
+        tokens = g.op("Concat", *(g.op("Unsqueeze", each, [0]) for each in passes), axis=0)
+        return tokens, g.op("Unsqueeze", g.op("ReduceSum", tokens, [1], keepdims=0), [0])
+
     def written(self, g: Graph, held: Carried, rows: Carried, step: Value) -> Carried:
         """The reports with the rows of `step` [1] in them."""
         at, made = g.op("Unsqueeze", step, [1]), dict(rows)

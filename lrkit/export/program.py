@@ -46,6 +46,8 @@ class _Builder:
         self.steps, self.capacity, self.limits = chunks.steps, chunks.capacity, chunks.limits
         self.spec = program_spec(chunks.shape)
         self.g = Graph(self.dialect.floats)
+        # On a CPU a node costs more than to copy the prompt's keys; on a GPU it is the other way round.
+        self.joined = self.dialect.ort and self.steps > 0
 
     def build(self, tower: Tower) -> Program:
         g = self.g
@@ -53,7 +55,7 @@ class _Builder:
         with g.scope("vision"):
             visual = tower(g, given)
         with g.scope("prompt"):
-            read = self.chunks.prompt(g, given, visual)
+            read = self.chunks.prompt(g, given, visual, self.joined)
         with g.scope("think"):
             state = read.state | self._think(given, read)
         with g.scope("speak"):
@@ -69,16 +71,17 @@ class _Builder:
         g, fixed, before = self.g, given["fixed_latents"], read.state
         most = g.op("Min", given["max_latent_steps"], self.steps)
         goes = g.op("And", given["think"], g.op("Or", fixed, g.op("Squeeze", before["wants"], [0])))
-        # On a CPU a node costs more than to copy the prompt's keys; on a GPU it is the other way round.
-        joined = self.dialect.ort and self.steps > 0
+        joined = self.joined
         state = before | {"steps": g.value([0]), "length": g.value([0]), "alive": goes}
         if not joined:
             state["token"] = self.chunks.spoken(g, before["logits"])
         if self.steps:
             tables = self.chunks.tables(g, read) if joined else None
-            prompt = read.prompt.pad(g, self.chunks.dims.width) if joined and self.chunks.replay.slots else read.prompt
+            prompt = read.prompt
+            if joined and self.chunks.replay.slots:
+                prompt = prompt.pad(g, self.capacity, self.chunks.dims.width)
             lengths = None if joined else g.op("Concat", read.prompt.num_tokens, [self.capacity], axis=0)
-            state |= self._joined(read, state) if joined else self._apart()
+            state |= self.chunks.joined_caches(g, read) if joined else self._apart()
             carried = {name: State(state[name], *kind) for name, kind in self.chunks.think_types(joined).items()}
             rows = self.chunks.reports.row_types if joined else {}
 
@@ -107,15 +110,6 @@ class _Builder:
     def _apart(self) -> Carried:
         """What the latent loop carries beside the prompt's state: its own caches, and reports to write into."""
         return self.chunks.reports.empty(self.g) | self.chunks.empty_caches(self.g, self.capacity)
-
-    def _joined(self, read: Read, before: Carried) -> Carried:
-        """The same where caches begin with the prompt's keys: saliency covers all their columns."""
-        g, made = self.g, dict[str, Value]()
-        if "saliency" in before:
-            nothing = np.zeros(self.capacity - self.chunks.replay.slots, np.float32)
-            made["saliency"] = g.op("Concat", before["saliency"], nothing, axis=0)
-            made["free"] = g.op("Concat", before["free"], nothing.astype(bool), axis=0)
-        return made | self.chunks.joined_caches(g, read)
 
     def _speak(self, given: Carried, read: Read, before: Carried) -> Carried:
         """The speech loop. Its first token was read from the head by the prompt or the last latent step."""
@@ -169,8 +163,8 @@ class _Builder:
         segments = list(zip(read.keys, read.values, strict=True))
         own = [(before[f"key{i}"], before[f"value{i}"]) for i in layers] if self.steps else []
         if self.steps and self.dialect.ort:
-            num_tokens = before["length"]
-            segments = [(self._first(key, num_tokens), self._first(value, num_tokens)) for key, value in own]
+            num_tokens, unused = before["length"], before["unused"]
+            segments = [(self._behind(key, unused), self._behind(value, unused)) for key, value in own]
         elif self.steps:
             mask = self._context_mask(num_tokens, before["length"])
             num_tokens = g.op("Add", num_tokens, [self.capacity])
@@ -184,8 +178,8 @@ class _Builder:
 
         return past
 
-    def _first(self, cache: Value, count: Value) -> Value:
-        return self.g.op("Slice", cache, [0], count, [2])
+    def _behind(self, cache: Value, unused: Value) -> Value:
+        return self.g.op("Slice", cache, unused, [np.iinfo(np.int64).max], [2])
 
     def _context_mask(self, num_tokens: Value, length: Value) -> Mask:
         g = self.g

@@ -18,6 +18,8 @@ from lrkit.export.graph import Graph, Value
 from lrkit.model.settings import ReplaySettings
 
 INT64, FLOAT32 = ir.DataType.INT64, ir.DataType.FLOAT
+LAST = np.array(2**31)
+"""Where empty slots sort, behind all columns."""
 TINY = np.array(np.finfo(np.float32).tiny)
 
 
@@ -32,12 +34,14 @@ class Prompt:
     num_tokens: Value
     """P, [1]."""
     padded: bool = False
-    """Whether `embeds` and `visual_index` have a row more, that of an empty slot: zeros and -1."""
+    """Whether `embeds` and `visual_index` have rows of empty slots in front, zeros and -1, as joined caches have latent
+    keys there: `select` counts columns from the first of them."""
 
-    def pad(self, g: Graph, width: int) -> "Prompt":
-        """The same with that row: made once before a loop, it spares every step to tell empty slots apart."""
-        embeds = g.op("Concat", self.embeds, np.zeros((1, width), g.floats.numpy()), axis=0)
-        return Prompt(embeds, g.op("Concat", self.visual_index, [-1], axis=0), self.num_tokens, padded=True)
+    def pad(self, g: Graph, count: int, width: int) -> "Prompt":
+        """The same with `count` such rows: made once before a loop, they spare every step to tell empty slots apart."""
+        embeds = g.op("Concat", np.zeros((count, width), g.floats.numpy()), self.embeds, axis=0)
+        index = g.op("Concat", np.full(count, -1), self.visual_index, axis=0)
+        return Prompt(embeds, index, self.num_tokens, padded=True)
 
 
 @dataclass(frozen=True)
@@ -68,16 +72,19 @@ class Replay:
         return min(self.slots, 1) if self.settings.formation == "soft_mix" else self.slots
 
     def select(self, g: Graph, prompt: Prompt, score: Value, free: Value) -> Replayed:
-        """`score` (at least P + K,) float32 is the saliency a(t), `free`, as long, bool the candidates."""
+        """`score` float32 is the saliency a(t), `free` bool the candidates: of P + K columns or more, of which those of
+        a padded prompt stand behind its empty slots."""
         ranked, index = g.ops("TopK", g.op("Where", free, score, np.array(-1, np.float32)), [self.slots], outputs=2)
         found = g.op("GreaterOrEqual", ranked, np.array(0, np.float32))
-        # Empty slots point behind the prompt: they sort last, and marking them visited changes nothing.
-        index = g.op("Where", found, index, prompt.num_tokens)
+        # Empty slots point where nothing can be replayed: marking it visited changes nothing.
+        blank = [0] if prompt.padded else prompt.num_tokens
         if self.slots == 1:  # one token needs no order, and weighs 1 against itself
+            index = g.op("Where", found, index, blank)
             valid, weights = found, self._weigh_one(g, ranked, found)
         else:
-            index, _ = g.ops("TopK", index, [self.slots], outputs=2, largest=0)
-            valid = g.op("Less", index, prompt.num_tokens)
+            index, _ = g.ops("TopK", g.op("Where", found, index, LAST), [self.slots], outputs=2, largest=0)
+            valid = g.op("Less", index, LAST)
+            index = g.op("Where", valid, index, blank)
             weights = self._weigh(g, g.op("Gather", score, index), valid)
         free = g.op("ScatterElements", free, index, np.zeros(self.slots, bool), axis=0)
         place = index if prompt.padded else g.op("Where", valid, index, 0)
