@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
+from lrkit.export.source import read_source
 from lrkit.export.target import Target
+from lrkit.export.vision import TraceableTower
 from lrkit.model.settings import ReasonerSettings
 from tests.programs import Runner, assert_equal, build, teach_to_stop_after
 from tests.tiny import prompt, tiny_reasoner
@@ -22,6 +25,7 @@ REPLAYS = {
     "all": {"num_tokens": 24, "weighting": "none"},
     "soft mix": {"num_tokens": 4, "formation": "soft_mix"},
     "shared positions": {"num_tokens": 4, "positions": "shared"},
+    "one token, shared position": {"num_tokens": 1, "positions": "shared"},
 }
 
 ROUTINGS = {
@@ -137,6 +141,32 @@ def test_a_prompt_shorter_than_the_replay():
     runner = Runner(build(reasoner))
     assert_equal(reasoner, runner, prompt(5, grids=(), length=2), fixed=True)
     assert_equal(reasoner, runner, prompt(6, grids=((1, 2, 2),), length=2), fixed=True)
+
+
+@pytest.mark.parametrize("positions", ["consecutive", "shared"])
+@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+def test_more_latent_steps_than_visual_tokens(dialect, positions):
+    """After the only visual token a step's slot is empty: it takes no position, and no latent sees it."""
+    reasoner = tiny_reasoner(settings({"num_tokens": 1, "positions": positions}, {}))
+    answer = assert_equal(
+        reasoner, Runner(build(reasoner, Target(dialect=dialect))), prompt(6, grids=((1, 2, 2),)), fixed=True
+    )
+    assert [len(step) for step in answer.replayed] == [1, 0, 0]
+
+
+def test_a_single_latent_step():
+    """The smallest table of rotations: fewer latent slots than a token has heads."""
+    reasoner = tiny_reasoner(settings({"num_tokens": 0}, {}, max_latent_steps=1))
+    assert_equal(reasoner, Runner(build(reasoner)), prompt(2, grids=(), length=1), fixed=True, latents=1)
+
+
+def test_the_tower_turns_by_its_own_angles():
+    """Every angle once instead of twice, and both axes at once, but bit for bit those of the tower's own module."""
+    tower = read_source(tiny_reasoner(settings({}, {}))).tower
+    traceable, positions = TraceableTower(tower, fused=False), torch.tensor([[0, 0], [3, 1], [2, 17]])
+    cos, sin = tower.rotary_pos_emb(torch.zeros(1), positions)
+    angles = traceable._angles(positions)
+    assert torch.equal(torch.cat((angles.cos(),) * 2, -1), cos) and torch.equal(torch.cat((angles.sin(),) * 2, -1), sin)
 
 
 def test_weights_are_stored_once():
