@@ -28,9 +28,14 @@ def _frame_positions(height: int, width: int, merge: int) -> np.ndarray:
 
 
 def patch_pictures(grids: Sequence[Grid]) -> np.ndarray:
-    """Number (N,) int64 of the picture and frame that each patch belongs to."""
-    frames = [height * width for time, height, width in grids for _ in range(time)]
-    return np.repeat(np.arange(len(frames), dtype=np.int64), frames)
+    """Number (N,) int64 of the picture and frame that each patch belongs to. Not to be written to."""
+    return _frame_numbers(tuple(height * width for time, height, width in grids for _ in range(time)))
+
+
+@lru_cache(maxsize=64)
+def _frame_numbers(sizes: tuple[int, ...]) -> np.ndarray:
+    """For frames of so many patches; kept for the same reason."""
+    return np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
 
 
 def build_feed(

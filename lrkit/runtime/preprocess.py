@@ -279,7 +279,7 @@ def patchify(pixels: np.ndarray, geometry: ImageGeometry) -> tuple[np.ndarray, G
     table = _normalised_values(geometry.rescale_factor, geometry.image_mean, geometry.image_std)
     patches = np.empty((rows * columns, 3, frames, patch * patch), dtype=np.float32)
     for channel in range(3):
-        patches[:, channel] = table[channel][cut[channel]]
+        patches[:, channel] = table[channel].take(cut[channel])  # faster than an index in brackets
     return patches.reshape(rows * columns, geometry.patch_dim), (1, rows, columns)
 
 
