@@ -71,11 +71,11 @@ class Hidden:
     x: Value
     added: Value | None = None
 
-    def norm(self, g: Graph, dialect: Dialect, role: str) -> Value:
-        """The normed state; closes the addition."""
+    def norm(self, g: Graph, dialect: Dialect, role: str, many: bool = False) -> Value:
+        """The normed state; closes the addition. `many` as in `Dialect.add_norm`."""
         if self.added is None:
             return dialect.norm(g, self.x, role)
-        normed, self.x = dialect.add_norm(g, self.x, self.added, role)
+        normed, self.x = dialect.add_norm(g, self.x, self.added, role, many)
         self.added = None
         return normed
 
@@ -110,7 +110,7 @@ class Decoder:
         `only_last` returns the last token alone (all keys are remembered); `watch` keeps the last token's attention row
         for `take_saliency`."""
         write = self.dialect
-        normed = hidden.norm(g, write, f"{number}.norm1")
+        normed = hidden.norm(g, write, f"{number}.norm1", many=not by_token)
         qkv = write.linear(g, normed, f"{number}.qkv", write.vector(g, f"{number}.qkv.bias"))
         query, key, value = self._split(g, qkv, rotation, by_token)
         seen = remember(key, value)
@@ -119,7 +119,7 @@ class Decoder:
             hidden = Hidden(g.op("Gather", hidden.x, [-1], axis=0))
         mixed = self._attend(g, query, seen, by_token, only_last, watch)
         hidden = Hidden(hidden.x, write.linear(g, mixed, f"{number}.out"))
-        normed = hidden.norm(g, write, f"{number}.norm2")
+        normed = hidden.norm(g, write, f"{number}.norm2", many=not (by_token or only_last))
         inner = write.gated(g, normed, number, self.dimensions.inner)
         return Hidden(hidden.x, write.linear(g, inner, f"{number}.down"))
 

@@ -77,7 +77,7 @@ class _Writer:
             kept |= {f"prompt_value{i}": value for i, value in enumerate(read.values)}
             kept |= {"prompt_embeds": read.prompt.embeds, "visual_index": read.prompt.visual_index}
             state = read.state | kept | {"token": self.chunks.spoken(g, read.state["logits"])}
-            thinks = {name: kind for name, kind in self.chunks.think_types().items() if name in read.state}
+            thinks = {name: kind for name, kind in self.chunks.think_types().items() if name in state}
             if not self.chunks.steps:
                 names = {"token", "wants", "position", "routed_depths"}
                 thinks = {name: kind for name, kind in thinks.items() if name in names}
