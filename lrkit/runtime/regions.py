@@ -5,6 +5,7 @@ Place in the pipeline: token indices that the model replayed in a latent step ->
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from lrkit.runtime.preprocess import Grid
@@ -45,25 +46,23 @@ def token_regions(
     Raises:
         IndexError: an index is outside the prompt's visual tokens.
     """
-    regions = []
-    for index, weight in zip(indices, weights if weights is not None else [1.0] * len(indices), strict=True):
-        image, row, column = _locate(index, grids, merge_size)
-        _, rows, columns = grids[image]
-        width = sizes[image][0] * merge_size / columns
-        height = sizes[image][1] * merge_size / rows
-        box = (column * width, row * height, (column + 1) * width, (row + 1) * height)
-        regions.append(Region(image, box, float(weight)))
-    return regions
+    given = tuple(grids), merge_size, tuple(sizes)
+    weights = [1.0] * len(indices) if weights is None else weights
+    return [Region(*_place(i, *given), float(weight)) for i, weight in zip(indices, weights, strict=True)]
 
 
-def _locate(index: int, grids: Sequence[Grid], merge_size: int) -> tuple[int, int, int]:
-    """(picture, row, column) of a visual token in its picture's merged grid; tokens run row by row."""
+@lru_cache(maxsize=4096)
+def _place(
+    index: int, grids: tuple[Grid, ...], merge_size: int, sizes: tuple[tuple[int, int], ...]
+) -> tuple[int, tuple[float, float, float, float]]:
+    """(picture, its box) of a visual token; tokens run row by row. Kept, as an app asks about pictures of few sizes."""
     left = index
-    for image, (frames, rows, columns) in enumerate(grids):
+    for image, ((frames, rows, columns), (wide, high)) in enumerate(zip(grids, sizes, strict=True)):
         merged_rows, merged_columns = rows // merge_size, columns // merge_size
         count = frames * merged_rows * merged_columns
         if 0 <= left < count:
-            within = left % (merged_rows * merged_columns)
-            return image, within // merged_columns, within % merged_columns
+            row, column = divmod(left % (merged_rows * merged_columns), merged_columns)
+            width, height = wide * merge_size / columns, high * merge_size / rows
+            return image, (column * width, row * height, (column + 1) * width, (row + 1) * height)
         left -= count
     raise IndexError(f"visual token {index} is outside the prompt's pictures, which have {index - left} tokens")
