@@ -1,9 +1,10 @@
 """The embedded data set: follow handwritten signs from room to room, and say where the trail ends.
 
-Place in the pipeline: board -> trail -> `Sample` -> collate -> model. Four tasks:
+Place in the pipeline: board -> trail -> `Sample` -> collate -> model. Five tasks:
 
     trail  "Take 4 hops. Which room are you in? Start in room 3", with one sentence of 23 tokens per hop
     terse  the same question, where a step is the number of the next room and nothing else
+    short  terse, but for the last room: it is the answer, which follows anyway
     brief  "Take 4 hops. Which room? Start in room 3", told as tersely
     read   "Read the signs.", answered by all rooms in random order, each followed by the digit on its sign
 
@@ -25,7 +26,7 @@ from lrkit.errors import DataError
 
 __all__ = ["Board", "TrailSettings", "TrailStream", "draw_board", "sample_read", "sample_trail", "trail_set"]
 
-Task = Literal["trail", "terse", "brief", "read"]
+Task = Literal["trail", "terse", "short", "brief", "read"]
 
 HOPS: dict[BoardKind, tuple[int, ...]] = {
     "main": (1, 2, 3, 4, 5, 6, 7, 8),
@@ -90,6 +91,15 @@ def tersely(sample: Sample) -> Sample:
     return replace(sample, steps=tuple(str(room) for room in rooms[1:]), info={**sample.info, "task": "terse"})
 
 
+def shortly(sample: Sample) -> Sample:
+    """The same trail, each step but the last told in one word; one hop takes no step at all.
+
+    The hidden state at a room's number holds the next room, so the answer can be read where the last step would begin.
+    """
+    told = tersely(sample)
+    return replace(told, steps=told.steps[:-1], info={**told.info, "task": "short"})
+
+
 def in_brief(sample: Sample) -> Sample:
     """The same trail told tersely, under a question of its own.
 
@@ -135,7 +145,7 @@ class TrailStream:
         lengths = [hops] if isinstance(hops, int) else list(hops or HOPS[kind])
         chosen = self.rng.choice(lengths, count).tolist()
         samples = [sample_trail(self.split, kind, length, self.rng, self.settings) for length in chosen]
-        retold = {"trail": lambda sample: sample, "terse": tersely, "brief": in_brief}[task]
+        retold = {"trail": lambda sample: sample, "terse": tersely, "short": shortly, "brief": in_brief}[task]
         return [retold(sample) for sample in samples]
 
     def __iter__(self) -> Iterator[Sample]:

@@ -87,7 +87,7 @@ def test_a_piece_has_the_same_ids_wherever_speech_begins(processor: Processor) -
 
 def test_decoded_speech_is_readable_and_its_answer_found(processor: Processor) -> None:
     said = processor.decode(processor.encode_speech([STEP, STEP], "7"))
-    assert processor.format.find_answer(said) == "7"
+    assert processor.format.find_answer(said, "cot") == "7"
     assert "<|" not in said
 
 
@@ -282,9 +282,9 @@ def test_a_damaged_folder_is_named_file_by_file(tmp_path: Path) -> None:
     ],
 )
 def test_the_answer_is_what_stands_after_the_last_marker(spoken: str, answer: str | None) -> None:
-    assert PromptFormat().find_answer(spoken) == answer
+    assert PromptFormat().find_answer(spoken, "cot") == answer
 
 
 def test_what_the_template_says_behind_the_answer_is_taken_off() -> None:
     format = PromptFormat(answer="So it is {answer}, I think.")
-    assert format.find_answer("Well. So it is 7, I think.") == "7"
+    assert format.find_answer("Well. So it is 7, I think.", "cot") == "7"
