@@ -168,7 +168,7 @@ class Stage(Config):
     latent_steps: Annotated[int, Field(ge=0)] | Literal["all"] = 0
     """So many first steps of each chain are latent."""
     spoken_steps: Spoken = "rest"
-    """rest: the steps that are not latent are spoken before the answer; none: only the answer is, as in the mode direct;
+    """rest: the steps that are not latent are spoken before the answer; none: only the answer is, as in mode direct;
     bare: only the answer is, without its marker, once all steps are latent."""
     updates: int | None = Field(default=None, ge=0)
     """Budget in optimizer updates; 0 trains nothing, for a stage that later ones rehearse."""

@@ -173,3 +173,11 @@ def test_a_terse_trail_keeps_the_question_and_tells_only_the_rooms() -> None:
     rooms = sample.info["rooms"]
     assert sample.steps == tuple(str(room) for room in rooms[1:])
     assert sample.question == f"Take 3 hops. Which room are you in? Start in room {rooms[0]}"
+
+
+@pytest.mark.parametrize("hops", [1, 4])
+def test_a_short_trail_leaves_its_last_room_to_the_answer(hops: int) -> None:
+    (sample,) = TrailStream("train", 4).draw(1, task="short", hops=hops)
+    rooms = [str(room) for room in sample.info["rooms"]]
+    assert (*sample.steps, sample.answer) == tuple(rooms[1:])
+    assert len(sample.steps) == hops - 1
