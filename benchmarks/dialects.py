@@ -125,7 +125,8 @@ def answer_all(
     source = read_source(reasoner)
     limits = limits_of(target, reasoner.settings.think.max_latent_steps)
     dialect = Dialect(target, source.weight, source.dimensions.epsilon)
-    program = build_program(Chunks(source, dialect, limits), processor.eos_id, traced_tower(source, dialect))
+    tower = traced_tower(source, processor.geometry, dialect)
+    program = build_program(Chunks(source, dialect, limits), processor.eos_id, tower)
     with tempfile.TemporaryDirectory() as work:
         file = Path(work) / "latent.onnx"
         ir.save(program.model, file)

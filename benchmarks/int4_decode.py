@@ -59,7 +59,7 @@ class Lrkit:
         processor = self.engine.processor
         feed = build_feed(
             ids, [], None, image_id=processor.image_id, merge=processor.geometry.merge_size,
-            patch_values=processor.geometry.patch_dim, think=False, fixed_latents=False, max_latent_steps=0,
+            patch_bytes=processor.geometry.patch_bytes, think=False, fixed_latents=False, max_latent_steps=0,
             max_new_tokens=tokens,
         )  # fmt: skip
         started = time.perf_counter()

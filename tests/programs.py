@@ -9,12 +9,12 @@ import onnxruntime as ort
 import torch
 
 from lrkit.export.chunks import Chunks
-from lrkit.export.dialect import Dialect
+from lrkit.export.dialect import PIXEL_CENTRE, PIXEL_UNIT, Dialect
 from lrkit.export.int4 import block_for, quantize
 from lrkit.export.program import Program, build_program
 from lrkit.export.source import Source, read_source
 from lrkit.export.target import Target
-from lrkit.export.vision import grafted, trace
+from lrkit.export.vision import folded, grafted, trace
 from lrkit.model.generate import Generated, GenerationLimits, generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.settings import ReasonerSettings
@@ -22,10 +22,9 @@ from lrkit.runtime.feed import build_feed
 from lrkit.runtime.io_spec import HALTING
 from lrkit.runtime.manifest import Limits
 from lrkit.runtime.program_engine import routed_tokens
-from tests.tiny import EOS, IMAGE, MERGE, Prompt, batch, tiny_reasoner
+from tests.tiny import EOS, FRAMES, GEOMETRY, IMAGE, MERGE, Prompt, batch, tiny_reasoner
 
 MAX_NEW_TOKENS = 6
-PATCH_VALUES = 96
 
 
 def limits(settings: ReasonerSettings, **changes: int) -> Limits:
@@ -36,7 +35,7 @@ def limits(settings: ReasonerSettings, **changes: int) -> Limits:
 @cache
 def _trace(fp16: bool, fused: bool):
     """Tiny reasoners of one seed have the same tower: it is traced once per precision and dialect."""
-    return trace(read_source(tiny_reasoner(ReasonerSettings())), fp16, fused)
+    return trace(read_source(tiny_reasoner(ReasonerSettings())), GEOMETRY, fp16, fused)
 
 
 def dialect_of(source: Source, target: Target) -> Dialect:
@@ -53,7 +52,7 @@ def build(
     dialect = dialect_of(source, target)
     bounds = limits(reasoner.settings, **changes)
     of = target.computes_fp16, target.dialect == "ort"
-    traced = trace(source, *of) if fresh_tower else _trace(*of)
+    traced = trace(source, GEOMETRY, *of) if fresh_tower else _trace(*of)
     return build_program(Chunks(source, dialect, bounds), eos_id, grafted(traced, dialect))
 
 
@@ -73,10 +72,9 @@ class Runner:
     def __call__(
         self, prompt: Prompt, think: bool = True, fixed: bool = False, latents: int = 3, tokens: int = MAX_NEW_TOKENS
     ):
-        patches = None if prompt.pixels is None else prompt.pixels.numpy()
         feed = build_feed(
-            prompt.ids, prompt.grids, patches, image_id=IMAGE, merge=MERGE, patch_values=PATCH_VALUES, think=think,
-            fixed_latents=fixed, max_latent_steps=latents, max_new_tokens=tokens,
+            prompt.ids, prompt.grids, prompt.patches, image_id=IMAGE, merge=MERGE, patch_bytes=GEOMETRY.patch_bytes,
+            think=think, fixed_latents=fixed, max_latent_steps=latents, max_new_tokens=tokens,
         )  # fmt: skip
         assert self.program.spec.problems(feed) == []
         names = [spec.name for spec in self.program.spec.outputs]
@@ -203,6 +201,21 @@ def with_rounded_weights(reasoner: LatentReasoner, target: Target) -> LatentReas
             if isinstance(module, torch.nn.Linear) and inside:
                 rewrite(module.weight, 4, bits.block)
         if bits.vision == "int4":
-            kernel = model.model.visual.patch_embed.proj.weight
-            rewrite(kernel.view(len(kernel), -1), 4, bits.block)
+            proj = model.model.visual.patch_embed.proj
+            kernel, bias = folded(proj, GEOMETRY)
+            rewrite(kernel, 4, bits.block)
+            unfold(proj, kernel, bias)
     return rounded
+
+
+def unfold(proj: torch.nn.Conv3d, kernel: torch.Tensor, bias: torch.Tensor) -> None:
+    """Writes what `folded` gave into a patch embedding that reads normalised pixels: all of it reads the first
+    frame."""
+    # Numbers of a program that differ by one differ by `step` normalised; the number 0 is the byte 128.
+    bytes_ = np.full((2, GEOMETRY.patch_bytes), PIXEL_CENTRE, np.uint8)
+    bytes_[1] += np.uint8(1 / PIXEL_UNIT)
+    zero, one = GEOMETRY.pixel_values(bytes_).reshape(2, 3, FRAMES, -1)[:, :, 0].reshape(2, -1)
+    plain = kernel / torch.from_numpy(one - zero)
+    proj.weight.zero_()
+    proj.weight[:, :, 0] = plain.view_as(proj.weight[:, :, 0])
+    proj.bias = torch.nn.Parameter(bias - plain @ torch.from_numpy(zero))

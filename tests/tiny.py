@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
@@ -10,10 +11,12 @@ from lrkit.model.backbones.qwen2_vl import Qwen2VLBackbone
 from lrkit.model.build import build_reasoner
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.settings import ReasonerSettings
+from lrkit.runtime.preprocess import ImageGeometry
 
 PAD, EOS, VISION_START, VISION_END, IMAGE, LATENT = 0, 1, 2, 3, 4, 5
 VOCABULARY = 64
 PATCH, MERGE, FRAMES = 4, 2, 2
+GEOMETRY = ImageGeometry(patch_size=PATCH, merge_size=MERGE, temporal_patch_size=FRAMES)
 
 
 def tiny_config(tied: bool = True, layers: int = 4, width: int = 32) -> Qwen2VLConfig:
@@ -87,8 +90,13 @@ class Prompt:
 
     grids: tuple[tuple[int, int, int], ...]
     text: tuple[int, ...]
-    pixels: Tensor | None
-    """Patches of all images."""
+    patches: np.ndarray | None
+    """Of all images, uint8."""
+
+    @property
+    def pixels(self) -> Tensor | None:
+        """The patches as the torch model reads them."""
+        return None if self.patches is None else torch.from_numpy(GEOMETRY.pixel_values(self.patches))
 
     @property
     def ids(self) -> list[int]:
@@ -102,8 +110,8 @@ def prompt(seed: int, grids: tuple[tuple[int, int, int], ...] = ((1, 4, 6),), le
     generator = torch.Generator().manual_seed(seed)
     text = tuple(torch.randint(8, VOCABULARY - 1, (length,), generator=generator).tolist())
     count = sum(t * h * w for t, h, w in grids)
-    pixels = torch.randn(count, 3 * FRAMES * PATCH * PATCH, generator=generator) if count else None
-    return Prompt(grids, text, pixels)
+    patches = torch.randint(256, (count, GEOMETRY.patch_bytes), generator=generator, dtype=torch.uint8).numpy()
+    return Prompt(grids, text, patches if count else None)
 
 
 def batch(

@@ -17,7 +17,7 @@ import { performance } from "node:perf_hooks";
 import ort from "onnxruntime-node";
 import { PNG } from "pngjs";
 
-const SCHEMA = 2;
+const SCHEMA = 3;
 const MODES = ["latent", "cot", "direct"];
 
 function fail(message) {
@@ -30,7 +30,7 @@ function fail(message) {
 function openBundle(folder) {
   const read = (name) => JSON.parse(readFileSync(join(folder, name), "utf8"));
   const manifest = read("bundle.json");
-  if (!(manifest.schema_version <= SCHEMA)) fail(`${folder}: schema ${manifest.schema_version}; this example reads up to ${SCHEMA}`);
+  if (manifest.schema_version !== SCHEMA) fail(`${folder}: schema ${manifest.schema_version}; this example reads ${SCHEMA}`);
   for (const [name, entry] of Object.entries(manifest.files)) {
     const sha256 = createHash("sha256").update(readFileSync(join(folder, name))).digest("hex");
     if (sha256 !== entry.sha256) fail(`${join(folder, name)} was altered; copy the bundle again`);
@@ -62,11 +62,11 @@ function wordTokenizer(tokenizer) {
 
 // ---- picture to patches
 
-// Patches in the order of the spatial merge: squares of merge x merge patches, row by row; each holds channel, frame,
-// row, column.
+// Patches in the order of the spatial merge: squares of merge x merge patches, row by row; each holds the
+// bytes of the picture by channel, row, column.
 function patchify(path, config) {
   const picture = PNG.sync.read(readFileSync(path));
-  const { patch_size: patch, merge_size: merge, temporal_patch_size: frames } = config;
+  const { patch_size: patch, merge_size: merge } = config;
   const [rows, columns] = [picture.height / patch, picture.width / patch];
   if (rows % merge || columns % merge) {
     fail(`${path}: has ${picture.width} x ${picture.height} pixels; this example needs multiples of ${patch * merge}`);
@@ -74,12 +74,7 @@ function patchify(path, config) {
   const area = picture.width * picture.height;
   const { shortest_edge: least, longest_edge: most } = config.size;
   if (area < least || area > most) fail(`${path}: has ${area} pixels, and the model reads ${least} to ${most}; resize it`);
-  // float32 after every operation, as the Python runtime computes it.
-  const level = (value, channel) => {
-    const scaled = Math.fround(value * config.rescale_factor);
-    return Math.fround(Math.fround(scaled - Math.fround(config.image_mean[channel])) / Math.fround(config.image_std[channel]));
-  };
-  const values = new Float32Array(rows * columns * 3 * frames * patch * patch);
+  const values = new Uint8Array(rows * columns * 3 * patch * patch);
   const positions = [];
   let next = 0;
   for (let i = 0; i < rows * columns; i++) {
@@ -88,14 +83,11 @@ function patchify(path, config) {
     const column = (square % (columns / merge)) * merge + (i % merge);
     positions.push(row, column);
     for (let channel = 0; channel < 3; channel++) {
-      for (let frame = 0; frame < frames; frame++) {
-        for (let y = 0; y < patch; y++) {
-          for (let x = 0; x < patch; x++) {
-            const pixel = 4 * ((row * patch + y) * picture.width + column * patch + x);
-            const alpha = picture.data[pixel + 3];
-            if (alpha !== 255) fail(`${path}: is transparent in places; lay it on white first`);
-            values[next++] = level(picture.data[pixel + channel], channel);
-          }
+      for (let y = 0; y < patch; y++) {
+        for (let x = 0; x < patch; x++) {
+          const pixel = 4 * ((row * patch + y) * picture.width + column * patch + x);
+          if (picture.data[pixel + 3] !== 255) fail(`${path}: is transparent in places; lay it on white first`);
+          values[next++] = picture.data[pixel + channel];
         }
       }
     }
@@ -133,7 +125,7 @@ function buildFeed(bundle, words, picture, question, mode, settings) {
   return {
     input_ids: int64(ids, [ids.length]),
     position_ids: int64(positionIds(ids, tokens.image, rows, columns), [3, ids.length]),
-    pixel_values: new ort.Tensor("float32", picture.values, [picture.count, picture.values.length / picture.count]),
+    pixel_values: new ort.Tensor("uint8", picture.values, [picture.count, picture.values.length / picture.count]),
     patch_positions: int64(picture.positions, [picture.count, 2]),
     patch_picture: int64(Array(picture.count).fill(0), [picture.count]),
     think: bool(mode === "latent"),

@@ -98,12 +98,13 @@ def collate_prompts(encoded: Sequence[EncodedPrompt], pad_id: int, side: Side = 
     Shapes: in, B prompts; out, see `PromptBatch`.
     """
     input_ids, prompt_mask = _pad([prompt.ids for prompt in encoded], pad_id, side)
-    patches = [prompt.patches for prompt in encoded if prompt.patches is not None]
+    pixels = [prompt.pixel_values for prompt in encoded]
+    given = [values for values in pixels if values is not None]
     grids = [grid for prompt in encoded for grid in prompt.grids]
     return PromptBatch(
         input_ids=input_ids,
         prompt_mask=prompt_mask,
-        pixel_values=torch.from_numpy(np.concatenate(patches)) if patches else None,
+        pixel_values=torch.from_numpy(np.concatenate(given)) if given else None,
         image_grid_thw=torch.tensor(grids, dtype=torch.int64) if grids else None,
         images_per_sample=tuple(len(prompt.grids) for prompt in encoded),
     )

@@ -180,7 +180,7 @@ class _Export:
         source = origin.source()
         dialect = Dialect(self.target, source.weight, source.dimensions.epsilon)
         self.progress(f"{role}: tracing the vision tower", 0, 0)
-        tower = traced_tower(source, dialect)
+        tower = traced_tower(source, self.processor.geometry, dialect)
         self.seconds[f"{role}.vision"] = time.perf_counter() - started
         self.progress(f"{role}: building the graph", 0, 0)
         entry = self._written(role, Chunks(source, dialect, limits), tower)

@@ -8,7 +8,7 @@ steps, the extra passes of routing, the spoken tokens.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,7 @@ class ProgramRun:
             prompt.patches,
             image_id=self.processor.image_id,
             merge=self.processor.geometry.merge_size,
-            patch_values=self.processor.geometry.patch_dim,
+            patch_bytes=self.processor.geometry.patch_bytes,
             think=self.role == "latent",
             fixed_latents=think.halting == "fixed",
             max_latent_steps=min(think.max_latent_steps, self.limits.max_latent_steps),
@@ -213,10 +213,7 @@ def torch_traces(
     reasoner: LatentReasoner, processor: Processor, prompts: Sequence[EncodedPrompt], role: Role, limits: Limits
 ) -> list[Trace]:
     """The torch model's answers to a batch of prompts."""
-    asked = [
-        EncodedPrompt(prompt_ids(processor, prompt, role), prompt.patches, prompt.grids, prompt.sizes)
-        for prompt in prompts
-    ]
+    asked = [replace(prompt, ids=prompt_ids(processor, prompt, role)) for prompt in prompts]
     watched = _Watched(reasoner)
     most = min(reasoner.settings.think.max_latent_steps, limits.max_latent_steps)
     bounds = GenerationLimits(processor.eos_id, limits.max_new_tokens, most)

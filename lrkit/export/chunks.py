@@ -73,7 +73,7 @@ class Chunks:
     def shape(self) -> ProgramShape:
         """What fixes the inputs and outputs."""
         return ProgramShape(
-            patch_values=self.source.patch_values, vocabulary=self.dims.vocabulary, width=self.dims.width,
+            patch_bytes=self.source.patch_bytes, vocabulary=self.dims.vocabulary, width=self.dims.width,
             max_latent_steps=self.steps, max_new_tokens=self.limits.max_new_tokens, replay_slots=self.replay.slots,
             routed_layers=tuple(self.routers), latent_chunk=self.chunk,
         )  # fmt: skip

@@ -20,6 +20,10 @@ from lrkit.export.graph import CONTRIB, Graph, Value
 from lrkit.export.int4 import block_for, dequantize_linear, error_of, matmul_nbits, quantize
 from lrkit.export.target import Target
 
+PIXEL_CENTRE, PIXEL_UNIT = 128, 1 / 64
+"""A byte b of a picture enters a program as (b - centre) * unit, -2 to 2, as `ImageGeometry` normalises it but for a
+factor and an offset per colour, which the tower's first matrix takes over."""
+
 
 @dataclass(frozen=True)
 class Rotation:
@@ -92,6 +96,14 @@ class Dialect:
         weight = g.op("DequantizeLinear", *names, axis=0, block_size=block)
         product = g.op("MatMul", x, weight)
         return product if bias is None else g.op("Add", product, bias)
+
+    def pixels(self, g: Graph, patches: Value) -> Value:
+        """Bytes of pictures, uint8, as numbers around zero."""
+        if self.ort:
+            unit = np.array(PIXEL_UNIT, self.floats.numpy())
+            return g.op("DequantizeLinear", patches, unit, np.array(PIXEL_CENTRE, np.uint8))
+        centred = g.op("Sub", g.cast(patches, self.floats), float(PIXEL_CENTRE))
+        return g.op("Mul", centred, PIXEL_UNIT)
 
     def embed(self, g: Graph, ids: Value) -> Value:
         """Rows of the token embedding: (S,) -> (S, D)."""

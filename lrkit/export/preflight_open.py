@@ -116,10 +116,11 @@ def _build(checkpoint: Path, target: Target, form: Form, folder: Path) -> dict[s
     writer = Writer(target, source.weight, source.dimensions.epsilon)
     limits = limits_of(target, loaded.reasoner.settings.think.max_latent_steps)
     chunks = Chunks(source, writer, limits)
-    tower = traced_tower(source, writer)
+    processor = Processor.from_folder(checkpoint)
+    tower = traced_tower(source, processor.geometry, writer)
     if form == "step":
         files, _ = save_steps(build_steps(chunks, tower), folder, "latent")
         return {f"latent.{name}": file for name, file in files.items()}
-    program = build_program(chunks, Processor.from_folder(checkpoint).eos_id, tower)
+    program = build_program(chunks, processor.eos_id, tower)
     save_models({"latent.onnx": program.model}, folder, "latent.onnx.data")
     return {"latent": "latent.onnx"}

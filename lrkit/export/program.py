@@ -17,7 +17,9 @@ from lrkit.export.decoder import Mask, Segment
 from lrkit.export.graph import Carried, Graph, State, Value
 from lrkit.runtime.io_spec import EMPTY, HALTING, DType, IoSpec, program_spec
 
-DTYPES: dict[DType, ir.DataType] = {"int64": INT64, "float32": FLOAT32, "float16": ir.DataType.FLOAT16, "bool": BOOL}
+DTYPES: dict[DType, ir.DataType] = {
+    "int64": INT64, "float32": FLOAT32, "float16": ir.DataType.FLOAT16, "uint8": ir.DataType.UINT8, "bool": BOOL,
+}  # fmt: skip
 
 Tower = Callable[[Graph, Carried], Value]
 """(graph, inputs) -> visual tokens (V, D): vision.py."""

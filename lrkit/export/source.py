@@ -50,7 +50,7 @@ class Source:
     settings: ReasonerSettings
     image_id: int
     latent_id: int
-    patch_values: int
+    patch_bytes: int
     merge_size: int
     tower: nn.Module
     """The vision tower, for tracing."""
@@ -167,7 +167,7 @@ def _qwen2_vl(parts: Parts) -> Source:
         settings=parts.settings,
         image_id=parts.config.image_token_id,
         latent_id=parts.latent_id,
-        patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        patch_bytes=vision.in_channels * vision.patch_size**2,
         merge_size=vision.spatial_merge_size,
         tower=parts.tower,
         fetch=fetch,

@@ -4,9 +4,10 @@ Place in the pipeline: program.py calls the `Tower` made here with the graph and
 (V, D).
 
 The tower's own modules run; only the attention over several pictures is written here, with one additive mask instead
-of a split by picture, because a split cannot be traced with a free number of pictures.
+of a split by picture, because a split cannot be traced with a free number of pictures. A program reads pictures as
+bytes: their normalisation, and that a still picture stands in every frame of a patch, is folded into the first matrix.
 
-Legend: N patches, C values of a patch, H heads, W head width, E width of the tower, V visual tokens, D width of the
+Legend: N patches, C bytes of a patch, H heads, W head width, E width of the tower, V visual tokens, D width of the
     language model.
 """
 
@@ -25,10 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrkit.errors import ExportError
-from lrkit.export.dialect import Dialect
+from lrkit.export.dialect import PIXEL_CENTRE, PIXEL_UNIT, Dialect
 from lrkit.export.graph import CONTRIB, OPSET, Graph, Value
 from lrkit.export.program import Tower
 from lrkit.export.source import Source
+from lrkit.runtime.preprocess import ImageGeometry
 
 INPUTS = ("pixel_values", "patch_positions", "patch_picture")
 
@@ -36,20 +38,21 @@ INPUTS = ("pixel_values", "patch_positions", "patch_picture")
 class TraceableTower(nn.Module):
     """Qwen2-VL's tower with everything that depends on the grids as an input."""
 
-    def __init__(self, tower: nn.Module, fused: bool) -> None:
-        """`fused` writes ONNX Runtime's own rotation; such a tower can be traced, not run."""
+    def __init__(self, tower: nn.Module, first: tuple[Tensor, Tensor], fused: bool) -> None:
+        """`first` is what `folded` gave; `fused` writes ONNX Runtime's own rotation: such a tower can be traced, not
+        run."""
         super().__init__()
         self.tower: Any = tower
+        self.kernel_EC, self.bias_E = first
         self.rotate = _rotate_fused if fused else _rotate
 
     def forward(self, pixel_values: Tensor, patch_positions: Tensor, patch_picture: Tensor) -> Tensor:
-        """(N, C), (N, 2), (N,) -> (V, D)."""
+        """(N, C) from `Dialect.pixels`, (N, 2), (N,) -> (V, D)."""
         tower = self.tower
         same_NN = patch_picture[:, None] == patch_picture[None, :]
         mask_NN = torch.where(same_NN, 0.0, -1e30).to(torch.float32)
-        kernel = tower.patch_embed.proj.weight
         # The patch is exactly the kernel: a matrix product says the same and runs faster than a convolution.
-        hidden_NE = functional.linear(pixel_values.to(kernel.dtype), kernel.flatten(1), tower.patch_embed.proj.bias)
+        hidden_NE = functional.linear(pixel_values, self.kernel_EC, self.bias_E)
         angles = self._angles(patch_positions)
         cos, sin = angles.cos().to(hidden_NE.dtype), angles.sin().to(hidden_NE.dtype)
         for block in tower.blocks:
@@ -75,6 +78,20 @@ class TraceableTower(nn.Module):
         return attn.proj(mixed_1HNW.transpose(1, 2).reshape(-1, hidden_NE.shape[1]))
 
 
+def folded(proj: Any, geometry: ImageGeometry) -> tuple[Tensor, Tensor]:
+    """Kernel (E, C) and bias (E,) that make of `Dialect.pixels` what the tower's own, (E, 3, T, p, p), makes of
+    normalised pixels. All frames of a still picture are alike, so their kernels are summed."""
+    # A normalised pixel is factor * number + offset, by colour; the number is (byte - PIXEL_CENTRE) * PIXEL_UNIT.
+    mean_3, std_3 = (torch.tensor(values, dtype=torch.float64) for values in (geometry.image_mean, geometry.image_std))
+    factor_3 = geometry.rescale_factor / PIXEL_UNIT / std_3
+    offset_3 = (PIXEL_CENTRE * geometry.rescale_factor - mean_3) / std_3
+    kernel_E3S = proj.weight.detach().to(torch.float64).sum(2).flatten(2)
+    moved_E = (kernel_E3S.sum(2) * offset_3).sum(1)
+    bias_E = moved_E if proj.bias is None else proj.bias.detach().to(torch.float64) + moved_E
+    kernel_EC = (kernel_E3S * factor_3[:, None]).flatten(1)
+    return kernel_EC.float(), bias_E.float()
+
+
 def _rotate(x_1HNW: Tensor, cos_NV: Tensor, sin_NV: Tensor) -> Tensor:
     """Tables hold every angle once: V = W / 2."""
     first, second = x_1HNW.chunk(2, dim=-1)
@@ -89,9 +106,9 @@ def _rotate_fused(x_1HNW: Tensor, cos_NV: Tensor, sin_NV: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-def traced_tower(source: Source, dialect: Dialect) -> Tower:
+def traced_tower(source: Source, geometry: ImageGeometry, dialect: Dialect) -> Tower:
     """Traces the tower once; the result writes it into a graph. Raises as `trace`."""
-    return grafted(trace(source, dialect.target.computes_fp16, dialect.ort), dialect)
+    return grafted(trace(source, geometry, dialect.target.computes_fp16, dialect.ort), dialect)
 
 
 def grafted(traced: ir.Graph, dialect: Dialect) -> Tower:
@@ -99,19 +116,22 @@ def grafted(traced: ir.Graph, dialect: Dialect) -> Tower:
     return lambda g, given: _graft(g, dialect, traced, given)
 
 
-def trace(source: Source, fp16: bool, fused: bool = False) -> ir.Graph:
-    """The tower as torch.onnx sees it, for any number of patches; `fused` as in `TraceableTower`.
+def trace(source: Source, geometry: ImageGeometry, fp16: bool, fused: bool = False) -> ir.Graph:
+    """The tower as torch.onnx sees it, for any number of patches of pictures that `geometry` describes; `fused` as in
+    `TraceableTower`.
 
     Raises:
         ExportError: torch.onnx could not trace it.
     """
     # A copy in fp16: the traced graph refers to the module's own tensors, and the model must stay as it is.
     module = copy.deepcopy(source.tower).to(torch.float16) if fp16 else source.tower
-    tower = TraceableTower(module, fused).eval()
+    dtype = torch.float16 if fp16 else torch.float32
+    kernel_EC, bias_E = folded(source.tower.get_submodule("patch_embed.proj"), geometry)
+    tower = TraceableTower(module, (kernel_EC.to(dtype), bias_E.to(dtype)), fused).eval()
     merge = source.merge_size**2
     count = 4 * merge
     example = (
-        torch.zeros(count, source.patch_values),
+        torch.zeros(count, source.patch_bytes, dtype=tower.kernel_EC.dtype),
         torch.zeros(count, 2, dtype=torch.long),
         torch.zeros(count, dtype=torch.long),
     )
@@ -163,7 +183,8 @@ def _quiet() -> Generator[None]:
 def _graft(g: Graph, dialect: Dialect, traced: ir.Graph, given: dict[str, Value]) -> Value:
     """Copies the traced nodes into `g`: inputs replaced by `given`, matrices through the dialect, so that they may be
     int4."""
-    known: dict[Value, Value] = {value: given[name] for name, value in zip(INPUTS, traced.inputs, strict=True)}
+    read = {**given, "pixel_values": dialect.pixels(g, given["pixel_values"])}
+    known: dict[Value, Value] = {value: read[name] for name, value in zip(INPUTS, traced.inputs, strict=True)}
     arrays = {value: _array(value) for value in traced.initializers.values()}
     arrays |= {
         node.outputs[0]: node.attributes["value"].as_tensor().numpy() for node in traced if node.op_type == "Constant"

@@ -108,7 +108,9 @@ def _read_manifest(folder: Path) -> Manifest:
     values = _read_mapping(path)
     schema = values.get("schema_version")
     if isinstance(schema, int) and schema > SCHEMA:
-        raise BundleError(f"{path}: has schema {schema}, this lrkit reads up to {SCHEMA}; update lrkit")
+        raise BundleError(f"{path}: has schema {schema}, this lrkit reads {SCHEMA}; update lrkit")
+    if isinstance(schema, int) and schema < SCHEMA:
+        raise BundleError(f"{path}: has schema {schema}, this lrkit reads {SCHEMA}; export the checkpoint again")
     try:
         return load_config(Manifest, values)
     except ConfigError as error:

@@ -45,25 +45,25 @@ def build_feed(
     *,
     image_id: int,
     merge: int,
-    patch_values: int,
+    patch_bytes: int,
     think: bool,
     fixed_latents: bool,
     max_latent_steps: int,
     max_new_tokens: int,
 ) -> dict[str, np.ndarray]:
-    """All inputs of the form `program` for one prompt. `patches` (N, patch_values) float32; None without a picture.
+    """All inputs of the form `program` for one prompt. `patches` (N, patch_bytes) uint8; None without a picture.
 
     Raises:
         DataError: the image tokens in `ids` do not match `grids`.
     """
     if patches is None:  # the tower needs something to read; no image token refers to it
-        patches, seen = np.zeros((merge * merge, patch_values), np.float32), [(1, merge, merge)]
+        patches, seen = np.zeros((merge * merge, patch_bytes), np.uint8), [(1, merge, merge)]
     else:
         seen = list(grids)
     return {
         "input_ids": np.asarray(ids, np.int64),
         "position_ids": mrope_positions(ids, image_id, grids, merge),
-        "pixel_values": np.ascontiguousarray(patches, np.float32),
+        "pixel_values": np.ascontiguousarray(patches, np.uint8),
         "patch_positions": patch_positions(seen, merge),
         "patch_picture": patch_pictures(seen),
         "think": np.array(think),

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from lrkit.config import Config
 
-DType = Literal["int64", "float32", "float16", "bool"]
+DType = Literal["int64", "float32", "float16", "uint8", "bool"]
 Form = Literal["program", "step"]
 
 HALTING = ("off", "decided", "limit", "fixed")
@@ -85,8 +85,8 @@ class IoSpec(Config):
 class ProgramShape(Config):
     """The numbers that fix the shapes of a program; a bundle's limits and settings in one place."""
 
-    patch_values: int
-    """Values of one patch: channels * frames * patch * patch."""
+    patch_bytes: int
+    """Bytes of one patch: channels * side * side."""
     vocabulary: int
     """Rows of the language head."""
     width: int
@@ -114,9 +114,10 @@ def _inputs(shape: ProgramShape) -> list[TensorSpec]:
         _spec("position_ids", "int64", (3, "P"), "M-RoPE positions (temporal, height, width) of the prompt"),
         _spec(
             "pixel_values",
-            "float32",
-            ("N", shape.patch_values),
-            "patches of all pictures in turn; without a picture: one merged square of zeros",
+            "uint8",
+            ("N", shape.patch_bytes),
+            "bytes of each patch as the picture has them (channel, row, column), picture by picture; without a "
+            "picture: one merged square of zeros",
         ),
         _spec("patch_positions", "int64", ("N", 2), "row and column of each patch in its picture"),
         _spec(
@@ -184,6 +185,7 @@ _ORT_TYPES = {
     "tensor(int64)": "int64",
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
+    "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
 

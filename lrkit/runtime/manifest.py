@@ -16,8 +16,8 @@ from lrkit.model.settings import ReasonerSettings
 from lrkit.runtime.io_spec import IoSpec
 
 BUNDLE_FILE = "bundle.json"
-SCHEMA = 2
-"""2: programs may list TensorRT engines. 1 is read too."""
+SCHEMA = 3
+"""3: programs read pictures as bytes. Programs before it read normalised numbers; none was ever released."""
 
 Role = Literal["latent", "cot", "direct"]
 Precision = Literal["fp32", "fp16", "int4"]

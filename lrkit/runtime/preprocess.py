@@ -1,7 +1,8 @@
 """Pictures to vision patches in numpy and Pillow, as the image processor of Qwen2-VL does it. Torch-free.
 
-Place in the pipeline: image file -> `load_image` (upright RGB) -> `preprocess` (resized, normalised, cut into patches)
--> the vision tower. Values equal those of transformers' Pillow image processor bit for bit; a parity test holds them.
+Place in the pipeline: image file -> `load_image` (upright RGB) -> `resize_and_cut` (patches of bytes, which programs
+read as they are) -> `ImageGeometry.pixel_values` (normalised, for the torch model). Values equal those of
+transformers' Pillow image processor bit for bit; a parity test holds them.
 Where the two differ on purpose: EXIF rotation is applied here, and 16-bit greyscale is scaled to 8 bits, where Pillow's
 own conversion (which transformers uses) turns nearly every 16-bit picture white.
 """
@@ -71,9 +72,19 @@ class ImageGeometry(Config):
         return self.patch_size * self.merge_size
 
     @property
-    def patch_dim(self) -> int:
-        """Values of one patch: 3 channels x frames x side x side."""
-        return 3 * self.temporal_patch_size * self.patch_size**2
+    def patch_bytes(self) -> int:
+        """Bytes of one patch: 3 channels x side x side."""
+        return 3 * self.patch_size**2
+
+    def pixel_values(self, patches: np.ndarray) -> np.ndarray:
+        """Patches of bytes, uint8 (N, patch_bytes), as the torch model's tower reads them: rescaled, normalised, and
+        repeated for each frame, float32 (N, 3 * T * p * p)."""
+        table = _normalised_values(self.rescale_factor, self.image_mean, self.image_std)
+        count, frames, square = len(patches), self.temporal_patch_size, self.patch_size**2
+        values = np.empty((count, 3, frames, square), dtype=np.float32)
+        for channel, levels in enumerate(table):
+            values[:, channel] = levels.take(patches.reshape(count, 3, 1, square)[:, channel])
+        return values.reshape(count, 3 * frames * square)
 
     def grid(self, width: int, height: int) -> Grid:
         """The patches of a picture of this size in pixels.
@@ -244,7 +255,7 @@ def resized_size(width: int, height: int, geometry: ImageGeometry) -> tuple[int,
 
 
 def preprocess(image: ImageSource, geometry: ImageGeometry) -> tuple[np.ndarray, Grid]:
-    """Patches of one picture, float32 (frames * rows * columns, 3 * T * p * p), and its grid (frames, rows, columns).
+    """`ImageGeometry.pixel_values` of one picture, and its grid (frames, rows, columns).
 
     Patches are in the order of the spatial merge, (frame, rows / m, columns / m, m, m); each holds (channel, T, p, p).
 
@@ -252,11 +263,12 @@ def preprocess(image: ImageSource, geometry: ImageGeometry) -> tuple[np.ndarray,
         DataError: the picture cannot be read or is more than 200 times as long as wide.
         CapacityError: the picture has more than `MAX_INPUT_PIXELS` pixels.
     """
-    return resize_and_cut(load_image(image), geometry)
+    patches, grid = resize_and_cut(load_image(image), geometry)
+    return geometry.pixel_values(patches), grid
 
 
 def resize_and_cut(picture: Image.Image, geometry: ImageGeometry) -> tuple[np.ndarray, Grid]:
-    """`preprocess` of a picture that `load_image` gave: upright and RGB.
+    """Patches, uint8 (rows * columns, 3 * p * p), and grid of a picture that `load_image` gave: upright and RGB.
 
     Raises:
         DataError: it is more than 200 times as long as wide.
@@ -270,17 +282,12 @@ def resize_and_cut(picture: Image.Image, geometry: ImageGeometry) -> tuple[np.nd
 
 
 def patchify(pixels: np.ndarray, geometry: ImageGeometry) -> tuple[np.ndarray, Grid]:
-    """Normalise and cut: uint8 (height, width, 3), sides multiples of `geometry.factor`, to patches and grid."""
+    """Cut uint8 (height, width, 3), sides multiples of `geometry.factor`, into patches and grid."""
     height, width, _ = pixels.shape
-    patch, merge, frames = geometry.patch_size, geometry.merge_size, geometry.temporal_patch_size
+    patch, merge = geometry.patch_size, geometry.merge_size
     rows, columns = height // patch, width // patch
     cut = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
-    cut = cut.transpose(6, 0, 3, 1, 4, 2, 5).reshape(3, rows * columns, 1, patch * patch)
-    table = _normalised_values(geometry.rescale_factor, geometry.image_mean, geometry.image_std)
-    patches = np.empty((rows * columns, 3, frames, patch * patch), dtype=np.float32)
-    for channel in range(3):
-        patches[:, channel] = table[channel].take(cut[channel])  # faster than an index in brackets
-    return patches.reshape(rows * columns, geometry.patch_dim), (1, rows, columns)
+    return cut.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, geometry.patch_bytes), (1, rows, columns)
 
 
 @lru_cache(maxsize=16)

@@ -34,11 +34,20 @@ class EncodedPrompt:
     ids: list[int]
     """Token ids; the visual tokens are those equal to the image token's id."""
     patches: np.ndarray | None
-    """float32 (all pictures' patches, 3 * T * p * p); None without a picture."""
+    """uint8 (all pictures' patches, 3 * p * p); None without a picture."""
     grids: list[Grid]
     """Per picture: (frames, rows, columns) in patches, before spatial merge."""
     sizes: list[tuple[int, int]] = field(default_factory=list)
     """Per picture: (width, height) in pixels as given, upright."""
+    geometry: ImageGeometry | None = None
+    """How the patches were cut; None without a picture."""
+
+    @property
+    def pixel_values(self) -> np.ndarray | None:
+        """The patches as the torch model reads them (`ImageGeometry.pixel_values`); None without a picture."""
+        if self.patches is None or self.geometry is None:
+            return None
+        return self.geometry.pixel_values(self.patches)
 
 
 class Processor:
@@ -143,7 +152,8 @@ class Processor:
             check_prompt(self.limits, len(ids), grids)
         cut = [resize_and_cut(picture, self.geometry)[0] for picture in pictures]
         patches = (cut[0] if len(cut) == 1 else np.concatenate(cut)) if cut else None
-        return EncodedPrompt(ids, patches, grids, [picture.size for picture in pictures])
+        geometry = self.geometry if cut else None
+        return EncodedPrompt(ids, patches, grids, [picture.size for picture in pictures], geometry)
 
     def encode_speech(self, steps: Sequence[str], answer: str) -> list[int]:
         """Ids of the spoken steps, the answer and the end token.

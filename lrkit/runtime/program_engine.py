@@ -169,7 +169,7 @@ class ProgramEngine:
             prompt.patches,
             image_id=manifest.tokens.image,
             merge=manifest.merge_size,
-            patch_values=self.processor.geometry.patch_dim,
+            patch_bytes=self.processor.geometry.patch_bytes,
             think=options.mode == "latent",
             fixed_latents=halting == "fixed",
             max_latent_steps=min(most, think.max_latent_steps) if steps is None else most,

@@ -14,7 +14,9 @@ from lrkit.model.stopwatch import Stopwatch
 from lrkit.runtime.io_spec import EMPTY, HALTING, IoSpec
 
 Arrays = dict[str, np.ndarray]
-NUMPY_TYPES = {"int64": np.int64, "float32": np.float32, "float16": np.float16, "bool": np.bool_}
+NUMPY_TYPES = {
+    "int64": np.int64, "float32": np.float32, "float16": np.float16, "uint8": np.uint8, "bool": np.bool_,
+}  # fmt: skip
 
 
 class StepSession:

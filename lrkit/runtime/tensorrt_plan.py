@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 Range = tuple[Shape, Shape, Shape]
 """Smallest, usual and largest shape of an input."""
 
-_NAMES: dict[str, DType] = {"INT64": "int64", "FLOAT": "float32", "HALF": "float16", "BOOL": "bool"}
+_NAMES: dict[str, DType] = {"INT64": "int64", "FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "BOOL": "bool"}
 """TensorRT's names of the types that programs have."""
 
 

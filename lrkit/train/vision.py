@@ -65,9 +65,9 @@ def collate_vision(processor: Processor, samples: Sequence[Sample], names: Seque
             known = ", ".join(key for key, value in samples[0].info.items() if isinstance(value, np.ndarray))
             raise ConfigError(f"readouts: samples have no label {name!r}; known: {known or 'none'}")
     encoded = [processor.encode_prompt(sample.images, sample.question) for sample in samples]
-    patches = [prompt.patches for prompt in encoded if prompt.patches is not None]
+    pixels = [prompt.pixel_values for prompt in encoded]
     return VisionBatch(
-        pixel_values=torch.from_numpy(np.concatenate(patches)),
+        pixel_values=torch.from_numpy(np.concatenate([values for values in pixels if values is not None])),
         image_grid_thw=torch.tensor([grid for prompt in encoded for grid in prompt.grids], dtype=torch.int64),
         labels={name: torch.from_numpy(np.concatenate([s.info[name] for s in samples])) for name in names},
     )

@@ -22,6 +22,7 @@ from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import save_checkpoint
 from lrkit.model.settings import ReasonerSettings
 from lrkit.runtime.bundle import open_bundle
+from lrkit.runtime.manifest import SCHEMA
 from lrkit.runtime.tensorrt_library import installed_version
 from tests.bundles import CAPACITY, processor
 from tests.engines import needs_builder
@@ -80,7 +81,7 @@ def test_a_new_bundle_with_an_engine_for_two_gpus(checkpoint, tmp_path, capsys):
     assert run("export", checkpoint, *wanted, "--samples", 2, "-o", place, *LIMITS) == 0
     assert "TensorRT engines" in capsys.readouterr().out
     manifest = json.loads(figures.read_text())["manifest"]
-    assert manifest["schema_version"] == 2
+    assert manifest["schema_version"] == SCHEMA
     program = manifest["programs"]["latent"]
     (entry,) = program["engines"]
     assert entry["file"] == "engines/latent.tensorrt-rtx.sm89-sm120.engine"

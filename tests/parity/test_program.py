@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from lrkit.export.dialect import PIXEL_CENTRE, PIXEL_UNIT
 from lrkit.export.source import read_source
 from lrkit.export.target import Target
-from lrkit.export.vision import TraceableTower
+from lrkit.export.vision import TraceableTower, folded
 from lrkit.model.settings import ReasonerSettings
 from tests.programs import Runner, assert_equal, build, teach_to_stop_after
-from tests.tiny import prompt, tiny_reasoner
+from tests.tiny import GEOMETRY, prompt, tiny_reasoner
 
 PROMPTS = {
     "one image": prompt(1),
@@ -163,10 +164,28 @@ def test_a_single_latent_step():
 def test_the_tower_turns_by_its_own_angles():
     """Every angle once instead of twice, and both axes at once, but bit for bit those of the tower's own module."""
     tower = read_source(tiny_reasoner(settings({}, {}))).tower
-    traceable, positions = TraceableTower(tower, fused=False), torch.tensor([[0, 0], [3, 1], [2, 17]])
+    first = folded(tower.get_submodule("patch_embed.proj"), GEOMETRY)
+    traceable, positions = TraceableTower(tower, first, fused=False), torch.tensor([[0, 0], [3, 1], [2, 17]])
     cos, sin = tower.rotary_pos_emb(torch.zeros(1), positions)
     angles = traceable._angles(positions)
     assert torch.equal(torch.cat((angles.cos(),) * 2, -1), cos) and torch.equal(torch.cat((angles.sin(),) * 2, -1), sin)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_the_towers_first_matrix_reads_bytes(frames):
+    """Folding in the normalisation and the frames gives what the tower makes of transformers' pixel values."""
+    means, stds = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    geometry = GEOMETRY.model_copy(
+        update={"temporal_patch_size": frames, "image_mean": means, "image_std": stds, "rescale_factor": 1 / 200}
+    )
+    torch.manual_seed(0)
+    proj = torch.nn.Conv3d(3, 8, (frames, 4, 4), (frames, 4, 4))
+    kernel, bias = folded(proj, geometry)
+    patches = torch.randint(256, (5, geometry.patch_bytes), dtype=torch.uint8)
+    numbers = (patches.float() - PIXEL_CENTRE) * PIXEL_UNIT
+    values = torch.from_numpy(geometry.pixel_values(patches.numpy()))
+    expected = proj(values.reshape(-1, 3, frames, 4, 4)).flatten(1)
+    torch.testing.assert_close(numbers @ kernel.T + bias, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_weights_are_stored_once():

@@ -134,7 +134,7 @@ def slice_of_2b(folder: Path) -> tuple[Chunks, Tower, Limits]:
     target = Target(dialect="tensorrt", precision="int4", activations="fp16")
     dialect = Dialect(target, source.weight, source.dimensions.epsilon)
     bounds = Limits(max_prompt_tokens=256, max_patches=64, max_images=1, max_latent_steps=3, max_new_tokens=16)
-    return Chunks(source, dialect, bounds), traced_tower(source, dialect), bounds
+    return Chunks(source, dialect, bounds), traced_tower(source, model.reasoner.processor.geometry, dialect), bounds
 
 
 def test_an_engine_with_three_loops_stores_its_weights_once(tmp_path):

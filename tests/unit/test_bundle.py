@@ -65,6 +65,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "binary manifest": (lambda b: (b / "bundle.json").write_bytes(b"\xff\xfe\x00"), "is no valid JSON"),
     "list": (lambda b: (b / "bundle.json").write_text("[]"), "holds a list where a mapping belongs"),
     "future": (lambda b: edit(b, lambda m: m.update(schema_version=SCHEMA + 1, new=1)), "update lrkit"),
+    "old": (lambda b: edit(b, lambda m: m.update(schema_version=SCHEMA - 1)), "export the checkpoint again"),
     "unknown field": (lambda b: edit(b, lambda m: m.update(surprise=1)), "is damaged (Manifest: surprise"),
     "no limits": (lambda b: edit(b, lambda m: m.pop("limits")), "is damaged (Manifest: limits"),
     "no programs": (lambda b: edit(b, lambda m: m["programs"].clear()), "names no program"),

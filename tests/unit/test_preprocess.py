@@ -21,7 +21,8 @@ def test_patches_stand_in_merge_order_and_hold_channel_frame_row_column() -> Non
         update={"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0), "rescale_factor": 1.0}
     )
     patches, grid = patchify(pixels, geometry)
-    assert grid == (1, 4, 2)
+    assert grid == (1, 4, 2) and patches.dtype == np.uint8
+    patches = geometry.pixel_values(patches)
     # The second merge block of a column of two begins at row 2; its last patch is row 3, column 1.
     last = patches[7].reshape(3, 2, 4, 4)
     for channel in range(3):
@@ -115,7 +116,7 @@ def test_a_picture_larger_than_pillow_itself_allows_is_a_capacity_error(tmp_path
 def test_an_8k_picture_is_processed_within_the_limits() -> None:
     patches, grid = preprocess(Image.new("L", (8192, 8192), 128), GEOMETRY)
     assert grid[1] * grid[2] * 16 <= GEOMETRY.max_pixels
-    assert patches.shape == (grid[1] * grid[2], GEOMETRY.patch_dim)
+    assert patches.shape == (grid[1] * grid[2], 2 * GEOMETRY.patch_bytes)
 
 
 @pytest.mark.parametrize("size", [(201, 1), (3, 700)])

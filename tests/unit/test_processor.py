@@ -106,7 +106,7 @@ def test_every_visual_token_has_an_image_token(processor: Processor) -> None:
     assert prompt.sizes == [(80, 32), (24, 16)]
     assert prompt.ids.count(processor.image_id) == 40 + 6
     assert prompt.patches is not None
-    assert prompt.patches.shape == (160 + 24, GEOMETRY.patch_dim)
+    assert prompt.patches.shape == (160 + 24, GEOMETRY.patch_bytes)
     start = processor.tokenizer.token_to_id("<|vision_start|>")
     starts = [index for index, token in enumerate(prompt.ids) if token == start]
     assert starts == [0, 42]

@@ -48,7 +48,7 @@ def assert_same(streamed: Source | None, expected: Source) -> None:
         "settings",
         "image_id",
         "latent_id",
-        "patch_values",
+        "patch_bytes",
         "merge_size",
         "latent_norm",
         "tied",

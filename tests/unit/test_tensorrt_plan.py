@@ -17,7 +17,7 @@ from lrkit.runtime.io_spec import IoSpec, TensorSpec
 from lrkit.runtime.tensorrt_library import load_library
 from lrkit.runtime.tensorrt_plan import IoTensor, Output, choose_profile, differences, plan_outputs
 from tests.programs import Runner, build, dialect_of, limits
-from tests.tiny import prompt, tiny_reasoner
+from tests.tiny import GEOMETRY, prompt, tiny_reasoner
 
 SETTINGS = ReasonerSettings.model_validate(
     {"think": {"max_latent_steps": 3}, "replay": {"num_tokens": 3}, "routing": {"depth": 1, "alpha": 4}}
@@ -52,8 +52,8 @@ def test_planned_outputs_are_what_a_run_gives(settings: ReasonerSettings) -> Non
     runner = Runner(build(tiny_reasoner(settings), PORTABLE))
     spec, one = runner.program.spec, prompt(1)
     out = runner(one, think=settings.think.max_latent_steps > 0, latents=settings.think.max_latent_steps)
-    assert one.pixels is not None
-    tokens, patches = len(one.ids), len(one.pixels)
+    assert one.patches is not None
+    tokens, patches = len(one.ids), len(one.patches)
     sizes = {"P": tokens, "N": patches}
     shapes = {given.name: tuple(sizes.get(axis, axis) for axis in given.shape) for given in spec.inputs}
     planned = plan_outputs(spec, shapes)  # pyright: ignore
@@ -117,7 +117,7 @@ def networks() -> list[tuple[str, IoSpec, ir.Model]]:
     source = read_source(reasoner)
     dialect = dialect_of(source, PORTABLE)
     chunks = Chunks(source, dialect, limits(SETTINGS))
-    steps = build_steps(chunks, traced_tower(source, dialect))
+    steps = build_steps(chunks, traced_tower(source, GEOMETRY, dialect))
     return [("program", program.spec, program.model)] + [(name, s.spec, s.model) for name, s in steps.items()]
 
 
