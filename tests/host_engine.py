@@ -18,7 +18,7 @@ from lrkit.runtime.steps import NUMPY_TYPES
 from lrkit.runtime.tensorrt_library import TensorRT
 from lrkit.runtime.tensorrt_plan import Range, Shape
 
-TYPES = {"int64": "INT64", "float32": "FLOAT", "float16": "HALF", "bool": "BOOL"}
+TYPES = {"int64": "INT64", "float32": "FLOAT", "float16": "HALF", "uint8": "UINT8", "bool": "BOOL"}
 
 
 class HostEngine:

@@ -87,7 +87,7 @@ def test_enumerations_have_the_members_that_are_used() -> None:
     module = pytest.importorskip("tensorrt_rtx")
     for name, member in (
         ("TensorIOMode", "INPUT"), ("TensorLocation", "HOST"), ("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE"),
-        ("DataType", "INT64"), ("DataType", "FLOAT"), ("DataType", "HALF"), ("DataType", "BOOL"),
+        ("DataType", "INT64"), ("DataType", "FLOAT"), ("DataType", "HALF"), ("DataType", "UINT8"), ("DataType", "BOOL"),
     ):  # fmt: skip
         assert member in getattr(module, name).__members__
     assert "SM89" in module.ComputeCapability.__members__
