@@ -144,12 +144,13 @@ class Chunks:
         hidden, caches, passes = Hidden(embeds), dict(caches), []
         last_layer = self.dims.num_layers - 1
         by_token = step is not None
+        together = by_token and self.decoder.together(self.chunk)
         # Only the last token of the last layer is ever read, unless that layer routes.
         shortened = last_layer not in self.routers and not (by_token and self.chunk == 1)
         for i in range(self.dims.num_layers):
             with g.scope(f"layer{i}"):
                 only_last = shortened and i == last_layer
-                hidden = self.decoder.layer(g, i, hidden, turns[0], remember(i), by_token, only_last, watch)
+                hidden = self.decoder.layer(g, i, hidden, turns[0], remember(i), by_token, only_last, watch, together)
                 if i in self.routers:
                     assert turns[1] is not None
                     routed = self.routers[i].route(g, hidden.close(g), valid, turns[1], caches[i], step)

@@ -9,7 +9,8 @@ loop copies little.
 
 Heads are sorted by key head. A chunk of many tokens has them as (Q, G, S); one of few, a latent step or a spoken
 token, goes token by token as (S, G, Q): a token's queries are then one matrix per key head, nothing is transposed, and
-query, key and value come out of one rotation and one split.
+query, key and value come out of one rotation and one split. A latent step that replays many tokens turns its queries
+round before attention (`together`), as every matrix packs all keys anew.
 
 Legend: S tokens of the chunk, N keys, H query heads, G key heads, Q = H / G, W head width, D width.
 """
@@ -105,10 +106,11 @@ class Decoder:
         by_token: bool = False,
         only_last: bool = False,
         watch: bool = False,
+        together: bool = False,
     ) -> Hidden:
         """One layer over a chunk; `by_token` says how heads are sorted, and that `rotation` is a `head_rotation`.
         `only_last` returns the last token alone (all keys are remembered); `watch` keeps the last token's attention row
-        for `take_saliency`."""
+        for `take_saliency`; `together` attends with all tokens of a head at once, whatever `by_token` says."""
         write = self.dialect
         normed = hidden.norm(g, write, f"{number}.norm1", many=not by_token)
         qkv = write.linear(g, normed, f"{number}.qkv", write.vector(g, f"{number}.qkv.bias"))
@@ -117,7 +119,9 @@ class Decoder:
         if only_last:
             query = g.op("Gather", query, [-1], axis=0 if by_token else 2)
             hidden = Hidden(g.op("Gather", hidden.x, [-1], axis=0))
-        mixed = self._attend(g, query, seen, by_token, only_last, watch)
+        if by_token and together:
+            query = g.op("Transpose", query, perm=[2, 1, 0, 3])
+        mixed = self._attend(g, query, seen, by_token and not together, only_last, watch)
         hidden = Hidden(hidden.x, write.linear(g, mixed, f"{number}.out"))
         normed = hidden.norm(g, write, f"{number}.norm2", many=not (by_token or only_last))
         inner = write.gated(g, normed, number, self.dimensions.inner)
@@ -186,6 +190,11 @@ class Decoder:
         if not by_token:
             mixed = g.op("Transpose", mixed, perm=[2, 1, 0, 3])
         return g.op("Reshape", mixed, [-1, dims.num_heads * dims.head_width])
+
+    def together(self, tokens: int) -> bool:
+        """Whether the queries of so many tokens are better sorted by head: G matrices for each of Q heads, not of S
+        tokens."""
+        return tokens > max(4, self.share)
 
     @property
     def share(self) -> int:

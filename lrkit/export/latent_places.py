@@ -33,7 +33,8 @@ def computed(g: Graph, decoder: Decoder, columns: Value, slots: Value, position:
     slots = g.op("Unsqueeze", slots, [1, 2, 3])
     rows = decoder.row_mask(g, g.op("LessOrEqual", columns, slots)).rows
     where = places_by_token(g, slots, decoder.dimensions.num_key_heads)
-    return Places(where, _mask(g, rows, tokens), decoder.head_rotation(g, position, tokens))
+    mask = _mask(g, rows, tokens, decoder.together(tokens))
+    return Places(where, mask, decoder.head_rotation(g, position, tokens))
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Tables:
     """S."""
     shared: bool
     """Whether a step's tokens share a position."""
+    together: bool
+    """Whether attention has them together (`Decoder.together`)."""
 
     @classmethod
     def make(
@@ -73,15 +76,17 @@ class Tables:
         heads = np.ones(decoder.share + 2, np.int64)
         heads[-1] = 0  # a value does not turn
         rows = g.value((ahead[..., None] + 1) * heads)
-        return cls(g.value(where), masks, turns, rows, position, tokens, shared)
+        return cls(g.value(where), masks, turns, rows, position, tokens, shared, decoder.together(tokens))
 
     def of(self, g: Graph, slots: Value, step: Value) -> Places:
         """Of tokens in `slots` (S,), counted from the prompt; `step` () counts from 0."""
-        mask = _mask(g, g.op("Gather", self.masks, slots, axis=0), self.tokens)
+        mask = _mask(g, g.op("Gather", self.masks, slots, axis=0), self.tokens, self.together)
         numbers = g.op("Gather", self.numbers, step if self.shared else slots, axis=0)
         rotation = Rotation(self.turns.cos, self.turns.sin, numbers)
         return Places(g.op("Gather", self.where, slots, axis=0), mask, rotation)
 
 
-def _mask(g: Graph, rows: Value, tokens: int) -> Mask:
+def _mask(g: Graph, rows: Value, tokens: int, together: bool) -> Mask:
+    """From rows (S, 1, 1, N)."""
+    rows = g.op("Reshape", rows, [tokens, -1]) if together else rows
     return Mask(rows, rows if tokens == 1 else g.op("Gather", rows, [-1], axis=0))
