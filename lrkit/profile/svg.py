@@ -67,8 +67,10 @@ def axis(values: Sequence[float], scale: "Scale", y: float, top: float = 0.0, un
     parts: list[str] = []
     for index, value in enumerate(values):
         place = scale(value)
-        anchor = "start" if place < 4 else "end" if place > 96 else "middle"
         last = f" {unit}" if unit and index == len(values) - 1 else ""
+        # A unit of several words would run over the edge of a narrow page.
+        near = 80 if len(last) > 8 else 96
+        anchor = "start" if place < 4 else "end" if place > near else "middle"
         parts.append(line(place, top, place, y - 13, "grid"))
         parts.append(text(place, y, f"{value:g}{last}", anchor))
     return "".join(parts)
