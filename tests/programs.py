@@ -9,12 +9,12 @@ import onnxruntime as ort
 import torch
 
 from lrkit.export.chunks import Chunks
-from lrkit.export.dialect import PIXEL_CENTRE, PIXEL_UNIT, Dialect
+from lrkit.export.dialect import Dialect
 from lrkit.export.int4 import block_for, quantize
 from lrkit.export.program import Program, build_program
 from lrkit.export.source import Source, read_source
 from lrkit.export.target import Target
-from lrkit.export.vision import folded, grafted, trace
+from lrkit.export.vision import grafted, trace
 from lrkit.model.generate import Generated, GenerationLimits, generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.settings import ReasonerSettings
@@ -22,7 +22,7 @@ from lrkit.runtime.feed import build_feed
 from lrkit.runtime.io_spec import HALTING
 from lrkit.runtime.manifest import Limits
 from lrkit.runtime.program_engine import routed_tokens
-from tests.tiny import EOS, FRAMES, GEOMETRY, IMAGE, MERGE, Prompt, batch, tiny_reasoner
+from tests.tiny import EOS, GEOMETRY, IMAGE, MERGE, Prompt, batch, tiny_reasoner
 
 MAX_NEW_TOKENS = 6
 
@@ -200,22 +200,4 @@ def with_rounded_weights(reasoner: LatentReasoner, target: Target) -> LatentReas
             inside = "language_model.layers" in name or ("visual" in name and bits.vision == "int4")
             if isinstance(module, torch.nn.Linear) and inside:
                 rewrite(module.weight, 4, bits.block)
-        if bits.vision == "int4":
-            proj = model.model.visual.patch_embed.proj
-            kernel, bias = folded(proj, GEOMETRY)
-            rewrite(kernel, 4, bits.block)
-            unfold(proj, kernel, bias)
     return rounded
-
-
-def unfold(proj: torch.nn.Conv3d, kernel: torch.Tensor, bias: torch.Tensor) -> None:
-    """Writes what `folded` gave into a patch embedding that reads normalised pixels: all of it reads the first
-    frame."""
-    # Numbers of a program that differ by one differ by `step` normalised; the number 0 is the byte 128.
-    bytes_ = np.full((2, GEOMETRY.patch_bytes), PIXEL_CENTRE, np.uint8)
-    bytes_[1] += np.uint8(1 / PIXEL_UNIT)
-    zero, one = GEOMETRY.pixel_values(bytes_).reshape(2, 3, FRAMES, -1)[:, :, 0].reshape(2, -1)
-    plain = kernel / torch.from_numpy(one - zero)
-    proj.weight.zero_()
-    proj.weight[:, :, 0] = plain.view_as(proj.weight[:, :, 0])
-    proj.bias = torch.nn.Parameter(bias - plain @ torch.from_numpy(zero))

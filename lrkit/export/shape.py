@@ -90,17 +90,16 @@ class ShapeOrigin:
         """A weight as the program holds it."""
         tied = name == HEAD and self.shape.tied_embeddings
         weight, int4 = self.weights.read(EMBEDDING if tied else name), self.target.int4
-        if self.target.precision != "int4" or weight.ndim < 2:
+        if self.target.precision != "int4" or weight.ndim != 2:  # the tower's first layer, a convolution, stays float
             return weight
         if name == EMBEDDING:
             return weight if int4.embedding == "float" else quantize(weight, weight.shape[1], 8).dequantize()
         kept = {HEAD: int4.head, "model.visual": int4.vision}
         kind = next((kind for start, kind in kept.items() if name.startswith(start)), "int4")
-        matrix = weight.reshape(len(weight), -1)  # the tower's first layer is a convolution, and a product in ONNX
-        block = block_for(matrix.shape[1], int4.block)
+        block = block_for(weight.shape[1], int4.block)
         if kind == "float" or block is None:
             return weight
-        return quantize(matrix, block, 8 if kind == "int8" else 4).dequantize().reshape(weight.shape)
+        return quantize(weight, block, 8 if kind == "int8" else 4).dequantize()
 
     def _empty(self) -> Any:
         """The model without its weights."""

@@ -193,7 +193,9 @@ def _graft(g: Graph, dialect: Dialect, traced: ir.Graph, given: dict[str, Value]
         if node.op_type == "Constant":
             continue
         weight = node.inputs[1] if len(node.inputs) > 1 else None
-        if node.op_type == "Gemm" and weight in arrays and dialect.quantizes_vision:
+        # The first matrix reads bytes and stays float: what it is in Qwen2-VL anyway, where no block divides its width.
+        inner = node.op_type == "Gemm" and node.inputs[0] not in traced.inputs
+        if inner and weight in arrays and dialect.quantizes_vision:
             assert weight is not None and node.inputs[0] is not None
             role = f"vision.{weight.name}"
             dialect.provide(role, arrays[weight] if node.attributes.get_int("transB", 0) else arrays[weight].T)
