@@ -98,16 +98,20 @@ def collate_prompts(encoded: Sequence[EncodedPrompt], pad_id: int, side: Side = 
     Shapes: in, B prompts; out, see `PromptBatch`.
     """
     input_ids, prompt_mask = _pad([prompt.ids for prompt in encoded], pad_id, side)
-    pixels = [prompt.pixel_values for prompt in encoded]
-    given = [values for values in pixels if values is not None]
     grids = [grid for prompt in encoded for grid in prompt.grids]
     return PromptBatch(
         input_ids=input_ids,
         prompt_mask=prompt_mask,
-        pixel_values=torch.from_numpy(np.concatenate(given)) if given else None,
+        pixel_values=join_pixels(encoded),
         image_grid_thw=torch.tensor(grids, dtype=torch.int64) if grids else None,
         images_per_sample=tuple(len(prompt.grids) for prompt in encoded),
     )
+
+
+def join_pixels(encoded: Sequence[EncodedPrompt]) -> torch.Tensor | None:
+    """Pixel values of all pictures in turn, float32 (N, C); None where no prompt has a picture."""
+    given = [values for prompt in encoded if (values := prompt.pixel_values) is not None]
+    return torch.from_numpy(np.concatenate(given)) if given else None
 
 
 def collate_training(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from lrkit.export.decoder import Decoder, Hidden, Mask, Remember, Seen, Segment
+from lrkit.export.decoder import Decoder, Hidden, Mask, Past, Remember, Seen, Segment
 from lrkit.export.dialect import Dialect, Rotation
 from lrkit.export.graph import Carried, Graph, Operand, Value
 from lrkit.export.latent_places import Places, Tables, computed
@@ -28,15 +28,6 @@ from lrkit.runtime.io_spec import ProgramShape
 from lrkit.runtime.manifest import Limits
 
 FLOAT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
-
-
-@dataclass(frozen=True)
-class Past:
-    """Keys of one layer that a chunk reads but does not write."""
-
-    segments: tuple[Segment, ...]
-    lengths: Value | None
-    """Keys in each, then the capacity of the cache that is written; None where there is no other."""
 
 
 @dataclass(frozen=True)
@@ -144,9 +135,10 @@ class Chunks:
         hidden, caches, passes = Hidden(embeds), dict(caches), []
         last_layer = self.dims.num_layers - 1
         by_token = step is not None
+        single = by_token and self.chunk == 1
         together = by_token and self.decoder.together(self.chunk)
         # Only the last token of the last layer is ever read, unless that layer routes.
-        shortened = last_layer not in self.routers and not (by_token and self.chunk == 1)
+        shortened = last_layer not in self.routers and not single
         for i in range(self.dims.num_layers):
             with g.scope(f"layer{i}"):
                 only_last = shortened and i == last_layer
@@ -156,7 +148,7 @@ class Chunks:
                     routed = self.routers[i].route(g, hidden.close(g), valid, turns[1], caches[i], step)
                     hidden, caches[i] = Hidden(routed.hidden), routed.cache
                     passes.append(routed.passes)
-        if last_layer in self.routers and not (by_token and self.chunk == 1):
+        if last_layer in self.routers and not single:
             hidden = Hidden(g.op("Gather", hidden.close(g), [-1], axis=0))
         return hidden.norm(g, self.dialect, "norm"), caches, passes
 
@@ -237,13 +229,13 @@ class Chunks:
         new, latent, joined = dict(held), self._as_input(g, held["hidden"]), tables is not None
         replayed = self.replay.select(g, prompt, held["saliency"], held["free"]) if self.replay.slots else None
         embeds, valid, offsets, ahead = self._latent_chunk(g, latent, replayed)
-        step, places, turn = self._places(g, held, offsets, tables, iteration)
+        step, at, turn = self._places(g, held, offsets, tables, iteration)
 
         def remember(layer: int) -> Remember:
-            return self._remember(g, layer, held, new, places.where, past(layer), places.mask)
+            return self._remember(g, layer, held, new, at.where, past(layer), at.mask)
 
         caches, watch = {i: Refined.of(i, held) for i in self.routers}, self.replay.slots > 0
-        turns = (places.rotation, turn)
+        turns = (at.rotation, turn)
         hidden, caches, passes = self._chunk(g, embeds, valid, turns, remember, caches, step, watch)
         moved = self._moved(g, held, hidden, ahead, joined)
         by_layer = None
@@ -251,8 +243,8 @@ class Chunks:
             moved["free"], moved["saliency"] = replayed.free, self._next_saliency(g, prompt, joined)
         if passes:
             by_layer, row = self.reports.by_layer(g, passes)
-            at = g.op("Add", g.op("Unsqueeze", step, [1]), [1])
-            moved["routed_depths"] = g.op("ScatterND", held["routed_depths"], at, row)
+            behind = g.op("Add", g.op("Unsqueeze", step, [1]), [1])
+            moved["routed_depths"] = g.op("ScatterND", held["routed_depths"], behind, row)
         rows = self.reports.rows(g, hidden, replayed, by_layer)
         moved |= {} if joined else self.reports.written(g, held, rows, step)
         for name, value in moved.items():
@@ -269,9 +261,9 @@ class Chunks:
         if tables is not None:
             assert iteration is not None
             step, slots = g.op("Unsqueeze", iteration, [0]), g.op("Add", held["length"], offsets)
-            places = tables.of(g, slots, iteration)
+            at = tables.of(g, slots, iteration)
             if not self.routers:
-                return step, places, None
+                return step, at, None
             since = g.op("Add", step, turns) if self._shared_positions else slots
             position = g.op("Add", tables.position, since)
         else:
@@ -281,9 +273,9 @@ class Chunks:
             step, slots = g.op("Min", held["steps"], [self.steps - 1]), g.op("Add", start, offsets)
             position = g.op("Add", held["position"], turns)
             columns = g.value(np.arange(self.capacity)[None])
-            places = computed(g, self.decoder, columns, slots, position, self.chunk)
+            at = computed(g, self.decoder, columns, slots, position, self.chunk)
         turn = self.dialect.rotation(g, self.decoder.angles(g, position)) if self.routers else None
-        return step, places, turn
+        return step, at, turn
 
     def _moved(self, g: Graph, held: Carried, hidden: Value, ahead: Value, joined: bool) -> Carried:
         """What every latent step moves on: the hidden state, what it decides, and the counters."""

@@ -61,6 +61,15 @@ class Seen:
     """Keys per segment, int64; made outside the loops. Needed where there are several."""
 
 
+@dataclass(frozen=True)
+class Past:
+    """Keys of one layer that a chunk reads but does not write."""
+
+    segments: tuple[Segment, ...]
+    lengths: Value | None
+    """Keys in each, then the capacity of the cache that is written; None where there is no other."""
+
+
 Remember = Callable[[Value, Value], Seen]
 """New keys and values, (1, G, S, W) or token by token (S, G, 1, W) -> what to attend to, the new keys among it."""
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from lrkit.export.chunks import BOOL, FLOAT32, INT64, Chunks, Past, Read
-from lrkit.export.decoder import Mask, Segment
+from lrkit.export.chunks import BOOL, FLOAT32, INT64, Chunks, Read
+from lrkit.export.decoder import Mask, Past, Segment
 from lrkit.export.graph import Carried, Graph, State, Value
 from lrkit.runtime.io_spec import EMPTY, HALTING, DType, IoSpec, program_spec
 

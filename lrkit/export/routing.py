@@ -258,15 +258,11 @@ class Router:
 
 def places(g: Graph, slots: Value, num_key_heads: int) -> Value:
     """Indices (1, G, S, 3) that write (1, G, S, W) into a cache (1, G, N, W) at `slots` (S,)."""
-    return _with_heads(g, g.op("Reshape", slots, [1, 1, -1, 1]), num_key_heads)
+    return places_by_token(g, g.op("Reshape", slots, [1, 1, -1, 1]), num_key_heads)
 
 
 def places_by_token(g: Graph, slots: Value, num_key_heads: int) -> Value:
     """Indices (S, G, 1, 3) that write (S, G, 1, W) there; `slots` (S, 1, 1, 1)."""
-    return _with_heads(g, slots, num_key_heads)
-
-
-def _with_heads(g: Graph, slots: Value, num_key_heads: int) -> Value:
     heads = np.zeros((1, num_key_heads, 1, 3), np.int64)
     heads[0, :, 0, 1] = np.arange(num_key_heads)
     return g.op("Add", g.op("Mul", slots, np.array([0, 0, 1])), heads)

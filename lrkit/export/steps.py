@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from lrkit.export.chunks import FLOAT32, INT64, Chunks, Past, Types
-from lrkit.export.decoder import Segment
+from lrkit.export.chunks import FLOAT32, INT64, Chunks, Types
+from lrkit.export.decoder import Past, Segment
 from lrkit.export.graph import Carried, Graph, Value
 from lrkit.export.program import DTYPES, Tower
 from lrkit.export.replay import Prompt

@@ -45,8 +45,9 @@ class EncodedPrompt:
     @property
     def pixel_values(self) -> np.ndarray | None:
         """The patches as the torch model reads them (`ImageGeometry.pixel_values`); None without a picture."""
-        if self.patches is None or self.geometry is None:
+        if self.patches is None:
             return None
+        assert self.geometry is not None, "patches without the geometry that they were cut by"
         return self.geometry.pixel_values(self.patches)
 
 

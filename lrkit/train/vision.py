@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lrkit.data.collate import join_pixels
 from lrkit.data.sample import Sample
 from lrkit.errors import ConfigError
 from lrkit.model.reasoner import LatentReasoner
@@ -65,9 +66,10 @@ def collate_vision(processor: Processor, samples: Sequence[Sample], names: Seque
             known = ", ".join(key for key, value in samples[0].info.items() if isinstance(value, np.ndarray))
             raise ConfigError(f"readouts: samples have no label {name!r}; known: {known or 'none'}")
     encoded = [processor.encode_prompt(sample.images, sample.question) for sample in samples]
-    pixels = [prompt.pixel_values for prompt in encoded]
+    pixels = join_pixels(encoded)
+    assert pixels is not None, "samples with labels of visual tokens have pictures"
     return VisionBatch(
-        pixel_values=torch.from_numpy(np.concatenate([values for values in pixels if values is not None])),
+        pixel_values=pixels,
         image_grid_thw=torch.tensor([grid for prompt in encoded for grid in prompt.grids], dtype=torch.int64),
         labels={name: torch.from_numpy(np.concatenate([s.info[name] for s in samples])) for name in names},
     )
