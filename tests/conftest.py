@@ -44,3 +44,19 @@ def step_engine_bundle(bundle: Path) -> Path:
 def own_bundle(bundle: Path, tmp_path: Path) -> Path:
     """A copy of `bundle` to alter."""
     return Path(shutil.copytree(bundle, tmp_path / "own"))
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen2-VL in the published layout (old files, tied, one file of weights). Shared: read only."""
+    from tests.published import write_published
+
+    return write_published(tmp_path_factory.mktemp("published") / "old-tied")
+
+
+@pytest.fixture(scope="session")
+def published_new(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in the new layout: processor_config.json, chat_template.jinja, untied, three shards. Shared."""
+    from tests.published import write_published
+
+    return write_published(tmp_path_factory.mktemp("published") / "new-untied", "new", tied=False, shard="8MB", seed=1)
