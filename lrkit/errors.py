@@ -8,6 +8,7 @@
     |   |-- BundleError                  an exported bundle
     |   |-- ExportError                  a model that cannot be exported as asked, or failed validation
     |   |-- CapacityError                an input larger than the model or bundle was made for
+    |   |-- FileError                    a file or folder that cannot be written
     |   `-- UnknownNameError             a name that is in no table
     `-- MissingExtraError (also ImportError)
 
@@ -15,6 +16,9 @@ A message is one sentence: what was seen, what is allowed, what to do. The comma
 with `EXIT_CODE`; `--debug` shows the traceback.
 """
 
+import errno
+import os
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
@@ -55,6 +59,10 @@ class CapacityError(UserError):
     """An input is larger than the model or bundle was made for."""
 
 
+class FileError(UserError):
+    """A file or folder cannot be written: a full disk, missing rights, a name that is taken."""
+
+
 class UnknownNameError(UserError):
     """A name is in no table; the message lists the known ones."""
 
@@ -84,3 +92,72 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for the known name nearest to `name`, or nothing where none is near."""
     matches = get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+_WHAT_TO_DO = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EFBIG: "it is larger than the system allows (ulimit -f); raise the limit",
+    errno.EROFS: "the disk can only be read; give a place that can be written",
+    errno.EACCES: "permission denied; check its rights",
+    errno.EPERM: "the system does not allow it; check its rights",
+    errno.ENOENT: "no such file or folder; check the path",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; check the path",
+    errno.EISDIR: "is a folder where a file belongs; give the path of a file",
+    errno.EEXIST: "a file of that name is there already; give another name",
+    errno.ENAMETOOLONG: "the name is too long; shorten it",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+    errno.ENOMEM: "there is not enough memory; free some, or ask for less",
+    errno.EPIPE: "whoever read the output has closed it",
+    errno.EIO: "the disk reports an error; check it",
+    errno.ELOOP: "its links lead in a circle; check them",
+    errno.EBUSY: "it is in use (a mount point?); give another place",
+    errno.ENXIO: "nobody is at the other end; check the path",
+}
+# torch and safetensors write by code of their own and hide the number in a text.
+_HIDDEN_NUMBER = re.compile(r"os error (\d+)")
+_TORCH_WRITER = ("PytorchStreamWriter", "unexpected pos", "inline_container", "basic_ios::clear", "iostream error")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+
+
+def clean(text: str) -> str:
+    """Foreign text for a terminal: control characters (escapes, line ends, changes of direction) become a space."""
+    return _CONTROL.sub(" ", text).encode("utf-8", "replace").decode("utf-8")
+
+
+def one_line(error: BaseException | str, limit: int = 300) -> str:
+    """What a library's error says, as one clean line of at most `limit` characters; its class where it says nothing."""
+    text = " ".join(clean(str(error)).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def is_write_failure(error: BaseException) -> bool:
+    """Is it the system's refusal to write or to give memory, whichever library reports it?"""
+    if isinstance(error, OSError | MemoryError):
+        return True
+    text = str(error)
+    named = _HIDDEN_NUMBER.search(text) is not None and type(error).__name__ == "SafetensorError"
+    return named or (isinstance(error, RuntimeError) and any(mark in text for mark in _TORCH_WRITER))
+
+
+def os_sentence(error: BaseException, path: "os.PathLike[str] | str | None" = None) -> str:
+    """The system's refusal as one sentence that says what to do; `path` where the error itself names no file."""
+    if isinstance(error, MemoryError):
+        return f"{_place(path)}{_WHAT_TO_DO[errno.ENOMEM]}"
+    hidden = _HIDDEN_NUMBER.search(str(error))
+    number = error.errno if isinstance(error, OSError) else int(hidden[1]) if hidden else None
+    if number is None and any(mark in str(error) for mark in _TORCH_WRITER):
+        return f"{_place(path)}cannot be written whole; check for a full disk or a limit on file sizes"
+    if number in _WHAT_TO_DO:
+        reason = _WHAT_TO_DO[number]
+    else:
+        said = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+        reason = f"{clean(str(said)).lower()}; check the path and its rights"
+    named = path if path is not None else getattr(error, "filename", None)
+    return f"{_place(named)}{reason}"
+
+
+def _place(path: object) -> str:
+    if path is None or isinstance(path, int):
+        return ""
+    return f"{clean(os.fsdecode(path) if isinstance(path, bytes) else str(path))}: "

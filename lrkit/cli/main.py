@@ -3,11 +3,12 @@
 A verb is a function in the file of its name in `lrkit/cli/`; its docstring and the file's `EXAMPLES` are its help. The
 files import torch inside the function only, so that help is quick.
 
-Exit codes: 0 done, 2 an error that the message explains, 130 interrupted.
+Exit codes: 0 done, 2 an error that the message explains, 130 interrupted, 141 the reader of the output went away.
 """
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Annotated, Any
 
@@ -15,7 +16,8 @@ import typer
 from typer.core import TyperGroup
 
 from lrkit import __version__
-from lrkit.errors import EXIT_CODE, LrkitError
+from lrkit.cli.console import discard_output, flush_output, make_streams_safe
+from lrkit.errors import EXIT_CODE, LrkitError, clean, is_write_failure, os_sentence
 from lrkit.registry import Registry
 
 VERBS = Registry[Callable[..., None]](
@@ -42,6 +44,8 @@ VERBS = Registry[Callable[..., None]](
 """In the order of the help; a verb whose file is not there is not shown."""
 
 INTERRUPTED = 130
+CLOSED_OUTPUT = 141
+"""Whoever read the output has closed it: 128 + SIGPIPE, as programs that the signal ends."""
 
 
 class Interrupted(Exception):
@@ -99,25 +103,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]  # so that it may stand after the verb too
+    make_streams_safe()
     try:
-        app(given, prog_name="lrkit")
+        try:
+            app(given, prog_name="lrkit")
+        finally:
+            flush_output()  # a full disk is to be seen here, not while Python shuts down
     except Interrupted as stop:
-        typer.echo(f"\n{stop}", err=True)
+        _say(f"\n{stop}")
         raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:
+        discard_output()
+        raise SystemExit(CLOSED_OUTPUT) from None
     except LrkitError as error:
         _fail(str(error), error, debug)
-    except OSError as error:
-        if error.filename is None:
+    except Exception as error:
+        if not is_write_failure(error):
             raise
-        reason = (error.strerror or str(error)).lower()
-        _fail(f"{error.filename}: {reason}; check the path and its rights", error, debug)
+        discard_output()
+        _fail(os_sentence(error), error, debug)
 
 
 def _fail(message: str, error: Exception, debug: bool) -> None:
     if debug:
         raise error
-    typer.echo(f"error: {message}", err=True)
+    _say(f"error: {message}")
     raise SystemExit(EXIT_CODE) from None
+
+
+def _say(message: str) -> None:
+    """A message on standard error, each line without control characters."""
+    with suppress(OSError, ValueError):  # standard error may be closed or full too
+        typer.echo("\n".join(clean(line) for line in message.split("\n")), err=True)
 
 
 def _examples(text: str) -> str:

@@ -1,11 +1,12 @@
 """Tables and files that several verbs print: figures of `Evaluation.to_dict`, and JSON reports."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
+
+from lrkit import files
 
 
 def percent(value: float | None) -> str:
@@ -56,10 +57,10 @@ def headline(figures: dict[str, Any]) -> str | None:
 
 
 def write_json(file: Path | None, report: dict[str, Any]) -> None:
-    """Writes a report, through a temporary neighbour so that no half file is left; nothing without a file."""
-    if file is None:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    staging = file.with_name(f".{file.name}.writing")
-    staging.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    staging.replace(file)
+    """Writes a report where a file was asked for.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    if file is not None:
+        files.write_json(file, report)
