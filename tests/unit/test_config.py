@@ -96,7 +96,7 @@ def test_overrides_do_not_change_the_source() -> None:
 
 def test_an_override_below_a_plain_value_is_named() -> None:
     assert problems({"folder": "out"}, ("folder.name=x",)) == [
-        "override 'folder.name=x': folder is 'out', which has no keys"
+        "override 'folder.name=x': folder is 'out', which has no keys; give it whole, as folder=VALUE"
     ]
 
 
@@ -106,7 +106,7 @@ def test_an_override_below_a_plain_value_is_named() -> None:
         ("folder: a\nfolder: b\n", "given twice"),
         ("- 1\n- 2\n", "must be a mapping"),
         ("folder: [\n", "not valid YAML"),
-        ("1: a\n", "text keys"),
+        ("? [a, b]\n: c\n", "text keys"),
     ],
 )
 def test_yaml_that_is_no_config_is_refused(tmp_path: Path, text: str, says: str) -> None:
