@@ -100,7 +100,8 @@ def test_what_people_write_is_read(tmp_path: Path) -> None:
     file = tmp_path / "plain.yaml"
     file.write_text(
         "\ufeffdate: 2024-02-31\ntime: 12:30:00\non: off\n1: ~\nhex: 0x1F\nlr: 1e-4\nbig: 1_000\nhalf: -.5\n"
-        "inf: -.inf\nlist: [yes, null, '1', \"a\\tb\"]\nbase: &b {x: 1, y: 2}\nown: {<<: *b, y: 3}\n=: '='\nzip: 0123\n",
+        "inf: -.inf\nlist: [yes, null, '1', \"a\\tb\"]\nbase: &b {x: 1, y: 2}\nown: {<<: *b, y: 3}\n"
+        "=: '='\nzip: 0123\n",
         encoding="utf-8",
     )
     assert load_yaml(file) == {
@@ -144,7 +145,8 @@ def test_a_date_given_as_an_override_stays_the_text_it_is() -> None:
         {"a.b": 1, "weights": {"x.y": "no number"}}, {"folder": b"out"}, {"folder": {1, 2}}, {("a", "b"): 1},
         {"weights": {"x": object()}}, {"init": 10**400}, {"weights": {str(n): "x" for n in range(3000)}},
         {f"unknown-{n}": n for n in range(3000)}, {"folder": "\ud800"}, {"init": "x" * 100_000, "foldr": 1},
-        {"layers": ["x"] * 3000}, {"stages": [{"steps": 2**70}]}, {"weights": {"x": float("nan")}}, {"\x1b[31m": 1}, {"a\nb": 1},
+        {"layers": ["x"] * 3000}, {"stages": [{"steps": 2**70}]}, {"weights": {"x": float("nan")}}, {"\x1b[31m": 1},
+        {"a\nb": 1},
     ],
 )  # fmt: skip
 def test_odd_values_are_few_and_printable_lines(values: dict[str, object]) -> None:
