@@ -13,6 +13,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from lrkit.cores import find_cores
 from lrkit.errors import LrkitError
 from lrkit.provenance import collect, installed_version, memory_bytes
 
@@ -43,11 +44,12 @@ class Part:
 
 
 def inspect_environment() -> dict[str, Any]:
-    """Provenance, memory, ONNX Runtime providers, GPUs, parts and notes, as plain JSON values."""
+    """Provenance, cores, memory, ONNX Runtime providers, GPUs, parts and notes, as plain JSON values."""
     parts = check_parts()
     providers = onnxruntime_providers()
     return {
         **collect(),
+        "cores": asdict(find_cores()),
         "memory_bytes": memory_bytes(),
         "onnxruntime_providers": providers,
         "gpus": nvidia_gpus(),

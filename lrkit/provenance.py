@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lrkit import __version__
+from lrkit.cores import usable_cores
 
 PACKAGES = ("numpy", "onnxruntime", "tokenizers", "torch", "transformers", "peft", "accelerate", "onnx", "onnxscript")
 """Packages whose versions can change a result."""
@@ -32,7 +33,7 @@ def collect(**extra: Any) -> dict[str, Any]:
         "packages": {name: installed_version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "cpu": cpu_model(),
-        "num_cpus": num_cpus(),
+        "num_cpus": usable_cores(),
         "time_utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         **extra,
     }
@@ -67,13 +68,6 @@ def cpu_model() -> str | None:
         return platform.processor() or None
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine() or None
-
-
-def num_cpus() -> int:
-    """CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def memory_bytes() -> int | None:

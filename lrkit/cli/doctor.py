@@ -49,13 +49,19 @@ def _machine_table(found: dict[str, Any]) -> Table:
         "lrkit": found["lrkit"] + (f" (commit {commit[:12]}{changed})" if commit else ""),
         "python": found["python"],
         "platform": found["platform"],
-        "cpu": f"{found['cpu'] or 'unknown'}, {found['num_cpus']} usable",
+        "cpu": f"{found['cpu'] or 'unknown'}, {_cores(found)}",
         "memory": "unknown" if memory is None else f"{memory / 2**30:.1f} GiB",
         "gpu": ", ".join(_gpu(gpu) for gpu in found["gpus"]) or f"none: {found['no_gpu_reason']}",
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _cores(found: dict[str, Any]) -> str:
+    quota = found["cores"]["quota"]
+    limited = "" if quota is None else f" of {found['cores']['visible']} (quota: {quota:g})"
+    return f"{found['num_cpus']} usable{limited}"
 
 
 def _gpu(gpu: dict[str, Any]) -> str:

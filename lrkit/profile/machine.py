@@ -7,9 +7,10 @@ machine, in about two seconds.
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lrkit.cores import usable_cores
 from lrkit.environment import nvidia_gpus, onnxruntime_providers
 from lrkit.profile.rates import MeasuredRates, measure_cpu, measure_device
-from lrkit.provenance import installed_version, num_cpus
+from lrkit.provenance import installed_version
 from lrkit.runtime.nvidia import Gpus, find_gpus
 from lrkit.runtime.tensorrt_library import KINDS
 from lrkit.runtime.tensorrt_library import installed_version as engine_version
@@ -98,7 +99,7 @@ def _extra(kind: str) -> str:
 
 def _rates(gpus: Gpus) -> list[MeasuredRates]:
     """Of the CPU with all its threads through numpy; of each number type, and of a GPU, through torch."""
-    found = [measure_cpu(num_cpus())]
+    found = [measure_cpu(usable_cores())]
     if installed_version("torch") is None:
         return found
     import torch

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from lrkit.cores import usable_cores
 from lrkit.profile.cases import place_of
 from lrkit.profile.program_rates import program_flops
 from lrkit.profile.roofline import Rates
-from lrkit.provenance import num_cpus
 from lrkit.runtime.engine import Engine
 
 _LARGE_BYTES = 128 * 2**20
@@ -73,7 +73,7 @@ def measure_rates(engine: Engine, weight_bytes: int, threads: int | None = None)
         return _by_torch(found.device, next(found.reasoner.model.parameters()).dtype, working_set)
     if place_of(engine) != "cpu":
         return _of_gpu(found, working_set)
-    rates = _by_numpy(working_set, threads or num_cpus())
+    rates = _by_numpy(working_set, threads or usable_cores())
     block = int((found.bundle.manifest.target.get("int4") or {}).get("block", 128))
     product = program_flops(found.entry, block, threads)
     if product is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from lrkit.cores import find_cores
 from lrkit.data.collate import collate_prompts
 from lrkit.errors import UserError
 from lrkit.model.checkpoint import load_checkpoint, read_info
@@ -58,6 +59,7 @@ class TorchEngine:
             UserError: an unknown device or dtype, or CUDA graphs without a GPU.
         """
         check_device(device, cuda_graphs)
+        _heed_quota()
         loaded = load_checkpoint(folder, dtype=_dtype(dtype))
         loaded.reasoner.merge_adapter()
         declared = read_info(folder).get("baselines", {})
@@ -99,6 +101,13 @@ class TorchEngine:
         return (
             None if folder is None else TorchEngine.from_checkpoint(folder, self.device, self.dtype, self.cuda_graphs)
         )
+
+
+def _heed_quota() -> None:
+    """Torch counts the cores that it sees; more threads than a container's quota pays for only stop one another."""
+    cores = find_cores()
+    if cores.quota is not None and torch.get_num_threads() > cores.threads:
+        torch.set_num_threads(cores.threads)
 
 
 def check_device(name: str, cuda_graphs: bool = False) -> None:
