@@ -141,12 +141,16 @@ def input_length(view: View, *, operators: Sequence[str], index: int, axis: int,
             yield Hit.at(site, f"axis {axis} of input {index} has length {length}")
 
 
-def input_rank(view: View, *, operators: Sequence[str], index: int, ranks: Sequence[int]) -> Hits:
-    """Nodes with an input of one of these ranks."""
+def input_rank(
+    view: View, *, operators: Sequence[str], index: int, ranks: Sequence[int], from_opset: int = 0
+) -> Hits:
+    """Nodes with an input of one of these ranks, in a program of that opset or a later one."""
+    if view.model.opset_imports.get("", 0) < from_opset:
+        return
     for site in view.of(*operators):
         sizes = fixed_sizes(given(site.node, index))
         if sizes is not None and len(sizes) in ranks:
-            yield Hit.at(site, f"input {index} has {len(sizes)} axes")
+            yield Hit.at(site, f"input {index} has {'1 axis' if len(sizes) == 1 else f'{len(sizes)} axes'}")
 
 
 def dynamic_sizes(view: View, *, operators: Sequence[str], index: int) -> Hits:

@@ -148,9 +148,10 @@ class RuleSet:
             raise UserError(f"{', '.join(archs)} are GPUs, and the rules of {self.target} are a CPU's; leave them out")
         wrong = [arch for arch in archs if self.facts.archs and arch not in self.facts.archs]
         if wrong:
-            known = ", ".join(self.facts.archs) or "none"
+            known = self.facts.archs
             raise UserError(
-                f"{self.target} cannot build for {', '.join(wrong)}; it knows {known}{did_you_mean(wrong[0], known)}"
+                f"{self.target} cannot build for {', '.join(wrong)}; it knows {', '.join(known)}"
+                f"{did_you_mean(wrong[0], known)}"
             )
 
 

@@ -49,6 +49,22 @@ CASES = {
         good="(float[2,5] x) => (float[A,B] y) <int64[1] axes> { [copy] a = Identity(axes) [sum] y = ReduceSum(x, a) }",
         at="sum",
     ),
+    "softmax-one-axis": Case(
+        bad="(float[9] x) => (float[9] y) { [share] y = Softmax<axis=-1>(x) }",
+        good="(float[9] x) => (float[9] y) <int64[1] zero> "
+        "{ [wide] w = Unsqueeze(x, zero) [share] s = Softmax<axis=-1>(w) [flat] y = Squeeze(s, zero) }",
+        at="share",
+    ),
+    "arg-one-axis": Case(
+        bad="(float[9] x) => (int64[1] y) { [best] y = ArgMax(x) }",
+        good="(float[9] x) => (float[1] v, int64[1] y) <int64[1] k> { [best] v, y = TopK(x, k) }",
+        at="best",
+    ),
+    "scalar-input": Case(
+        bad="(float x) => (float y) { [most] y = ReduceMax(x) }",
+        good="(float[1] x) => (float[1] y) { [most] y = ReduceMax(x) }",
+        at="most",
+    ),
     "squeeze-axes": Case(
         bad="(float[3,1] x, int64[1] axes) => (float[N] y) { [squeeze] y = Squeeze(x, axes) }",
         good="(float[3,1] x) => (float[3] y) <int64[1] a> { [minus] axes = Neg(a) [squeeze] y = Squeeze(x, axes) }",
