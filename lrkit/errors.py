@@ -90,6 +90,7 @@ def require(module: str, extra: str) -> ModuleType:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for the known name nearest to `name`, or nothing where none is near."""
+    assert not isinstance(known, str), "names, not a joined text: its letters are near to nothing"
     matches = get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lrkit.errors import ConfigError, UnknownNameError, UserError
+from lrkit.errors import ConfigError, UnknownNameError, UserError, did_you_mean
 from lrkit.export.preflight import MATCHERS, bound, check_graph, load_graph
 from lrkit.export.preflight_graph import View
 from lrkit.export.preflight_open import CheckedGraph
@@ -129,6 +129,16 @@ def test_the_table_of_operators_is_whole():
     assert not set(supported) & set(table.unsupported)
     assert set(table.operators) == set(table.types)
     assert {*table.also, *table.refused, *table.since} <= set(supported)
+
+
+def test_a_gpu_that_is_not_known_is_answered_with_the_nearest(tmp_path):
+    """The known names were handed on as one joined text, to which nothing is near."""
+    graph = CheckedGraph("x", save(operators.ABS, 21, tmp_path / "abs.onnx"))
+    for asked, near in (("sm-89", "sm89"), ("m86", "sm86"), ("sm12", "sm120")):
+        with pytest.raises(UserError, match=f"cannot build for {asked}; it knows .*; did you mean '{near}'"):
+            check_graph(graph, load_rules("tensorrt-rtx"), (asked,))
+    with pytest.raises(AssertionError, match="joined text"):
+        did_you_mean("sm8", "sm80, sm86")
 
 
 def test_bad_input_is_one_sentence(tmp_path):
