@@ -134,7 +134,7 @@ def test_the_table_of_operators_is_whole():
 def test_a_gpu_that_is_not_known_is_answered_with_the_nearest(tmp_path):
     """The known names were handed on as one joined text, to which nothing is near."""
     graph = CheckedGraph("x", save(operators.ABS, 21, tmp_path / "abs.onnx"))
-    for asked, near in (("sm-89", "sm89"), ("m86", "sm86"), ("sm12", "sm120")):
+    for asked, near in (("sm-89", "sm89"), ("m86", "sm86"), ("m120", "sm120")):
         with pytest.raises(UserError, match=f"cannot build for {asked}; it knows .*; did you mean '{near}'"):
             check_graph(graph, load_rules("tensorrt-rtx"), (asked,))
     with pytest.raises(AssertionError, match="joined text"):
