@@ -16,9 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from lrkit.export.choices import choice
 from lrkit.export.decoder import Decoder, Hidden, Mask, Past, Remember, Seen, Segment
 from lrkit.export.dialect import Dialect, Rotation
 from lrkit.export.graph import Carried, Graph, Operand, Value
+from lrkit.export.latent_input import as_input
 from lrkit.export.latent_places import Places, Tables, computed
 from lrkit.export.latent_reports import LatentReports, Types
 from lrkit.export.replay import Prompt, Replay, Replayed
@@ -226,7 +228,7 @@ class Chunks:
     ) -> Carried:  # fmt: skip
         """One latent step: the new state. Without `alive` in the state it always moves. `tables` where caches are
         joined; then `iteration` () numbers the steps."""
-        new, latent, joined = dict(held), self._as_input(g, held["hidden"]), tables is not None
+        new, latent, joined = dict(held), as_input(g, self.source, self.dialect, held["hidden"]), tables is not None
         replayed = self.replay.select(g, prompt, held["saliency"], held["free"]) if self.replay.slots else None
         embeds, valid, offsets, ahead = self._latent_chunk(g, latent, replayed)
         step, at, turn = self._places(g, held, offsets, tables, iteration)
@@ -300,7 +302,7 @@ class Chunks:
 
     @property
     def _shared_positions(self) -> bool:
-        return self.settings.replay.positions == "shared"
+        return choice(SHARED, self.settings.replay.positions, "replay.positions")
 
     def _latent_chunk(
         self, g: Graph, latent: Value, replayed: Replayed | None
@@ -330,16 +332,6 @@ class Chunks:
             return Seen((*past.segments, own), past.lengths)
 
         return remember
-
-    def _as_input(self, g: Graph, hidden: Value) -> Value:
-        """A hidden state as the next latent's input embedding (eq. 1)."""
-        kind = self.settings.think.latent_scale
-        if kind == "none":
-            return hidden
-        if kind == "learned":
-            assert self.source.latent_scale is not None
-            return g.op("Mul", hidden, self.source.latent_scale)
-        return self.dialect.scaled(g, hidden, self.source.latent_norm, self.dims.width)
 
     def speak(self, g: Graph, held: Carried, past: Callable[[int], Past], growing: bool = False) -> Carried:
         """Feeds the token of the state and reads the next: the new state. `growing` as in `speak_types`."""
@@ -390,3 +382,7 @@ class Chunks:
         """States of the speech loop. `growing` caches hold what was spoken so far; others have max_new_tokens slots."""
         counters = dict.fromkeys(("token", "position", "fed"), (INT64, (1,)))
         return counters | self.cache_types("T" if growing else self.limits.max_new_tokens)
+
+
+SHARED = {"consecutive": False, "shared": True}
+"""`ReplaySettings.positions` -> whether a step's tokens share the latent's position."""

@@ -152,6 +152,12 @@ class Dialect:
         total = g.op("Add", x, y)
         return self.norm(g, total, role), total
 
+    def softmax(self, g: Graph, x: Value) -> Value:
+        """Of a vector (N,). TensorRT has no Softmax of one dimension."""
+        if self.ort:
+            return g.op("Softmax", x, axis=-1)
+        return g.op("Squeeze", g.op("Softmax", g.op("Unsqueeze", x, [0]), axis=-1), [0])
+
     def scores(self, g: Graph, query: Value, keys: Value) -> Value:
         """Products of queries (..., S, W) with keys (..., N, W): (..., S, N)."""
         if self.ort:

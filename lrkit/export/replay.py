@@ -8,11 +8,13 @@ P columns stand K or more that are never free: TopK always finds K, and empty sl
 Legend: P prompt tokens, K replayed tokens, D width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from lrkit.export.choices import choice
 from lrkit.export.dialect import Dialect
 from lrkit.export.graph import Graph, Value
 from lrkit.model.settings import ReplaySettings
@@ -60,16 +62,65 @@ class Replayed:
     """(K,) float32, 0 where a slot is empty."""
 
 
+@dataclass(frozen=True)
+class Weighting:
+    """How a step's tokens are weighed: functions of (graph, dialect, scores, which are valid) that give float32, 0 in
+    empty slots."""
+
+    several: Callable[[Graph, Dialect, Value, Value], Value]
+    """(K,) for K above 1."""
+    one: Callable[[Graph, Dialect, Value, Value], Value]
+    """What it gives for K = 1, in fewer nodes."""
+
+
+def _ones(g: Graph, write: Dialect, score: Value, valid: Value) -> Value:
+    return g.cast(valid, FLOAT32)
+
+
+def _softmax(g: Graph, write: Dialect, score: Value, valid: Value) -> Value:
+    """Eq. 6."""
+    shares = write.softmax(g, g.op("Where", valid, score, np.array(-1e30, np.float32)))
+    return g.op("Mul", shares, _ones(g, write, score, valid))
+
+
+def _relative(g: Graph, write: Dialect, score: Value, valid: Value) -> Value:
+    ones = _ones(g, write, score, valid)
+    score = g.op("Where", valid, score, np.array(0, np.float32))
+    count = g.op("Max", g.op("ReduceSum", ones, [0], keepdims=1), np.array(1, np.float32))
+    mean = g.op("Div", g.op("ReduceSum", score, [0], keepdims=1), count)
+    return g.op("Div", score, g.op("Max", mean, TINY))
+
+
+def _relative_one(g: Graph, write: Dialect, score: Value, valid: Value) -> Value:
+    """The weight stays 0 where the score is; an empty slot's is below."""
+    return g.cast(g.op("Greater", score, np.array(0, np.float32)), FLOAT32)
+
+
+WEIGHTINGS = {
+    "softmax": Weighting(_softmax, _ones), "relative": Weighting(_relative, _relative_one),
+    "none": Weighting(_ones, _ones),
+}  # fmt: skip
+"""By `ReplaySettings.weighting`, as `lrkit.model.replay.weigh` has them."""
+FORMATIONS = {"tokens": False, "soft_mix": True}
+"""`ReplaySettings.formation` -> whether a step's tokens are summed into one."""
+
+
 class Replay:
-    """Selects, weighs and forms replayed tokens. `slots` is K, at most the visual tokens that a prompt may have."""
+    """Selects, weighs and forms replayed tokens. `slots` is K, at most the visual tokens that a prompt may have.
+
+    Raises:
+        ExportError: a setting that no program can be built for.
+    """
 
     def __init__(self, settings: ReplaySettings, slots: int, dialect: Dialect) -> None:
         self.settings, self.slots, self.dialect = settings, slots, dialect
+        self.weighting = choice(WEIGHTINGS, settings.weighting, "replay.weighting")
+        self.mixes = choice(FORMATIONS, settings.formation, "replay.formation")
 
     @property
     def num_tokens(self) -> int:
         """Tokens that a step replays: K, or 1 for soft_mix; 0 where replay is off."""
-        return min(self.slots, 1) if self.settings.formation == "soft_mix" else self.slots
+        return min(self.slots, 1) if self.mixes else self.slots
 
     def select(self, g: Graph, prompt: Prompt, score: Value, free: Value) -> Replayed:
         """`score` float32 is the saliency a(t), `free` bool the candidates: of P + K columns or more, of which those of
@@ -80,12 +131,12 @@ class Replay:
         blank = [0] if prompt.padded else prompt.num_tokens
         if self.slots == 1:  # one token needs no order, and weighs 1 against itself
             index = g.op("Where", found, index, blank)
-            valid, weights = found, self._weigh_one(g, ranked, found)
+            valid, weights = found, self.weighting.one(g, self.dialect, ranked, found)
         else:
             index, _ = g.ops("TopK", g.op("Where", found, index, LAST), [self.slots], outputs=2, largest=0)
             valid = g.op("Less", index, LAST)
             index = g.op("Where", valid, index, blank)
-            weights = self._weigh(g, g.op("Gather", score, index), valid)
+            weights = self.weighting.several(g, self.dialect, g.op("Gather", score, index), valid)
         free = g.op("ScatterElements", free, index, np.zeros(self.slots, bool), axis=0)
         place = index if prompt.padded else g.op("Where", valid, index, 0)
         tokens = g.op("Gather", prompt.embeds, place, axis=0)
@@ -93,26 +144,8 @@ class Replay:
         tokens = g.op("Mul", tokens, factors if self.slots == 1 else g.op("Unsqueeze", factors, [1]))
         visual = g.op("Gather", prompt.visual_index, place)
         visual = visual if prompt.padded else g.op("Where", valid, visual, -1)
-        if self.settings.formation == "soft_mix":
+        if self.mixes:
             total = g.to_floats(g.op("Max", g.op("ReduceSum", weights, [0], keepdims=1), TINY))
             tokens = g.op("Div", g.op("ReduceSum", tokens, [0], keepdims=1), total)
             valid = g.op("Slice", valid, [0], [1], [0])
         return Replayed(tokens, valid, free, visual, weights)
-
-    def _weigh_one(self, g: Graph, score: Value, valid: Value) -> Value:
-        """What `_weigh` gives for K = 1; a relative weight stays 0 where the score is."""
-        relative = self.settings.weighting == "relative"
-        return g.cast(g.op("Greater", score, np.array(0, np.float32)) if relative else valid, FLOAT32)
-
-    def _weigh(self, g: Graph, score: Value, valid: Value) -> Value:
-        """Weights (K,), 0 in empty slots (eq. 6 for `softmax`)."""
-        ones = g.cast(valid, FLOAT32)
-        if self.settings.weighting == "none":
-            return ones
-        if self.settings.weighting == "softmax":
-            shares = g.op("Softmax", g.op("Where", valid, score, np.array(-1e30, np.float32)), axis=-1)
-            return g.op("Mul", shares, ones)
-        score = g.op("Where", valid, score, np.array(0, np.float32))
-        count = g.op("Max", g.op("ReduceSum", ones, [0], keepdims=1), np.array(1, np.float32))
-        mean = g.op("Div", g.op("ReduceSum", score, [0], keepdims=1), count)
-        return g.op("Div", score, g.op("Max", mean, TINY))

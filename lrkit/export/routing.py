@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from lrkit.export.choices import choice
 from lrkit.export.decoder import NEVER, SEEN, Decoder, Hidden, Mask, Seen, Segment
-from lrkit.export.dialect import Rotation
+from lrkit.export.dialect import Dialect, Rotation
 from lrkit.export.graph import Carried, Graph, State, Value
 from lrkit.model.settings import RoutingSettings
 
@@ -56,12 +57,35 @@ class Routed:
     """Extra passes executed by each token of the chunk; int64 (S,)."""
 
 
+def _sigmoid(g: Graph, write: Dialect, score: Value, valid: Value) -> Value:
+    return g.op("Sigmoid", score)
+
+
+def _softmax(g: Graph, write: Dialect, score: Value, valid: Value) -> Value:
+    return write.softmax(g, g.op("Where", valid, score, NEVER))
+
+
+ROUTERS = {"linear": ("router",), "mlp": ("router.0", "router.2")}
+"""`RoutingSettings.router` -> its matrices, with a SiLU in between."""
+GATES = {"sigmoid": _sigmoid, "softmax": _softmax}
+"""`RoutingSettings.gate` -> function of (graph, dialect, scores, which tokens are real)."""
+POSITIONS = {"keep": False, "rearrange": True}
+"""`RoutingSettings.positions` -> whether routed tokens are counted anew."""
+
+
 class Router:
-    """One routed layer."""
+    """One routed layer.
+
+    Raises:
+        ExportError: a setting that no program can be built for.
+    """
 
     def __init__(self, decoder: Decoder, settings: RoutingSettings, layer: int, latent_chunk: int, steps: int) -> None:
         """`latent_chunk` is the number of tokens of a latent step, `steps` the capacity in latent steps."""
         self.decoder, self.settings, self.layer = decoder, settings, layer
+        self.matrices = choice(ROUTERS, settings.router, "routing.router")
+        self.gate = choice(GATES, settings.gate, "routing.gate")
+        self.rearranges = choice(POSITIONS, settings.positions, "routing.positions")
         self.alpha = settings.alpha_of(layer, decoder.dimensions.num_layers)
         self.latent_chunk = latent_chunk
         self.step_alpha = min(self.alpha, latent_chunk)
@@ -96,7 +120,7 @@ class Router:
         score = self._score(g, hidden)
         everyone = step is not None and self.step_alpha == self.latent_chunk
         padded, score, ready = self._pad(g, hidden, score, valid, alpha if step is None else 0)
-        gate = self._gate(g, score, ready)
+        gate = self.gate(g, self.decoder.dialect, score, ready)
         if everyone:
             index, active, token = None, ready, hidden
         else:
@@ -119,11 +143,10 @@ class Router:
     def _score(self, g: Graph, x: Value) -> Value:
         """Router scores (S,), float32."""
         write, role = self.decoder.dialect, self._role
-        names = ["router"] if self.settings.router == "linear" else ["router.0", "router.2"]
-        for number, name in enumerate(names):
+        for number, name in enumerate(self.matrices):
             bias = write.vector(g, f"{role}.{name}.bias", "routing")
             x = write.linear(g, x, f"{role}.{name}.weight", bias, part="routing")
-            if number + 1 < len(names):
+            if number + 1 < len(self.matrices):
                 x = g.op("Mul", x, g.op("Sigmoid", x))
         return g.to_float32(g.op("Squeeze", x, [1]))
 
@@ -143,16 +166,11 @@ class Router:
             valid = g.op("Concat", valid, np.zeros(extra, bool), axis=0)
         return hidden, score, valid
 
-    def _gate(self, g: Graph, score: Value, valid: Value) -> Value:
-        if self.settings.gate == "sigmoid":
-            return g.op("Sigmoid", score)
-        return g.op("Softmax", g.op("Where", valid, score, NEVER), axis=-1)
-
     def _rotation(
         self, g: Graph, rotation: Rotation, index: Value | None, active: Value, cache: Refined, prompt: bool
     ) -> tuple[Rotation, Value]:
         """The chunk's own rotation at `index`, or one that counts all routed tokens (`rearrange`); and that count."""
-        if self.settings.positions == "keep":
+        if not self.rearranges:
             if index is None:
                 return rotation, cache.count
             if prompt:  # the padding behind the prompt has no rotation of its own
@@ -204,7 +222,7 @@ class Router:
         def body(inner: Graph, depth: Value, held: Carried) -> tuple[Value, Carried]:
             at = inner.op("Unsqueeze", depth, [0])
             new = self._pass(inner, at, held, turn, slots)
-            new["gate"] = self._gate(inner, self._score(inner, new["token"]), held["active"])
+            new["gate"] = self.gate(inner, self.decoder.dialect, self._score(inner, new["token"]), held["active"])
             new["active"] = self._still(inner, held["active"], new["gate"])
             return self._any(inner, new["active"]), new
 

@@ -1,0 +1,94 @@
+"""Every value of every option of the method, in both dialects: a program computes it as torch does, or is refused.
+
+Once a weighting that the export did not know was exported as 1 with one replayed token, while torch weighed it as
+`relative`; and `softmax` was one-dimensional, which TensorRT has no layer for.
+"""
+
+from typing import Any, get_args
+
+import onnx
+import onnx_ir as ir
+import pytest
+from pydantic import BaseModel
+
+from lrkit.errors import ExportError
+from lrkit.export.chunks import SHARED
+from lrkit.export.latent_input import SCALES
+from lrkit.export.replay import FORMATIONS, WEIGHTINGS
+from lrkit.export.routing import GATES, POSITIONS, ROUTERS
+from lrkit.export.target import Target
+from lrkit.model.settings import ReasonerSettings, ReplaySettings, RoutingSettings, ThinkSettings
+from tests.programs import Runner, assert_equal, build
+from tests.tiny import prompt, tiny_reasoner
+
+TABLES = {
+    ("think", "latent_scale"): SCALES, ("replay", "weighting"): WEIGHTINGS, ("replay", "formation"): FORMATIONS,
+    ("replay", "positions"): SHARED, ("routing", "router"): ROUTERS, ("routing", "gate"): GATES,
+    ("routing", "positions"): POSITIONS,
+}  # fmt: skip
+SECTIONS: dict[str, type[BaseModel]] = {"think": ThinkSettings, "replay": ReplaySettings, "routing": RoutingSettings}
+NOT_IN_THE_GRAPH = {("think", "halting")}
+"""An input of every question."""
+TWO_PICTURES = prompt(3, grids=((1, 4, 4), (1, 2, 6)))
+
+
+def named(section: str, field: str) -> tuple[str, ...]:
+    """The names that an option may have; none where it is a number."""
+    found = get_args(SECTIONS[section].model_fields[field].annotation)
+    return tuple(value for value in found if isinstance(value, str))
+
+
+def test_the_export_knows_every_value_that_training_knows():
+    options = {(section, field) for section, kind in SECTIONS.items() for field in kind.model_fields}
+    chosen = {option for option in options if len(named(*option)) > 1}
+    assert chosen - NOT_IN_THE_GRAPH == TABLES.keys()
+    for option, table in TABLES.items():
+        assert set(named(*option)) == set(table), option
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "slots"), [*((*option, 1) for option in TABLES), ("replay", "weighting", 3)]
+)
+def test_a_value_that_the_export_does_not_know_is_refused(section, field, slots):
+    base = {"think": {"max_latent_steps": 1}, "replay": {"num_tokens": slots}, "routing": {"depth": 1, "alpha": 4}}
+    reasoner = tiny_reasoner(ReasonerSettings.model_validate(base))
+    part = getattr(reasoner.settings, section)
+    unknown = part.model_copy(update={field: "softmix"})
+    reasoner.settings = reasoner.settings.model_copy(update={section: unknown})
+    with pytest.raises(ExportError, match=f"{section}.{field}='softmix'; a program knows ") as refused:
+        build(reasoner)
+    assert "\n" not in str(refused.value)
+
+
+def both(settings: dict[str, Any], dialect: str) -> None:
+    reasoner = tiny_reasoner(ReasonerSettings.model_validate({"think": {"max_latent_steps": 3}, **settings}))
+    assert_equal(reasoner, Runner(build(reasoner, Target(dialect=dialect))), TWO_PICTURES, fixed=True)
+
+
+@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("slots", [1, 5])
+def test_weightings(dialect, weighting, slots):
+    """Seven visual tokens for three steps: with five a step, the last slots stay empty."""
+    both({"replay": {"num_tokens": slots, "weighting": weighting}}, dialect)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_weightings_in_one_mixed_token(weighting):
+    both({"replay": {"num_tokens": 5, "weighting": weighting, "formation": "soft_mix"}}, "tensorrt")
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_standard_dialects_gate_by_softmax(depth):
+    routing = {"depth": depth, "alpha": 4, "gate": "softmax", "threshold": 0.1 if depth > 1 else 0.0}
+    both({"replay": {"num_tokens": 2, "weighting": "softmax"}, "routing": routing}, "tensorrt")
+
+
+def test_the_standard_dialect_has_no_softmax_of_a_vector():
+    """TensorRT: "at least 2 dimensions are required for input"."""
+    settings = {"replay": {"num_tokens": 4, "weighting": "softmax"}, "routing": {"depth": 2, "gate": "softmax"}}
+    program = build(tiny_reasoner(ReasonerSettings.model_validate(settings)), Target(dialect="tensorrt"))
+    model = ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(ir.serde.serialize_model(program.model)))
+    shapes = {str(n.name): n.inputs[0].shape for n in model.graph.all_nodes() if n.op_type == "Softmax" and n.inputs[0]}
+    assert {"think/Softmax", "prompt/layer1/Softmax"} <= {name for name, shape in shapes.items() if shape is not None}
+    assert all(len(shape) > 1 for shape in shapes.values() if shape is not None)
