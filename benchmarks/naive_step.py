@@ -20,7 +20,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_vl.modeling_qwen2_vl import eager_attention_forward
 
 from lrkit.model.decoder import embed_prompts, prompt_positions
-from lrkit.model.reasoner import LatentReasoner, Supervised
+from lrkit.model.objective import Supervised
+from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.replay import replay
 
 EAGER = "naive_eager"

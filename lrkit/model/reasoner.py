@@ -9,49 +9,20 @@ Legend: B batch, P prompt tokens, S spoken tokens, T latent steps, V visual toke
 vocabulary.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lrkit.model.backbones.protocol import Backbone
 from lrkit.model.decoder import Prompts, Routing, prefill, run_chunk, visual_saliency
 from lrkit.model.distill import Teacher, TokenSR, distillation_loss
 from lrkit.model.latent_token import LatentToken
 from lrkit.model.lora import Adapter
+from lrkit.model.objective import Distilled, ReasonerLoss, Supervised, loss_counts, objective
 from lrkit.model.replay import Replay, replay
 from lrkit.model.routing import RoutedLayer
 from lrkit.model.saliency import SaliencyRow
 from lrkit.model.settings import ReasonerSettings
 from lrkit.model.state import Sequences
-
-
-class Supervised(Prompts, Protocol):
-    """A training batch (lrkit/data/collate.py: TrainBatch)."""
-
-    num_latents: Tensor
-    may_think: Tensor
-    speech_ids: Tensor
-    speech_mask: Tensor
-    speech_weights: Tensor
-
-
-@dataclass(frozen=True)
-class ReasonerLoss:
-    """Losses of one batch (eq. 13 and 14)."""
-
-    total: Tensor
-    """speech + lambda * distill."""
-    speech: Tensor
-    """Weighted mean cross entropy over spoken tokens and `<|latent|>` decisions."""
-    distill: Tensor
-    """L_SCF: mean over samples of the mean over their latent steps; 0 when it is off."""
-    right_tokens: Tensor
-    """Targets predicted right (a count)."""
-    num_tokens: Tensor
-    """Targets."""
 
 
 class LatentReasoner(nn.Module):
@@ -145,15 +116,25 @@ class LatentReasoner(nn.Module):
         state.last_hidden_BD = torch.where((last_B >= 0)[:, None], hidden[rows, last_B], state.last_hidden_BD)
         return hidden
 
-    def forward(self, batch: Supervised) -> ReasonerLoss:
-        """Teacher-forced loss: `num_latents` latent steps per sample, then all spoken tokens at once."""
+    def loss_counts(self, batch: Supervised) -> Tensor:
+        """What the losses of a batch are means over; see objective.py."""
+        return loss_counts(self.settings, batch)
+
+    def forward(self, batch: Supervised, counts: Tensor | None = None) -> ReasonerLoss:
+        """Teacher-forced loss: `num_latents` latent steps per sample, then all spoken tokens at once.
+
+        `counts` is the mean of `loss_counts` over the batches of an update, whose losses then have the mean, and the
+        mean gradient, of one large batch; None: this batch stands alone.
+        """
         state = self.prefill(batch)
+        adaptive = self.settings.think.halting == "adaptive"
         decisions: list[tuple[Tensor, Tensor]] = []
-        distilled: list[tuple[Tensor, Tensor]] = []
+        distilled: list[Distilled] = []
         teacher = self._teacher(batch)
         for step in range(int(batch.num_latents.max())):
             active_B = batch.num_latents > step
-            decisions.append((state.last_hidden_BD, active_B))
+            if adaptive:
+                decisions.append((self.logits(state.last_hidden_BD).float(), active_B))
             replayed = self.think(state, active_B)
             if teacher is not None and replayed is not None:
                 distilled.append(self._distill(teacher, replayed))
@@ -161,7 +142,15 @@ class LatentReasoner(nn.Module):
         if batch.speech_ids.shape[1] > 1:
             spoken_BSD = self.speak(state, batch.speech_ids[:, :-1], batch.speech_mask[:, :-1])
             hidden_BSD = torch.cat([hidden_BSD, spoken_BSD], dim=1)
-        return self._loss(batch, hidden_BSD, decisions, distilled)
+        return objective(
+            self.settings,
+            batch,
+            self.logits(hidden_BSD).float(),
+            decisions,
+            distilled,
+            self.latent.token_id,
+            self.loss_counts(batch) if counts is None else counts,
+        )
 
     def _replay(self, state: Sequences, active_B: Tensor) -> Replay | None:
         if self.settings.replay.num_tokens == 0 or state.visual is None:
@@ -203,52 +192,8 @@ class LatentReasoner(nn.Module):
             self.settings.distill.window,
         )
 
-    def _distill(self, teacher: Teacher, replayed: Replay) -> tuple[Tensor, Tensor]:
+    def _distill(self, teacher: Teacher, replayed: Replay) -> Distilled:
         """L_rec of this latent step per sample, and which samples have one: those that replayed something."""
         assert self.token_sr is not None
         reference, samples = teacher.features(replayed.selected_BV)
         return distillation_loss(self.token_sr, replayed, reference, samples)
-
-    def _loss(
-        self,
-        batch: Supervised,
-        hidden_BSD: Tensor,
-        decisions: list[tuple[Tensor, Tensor]],
-        distilled: list[tuple[Tensor, Tensor]],
-    ) -> ReasonerLoss:
-        """Cross entropy on speech and on `<|latent|>` decisions, plus lambda * L_SCF (eq. 13, 14)."""
-        logits = self.logits(hidden_BSD).float()
-        adaptive = self.settings.think.halting == "adaptive"
-        # Only where speech begins may the model still choose to think, and only if it was not asked to speak at once.
-        closed_BS = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
-        closed_BS[:, 0] = ~batch.may_think if adaptive else True
-        latent_W = torch.arange(logits.shape[-1], device=logits.device) == self.latent.token_id
-        logits = logits.masked_fill(closed_BS[..., None] & latent_W, torch.finfo(logits.dtype).min)
-        weights = [(batch.speech_weights * batch.speech_mask).flatten()]
-        scores, targets = [logits.flatten(0, 1)], [batch.speech_ids.flatten()]
-        if adaptive:
-            for hidden_BD, active_B in decisions:
-                scores.append(self.logits(hidden_BD).float())
-                targets.append(torch.full_like(active_B, self.latent.token_id, dtype=torch.long))
-                weights.append(active_B.to(weights[0].dtype))
-        score, target, weight = (
-            torch.cat(scores),
-            torch.cat(targets),
-            torch.cat(weights),
-        )
-        speech = (functional.cross_entropy(score, target, reduction="none") * weight).sum() / weight.sum()
-        counted = weight > 0
-        right = ((score.detach().argmax(-1) == target) & counted).sum()
-        distill = mean_over_steps(distilled, speech)
-        total = speech + self.settings.distill.weight * distill
-        return ReasonerLoss(total, speech, distill, right, counted.sum())
-
-
-def mean_over_steps(distilled: list[tuple[Tensor, Tensor]], like: Tensor) -> Tensor:
-    """L_SCF (eq. 9): mean over each sample's latent steps, then over the samples that have any."""
-    if not distilled:
-        return torch.zeros_like(like)
-    total_B = torch.stack([loss for loss, _ in distilled]).sum(0)
-    count_B = torch.stack([has for _, has in distilled]).sum(0)
-    per_sample = total_B / count_B.clamp_min(1)
-    return per_sample.sum() / (count_B > 0).sum().clamp_min(1)

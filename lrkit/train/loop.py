@@ -11,20 +11,22 @@ uninterrupted run bit for bit: the state file holds everything that the next upd
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lrkit.data.collate import TrainBatch
 from lrkit.errors import ConfigError, UserError
 from lrkit.model.checkpoint import save_checkpoint
 from lrkit.train.curriculum import Curriculum, num_updates
+from lrkit.train.devices import ignored_environment, make_accelerator, mean_over_processes
 from lrkit.train.display import Display
 from lrkit.train.metrics import MetricsWriter
 from lrkit.train.optim import build_optimizers, learning_rate, set_learning_rate
@@ -45,7 +47,7 @@ from lrkit.train.state import (
     stop_on_signals,
 )
 from lrkit.train.validate import Validation, Validator
-from lrkit.train.vision import VisionObjective
+from lrkit.train.vision import VisionBatch, VisionObjective
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -105,6 +107,8 @@ def train(
         MetricsWriter(folder if main else None, *keep) as metrics,
         Display(quiet or not main) as display,
     ):
+        if (note := ignored_environment(recipe)) is not None:
+            display.say(note)
         return Trainer(recipe, folder, accelerator, start, source, metrics, display, request).run(saved)
 
 
@@ -124,20 +128,6 @@ def open_folder(recipe: Recipe, folder: Path, resume: bool) -> Saved | None:
     if leftovers and not resume:
         raise ConfigError(f"{folder} is not empty (it holds {leftovers[0]}); give another folder with -o")
     return None
-
-
-def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Device, processes and precision."""
-    half = recipe.precision == "bfloat16" or (
-        recipe.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    )
-    # Routers, TokenSR and the tower have no part in every batch.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(
-        mixed_precision="bf16" if half else "no",
-        gradient_accumulation_steps=recipe.accumulate,
-        kwargs_handlers=[unused],
-    )
 
 
 class Trainer:
@@ -232,13 +222,14 @@ class Trainer:
             )
 
     def _update(self, now: StageRun) -> None:
-        """One optimizer update, over `accumulate` batches."""
+        """One optimizer update, over `accumulate` batches, equal to one over a batch that holds them all."""
         accelerator = self.accelerator
         set_learning_rate(now.optimizers, learning_rate(now.config, self.place.update, now.total))
-        for _ in range(self.recipe.accumulate):
-            batch = self.curriculum.batch(now.index).to(accelerator.device)
+        batches = [self.curriculum.batch(now.index) for _ in range(self.recipe.accumulate)]
+        counts = self._mean_counts(now, batches)
+        for batch in batches:
             with accelerator.accumulate(now.model):
-                loss = now.model(batch)
+                loss = now.model(batch.to(accelerator.device), counts)
                 accelerator.backward(loss.total)
                 if accelerator.sync_gradients and now.config.clip:
                     norm = accelerator.clip_grad_norm_(now.model.parameters(), now.config.clip)
@@ -253,6 +244,12 @@ class Trainer:
         self.place.total_updates += 1
         self.display.advance(self.place.update)
 
+    def _mean_counts(self, now: StageRun, batches: Sequence[TrainBatch | VisionBatch]) -> Tensor:
+        """What every batch of an update, in every process, divides its losses by."""
+        objective: Any = self.accelerator.unwrap_model(now.model)
+        counts = torch.stack([objective.loss_counts(batch) for batch in batches]).mean(0).to(self.accelerator.device)
+        return mean_over_processes(self.accelerator, counts)
+
     def _count(self, **values: Tensor) -> None:
         """Adds to the sums of the current log line; nothing is read back from the device."""
         for name, value in values.items():
@@ -262,7 +259,7 @@ class Trainer:
     def _log_if_due(self, now: StageRun) -> None:
         if self.place.update % self.recipe.log_every and self.place.update != now.total:
             return
-        sums = {name: float(value) for name, value in self.meter.items()}
+        sums = {name: float(mean_over_processes(self.accelerator, self.meter[name])) for name in sorted(self.meter)}
         self.meter = {}
         batches = sums["batches"]
         values = {"loss": sums["loss"] / batches, "token_accuracy": sums["right"] / max(1.0, sums["tokens"])}

@@ -96,18 +96,27 @@ class VisionObjective(nn.Module):
                 table = torch.randn(readout.classes, width, generator=generator) * 0.02
                 self.readout_tables[name] = nn.Parameter(table.to(device))
 
-    def forward(self, batch: VisionBatch) -> VisionLoss:
-        """Sum over read-outs of the mean cross entropy over labelled tokens."""
+    def loss_counts(self, batch: VisionBatch) -> Tensor:
+        """What the read-outs' losses are means over: labelled tokens of each, (read-outs,) float32."""
+        return torch.stack([(batch.labels[name] >= 0).sum() for name in self._readouts]).float()
+
+    def forward(self, batch: VisionBatch, counts: Tensor | None = None) -> VisionLoss:
+        """Sum over read-outs of the mean cross entropy over labelled tokens.
+
+        `counts` is the mean of `loss_counts` over the batches of an update; None: this batch stands alone.
+        """
         backbone = self.reasoner.backbone
         tokens_VD = backbone.encode_images(batch.pixel_values, batch.image_grid_thw)
+        counts = (self.loss_counts(batch) if counts is None else counts).clamp_min(torch.finfo(torch.float32).tiny)
         losses: list[Tensor] = []
         right: dict[str, tuple[Tensor, Tensor]] = {}
-        for name in self._readouts:
+        for name, count in zip(self._readouts, counts, strict=True):
             table_CD = self.readout_tables[name] if name not in self._rows else self._embedding_rows(name)
             logits_VC = (tokens_VD @ table_CD.T.to(tokens_VD.dtype)).float()
             labels_V = batch.labels[name]
             known_V = labels_V >= 0
-            losses.append(functional.cross_entropy(logits_VC, labels_V.masked_fill(~known_V, -100)))
+            target_V = labels_V.masked_fill(~known_V, -100)
+            losses.append(functional.cross_entropy(logits_VC, target_V, reduction="sum") / count)
             right[name] = (((logits_VC.detach().argmax(-1) == labels_V) & known_V).sum(), known_V.sum())
         total = torch.stack(losses).sum()
         counts = torch.stack([torch.stack(pair) for pair in right.values()]).sum(0)

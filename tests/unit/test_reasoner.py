@@ -6,7 +6,8 @@ from torch import Tensor
 
 from lrkit.errors import DataError
 from lrkit.model.decoder import run_chunk
-from lrkit.model.reasoner import LatentReasoner, ReasonerLoss
+from lrkit.model.objective import ReasonerLoss
+from lrkit.model.reasoner import LatentReasoner
 from tests.lab import Steps, rich_reasoner, run_steps, settings, teach_halting
 from tests.tiny import EOS, IMAGE, LATENT, VOCABULARY, Batch, Prompt, batch, prompt, tiny_reasoner
 

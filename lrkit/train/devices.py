@@ -1,0 +1,54 @@
+"""Devices, processes and precision of a run, which are accelerate's business; what its environment may not change.
+
+Place in the pipeline: train/loop.py makes one `Accelerator` per stage.
+"""
+
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from torch import Tensor
+
+from lrkit.train.recipe import Recipe
+
+_ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Device, processes and precision as the recipe says."""
+    half = recipe.precision == "bfloat16" or (
+        recipe.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    )
+    # Routers, TokenSR and the tower have no part in every batch.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(
+        mixed_precision="bf16" if half else "no",
+        # Not the number alone: accelerate would let a variable of the environment replace it.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=recipe.accumulate),
+        kwargs_handlers=[unused],
+    )
+
+
+def ignored_environment(recipe: Recipe) -> str | None:
+    """A sentence where the environment asks for other values than the recipe, which decides alone.
+
+    Launchers and job templates leave `ACCELERATE_GRADIENT_ACCUMULATION_STEPS` behind; obeyed, 4 against `accumulate: 1`
+    would let three of four updates do nothing.
+    """
+    asked = os.environ.get(_ACCUMULATION)
+    if asked is None or asked == str(recipe.accumulate):
+        return None
+    return (
+        f"the environment's {_ACCUMULATION}={asked} is ignored, because the recipe says accumulate: "
+        f"{recipe.accumulate}; change the recipe to change it"
+    )
+
+
+def mean_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """The mean over all processes, in each of them."""
+    if accelerator.num_processes == 1:
+        return values
+    mean = accelerator.reduce(values.to(accelerator.device), "mean")
+    assert isinstance(mean, Tensor)
+    return mean
