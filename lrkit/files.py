@@ -17,7 +17,7 @@ import stat
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from errno import EACCES, EBUSY, EPERM, EROFS, EXDEV
+from errno import EACCES, EBUSY, ENOTDIR, EPERM, EROFS, EXDEV
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,35 @@ def replacing(path: Path | str) -> Generator[Path]:
     finally:
         with suppress(OSError):
             staging.unlink(missing_ok=True)
+
+
+def check_writable(path: Path | str, folder: bool = False) -> None:
+    """Looks, before long work, whether its result could be written to `path`: a file, or a folder of files.
+
+    Raises:
+        FileError: it could not: a folder where a file belongs or the other way, a file among the parents, no rights.
+    """
+    given = Path(path)
+    try:
+        if "\0" in str(given):
+            raise ValueError("the name holds a NUL")
+        descriptor, target = _destination(given)
+        if descriptor is not None:
+            os.fstat(descriptor)
+            return
+        if not folder and target.exists():
+            _special(target)
+            return
+        there = next(place for place in (target, *target.absolute().parents) if os.path.lexists(place))
+        if not there.is_dir():
+            raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR), str(there))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(EACCES, os.strerror(EACCES), str(there))
+        given.stat()  # a name that is too long, which lexists does not tell from one that is free
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise FileError(os_sentence(error, given)) from error
 
 
 def sync(path: Path) -> None:

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
-from lrkit.cli.tables import percent, write_json
+from lrkit.cli.console import bars, beside_json, printable
+from lrkit.cli.tables import json_option, percent, write_json
+from lrkit.files import check_writable
 
 EXAMPLES = """
 Examples:
@@ -24,7 +25,7 @@ def ablate(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value changes of the sweep.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the runs.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, one thread each.")] = 1,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table to this file too.")] = None,
+    json_file: Annotated[Path | None, json_option("Write the table to this file too.")] = None,
 ) -> None:
     """Train variants of a recipe at equal budget, with several seeds, and compare them; goes on where it stopped."""
     from lrkit.evaluate.ablate import Run, load_sweep, render, run_sweep
@@ -32,9 +33,8 @@ def ablate(
 
     asked = load_sweep(find_sweep(sweep), overrides or [])
     folder = output or Path("runs") / asked.name
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console) as progress:
+    check_writable(folder, folder=True)
+    with bars(MofNCompleteColumn(), TimeRemainingColumn(), transient=False) as progress:
         bar = progress.add_task(asked.name, total=len(asked.variants) * len(asked.seeds))
 
         def on_result(run: Run, result: dict[str, Any]) -> None:
@@ -43,5 +43,5 @@ def ablate(
             progress.advance(bar)
 
         table = run_sweep(asked, folder, jobs, on_result)
-    Console().print(Markdown(render(table)))
+    beside_json(json_file).print(Markdown(printable(render(table))))
     write_json(json_file, table)

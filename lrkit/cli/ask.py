@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from lrkit.cli.console import beside_json, err
 from lrkit.cli.eval import parse_modes
-from lrkit.cli.tables import milliseconds, write_json
+from lrkit.cli.tables import json_option, milliseconds, write_json
+from lrkit.files import check_writable
 
 EXAMPLES = """
 Examples:
@@ -40,27 +41,26 @@ def ask(
     engine_option: Annotated[list[str] | None, typer.Option(help="TensorRT: KEY=VALUE, as device=1; repeat.")] = None,
     provider: Annotated[str | None, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, ...")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="ONNX Runtime: threads of one operator.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the answer and its history.")] = None,
+    json_file: Annotated[Path | None, json_option("Write the answer and its history.")] = None,
 ) -> None:
     """Ask one question about one picture, several, or none."""
     from lrkit.runtime.engines import parse_options
     from lrkit.runtime.session import Reasoner
 
     (chosen,) = parse_modes(mode)[:1]
+    if trace is not None:
+        check_writable(trace)
     options = parse_options(engine_option or [])
     reasoner = Reasoner.open(model, device, provider, threads, engine, options).baseline(chosen).prepare()
     answer = reasoner.ask(
         list(image or []), question, chosen, max_new_tokens=max_new_tokens, max_latent_steps=max_latent_steps
     )
+    # Unwrapped: what is piped on is the answer as it was spoken, whatever the width of the terminal.
+    beside_json(json_file, soft_wrap=True).print(answer.text)
+    err(soft_wrap=True).print(
+        f"{answer.ar_steps} autoregressive steps ({answer.latent_steps} latent, {answer.spoken_tokens} tokens spoken), "
+        f"{answer.replayed_tokens} visual tokens replayed, {milliseconds(answer.timings['total'])}"
+    )
+    write_json(json_file, answer.to_dict())
     if trace is not None:
         answer.save_trace(trace)
-    write_json(json_file, answer.to_dict())
-    console = Console()
-    # Unwrapped: what is piped on is the answer as it was spoken, whatever the width of the terminal.
-    console.print(answer.text, highlight=False, markup=False, soft_wrap=True)
-    note = Console(stderr=True, highlight=False)
-    note.print(
-        f"{answer.ar_steps} autoregressive steps ({answer.latent_steps} latent, {answer.spoken_tokens} tokens spoken), "
-        f"{answer.replayed_tokens} visual tokens replayed, {milliseconds(answer.timings['total'])}",
-        soft_wrap=True,
-    )

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from lrkit.cli.console import out
 from lrkit.errors import UserError, require
 from lrkit.resources import copy_resource, find_checkpoint
 
@@ -26,7 +27,7 @@ def cp(
     """Copy a shipped recipe, target, suite, device sheet or shape; or a checkpoint, which keeps finding its base."""
     checkpoint = find_checkpoint(name)
     if checkpoint is None:
-        typer.echo(str(copy_resource(name, destination, force)))
+        out(soft_wrap=True).print(str(copy_resource(name, destination, force)))
         return
     target = destination or Path(checkpoint.name)
     if target.exists() and not force:
@@ -35,4 +36,4 @@ def cp(
     from lrkit.model.checkpoint import copy_checkpoint
 
     copy_checkpoint(checkpoint, target)
-    typer.echo(str(target))
+    out(soft_wrap=True).print(str(target))

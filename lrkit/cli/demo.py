@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lrkit.cli.tables import headline, milliseconds, modes_table, write_json
+from lrkit.cli.console import bars, beside_json
+from lrkit.cli.tables import headline, json_option, milliseconds, modes_table, write_json
 from lrkit.errors import MissingExtraError
+from lrkit.files import check_writable
 from lrkit.model.generated import MODES
 
 if TYPE_CHECKING:
@@ -29,27 +31,29 @@ def demo(
     samples: Annotated[int, typer.Option(min=1, help="Held-out pictures.")] = 300,
     latency_samples: Annotated[int, typer.Option(min=1, help="Pictures timed one by one.")] = 40,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the pictures.")] = Path("runs/demo"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    json_file: Annotated[Path | None, json_option("Write all figures to this file.")] = None,
 ) -> None:
     """Ask the shipped model about held-out pictures in three modes; show accuracy, steps, latency and one trace."""
     from lrkit.evaluate.demo import demonstrate
     from lrkit.provenance import collect
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bars = {mode: progress.add_task(mode, total=samples) for mode in MODES}
-        shown = demonstrate("tiny", output, samples, latency_samples, lambda m, count: progress.advance(bars[m], count))
-    console = Console(highlight=False)
+    check_writable(output, folder=True)
+    with bars(MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+        tasks = {mode: progress.add_task(mode, total=samples) for mode in MODES}
+        shown = demonstrate(
+            "tiny", output, samples, latency_samples, lambda m, count: progress.advance(tasks[m], count)
+        )
+    console = beside_json(json_file)
     report = shown.to_dict()
     console.print(modes_table(report, f"tiny on {samples} held-out pictures, 1 to 8 hops"))
     if (sentence := headline(report)) is not None:
         console.print(sentence)
-    console.print(f"\n{shown.example['latent'].question}  (right: {shown.expected})", markup=False)
+    console.print(f"\n{shown.example['latent'].question}  (right: {shown.expected})")
     for mode, answer in shown.example.items():
-        console.print(f"  {mode}, {answer.ar_steps} steps: {answer.text}", markup=False)
-    console.print(f"\nthe picture: {shown.picture}\nwhere each latent step looked: {shown.trace}", markup=False)
+        console.print(f"  {mode}, {answer.ar_steps} steps: {answer.text}")
+    console.print(f"\nthe picture: {shown.picture}\nwhere each latent step looked: {shown.trace}")
     report["engines"] = {row.name: row.to_dict() for row in _engines(console, output, latency_samples)}
-    write_json(json_file, {"schema": 1, "kind": "demo", **report, "provenance": collect()})
+    write_json(json_file, {"schema": 1, "kind": "demo", **report, "provenance": collect()}, precious=True)
 
 
 def _engines(console: Console, output: Path, samples: int) -> "list[EngineFigures]":
@@ -59,7 +63,7 @@ def _engines(console: Console, output: Path, samples: int) -> "list[EngineFigure
     try:
         rows = compare_engines("tiny", output, samples, lambda what: console.print(f"  {what}"))
     except MissingExtraError as error:
-        console.print(f"\nthe program without torch is left out: {error}", markup=False)
+        console.print(f"\nthe program without torch is left out: {error}")
         return []
     table = Table(title="the same model as one program, latent mode", title_justify="left")
     table.add_column("engine")
@@ -73,5 +77,5 @@ def _engines(console: Console, output: Path, samples: int) -> "list[EngineFigure
         share = f"{row.correct}/{row.latency.count}"
         table.add_row(row.name, f"{row.bytes / 1e6:.1f} MB", share, milliseconds(row.latency.median), faster)
     console.print(table)
-    console.print(f"the bundles: {output / 'cpu-fp32'}, {output / 'cpu-int4'}", markup=False)
+    console.print(f"the bundles: {output / 'cpu-fp32'}, {output / 'cpu-int4'}")
     return rows

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from lrkit.cli.tables import write_json
+from lrkit.cli.console import beside_json
+from lrkit.cli.tables import json_option, write_json
 from lrkit.environment import inspect_environment
 
 EXAMPLES = """
@@ -20,13 +19,13 @@ Examples:
 
 def doctor(
     rates: Annotated[bool, typer.Option(help="Measure memory bandwidth and products; takes some seconds.")] = True,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the findings to this file too.")] = None,
+    json_file: Annotated[Path | None, json_option("Write the findings to this file too.")] = None,
 ) -> None:
     """Show what can run here and how fast, versions, and which optional parts are installed."""
     from lrkit.profile.machine import inspect_machine
 
     found = {**inspect_environment(), **inspect_machine(rates)}
-    console = Console(highlight=False, soft_wrap=True)
+    console = beside_json(json_file, soft_wrap=True)
     console.print(_machine_table(found))
     console.print(_engines_table(found["engines"]))
     if found["rates"] is not None:
@@ -34,9 +33,9 @@ def doctor(
     console.print(_parts_table(found["parts"]))
     for part in found["parts"].values():
         for package, problem in part["missing"].items():
-            console.print(f"{part['name']}: {package} {problem}", markup=False)
+            console.print(f"{part['name']}: {package} {problem}")
     for note in found["notes"]:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
     write_json(json_file, {"schema": 1, "kind": "doctor", **found})
 
 
@@ -76,7 +75,7 @@ def _engines_table(engines: list[dict[str, Any]]) -> Table:
     for engine in engines:
         here = "usable" if engine["usable"] else "no"
         cells = (engine["name"], engine["version"] or "-", here, engine["runs_on"], engine["command"] or "")
-        table.add_row(*(escape(cell) for cell in cells))
+        table.add_row(*cells)
     return table
 
 
@@ -100,5 +99,5 @@ def _parts_table(parts: dict[str, Any]) -> Table:
         table.add_column(column)
     for name, part in parts.items():
         state = "complete" if part["present"] else f"{len(part['missing'])} missing"
-        table.add_row(name, state, escape(part["command"] or ""))
+        table.add_row(name, state, part["command"] or "")
     return table

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
-from lrkit.cli.tables import headline, modes_table, write_json
+from lrkit.cli.console import bars, beside_json
+from lrkit.cli.tables import headline, json_option, modes_table, write_json
 from lrkit.errors import UserError
 from lrkit.model.generated import MODES, Mode
 
@@ -46,7 +46,7 @@ def eval_checkpoint(
     provider: Annotated[str | None, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, ...")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="ONNX Runtime: threads of one operator.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the pictures drawn from a trail set.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    json_file: Annotated[Path | None, json_option("Write all figures to this file.")] = None,
 ) -> None:
     """Measure accuracy, autoregressive steps and latency of the modes on the same samples."""
     from lrkit.evaluate.benchmarks import load_samples
@@ -55,7 +55,7 @@ def eval_checkpoint(
     from lrkit.runtime.engines import EngineChoice, parse_options
     from lrkit.runtime.session import Reasoner
 
-    console = Console()
+    console = beside_json(json_file)
     chosen = parse_modes(modes)
     sets = {name: load_samples(name, samples, seed=seed) for name in data or ["trail:main"]}
     choice = EngineChoice(engine, provider, threads, options=parse_options(engine_option or []))
@@ -63,17 +63,18 @@ def eval_checkpoint(
     options = EvalOptions(chosen, batch_size, latency_samples, max_new_tokens, max_latent_steps)
     runs_on = {"engine": reasoner.engine.name, "device": device or choice.place, "threads": threads}
     report: dict[str, Any] = {"schema": 1, "kind": "eval", "model": model, "runs_on": runs_on, "seed": seed, "sets": {}}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     for name, drawn in sets.items():
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            bars = {mode: progress.add_task(f"{name} {mode}", total=len(drawn)) for mode in chosen}
-            done = evaluate(reasoner, drawn, options, lambda mode, count, b=bars, p=progress: p.advance(b[mode], count))
+        with bars(MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+            tasks = {mode: progress.add_task(f"{name} {mode}", total=len(drawn)) for mode in chosen}
+            done = evaluate(
+                reasoner, drawn, options, lambda mode, count, t=tasks, p=progress: p.advance(t[mode], count)
+            )
         figures = done.to_dict()
         report["sets"][name] = figures
         console.print(modes_table(figures, f"{model} on {name}, {len(drawn)} samples"))
         if (sentence := headline(figures)) is not None:
             console.print(sentence)
-    write_json(json_file, {**report, **_first(report["sets"]), "provenance": collect()})
+    write_json(json_file, {**report, **_first(report["sets"]), "provenance": collect()}, precious=True)
 
 
 def parse_modes(text: str) -> tuple[Mode, ...]:

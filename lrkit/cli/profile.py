@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from lrkit.cli.console import STDOUT, beside_json
 from lrkit.cli.progress import ProfileProgress
-from lrkit.cli.tables import milliseconds, number, percent, write_json
+from lrkit.cli.tables import json_option, milliseconds, number, percent, write_json
 from lrkit.errors import LrkitError, UserError
+from lrkit.files import check_writable
 
 if TYPE_CHECKING:
     from lrkit.profile.cases import Model, ModelChoice
@@ -75,7 +76,7 @@ def profile(
     fail_if: Annotated[list[str] | None, typer.Option(help="Exit code 2 if it holds; repeat.")] = None,
     compare: Annotated[tuple[Path, Path] | None, typer.Option(help="Compare two report.json; no model.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the report.")] = Path("runs/profile"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report, or comparison, here too.")] = None,
+    json_file: Annotated[Path | None, json_option("Write the report, or comparison, here too.")] = None,
 ) -> None:
     """Measure accuracy, steps, latency by phase, memory and ceilings of all modes on the same questions."""
     from lrkit.profile.cases import ModelChoice
@@ -87,6 +88,7 @@ def profile(
     conditions = [parse_condition(text) for text in fail_if or []]
     if compare is not None:
         return _compare(*compare, json_file, models or [])
+    check_writable(output, folder=True)
     forced = _forced(cot_tokens, latent_steps, answer_tokens, budget)
     models, sweep = _settings_after_sweep(models or [], sweep or [])
     if write_choice:
@@ -140,7 +142,8 @@ def _finish(
     _save(report, output, json_file)
     if bundle is not None and not report["partial"]:
         kept = write_choice(bundle, report).model_dump(exclude={"chosen"}, exclude_none=True)
-        print(f"{bundle}: asked from now on with {', '.join(f'{key} {value}' for key, value in kept.items())}")
+        said = f"{bundle}: asked from now on with {', '.join(f'{key} {value}' for key, value in kept.items())}"
+        beside_json(json_file, soft_wrap=True).print(said)
     if report["partial"]:
         raise KeyboardInterrupt(f"interrupted; the report of what was measured is in {output}")
     if found := failures(conditions, report["figures"]):
@@ -207,9 +210,11 @@ def _save(report: "Report", folder: Path, json_file: Path | None) -> None:
     from lrkit.profile.sweep import replay_sentence
 
     files = save(report, folder)
-    if json_file is not None:
+    if json_file == STDOUT:
+        write_json(json_file, report)
+    elif json_file is not None:
         write_report(report, json_file)
-    console = Console(highlight=False, soft_wrap=True)
+    console = beside_json(json_file, soft_wrap=True)
     table = Table(title="runs", title_justify="left")
     table.add_column("run", overflow="fold")
     for name in ("right", "AR steps", "latent", "median", "p95", "failed"):
@@ -221,17 +226,17 @@ def _save(report: "Report", folder: Path, json_file: Path | None) -> None:
         table.add_row(run["id"], *figures, *times, f"{s['failures']} of {s['answers']}")
     console.print(table)
     for item in report["skipped"]:
-        console.print(f"{item['run']} was skipped: {item['reason']}", markup=False)
+        console.print(f"{item['run']} was skipped: {item['reason']}")
     for sentence in report["headlines"]:
-        console.print(sentence, markup=False)
+        console.print(sentence)
     if report["sweep"]:
-        console.print(f"use {report['sweep']['use']}: {report['sweep']['why']}", markup=False)
+        console.print(f"use {report['sweep']['use']}: {report['sweep']['why']}")
         settings = report["models"][0]["settings"]
         if report["sweep"]["use"] and (how := how_to_export(chosen_settings(report["sweep"]), settings)):
-            console.print(how, markup=False)
+            console.print(how)
         if report["sweep"]["replay_against_cot"]:
-            console.print(replay_sentence(report["sweep"]["replay_against_cot"]), markup=False)
-    console.print("report: " + ", ".join(str(file) for file in files), markup=False)
+            console.print(replay_sentence(report["sweep"]["replay_against_cot"]))
+    console.print("report: " + ", ".join(str(file) for file in files))
 
 
 def _compare(before: Path, after: Path, json_file: Path | None, models: list[str]) -> None:
@@ -241,5 +246,5 @@ def _compare(before: Path, after: Path, json_file: Path | None, models: list[str
     from lrkit.profile.report import read_report
 
     compared = compare_reports(read_report(before), read_report(after))
-    Console(highlight=False, soft_wrap=True).print(render_comparison(compared), markup=False)
+    beside_json(json_file, soft_wrap=True).print(render_comparison(compared))
     write_json(json_file, compared)

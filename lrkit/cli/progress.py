@@ -1,30 +1,19 @@
 """How far `lrkit export` and `lrkit profile` are, on stderr: bars on a terminal, a line now and then in a log."""
 
-import sys
 import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import MofNCompleteColumn, ProgressColumn, TaskID, TimeElapsedColumn, TimeRemainingColumn
+
+from lrkit.cli.console import PlainTextColumn, bars, err, printable
 
 
 class _Reporter:
     """Bars where stderr is a terminal, and a clock for the lines elsewhere."""
 
     def __init__(self, *columns: ProgressColumn, seconds_between_lines: float) -> None:
-        console = Console(stderr=True)
-        shown = (TextColumn("{task.description}"), BarColumn(), *columns)
-        self._bars = Progress(*shown, console=console, transient=True) if console.is_terminal else None
+        self._bars = bars(*columns) if err().is_terminal else None
         self._seconds_between_lines = seconds_between_lines
         self._started = self._said = time.monotonic()
 
@@ -41,7 +30,7 @@ class _Reporter:
 
     def _say(self, text: str) -> None:
         self._said = time.monotonic()
-        print(f"{self._said - self._started:6.0f} s  {text}", file=sys.stderr, flush=True)
+        err(soft_wrap=True).print(f"{self._said - self._started:6.0f} s  {printable(text)}")
 
     def _say_sometimes(self, text: str) -> None:
         if time.monotonic() - self._said > self._seconds_between_lines:
@@ -52,7 +41,7 @@ class ExportProgress(_Reporter):
     """Call it with (what is going on, done, total); total 0 where it cannot be counted."""
 
     def __init__(self) -> None:
-        super().__init__(TextColumn("{task.fields[count]}"), TimeElapsedColumn(), seconds_between_lines=10.0)
+        super().__init__(PlainTextColumn("{task.fields[count]}"), TimeElapsedColumn(), seconds_between_lines=10.0)
         self._task: TaskID | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:

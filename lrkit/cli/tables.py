@@ -1,12 +1,19 @@
 """Tables and files that several verbs print: figures of `Evaluation.to_dict`, and JSON reports."""
 
+import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich import box
 from rich.table import Table
 
 from lrkit import files
+from lrkit.cli.console import STDOUT, err, out
+from lrkit.errors import FileError
+from lrkit.files import check_writable
 
 
 def percent(value: float | None) -> str:
@@ -56,11 +63,41 @@ def headline(figures: dict[str, Any]) -> str | None:
     )
 
 
-def write_json(file: Path | None, report: dict[str, Any]) -> None:
-    """Writes a report where a file was asked for.
+def json_option(help: str) -> Any:
+    """The option `--json FILE`; whether FILE can be written is looked at before the verb begins its work."""
+    return typer.Option("--json", help=f"{help} -: to standard output.", callback=_check_json)
+
+
+def _check_json(file: Path | None) -> Path | None:
+    if file is not None and file != STDOUT:
+        check_writable(file)
+    return file
+
+
+def write_json(file: Path | None, report: dict[str, Any], precious: bool = False) -> None:
+    """Writes a report where a file was asked for. One that is `precious` took long to make: where the file cannot be
+    written any more, it goes into the folder of temporary files, or else to standard error.
 
     Raises:
-        FileError: it cannot be written.
+        FileError: it cannot be written; the message says where it is instead.
     """
-    if file is not None:
-        files.write_json(file, report)
+    if file == STDOUT:
+        out(soft_wrap=True).print(json.dumps(report, indent=2))
+    elif file is not None:
+        try:
+            files.write_json(file, report)
+        except FileError as error:
+            if not precious:
+                raise
+            raise FileError(f"{error}; {_rescue(file, report)}") from error
+
+
+def _rescue(file: Path, report: dict[str, Any]) -> str:
+    """Keeps a report that its file could not take, and says where."""
+    place = Path(tempfile.gettempdir()) / f"lrkit-{os.getpid()}-{file.name[-60:]}"
+    try:
+        files.write_json(place, report)
+    except FileError:
+        err(soft_wrap=True).print(json.dumps(report))
+        return "the report was printed instead"
+    return f"the report is in {place} instead"

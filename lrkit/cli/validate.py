@@ -6,15 +6,16 @@ follows from what PATH is: a .jsonl, .yaml or .json file, a folder, or the name 
 digests, the schema and the programs are checked, and its recorded samples are run again; all else is read only.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lrkit.cli.console import bars, beside_json
+from lrkit.cli.tables import json_option, write_json
 from lrkit.cli.validate_config import CHECKS, check_config, kind_of_config
 from lrkit.errors import UserError
 from lrkit.resources import Kind, find_resource
@@ -29,8 +30,6 @@ Examples:
   lrkit validate tiny
 """
 
-_console = Console()
-
 
 def validate(
     path: Annotated[
@@ -44,30 +43,28 @@ def validate(
     ] = None,
     engine_option: Annotated[list[str] | None, typer.Option(help="TensorRT: KEY=VALUE, as device=1; repeat.")] = None,
     provider: Annotated[str | None, typer.Option(help="Bundles only: ONNX Runtime's provider.")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the findings to this file, good or bad.")
-    ] = None,
+    json_file: Annotated[Path | None, json_option("Write the findings to this file, good or bad.")] = None,
 ) -> None:
     """Check data, a recipe or other file of values, a checkpoint or a bundle, and name everything wrong with it."""
-    kind = kind_of(path)
+    kind, console = kind_of(path), beside_json(json_file)
     findings: dict[str, Any] = {"path": path, "kind": kind}
     try:
         if kind == "data":
-            _check_data(Path(path), checkpoint, findings)
+            _check_data(Path(path), checkpoint, findings, console)
         elif kind in CHECKS:
-            _console.print(check_config(kind, find_resource(kind, path), findings), markup=False)
+            console.print(check_config(kind, find_resource(kind, path), findings))
         elif kind == "bundle":
-            _check_bundle(path, engine, engine_option or [], provider, findings)
+            _check_bundle(path, engine, engine_option or [], provider, findings, console)
         else:
-            _check_checkpoint(path, findings)
+            _check_checkpoint(path, findings, console)
         findings |= {"ok": True, "problems": []}
     except UserError as error:
         findings |= {"ok": False, "problems": str(error).splitlines()}
         raise
     finally:
-        if json_file is not None and "ok" in findings:
-            json_file.write_text(json.dumps(findings, indent=2) + "\n", encoding="utf-8")
-    _console.print(f"{path}: nothing wrong was found")
+        if "ok" in findings:
+            write_json(json_file, findings)
+    console.print(f"{path}: nothing wrong was found")
 
 
 def kind_of(path: str) -> Kind | Literal["data", "checkpoint", "bundle"]:
@@ -103,22 +100,21 @@ def kind_of(path: str) -> Kind | Literal["data", "checkpoint", "bundle"]:
     raise UserError(f"{path}: there is no such file or folder; check the path")
 
 
-def _check_data(path: Path, checkpoint: str | None, findings: dict[str, Any]) -> None:
+def _check_data(path: Path, checkpoint: str | None, findings: dict[str, Any], console: Console) -> None:
     from lrkit.data.jsonl import check_jsonl
     from lrkit.resources import resolve_checkpoint
     from lrkit.runtime.processor import Processor
 
     processor = Processor.from_folder(resolve_checkpoint(checkpoint)) if checkpoint is not None else None
     total = path.stat().st_size if path.is_file() else 0
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with bars(TaskProgressColumn(), TimeRemainingColumn()) as progress:
         task = progress.add_task(f"reading {path.name}", total=total)
         scan = check_jsonl(path, processor, lambda size: progress.advance(task, size))
     findings["samples"] = len(scan.samples)
     findings["bad_lines"] = scan.num_bad_lines
     findings["lengths"] = {name: summary.to_dict() for name, summary in scan.lengths.items()}
     if scan.samples:
-        _console.print(_length_table(f"{path.name}: {len(scan.samples)} good lines", scan.lengths))
+        console.print(_length_table(f"{path.name}: {len(scan.samples)} good lines", scan.lengths))
     scan.raise_if_bad()
 
 
@@ -133,7 +129,7 @@ def _length_table(title: str, lengths: dict[str, Summary]) -> Table:
     return table
 
 
-def _check_checkpoint(path: str, findings: dict[str, Any]) -> None:
+def _check_checkpoint(path: str, findings: dict[str, Any], console: Console) -> None:
     from lrkit.resources import resolve_checkpoint
     from lrkit.runtime.checkpoint_files import check_checkpoint
 
@@ -147,12 +143,12 @@ def _check_checkpoint(path: str, findings: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "file" else "right")
     for name, size in report.sizes.items():
         table.add_row(name, str(report.tensors.get(name, "?")), f"{size:,}")
-    _console.print(table)
+    console.print(table)
     report.raise_if_bad()
 
 
 def _check_bundle(
-    path: str, engine: str | None, options: list[str], provider: str | None, findings: dict[str, Any]
+    path: str, engine: str | None, options: list[str], provider: str | None, findings: dict[str, Any], console: Console
 ) -> None:
     from lrkit.runtime.bundle_check import check_bundle
     from lrkit.runtime.engines import EngineChoice, parse_options
@@ -168,6 +164,6 @@ def _check_bundle(
         table.add_column(column, justify="left" if column == "file" else "right")
     for name, size in findings["files"].items():
         table.add_row(name, f"{size:,}")
-    _console.print(table)
-    _console.print(f"{report.same} of {report.samples} recorded samples gave the recorded answer", highlight=False)
+    console.print(table)
+    console.print(f"{report.same} of {report.samples} recorded samples gave the recorded answer")
     report.raise_if_bad()
