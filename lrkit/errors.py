@@ -19,6 +19,7 @@ with `EXIT_CODE`; `--debug` shows the traceback.
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
@@ -68,30 +69,64 @@ class UnknownNameError(UserError):
 
 
 class MissingExtraError(LrkitError, ImportError):
-    """A package that an optional part of lrkit needs is not installed."""
+    """A package that an optional part of lrkit needs is not installed, or cannot be imported."""
+
+
+_EXTRA_OF = {
+    **dict.fromkeys(
+        ("torch", "transformers", "peft", "accelerate", "datasets", "sklearn", "tensorboard", "safetensors", "jinja2",
+         "huggingface_hub"), "train",
+    ),
+    **dict.fromkeys(("onnx", "onnx_ir", "onnxscript"), "export"),
+    "matplotlib": "report",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "cuda": "tensorrt",
+}  # fmt: skip
+"""Package -> the optional part that brings it."""
 
 
 def require(module: str, extra: str) -> ModuleType:
     """Import `module`, which the optional part `extra` needs.
 
     Raises:
-        MissingExtraError: the package is not installed; the message holds the pip command that brings it.
+        MissingExtraError: the package is not installed, and the message holds the pip command that brings it; or it
+            cannot be imported, and the message says why.
     """
+    top_level = module.partition(".")[0]
     try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        top_level = module.partition(".")[0]
-        if (error.name or "").partition(".")[0] != top_level:
-            raise  # the package is there and is itself broken: its own message says more than ours
+        found = import_module(module)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == top_level:
+            raise MissingExtraError(_missing(top_level, extra)) from error
+        if isinstance(error, OSError | MemoryError):
+            raise
         raise MissingExtraError(
-            f'this needs the package {top_level}, which is not installed: pip install "lrkit[{extra}]"'
+            f"the package {top_level} is installed but cannot be imported ({one_line(error)}); install it again, or "
+            "what it needs"
         ) from error
+    if top_level == "transformers" and sys.flags.optimize > 1:
+        raise MissingExtraError(
+            "the package transformers reads docstrings, which python -OO (PYTHONOPTIMIZE=2) takes away; leave that out"
+        )
+    return found
+
+
+def missing_extra(error: ImportError) -> MissingExtraError | None:
+    """What to say of a failed import of a package that an optional part brings; None for other packages."""
+    top_level = (error.name or "").partition(".")[0]
+    extra = _EXTRA_OF.get(top_level)
+    return None if extra is None else MissingExtraError(_missing(top_level, extra))
+
+
+def _missing(package: str, extra: str) -> str:
+    return f'this needs the package {package}, which is not installed; pip install "lrkit[{extra}]"'
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for the known name nearest to `name`, or nothing where none is near."""
     assert not isinstance(known, str), "names, not a joined text: its letters are near to nothing"
-    matches = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    matches = get_close_matches(name[:100], list(known), n=1, cutoff=0.6)  # of long texts it would take minutes
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 

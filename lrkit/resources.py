@@ -6,13 +6,15 @@ under `lrkit/_shipped`. So `lrkit train trail-latent` and `lrkit train train/rec
 """
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from lrkit.config import load_yaml
-from lrkit.errors import CheckpointError, ConfigError, UnknownNameError, UserError, did_you_mean
+from lrkit.errors import CheckpointError, ConfigError, UnknownNameError, UserError, clean, did_you_mean
+from lrkit.files import read_json, write_bytes
 
 Kind = Literal["recipe", "sweep", "target", "rules", "suite", "device", "shape"]
 
@@ -74,12 +76,16 @@ def find_resource(kind: Kind, name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     given = Path(name_or_path)
     folder, ending = FOLDERS[kind]
+    # os.path, for names that cannot be paths (too long, a NUL) are no files either.
     if given.suffix in {".yaml", ".yml", ".json"} or given.name != text:
-        if given.is_file():
+        if os.path.isfile(given):
             return given
-        raise ConfigError(f"{text}: no such file; give the path of a {kind} file or a name that `lrkit ls` shows")
+        kind_of_it = "no ordinary file" if os.path.exists(given) else "no such file"
+        raise ConfigError(
+            f"{clean(text[:300])}: {kind_of_it}; give the path of a {kind} file or a name that `lrkit ls` shows"
+        )
     file = shipped_root() / folder / f"{text}{ending}"
-    if file.is_file():
+    if os.path.isfile(file):
         return file
     raise UnknownNameError(_unknown(kind, text, (resource.name for resource in list_resources(kind))))
 
@@ -134,15 +140,15 @@ def copy_resource(name: str, destination: Path | None = None, overwrite: bool = 
     Raises:
         UnknownNameError: as `find_any`.
         UserError: there is such a file already and `overwrite` is not set.
+        FileError: the copy cannot be written.
     """
     source = find_any(name).path
     copy = destination or Path()
-    if copy.is_dir() or not copy.suffix:
+    if os.path.isdir(copy) or (not copy.suffix and not os.path.exists(copy)):
         copy = copy / source.name
-    if copy.exists() and not overwrite:
-        raise UserError(f"{copy} is there already; give another destination, or --force to replace it")
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    copy.write_bytes(source.read_bytes())
+    if os.path.isfile(copy) and not overwrite:
+        raise UserError(f"{clean(str(copy))} is there already; give another destination, or --force to replace it")
+    write_bytes(copy, source.read_bytes())
     return copy
 
 
@@ -154,7 +160,7 @@ def list_everything(runs: Path | None = None) -> list[Resource]:
 def list_checkpoints(runs: Path | None = None) -> list[Resource]:
     """The shipped checkpoints and, where `runs` is given, those of the run folders in it."""
     shipped = [_checkpoint(name, folder) for name, folder in _shipped_checkpoints().items()]
-    files = sorted(runs.glob(f"*/**/{REASONER_FILE}")) if runs is not None else []
+    files = sorted(runs.glob(f"*/**/{REASONER_FILE}")) if runs is not None and os.path.isdir(runs) else []
     return shipped + [_checkpoint(str(file.parent), file.parent) for file in files]
 
 
@@ -204,12 +210,11 @@ def _shipped_checkpoints() -> dict[str, Path]:
 
 def _checkpoint(name: str, folder: Path) -> Resource:
     try:
-        content = json.loads((folder / REASONER_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stage = read_json(folder / REASONER_FILE).get("stage")
+    except UserError:
         return Resource("checkpoint", name, folder, "(its reasoner.json cannot be read)")
-    stage = content.get("stage") if isinstance(content, dict) else None
     name_of_stage = stage.get("name") if isinstance(stage, dict) else stage
-    return Resource("checkpoint", name, folder, f"stage {name_of_stage}" if name_of_stage else "")
+    return Resource("checkpoint", name, folder, f"stage {str(name_of_stage)[:80]}" if name_of_stage else "")
 
 
 def _description(file: Path) -> str:
@@ -220,4 +225,5 @@ def _description(file: Path) -> str:
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
     names = sorted(set(known))
-    return f"unknown {kind} {name!r}; known: {', '.join(names) or 'none'}{did_you_mean(name, names)}"
+    given = repr(name) if len(name) <= 100 else f"{name[:100]!r}..."
+    return f"unknown {kind} {given}; known: {', '.join(names) or 'none'}{did_you_mean(name, names)}"

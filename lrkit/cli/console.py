@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from lrkit.errors import FileError
+
 # Line ends and tabs stay; changes of direction, which could show a name backwards, go with the rest.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _NEVER_FAIL = {"replace", "ignore", "backslashreplace", "xmlcharrefreplace", "namereplace"}
@@ -68,8 +70,10 @@ class PlainTextColumn(TextColumn):
 
 
 def bars(*columns: ProgressColumn, transient: bool = True) -> Progress:
-    """Progress bars on standard error: description, bar, and then `columns`."""
-    return Progress(PlainTextColumn(), BarColumn(), *columns, console=err(), transient=transient)
+    """Progress bars on standard error, where that is a terminal: description, bar, and then `columns`."""
+    console = err()
+    shown = (PlainTextColumn(), BarColumn(), *columns)
+    return Progress(*shown, console=console, transient=transient, disable=not console.is_terminal)
 
 
 class _Stream:
@@ -148,6 +152,8 @@ def flush_output() -> None:
         output.flush()
     if output.failure is not None:
         failure, output.failure = output.failure, None
+        if failure.errno == errno.EBADF:
+            raise FileError("standard output is closed and its text is lost; leave it open, or send it to a file")
         raise failure
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
-from rich.console import Console
 
+from lrkit.cli.console import out
 from lrkit.cli.export_engines import engines_into_bundle, print_engines
 from lrkit.cli.export_shape import Data, NumSamples, RandomWeights, ShapeName, name_and_changes, open_subject
 from lrkit.cli.export_tables import proofs, sizes
@@ -13,7 +13,7 @@ from lrkit.cli.export_target import arch_names, load_target, script_path
 from lrkit.cli.preflight import Asked
 from lrkit.cli.preflight import check as check_thing
 from lrkit.cli.progress import ExportProgress
-from lrkit.cli.tables import write_json
+from lrkit.cli.tables import json_option, write_json
 from lrkit.errors import UserError, require
 from lrkit.resources import find_checkpoint
 from lrkit.runtime.bundle import is_bundle
@@ -58,7 +58,7 @@ Changes = Annotated[
 FormName = Annotated[
     str, typer.Option(help="program: one graph with its loops inside; step: graphs that the host drives.")
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write sizes, errors and times to this file.")]
+JsonFile = Annotated[Path | None, json_option("Write sizes, errors and times to this file.")]
 
 FORMS = get_args(Form)
 PACKAGES = ("torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript")
@@ -126,11 +126,11 @@ def _export(
     place = output or Path(f"{called}-{name}")
     with ExportProgress() as progress:
         report = export_bundle(subject, place, target, samples, progress=progress, **options)
-    console = Console(highlight=False)
+    console = out()
     console.print(sizes(report))
     console.print(proofs(report))
     print_engines(console, place, report.manifest, report.script)
-    console.print(f"bundle: {place}", markup=False)
+    console.print(f"bundle: {place}")
     write_json(json_file, {
         "schema": 1, "kind": "export", "bundle": str(place), "seconds": report.seconds,
         "quantization_errors": report.quantization_errors, "manifest": report.manifest.model_dump(mode="json"),

@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lrkit.cli.console import out
 from lrkit.cli.export_target import engine_for_bundle
 from lrkit.cli.progress import ExportProgress
 from lrkit.cli.tables import write_json
@@ -27,7 +28,7 @@ def engines_into_bundle(
     from lrkit.export.tensorrt_script import write_script
     from lrkit.runtime.bundle import open_bundle
 
-    console = Console(highlight=False)
+    console = out()
     if engines_file is not None:
         if any(wanted) or script is not None:
             raise UserError("--engine-file takes engines that were built already; give it with the bundle alone")
@@ -41,7 +42,7 @@ def engines_into_bundle(
         with ExportProgress() as progress:
             manifest = add_engines(bundle, engine, progress)
     print_engines(console, bundle, manifest, None)
-    console.print(f"bundle: {bundle}", markup=False, soft_wrap=True)
+    console.print(f"bundle: {bundle}", soft_wrap=True)
     write_json(json_file, {
         "schema": 1, "kind": "export", "bundle": str(bundle), "manifest": manifest.model_dump(mode="json"),
     })  # fmt: skip
@@ -57,7 +58,7 @@ def print_engines(console: Console, bundle: Path, manifest: Manifest | None, scr
             f"the engines are built on the device: copy {bundle}{where} there and, with TensorRT installed, run\n"
             f"    python {script.name} BUNDLE\n"
             "then take them into the bundle, here or there:\n"
-            "    lrkit export BUNDLE --engine-file BUNDLE/engines/engines.json", markup=False, soft_wrap=True,
+            "    lrkit export BUNDLE --engine-file BUNDLE/engines/engines.json", soft_wrap=True,
         )  # fmt: skip
 
 

@@ -6,18 +6,23 @@ files import torch inside the function only, so that help is quick.
 Exit codes: 0 done, 2 an error that the message explains, 130 interrupted, 141 the reader of the output went away.
 """
 
+import ast
+import inspect
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from lrkit import __version__
-from lrkit.cli.console import discard_output, flush_output, make_streams_safe
-from lrkit.errors import EXIT_CODE, LrkitError, clean, is_write_failure, os_sentence
+from lrkit.cli.console import discard_output, err, flush_output, make_streams_safe
+from lrkit.errors import EXIT_CODE, LrkitError, clean, is_write_failure, missing_extra, os_sentence
 from lrkit.registry import Registry
 
 VERBS = Registry[Callable[..., None]](
@@ -61,15 +66,26 @@ class VerbGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         function = VERBS.load(cmd_name)
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(name=cmd_name, epilog=_examples(sys.modules[function.__module__].EXAMPLES))(function)
+        examples = _examples(sys.modules[function.__module__].EXAMPLES)
+        single.command(name=cmd_name, help=_description(function), epilog=examples)(function)
         return typer.main.get_command(single)
 
+    # The library would say "Aborted" and exit with 1; a verb may have raised it with a sentence on how to go on.
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _told():
+            return super().make_context(*arguments, **options)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _told():
             return super().invoke(ctx)
-        except KeyboardInterrupt as stop:
-            # The library would exit without a word; a verb may have raised it with a sentence on how to go on.
-            raise Interrupted(str(stop) or "interrupted; nothing more was written") from stop
+
+
+@contextmanager
+def _told() -> Generator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Interrupted(str(stop) or "interrupted; nothing more was written") from stop
 
 
 app = typer.Typer(
@@ -79,6 +95,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    help="Vision-language models that reason in a few latent steps, from training to the device.",
 )
 
 
@@ -95,7 +112,7 @@ def lrkit(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Vision-language models that reason in a few latent steps, from training to the device."""
+    pass
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -104,12 +121,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]  # so that it may stand after the verb too
     make_streams_safe()
+    with _signals(own=arguments is None):
+        _run(given, debug)
+
+
+def _run(given: Sequence[str], debug: bool) -> None:
     try:
         try:
             app(given, prog_name="lrkit")
         finally:
             flush_output()  # a full disk is to be seen here, not while Python shuts down
-    except Interrupted as stop:
+    except (Interrupted, KeyboardInterrupt) as stop:
         _say(f"\n{stop}")
         raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
@@ -118,10 +140,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except LrkitError as error:
         _fail(str(error), error, debug)
     except Exception as error:
+        if isinstance(error, ImportError) and (missing := missing_extra(error)) is not None:
+            _fail(str(missing), error, debug)
         if not is_write_failure(error):
             raise
         discard_output()
         _fail(os_sentence(error), error, debug)
+
+
+@contextmanager
+def _signals(own: bool) -> Generator[None]:
+    """SIGTERM ends a verb as Ctrl-C does. While Python shuts down, a further signal ends it without a traceback. Of a
+    program that calls `main` itself (not `own`) the signals stay as they are."""
+    own = own and threading.current_thread() is threading.main_thread()
+    if own and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM) if own else ():
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                signal.signal(number, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise KeyboardInterrupt("terminated; nothing more was written")
 
 
 def _fail(message: str, error: Exception, debug: bool) -> None:
@@ -133,8 +176,19 @@ def _fail(message: str, error: Exception, debug: bool) -> None:
 
 def _say(message: str) -> None:
     """A message on standard error, each line without control characters."""
-    with suppress(OSError, ValueError):  # standard error may be closed or full too
-        typer.echo("\n".join(clean(line) for line in message.split("\n")), err=True)
+    err(soft_wrap=True).print("\n".join(clean(line) for line in message.split("\n")))
+
+
+def _description(function: Callable[..., None]) -> str:
+    """The docstring of a verb; from its file where Python runs without docstrings (-OO)."""
+    if function.__doc__ is not None:
+        return inspect.cleandoc(function.__doc__)
+    try:
+        tree = ast.parse(Path(function.__code__.co_filename).read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):  # only the compiled file is there
+        return ""
+    found = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function.__name__)
+    return next((ast.get_docstring(node) or "" for node in found), "")
 
 
 def _examples(text: str) -> str:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from lrkit.cli.console import err, out, printable
 from lrkit.cli.tables import write_json
 from lrkit.errors import ExportError, UnknownNameError, UserError, did_you_mean, require
 from lrkit.resources import find_checkpoint, resolve_checkpoint
@@ -73,7 +74,7 @@ def check(asked: Asked, json_file: Path | None) -> None:
         "schema": 1, "kind": "preflight", "thing": asked.thing, "ok": not rejected,
         "reports": [report.to_dict() for report in reports],
     })  # fmt: skip
-    console = Console(highlight=False)
+    console = out()
     for report in reports:
         _print(console, report)
     if rejected:
@@ -105,7 +106,8 @@ def _opened(asked: Asked) -> Generator[Opened]:
     for name in targets:  # before the work of building, not after it
         load_rules(name).check_archs(asked.archs or archs)
     folder = resolve_checkpoint(asked.thing)
-    status = Console(stderr=True).status(f"building {asked.thing} as {target.dialect}, {target.precision}")
+    # As Text: a status takes plain strings for markup.
+    status = err().status(Text(printable(f"building {asked.thing} as {target.dialect}, {target.precision}")))
     with status, graphs_of_checkpoint(folder, target, asked.form) as graphs:
         status.stop()
         yield graphs, targets, asked.archs or archs
@@ -181,14 +183,14 @@ def _print(console: Console, report: "Report") -> None:
     from lrkit.export.rules import VERDICTS
 
     gpus = f" on {', '.join(report.archs)}" if report.archs else ""
-    console.print(f"\n{report.graph}, {report.num_nodes} nodes, against {report.target}{gpus}", markup=False)
+    console.print(f"\n{report.graph}, {report.num_nodes} nodes, against {report.target}{gpus}")
     for verdict in VERDICTS:
         found = [finding for finding in report.findings if finding.verdict == verdict]
         if found:
             console.print(_table(report.target, verdict, found))
     if not report.rejected:
-        console.print(f"nothing that {report.target} would reject was found", markup=False)
-    console.print(_told_by(report), markup=False)
+        console.print(f"nothing that {report.target} would reject was found")
+    console.print(_told_by(report))
 
 
 def _table(target: str, verdict: str, findings: "list[Finding]") -> Table:
@@ -205,7 +207,7 @@ def _table(target: str, verdict: str, findings: "list[Finding]") -> Table:
         more = [f"... and {len(found) - MOST_NAMES} more"] if len(found) > MOST_NAMES else []
         first = found[0]
         text = f"{first.reason} {first.instead}\n({first.basis} for {target}; {first.source})"
-        table.add_row(escape("\n".join(names + more)), escape(text), escape(rule))
+        table.add_row("\n".join(names + more), text, rule)
     return table
 
 

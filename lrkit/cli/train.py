@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from lrkit.cli.tables import percent, write_json
+from lrkit.cli.console import out
+from lrkit.cli.tables import json_option, percent, write_json
 
 if TYPE_CHECKING:
     from lrkit.train.recipe import Recipe
@@ -42,7 +42,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything that can be checked without loading weights, and stop.")
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the run's report to this file.")] = None,
+    json_file: Annotated[Path | None, json_option("Write the run's report to this file.")] = None,
 ) -> None:
     """Train a reasoner, stage by stage, with a checkpoint after each.
 
@@ -55,8 +55,8 @@ def train(
     folder = output or Path("runs") / asked.name
     if dry_run:
         _check(asked, folder, resume)
-        _console().print(_plan(asked))
-        _console().print(f"nothing wrong was found; the run would be written to {folder}", markup=False)
+        out().print(_plan(asked))
+        out().print(f"nothing wrong was found; the run would be written to {folder}")
         return
     # The first thing that transformers and tensorboard would say is not about this run.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -71,8 +71,8 @@ def train(
     if os.environ.get("RANK", "0") != "0":  # another process of the same run tells it
         return
     report = read_run(folder)
-    _console().print(_result(report))
-    _console().print(f"checkpoint: {checkpoint}", markup=False)
+    out().print(_result(report))
+    out().print(f"checkpoint: {checkpoint}")
     write_json(json_file, report)
 
 
@@ -108,7 +108,3 @@ def _result(report: dict[str, Any]) -> Table:
         right = ", ".join(f"{name}: {percent(value)}" for name, value in stage["accuracy"].items())
         table.add_row(stage["name"], str(stage["updates"]), right or "not measured")
     return table
-
-
-def _console() -> Console:
-    return Console(highlight=False)

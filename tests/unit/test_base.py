@@ -39,9 +39,10 @@ def test_a_missing_package_names_the_extra_that_brings_it() -> None:
 def test_a_package_that_is_broken_inside_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "half_there.py").write_text("import its_own_missing_part\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="its_own_missing_part") as caught:
-        require("half_there", "train")
-    assert not isinstance(caught.value, LrkitError)
+    (tmp_path / "raises.py").write_text("raise ValueError('no docstring\\nfound')\n")
+    for module, says in (("half_there", "its_own_missing_part"), ("raises", "no docstring found")):
+        with pytest.raises(MissingExtraError, match=f"is installed but cannot be imported .*{says}.*; install it"):
+            require(module, "train")
 
 
 def test_registry_imports_late_and_corrects_names() -> None:
