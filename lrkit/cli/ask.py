@@ -36,6 +36,7 @@ def ask(
     trace: Annotated[Path | None, typer.Option(help="Draw the regions that each latent step replayed.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest speech.")] = None,
     max_latent_steps: Annotated[int | None, typer.Option(min=0, help="Instead of the model's own limit.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Shrink larger pictures to so many pixels.")] = None,
     device: Annotated[str | None, typer.Option(help="Checkpoints: cpu, cuda or cuda:0.")] = None,
     engine: Annotated[str | None, typer.Option(help="Bundles: onnxruntime, tensorrt-rtx or tensorrt.")] = None,
     engine_option: Annotated[list[str] | None, typer.Option(help="TensorRT: KEY=VALUE, as device=1; repeat.")] = None,
@@ -53,10 +54,17 @@ def ask(
     options = parse_options(engine_option or [])
     reasoner = Reasoner.open(model, device, provider, threads, engine, options).baseline(chosen).prepare()
     answer = reasoner.ask(
-        list(image or []), question, chosen, max_new_tokens=max_new_tokens, max_latent_steps=max_latent_steps
+        list(image or []),
+        question,
+        chosen,
+        max_new_tokens=max_new_tokens,
+        max_latent_steps=max_latent_steps,
+        max_pixels=max_pixels,
     )
     # Unwrapped: what is piped on is the answer as it was spoken, whatever the width of the terminal.
     beside_json(json_file, soft_wrap=True).print(answer.text)
+    if answer.resized:
+        err(soft_wrap=True).print(f"note: the model saw {', '.join(map(str, answer.resized))}")
     err(soft_wrap=True).print(
         f"{answer.ar_steps} autoregressive steps ({answer.latent_steps} latent, {answer.spoken_tokens} tokens spoken), "
         f"{answer.replayed_tokens} visual tokens replayed, {milliseconds(answer.timings['total'])}"

@@ -40,6 +40,7 @@ def eval_checkpoint(
     latency_samples: Annotated[int, typer.Option(min=0, help="Samples timed one by one; 0 measures no latency.")] = 30,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest speech.")] = None,
     max_latent_steps: Annotated[int | None, typer.Option(min=0, help="Instead of the model's own limit.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Shrink larger pictures to so many pixels.")] = None,
     device: Annotated[str | None, typer.Option(help="Checkpoints: cpu, cuda or cuda:0.")] = None,
     engine: Annotated[str | None, typer.Option(help="Bundles: onnxruntime, tensorrt-rtx or tensorrt.")] = None,
     engine_option: Annotated[list[str] | None, typer.Option(help="TensorRT: KEY=VALUE, as device=1; repeat.")] = None,
@@ -60,7 +61,7 @@ def eval_checkpoint(
     sets = {name: load_samples(name, samples, seed=seed) for name in data or ["trail:main"]}
     choice = EngineChoice(engine, provider, threads, options=parse_options(engine_option or []))
     reasoner = Reasoner.open(model, device, provider, threads, engine, choice.options)
-    options = EvalOptions(chosen, batch_size, latency_samples, max_new_tokens, max_latent_steps)
+    options = EvalOptions(chosen, batch_size, latency_samples, max_new_tokens, max_latent_steps, max_pixels)
     runs_on = {"engine": reasoner.engine.name, "device": device or choice.place, "threads": threads}
     report: dict[str, Any] = {"schema": 1, "kind": "eval", "model": model, "runs_on": runs_on, "seed": seed, "sets": {}}
     for name, drawn in sets.items():

@@ -16,7 +16,7 @@ from typing import Any
 
 from lrkit.data.sample import Sample
 from lrkit.errors import DataError, UserError, did_you_mean
-from lrkit.runtime.preprocess import load_image
+from lrkit.runtime.pictures import load_image
 from lrkit.runtime.processor import Processor
 from lrkit.runtime.summary import Summary, summarize
 

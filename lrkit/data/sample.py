@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lrkit.runtime.preprocess import ImageSource
+from lrkit.runtime.picture_input import ImageSource
 
 Spoken = Literal["rest", "none", "bare"]
 """What is spoken of a sample besides its latents: rest, the steps that no latent stands for, then the answer behind its

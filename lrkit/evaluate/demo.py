@@ -18,6 +18,7 @@ from lrkit.model.generated import MODES, Mode
 from lrkit.resources import find_target, resolve_checkpoint
 from lrkit.runtime.answer import Answer
 from lrkit.runtime.bundle_check import check_bundle
+from lrkit.runtime.pictures import load_image
 from lrkit.runtime.session import Reasoner
 from lrkit.runtime.summary import Summary, summarize
 
@@ -60,9 +61,7 @@ def demonstrate(
     }
     folder.mkdir(parents=True, exist_ok=True)
     picture, trace = folder / "rooms.png", folder / "trace.png"
-    board = sample.images[0]
-    assert not isinstance(board, Path | str)
-    board.save(picture)
+    load_image(sample.images[0]).save(picture)
     example["latent"].save_trace(trace)
     return Demonstration(evaluation, example, sample.answer, picture, trace)
 

@@ -36,6 +36,8 @@ class EvalOptions:
     """None: what a bundle was made for; 256 for a checkpoint."""
     max_latent_steps: int | None = None
     """None: the checkpoint's own limit."""
+    max_pixels: int | None = None
+    """Larger pictures are shrunk to it; None: the model's own limits."""
 
 
 @dataclass
@@ -68,6 +70,7 @@ class ModeResult:
             "spoken_tokens_mean": summarize(answer.spoken_tokens for answer in self.answers).mean,
             "replayed_tokens_mean": summarize(answer.replayed_tokens for answer in self.answers).mean,
             "prefilled_tokens_mean": summarize(answer.prefilled_tokens for answer in self.answers).mean,
+            "pictures_resized": sum(len(answer.resized) for answer in self.answers),
             "routed_depths_mean": _mean_depths(self.answers),
             "halting": dict(Counter(answer.halting for answer in self.answers)),
             "latency_sec_median": latency.median,
@@ -131,6 +134,7 @@ def evaluate(
                 mode,
                 max_new_tokens=options.max_new_tokens,
                 max_latent_steps=options.max_latent_steps,
+                max_pixels=options.max_pixels,
             )
             results[mode].answers += answers
             results[mode].correct += [_is_right(answer, sample) for answer, sample in zip(answers, part, strict=True)]
@@ -156,6 +160,7 @@ def _time_one_by_one(
                 mode,
                 max_new_tokens=options.max_new_tokens,
                 max_latent_steps=options.max_latent_steps,
+                max_pixels=options.max_pixels,
             )
             if turn > 0:
                 results[mode].latencies_sec.append(answer.timings["total"])

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from PIL import Image
 
 from lrkit.data.sample import Sample
 from lrkit.errors import ExportError
@@ -52,7 +51,8 @@ from lrkit.runtime.manifest import (
     digest,
 )
 from lrkit.runtime.ort import optimizers_off
-from lrkit.runtime.preprocess import load_image
+from lrkit.runtime.picture_input import ImageSource
+from lrkit.runtime.pictures import load_image
 from lrkit.runtime.processor import Processor
 
 EXTERNAL_BYTES = 64 << 20
@@ -255,7 +255,7 @@ class _Export:
                 )
             )  # fmt: skip
 
-    def _picture(self, number: int, place: int, image: Image.Image | Path | str) -> str:
+    def _picture(self, number: int, place: int, image: ImageSource) -> str:
         name = f"samples/{number}-{place}.png"
         if not (self.staging / name).is_file():
             (self.staging / "samples").mkdir(exist_ok=True)

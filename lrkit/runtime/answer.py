@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lrkit.runtime.preprocess import ImageSource
+from lrkit.runtime.fitting import Resized
+from lrkit.runtime.picture_input import ImageSource
 from lrkit.runtime.regions import Region
 
 
@@ -39,6 +40,8 @@ class Answer:
     """Per latent step: the replayed parts of the pictures."""
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds by phase, such as preprocess, prefill, think, speak, total."""
+    resized: tuple[Resized, ...] = ()
+    """The pictures that the model saw smaller than they were given, because of a limit; empty where none was."""
     question: str = ""
     """What was asked."""
     images: tuple[ImageSource, ...] = field(default=(), repr=False)
@@ -53,6 +56,7 @@ class Answer:
         values["depths"] = list(self.depths)
         values["regions"] = [[region.to_dict() for region in step] for step in self.regions]
         values["timings"] = dict(self.timings)
+        values["resized"] = [one.to_dict() for one in self.resized]
         return values
 
     def save_trace(self, path: Path | str) -> None:

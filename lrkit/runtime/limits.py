@@ -1,7 +1,7 @@
 """Refuses what a bundle was not made for, before anything is computed. Torch-free.
 
-Place in the pipeline: `Processor.encode_prompt` asks before it cuts a picture into patches, the engine again before it
-runs.
+Place in the pipeline: `Processor.encode_prompt` asks before it decodes a picture and before it cuts one into patches,
+the engine again before it runs. Pictures that are only too large are shrunk before (fitting.py).
 """
 
 from collections.abc import Sequence
@@ -12,17 +12,22 @@ from lrkit.runtime.manifest import Limits
 Grid = tuple[int, int, int]
 
 
+def check_images(limits: Limits, num_images: int) -> None:
+    """Raises `CapacityError` where a prompt has more pictures than the bundle takes."""
+    if num_images > limits.max_images:
+        raise CapacityError(
+            f"the prompt has {num_images} pictures, above the bundle's limit max_images of {limits.max_images}; "
+            "give fewer, or export again with a larger limit"
+        )
+
+
 def check_prompt(limits: Limits, num_tokens: int, grids: Sequence[Grid]) -> None:
     """`num_tokens` of the prompt, visual ones included; `grids` in patches, (frames, rows, columns) per picture.
 
     Raises:
         CapacityError: naming the limit and the value.
     """
-    if len(grids) > limits.max_images:
-        raise CapacityError(
-            f"the prompt has {len(grids)} pictures, above the bundle's limit max_images of {limits.max_images}; "
-            "give fewer, or export again with a larger limit"
-        )
+    check_images(limits, len(grids))
     patches = sum(frames * rows * columns for frames, rows, columns in grids)
     if patches > limits.max_patches:
         raise CapacityError(

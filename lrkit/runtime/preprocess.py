@@ -1,33 +1,28 @@
 """Pictures to vision patches in numpy and Pillow, as the image processor of Qwen2-VL does it. Torch-free.
 
-Place in the pipeline: image file -> `load_image` (upright RGB) -> `resize_and_cut` (patches of bytes, which programs
-read as they are) -> `ImageGeometry.pixel_values` (normalised, for the torch model). Values equal those of
-transformers' Pillow image processor bit for bit; a parity test holds them.
-Where the two differ on purpose: EXIF rotation is applied here, and 16-bit greyscale is scaled to 8 bits, where Pillow's
-own conversion (which transformers uses) turns nearly every 16-bit picture white.
+Place in the pipeline: image file -> `load_image` (upright RGB, pictures.py) -> `resize_and_cut` (patches of bytes,
+which programs read as they are) -> `ImageGeometry.pixel_values` (normalised, for the torch model). Values equal those
+of transformers' Pillow image processor bit for bit; a parity test holds them.
 """
 
-import json
 import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field, model_validator
 
 from lrkit.config import Config
-from lrkit.errors import CapacityError, CheckpointError, DataError
-
-ImageSource = Image.Image | Path | str
-"""A picture in memory, or the path of an image file."""
+from lrkit.errors import CheckpointError, DataError, UserError, one_line
+from lrkit.files import read_json
+from lrkit.runtime.picture_input import ImageSource
+from lrkit.runtime.pictures import MAX_INPUT_PIXELS, load_image
 
 Grid = tuple[int, int, int]
 """Patches of one picture: (frames, rows, columns), before spatial merge."""
 
-MAX_INPUT_PIXELS = 8192 * 8192
-"""Largest picture that is decoded; a larger one is refused before it takes memory."""
 MAX_ASPECT_RATIO = 200
 """Longest side over shortest side that Qwen2-VL's resizing accepts."""
 
@@ -39,13 +34,13 @@ _PROCESSOR_TYPES = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2
 class ImageGeometry(Config):
     """How a picture becomes patches; read from and written to `preprocessor_config.json`."""
 
-    patch_size: int = Field(default=14, ge=1)
+    patch_size: int = Field(default=14, ge=1, le=512)
     """Side of a patch in pixels."""
-    merge_size: int = Field(default=2, ge=1)
+    merge_size: int = Field(default=2, ge=1, le=64)
     """Patches per side that become one visual token."""
-    temporal_patch_size: int = Field(default=2, ge=1)
+    temporal_patch_size: int = Field(default=2, ge=1, le=64)
     """Frames per patch; a still picture is repeated this often."""
-    min_pixels: int = Field(default=56 * 56, ge=1)
+    min_pixels: int = Field(default=56 * 56, ge=1, le=MAX_INPUT_PIXELS)
     """Smaller pictures are enlarged to at least this many pixels."""
     max_pixels: int = Field(default=28 * 28 * 1280, ge=1)
     """Larger pictures are shrunk to at most this many pixels."""
@@ -95,6 +90,21 @@ class ImageGeometry(Config):
         new_width, new_height = resized_size(width, height, self)
         return 1, new_height // self.patch_size, new_width // self.patch_size
 
+    def with_max_pixels(self, max_pixels: int | None) -> Self:
+        """The same with another largest number of pixels (None: unchanged); `min_pixels` gives way to it.
+
+        Raises:
+            UserError: less than one visual token.
+        """
+        if max_pixels is None:
+            return self
+        if max_pixels < self.factor**2:
+            raise UserError(
+                f"max_pixels is {max_pixels}; a visual token of this model has {self.factor} x {self.factor} pixels, "
+                f"so give at least {self.factor**2}"
+            )
+        return self.model_copy(update={"max_pixels": max_pixels, "min_pixels": min(self.min_pixels, max_pixels)})
+
     def num_visual_tokens(self, grid: Grid) -> int:
         """Visual tokens of a picture with this grid, after spatial merge."""
         frames, rows, columns = grid
@@ -111,12 +121,11 @@ class ImageGeometry(Config):
             path = folder / name
             if not path.is_file():
                 continue
-            try:
-                values = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise CheckpointError(f"{path}: is not valid JSON ({error}); copy the file again") from error
+            values = read_json(path, CheckpointError)
             if name == "processor_config.json":
                 values = values.get("image_processor", {})
+                if not isinstance(values, dict):
+                    raise CheckpointError(f"{path}: image_processor is no mapping; copy the file again")
             return cls.from_hf(values, str(path))
         raise CheckpointError(
             f"{folder}: has no preprocessor_config.json; give a folder with the image processor's file"
@@ -132,11 +141,14 @@ class ImageGeometry(Config):
         kind = values.get("image_processor_type", _PROCESSOR_TYPES[0])
         if kind not in _PROCESSOR_TYPES:
             raise CheckpointError(
-                f"{source}: image_processor_type is {kind}; lrkit reads {', '.join(_PROCESSOR_TYPES)}"
+                f"{source}: image_processor_type is {one_line(str(kind), 60)}; "
+                f"lrkit reads {', '.join(_PROCESSOR_TYPES)}"
             )
         if not values.get("do_resize", True):
             raise CheckpointError(f"{source}: do_resize is false, but patches need resized pictures; set it to true")
         size = values.get("size") or {}
+        if not isinstance(size, dict):
+            raise CheckpointError(f"{source}: size is {one_line(str(size), 60)}, not a mapping; copy the file again")
         fields = {name: values[name] for name in cls.model_fields if values.get(name) is not None}
         for name, alias in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
             if name not in fields and (limit := size.get(alias, size.get(name))) is not None:
@@ -148,7 +160,7 @@ class ImageGeometry(Config):
         try:
             return cls(**fields)
         except ValueError as error:
-            raise CheckpointError(f"{source}: {' '.join(str(error).split())}") from error
+            raise CheckpointError(f"{source}: {one_line(error)}; copy the file again") from error
 
     def to_hf(self) -> dict[str, Any]:
         """Values for a `preprocessor_config.json` that transformers reads as the same processor."""
@@ -164,71 +176,10 @@ class ImageGeometry(Config):
         }
 
 
-def load_image(source: ImageSource, max_input_pixels: int = MAX_INPUT_PIXELS) -> Image.Image:
-    """An upright RGB picture: EXIF rotation applied, transparency laid on white, greyscale and palettes expanded.
-
-    Raises:
-        DataError: the file is missing, no image, damaged, or of a kind that has no 8-bit form.
-        CapacityError: the picture has more than `max_input_pixels` pixels.
-    """
-    if isinstance(source, Image.Image):
-        return _upright_rgb(source, "the picture", max_input_pixels)
-    path = Path(source)
-    try:
-        with Image.open(path) as image:
-            return _upright_rgb(image, str(path), max_input_pixels)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such image file; check the path") from error
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path}: is not an image that Pillow can read; give a PNG, JPEG, WebP or the like") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise CapacityError(f"{path}: is larger than {max_input_pixels} pixels; make it smaller") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
-
-
-def _upright_rgb(image: Image.Image, name: str, max_input_pixels: int) -> Image.Image:
-    width, height = image.size
-    if width * height > max_input_pixels:
-        raise CapacityError(
-            f"{name}: has {width} x {height} pixels, above the limit of {max_input_pixels} in all; make it smaller"
-        )
-    if width == 0 or height == 0:
-        raise DataError(f"{name}: has {width} x {height} pixels; a picture needs at least one")
-    try:
-        image.load()
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1  # exif_transpose copies what is upright
-        return to_rgb(ImageOps.exif_transpose(image) if turned else image, name)
-    except (OSError, SyntaxError, EOFError, IndexError, ValueError) as error:  # what Pillow's decoders raise
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{name}: the image data are damaged or cut off ({error}); copy the file again") from error
-
-
-def to_rgb(image: Image.Image, name: str = "the picture") -> Image.Image:
-    """RGB as transformers' `convert_to_rgb` makes it (transparency on white), but 16-bit greyscale scaled to 8 bits.
-
-    Raises:
-        DataError: floating-point pixels, or integers beyond 16 bits.
-    """
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode == "F":
-        raise DataError(f"{name}: has floating-point pixels, whose white is not defined; save it with 8 bits a channel")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise DataError(f"{name}: has pixel values beyond 16 bits; save it with 8 bits a channel")
-        # 257 = 65535 / 255: white stays white.
-        return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def resized_size(width: int, height: int, geometry: ImageGeometry) -> tuple[int, int]:
+def resized_size(width: int, height: int, geometry: ImageGeometry, max_pixels: int | None = None) -> tuple[int, int]:
     """(width, height) in pixels after resizing: multiples of the token side, within the limits, aspect ratio kept.
+
+    `max_pixels` takes the place of the geometry's own.
 
     The arithmetic, rounding included, is that of transformers' `smart_resize`.
 
@@ -243,8 +194,9 @@ def resized_size(width: int, height: int, geometry: ImageGeometry) -> tuple[int,
     factor = geometry.factor
     new_height = round(height / factor) * factor
     new_width = round(width / factor) * factor
-    if new_height * new_width > geometry.max_pixels:
-        shrink = math.sqrt((height * width) / geometry.max_pixels)
+    most = geometry.max_pixels if max_pixels is None else max_pixels
+    if new_height * new_width > most:
+        shrink = math.sqrt((height * width) / most)
         new_height = max(factor, math.floor(height / shrink / factor) * factor)
         new_width = max(factor, math.floor(width / shrink / factor) * factor)
     elif new_height * new_width < geometry.min_pixels:

@@ -19,9 +19,12 @@ from tokenizers import AddedToken, Tokenizer
 
 from lrkit.config import load_config
 from lrkit.errors import CheckpointError, ConfigError, DataError
-from lrkit.runtime.limits import check_prompt
+from lrkit.runtime.fitting import Resized, fit_pictures
+from lrkit.runtime.limits import check_images, check_prompt
 from lrkit.runtime.manifest import Limits
-from lrkit.runtime.preprocess import Grid, ImageGeometry, ImageSource, load_image, resize_and_cut
+from lrkit.runtime.picture_input import ImageSource
+from lrkit.runtime.pictures import load_image
+from lrkit.runtime.preprocess import Grid, ImageGeometry, resize_and_cut
 from lrkit.runtime.prompt import PromptFormat, read_json
 
 PROMPT_FILE = "prompt.json"
@@ -41,6 +44,8 @@ class EncodedPrompt:
     """Per picture: (width, height) in pixels as given, upright."""
     geometry: ImageGeometry | None = None
     """How the patches were cut; None without a picture."""
+    resized: tuple[Resized, ...] = ()
+    """The pictures that a limit made smaller."""
 
     @property
     def pixel_values(self) -> np.ndarray | None:
@@ -131,30 +136,43 @@ class Processor:
         _write_json(folder / "preprocessor_config.json", self.geometry.to_hf())
         _write_json(folder / PROMPT_FILE, self.format.model_dump(mode="json"))
 
-    def encode_prompt(self, images: Sequence[ImageSource], question: str) -> EncodedPrompt:
+    def encode_prompt(
+        self, images: Sequence[ImageSource], question: str, max_pixels: int | None = None
+    ) -> EncodedPrompt:
         """Ids and patches of a question about pictures; each picture's image token is repeated per visual token.
+
+        Pictures above `max_pixels` (None: the image processor's own) or too large for `limits` together are shrunk by
+        the processor's own resizing rule; `EncodedPrompt.resized` names them.
 
         Raises:
             DataError: a picture cannot be read, or the question holds a control token or an unknown word.
-            CapacityError: a picture is too large to be decoded, or the prompt is above `limits`.
+            CapacityError: a picture is too large to be decoded, or the prompt is above `limits` whatever the size of
+                its pictures.
+            UserError: `max_pixels` is less than one visual token.
         """
         if not question.strip():
             raise DataError("the question is empty; ask something")
         self._refuse_control_tokens(question, "question")
         text_ids = self._encode(self.format.prompt_text(question, len(images)))
         self._refuse_unknown(text_ids, question, "question")
+        geometry = self.geometry.with_max_pixels(max_pixels)
+        if self.limits is not None:
+            check_images(self.limits, len(images))
         pictures = [load_image(image) for image in images]
-        grids = [self.geometry.grid(*picture.size) for picture in pictures]
-        counts = iter([self.geometry.num_visual_tokens(grid) for grid in grids])
+        sizes = [picture.size for picture in pictures]
+        # The mode direct adds the answer's marker: pictures leave room for it in every mode, so that all see the same.
+        text_tokens = len(text_ids) - len(images) + len(self.answer_prefix_ids)
+        fitted = fit_pictures(sizes, geometry, self.limits, text_tokens)
+        grids = [used.grid(*size) for used, size in zip(fitted.geometries, sizes, strict=True)]
+        counts = iter([geometry.num_visual_tokens(grid) for grid in grids])
         ids: list[int] = []
         for token in text_ids:
             ids.extend([token] * next(counts) if token == self.image_id else [token])
         if self.limits is not None:
             check_prompt(self.limits, len(ids), grids)
-        cut = [resize_and_cut(picture, self.geometry)[0] for picture in pictures]
+        cut = [resize_and_cut(*pair)[0] for pair in zip(pictures, fitted.geometries, strict=True)]
         patches = (cut[0] if len(cut) == 1 else np.concatenate(cut)) if cut else None
-        geometry = self.geometry if cut else None
-        return EncodedPrompt(ids, patches, grids, [picture.size for picture in pictures], geometry)
+        return EncodedPrompt(ids, patches, grids, sizes, geometry if cut else None, tuple(fitted.resized))
 
     def encode_speech(self, steps: Sequence[str], answer: str) -> list[int]:
         """Ids of the spoken steps, the answer and the end token.

@@ -8,11 +8,10 @@ answer.save_trace("trace.png")
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lrkit.data.sample import ImageSource
 from lrkit.errors import UserError, require
 from lrkit.model.generated import MODES, Generated, Mode
 from lrkit.resources import resolve_checkpoint
@@ -20,10 +19,11 @@ from lrkit.runtime.answer import Answer
 from lrkit.runtime.bundle import is_bundle
 from lrkit.runtime.engine import AskOptions, Engine
 from lrkit.runtime.engines import EngineChoice, open_engine
+from lrkit.runtime.picture_input import ImageSource, as_pictures
 from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.runtime.regions import Region, token_regions
 
-Images = ImageSource | Sequence[ImageSource] | None
+Images = ImageSource | Iterable[ImageSource] | None
 
 
 class Reasoner:
@@ -135,16 +135,21 @@ class Reasoner:
         max_new_tokens: int | None = None,
         max_latent_steps: int | None = None,
         halting: Literal["adaptive", "fixed"] | None = None,
+        max_pixels: int | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
         """One answer about one picture, several, or none (None). `on_text` gets the words as they are spoken.
+
+        A picture is a path, the bytes of an image file, an open binary file, a PIL image, or a uint8 array of shape
+        (height, width), (height, width, 3) or (height, width, 4). Pictures above `max_pixels` (None: the model's own)
+        or the bundle's limits are shrunk; `Answer.resized` names them.
 
         Raises:
             DataError: a picture or the question cannot be used.
             CapacityError: the prompt or a picture is too large.
         """
         options = _options(mode, max_new_tokens, max_latent_steps, halting)
-        return self._answers([(_images(image), question)], options, on_text)[0]
+        return self._answers([(as_pictures(image), question)], options, max_pixels, on_text)[0]
 
     def ask_batch(
         self,
@@ -154,20 +159,22 @@ class Reasoner:
         max_new_tokens: int | None = None,
         max_latent_steps: int | None = None,
         halting: Literal["adaptive", "fixed"] | None = None,
+        max_pixels: int | None = None,
     ) -> list[Answer]:
         """Answers to (image, question) pairs, run as one batch; `timings` are then those of the whole batch."""
         options = _options(mode, max_new_tokens, max_latent_steps, halting)
-        pairs = [(_images(image), question) for image, question in questions]
-        return self._answers(pairs, options, None) if pairs else []
+        pairs = [(as_pictures(image), question) for image, question in questions]
+        return self._answers(pairs, options, max_pixels, None) if pairs else []
 
     def _answers(
         self,
         pairs: list[tuple[tuple[ImageSource, ...], str]],
         options: AskOptions,
+        max_pixels: int | None,
         on_text: Callable[[str], None] | None,
     ) -> list[Answer]:
         started = time.perf_counter()
-        prompts = [self.processor.encode_prompt(images, question) for images, question in pairs]
+        prompts = [self.processor.encode_prompt(images, question, max_pixels) for images, question in pairs]
         encoded = time.perf_counter()
         speaker = None if on_text is None else _Speaker(self.processor, on_text)
         results = self.engine.generate(prompts, options, speaker)
@@ -200,6 +207,7 @@ class Reasoner:
             halting=result.halting,
             regions=tuple(self._regions(prompt, result)),
             timings=timings,
+            resized=prompt.resized,
             question=question,
             images=images,
         )
@@ -245,11 +253,3 @@ def _options(
     if max_latent_steps is not None and max_latent_steps < 0:
         raise UserError(f"max_latent_steps is {max_latent_steps}; it must be 0 or more")
     return AskOptions(mode, max_new_tokens, max_latent_steps, halting)
-
-
-def _images(given: Images) -> tuple[ImageSource, ...]:
-    if given is None:
-        return ()
-    if isinstance(given, Sequence) and not isinstance(given, str):
-        return tuple(given)
-    return (given,)

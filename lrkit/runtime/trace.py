@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from lrkit.errors import DataError
-from lrkit.runtime.preprocess import load_image
+from lrkit.runtime.pictures import load_image
 from lrkit.runtime.regions import Region
 
 if TYPE_CHECKING:

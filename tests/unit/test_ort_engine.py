@@ -18,6 +18,7 @@ from lrkit.runtime.providers import available_providers, choose_provider
 from lrkit.runtime.session import Reasoner
 from lrkit.runtime.steps import StepSession
 from tests.bundles import CAPACITY, MAX_NEW_TOKENS, QUESTION, picture, torch_reasoner
+from tests.tiny import PATCH
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,6 @@ def test_on_token_gets_every_sample_of_a_batch(reasoner: Reasoner) -> None:
 
 OVER: dict[str, tuple[dict, str]] = {
     "pictures": ({"image": [picture()] * 3}, "has 3 pictures, above the bundle's limit max_images of 2"),
-    "patches": ({"image": [picture()] * 2}, "make 320 patches, above the bundle's limit max_patches of 200"),
     "tokens": ({"question": "Read the signs. " * 30}, "above the bundle's limit max_prompt_tokens of 120"),
     "speech": ({"max_new_tokens": 7}, "max_new_tokens is 7, above the bundle's limit of 6"),
     "latents": ({"max_latent_steps": 4}, "max_latent_steps is 4, above the bundle's limit of 3"),
@@ -112,13 +112,44 @@ def test_a_limit_is_named_before_any_program_is_loaded(bundle: Path, what: str) 
     assert engine_of(reasoner).sessions.loaded == ()
 
 
-def test_a_picture_over_the_limit_is_not_cut_into_patches(reasoner: Reasoner, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cut(*_: object) -> None:
-        raise AssertionError("preprocessed a picture that is over the limit")
+def test_pictures_of_a_prompt_with_too_many_are_not_even_opened(reasoner: Reasoner, tmp_path: Path) -> None:
+    with pytest.raises(CapacityError, match="max_images"):
+        reasoner.ask([tmp_path / "missing.png"] * 3, QUESTION)
 
-    monkeypatch.setattr("lrkit.runtime.processor.resize_and_cut", cut)
-    with pytest.raises(CapacityError, match="max_patches"):
-        reasoner.ask(picture().resize((160, 48)), QUESTION)
+
+def test_pictures_above_the_patch_limit_are_shrunk_and_the_answer_says_so(reasoner: Reasoner) -> None:
+    """Two boards have 320 patches where the bundle takes 200; before, they were refused."""
+    plain = reasoner.ask(picture(), QUESTION)
+    assert plain.resized == () and plain.to_dict()["resized"] == []
+    answer = reasoner.ask([picture(), picture(3)], QUESTION)
+    assert [one.image for one in answer.resized] == [0, 1]
+    assert all(one.original == (80, 32) and one.limit == "max_patches" for one in answer.resized)
+    used = [one.used for one in answer.resized]
+    assert 160 <= sum(width * height // PATCH**2 for width, height in used) <= CAPACITY["max_patches"]
+    written = json.loads(json.dumps(answer.to_dict()))["resized"]
+    assert written[0] == {"image": 0, "original": [80, 32], "used": list(used[0]), "limit": "max_patches"}
+    # Boxes stay in pixels of the picture as it was given.
+    boxes = [region.box for step in answer.regions for region in step]
+    assert boxes and all(0 <= left < right <= 80 and 0 <= top < low <= 32 for left, top, right, low in boxes)
+
+
+def test_a_picture_is_shrunk_for_the_prompt_tokens_in_every_mode(reasoner: Reasoner) -> None:
+    """A long question leaves little room: 40 visual tokens fit the patches, but no longer the prompt."""
+    question = "Read the signs. " * 24
+    latent, direct = (reasoner.baseline(mode).ask(picture(), question, mode) for mode in ("latent", "direct"))
+    assert latent.resized and latent.resized == direct.resized
+    assert latent.resized[0].limit == "max_prompt_tokens"
+    assert direct.prefilled_tokens <= CAPACITY["max_prompt_tokens"]
+
+
+def test_max_pixels_of_one_question_holds_for_bundle_and_checkpoint_alike(reasoner: Reasoner) -> None:
+    how = {"max_pixels": 1000, "max_new_tokens": MAX_NEW_TOKENS}
+    asked = [asked.ask(picture(), QUESTION, **how) for asked in (reasoner, torch_reasoner())]
+    assert asked[0].resized == asked[1].resized and asked[0].text == asked[1].text
+    width, height = asked[0].resized[0].used
+    assert width * height <= 1000 and asked[0].resized[0].limit == "max_pixels"
+    with pytest.raises(UserError, match="max_pixels is 63; a visual token of this model has 8 x 8 pixels"):
+        reasoner.ask(picture(), QUESTION, max_pixels=63)
 
 
 def test_the_answer_marker_counts_in_direct_mode(bundle: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from lrkit.errors import CapacityError, CheckpointError, DataError
-from lrkit.runtime.preprocess import ImageGeometry, load_image, patchify, preprocess
+from lrkit.runtime.pictures import load_image
+from lrkit.runtime.preprocess import ImageGeometry, patchify, preprocess
 
 GEOMETRY = ImageGeometry(patch_size=4, min_pixels=64, max_pixels=80 * 32)
 
@@ -81,7 +82,7 @@ def _text_file(tmp_path: Path) -> Path:
     [
         (_truncated_png, "damaged or cut off"),
         (_corrupt_jpeg, "damaged or cut off"),
-        (_headless_jpeg, "cannot be read"),
+        (_headless_jpeg, "damaged or cut off"),
         (_text_file, "is not an image"),
         (lambda folder: folder / "missing.png", "there is no such image file"),
         (lambda folder: folder, "cannot be read"),

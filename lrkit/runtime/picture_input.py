@@ -1,0 +1,199 @@
+"""What callers hand over as a picture: paths, encoded files in memory, open files, arrays. Torch-free.
+
+Place in the pipeline: `Reasoner.ask` -> `as_pictures` -> `read_source` -> pictures.py, which decodes.
+
+Nothing is ever fetched: an address or a data URI is refused. What was given is never printed back whole.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from lrkit.errors import CapacityError, DataError, clean, os_sentence
+
+ImageSource = Image.Image | os.PathLike[str] | str | bytes | bytearray | memoryview | np.ndarray[Any, Any] | IO[bytes]
+"""A picture in memory, the path of an image file, the bytes of one, an open one, or pixels as an array."""
+
+MAX_FILE_BYTES = 128 << 20
+"""Largest image file that is read."""
+
+TAKEN = (
+    "a path, the bytes of an image file, an open binary file, a PIL image, or a uint8 array of shape "
+    "(height, width), (height, width, 3) or (height, width, 4)"
+)
+"""For messages."""
+
+_ONE: tuple[type, ...] = (Image.Image, os.PathLike, str, bytes, bytearray, memoryview, np.ndarray)
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def as_pictures(given: Any) -> tuple[ImageSource, ...]:
+    """The pictures of one question: none (None), one, or several in a list, a tuple or another iterable.
+
+    An open file becomes its bytes, so that it can be looked at again when a trace is drawn.
+
+    Raises:
+        DataError: something in it is no picture.
+        CapacityError: an open file is above `MAX_FILE_BYTES`.
+    """
+    if given is None:
+        return ()
+    if _is_one(given):
+        return (_held(given, "the picture"),)
+    if isinstance(given, Iterable) and not isinstance(given, Mapping | set | frozenset):
+        return tuple(_held(item, f"picture {number}") for number, item in enumerate(given, start=1))
+    raise DataError(f"the picture is {kind_of(given)}; give {TAKEN}, or a list of those")
+
+
+def _is_one(given: Any) -> bool:
+    return isinstance(given, _ONE) or hasattr(given, "read")
+
+
+def _held(given: Any, name: str) -> ImageSource:
+    if not _is_one(given):
+        raise DataError(f"{name} is {kind_of(given)}; give {TAKEN}")
+    return _read_open(given, name) if hasattr(given, "read") and not isinstance(given, Image.Image) else given
+
+
+def name_of(source: Any) -> str:
+    """What a message calls a picture: its path, cut where it is long; never its content."""
+    if isinstance(source, str | os.PathLike):
+        return shown(os.fspath(source))
+    return "the picture"
+
+
+def read_source(source: Any) -> Image.Image | bytes:
+    """A picture that is in memory already, or the content of an image file.
+
+    Raises:
+        DataError: it is no picture, or its file cannot be read.
+        CapacityError: the file is above `MAX_FILE_BYTES`.
+    """
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _refuse_large(_plain_bytes(source), "the picture")
+    if isinstance(source, str | os.PathLike):
+        return _read_file(_path(source))
+    if hasattr(source, "read"):
+        return _read_open(source, "the picture")
+    raise DataError(f"the picture is {kind_of(source)}; give {TAKEN}")
+
+
+def kind_of(value: Any) -> str:
+    """The type of a value, for a message: "None", "a dict", "an int"."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def shown(text: str | bytes) -> str:
+    """A path as a message shows it: no control characters, no half surrogates, cut where it is no path at all."""
+    if isinstance(text, bytes):
+        text = os.fsdecode(text)
+    limit = 40 if text[:5].lower() == "data:" else 300
+    cut = text if len(text) <= limit else f"{text[:40]}...{text[-20:]} ({len(text)} characters)"
+    return clean(cut)
+
+
+def _path(source: str | os.PathLike[str]) -> str:
+    path: Any = os.fspath(source)
+    if not isinstance(path, str):  # a PathLike of bytes
+        raise DataError("the path of the picture is given as bytes; give it as text")
+    if not path or "\0" in path:
+        raise DataError(
+            f"the path of the picture {'holds a NUL character' if path else 'is empty'}; give a file's path"
+        )
+    return path
+
+
+def _read_file(path: str) -> bytes:
+    name = shown(path)
+    try:
+        # Without waiting for whoever writes into a pipe; what it is says the open file itself.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(handle, "rb") as file:
+            mode = os.fstat(handle).st_mode
+            if not stat.S_ISREG(mode):
+                raise DataError(f"{name}: is {_kind_of_file(mode)}; give the path of an ordinary image file")
+            return _refuse_large(file.read(MAX_FILE_BYTES + 1), name)
+    except (OSError, UnicodeError) as error:
+        raise DataError(f"{name}: {_why_not(path, error)}") from error
+
+
+def _why_not(path: str, error: OSError | UnicodeError) -> str:
+    """Why there is no file to read at `path`, and what to do."""
+    if path[:5].lower() == "data:":
+        return "is a data URI, not a path; decode what follows the comma (base64.b64decode) and give the bytes"
+    if _ADDRESS.match(path):  # also as pathlib writes it, with one slash
+        return "is an address, and nothing is fetched; download the picture and give its path"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such image file; check the path"
+    if isinstance(error, UnicodeError):
+        return "the path holds half a surrogate pair, which is no character; check how it was made"
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        mode = stat.S_IFREG
+    if not stat.S_ISREG(mode):
+        return f"cannot be read, as it is {_kind_of_file(mode)}; give the path of an ordinary image file"
+    return os_sentence(OSError(error.errno, error.strerror))  # without the name, which can be megabytes long
+
+
+def _kind_of_file(mode: int) -> str:
+    return next((name for is_kind, name in _KINDS if is_kind(mode)), "no ordinary file")
+
+
+def _read_open(file: Any, name: str) -> bytes:
+    """All of an open file, from its start where it can be rewound."""
+    with suppress(Exception):  # a stream that cannot be rewound is read as it comes
+        file.seek(0)
+    try:
+        content = file.read(MAX_FILE_BYTES + 1)
+    except Exception as error:  # whatever a caller's own file object raises
+        raise DataError(
+            f"{name} is {kind_of(file)} that cannot be read ({type(error).__name__}); open it again"
+        ) from error
+    if not isinstance(content, bytes | bytearray | memoryview):
+        raise DataError(f"{name} is {kind_of(file)} that gives {kind_of(content)}, not bytes; open the file with 'rb'")
+    return _refuse_large(_plain_bytes(content), name)
+
+
+def _plain_bytes(content: bytes | bytearray | memoryview) -> bytes:
+    return content if isinstance(content, bytes) else bytes(content)
+
+
+def _refuse_large(content: bytes, name: str) -> bytes:
+    if len(content) > MAX_FILE_BYTES:
+        raise CapacityError(
+            f"{name}: has more than {MAX_FILE_BYTES >> 20} MiB, the most that is read of an image file; save it smaller"
+        )
+    return content
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+    """(height, width), (height, width, 1), 3 or 4 channels, uint8, as Pillow's L, RGB or RGBA."""
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    if array.dtype != np.uint8 or not fits or 0 in array.shape:
+        raise DataError(
+            f"the picture is an array of {array.dtype} with shape {tuple(array.shape)}; give uint8 values 0 to 255 of "
+            "shape (height, width), (height, width, 3) or (height, width, 4)"
+        )
+    squeezed = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    return Image.fromarray(np.ascontiguousarray(squeezed))
