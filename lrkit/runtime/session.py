@@ -9,6 +9,7 @@ answer.save_trace("trace.png")
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from lrkit.runtime.engines import EngineChoice, open_engine
 from lrkit.runtime.picture_input import ImageSource, as_pictures
 from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.runtime.regions import Region, token_regions
+from lrkit.runtime.stopping import CancelFlag, Stop
 
 Images = ImageSource | Iterable[ImageSource] | None
 
@@ -136,6 +138,8 @@ class Reasoner:
         max_latent_steps: int | None = None,
         halting: Literal["adaptive", "fixed"] | None = None,
         max_pixels: int | None = None,
+        timeout: float | None = None,
+        cancel: CancelFlag | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
         """One answer about one picture, several, or none (None). `on_text` gets the words as they are spoken.
@@ -143,12 +147,16 @@ class Reasoner:
         A picture is a path, the bytes of an image file, an open binary file, a PIL image, or a uint8 array of shape
         (height, width), (height, width, 3) or (height, width, 4). Pictures above `max_pixels` (None: the model's own)
         or the bundle's limits are shrunk; `Answer.resized` names them.
+        `timeout` is in seconds; setting `cancel`, such as a `threading.Event`, from another thread ends the answer.
 
         Raises:
             DataError: a picture or the question cannot be used.
             CapacityError: the prompt or a picture is too large.
+            BundleError: the bundle's program fails.
+            TimeoutExceeded, Cancelled: the answer was ended before it was complete.
         """
         options = _options(mode, max_new_tokens, max_latent_steps, halting)
+        options = replace(options, stop=Stop.within(timeout, cancel))
         return self._answers([(as_pictures(image), question)], options, max_pixels, on_text)[0]
 
     def ask_batch(
@@ -160,9 +168,13 @@ class Reasoner:
         max_latent_steps: int | None = None,
         halting: Literal["adaptive", "fixed"] | None = None,
         max_pixels: int | None = None,
+        timeout: float | None = None,
+        cancel: CancelFlag | None = None,
     ) -> list[Answer]:
-        """Answers to (image, question) pairs, run as one batch; `timings` are then those of the whole batch."""
+        """Answers to (image, question) pairs, run as one batch; `timings` are then those of the whole batch, and so is
+        `timeout`. Raises as `ask`."""
         options = _options(mode, max_new_tokens, max_latent_steps, halting)
+        options = replace(options, stop=Stop.within(timeout, cancel))
         pairs = [(as_pictures(image), question) for image, question in questions]
         return self._answers(pairs, options, max_pixels, None) if pairs else []
 
