@@ -10,11 +10,8 @@ file size, pixels, memory and time are bounded.
 """
 
 import io
-import threading
 import time
-import warnings
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -25,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from lrkit.errors import CapacityError, DataError, one_line
 from lrkit.runtime.picture_input import ImageSource, name_of, read_source
 from lrkit.runtime.picture_metadata import turn_of, without_metadata
+from lrkit.runtime.picture_quiet import quiet
 
 _PLUGINS = {
     "PNG": "PngImagePlugin",
@@ -46,10 +44,6 @@ MAX_DECODE_SECONDS = 8.0
 _STRIP_PIXELS = 1 << 21
 """Pixels that are converted at once: what a conversion needs beside its result stays below 70 MB."""
 
-_quiet_lock = threading.Lock()
-_quiet_users = 0
-_quiet_filters: Any = None
-
 
 def load_image(source: ImageSource, max_input_pixels: int = MAX_INPUT_PIXELS) -> Image.Image:
     """An upright RGB picture: EXIF rotation applied, transparency laid on white, greyscale and palettes expanded.
@@ -63,7 +57,7 @@ def load_image(source: ImageSource, max_input_pixels: int = MAX_INPUT_PIXELS) ->
     name, given = name_of(source), read_source(source)
     if isinstance(given, Image.Image):
         return _guarded(name, lambda: _upright_rgb(given, name, max_input_pixels))
-    with _quiet():
+    with quiet():
         return _guarded(name, lambda: _decode(given, name, max_input_pixels))
 
 
@@ -91,15 +85,16 @@ def _decode(content: bytes, name: str, max_input_pixels: int) -> Image.Image:
     except CapacityError:
         raise
     except Exception as error:
-        bare = without_metadata(content)
-        if bare is None:
-            raise
-        try:
-            return _decode_file(_Reader(bare, name, file.started), name, max_input_pixels, content)
-        except CapacityError:
-            raise
-        except Exception:  # the pixels are damaged: the first complaint is about the file as it was given
-            raise error from None
+        complaint = error.with_traceback(None)  # which would hold the half-decoded picture in memory
+    bare = without_metadata(content)
+    if bare is None:
+        raise complaint
+    try:
+        return _decode_file(_Reader(bare, name, file.started), name, max_input_pixels, content)
+    except CapacityError:
+        raise
+    except Exception:  # the pixels are damaged: the first complaint is about the file as it was given
+        raise complaint from None
 
 
 def _decode_file(file: "_Reader", name: str, max_input_pixels: int, content: bytes) -> Image.Image:
@@ -209,34 +204,10 @@ def _why_unknown(content: bytes) -> str:
         return "is empty; copy the file again"
     known = [name for name in _formats() if _accepts(name, content[:16])]
     if known:
-        return f"begins like a {known[0]} file, but what follows is damaged; copy the file again"
+        return f"has the beginning of {known[0]}, but what follows is damaged; copy the file again"
     return f"is not an image file of the kinds that are read ({', '.join(_formats())}); save it as PNG or JPEG"
 
 
 def _accepts(name: str, prefix: bytes) -> bool:
     accept = Image.OPEN[name][1]
     return accept is not None and accept(prefix) is True
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """Without Pillow's own warnings, which are about what lrkit says in a sentence or passes over on purpose.
-
-    Python's filters belong to all threads: they are changed by the first thread that comes and put back by the last
-    one that goes, so that threads do not restore each other's.
-    """
-    global _quiet_users, _quiet_filters
-    with _quiet_lock:
-        if _quiet_users == 0:
-            _quiet_filters = warnings.catch_warnings()
-            _quiet_filters.__enter__()
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        _quiet_users += 1
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_users -= 1
-            if _quiet_users == 0:
-                _quiet_filters.__exit__(None, None, None)
