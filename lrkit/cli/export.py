@@ -120,12 +120,18 @@ def _export(
 ) -> None:
     for package in PACKAGES:
         require(package, "export")
-    from lrkit.export.bundle import export_bundle
+    from lrkit.export.bundle import EnginesRefused, export_bundle, refuse_taken
 
+    if output is not None:
+        refuse_taken(output, options["force"])  # before a shape or many samples are read
     subject, samples, called = open_subject(*what, target)
     place = output or Path(f"{called}-{name}")
-    with ExportProgress() as progress:
-        report = export_bundle(subject, place, target, samples, progress=progress, **options)
+    refused: EnginesRefused | None = None
+    try:
+        with ExportProgress() as progress:
+            report = export_bundle(subject, place, target, samples, progress=progress, say=progress.note, **options)
+    except EnginesRefused as error:  # the bundle is there all the same
+        refused, report = error, error.report
     console = out()
     console.print(sizes(report))
     console.print(proofs(report))
@@ -135,3 +141,5 @@ def _export(
         "schema": 1, "kind": "export", "bundle": str(place), "seconds": report.seconds,
         "quantization_errors": report.quantization_errors, "manifest": report.manifest.model_dump(mode="json"),
     })  # fmt: skip
+    if refused is not None:
+        raise refused

@@ -28,6 +28,13 @@ class _Reporter:
         if self._bars is not None:
             self._bars.stop()
 
+    def note(self, text: str) -> None:
+        """Says something that must not wait, whatever else is shown."""
+        if self._bars is not None:
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            self._say(text)
+
     def _say(self, text: str) -> None:
         self._said = time.monotonic()
         err(soft_wrap=True).print(f"{self._said - self._started:6.0f} s  {printable(text)}")

@@ -1,19 +1,21 @@
 """Checkpoint -> bundle: build the programs, write them, prove them, and only then let the folder appear.
 
-    checkpoint --read--> source --build--> ONNX --write--> staging folder --check against torch--> rename
+    checkpoint --read--> source --build--> ONNX --write--> staging folder --ask the engines' builder-->
+        --check against torch--> engines --rename
 
 The source gives one matrix at a time, and torch's model is loaded when the program is written and let go: the two are
-never in memory together.
+never in memory together. What the engines' builder refuses is known before the comparison begins; the bundle is
+finished without engines then.
 
 Place in the pipeline: `lrkit export` calls `export_bundle`; lrkit/runtime/bundle.py opens the result. Everything is
-written into a hidden neighbour of the target folder, which is renamed at the end: killed at any moment, an export
-leaves a whole bundle or none.
+written into a hidden neighbour of the target folder, which takes its place in one step at the end (lrkit/folders.py):
+killed at any moment, an export leaves the old bundle, the new one, or none where none was.
 """
 
 import gc
-import shutil
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from typing import Any
 import onnx_ir as ir
 
 from lrkit.data.sample import Sample
-from lrkit.errors import ExportError
+from lrkit.errors import ExportError, FileError, os_sentence
 from lrkit.export.check import CheckSample, ProgramRun, check_program, open_program, open_steps
 from lrkit.export.chunks import Chunks
 from lrkit.export.dialect import Dialect
@@ -31,14 +33,15 @@ from lrkit.export.sizes import program_sizes
 from lrkit.export.steps import build_steps, save_steps, step_spec
 from lrkit.export.subject import CheckpointSubject, Origin, Subject
 from lrkit.export.target import Target, limits_of
-from lrkit.export.tensorrt_target import TargetEngines
+from lrkit.export.tensorrt_target import Say, TargetEngines
 from lrkit.export.vision import traced_tower
-from lrkit.model.checkpoint import replace_folder
+from lrkit.folders import locked, staged_folder
 from lrkit.provenance import collect
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.io_spec import Form
 from lrkit.runtime.manifest import (
     BUNDLE_FILE,
+    EngineKind,
     Limits,
     Manifest,
     ProgramEntry,
@@ -78,6 +81,18 @@ class ExportReport:
     """What builds the engines on the device, where they were not built here."""
 
 
+class EnginesRefused(ExportError):
+    """No engine was built, and the bundle was written without; `report` is that of the bundle."""
+
+    def __init__(self, report: ExportReport, kind: EngineKind, reason: str) -> None:
+        place = report.folder
+        super().__init__(
+            f"{place} is whole but has no engines: {reason}; it can be used without them, and once that is mended "
+            f"they are added by: lrkit export {place} --engine {kind}"
+        )
+        self.report = report
+
+
 def export_bundle(
     checkpoint: Path | str | Subject,
     output: Path,
@@ -89,12 +104,13 @@ def export_bundle(
     force: bool = False,
     script: Path | None = None,
     progress: Progress = lambda what, done, total: None,
+    say: Say = lambda text: None,
 ) -> ExportReport:
     """Writes the bundle of a checkpoint (name or folder), or of another subject such as a shape, into `output`.
 
     `form` is one graph per program, or `step`: graphs that the host drives. `samples`, unseen in training, are what
     the programs are checked on. With `baselines` the checkpoint's own cot and direct baselines become programs too.
-    An existing bundle is replaced when `force` is set.
+    An existing bundle is replaced when `force` is set. `say` gets sentences that should be read at once.
 
     Where the target asks for TensorRT engines they are built too; or, with `script`, the script that builds them on a
     device is written there. Standard TensorRT builds on the device itself: without it here, that script goes into the
@@ -102,37 +118,52 @@ def export_bundle(
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        ExportError: no program can be built for it, a program differs from torch, `output` is taken, or TensorRT
-            refuses the program.
+        ExportError: no program can be built for it, a program differs from torch, or `output` is taken.
+        EnginesRefused: TensorRT refuses the program or fails; the bundle is there, without engines.
+        UserError: another process exports into `output`.
+        FileError: something cannot be written, as when the disk is full.
         MissingExtraError: the target asks for TensorRT-RTX engines, and the package is not installed.
     """
     subject = CheckpointSubject(resolve_checkpoint(checkpoint)) if isinstance(checkpoint, str | Path) else checkpoint
-    _refuse_taken(output, force)
+    refuse_taken(output, force)
     engines = TargetEngines.of(target, script)
     if not samples:
         raise ExportError("no samples were given to check the program on; give at least one")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = output.parent / f".{output.name}.writing"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    try:
+    with locked(output, "writes into"), staged_folder(output, replace=True) as staging:
+        refuse_taken(output, force)  # another process may have been quicker
         export = _Export(subject, staging, target, form, samples, progress)
-        manifest = engines.add(export.run(baselines), staging, export.seconds, progress)
+        manifest = export.run(baselines, lambda programs: engines.ask(staging, programs, progress, say))
+        manifest = engines.add(manifest, staging, export.seconds, progress)
         (staging / BUNDLE_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        replace_folder(staging, output)
-    except BaseException:  # Ctrl-C too
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    return ExportReport(output, manifest, export.errors, export.seconds, engines.finish(output, manifest))
+    report = ExportReport(output, manifest, export.errors, export.seconds, engines.finish(output, manifest))
+    if engines.refusal is not None and engines.engine is not None:
+        raise EnginesRefused(report, engines.engine.kind, engines.refusal)
+    return report
 
 
-def _refuse_taken(output: Path, force: bool) -> None:
-    if not output.exists():
-        return
-    if not (output / BUNDLE_FILE).is_file() and (not output.is_dir() or any(output.iterdir())):
-        raise ExportError(f"{output} exists and is no bundle; give another folder")
-    if not force and (output / BUNDLE_FILE).is_file():
-        raise ExportError(f"{output} holds a bundle already; give another folder, or --force to replace it")
+def refuse_taken(output: Path, force: bool) -> None:
+    """Whether a bundle may be written there at all, before anything is computed.
+
+    Raises:
+        ExportError: something else than a bundle is there, a bundle without `force`, or a folder that cannot be
+            replaced.
+        FileError: no path.
+    """
+    try:
+        place = Path(os.path.realpath(output))
+        taken, held = os.path.lexists(place), (place / BUNDLE_FILE).is_file()
+        if taken and not held and (not place.is_dir() or any(place.iterdir())):
+            raise ExportError(f"{output} exists and is no bundle; give another folder")
+        if taken and (os.path.ismount(place) or place == Path(os.path.realpath("."))):
+            what = "a mount point" if os.path.ismount(place) else "the working folder"
+            raise ExportError(f"{output} is {what}, which no other folder can replace; give a folder of its own")
+        if held and not force:
+            raise ExportError(f"{output} holds a bundle already; give another folder, or --force to replace it")
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ExportError):
+            raise
+        raise FileError(os_sentence(error, output)) from error
 
 
 class _Export:
@@ -159,19 +190,23 @@ class _Export:
         self.errors: dict[str, dict[str, float]] = {}
         self.recorded: list[RecordedSample] = []
 
-    def run(self, baselines: bool) -> Manifest:
-        limits: Limits | None = None
+    def run(self, baselines: bool, ask: Callable[[Mapping[Role, ProgramEntry]], None]) -> Manifest:
+        """`ask` gets all programs once they are written, and before they are compared with torch."""
+        origins = self.subject.origins(baselines)
+        limits = limits_of(self.target, origins["latent"].settings.think.max_latent_steps)
+        # A baseline never thinks: its program carries no latent loop.
+        none = limits.model_copy(update={"max_latent_steps": 0})
+        bounds: dict[Role, Limits] = {role: limits if role == "latent" else none for role in origins}
         programs: dict[Role, ProgramEntry] = {}
-        validations: dict[Role, Validation] = {}
-        for role, origin in self.subject.origins(baselines).items():
-            limits = limits or limits_of(self.target, origin.settings.think.max_latent_steps)
-            # A baseline never thinks: its program carries no latent loop.
-            own = limits if role == "latent" else limits.model_copy(update={"max_latent_steps": 0})
-            programs[role] = self._program(role, origin, own)
+        for role, origin in origins.items():
+            programs[role] = self._program(role, origin, bounds[role])
             gc.collect()  # graphs are full of cycles, which hold the weights
-            validations[role] = self._proof(role, origin, programs[role], own)
-        assert limits is not None
-        return self._manifest(limits, programs, validations)
+        ask(programs)
+        proofs: dict[Role, Validation] = {}
+        for role, origin in origins.items():
+            proofs[role] = self._proof(role, origin, programs[role], bounds[role])
+            gc.collect()
+        return self._manifest(limits, programs, proofs)
 
     def _program(self, role: Role, origin: Origin, limits: Limits) -> ProgramEntry:
         """Builds and writes one program."""

@@ -141,9 +141,7 @@ def input_length(view: View, *, operators: Sequence[str], index: int, axis: int,
             yield Hit.at(site, f"axis {axis} of input {index} has length {length}")
 
 
-def input_rank(
-    view: View, *, operators: Sequence[str], index: int, ranks: Sequence[int], from_opset: int = 0
-) -> Hits:
+def input_rank(view: View, *, operators: Sequence[str], index: int, ranks: Sequence[int], from_opset: int = 0) -> Hits:
     """Nodes with an input of one of these ranks, in a program of that opset or a later one."""
     if view.model.opset_imports.get("", 0) < from_opset:
         return

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.config import load_config
-from lrkit.errors import ExportError, MissingExtraError
+from lrkit.errors import ExportError, FileError, MissingExtraError
 from lrkit.export.target import EngineTarget
 from lrkit.export.tensorrt_process import build_in_process
 from lrkit.export.tensorrt_words import default_archs, known_archs
@@ -92,13 +92,13 @@ def _plan(engine: EngineTarget, archs: tuple[str, ...]) -> Plan:
     return Plan(engine.kind, archs, engine.options.given, engine.usual_prompt_tokens, engine.usual_patches)
 
 
-def check_programs(manifest: Manifest, archs: tuple[str, ...] = ()) -> None:
+def check_programs(programs: Mapping[Role, ProgramEntry], archs: tuple[str, ...] = ()) -> None:
     """Whether engines can be built from these programs at all.
 
     Raises:
         ExportError: a program in another dialect, or int4 for a GPU without it.
     """
-    for role, entry in manifest.programs.items():
+    for role, entry in programs.items():
         if entry.dialect != "tensorrt":
             raise ExportError(
                 f"the {role} program is in the dialect {entry.dialect}, and engines are built from the dialect "
@@ -118,7 +118,7 @@ def plan_jobs(folder: Path, manifest: Manifest, plan: Plan) -> list[Job]:
     jobs: list[Job] = []
     for role, entry in manifest.programs.items():
         sizes = axis_sizes(manifest.limits, manifest.merge_size, entry.spec, *usual)
-        for graph, file, spec in _graphs(entry):
+        for graph, file, spec in graphs_of(entry):
             name = free_name(role, graph, plan.kind, plan.archs, taken)
             taken.add(name)
             jobs.append(Job(role, graph, file, name, profile_of(spec, sizes)))
@@ -132,9 +132,11 @@ def build_engines(
     they will have in the bundle.
 
     Raises:
-        ExportError: the parser or the builder refused, with the place in the program and their own words.
+        ExportError: the parser or the builder refused, with the place in the program and their own words; or the
+            builder's process died.
+        FileError: an engine could not be written.
     """
-    check_programs(manifest, plan.archs)
+    check_programs(manifest.programs, plan.archs)
     jobs = plan_jobs(folder, manifest, plan)
     made: dict[Role, list[EngineEntry]] = {}
     for number, job in enumerate(jobs):
@@ -146,11 +148,23 @@ def build_engines(
         }  # fmt: skip
         try:
             built = build_in_process(request, lambda sign, what=what: progress(f"{what}: {_life(sign)}", 0, 0))
-        except ExportError as error:
-            raise ExportError(f"{what} was not built: {error}; nothing was written") from error
+        except (ExportError, FileError) as error:
+            raise type(error)(f"{what} was not built: {error}") from error
         # The kind is the one that was asked for, which a package standing in for another does not know.
         made.setdefault(job.role, []).append(load_config(EngineEntry, {**built, "kind": plan.kind}))
     return made
+
+
+def parse_program(folder: Path, file: str, plan: Plan) -> None:
+    """Lets NVIDIA's parser read one graph, in a process of its own, and builds nothing.
+
+    Raises:
+        ExportError: it refuses the graph; the message names the node and its place.
+    """
+    build_in_process(
+        {"packages": [PACKAGES[plan.kind]], "folder": str(folder), "jobs": [{"onnx": file}], "parse_only": True},
+        lambda sign: None,
+    )
 
 
 def axis_sizes(limits: Limits, merge_size: int, answer: IoSpec, tokens: int, patches: int) -> dict[str, Sizes]:
@@ -190,7 +204,7 @@ def _usual_sizes(folder: Path, manifest: Manifest, plan: Plan) -> tuple[int, int
     return tokens, patches
 
 
-def _graphs(entry: ProgramEntry) -> Iterator[tuple[GraphName, str, IoSpec]]:
+def graphs_of(entry: ProgramEntry) -> Iterator[tuple[GraphName, str, IoSpec]]:
     """(graph, file, its inputs and outputs)."""
     if not entry.steps:
         yield "program", entry.file, entry.spec

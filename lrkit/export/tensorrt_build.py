@@ -108,15 +108,7 @@ def build(package: Package, job: dict[str, Any], request: dict[str, Any], folder
     trt = package.trt
     started = time.monotonic()
     forget_peak()
-    try:
-        builder = trt.Builder(package.log)
-    except Exception as error:  # pybind raises a TypeError when the factory gives nothing
-        raise BuildError(f"{package} cannot start its builder ({package.said()}); it needs an NVIDIA driver") from error
-    # Later releases know strongly typed networks only; the flag may go.
-    typed = getattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if typed is None else 1 << int(typed))
-    parser = trt.OnnxParser(network, package.log)
-    parse(package, parser, folder / job["onnx"])
+    builder, network, _ = read(package, folder / job["onnx"])
     config = builder.create_builder_config()
     set_profile(package, builder, network, config, job["profile"])
     set_options(package, config, request["options"])
@@ -134,6 +126,25 @@ def build(package: Package, job: dict[str, Any], request: dict[str, Any], folder
         "layers_by_part": layers_by_part(network), "build_seconds": round(time.monotonic() - started, 3),
         "build_peak_bytes": memory("VmHWM"),
     }  # fmt: skip
+
+
+def read(package: Package, file: Path) -> tuple[Any, Any, Any]:
+    """(builder, network, parser) of an ONNX file; all three are to be kept, as the network uses the others.
+
+    Raises:
+        BuildError: there is no builder, or the parser refuses the file.
+    """
+    trt = package.trt
+    try:
+        builder = trt.Builder(package.log)
+    except Exception as error:  # pybind raises a TypeError when the factory gives nothing
+        raise BuildError(f"{package} cannot start its builder ({package.said()}); it needs an NVIDIA driver") from error
+    # Later releases know strongly typed networks only; the flag may go.
+    typed = getattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
+    parser = trt.OnnxParser(network, package.log)
+    parse(package, parser, file)
+    return builder, network, parser
 
 
 def parse(package: Package, parser: Any, file: Path) -> None:
@@ -288,6 +299,13 @@ def write(path: Path, content: Any) -> None:
     """Through a neighbour, so that no half file is ever found under the name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.writing")
-    with staging.open("wb") as stream:
-        stream.write(memoryview(content))
-    os.replace(staging, path)
+    try:
+        with staging.open("wb") as stream:
+            stream.write(memoryview(content))
+        os.replace(staging, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            staging.unlink()
+        if isinstance(error, OSError):
+            error.filename = str(path)  # of a failed write the system names no file
+        raise

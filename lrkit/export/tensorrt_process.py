@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from lrkit.errors import ExportError
+from lrkit.errors import ExportError, FileError, one_line, os_sentence
 
 _SECONDS_TO_END = 10
 _LRKIT = Path(__file__).resolve().parents[2]
@@ -29,10 +29,12 @@ Sign = Callable[[dict[str, Any]], None]
 
 
 def build_in_process(request: dict[str, Any], sign: Sign) -> dict[str, Any]:
-    """Builds the request's one engine; returns what tensorrt_build.py's `build` returns.
+    """Builds the request's one engine; returns what tensorrt_build.py's `build` returns. With `parse_only` in the
+    request the program is only read.
 
     Raises:
         ExportError: the package, the parser or the builder refused, or the builder's process died.
+        FileError: the engine could not be written.
     """
     with tempfile.TemporaryFile() as errors:
         child = _start(errors)
@@ -42,11 +44,16 @@ def build_in_process(request: dict[str, Any], sign: Sign) -> dict[str, Any]:
             child.stdin.write(json.dumps(request) + "\n")
             child.stdin.flush()
             for line in child.stdout:
+                if not line.endswith("\n"):
+                    break  # it was killed while it spoke
                 message = json.loads(line)
                 if "built" in message:
                     return message["built"]
                 if "error" in message:
                     raise ExportError(message["error"])
+                if "system" in message:
+                    number, text, file = message["system"]
+                    raise FileError(os_sentence(OSError(number, text, file)))
                 seen = message
                 sign(message)
             # Its stdout has ended without a result, so it is ending too: how, it shall say itself.
@@ -84,7 +91,7 @@ def _death(code: int, seen: dict[str, Any], errors: IO[bytes]) -> str:
     """Why a child ended without a result."""
     errors.seek(0)
     lines = errors.read().decode("utf-8", "replace").strip().splitlines()
-    last = f"; its last words: {lines[-1].strip()}" if lines else ""
+    last = f"; its last words: {one_line(lines[-1])}" if lines else ""
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     held = f", holding {seen['bytes'] / 1e9:.1f} GB" if seen.get("bytes") else ""
     hint = "; the system kills a process so when memory runs out" if code == -9 else ""

@@ -12,6 +12,7 @@ lrkit itself runs this in a process of its own (tensorrt_process.py), told by a 
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import os
@@ -22,7 +23,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lrkit.export.tensorrt_build import PACKAGES, BuildError, Package, Watch, build, device_arch, load_package, write
+from lrkit.export.tensorrt_build import (
+    PACKAGES,
+    BuildError,
+    Package,
+    Watch,
+    build,
+    device_arch,
+    load_package,
+    read,
+    write,
+)
 
 REQUEST: dict[str, Any] | None = None
 SECONDS_BETWEEN_SIGNS = 0.5
@@ -76,11 +87,19 @@ def child() -> int:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
+    folder, job = Path(request["folder"]), request["jobs"][0]
     try:
         package = load_package(request["packages"])
-        say({"built": run(request, package, Path(request["folder"]), request["jobs"][0], say)})
+        if request.get("parse_only"):
+            say({"built": {"layers": read(package, folder / job["onnx"])[1].num_layers}})
+        else:
+            say({"built": run(request, package, folder, job, say)})
     except BuildError as error:
         say({"error": str(error)})
+    except OSError as error:
+        say({"system": [error.errno, error.strerror or str(error), error.filename]})
+    except MemoryError:
+        say({"system": [errno.ENOMEM, "out of memory", job["engine"]]})
     os._exit(0)  # without the libraries' own clean-up, which has nothing left to do and may hang
 
 
@@ -94,14 +113,18 @@ def script(request: dict[str, Any]) -> int:
         package = load_package([given.package] if given.package else request["packages"])
         print(f"{package} on {device_arch() or 'a machine without a GPU'}", flush=True)
         engines = [_build_and_tell(request, package, given.folder, job) for job in request["jobs"]]
+        content = json.dumps({"schema": 1, "kind": "engines", "engines": engines}, indent=2) + "\n"
+        write(given.folder / "engines" / "engines.json", content.encode())
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}; check the disk's space and rights", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; no engine was written", file=sys.stderr, flush=True)
         os._exit(130)  # the build goes on in its thread until the process ends
-    content = json.dumps({"schema": 1, "kind": "engines", "engines": engines}, indent=2) + "\n"
-    write(given.folder / "engines" / "engines.json", content.encode())
     print(f"wrote {given.folder / 'engines' / 'engines.json'}", flush=True)
     return 0
 

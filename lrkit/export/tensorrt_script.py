@@ -7,12 +7,12 @@ other, with the jobs, profiles and options of this bundle as a literal.
 
 import ast
 import json
-import os
 from pathlib import Path
 
 from lrkit import __version__
 from lrkit.export.target import EngineTarget
 from lrkit.export.tensorrt import check_programs, plan_jobs, plan_script
+from lrkit.files import write_text
 from lrkit.runtime.manifest import Manifest
 from lrkit.runtime.tensorrt_library import PACKAGES
 
@@ -27,16 +27,14 @@ def write_script(file: Path, folder: Path, manifest: Manifest, engine: EngineTar
 
     Raises:
         ExportError: the bundle's programs are of another dialect.
+        FileError: it cannot be written.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    staging = file.with_name(f".{file.name}.writing")
-    staging.write_text(script_text(folder, manifest, engine), encoding="utf-8")
-    os.replace(staging, file)
+    write_text(file, script_text(folder, manifest, engine))
 
 
 def script_text(folder: Path, manifest: Manifest, engine: EngineTarget) -> str:
     """The script's source."""
-    check_programs(manifest, engine.archs)
+    check_programs(manifest.programs, engine.archs)
     plan = plan_script(engine)
     own = PACKAGES[plan.kind]
     request = {

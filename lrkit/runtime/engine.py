@@ -5,12 +5,11 @@ torch_engine.py runs a checkpoint (the one file here that imports torch, and onl
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from lrkit.model.generated import Generated, Mode
 from lrkit.runtime.processor import EncodedPrompt, Processor
-from lrkit.runtime.stopping import Stop
 
 OnToken = Callable[[list[int | None]], None]
 """Gets each new token per sample of the batch; None for a sample that has ended."""
@@ -29,8 +28,6 @@ class AskOptions:
     """None: the model's own way."""
     ignore_end: bool = False
     """Speak on to `max_new_tokens` whatever the model says: forced lengths, for profiling. Checkpoints only."""
-    stop: Stop = field(default=Stop(), repr=False, compare=False)
-    """When to end before the end."""
 
 
 class Engine(Protocol):
@@ -52,7 +49,6 @@ class Engine(Protocol):
 
         Raises:
             CapacityError: a prompt is larger than the engine was made for.
-            TimeoutExceeded, Cancelled: `options.stop` ended it.
         """
         ...
 

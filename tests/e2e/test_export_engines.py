@@ -214,6 +214,7 @@ def test_a_builder_that_the_system_kills_is_one_sentence(slow_checkpoint, tmp_pa
     said = capsys.readouterr().err
     assert re.search(r"process ended by signal SIGKILL after \d s, holding 0\.\d GB; .* memory runs out", said), said
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert f"{bundle} stays as it was" in said
     open_bundle(bundle)
 
 
@@ -221,7 +222,7 @@ def test_a_builder_that_the_system_kills_is_one_sentence(slow_checkpoint, tmp_pa
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_bundle_stays_whole_when_adding_engines_is_stopped(slow_checkpoint, tmp_path, how):
     """Killed outright, lrkit cannot clean up: its builder ends by itself, and the next run drops what was left."""
-    bundle, staging = tmp_path / "bundle", tmp_path / ".bundle.engines"
+    bundle, staging = tmp_path / "bundle", tmp_path / "bundle" / ".engines.writing"
     shutil.copytree(exported_slow(slow_checkpoint), bundle)
     before = (bundle / "bundle.json").read_text()
     command = [sys.executable, "-m", "lrkit", "export", str(bundle), "--engine", "tensorrt-rtx"]

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from lrkit.errors import ExportError
+from lrkit.errors import ExportError, UserError
 from lrkit.export import tensorrt_bundle
-from lrkit.export.tensorrt_bundle import take_engines
+from lrkit.export.tensorrt_bundle import STAGING, take_engines
+from lrkit.folders import locked
 from lrkit.runtime.bundle import open_bundle
 
 
@@ -41,11 +42,12 @@ class Stop(KeyboardInterrupt):
 
 
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("moment", [0, 1])
+@pytest.mark.parametrize("moment", [0, 1, 2])
 def test_stopped_at_any_moment_a_bundle_is_the_old_one_or_the_new_one(
     own_bundle, tmp_path, monkeypatch, moment, before
 ):
-    """Two renames make the change: first the engine comes in under a name of its own, then bundle.json is replaced."""
+    """Three renames make the change: a list of what moves is written, the engine comes in under a name of its own, and
+    bundle.json is replaced."""
     take_engines(own_bundle, engines_file(own_bundle, tmp_path / "first", b"first"))
     old = open_bundle(own_bundle).manifest
     file = engines_file(own_bundle, tmp_path / "second", b"second")
@@ -64,10 +66,33 @@ def test_stopped_at_any_moment_a_bundle_is_the_old_one_or_the_new_one(
     with pytest.raises(Stop):
         take_engines(own_bundle, file)
     found = open_bundle(own_bundle).manifest
-    switched = moment == 1 and not before
+    switched = moment == 2 and not before
     assert (found == old) != switched
     assert (own_bundle / found.programs["latent"].engines[0].file).read_bytes() == (b"second" if switched else b"first")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "own", "second"]
+    assert not (own_bundle / STAGING).exists()
+
+
+def test_what_a_killed_process_left_is_taken_away_by_the_next(own_bundle, tmp_path):
+    """Killed between its renames, it could not clean up: the list that it left says what moved. Nothing else goes."""
+    names = {"engines/half.engine", "engines/../latent.onnx", "latent.onnx", "engines/kept.engine"}
+    (own_bundle / STAGING / "engines").mkdir(parents=True)
+    (own_bundle / STAGING / "moving.json").write_text(json.dumps({"names": sorted(names)}))
+    (own_bundle / "engines").mkdir()
+    for name in ("half.engine", "mine.engine"):
+        (own_bundle / "engines" / name).write_bytes(b"x")
+    take_engines(own_bundle, engines_file(own_bundle, tmp_path / "device", b"engine"))
+    left = sorted(path.relative_to(own_bundle).as_posix() for path in own_bundle.rglob("*.engine"))
+    assert left == ["engines/latent.tensorrt.sm87.engine", "engines/mine.engine"]
+    assert not (own_bundle / STAGING).exists() and open_bundle(own_bundle)
+
+
+def test_a_bundle_that_another_process_writes_into_is_refused(own_bundle, tmp_path):
+    file = engines_file(own_bundle, tmp_path / "device", b"engine")
+    before = (own_bundle / "bundle.json").read_text()
+    with locked(own_bundle, "writes into"), pytest.raises(UserError, match=r"another process writes into it; wait"):
+        take_engines(own_bundle, file)
+    assert (own_bundle / "bundle.json").read_text() == before
 
 
 def test_engines_of_other_programs_or_without_their_file_are_refused(own_bundle, tmp_path):
@@ -86,6 +111,6 @@ def test_engines_of_other_programs_or_without_their_file_are_refused(own_bundle,
         with pytest.raises(ExportError, match=part):
             take_engines(own_bundle, file)
     file.write_text("{")
-    with pytest.raises(ExportError, match="is no valid JSON"):
+    with pytest.raises(ExportError, match="is not valid JSON"):
         take_engines(own_bundle, file)
     assert not open_bundle(own_bundle).manifest.programs["latent"].engines

@@ -1,0 +1,100 @@
+"""Every value of every setting that shapes a program, read off the settings themselves: one change of a base each.
+
+Values of `Literal` fields come from their types, so a new one is swept as soon as it exists; the other fields need an
+entry in NUMBERS, and a field without one fails (`settings_variants` raises).
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+
+from lrkit.export.target import Int4, Target
+from lrkit.model.settings import ReasonerSettings, ReplaySettings, RoutingSettings, ThinkSettings
+
+Change = tuple[str, str, Any]
+"""(section, field, value)."""
+
+SECTIONS: Mapping[str, type[BaseModel]] = {"think": ThinkSettings, "replay": ReplaySettings, "routing": RoutingSettings}
+TRAINING = {"distill", "lora"}
+"""Sections that are gone once a program is written: distillation ends with training, adapters are merged."""
+BASE = {
+    "think": {"max_latent_steps": 2}, "replay": {"num_tokens": 3}, "routing": {"depth": 2, "alpha": 4},
+}  # fmt: skip
+"""Every loop is there, also the one over depths."""
+NUMBERS: Mapping[tuple[str, str], tuple[Any, ...]] = {
+    ("think", "max_latent_steps"): (0, 1, 5),
+    ("replay", "num_tokens"): (0, 1, 32),
+    ("routing", "depth"): (0, 1, 3),
+    ("routing", "layers"): ((0,), (1, 3)),
+    ("routing", "alpha"): (1, 32),
+    ("routing", "alpha_end"): (1, 6),
+    ("routing", "threshold"): (0.4,),
+}
+"""What to try of fields that are more than a choice of names."""
+
+
+def literals(annotation: Any) -> list[Any]:
+    """Values of the Literals in a type."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [value for inner in get_args(annotation) for value in literals(inner)]
+
+
+def changes() -> dict[str, Change]:
+    """Name -> one value of one setting.
+
+    Raises:
+        LookupError: a section or a field of which nothing is known here.
+    """
+    if strange := set(ReasonerSettings.model_fields) - set(SECTIONS) - TRAINING:
+        raise LookupError(f"tests/variants.py knows nothing of the sections {sorted(strange)}")
+    found: dict[str, Change] = {}
+    for section, cls in SECTIONS.items():
+        for field, info in cls.model_fields.items():
+            values = [*literals(info.annotation), *NUMBERS.get((section, field), ())]
+            if not values:
+                raise LookupError(f"tests/variants.py has no values for {section}.{field}")
+            found |= {f"{section}.{field}={value}": (section, field, value) for value in values}
+    return found
+
+
+def settings_with(*changed: Change) -> ReasonerSettings:
+    """The base with changes."""
+    values: dict[str, dict[str, Any]] = {section: dict(fields) for section, fields in BASE.items()}
+    for section, field, value in changed:
+        values[section][field] = value
+    return ReasonerSettings.model_validate(values)
+
+
+def single_variants() -> dict[str, ReasonerSettings]:
+    """Name -> settings with one value changed; those that change nothing are left out but for the base itself."""
+    base = settings_with()
+    found = {name: settings_with(change) for name, change in changes().items()}
+    return {"base": base} | {name: settings for name, settings in found.items() if settings != base}
+
+
+def paired_variants() -> dict[str, ReasonerSettings]:
+    """Name -> settings with two values changed, of different fields."""
+    known = {name: change for name, change in changes().items() if settings_with(change) != settings_with()}
+    pairs = combinations(known.items(), 2)
+    return {f"{a} {b}": settings_with(one, two) for (a, one), (b, two) in pairs if one[:2] != two[:2]}
+
+
+def target_variants() -> dict[str, Target]:
+    """Name -> target in the dialect tensorrt, with every choice of how its numbers are written."""
+    return dict(_targets())
+
+
+def _targets() -> Iterator[tuple[str, Target]]:
+    activations = [None, *literals(Target.model_fields["activations"].annotation)]
+    for precision in literals(Target.model_fields["precision"].annotation):
+        for kind in activations:
+            changed: dict[str, Any] = {"precision": precision, "activations": kind, "int4": {"block": 32}}
+            yield f"{precision} {kind}", Target.model_validate({"dialect": "tensorrt", **changed})
+    for field, info in Int4.model_fields.items():
+        for value in literals(info.annotation) if field != "accuracy_level" else []:  # a matter of the dialect ort
+            int4 = {"block": 32, field: value}
+            values = {"dialect": "tensorrt", "precision": "int4", "activations": "fp16", "int4": int4}
+            yield f"int4.{field}={value}", Target.model_validate(values)
