@@ -33,7 +33,10 @@ REASONER_FILE = "reasoner.json"
 """The file that makes a folder a checkpoint."""
 
 RUN_FILE = "run.json"
-"""The file of a training run's folder; it says which checkpoint is the run's last."""
+"""The file of a training run's folder that says which checkpoint is the run's last."""
+
+STATE_FILE = "state.pt"
+"""The file of a training run's folder that the run goes on from."""
 
 _PACKAGE = Path(__file__).resolve().parent
 _TINY = _PACKAGE / "assets" / "tiny"
@@ -160,14 +163,16 @@ def list_everything(runs: Path | None = None) -> list[Resource]:
 def list_checkpoints(runs: Path | None = None) -> list[Resource]:
     """The shipped checkpoints and, where `runs` is given, those of the run folders in it."""
     shipped = [_checkpoint(name, folder) for name, folder in _shipped_checkpoints().items()]
-    files = sorted(runs.glob(f"*/**/{REASONER_FILE}")) if runs is not None and os.path.isdir(runs) else []
+    found = sorted(runs.glob(f"*/**/{REASONER_FILE}")) if runs is not None and os.path.isdir(runs) else []
+    # A folder that begins with a dot is being written, or was when its process was killed.
+    files = [file for file in found if not any(part.startswith(".") for part in file.relative_to(runs or "").parts)]
     return shipped + [_checkpoint(str(file.parent), file.parent) for file in files]
 
 
 def resolve_checkpoint(name_or_path: str | Path) -> Path:
     """The folder of a checkpoint: `tiny`, `tiny/cot`, ..., the path of a folder with a reasoner.json, or that of a run.
 
-    The folder of a run stands for its last checkpoint.
+    The folder of a run stands for its last whole checkpoint, also where the run was killed before run.json named it.
 
     Raises:
         CheckpointError: no such name or folder, or a folder that is no checkpoint.
@@ -179,8 +184,8 @@ def resolve_checkpoint(name_or_path: str | Path) -> Path:
     folder = Path(name_or_path)
     if (folder / REASONER_FILE).is_file():
         return folder
-    if (folder / RUN_FILE).is_file():
-        return folder / json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["checkpoint"]
+    if (last := _last_of_run(folder)) is not None:
+        return last
     known = ", ".join(shipped) or "none is shipped"
     if not folder.exists():
         raise CheckpointError(
@@ -189,6 +194,8 @@ def resolve_checkpoint(name_or_path: str | Path) -> Path:
         )
     inside = sorted(str(file.parent) for file in folder.glob(f"**/{REASONER_FILE}")) if folder.is_dir() else []
     hint = f"it holds {', '.join(inside)}; give one of them" if inside else "give a folder that `lrkit train` wrote"
+    if (folder / STATE_FILE).is_file():
+        hint = "it is a run that has not finished its first stage; go on with `lrkit train ... --resume`"
     raise CheckpointError(f"{text} is no checkpoint: it has no {REASONER_FILE}; {hint}")
 
 
@@ -198,6 +205,32 @@ def find_checkpoint(name_or_path: str | Path) -> Path | None:
         return resolve_checkpoint(name_or_path)
     except CheckpointError:
         return None
+
+
+def _last_of_run(run: Path) -> Path | None:
+    """The last checkpoint of a run's folder; None where it is no run's, or has none yet.
+
+    run.json is written after the checkpoint that it names: where the run was killed in between, the disk knows better.
+
+    Raises:
+        CheckpointError: run.json cannot be read, or names a folder that is not there.
+    """
+    stages = sorted((file.parent for file in run.glob(f"stages/[0-9]*/{REASONER_FILE}")), key=_stage_number)
+    last = stages[-1] if stages else None
+    if not (run / RUN_FILE).is_file():
+        return last if (run / STATE_FILE).is_file() else None
+    named = read_json(run / RUN_FILE, CheckpointError).get("checkpoint")
+    if not isinstance(named, str) or Path(named).is_absolute() or ".." in Path(named).parts:
+        raise CheckpointError(f"{run / RUN_FILE} names no checkpoint of the run; give the folder of a checkpoint")
+    if not (run / named / REASONER_FILE).is_file():
+        raise CheckpointError(f"{run / RUN_FILE} names {named}, which is not there; copy it back, or give another one")
+    return last if last is not None and _stage_number(last) > _stage_number(run / named) else run / named
+
+
+def _stage_number(folder: Path) -> int:
+    """The number that begins the name of a stage's checkpoint."""
+    number = folder.name.partition("-")[0]
+    return int(number) if number.isdecimal() else -1
 
 
 def _shipped_checkpoints() -> dict[str, Path]:

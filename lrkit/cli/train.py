@@ -13,6 +13,9 @@ from lrkit.cli.tables import json_option, percent, write_json
 if TYPE_CHECKING:
     from lrkit.train.recipe import Recipe
 
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "tensorboard")
+"""What training imports beside the base install."""
+
 EXAMPLES = """
 Examples:
 
@@ -54,20 +57,18 @@ def train(
     asked = load_recipe(find_recipe(recipe), overrides or [])
     folder = output or Path("runs") / asked.name
     if dry_run:
-        _check(asked, folder, resume)
-        out().print(_plan(asked))
-        out().print(f"nothing wrong was found; the run would be written to {folder}")
+        _dry_run(asked, folder, resume)
         return
     # The first thing that transformers and tensorboard would say is not about this run.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from lrkit.errors import require
 
-    for package in ("torch", "transformers", "peft", "accelerate", "tensorboard"):
+    for package in PACKAGES:
         require(package, "train")
-    from lrkit.train import loop
+    from lrkit.train import run
     from lrkit.train.report import read_run
 
-    checkpoint = loop.train(asked, folder, resume=resume)
+    checkpoint = run.train(asked, folder, resume=resume)
     if os.environ.get("RANK", "0") != "0":  # another process of the same run tells it
         return
     report = read_run(folder)
@@ -76,15 +77,21 @@ def train(
     write_json(json_file, report)
 
 
-def _check(recipe: "Recipe", folder: Path, resume: bool) -> None:
-    """What `loop.train` checks before it loads a weight."""
-    from lrkit.train.loop import open_folder
-    from lrkit.train.source import make_source
-    from lrkit.train.start import check_start
+def _dry_run(recipe: "Recipe", folder: Path, resume: bool) -> None:
+    """Checks, the plan, and what could not be checked."""
+    from lrkit.errors import MissingExtraError, require
+    from lrkit.train.checks import find_problems, unchecked
 
-    check_start(recipe)
-    make_source(recipe)
-    open_folder(recipe, folder, resume)
+    find_problems(recipe, folder, resume)
+    out().print(_plan(recipe))
+    for note in unchecked(recipe):
+        out().print(f"not checked: {note}")
+    try:
+        for package in PACKAGES:
+            require(package, "train")
+    except MissingExtraError as error:
+        out().print(f"to train, {error}")
+    out().print(f"nothing wrong was found; the run would be written to {folder}")
 
 
 def _plan(recipe: "Recipe") -> Table:

@@ -135,8 +135,8 @@ def run_one(run: Run) -> dict[str, Any]:
     import torch
 
     from lrkit.resources import find_recipe
-    from lrkit.train.loop import train
     from lrkit.train.recipe import load_recipe
+    from lrkit.train.run import train
 
     torch.set_num_threads(1)
     recipe = load_recipe(find_recipe(run.sweep.recipe), run.overrides)

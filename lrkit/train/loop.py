@@ -1,17 +1,18 @@
-"""A training run: build, load, loop (stop, save, validate, update, log) over the stages of a recipe, report.
+"""The loop of a run: stop, save, validate, update, log, over the stages of a recipe; then report.
 
-    recipe -> checks -> start -> for each stage: optimizers, batches, updates, checkpoint -> run.json
+    for each stage: optimizers, batches, updates, checkpoint -> run.json
 
-    RUN/recipe.yaml  RUN/metrics.jsonl  RUN/tensorboard/  RUN/stages/NN-NAME/ (a checkpoint)  RUN/state.pt  RUN/run.json
-
-Devices, processes and bfloat16 are accelerate's business. On a CPU, an interrupted and resumed run is the
-uninterrupted run bit for bit: the state file holds everything that the next update depends on.
+The run's folder is described in lrkit/train/folder.py. state.pt is written first, so that a run can go on from whenever
+it is killed; at the end of a stage come the checkpoint, then state.pt, then run.json.
+Devices, processes and bfloat16 are accelerate's business. On a CPU, an interrupted and resumed run is the uninterrupted
+run bit for bit: the state file holds everything that the next update depends on.
 """
 
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,28 +24,27 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrkit.data.collate import TrainBatch
-from lrkit.errors import ConfigError, UserError
+from lrkit.errors import UserError
 from lrkit.model.checkpoint import save_checkpoint
 from lrkit.train.curriculum import Curriculum, num_updates
-from lrkit.train.devices import ignored_environment, make_accelerator, mean_over_processes
+from lrkit.train.devices import make_accelerator, mean_over_processes
 from lrkit.train.display import Display
+from lrkit.train.failures import Diverged
 from lrkit.train.metrics import MetricsWriter
 from lrkit.train.optim import build_optimizers, learning_rate, set_learning_rate
+from lrkit.train.origin import Origin
 from lrkit.train.recipe import FreshBackbone, OptimizerConfig, Recipe, Stage, overlay
 from lrkit.train.report import checkpoint_info, write_recipe, write_run
-from lrkit.train.source import Source, make_source
-from lrkit.train.start import Start, check_start, load_start
+from lrkit.train.source import Source
+from lrkit.train.start import Start
 from lrkit.train.state import (
-    STATE_FILE,
     Place,
     Saved,
     StopRequest,
-    load_state,
     random_state,
     restore,
     save_state,
     set_random_state,
-    stop_on_signals,
 )
 from lrkit.train.validate import Validation, Validator
 from lrkit.train.vision import VisionBatch, VisionObjective
@@ -69,67 +69,6 @@ class StageRun:
     validator: Validator
 
 
-def train(
-    recipe: Recipe,
-    folder: Path,
-    *,
-    resume: bool = False,
-    quiet: bool = False,
-    stop: Callable[[], bool] | None = None,
-) -> Path:
-    """Trains `recipe` into `folder` and returns the folder of the last checkpoint.
-
-    `resume` goes on from the folder's state; where there is none, the run starts. A finished run is not repeated.
-    `stop` is asked between updates whether to save and stop, beside the signals.
-
-    Raises:
-        UserError: the recipe cannot be run, or `folder` holds a run and `resume` is False.
-        TrainingInterrupted: Ctrl-C, SIGTERM or `stop`; the state is saved.
-    """
-    settings = check_start(recipe)
-    source = make_source(recipe)
-    saved = open_folder(recipe, folder, resume)
-    if saved is not None and saved.place.stage == len(recipe.stages):
-        return folder / saved.place.finished[-1]["checkpoint"]
-    accelerator = make_accelerator(recipe)
-    torch.manual_seed(recipe.seed)
-    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" and recipe.trainable == "lora" else torch.float32
-    start = load_start(recipe, settings, dtype)
-    start.reasoner.to(accelerator.device)
-    main = accelerator.is_main_process
-    accelerator.wait_for_everyone()  # all have looked at the folder before one writes into it
-    if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_recipe(recipe, folder)
-    keep = (saved.place.metrics_bytes, saved.place.total_updates) if saved else (0, None)
-    with (
-        stop_on_signals(stop) as request,
-        MetricsWriter(folder if main else None, *keep) as metrics,
-        Display(quiet or not main) as display,
-    ):
-        if (note := ignored_environment(recipe)) is not None:
-            display.say(note)
-        return Trainer(recipe, folder, accelerator, start, source, metrics, display, request).run(saved)
-
-
-def open_folder(recipe: Recipe, folder: Path, resume: bool) -> Saved | None:
-    """The state to go on from, if any; nothing is written.
-
-    Raises:
-        ConfigError: the folder is in use, or holds the run of another recipe.
-    """
-    if (folder / STATE_FILE).is_file():
-        if resume:
-            return load_state(folder, recipe)
-        raise ConfigError(
-            f"{folder} holds a run already; add --resume to go on with it, or give another folder with -o"
-        )
-    leftovers = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    if leftovers and not resume:
-        raise ConfigError(f"{folder} is not empty (it holds {leftovers[0]}); give another folder with -o")
-    return None
-
-
 class Trainer:
     """One run in progress."""
 
@@ -140,7 +79,7 @@ class Trainer:
         accelerator: Accelerator,
         start: Start,
         source: Source,
-        metrics: MetricsWriter,
+        origin: Origin,
         display: Display,
         stop: StopRequest,
     ) -> None:
@@ -149,7 +88,7 @@ class Trainer:
         self.accelerator = accelerator
         self.start = start
         self.source = source
-        self.metrics = metrics
+        self.origin = origin
         self.display = display
         self.stop = stop
         self.place = Place()
@@ -157,20 +96,38 @@ class Trainer:
         limit = start.reasoner.settings.think.max_latent_steps
         self.curriculum = Curriculum(recipe, source, start.processor, limit, accelerator.process_index)
 
-    def run(self, saved: Saved | None) -> Path:
-        """All stages that are left; returns the last checkpoint."""
+    def run(self, saved: Saved | None, notes: Sequence[str] = ()) -> Path:
+        """All stages that are left; returns the last checkpoint. `notes` tell what is other than before a break."""
         self._started = time.monotonic()
         if saved is not None:
             self.place = copy.deepcopy(saved.place)
             self._started -= saved.place.seconds
         # Dropout differs between processes; the weights, made before, do not.
         torch.manual_seed(self.recipe.seed + self.accelerator.process_index)
-        for index in range(self.place.stage, len(self.recipe.stages)):
-            if self.recipe.stages[index].updates == 0:
-                self.place.stage = index + 1  # there for later stages to rehearse
-                continue
-            self._run_stage(index, saved if saved is not None and index == saved.place.stage else None)
+        main = self.accelerator.is_main_process
+        if saved is None:
+            self.place.stage = self._trained_from(0)
+            self._save(None)
+        if main:
+            write_recipe(self.recipe, self.folder)
+            write_run(self.folder, self.recipe, self.place)
+        purge = None if saved is None else self.place.total_updates
+        with MetricsWriter(self.folder if main else None, self.place.metrics_bytes, purge) as self.metrics:
+            self._note([*notes, *filter(None, [self.metrics.note])])
+            for index in range(self.place.stage, len(self.recipe.stages)):
+                if self.recipe.stages[index].updates != 0:  # else it is there for later stages to rehearse
+                    self._run_stage(index, saved if saved is not None and index == saved.place.stage else None)
         return self.folder / self.place.finished[-1]["checkpoint"]
+
+    def _trained_from(self, index: int) -> int:
+        """The first stage from `index` on that trains anything; the number of stages where none does."""
+        stages = self.recipe.stages
+        return next((later for later in range(index, len(stages)) if stages[later].updates != 0), len(stages))
+
+    def _note(self, notes: Sequence[str]) -> None:
+        for note in notes:
+            self.display.say(f"note: {note}")
+            self.place.notes.append(f"after {self.place.total_updates} updates: {note}")
 
     def _run_stage(self, index: int, saved: Saved | None) -> None:
         now = self._open_stage(index)
@@ -225,7 +182,8 @@ class Trainer:
         """One optimizer update, over `accumulate` batches, equal to one over a batch that holds them all."""
         accelerator = self.accelerator
         set_learning_rate(now.optimizers, learning_rate(now.config, self.place.update, now.total))
-        batches = [self.curriculum.batch(now.index) for _ in range(self.recipe.accumulate)]
+        with self._saving(now):
+            batches = [self.curriculum.batch(now.index) for _ in range(self.recipe.accumulate)]
         counts = self._mean_counts(now, batches)
         for batch in batches:
             with accelerator.accumulate(now.model):
@@ -267,7 +225,7 @@ class Trainer:
         if "clipped" in sums:
             values["grad_norm"] = sums["grad_norm"] / sums["clipped"]
         if not math.isfinite(values["loss"]):
-            raise UserError(
+            raise Diverged(
                 f"the loss of stage {now.stage.name} became {values['loss']} at update {self.place.update}; lower "
                 "optimizer.lr or set optimizer.clip, and start again"
             )
@@ -282,7 +240,7 @@ class Trainer:
 
     def _validate(self, now: StageRun) -> Validation:
         reasoner = self.start.reasoner
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self._saving(now):
             found = now.validator(self.accelerator.unwrap_model(now.model), reasoner, self.stop)
         if self._agree(found is None) or found is None:
             self.stop.asked = True
@@ -315,7 +273,7 @@ class Trainer:
             save_checkpoint(self.folder / name, self.start.reasoner, self.start.processor, self.start.base, info)
         self.display.samples(found.answers[: self.recipe.eval.show])
         self.place.finished.append(finished)
-        self.place.stage, self.place.update = now.index + 1, 0
+        self.place.stage, self.place.update = self._trained_from(now.index + 1), 0
         now.optimizers, self.meter = [], {}
         self._save(now)
         if self.accelerator.is_main_process:
@@ -328,18 +286,36 @@ class Trainer:
         if isinstance(self.recipe.init, FreshBackbone) and all(stage.latent_steps == 0 for stage in stages):
             self.start.reasoner.latent.refresh_norm(self.start.reasoner.backbone.embedding_rows())
 
-    def _state_owner(self, now: StageRun) -> nn.Module:
+    def _state_owner(self, now: StageRun | None) -> nn.Module:
         """Before a stage's first update only the reasoner has a history; after it, what the stage adds has one too."""
-        return self.accelerator.unwrap_model(now.model) if self.place.update else self.start.reasoner
+        if now is None or not self.place.update:
+            return self.start.reasoner
+        return self.accelerator.unwrap_model(now.model)
 
-    def _save(self, now: StageRun) -> None:
-        self.place.metrics_bytes = self.metrics.num_bytes()
+    @contextmanager
+    def _saving(self, now: StageRun) -> Generator[None]:
+        """Within: data that cannot be read end the run with its state saved as it was before, so that nothing is lost.
+
+        Not with several processes: all take part in saving, and the others have not stopped.
+        """
+        drawn = self.curriculum.state()
+        try:
+            yield
+        except (UserError, OSError):
+            if self.accelerator.num_processes == 1:
+                self.curriculum.load_state(drawn)
+                self._save(now)
+            raise
+
+    def _save(self, now: StageRun | None) -> None:
+        """Writes the state; without a stage, that of a run which begins."""
+        self.place.metrics_bytes = self.metrics.num_bytes() if now is not None else 0
         self.place.seconds = self._seconds()
         own = {"random": random_state(), "curriculum": self.curriculum.state()}
         processes = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
         if self.accelerator.is_main_process:
-            owner = self._state_owner(now)
-            save_state(self.folder, self.recipe, self.place, owner, now.optimizers, self.meter, processes)
+            owner, optimizers = self._state_owner(now), now.optimizers if now is not None else []
+            save_state(self.folder, self.recipe, self.place, owner, optimizers, self.meter, processes, self.origin)
 
     def _agree(self, value: Any) -> Any:
         """The main process's value, in every process."""

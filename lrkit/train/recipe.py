@@ -1,30 +1,30 @@
 """A recipe: everything that decides a training run, as frozen values with all cross-field checks. Torch-free.
 
-    train/recipes/NAME.yaml + overrides -> Recipe -> lrkit.train.loop
+    train/recipes/NAME.yaml + overrides -> Recipe -> lrkit.train.run
 
 `lrkit train trail-latent optimizer.lr=3e-4` reads the shipped file and changes one value. Problems are found
 here, together, before a weight or a picture is touched.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
 from lrkit.config import Config, load_config
-from lrkit.data.board import BoardKind, TrailSettings
+from lrkit.data.board import NUM_ROOMS, BoardKind, TrailSettings
 from lrkit.data.sample import Spoken
 from lrkit.data.trail import MAX_HOPS, Task
 from lrkit.model.settings import ReasonerSettings
-
-ConfigT = TypeVar("ConfigT", bound=Config)
 
 SCHEMA_VERSION = 1
 HUB_PREFIX = "hub:"
 Weight = Annotated[float, Field(ge=0.0)]
 ConfigT = TypeVar("ConfigT", bound=Config)
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+# Names become those of folders: systems allow 255 bytes, and a folder being written has a longer name still.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100)]
 
 
 class FreshBackbone(Config):
@@ -239,6 +239,9 @@ class Recipe(Config):
     """Settings given here replace those of a checkpoint in `init`; the others stay."""
     data: Annotated[TrailData | JsonlData, Field(discriminator="kind")] = TrailData()
     """What is learned from."""
+    max_pixels: int | None = Field(default=None, ge=1)
+    """Pictures are shrunk to at most this many pixels, in training and in use, instead of the limit of `init`; written
+    into the checkpoint's preprocessor_config.json."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How."""
     batch_size: int = Field(default=32, ge=1)
@@ -275,6 +278,11 @@ class Recipe(Config):
             yield "data.boards have weight 0 throughout; give at least one a positive weight"
         if all(stage.updates == 0 for stage in self.stages):
             yield "every stage has updates 0, so nothing is trained; give at least one a budget"
+        for pattern in self.token_weights:
+            try:
+                re.compile(pattern)
+            except (re.error, RecursionError, OverflowError) as error:
+                yield f"token_weights: {pattern!r} is no regular expression ({error}); correct it"
         seen: dict[str, Stage] = {}
         for index, stage in enumerate(self.stages):
             for problem in self._stage_problems(stage, seen):
@@ -292,6 +300,8 @@ class Recipe(Config):
             yield "tasks, boards and objective vision need trail data; remove them"
         if isinstance(self.data, TrailData) and any(not 1 <= length <= MAX_HOPS for length in stage.lengths):
             yield f"lengths {list(stage.lengths)} are not all possible; a trail has 1 to {MAX_HOPS} hops"
+        if isinstance(self.data, TrailData):
+            yield from _readout_problems(stage, stage.boards or self.data.boards)
         if stage.until and not self.eval.samples:
             yield "until needs validation; set eval.samples above 0"
         if stage.until and not self.eval.every:
@@ -308,6 +318,16 @@ class Recipe(Config):
                 yield f"rehearses {name!r}; allowed are earlier stages that reason: {known}"
         if stage.rehearsal_fraction and not reasoning:
             yield "rehearsal_fraction is set but no earlier stage reasons; set it to 0 or add a stage before"
+
+
+def _readout_problems(stage: Stage, boards: Mapping[BoardKind, float]) -> Iterator[str]:
+    """What the pictures of trails are labelled with, and how many classes that takes."""
+    classes = {"token_digits": 10, "token_rooms": max(NUM_ROOMS[kind] for kind in boards)}
+    for name, readout in stage.readouts.items():
+        if name not in classes:
+            yield f"readouts: samples have no label {name!r}; known: {', '.join(classes)}"
+        elif readout.classes < classes[name]:
+            yield f"readouts.{name}: has {readout.classes} classes for labels from 0 to {classes[name] - 1}; raise it"
 
 
 def load_recipe(source: Path | Mapping[str, object], overrides: Sequence[str] = ()) -> Recipe:
@@ -332,6 +352,18 @@ def as_written(recipe: Recipe) -> dict[str, object]:
     """The values that a recipe was given; `load_recipe` reads them back as the same recipe, for `overlay` too."""
     values = recipe.model_dump(mode="json", exclude_unset=True)
     return {**values, "data": recipe.data.model_dump(mode="json")}
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """One line for each value in which two recipes differ, as `as_written` gives them."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, pair in enumerate(zip(old, new, strict=True)):
+            yield from differences(*pair, f"{path}.{index}")
+    elif old != new:
+        yield f"{path}: was {old!r}, is {new!r}"
 
 
 def _merge(base: dict[str, object], over: Mapping[str, object]) -> dict[str, object]:

@@ -1,6 +1,5 @@
 """What a run leaves beside weights: the recipe as it was run, run.json, and the story inside each checkpoint."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,22 +8,28 @@ from typing import Any
 import torch
 import yaml
 
+from lrkit.errors import CheckpointError
+from lrkit.files import read_json, write_json, write_text
 from lrkit.provenance import collect
 from lrkit.resources import RUN_FILE, resolve_checkpoint
+from lrkit.train.folder import RECIPE_FILE
 from lrkit.train.recipe import Recipe, as_written
 from lrkit.train.state import Place
 
-RECIPE_FILE = "recipe.yaml"
-
 
 def write_recipe(recipe: Recipe, folder: Path) -> None:
-    """The recipe with its overrides, as `lrkit train` reads it back."""
-    text = yaml.safe_dump(as_written(recipe), sort_keys=False)
-    (folder / RECIPE_FILE).write_text(text, encoding="utf-8")
+    """The recipe with its overrides, as `lrkit train` reads it back. Raises FileError where it cannot be written."""
+    write_text(folder / RECIPE_FILE, yaml.safe_dump(as_written(recipe), sort_keys=False))
 
 
 def write_run(folder: Path, recipe: Recipe, place: Place) -> None:
-    """run.json: how far the run is, and which checkpoint is its last."""
+    """run.json: how far the run is, and which checkpoint is its last. Equal places give equal files.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    if not place.finished:
+        return
     report = {
         "schema": 1,
         "recipe": recipe.name,
@@ -33,15 +38,18 @@ def write_run(folder: Path, recipe: Recipe, place: Place) -> None:
         "updates": place.total_updates,
         "wall_time_sec": place.seconds,
         "stages": place.finished,
+        "notes": place.notes,
     }
-    writing = folder / f".{RUN_FILE}.writing"
-    writing.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    writing.replace(folder / RUN_FILE)
+    write_json(folder / RUN_FILE, report)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The content of run.json."""
-    return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    """The content of run.json.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return read_json(folder / RUN_FILE, CheckpointError)
 
 
 def checkpoint_info(
@@ -62,6 +70,7 @@ def checkpoint_info(
         num_threads=torch.get_num_threads(),
         wall_time_sec=wall_time_sec,
         total_updates=place.total_updates,
+        notes=place.notes,
     )
     metrics = {"accuracy": finished["accuracy"], "latent_steps": finished["latent_steps"], "split": "validation"}
     return {

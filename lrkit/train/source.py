@@ -5,7 +5,8 @@ so that their prompts have one length; their chains have too, where the stage as
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -14,7 +15,8 @@ from lrkit import __version__
 from lrkit.data.jsonl import read_jsonl
 from lrkit.data.sample import Sample
 from lrkit.data.trail import HOPS, TrailStream, trail_set
-from lrkit.errors import DataError
+from lrkit.errors import DataError, os_sentence
+from lrkit.files import sha256
 from lrkit.train.recipe import JsonlData, Recipe, Stage, TrailData
 
 KeyT = TypeVar("KeyT")
@@ -48,7 +50,15 @@ class Source(Protocol):
         ...
 
     def digest(self) -> str:
-        """Names the data: equal digests, equal samples."""
+        """Names the training data: equal digests, equal samples."""
+        ...
+
+    def files(self) -> dict[str, str]:
+        """Part of the data -> digest of its file, for all that is read from files."""
+        ...
+
+    def pictures(self) -> Iterator[Path]:
+        """Every picture that is a file."""
         ...
 
 
@@ -108,15 +118,38 @@ class TrailSource:
         text = f"trail {__version__} {self._data.model_dump_json()}"
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def files(self) -> dict[str, str]:
+        return {}
+
+    def pictures(self) -> Iterator[Path]:
+        return iter(())
+
 
 class JsonlSource:
     """Lines of a file, by number of steps; the lines of a length are shuffled anew when all have been seen."""
 
     def __init__(self, data: JsonlData, seed: int) -> None:
+        """Reads the files.
+
+        Raises:
+            DataError: a file cannot be read or has bad lines; those of both files are named.
+        """
         self._data = data
         self._seed = seed
-        self._by_length = _by_length(read_jsonl(data.train))
-        self._validation = _by_length(read_jsonl(data.validation)) if data.validation is not None else {}
+        self._digests: dict[str, str] = {}
+        problems: list[str] = []
+        read: dict[str, list[Sample]] = {}
+        for part, path in data_files(data).items():
+            try:
+                check_data_file(path)
+                self._digests[part] = sha256(path)[0]
+                read[part] = read_jsonl(path)
+            except (DataError, OSError) as error:
+                problems.append(str(error) if isinstance(error, DataError) else os_sentence(error, path))
+        if problems:
+            raise DataError("\n".join(problems))
+        self._by_length = _by_length(read["train"])
+        self._validation = _by_length(read.get("validation", []))
         self._seen = dict.fromkeys(self._by_length, 0)
         self._orders: dict[tuple[int, int], list[int]] = {}
 
@@ -126,14 +159,7 @@ class JsonlSource:
         Raises:
             DataError: naming all that do not.
         """
-        known = sorted(self._by_length)
-        problems = [
-            f"stage {stage.name} draws chains of {length} steps, but {self._data.train} has only lengths {known}"
-            for stage in stages
-            for length in stage.lengths
-            if length not in self._by_length
-        ]
-        if problems:
+        if problems := length_problems(stages, self._data.train, self._by_length):
             raise DataError("\n".join(problems))
 
     def draw(self, stage: Stage, count: int, rng: np.random.Generator) -> list[Sample]:
@@ -163,7 +189,14 @@ class JsonlSource:
         self._seen = dict(state["seen"])
 
     def digest(self) -> str:
-        return hashlib.sha256(self._data.train.read_bytes()).hexdigest()
+        return self._digests["train"]
+
+    def files(self) -> dict[str, str]:
+        return dict(self._digests)
+
+    def pictures(self) -> Iterator[Path]:
+        for samples in (*self._by_length.values(), *self._validation.values()):
+            yield from (image for sample in samples for image in sample.images if isinstance(image, Path))
 
     def _next(self, length: int) -> Sample:
         lines = self._by_length[length]
@@ -174,6 +207,39 @@ class JsonlSource:
             order = np.random.default_rng([self._seed, length, turn]).permutation(len(lines)).tolist()
             self._orders[length, turn] = order
         return lines[self._orders[length, turn][place]]
+
+
+def data_files(data: JsonlData) -> dict[str, Path]:
+    """Part -> file."""
+    return {"train": data.train} | ({} if data.validation is None else {"validation": data.validation})
+
+
+def check_data_file(path: Path) -> None:
+    """It is an ordinary file: data are read more than once, which a pipe does not allow.
+
+    Raises:
+        DataError: it is not there, or something else.
+    """
+    try:
+        ordinary = path.is_file()
+        there = ordinary or path.exists()
+    except (OSError, ValueError) as error:
+        raise DataError(os_sentence(error, path)) from error
+    if not there:
+        raise DataError(f"{path}: there is no such data file; check the path")
+    if not ordinary:
+        seen = "a folder" if path.is_dir() else "a pipe or a device"
+        raise DataError(f"{path}: is {seen}; give the path of a JSONL file")
+
+
+def length_problems(stages: Sequence[Stage], path: Path, lengths: Collection[int]) -> list[str]:
+    """The stages that draw chains of lengths which the file at `path` does not have, one sentence each."""
+    return [
+        f"stage {stage.name} draws chains of {length} steps, but {path} has only lengths {sorted(lengths)}"
+        for stage in stages
+        for length in stage.lengths
+        if length not in lengths
+    ]
 
 
 def choose(weights: Mapping[KeyT, float], rng: np.random.Generator) -> KeyT:

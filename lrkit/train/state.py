@@ -3,11 +3,10 @@
 Also what asks a run to stop: Ctrl-C and SIGTERM set a flag that the loop reads between two updates.
 """
 
-import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,11 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrkit.errors import CheckpointError, ConfigError
-from lrkit.train.recipe import Recipe, as_written
+from lrkit.errors import CheckpointError, ConfigError, one_line, os_sentence
+from lrkit.files import replacing
+from lrkit.resources import STATE_FILE
+from lrkit.train.origin import Origin
+from lrkit.train.recipe import Recipe, as_written, differences
 
-STATE_FILE = "state.pt"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass
@@ -42,6 +43,8 @@ class Place:
     """Length of metrics.jsonl."""
     finished: list[dict[str, Any]] = field(default_factory=list)
     """Per finished stage: name, checkpoint, updates, accuracy."""
+    notes: list[str] = field(default_factory=list)
+    """What became other than in a run without a break, and after which update."""
 
 
 @dataclass
@@ -54,6 +57,8 @@ class Saved:
     meter: dict[str, Tensor]
     processes: list[dict[str, Any]]
     """Per process: random states and the draws' state."""
+    origin: dict[str, Any]
+    """What the run depended on beside its recipe when this was written (`Origin.to_dict`)."""
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -70,8 +75,13 @@ def save_state(
     optimizers: Sequence[Optimizer],
     meter: Mapping[str, Tensor],
     processes: list[dict[str, Any]],
+    origin: Origin,
 ) -> None:
-    """Writes the state file whole, then puts it in the place of the older one."""
+    """Writes the state file whole, then puts it in the place of the older one.
+
+    Raises:
+        FileError: it cannot be written; the older one is as it was.
+    """
     content = {
         "format": _FORMAT,
         "recipe": as_written(recipe),
@@ -80,13 +90,10 @@ def save_state(
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "meter": dict(meter),
         "processes": processes,
+        "origin": origin.to_dict(),
     }
-    writing = folder / f".{STATE_FILE}.writing"
-    with writing.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    writing.replace(folder / STATE_FILE)
+    with replacing(folder / STATE_FILE) as writing:
+        torch.save(content, writing)
 
 
 def load_state(folder: Path, recipe: Recipe) -> Saved:
@@ -95,35 +102,65 @@ def load_state(folder: Path, recipe: Recipe) -> Saved:
     Raises:
         CheckpointError: it is damaged, or written by another version.
         ConfigError: it belongs to another recipe; the differences are named.
+        MemoryError: there is too little memory for it.
     """
     file = folder / STATE_FILE
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its archive or unpickler does
-        raise CheckpointError(f"{file} cannot be read; start the run again without --resume in a new folder") from error
+    content = _read(file)
     if content.get("format") != _FORMAT:
         raise CheckpointError(
             f"{file} has format {content.get('format')}, this lrkit reads {_FORMAT}; resume with the lrkit of that run"
         )
-    if changed := list(_differences(content["recipe"], as_written(recipe))):
+    try:
+        changed = list(differences(content["recipe"], as_written(recipe)))
+        place = Place(**content["place"])
+        parts = [content[name] for name in ("weights", "optimizers", "meter", "processes", "origin")]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file} is not whole ({one_line(error)}); start the run again in a new folder"
+        ) from error
+    if changed:
         raise ConfigError(
             f"{folder} was started with another recipe; undo these changes, or start a new run in another folder:\n"
             + "\n".join(changed)
         )
-    place = Place(**content["place"])
-    return Saved(place, content["weights"], content["optimizers"], content["meter"], content["processes"])
+    return Saved(place, *parts)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(os_sentence(error, file)) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises whatever its archive or unpickler does
+        raise CheckpointError(f"{file} cannot be read; start the run again without --resume in a new folder") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} is no run's state; start the run again without --resume in a new folder")
+    return content
 
 
 def restore(model: nn.Module, optimizers: Sequence[Optimizer], saved: Saved) -> None:
-    """Puts weights and optimizer states back (none at the start of a stage)."""
+    """Puts weights and optimizer states back (none at the start of a stage).
+
+    Raises:
+        CheckpointError: they are those of another model.
+    """
     own = trained_state(model)
     if set(own) != set(saved.weights):
         first = sorted(set(own) ^ set(saved.weights))[0]
         raise CheckpointError(f"the saved state does not fit the model (first difference: {first}); start a new run")
-    for name, tensor in own.items():
-        tensor.copy_(saved.weights[name])
-    for optimizer, state in zip(optimizers, saved.optimizers, strict=False):
-        optimizer.load_state_dict(state)
+    if saved.optimizers and len(saved.optimizers) != len(optimizers):
+        raise CheckpointError(
+            f"the saved state has {len(saved.optimizers)} optimizers, the recipe {len(optimizers)}; start a new run"
+        )
+    try:
+        for name, tensor in own.items():
+            tensor.copy_(saved.weights[name])
+        for optimizer, state in zip(optimizers, saved.optimizers, strict=False):
+            optimizer.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the saved state does not fit the model ({one_line(error)}); start a new run") from error
 
 
 def random_state() -> dict[str, Any]:
@@ -184,14 +221,3 @@ def stop_on_signals(also: Callable[[], bool] | None = None) -> Generator[StopReq
 def _put_back(handlers: dict[int, Any]) -> None:
     for number in list(handlers):
         signal.signal(number, handlers.pop(number))
-
-
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in dict.fromkeys([*old, *new]):
-            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, pair in enumerate(zip(old, new, strict=True)):
-            yield from _differences(*pair, f"{path}.{index}")
-    elif old != new:
-        yield f"{path}: was {old!r}, is {new!r}"

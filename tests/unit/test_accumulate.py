@@ -23,10 +23,11 @@ from lrkit.model.build import build_reasoner
 from lrkit.model.settings import ReasonerSettings
 from lrkit.train.curriculum import Curriculum
 from lrkit.train.fresh import fresh_backbone, trail_processor
-from lrkit.train.loop import TrainingInterrupted, train
+from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.metrics import read_metrics
 from lrkit.train.optim import build_optimizers
 from lrkit.train.recipe import FreshBackbone, Readout, load_recipe
+from lrkit.train.run import train
 from lrkit.train.source import make_source
 from lrkit.train.start import load_start
 from lrkit.train.state import STATE_FILE

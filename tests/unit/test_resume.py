@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from lrkit.errors import CheckpointError, ConfigError
-from lrkit.resources import find_recipe, resolve_checkpoint
-from lrkit.train.loop import TrainingInterrupted, train
+from lrkit.resources import STATE_FILE, find_recipe, resolve_checkpoint
+from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.metrics import read_metrics
 from lrkit.train.recipe import Recipe, load_recipe
-from lrkit.train.state import STATE_FILE
+from lrkit.train.run import train
 
 pytest.importorskip("sklearn")
 

@@ -1,0 +1,291 @@
+"""Can a recipe be run here? All problems together, before a weight is loaded. Torch-free.
+
+recipe -> `check_start`     what every run checks first; seconds, however large the data
+       -> `find_problems`   `lrkit train --dry-run`: also every line, text and picture, and all files
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lrkit.config import load_config
+from lrkit.data.jsonl import JsonlScan, check_jsonl
+from lrkit.data.sample import Sample
+from lrkit.data.trail import TrailStream
+from lrkit.errors import CheckpointError, ConfigError, LrkitError, UserError
+from lrkit.files import read_json
+from lrkit.model.positions import mrope_positions
+from lrkit.model.settings import ReasonerSettings
+from lrkit.resources import REASONER_FILE, resolve_checkpoint
+from lrkit.runtime.checkpoint_files import check_checkpoint
+from lrkit.runtime.processor import Processor
+from lrkit.train.folder import RECIPE_FILE, check_folder
+from lrkit.train.recipe import HUB_PREFIX, JsonlData, Recipe, TrailData, as_written, differences, load_recipe, overlay
+from lrkit.train.source import check_data_file, data_files, length_problems
+
+T = TypeVar("T")
+
+ADAPTER_FILE = "adapter_config.json"
+_NUM_DRAWN = 4
+
+
+@dataclass
+class Problems:
+    """What was found so far."""
+
+    errors: list[LrkitError] = field(default_factory=list)
+
+    def attempt(self, function: Callable[..., T], *given: Any, prefix: str = "") -> T | None:
+        """The function's value; where it raises a problem, that is kept and the value is None."""
+        try:
+            return function(*given)
+        except LrkitError as error:
+            kind = type(error) if isinstance(error, UserError) else UserError
+            self.errors += [kind(prefix + line) for line in str(error).splitlines()]
+            return None
+
+    def add(self, kind: type[UserError], lines: Iterator[str]) -> None:
+        """More problems of one kind."""
+        self.errors += [kind(line) for line in lines]
+
+    def raise_if_any(self) -> None:
+        """All problems as one error, a line each.
+
+        Raises:
+            UserError: of the problems' own class where all have the same.
+        """
+        if self.errors:
+            kinds = {type(error) for error in self.errors}
+            kind = kinds.pop() if len(kinds) == 1 else UserError
+            raise kind("\n".join(dict.fromkeys(map(str, self.errors))))
+
+
+@dataclass(frozen=True)
+class Init:
+    """What can be known of a run's start without loading it."""
+
+    folder: Path | None
+    """None for random weights and models of the hub."""
+    settings: ReasonerSettings
+    """Those of the run."""
+    config: dict[str, Any]
+    """config.json of the backbone; empty where it is not known yet."""
+
+
+def check_start(recipe: Recipe) -> ReasonerSettings:
+    """The settings that the run will have.
+
+    Raises:
+        CheckpointError: `init` or a baseline is not there, or cannot be trained as asked.
+        ConfigError: the settings do not go together, or do not fit the model.
+        UserError: several of these.
+    """
+    problems = Problems()
+    init = _check_init(recipe, problems)
+    for mode, where in recipe.baselines.items():
+        problems.attempt(resolve_checkpoint, where, prefix=f"baselines.{mode}: ")
+    problems.raise_if_any()
+    assert init is not None  # or there was a problem
+    return init.settings
+
+
+def find_problems(recipe: Recipe, folder: Path, resume: bool) -> None:
+    """Everything that can be checked without weights.
+
+    Raises:
+        UserError: with a line for each problem.
+    """
+    problems = Problems()
+    init = _check_init(recipe, problems)
+    processor = _check_files(init, recipe, problems) if init is not None else None
+    for mode, where in recipe.baselines.items():
+        found = problems.attempt(resolve_checkpoint, where, prefix=f"baselines.{mode}: ")
+        if found is not None:
+            problems.attempt(check_checkpoint(found).raise_if_bad, prefix=f"baselines.{mode}: ")
+    if isinstance(recipe.data, JsonlData):
+        _check_lines(recipe, recipe.data, init, processor, problems)
+    else:
+        problems.attempt(_draw_trails, recipe, recipe.data, processor, prefix="data: ")
+    if problems.attempt(check_folder, folder, resume):
+        problems.attempt(_check_recipe_of, folder, recipe)
+    problems.raise_if_any()
+
+
+def unchecked(recipe: Recipe) -> Iterator[str]:
+    """What `find_problems` cannot look at, in words."""
+    if isinstance(recipe.init, str) and recipe.init.startswith(HUB_PREFIX):
+        yield f"{recipe.init}, which is fetched from the network when the run starts, and the data's words in it"
+
+
+def init_folder(init: str) -> Path:
+    """The folder of a checkpoint by name or path, or of a plain Hugging Face model.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    folder = Path(init)
+    if (folder / "config.json").is_file() and not (folder / REASONER_FILE).is_file():
+        return folder
+    try:
+        return resolve_checkpoint(init)
+    except CheckpointError as error:
+        hint = f"; a model of the hub is written {HUB_PREFIX}ORG/NAME" if "/" in init else ""
+        raise CheckpointError(f"init: {error}{hint}") from error
+
+
+def _check_init(recipe: Recipe, problems: Problems) -> Init | None:
+    """Folder, settings and shape of the start; None where it is not there."""
+    if not isinstance(recipe.init, str):
+        values = {"num_hidden_layers": recipe.init.num_layers}
+        problems.add(ConfigError, _model_problems(recipe.model, values))
+        return Init(None, recipe.model, values)
+    if recipe.init.startswith(HUB_PREFIX):
+        return Init(None, recipe.model, {})
+    folder = problems.attempt(init_folder, recipe.init)
+    if folder is None:
+        return None
+    settings = problems.attempt(_settings_of, folder, recipe)
+    config = problems.attempt(read_json, folder / "config.json", CheckpointError, prefix="init: ")
+    if settings is None or config is None:
+        return None
+    problems.add(ConfigError, _model_problems(settings, config))
+    return Init(folder, settings, config)
+
+
+def _settings_of(folder: Path, recipe: Recipe) -> ReasonerSettings:
+    if not (folder / REASONER_FILE).is_file():
+        return recipe.model
+    info = read_json(folder / REASONER_FILE, CheckpointError)
+    try:
+        own = load_config(ReasonerSettings, info.get("settings") or {})
+    except ConfigError as error:
+        lines = str(error).splitlines()
+        raise CheckpointError("\n".join(f"{folder / REASONER_FILE}: {line}" for line in lines)) from error
+    settings = overlay(own, recipe.model)
+    if not (folder / ADAPTER_FILE).is_file():
+        return settings
+    if recipe.trainable == "full":
+        raise CheckpointError(
+            f"init: {recipe.init} is an adapter, which trainable: full cannot train; set trainable: lora or start from "
+            "its base"
+        )
+    if settings.lora != own.lora:
+        raise CheckpointError(
+            f"init: {recipe.init} has an adapter of rank {own.lora.rank}, alpha {own.lora.alpha} and dropout "
+            f"{own.lora.dropout}, model.lora asks for {settings.lora.rank}, {settings.lora.alpha} and "
+            f"{settings.lora.dropout}; leave these out or start from its base"
+        )
+    return settings
+
+
+def _model_problems(settings: ReasonerSettings, config: dict[str, Any]) -> Iterator[str]:
+    """Settings that the backbone of this config.json cannot have."""
+    num_layers = _of_text(config, "num_hidden_layers")
+    if isinstance(num_layers, int) and settings.routing.depth:
+        outside = [layer for layer in settings.routing.chosen_layers(num_layers) if not 0 <= layer < num_layers]
+        if outside:
+            yield (
+                f"model.routing.layers: the model has the layers 0 to {num_layers - 1}, not "
+                f"{', '.join(map(str, outside))}; leave these out"
+            )
+
+
+def _of_text(config: dict[str, Any], name: str) -> Any:
+    """A value of the language model, which transformers keeps in a section of its own or at the top."""
+    text = config.get("text_config")
+    return text.get(name, config.get(name)) if isinstance(text, dict) else config.get(name)
+
+
+def _check_files(init: Init, recipe: Recipe, problems: Problems) -> Processor | None:
+    """All files of `init`; its processor, as training will have it."""
+    if init.folder is None:
+        return None
+    problems.attempt(check_checkpoint(init.folder).raise_if_bad, prefix="init: ")
+    processor = problems.attempt(Processor.from_folder, init.folder, prefix="init: ")
+    if processor is not None:
+        problems.attempt(limit_pixels, processor, recipe.max_pixels)
+    return processor
+
+
+def limit_pixels(processor: Processor, max_pixels: int | None) -> None:
+    """Shrinks pictures to at most `max_pixels` from here on.
+
+    Raises:
+        ConfigError: that is below the model's smallest picture.
+    """
+    if max_pixels is None:
+        return
+    smallest = max(processor.geometry.min_pixels, processor.geometry.factor**2)
+    if max_pixels < smallest:
+        raise ConfigError(
+            f"max_pixels is {max_pixels}, but the model enlarges pictures to {smallest}; give at least that"
+        )
+    processor.geometry = processor.geometry.model_copy(update={"max_pixels": max_pixels})
+
+
+def _check_lines(
+    recipe: Recipe, data: JsonlData, init: Init | None, processor: Processor | None, problems: Problems
+) -> None:
+    """Every line, text and picture of the data's files."""
+    for part, path in data_files(data).items():
+        scan = problems.attempt(_scan, path, processor)
+        if scan is None:
+            continue
+        problems.attempt(scan.raise_if_bad)
+        if part == "train" and scan.samples:
+            lengths = {len(sample.steps) for sample in scan.samples}
+            problems.add(UserError, iter(length_problems(recipe.stages, path, lengths)))
+        if init is not None and processor is not None:
+            problems.add(UserError, _long_samples(path, scan, init, processor))
+
+
+def _scan(path: Path, processor: Processor | None) -> JsonlScan:
+    check_data_file(path)
+    return check_jsonl(path, processor)
+
+
+def _long_samples(path: Path, scan: JsonlScan, init: Init, processor: Processor) -> Iterator[str]:
+    """Samples with more positions than the model has; pictures are looked at again only where one may be."""
+    most = _of_text(init.config, "max_position_embeddings")
+    tokens = [scan.lengths[name].max for name in ("prompt tokens", "spoken tokens") if name in scan.lengths]
+    replay = init.settings.replay
+    latents = init.settings.think.max_latent_steps * (1 + replay.num_tokens * (replay.positions == "consecutive"))
+    if not isinstance(most, int) or not tokens or sum(value or 0 for value in tokens) + latents <= most:
+        return
+    for sample in scan.samples:
+        length = _num_positions(sample, processor, latents)
+        if length > most:
+            yield (
+                f"{path}:{sample.info['line']}: takes {length} positions with its latent steps, and the model has "
+                f"{most}; shorten the sample, or lower max_pixels"
+            )
+
+
+def _num_positions(sample: Sample, processor: Processor, latents: int) -> int:
+    """Positions of the prompt and the longer of its explicit steps and its latents, each with the answer."""
+    prompt = processor.encode_prompt(sample.images, sample.question)
+    places = mrope_positions(prompt.ids, processor.image_id, prompt.grids, processor.geometry.merge_size)
+    spoken = len(processor.encode_speech(sample.steps, sample.answer))
+    answer = len(processor.encode_speech((), sample.answer))
+    return int(places.max()) + 1 + max(spoken, latents + answer)
+
+
+def _draw_trails(recipe: Recipe, data: TrailData, processor: Processor | None) -> None:
+    """A few trails of every stage can be drawn, and said in the words of the model."""
+    stream = TrailStream("train", recipe.seed, data.drawing)
+    for stage in recipe.stages:
+        for kind in stage.boards or data.boards:
+            for task in stage.tasks or {"trail": 1.0}:
+                for sample in stream.draw(_NUM_DRAWN, kind=kind, task=task, hops=stage.lengths or None):
+                    if processor is not None:
+                        processor.encode_prompt(sample.images, sample.question)
+                        processor.encode_speech(sample.steps, sample.answer)
+
+
+def _check_recipe_of(folder: Path, recipe: Recipe) -> None:
+    """The run in the folder was started with this recipe. Its state says so too, but only torch can read that."""
+    if not (folder / RECIPE_FILE).is_file():
+        return
+    if changed := list(differences(as_written(load_recipe(folder / RECIPE_FILE)), as_written(recipe))):
+        raise ConfigError("\n".join(f"{folder} was started with another recipe: {line}" for line in changed))

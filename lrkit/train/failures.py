@@ -1,0 +1,51 @@
+"""What goes wrong while a run trains, in one sentence that says how to go on."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+
+from lrkit.errors import FileError, LrkitError, UserError, is_write_failure, one_line, os_sentence
+
+GO_ON = "the same command with --resume goes on from the last saved update"
+
+# How torch's allocator for CPUs says it; that for GPUs has a class of its own.
+_NO_MEMORY = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory", "std::bad_alloc")
+
+
+class Diverged(UserError):
+    """The loss is no number any more, so there is nothing to go on from."""
+
+
+@contextmanager
+def told(then: str = "") -> Generator[None]:
+    """Within: a full disk, a limit on files, too little memory become one sentence, to which `then` is added.
+
+    Raises:
+        UserError: in place of what torch, safetensors and the system raise. Mistakes of the program pass through.
+    """
+    behind = f"; {then}" if then else ""
+    try:
+        yield
+    except Diverged:
+        raise
+    except LrkitError as error:
+        if not behind or not isinstance(error, UserError):
+            raise
+        raise type(error)(f"{error}{behind}") from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError(
+                f"memory ran out ({one_line(error, 120)}); free some, or start a new run with a smaller batch_size and "
+                f"a larger accumulate, or with max_pixels{behind}"
+            ) from error
+        if not is_write_failure(error):
+            raise
+        raise FileError(f"{os_sentence(error)}{behind}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Did the system or the device refuse memory, whoever reports it?"""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)

@@ -1,0 +1,121 @@
+"""A run's folder: may it be used, who holds it, and what a killed run left in it. Torch-free.
+
+    RUN/recipe.yaml  RUN/metrics.jsonl  RUN/tensorboard/  RUN/stages/NN-NAME/ (a checkpoint)  RUN/state.pt  RUN/run.json
+
+state.pt is the first file of a run and decides how far it is. All others are made good from it on --resume: metrics are
+cut back, recipe.yaml and run.json written again, half-written checkpoints removed.
+"""
+
+import os
+import stat
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lrkit.errors import ConfigError, FileError, os_sentence
+from lrkit.files import WRITING, remove
+from lrkit.folders import locked
+from lrkit.resources import RUN_FILE, STATE_FILE
+from lrkit.train.metrics import METRICS_FILE
+
+RECIPE_FILE = "recipe.yaml"
+STAGES_FOLDER = "stages"
+
+_RUN_FILES = (RECIPE_FILE, METRICS_FILE, RUN_FILE, STAGES_FOLDER)
+_LOCK_FILE = ".lock"
+
+
+def check_folder(folder: Path, resume: bool) -> bool:
+    """Whether `folder` holds a run to go on with (True) or is free for a new one; nothing is written.
+
+    Raises:
+        ConfigError: it holds a run and `resume` is False, or something else than a run.
+        FileError: it is no folder, or nothing can be written into it.
+    """
+    names = _names_in(folder)
+    if STATE_FILE in names:
+        if not (folder / STATE_FILE).is_file():
+            raise ConfigError(f"{folder / STATE_FILE} is no file, so it is no run's state; give another folder with -o")
+        if resume:
+            return True
+        raise ConfigError(
+            f"{folder} holds a run already; add --resume to go on with it, or give another folder with -o"
+        )
+    if of_run := [name for name in _RUN_FILES if name in names]:
+        raise ConfigError(
+            f"{folder} holds {of_run[0]} of a run but no {STATE_FILE}, without which a run cannot go on; put its "
+            f"{STATE_FILE} back, or give another folder with -o"
+        )
+    if names:
+        raise ConfigError(f"{folder} is not empty (it holds {names[0]}); give an empty or a new folder with -o")
+    return False
+
+
+@contextmanager
+def held_folder(folder: Path) -> Generator[None]:
+    """The folder of a run, made where it is not there and held by this process alone.
+
+    What a killed process left half-written in it is removed. A folder that stays empty is removed at the end.
+
+    Raises:
+        UserError: another process trains in it.
+        FileError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise FileError(os_sentence(error, folder)) from error
+    try:
+        with locked(folder, "trains in", inside=True):
+            _remove_half_written(folder)
+            yield
+    finally:
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
+
+
+def _names_in(folder: Path) -> list[str]:
+    """What the folder holds, without what is of no account; empty where the folder is not there yet."""
+    try:
+        if not os.path.lexists(folder):
+            _check_parent(folder)
+            return []
+        if not folder.is_dir():
+            raise FileError(f"{folder} is no folder, and a run needs one; give another path with -o")
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise FileError(f"{folder} cannot be written to; check its rights, or give another folder with -o")
+        return sorted(path.name for path in folder.iterdir() if not _of_no_account(path.name))
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(os_sentence(error, folder)) from error
+
+
+def _check_parent(folder: Path) -> None:
+    """A folder can be made there.
+
+    Raises:
+        FileError: it cannot.
+        OSError: a name is too long, or a part of the path is a file.
+    """
+    with suppress(FileNotFoundError):
+        os.lstat(folder)  # raises where the name itself is impossible
+    parent = folder.absolute().parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not stat.S_ISDIR(os.stat(parent).st_mode):
+        raise FileError(f"{folder} cannot be made, because {parent} is no folder; give another path with -o")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise FileError(f"{folder} cannot be made, because {parent} cannot be written to; give another path with -o")
+
+
+def _of_no_account(name: str) -> bool:
+    return name == _LOCK_FILE or name.startswith(WRITING)
+
+
+def _remove_half_written(folder: Path) -> None:
+    """Under the lock nobody else writes here, so whatever is not complete was left by a process that is gone."""
+    for place in (folder, folder / STAGES_FOLDER):
+        for pattern in (f"{WRITING}*", ".*.writing"):
+            for left in place.glob(pattern):
+                remove(left)

@@ -1,0 +1,95 @@
+"""A run from beginning to end: checks, the folder's lock, the model, and then the loop over the stages.
+
+recipe -> checks -> folder -> data, model -> Trainer (lrkit/train/loop.py) -> the last checkpoint
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from lrkit.errors import CheckpointError
+from lrkit.train.checks import check_start
+from lrkit.train.devices import ignored_environment, make_accelerator
+from lrkit.train.display import Display
+from lrkit.train.failures import GO_ON, told
+from lrkit.train.folder import check_folder, held_folder
+from lrkit.train.loop import Trainer
+from lrkit.train.origin import Origin, compare, environment, sizes_digest
+from lrkit.train.recipe import Recipe
+from lrkit.train.report import write_recipe, write_run
+from lrkit.train.source import Source, make_source
+from lrkit.train.start import Start, load_start
+from lrkit.train.state import Saved, load_state, stop_on_signals
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    stop: Callable[[], bool] | None = None,
+) -> Path:
+    """Trains `recipe` into `folder` and returns the folder of the last checkpoint.
+
+    `resume` goes on from the folder's state; in an empty folder, or where there is none, the run starts. A finished run
+    is not repeated. `stop` is asked between updates whether to save and stop, beside the signals.
+
+    Raises:
+        UserError: the recipe cannot be run; `folder` holds a run and `resume` is False, or something else than a run;
+            another process trains in it; data or `init` are no longer those of the run; disk or memory are full.
+        TrainingInterrupted: Ctrl-C, SIGTERM or `stop`; the state is saved.
+    """
+    settings = check_start(recipe)
+    check_folder(folder, resume)
+    source = make_source(recipe)
+    accelerator = make_accelerator(recipe)
+    main = accelerator.is_main_process
+    with held_folder(folder) if main else nullcontext():
+        # Looked at again: only now can no other run write here.
+        saved = load_state(folder, recipe) if check_folder(folder, resume) else None
+        if saved is not None and saved.place.stage == len(recipe.stages):
+            return _finished(recipe, folder, saved, main)
+        torch.manual_seed(recipe.seed)
+        half = accelerator.mixed_precision == "bf16" and recipe.trainable == "lora"
+        dtype = torch.bfloat16 if half else torch.float32
+        with told():
+            start = load_start(recipe, settings, dtype)
+            start.reasoner.to(accelerator.device)
+        origin = _origin(source, start, accelerator)
+        notes = compare(saved.origin, origin, folder) if main and saved is not None else []
+        accelerator.wait_for_everyone()  # all have looked at the folder before one writes into it
+        with stop_on_signals(stop) as request, Display(quiet or not main) as display, told(GO_ON):
+            if (note := ignored_environment(recipe)) is not None:
+                display.say(note)
+            trainer = Trainer(recipe, folder, accelerator, start, source, origin, display, request)
+            return trainer.run(saved, notes)
+
+
+def _finished(recipe: Recipe, folder: Path, saved: Saved, main: bool) -> Path:
+    """The last checkpoint of a finished run. A run killed between its last two writes has no right run.json yet."""
+    checkpoint = folder / saved.place.finished[-1]["checkpoint"]
+    if not checkpoint.is_dir():
+        raise CheckpointError(
+            f"{folder} holds a finished run, but {checkpoint} is not there; copy it back, or start a new run with -o"
+        )
+    if main:
+        write_recipe(recipe, folder)
+        write_run(folder, recipe, saved.place)
+    return checkpoint
+
+
+def _origin(source: Source, start: Start, accelerator: Accelerator) -> Origin:
+    """What the run depends on; files are read by the main process alone, which compares them and keeps them."""
+    if not accelerator.is_main_process:
+        return Origin()
+    return Origin(
+        source.files(),
+        sizes_digest(source.pictures()),
+        start.files(),
+        accelerator.num_processes,
+        environment(accelerator.mixed_precision, accelerator.device),
+    )
