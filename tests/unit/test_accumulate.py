@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from lrkit.data.trail import trail_set
 from lrkit.model.build import build_reasoner
 from lrkit.model.settings import ReasonerSettings
+from lrkit.resources import STATE_FILE
 from lrkit.train.curriculum import Curriculum
 from lrkit.train.fresh import fresh_backbone, trail_processor
 from lrkit.train.loop import TrainingInterrupted
@@ -30,7 +31,6 @@ from lrkit.train.recipe import FreshBackbone, Readout, load_recipe
 from lrkit.train.run import train
 from lrkit.train.source import make_source
 from lrkit.train.start import load_start
-from lrkit.train.state import STATE_FILE
 from lrkit.train.vision import VisionBatch, VisionObjective, collate_vision
 
 pytest.importorskip("sklearn")
