@@ -13,9 +13,6 @@ from lrkit.cli.tables import json_option, percent, write_json
 if TYPE_CHECKING:
     from lrkit.train.recipe import Recipe
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "tensorboard")
-"""What training imports beside the base install."""
-
 EXAMPLES = """
 Examples:
 
@@ -62,6 +59,7 @@ def train(
     # The first thing that transformers and tensorboard would say is not about this run.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from lrkit.errors import require
+    from lrkit.train.checks import PACKAGES
 
     for package in PACKAGES:
         require(package, "train")
@@ -79,18 +77,14 @@ def train(
 
 def _dry_run(recipe: "Recipe", folder: Path, resume: bool) -> None:
     """Checks, the plan, and what could not be checked."""
-    from lrkit.errors import MissingExtraError, require
-    from lrkit.train.checks import find_problems, unchecked
+    from lrkit.train.checks import find_problems, missing_package, unchecked
 
     find_problems(recipe, folder, resume)
     out().print(_plan(recipe))
     for note in unchecked(recipe):
         out().print(f"not checked: {note}")
-    try:
-        for package in PACKAGES:
-            require(package, "train")
-    except MissingExtraError as error:
-        out().print(f"to train, {error}")
+    if (missing := missing_package()) is not None:
+        out().print(f"training itself cannot begin here: {missing}")
     out().print(f"nothing wrong was found; the run would be written to {folder}")
 
 

@@ -13,7 +13,7 @@ from lrkit.config import load_config
 from lrkit.data.jsonl import JsonlScan, check_jsonl
 from lrkit.data.sample import Sample
 from lrkit.data.trail import TrailStream
-from lrkit.errors import CheckpointError, ConfigError, LrkitError, UserError
+from lrkit.errors import CheckpointError, ConfigError, LrkitError, MissingExtraError, UserError, require
 from lrkit.files import read_json
 from lrkit.model.positions import mrope_positions
 from lrkit.model.settings import ReasonerSettings
@@ -25,6 +25,9 @@ from lrkit.train.recipe import HUB_PREFIX, JsonlData, Recipe, TrailData, as_writ
 from lrkit.train.source import check_data_file, data_files, length_problems
 
 T = TypeVar("T")
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "tensorboard", "sklearn")
+"""What training imports beside the base install."""
 
 ADAPTER_FILE = "adapter_config.json"
 _NUM_DRAWN = 4
@@ -105,15 +108,27 @@ def find_problems(recipe: Recipe, folder: Path, resume: bool) -> None:
             problems.attempt(check_checkpoint(found).raise_if_bad, prefix=f"baselines.{mode}: ")
     if isinstance(recipe.data, JsonlData):
         _check_lines(recipe, recipe.data, init, processor, problems)
-    else:
+    elif missing_package() is None:
         problems.attempt(_draw_trails, recipe, recipe.data, processor, prefix="data: ")
     if problems.attempt(check_folder, folder, resume):
         problems.attempt(_check_recipe_of, folder, recipe)
     problems.raise_if_any()
 
 
+def missing_package() -> str | None:
+    """The sentence of the first package that training needs and that is not there."""
+    try:
+        for package in PACKAGES:
+            require(package, "train")
+    except MissingExtraError as error:
+        return str(error)
+    return None
+
+
 def unchecked(recipe: Recipe) -> Iterator[str]:
     """What `find_problems` cannot look at, in words."""
+    if isinstance(recipe.data, TrailData) and missing_package() is not None:
+        yield "the trails, which take a package of the train extra to draw"
     if isinstance(recipe.init, str) and recipe.init.startswith(HUB_PREFIX):
         yield f"{recipe.init}, which is fetched from the network when the run starts, and the data's words in it"
 

@@ -206,6 +206,7 @@ def test_processes_are_one_large_batch(lines: Path, tmp_path: Path) -> None:
         assert process.returncode == 0, said
     got = torch.load(tmp_path / "gradient.pt")
     asked = load_recipe(values)
+    torch.manual_seed(asked.seed)
     start = load_start(asked, asked.model, torch.float32)
     source, limit = make_source(asked), start.reasoner.settings.think.max_latent_steps
     drawn = [Curriculum(asked, make_source(asked), start.processor, limit, rank) for rank in range(RANKS)]
