@@ -5,7 +5,6 @@ In a checkout they are read from `train/`, `export/` and `profiles/` at the top;
 under `lrkit/_shipped`. So `lrkit train trail-latent` and `lrkit train train/recipes/trail-latent.yaml` are one.
 """
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
