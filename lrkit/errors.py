@@ -10,6 +10,9 @@
     |   |-- CapacityError                an input larger than the model or bundle was made for
     |   |-- FileError                    a file or folder that cannot be written
     |   `-- UnknownNameError             a name that is in no table
+    |-- StoppedError                     an answer that was ended before it was complete
+    |   |-- TimeoutExceeded              its time was over
+    |   `-- Cancelled                    the caller took the question back
     `-- MissingExtraError (also ImportError)
 
 A message is one sentence: what was seen, what is allowed, what to do. The command line prints it and exits
@@ -66,6 +69,18 @@ class FileError(UserError):
 
 class UnknownNameError(UserError):
     """A name is in no table; the message lists the known ones."""
+
+
+class StoppedError(LrkitError):
+    """An answer was ended before it was complete."""
+
+
+class TimeoutExceeded(StoppedError):
+    """An answer took longer than was allowed."""
+
+
+class Cancelled(StoppedError):
+    """The caller took a question back."""
 
 
 class MissingExtraError(LrkitError, ImportError):

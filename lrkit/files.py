@@ -15,13 +15,14 @@ import re
 import shutil
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from errno import EACCES, EBUSY, ENOTDIR, EPERM, EROFS, EXDEV
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from lrkit.errors import FileError, LrkitError, UserError, clean, is_write_failure, os_sentence
+from lrkit.errors import FileError, LrkitError, UserError, is_write_failure, one_line, os_sentence
 
 MAX_JSON_BYTES = 64 << 20
 """Largest JSON file that is read."""
@@ -37,6 +38,13 @@ _DESCRIPTOR = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/self/fd/\d+")
 # Where no neighbour can be made (a single file mounted into a container, a folder without rights) the file itself may
 # still be writable.
 _NO_NEIGHBOUR = {EACCES, EBUSY, EPERM, EROFS, EXDEV}
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 _counter = itertools.count()
 
 
@@ -160,6 +168,33 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+class NotOrdinaryError(OSError):
+    """There is something else than a file at a path; its text is what: "a folder", "a pipe"."""
+
+
+def open_ordinary(path: "os.PathLike[str] | str") -> BinaryIO:
+    """Opens an ordinary file to read its bytes. Unlike `open`, it never waits for whoever writes into a pipe.
+
+    Raises:
+        NotOrdinaryError: it is a folder, a pipe, a socket or a device.
+        OSError, ValueError: it cannot be opened, or its name holds NUL or half a surrogate pair.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode):
+            raise NotOrdinaryError(kind_of_file(mode))
+        return open(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def kind_of_file(mode: int) -> str:
+    """What a file's mode says it is, in words."""
+    return next((name for is_kind, name in _KINDS if is_kind(mode)), "no ordinary file")
+
+
 def sha256(path: Path) -> tuple[str, int]:
     """Digest of a file's content in lower-case hex, and its bytes; read in pieces."""
     digest, size = hashlib.sha256(), 0
@@ -212,6 +247,24 @@ def parse_json(text: str, label: str, error: type[UserError] = UserError) -> dic
             more than `MAX_DIGITS` digits, nesting beyond `MAX_JSON_DEPTH`, or half a surrogate pair.
     """
     try:
+        values = load_strict(text)
+    except json.JSONDecodeError as reason:
+        place = f"line {reason.lineno}, column {reason.colno}"
+        raise error(f"{label}: is not valid JSON ({reason.msg}, {place}); write it again") from reason
+    except ValueError as reason:
+        raise error(f"{label}: {reason}") from reason
+    if not isinstance(values, dict):
+        raise error(f"{label}: holds a {type(values).__name__} where a mapping belongs; write an object, {{...}}")
+    return values
+
+
+def load_strict(text: str) -> Any:
+    """Any value of JSON text, as strict as `parse_json`.
+
+    Raises:
+        ValueError: with the reason as a phrase without its subject; json.JSONDecodeError where it is no JSON.
+    """
+    try:
         values = json.loads(
             text,
             object_pairs_hook=_no_repeats,
@@ -220,15 +273,8 @@ def parse_json(text: str, label: str, error: type[UserError] = UserError) -> dic
             parse_constant=_no_constant,
         )
         _check_values(values)
-    except json.JSONDecodeError as reason:
-        place = f"line {reason.lineno}, column {reason.colno}"
-        raise error(f"{label}: is not valid JSON ({reason.msg}, {place}); write it again") from reason
     except RecursionError as reason:
-        raise error(f"{label}: is nested more than {MAX_JSON_DEPTH} deep; make it flatter") from reason
-    except ValueError as reason:
-        raise error(f"{label}: {reason}") from reason
-    if not isinstance(values, dict):
-        raise error(f"{label}: holds a {type(values).__name__} where a mapping belongs; write an object, {{...}}")
+        raise ValueError(f"is nested more than {MAX_JSON_DEPTH} deep; make it flatter") from reason
     return values
 
 
@@ -304,9 +350,8 @@ def _alive(process: int) -> bool:
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {clean(repr(twice))} is given twice; keep one of them")
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {one_line(repr(twice), 60)} is given twice; keep one of them")
     return values
 
 

@@ -41,6 +41,7 @@ def ask(
     engine: Annotated[str | None, typer.Option(help="Bundles: onnxruntime, tensorrt-rtx or tensorrt.")] = None,
     engine_option: Annotated[list[str] | None, typer.Option(help="TensorRT: KEY=VALUE, as device=1; repeat.")] = None,
     provider: Annotated[str | None, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, ...")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds after which to give up; none by default.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="ONNX Runtime: threads of one operator.")] = None,
     json_file: Annotated[Path | None, json_option("Write the answer and its history.")] = None,
 ) -> None:
@@ -60,6 +61,7 @@ def ask(
         max_new_tokens=max_new_tokens,
         max_latent_steps=max_latent_steps,
         max_pixels=max_pixels,
+        timeout=timeout,
     )
     # Unwrapped: what is piped on is the answer as it was spoken, whatever the width of the terminal.
     beside_json(json_file, soft_wrap=True).print(answer.text)

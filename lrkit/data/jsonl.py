@@ -3,27 +3,30 @@
     {"image": "a.png", "question": "What is it?", "steps": ["It has wings."], "answer": "a bird", "id": "7"}
 
 `image` is a path or a list of paths, relative to the file; left out or empty, the question has no picture. `id` may be
-left out.
+left out. What a line must hold: jsonl_line.py. A bad line is named and never ends the scan; a line is read only up to
+`MAX_LINE_BYTES`.
 Place in the pipeline: file -> `read_jsonl` -> samples -> `collate`; `lrkit validate` -> `check_jsonl`.
 """
 
-import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
+from lrkit.data.jsonl_line import parse_line
 from lrkit.data.sample import Sample
-from lrkit.errors import DataError, UserError, did_you_mean
+from lrkit.errors import DataError, UserError, clean, one_line, os_sentence
+from lrkit.files import NotOrdinaryError, open_ordinary
 from lrkit.runtime.pictures import load_image
 from lrkit.runtime.processor import Processor
 from lrkit.runtime.summary import Summary, summarize
 
 MAX_PROBLEMS = 20
 """Bad lines that are listed; of the others the number is given."""
+MAX_LINE_BYTES = 8 << 20
+"""Longest line that is read."""
 
-_KEYS = ("image", "question", "steps", "answer", "id")
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 Advance = Callable[[int], None]
 """Told how many bytes of the file were done."""
 
@@ -45,7 +48,7 @@ class JsonlScan:
         """Count a bad line, and list it while there is room."""
         self.num_bad_lines += 1
         if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(f"{self.path}:{line}: {reason}")
+            self.problems.append(f"{clean(str(self.path))}:{line}: {clean(reason)}")
 
     def raise_if_bad(self) -> None:
         """Raise all problems at once.
@@ -55,10 +58,10 @@ class JsonlScan:
         """
         if self.num_bad_lines:
             hidden = self.num_bad_lines - len(self.problems)
-            more = [f"{self.path}: and {hidden} more bad lines"] if hidden else []
+            more = [f"{clean(str(self.path))}: and {hidden} more bad lines"] if hidden else []
             raise DataError("\n".join([*self.problems, *more]))
         if not self.samples:
-            raise DataError(f"{self.path}: holds no sample; write one JSON object per line")
+            raise DataError(f"{clean(str(self.path))}: holds no sample; write one JSON object per line")
 
 
 def read_jsonl(path: Path, advance: Advance | None = None) -> list[Sample]:
@@ -99,124 +102,64 @@ def check_jsonl(path: Path, processor: Processor | None = None, advance: Advance
 
 def _good_lines(scan: JsonlScan, advance: Advance | None) -> Iterator[tuple[int, Sample]]:
     """(line number, sample) of each good line; bad ones go into `scan`."""
-    path, first_lines = scan.path, dict[str, int]()
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                try:
-                    sample = _parse(raw, path, number)
-                    first = number if sample is None else first_lines.setdefault(sample.id, number)
-                    if sample is not None and first != number:
-                        raise DataError(f"id {sample.id!r} was used in line {first}; give each sample its own")
-                except DataError as error:
-                    scan.add_problem(number, str(error))
-                else:
-                    if sample is not None:
-                        yield number, sample
-                if advance is not None:
-                    advance(len(raw))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a JSONL file") from error
+    folder, first_lines = scan.path.parent, dict[str, int]()
+    for number, raw, size in _lines(scan.path):
+        try:
+            if size > MAX_LINE_BYTES:
+                raise DataError(f"has {size} bytes; a line may have {MAX_LINE_BYTES >> 20} MiB, so save pictures apart")
+            sample = parse_line(raw, folder, number)
+            first = number if sample is None else first_lines.setdefault(sample.id, number)
+            if sample is not None and first != number:
+                raise DataError(
+                    f"id {one_line(repr(sample.id), 60)} was used in line {first}; give each sample its own"
+                )
+        except DataError as error:
+            scan.add_problem(number, str(error))
+        else:
+            if sample is not None:
+                yield number, sample
+        if advance is not None:
+            advance(size)
 
 
-def _parse(raw: bytes, path: Path, number: int) -> Sample | None:
-    """The sample of one line, None for a blank one.
+def _lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
+    """(number from 1, line, its bytes); of a line above `MAX_LINE_BYTES` the content is passed over.
 
     Raises:
-        DataError: with every reason why the line cannot be used.
+        DataError: the file cannot be read, is no ordinary file, or is in UTF-16.
     """
+    named = clean(str(path))
     try:
-        text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise DataError(f"is not UTF-8 (byte {error.start}); save the file as UTF-8") from error
-    if not text:
-        return None
-    try:
-        values = json.loads(text, object_pairs_hook=_no_repeats)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"is not valid JSON ({error.msg} at column {error.colno}); write one object per line"
-        ) from error
-    except RecursionError as error:
-        raise DataError("is nested too deeply; write one flat object per line") from error
-    if not isinstance(values, dict):
-        raise DataError(f"holds {_kind(values)}; write an object with {', '.join(_KEYS)}")
-    problems = list(_problems(values, path.parent))
-    if problems:
-        raise DataError("; ".join(problems))
-    return Sample(
-        images=tuple(path.parent / name for name in _image_names(values)),
-        question=values["question"],
-        steps=tuple(values["steps"]),
-        answer=values["answer"],
-        id=values.get("id", f"line {number}"),
-        info={"line": number},
-    )
+        with open_ordinary(path) as file:
+            if file.read(2) in _UTF16_MARKS:
+                raise DataError(f"{named}: is in UTF-16; save the file as UTF-8")
+            file.seek(0)
+            number = 1
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                yield number, line, len(line) + (_pass_over(file) if _is_cut(line) else 0)
+                number += 1
+    except NotOrdinaryError as error:
+        raise DataError(f"{named}: is {error}; give the path of a JSONL file") from error
+    except OSError as error:
+        raise DataError(os_sentence(error, path)) from error
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{named}: is no path of a file; check how it was made") from error
 
 
-def _problems(values: dict[str, Any], folder: Path) -> Iterator[str]:
-    for key in values:
-        if key not in _KEYS:
-            yield f"unknown key {key!r}; allowed: {', '.join(_KEYS)}{did_you_mean(key, _KEYS)}"
-    for key in ("question", "answer"):
-        yield from _text_problems(values.get(key), key, missing=key not in values)
-    if "id" in values:
-        yield from _text_problems(values["id"], "id", missing=False)
-    steps = values.get("steps")
-    if not isinstance(steps, list):
-        seen = f"is {_kind(steps)}" if "steps" in values else "is missing"
-        yield f"steps {seen}; give a list of texts, [] for none"
-    else:
-        for index, step in enumerate(steps):
-            yield from _text_problems(step, f"steps[{index}]", missing=False)
-    yield from _image_problems(values, folder)
+def _is_cut(line: bytes) -> bool:
+    return len(line) > MAX_LINE_BYTES and not line.endswith(b"\n")
 
 
-def _text_problems(value: Any, name: str, missing: bool) -> Iterator[str]:
-    if missing:
-        yield f"{name} is missing; give a text"
-    elif not isinstance(value, str):
-        yield f"{name} is {_kind(value)}; give a text in quotes"
-    elif not value.strip():
-        yield f"{name} is empty; give a text"
-
-
-def _image_problems(values: dict[str, Any], folder: Path) -> Iterator[str]:
-    names = _image_names(values)
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        yield f"image is {_kind(values['image'])}; give a path or a list of paths"
-        return
-    for name in names:
-        if name.startswith(("http://", "https://", "data:")):
-            yield f"image {name[:60]!r} is no path; save the picture and give its path relative to the data file"
-        elif not (folder / name).is_file():
-            yield f"image {name!r} is not there; paths are relative to {folder or Path()}"
-
-
-def _image_names(values: dict[str, Any]) -> Any:
-    """The value of `image` as a list where it is a path or left out; otherwise as it is."""
-    names = values.get("image", [])
-    return [names] if isinstance(names, str) else names
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    counts = Counter(key for key, _ in pairs)
-    if repeated := [key for key, count in counts.items() if count > 1]:
-        raise DataError(f"the key {repeated[0]!r} is given {counts[repeated[0]]} times; keep one")
-    return dict(pairs)
-
-
-def _kind(value: Any) -> str:
-    """What a JSON value is, in words."""
-    names = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        str: "a text",
-        list: "a list",
-        dict: "an object",
-    }
-    return "null" if value is None else names[type(value)]
+def _pass_over(file: BinaryIO) -> int:
+    """Reads to the end of the line, in pieces, and returns its bytes."""
+    size = 0
+    while piece := file.readline(1 << 20):
+        size += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return size
 
 
 def _measure_words(sample: Sample) -> dict[str, int]:

@@ -36,9 +36,11 @@ def generate(
     limits: GenerationLimits,
     on_token: Callable[[list[int | None]], None] | None = None,
     recorder: StepRecorder | None = None,
+    between_steps: Callable[[], None] = lambda: None,
 ) -> list[Generated]:
     """Greedy answers for a batch of prompts, one per sample. `on_token` gets each new token per sample (None:
-    stopped); `recorder` launches recorded steps instead of running them operation by operation."""
+    stopped); `recorder` launches recorded steps instead of running them operation by operation. `between_steps` is
+    called before each latent step and each token; what it raises ends the answer."""
     training = reasoner.training
     if training:  # walking all modules costs as much as a latent step of a small model
         reasoner.eval()
@@ -47,9 +49,9 @@ def generate(
         state = reasoner.prefill(prompts)
         with _steps(reasoner, state, mode, limits, recorder) as steps:
             watch.lap("prefill")
-            halting = _think(reasoner, steps, len(prompts.prompt_mask), mode, limits, watch)
+            halting = _think(reasoner, steps, len(prompts.prompt_mask), mode, limits, watch, between_steps)
             watch.lap("think")
-            spoken, finished, fed = _speak(steps, len(halting), limits, watch, on_token)
+            spoken, finished, fed = _speak(steps, len(halting), limits, watch, on_token, between_steps)
             watch.lap("speak")
     finally:
         if training:
@@ -87,7 +89,13 @@ def _most_latents(reasoner: LatentReasoner, limits: GenerationLimits) -> int:
 
 
 def _think(
-    reasoner: LatentReasoner, steps: Steps, batch: int, mode: Mode, limits: GenerationLimits, watch: Stopwatch
+    reasoner: LatentReasoner,
+    steps: Steps,
+    batch: int,
+    mode: Mode,
+    limits: GenerationLimits,
+    watch: Stopwatch,
+    between_steps: Callable[[], None],
 ) -> list[Halting]:
     """Latent steps until every sample has stopped; says why each stopped."""
     if mode != "latent":
@@ -100,6 +108,7 @@ def _think(
             active_B = active_B & steps.wants_to_think()
         if step == most or not bool(active_B.any()):
             break
+        between_steps()
         steps.think(active_B)
         watch.step("think")
     if fixed:
@@ -113,6 +122,7 @@ def _speak(
     limits: GenerationLimits,
     watch: Stopwatch,
     on_token: Callable[[list[int | None]], None] | None,
+    between_steps: Callable[[], None],
 ) -> tuple[list[list[int]], list[bool], list[int]]:
     """Greedy tokens until the end token: (tokens per sample, whether each ended itself, tokens fed back)."""
     spoken: list[list[int]] = [[] for _ in range(batch)]
@@ -120,6 +130,7 @@ def _speak(
     going = [True] * batch
     going_B: Tensor | bool = True
     for count in range(limits.max_new_tokens):
+        between_steps()
         token_B = steps.next_token()
         going_B = (token_B != limits.eos_id) & going_B
         going, tokens = going_B.tolist(), token_B.tolist()

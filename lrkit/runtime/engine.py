@@ -5,11 +5,12 @@ torch_engine.py runs a checkpoint (the one file here that imports torch, and onl
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from lrkit.model.generated import Generated, Mode
 from lrkit.runtime.processor import EncodedPrompt, Processor
+from lrkit.runtime.stopping import Stop
 
 OnToken = Callable[[list[int | None]], None]
 """Gets each new token per sample of the batch; None for a sample that has ended."""
@@ -28,6 +29,8 @@ class AskOptions:
     """None: the model's own way."""
     ignore_end: bool = False
     """Speak on to `max_new_tokens` whatever the model says: forced lengths, for profiling. Checkpoints only."""
+    stop: Stop = field(default=Stop(), repr=False, compare=False)
+    """When to end before the end."""
 
 
 class Engine(Protocol):
@@ -49,6 +52,7 @@ class Engine(Protocol):
 
         Raises:
             CapacityError: a prompt is larger than the engine was made for.
+            TimeoutExceeded, Cancelled: `options.stop` ended it.
         """
         ...
 

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lrkit.errors import BundleError, UserError
+from lrkit.cores import find_cores
+from lrkit.errors import BundleError, StoppedError, UserError
 from lrkit.runtime.bundle import Bundle
 from lrkit.runtime.io_spec import IoSpec
 from lrkit.runtime.manifest import Dialect, GraphName, Precision, ProgramEntry, Role
+from lrkit.runtime.ort_session import OrtGraph, load_session, said
 from lrkit.runtime.processor import Processor
 from lrkit.runtime.program_engine import ProgramEngine, ProgramSessions
 from lrkit.runtime.providers import bundle_options, choose_provider, refusal
@@ -45,21 +47,18 @@ class Sessions(ProgramSessions):
         self._threads = default if threads is None else threads
         self._config = {**entries, **(config or {})}
 
-    def open_graph(self, role: Role, entry: ProgramEntry, graph: GraphName, file: str, spec: IoSpec) -> Any:
-        """The `onnxruntime.InferenceSession` of one graph. Raises as `of`."""
-        import onnxruntime
-
+    def open_graph(self, role: Role, entry: ProgramEntry, graph: GraphName, file: str, spec: IoSpec) -> OrtGraph:
+        """Loads one graph. Raises as `of`."""
         path = self.bundle.folder / file
         off = optimizers_off(entry.dialect, entry.precision)
         try:
-            # Without enable_fallback=0 a provider that cannot start is replaced by the CPU, and its reason lost.
-            session = onnxruntime.InferenceSession(
-                str(path), self._options(), providers=self._providers, disabled_optimizers=off, enable_fallback=0
-            )
+            session = load_session(path, self._options(), self._providers, off)
+        except StoppedError:
+            raise
         except Exception as error:  # onnxruntime's own classes have no common base below Exception
             if self.provider != "cpu":
                 raise refusal(error, self.provider, path, self._given) from error
-            message = f"{path}: ONNX Runtime cannot load it ({first_line(error)}); copy the bundle again"
+            message = f"{path}: ONNX Runtime cannot load it ({said(error)}); copy the bundle again"
             raise BundleError(message) from error
         first = self._providers[0]
         wanted = first if isinstance(first, str) else first[0]
@@ -72,15 +71,16 @@ class Sessions(ProgramSessions):
             raise BundleError(
                 f"{path}: is not the program that bundle.json declares ({found[0]}); copy the bundle again"
             )
-        return session
+        return OrtGraph(session, path)
 
     def _options(self) -> Any:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = self._threads or find_cores().threads
+        if self._threads is None:
+            # A waiting thread that spins takes the cores from others, and a container's quota from the working one.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         for key, value in self._config.items():
             options.add_session_config_entry(key, value)
         return options
@@ -110,8 +110,3 @@ class OrtEngine(ProgramEngine):
             UserError: a provider that this machine has not, or threads below 1.
         """
         return cls.over(path, verify, lambda bundle: Sessions(bundle, provider, threads, config))
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, in one line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

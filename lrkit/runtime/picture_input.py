@@ -7,7 +7,6 @@ Nothing is ever fetched: an address or a data URI is refused. What was given is 
 
 import os
 import re
-import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import IO, Any
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from lrkit.errors import CapacityError, DataError, clean, os_sentence
+from lrkit.files import NotOrdinaryError, open_ordinary
 
 ImageSource = Image.Image | os.PathLike[str] | str | bytes | bytearray | memoryview | np.ndarray[Any, Any] | IO[bytes]
 """A picture in memory, the path of an image file, the bytes of one, an open one, or pixels as an array."""
@@ -31,13 +31,6 @@ TAKEN = (
 
 _ONE: tuple[type, ...] = (Image.Image, os.PathLike, str, bytes, bytearray, memoryview, np.ndarray)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 def as_pictures(given: Any) -> tuple[ImageSource, ...]:
@@ -126,12 +119,7 @@ def _path(source: str | os.PathLike[str]) -> str:
 def _read_file(path: str) -> bytes:
     name = shown(path)
     try:
-        # Without waiting for whoever writes into a pipe; what it is says the open file itself.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(handle, "rb") as file:
-            mode = os.fstat(handle).st_mode
-            if not stat.S_ISREG(mode):
-                raise DataError(f"{name}: is {_kind_of_file(mode)}; give the path of an ordinary image file")
+        with open_ordinary(path) as file:
             return _refuse_large(file.read(MAX_FILE_BYTES + 1), name)
     except (OSError, UnicodeError) as error:
         raise DataError(f"{name}: {_why_not(path, error)}") from error
@@ -147,17 +135,9 @@ def _why_not(path: str, error: OSError | UnicodeError) -> str:
         return "there is no such image file; check the path"
     if isinstance(error, UnicodeError):
         return "the path holds half a surrogate pair, which is no character; check how it was made"
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError):
-        mode = stat.S_IFREG
-    if not stat.S_ISREG(mode):
-        return f"cannot be read, as it is {_kind_of_file(mode)}; give the path of an ordinary image file"
+    if isinstance(error, NotOrdinaryError | IsADirectoryError):
+        return f"is {error if isinstance(error, NotOrdinaryError) else 'a folder'}; give the path of an image file"
     return os_sentence(OSError(error.errno, error.strerror))  # without the name, which can be megabytes long
-
-
-def _kind_of_file(mode: int) -> str:
-    return next((name for is_kind, name in _KINDS if is_kind(mode)), "no ordinary file")
 
 
 def _read_open(file: Any, name: str) -> bytes:

@@ -29,6 +29,7 @@ from lrkit.runtime.limits import check_asked, check_prompt
 from lrkit.runtime.manifest import Defaults, GraphName, ProgramEntry, Role
 from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.runtime.steps import StepSession
+from lrkit.runtime.stopping import Running, Stop
 
 # Large, and of no use to an answer.
 _UNREAD = ("prefill_logits", "latent_states")
@@ -115,7 +116,8 @@ class ProgramEngine:
 
     def load(self) -> None:
         """Loads the program now instead of at the first question. Raises as `ProgramSessions.of`."""
-        self.sessions.of(self.role)
+        with Running(Stop()):  # Ctrl-C is heard while it loads
+            self.sessions.of(self.role)
 
     def as_role(self, role: Role) -> Self:
         """The engine of another program of the bundle; sessions and processor are shared."""
@@ -136,14 +138,18 @@ class ProgramEngine:
         Raises:
             CapacityError: a prompt, max_new_tokens or max_latent_steps is above the bundle's limit.
             UserError: `ignore_end`.
+            BundleError: the program cannot be loaded, fails, or gives what no program gives.
+            TimeoutExceeded, Cancelled: `options.stop` ended it.
         """
         if options.ignore_end:
             raise UserError("a program ends an answer by itself, so its length cannot be forced; give a checkpoint")
         feeds = [self.feed(prompt, options) for prompt in prompts]
-        session = self.sessions.of(self.role)
-        if on_token is not None and isinstance(session, StepSession) and len(feeds) == 1:
-            return [self._run(session, feeds[0], lambda token: on_token([token]))]
-        results = [self._run(session, feed) for feed in feeds]
+        with Running(options.stop) as running:
+            running.check()
+            session = self.sessions.of(self.role)
+            if on_token is not None and isinstance(session, StepSession) and len(feeds) == 1:
+                return [self._run(session, feeds[0], lambda token: on_token([token]))]
+            results = [self._run(session, feed) for feed in feeds]
         if on_token is not None:
             for row in zip_longest(*(result.token_ids for result in results)):
                 on_token(list(row))

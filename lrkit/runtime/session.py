@@ -9,19 +9,33 @@ answer.save_trace("trace.png")
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lrkit.errors import UserError, require
-from lrkit.model.generated import MODES, Generated, Mode
+from lrkit.model.generated import Generated, Mode
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.answer import Answer
+from lrkit.runtime.arguments import (
+    ask_options,
+    callback,
+    flag,
+    known_mode,
+    model_path,
+    question_pairs,
+    question_text,
+    text_or_none,
+    texts,
+    whole_number,
+)
 from lrkit.runtime.bundle import is_bundle
 from lrkit.runtime.engine import AskOptions, Engine
 from lrkit.runtime.engines import EngineChoice, open_engine
 from lrkit.runtime.picture_input import ImageSource, as_pictures
 from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.runtime.regions import Region, token_regions
+from lrkit.runtime.stopping import CancelFlag, Stop
 
 Images = ImageSource | Iterable[ImageSource] | None
 
@@ -55,8 +69,8 @@ class Reasoner:
             UserError: a provider or GPU that this machine has not.
             MissingExtraError: the engine's package is not installed.
         """
-        choice = EngineChoice(engine, provider, threads, session_config, engine_options or {})
-        return cls(open_engine(path, choice, verify)).prepare()
+        choice = _choice(engine, provider, threads, session_config, engine_options)
+        return cls(open_engine(model_path(path), choice, flag("verify", verify))).prepare()
 
     @classmethod
     def open(
@@ -75,10 +89,12 @@ class Reasoner:
         Raises:
             UserError: an option of the other kind; what `load` and `from_checkpoint` raise.
         """
+        path, device = model_path(path), text_or_none("device", device)
+        choice = _choice(engine, provider, threads, None, engine_options)
         if is_bundle(path):
             if device is not None:
                 raise UserError(f"{path} is a bundle, and device is for checkpoints; give a provider instead")
-            return cls(open_engine(path, EngineChoice(engine, provider, threads, options=engine_options or {})))
+            return cls(open_engine(path, choice))
         if provider is not None or threads is not None:
             raise UserError(f"{path} is no bundle, and provider and threads are for bundles; give a device instead")
         if engine is not None or engine_options:
@@ -99,13 +115,14 @@ class Reasoner:
             UserError: an unknown device or dtype, or CUDA graphs without a GPU.
             MissingExtraError: torch is not installed.
         """
-        folder = resolve_checkpoint(path)
+        folder = resolve_checkpoint(model_path(path))
+        device, dtype = text_or_none("device", device) or "cpu", text_or_none("dtype", dtype)
         require("torch", "train")
         require("transformers", "train")
         require("peft", "train")
         from lrkit.runtime.torch_engine import TorchEngine
 
-        return cls(TorchEngine.from_checkpoint(folder, device, dtype, cuda_graphs))
+        return cls(TorchEngine.from_checkpoint(folder, device, dtype, flag("cuda_graphs", cuda_graphs)))
 
     @property
     def processor(self) -> Processor:
@@ -123,7 +140,7 @@ class Reasoner:
 
     def baseline(self, mode: Mode) -> "Reasoner":
         """The model to ask in `mode`: the baseline that this checkpoint declares for it, or this one."""
-        engine = None if mode == "latent" else self.engine.baseline(mode)
+        engine = None if known_mode(mode) == "latent" else self.engine.baseline(mode)
         return self if engine is None else Reasoner(engine)
 
     def ask(
@@ -136,6 +153,8 @@ class Reasoner:
         max_latent_steps: int | None = None,
         halting: Literal["adaptive", "fixed"] | None = None,
         max_pixels: int | None = None,
+        timeout: float | None = None,
+        cancel: CancelFlag | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
         """One answer about one picture, several, or none (None). `on_text` gets the words as they are spoken.
@@ -143,13 +162,18 @@ class Reasoner:
         A picture is a path, the bytes of an image file, an open binary file, a PIL image, or a uint8 array of shape
         (height, width), (height, width, 3) or (height, width, 4). Pictures above `max_pixels` (None: the model's own)
         or the bundle's limits are shrunk; `Answer.resized` names them.
+        `timeout` is in seconds; setting `cancel`, such as a `threading.Event`, from another thread ends the answer.
 
         Raises:
             DataError: a picture or the question cannot be used.
             CapacityError: the prompt or a picture is too large.
+            BundleError: the bundle's program fails.
+            TimeoutExceeded, Cancelled: the answer was ended before it was complete.
         """
-        options = _options(mode, max_new_tokens, max_latent_steps, halting)
-        return self._answers([(as_pictures(image), question)], options, max_pixels, on_text)[0]
+        options = ask_options(mode, max_new_tokens, max_latent_steps, halting)
+        options = replace(options, stop=Stop.within(timeout, cancel))
+        pairs = [(as_pictures(image), question_text(question))]
+        return self._answers(pairs, options, max_pixels, callback(on_text))[0]
 
     def ask_batch(
         self,
@@ -160,10 +184,14 @@ class Reasoner:
         max_latent_steps: int | None = None,
         halting: Literal["adaptive", "fixed"] | None = None,
         max_pixels: int | None = None,
+        timeout: float | None = None,
+        cancel: CancelFlag | None = None,
     ) -> list[Answer]:
-        """Answers to (image, question) pairs, run as one batch; `timings` are then those of the whole batch."""
-        options = _options(mode, max_new_tokens, max_latent_steps, halting)
-        pairs = [(as_pictures(image), question) for image, question in questions]
+        """Answers to (image, question) pairs, run as one batch; `timings` are then those of the whole batch, and so is
+        `timeout`. Raises as `ask`."""
+        options = ask_options(mode, max_new_tokens, max_latent_steps, halting)
+        options = replace(options, stop=Stop.within(timeout, cancel))
+        pairs = question_pairs(questions)
         return self._answers(pairs, options, max_pixels, None) if pairs else []
 
     def _answers(
@@ -173,11 +201,14 @@ class Reasoner:
         max_pixels: int | None,
         on_text: Callable[[str], None] | None,
     ) -> list[Answer]:
+        max_pixels = whole_number("max_pixels", max_pixels, 1)
         started = time.perf_counter()
         prompts = [self.processor.encode_prompt(images, question, max_pixels) for images, question in pairs]
         encoded = time.perf_counter()
         speaker = None if on_text is None else _Speaker(self.processor, on_text)
         results = self.engine.generate(prompts, options, speaker)
+        if speaker is not None:
+            speaker.finish()
         outer = {"preprocess": encoded - started, "total": time.perf_counter() - started}
         return [
             self._answer(images, question, prompt, result, options.mode, {**result.timings, **outer})
@@ -239,17 +270,23 @@ class _Speaker:
         text = self._processor.decode(self._ids)
         # A token may end in the middle of a character; wait for the rest.
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            self._say(text)
+
+    def finish(self) -> None:
+        """Says what waited for the rest of a character that never came, so that the parts make the whole answer."""
+        self._say(self._processor.decode(self._ids))
+
+    def _say(self, text: str) -> None:
+        if len(text) > len(self._said):
             self._on_text(text[len(self._said) :])
             self._said = text
 
 
-def _options(
-    mode: Mode, max_new_tokens: int | None, max_latent_steps: int | None, halting: Literal["adaptive", "fixed"] | None
-) -> AskOptions:
-    if mode not in MODES:
-        raise UserError(f"unknown mode {mode!r}; give one of {', '.join(MODES)}")
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
-    if max_latent_steps is not None and max_latent_steps < 0:
-        raise UserError(f"max_latent_steps is {max_latent_steps}; it must be 0 or more")
-    return AskOptions(mode, max_new_tokens, max_latent_steps, halting)
+def _choice(engine: Any, provider: Any, threads: Any, session_config: Any, engine_options: Any) -> EngineChoice:
+    return EngineChoice(
+        text_or_none("engine", engine),
+        text_or_none("provider", provider),
+        whole_number("threads", threads, 1),
+        None if session_config is None else texts("session_config", session_config, of_texts=True),
+        texts("engine_options", engine_options, of_texts=False),
+    )

@@ -12,6 +12,7 @@ import numpy as np
 
 from lrkit.model.stopwatch import Stopwatch
 from lrkit.runtime.io_spec import EMPTY, HALTING, IoSpec
+from lrkit.runtime.stopping import current
 
 Arrays = dict[str, np.ndarray]
 NUMPY_TYPES = {
@@ -94,6 +95,7 @@ class StepSession:
         }  # fmt: skip
 
     def _step(self, name: str, values: Mapping[str, np.ndarray]) -> Arrays:
+        current().check()
         spec = self._specs[name]
         outputs = [output.name for output in spec.outputs]
         session = self._sessions[name]

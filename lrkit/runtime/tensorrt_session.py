@@ -14,6 +14,7 @@ import numpy as np
 from lrkit.errors import BundleError, LrkitError, UserError
 from lrkit.runtime.device_array import DeviceArray, Pool
 from lrkit.runtime.io_spec import IoSpec
+from lrkit.runtime.stopping import current
 from lrkit.runtime.tensorrt_library import TensorRT
 from lrkit.runtime.tensorrt_plan import IoTensor, Output, Range, Shape, choose_profile, differences, plan_outputs
 
@@ -97,6 +98,7 @@ class EngineSession:
 
     def run_on_device(self, output_names: Sequence[str], input_feed: Mapping[str, Any], /) -> list[DeviceArray]:
         """The same, left on the device. The feed may hold what another engine of this bundle gave. Raises as `run`."""
+        current().check()  # an engine that has started runs to its end
         shapes = {one.name: tuple(int(size) for size in input_feed[one.name].shape) for one in self._inputs}
         planned = plan_outputs(self._spec, shapes)
         profile = choose_profile(self._profiles, shapes, self._name) if any(self._profiles) else 0

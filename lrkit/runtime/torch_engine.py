@@ -20,6 +20,7 @@ from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.recorded import StepRecorder
 from lrkit.runtime.engine import AskOptions, OnToken
 from lrkit.runtime.processor import EncodedPrompt, Processor
+from lrkit.runtime.stopping import Running
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """Longest answer where none is asked for."""
@@ -94,7 +95,9 @@ class TorchEngine:
         most = DEFAULT_MAX_NEW_TOKENS if options.max_new_tokens is None else options.max_new_tokens
         end = -1 if options.ignore_end else self.processor.eos_id
         limits = GenerationLimits(end, most, options.max_latent_steps, options.halting)
-        return generate(self.reasoner, batch, options.mode, limits, on_token, self._recorder)
+        with Running(options.stop) as running:
+            running.check()
+            return generate(self.reasoner, batch, options.mode, limits, on_token, self._recorder, running.check)
 
     def baseline(self, mode: Mode) -> "TorchEngine | None":
         folder = self._baselines.get(mode)

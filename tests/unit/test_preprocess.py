@@ -85,7 +85,7 @@ def _text_file(tmp_path: Path) -> Path:
         (_headless_jpeg, "damaged or cut off"),
         (_text_file, "is not an image"),
         (lambda folder: folder / "missing.png", "there is no such image file"),
-        (lambda folder: folder, "cannot be read"),
+        (lambda folder: folder, "is a folder"),
     ],
 )
 def test_an_unusable_file_is_named_in_one_sentence(make, says: str, tmp_path: Path) -> None:

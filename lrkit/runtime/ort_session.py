@@ -1,0 +1,77 @@
+"""One graph of a bundle in ONNX Runtime: loaded, run and ended early, each failure in one sentence. Torch-free.
+
+Place in the pipeline: ort.py says what to load and on what -> `OrtGraph` -> program_engine.py or steps.py.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lrkit.errors import BundleError, one_line
+from lrkit.runtime.stopping import current
+
+_QUIET = 4  # fatal only: what else it logs it also raises, and lrkit says it once
+
+
+class OrtGraph:
+    """A loaded graph. May be run by several threads at once."""
+
+    def __init__(self, session: Any, path: Path) -> None:
+        self._session = session
+        self._path = path
+        self.get_inputs: Callable[[], Sequence[Any]] = session.get_inputs
+        self.get_outputs: Callable[[], Sequence[Any]] = session.get_outputs
+        self.get_providers: Callable[[], list[str]] = session.get_providers
+        self.get_session_options: Callable[[], Any] = session.get_session_options
+
+    def run(self, output_names: Sequence[str], input_feed: Mapping[str, Any], /) -> list[Any]:
+        """The outputs of those names, in that order. What ends the thread's `Running` ends it at its next node.
+
+        Raises:
+            BundleError: the program fails on these inputs.
+            TimeoutExceeded, Cancelled: it was ended.
+        """
+        import onnxruntime
+
+        options: Any = onnxruntime.RunOptions()
+        options.log_severity_level = _QUIET
+        running = current()
+        running.ends_by(lambda: setattr(options, "terminate", True))
+        try:
+            return self._session.run(output_names, input_feed, options)
+        except Exception as error:  # onnxruntime's own classes have no common base below Exception
+            running.check()
+            raise BundleError(
+                f"{self._path}: ONNX Runtime cannot run it ({said(error)}); copy the bundle again, or ask for less"
+            ) from error
+
+
+def load_session(path: Path, options: Any, providers: Sequence[Any], optimizers_off: Sequence[str]) -> Any:
+    """The `onnxruntime.InferenceSession` of a file. Raises what ONNX Runtime raises.
+
+    Raises:
+        TimeoutExceeded, Cancelled: it was ended while it loaded.
+    """
+    import onnxruntime
+
+    options.log_severity_level = _QUIET
+    running = current()
+    running.ends_by(lambda: options.set_load_cancellation_flag(True))
+    try:
+        # Without enable_fallback=0 a provider that cannot start is replaced by the CPU, and its reason lost.
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=list(providers), disabled_optimizers=list(optimizers_off), enable_fallback=0
+        )
+    except Exception:
+        running.check()
+        raise
+
+
+def said(error: Exception) -> str:
+    """ONNX Runtime's words in one line, without its mark, the place in its source and the path that is said anyway."""
+    text = one_line(error, limit=1000).removeprefix("[ONNXRuntimeError] : ")
+    text = re.sub(r"^\d+ : [A-Z_]+ : ", "", text)
+    text = re.sub(r"(^|\s)/\S+\.(?:cc|h):\d+ .*?\)\s+(?=[A-Z])", r"\1", text)
+    text = re.sub(r"^Load model from .*? failed: ?", "", text)
+    return one_line(text.rstrip("."))

@@ -1,0 +1,193 @@
+"""Ends a run before its end: after a time, when the caller says so, at Ctrl-C. Torch-free.
+
+Place in the pipeline: `Reasoner.ask(timeout=, cancel=)` -> `Stop`, in `AskOptions` -> the engine opens a `Running`
+around its work -> what computes asks `current()`: between steps by `check`, and within one by telling it how to end
+(`ends_by`).
+
+ONNX Runtime holds the calling thread until a program has answered, and Python hands Ctrl-C to the main thread only
+after that. So a watcher listens where the system itself writes each signal (`signal.set_wakeup_fd`) and ends the run,
+which costs an answer nothing; a time-out or a cancel costs one thread that waits.
+"""
+
+import math
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+from lrkit.errors import Cancelled, TimeoutExceeded, UserError
+
+Reason = Literal["timeout", "cancel", "interrupt"]
+_LOOKS_PER_SEC = 50  # how often a cancel is looked for
+
+
+class CancelFlag(Protocol):
+    """What may be given as `cancel`: a `threading.Event`, or anything else that can be asked."""
+
+    def is_set(self) -> bool:
+        """Whether the run is to end."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When an answer must end, whatever it is doing."""
+
+    timeout: float | None = None
+    """Seconds that were allowed."""
+    deadline: float | None = None
+    """`time.monotonic()` at which they are over."""
+    cancel: CancelFlag | None = None
+    """Set by another thread."""
+
+    @classmethod
+    def within(cls, timeout: float | None = None, cancel: CancelFlag | None = None) -> Self:
+        """Counts `timeout` from now.
+
+        Raises:
+            UserError: a time-out that is no number above 0, or a cancel that cannot be asked.
+        """
+        if timeout is None:
+            deadline = None
+        elif type(timeout) not in (int, float) or not 0 < timeout < math.inf:
+            raise UserError(f"timeout is {timeout!r}; give seconds above 0, or None for no limit")
+        else:
+            deadline = time.monotonic() + min(timeout, threading.TIMEOUT_MAX / 2)
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise UserError(f"cancel is of type {type(cancel).__name__}; give a threading.Event, or None")
+        return cls(timeout, deadline, cancel)
+
+
+class Running:
+    """One run that can be ended. Used by the thread that runs it; `current()` finds it there."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+        self._reason: Reason | None = None
+        self._end: Callable[[], None] | None = None
+        self._over = threading.Event()
+        self._outer: Running | None = None
+
+    def __enter__(self) -> Self:
+        self._outer, _local.running = current(), self
+        self._interrupts = _INTERRUPTS.told_to(lambda: self.end("interrupt"))
+        self._interrupts.__enter__()
+        if self._stop.deadline is not None or self._stop.cancel is not None:
+            threading.Thread(target=self._watch, name="lrkit-watch", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._interrupts.__exit__(None, None, None)
+        _local.running = self._outer
+
+    def ends_by(self, end: Callable[[], None]) -> None:
+        """From now on `end`, called from another thread, ends what is being computed. It is called at once where the
+        run is to end already."""
+        self._end = end
+        if self._reason is not None:
+            end()
+
+    def end(self, reason: Reason) -> None:
+        """Ends the run; from any thread."""
+        self._reason = self._reason or reason
+        if (end := self._end) is not None:
+            end()
+
+    def check(self) -> None:
+        """Between two steps, and after one that failed: is the run to end?
+
+        Raises:
+            TimeoutExceeded: its time is over.
+            Cancelled: it was cancelled.
+        """
+        stop = self._stop
+        if self._reason == "interrupt":
+            raise KeyboardInterrupt
+        if self._reason == "cancel" or (stop.cancel is not None and stop.cancel.is_set()):
+            raise Cancelled("the answer was cancelled before it was complete; ask again where it is wanted")
+        if self._reason == "timeout" or (stop.deadline is not None and time.monotonic() >= stop.deadline):
+            raise TimeoutExceeded(
+                f"there was no answer within the {stop.timeout:g} s that were allowed; allow more (timeout), or ask "
+                "for less (max_new_tokens, max_latent_steps)"
+            )
+
+    def _watch(self) -> None:
+        stop = self._stop
+        while True:
+            left = math.inf if stop.deadline is None else stop.deadline - time.monotonic()
+            pause = left if stop.cancel is None else min(left, 1 / _LOOKS_PER_SEC)
+            if self._over.wait(max(0.0, pause)):
+                return
+            if stop.cancel is not None and stop.cancel.is_set():
+                return self.end("cancel")
+            if stop.deadline is not None and time.monotonic() >= stop.deadline:
+                return self.end("timeout")
+
+
+class _Local(threading.local):
+    running: Running | None = None
+
+
+_local = _Local()
+_NEVER = Running(Stop())
+
+
+def current() -> Running:
+    """The run that this thread is in; one that never ends early where it is in none."""
+    return _local.running or _NEVER
+
+
+class _Interrupts:
+    """Tells a listener of Ctrl-C while the main thread is held by foreign code."""
+
+    def __init__(self) -> None:
+        self._process: int | None = None
+        self._listener: Callable[[], None] | None = None
+        self._passed_on = -1
+
+    @contextmanager
+    def told_to(self, listener: Callable[[], None]) -> Generator[None]:
+        """Does nothing outside the main thread, and where Ctrl-C has a meaning of its own: its handler comes first."""
+        main = threading.current_thread() is threading.main_thread()
+        if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+        self._start()
+        before = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        outer = self._listener, self._passed_on
+        nested = before == self._write.fileno()
+        self._listener, self._passed_on = listener, self._passed_on if nested else before
+        try:
+            yield
+        finally:
+            self._listener, self._passed_on = outer
+            signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+
+    def _start(self) -> None:
+        if self._process == os.getpid():  # a forked child has the sockets, and not the thread
+            return
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._process = os.getpid()
+        threading.Thread(target=self._listen, args=(self._read,), name="lrkit-interrupts", daemon=True).start()
+
+    def _listen(self, source: socket.socket) -> None:
+        while numbers := source.recv(64):
+            if self._passed_on >= 0:  # an event loop's own
+                with suppress(OSError):
+                    os.write(self._passed_on, numbers)
+            listener = self._listener
+            if signal.SIGINT in numbers and listener is not None:
+                listener()
+
+
+_INTERRUPTS = _Interrupts()
