@@ -40,6 +40,7 @@ def set_trainable(reasoner: LatentReasoner, trainable: Trainable) -> None:
     """Says which weights get gradient; see `build_reasoner`."""
     freeze_all(reasoner)
     if trainable == "full":
+        reasoner.float()  # an update is often less than bfloat16 can add to a weight
         for parameter in reasoner.parameters():
             parameter.requires_grad_(True)
     elif trainable == "lora":

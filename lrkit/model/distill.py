@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrkit.model.backbones.protocol import Backbone
+from lrkit.model.precision import Float32Module, exact, wide
 from lrkit.model.replay import Replay
 
 Grid = tuple[int, int, int]
@@ -38,7 +39,7 @@ class Window:
         )
 
 
-class TokenSR(nn.Module):
+class TokenSR(Float32Module):
     """F_SR, from the pooled replay to the teacher's features, D -> D (`linear`, the paper's best, or `mlp`)."""
 
     def __init__(self, kind: str, width: int) -> None:
@@ -49,7 +50,8 @@ class TokenSR(nn.Module):
             self.map = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
     def forward(self, pooled: Tensor) -> Tensor:
-        return self.map(pooled)
+        with exact(pooled):
+            return self.map(wide(pooled))
 
 
 def fullest_window(selected: Tensor, grid_thw: Grid, merge: int, side: int) -> tuple[int, int, int, int, int]:
@@ -127,7 +129,7 @@ class Teacher:
         grid_thw = torch.tensor([grid for _, grid, _ in chosen], device=device)
         tokens = self._backbone.encode_images(torch.cat([patches for _, _, patches in chosen]), grid_thw)
         sizes = (grid_thw.prod(1) // self._backbone.merge_size**2).tolist()
-        return torch.stack([part.mean(0) for part in tokens.split(sizes)]), samples
+        return torch.stack([part.mean(0) for part in wide(tokens).split(sizes)]), samples
 
 
 def distillation_loss(
@@ -141,9 +143,9 @@ def distillation_loss(
     The student pools the replay *as weighted*, so that the loss reaches the attention scores.
     """
     slots = replayed.valid_BK
-    pooled_BD = (replayed.tokens_BKD * slots[..., None]).sum(1) / slots.sum(1, keepdim=True).clamp_min(1)
+    pooled_BD = (wide(replayed.tokens_BKD) * slots[..., None]).sum(1) / slots.sum(1, keepdim=True).clamp_min(1)
     has_B = torch.zeros(len(slots), dtype=torch.bool, device=slots.device)
     has_B[samples] = True
-    error = (head(pooled_BD[samples]).float() - reference.float()).pow(2).mean(1)
+    error = (head(pooled_BD[samples]) - wide(reference)).pow(2).mean(1)
     loss_B = torch.zeros(len(slots), device=error.device, dtype=error.dtype).index_put((samples,), error)
     return loss_B, has_B

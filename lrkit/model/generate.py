@@ -10,13 +10,24 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from lrkit.errors import UserError
 from lrkit.model.decoder import Prompts
 from lrkit.model.generated import Generated, GenerationLimits, Halting, Mode, ReplayedToken
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.recorded import StepRecorder
 from lrkit.model.state import Sequences
-from lrkit.model.steps import PlainSteps, Steps
+from lrkit.model.steps import NO_WORD, PlainSteps, Steps
 from lrkit.model.stopwatch import Stopwatch
+
+
+class _NotFinite(Exception):
+    """The model's numbers have become NaN or infinite; the message is made where the number type is known."""
+
+
+def _not_finite(dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    wider = "check its weights with `lrkit validate`" if dtype == torch.float32 else "ask with --dtype float32"
+    return f"the model's numbers became NaN or infinite in {name}; {wider}"
 
 
 def _watch(device: torch.device) -> Stopwatch:
@@ -40,7 +51,11 @@ def generate(
 ) -> list[Generated]:
     """Greedy answers for a batch of prompts, one per sample. `on_token` gets each new token per sample (None:
     stopped); `recorder` launches recorded steps instead of running them operation by operation. `between_steps` is
-    called before each latent step and each token; what it raises ends the answer."""
+    called before each latent step and each token; what it raises ends the answer.
+
+    Raises:
+        UserError: the model's numbers become NaN or infinite.
+    """
     training = reasoner.training
     if training:  # walking all modules costs as much as a latent step of a small model
         reasoner.eval()
@@ -53,6 +68,8 @@ def generate(
             watch.lap("think")
             spoken, finished, fed = _speak(steps, len(halting), limits, watch, on_token, between_steps)
             watch.lap("speak")
+    except _NotFinite:
+        raise UserError(_not_finite(reasoner.backbone.embedding_rows().dtype)) from None
     finally:
         if training:
             reasoner.train()
@@ -134,6 +151,8 @@ def _speak(
         token_B = steps.next_token()
         going_B = (token_B != limits.eos_id) & going_B
         going, tokens = going_B.tolist(), token_B.tolist()
+        if any(on and token == NO_WORD for on, token in zip(going, tokens, strict=True)):
+            raise _NotFinite
         for i in range(batch):
             if going[i]:
                 spoken[i].append(tokens[i])

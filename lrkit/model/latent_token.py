@@ -10,8 +10,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lrkit.model.precision import Float32Module, exact, wide
 
-class LatentToken(nn.Module):
+
+class LatentToken(Float32Module):
     """The trained rows, and the rescaling of a hidden state into an input embedding (eq. 1)."""
 
     norm: Tensor
@@ -45,7 +47,9 @@ class LatentToken(nn.Module):
 
     def logits(self, logits: Tensor, hidden: Tensor) -> Tensor:
         """Replaces the token's column of (..., vocabulary) by this row's product with `hidden` (..., D)."""
-        logits[..., self.token_id] = hidden @ self.head_row_D.to(hidden.dtype)
+        with exact(hidden):
+            own = wide(hidden) @ self.head_row_D
+        logits[..., self.token_id] = own.to(logits.dtype)
         return logits
 
     def as_input(self, hidden_BD: Tensor) -> Tensor:
@@ -53,6 +57,6 @@ class LatentToken(nn.Module):
         if self.scale_kind == "none":
             return hidden_BD
         if self.scale_kind == "learned":
-            return hidden_BD * self.scale.to(hidden_BD.dtype)
-        norm_B1 = hidden_BD.float().norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        return (hidden_BD.float() * (self.norm / norm_B1)).to(hidden_BD.dtype)
+            return (wide(hidden_BD) * self.scale).to(hidden_BD.dtype)
+        norm_B1 = wide(hidden_BD).norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        return (wide(hidden_BD) * (self.norm / norm_B1)).to(hidden_BD.dtype)

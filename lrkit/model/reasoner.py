@@ -18,6 +18,7 @@ from lrkit.model.distill import Teacher, TokenSR, distillation_loss
 from lrkit.model.latent_token import LatentToken
 from lrkit.model.lora import Adapter
 from lrkit.model.objective import Distilled, ReasonerLoss, Supervised, loss_counts, objective
+from lrkit.model.precision import wide
 from lrkit.model.replay import Replay, replay
 from lrkit.model.routing import RoutedLayer
 from lrkit.model.saliency import SaliencyRow
@@ -134,7 +135,7 @@ class LatentReasoner(nn.Module):
         for step in range(int(batch.num_latents.max())):
             active_B = batch.num_latents > step
             if adaptive:
-                decisions.append((self.logits(state.last_hidden_BD).float(), active_B))
+                decisions.append((wide(self.logits(state.last_hidden_BD)), active_B))
             replayed = self.think(state, active_B)
             if teacher is not None and replayed is not None:
                 distilled.append(self._distill(teacher, replayed))
@@ -145,7 +146,7 @@ class LatentReasoner(nn.Module):
         return objective(
             self.settings,
             batch,
-            self.logits(hidden_BSD).float(),
+            wide(self.logits(hidden_BSD)),
             decisions,
             distilled,
             self.latent.token_id,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lrkit.model.precision import wide
 from lrkit.model.settings import ReplaySettings
 
 
@@ -73,13 +74,13 @@ def replay(
     index, valid = select(score_BV, free_BV, settings.num_tokens, slots)
     weight = weigh(score_BV.gather(1, index), valid, settings.weighting)
     tokens = visual_BVD.gather(1, index[..., None].expand(-1, -1, visual_BVD.shape[-1]))
-    tokens = tokens * weight[..., None].to(tokens.dtype)
+    tokens = wide(tokens) * weight[..., None]
     # Summed, not written: an empty slot shares its index with a real token.
     selected = torch.zeros_like(free_BV, dtype=torch.long).scatter_add(1, index, valid.long()) > 0
     filled = valid
     if settings.formation == "soft_mix":
         # One token whatever the weighting: the weights are normalised to sum 1, or its norm would grow with K.
         total_B11 = weight.sum(1).clamp_min(torch.finfo(weight.dtype).tiny)[:, None, None]
-        tokens = tokens.sum(1, keepdim=True) / total_B11.to(tokens.dtype)
+        tokens = tokens.sum(1, keepdim=True) / total_B11
         filled = valid.any(1, keepdim=True)
-    return Replay(tokens, filled, torch.where(valid, index, -1), weight, selected)
+    return Replay(tokens.to(visual_BVD.dtype), filled, torch.where(valid, index, -1), weight, selected)

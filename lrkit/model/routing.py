@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lrkit.model.keys import GrowingKeys, Keys
+from lrkit.model.precision import Float32Module, exact, wide
 from lrkit.model.settings import RoutingSettings
 
 Rotary = tuple[Tensor, Tensor]
@@ -64,8 +65,8 @@ def make_router(kind: str, width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
 
 
-class RoutedLayer(nn.Module):
-    """Router and step encodings of one layer."""
+class RoutedLayer(Float32Module):
+    """Router and step encodings of one layer. Number types: precision.py."""
 
     def __init__(self, settings: RoutingSettings, layer: int, num_layers: int, width: int) -> None:
         super().__init__()
@@ -78,7 +79,8 @@ class RoutedLayer(nn.Module):
 
     def score(self, hidden: Tensor) -> Tensor:
         """Router scores in float32, (..., D) -> (...)."""
-        return self.router(hidden).squeeze(-1).float()
+        with exact(hidden):
+            return self.router(wide(hidden)).squeeze(-1)
 
     def gate(self, score: Tensor, valid: Tensor) -> Tensor:
         """Gates in 0..1 over the last axis; `softmax` normalises over the valid tokens."""
@@ -119,7 +121,7 @@ class RoutedLayer(nn.Module):
         gate_BA = self.gate(score_BS, valid_BS).gather(1, index_BA)
         update_BAD, depth_BA = self._refine(routed_BAD, gate_BA, valid_BA, rotary_A, state, run)
         state.log.append(RoutedTokens(self.layer, chunk, torch.where(valid_BA, index_BA, -1), depth_BA, valid_BS))
-        return hidden_BSD.scatter(1, index_BAD, routed_BAD + update_BAD)
+        return hidden_BSD.scatter(1, index_BAD, (routed_BAD + update_BAD).to(hidden_BSD.dtype))
 
     def _refine(
         self,
@@ -130,8 +132,8 @@ class RoutedLayer(nn.Module):
         state: RefinementState,
         run: RunLayer,
     ) -> tuple[Tensor, Tensor]:
-        """The depth loop: (sum over d of e(d) * u(d), depth executed per token)."""
-        update_BAD = torch.zeros_like(token_BAD)
+        """The depth loop: (sum over d of e(d) * u(d) in float32, depth executed per token)."""
+        update_BAD = torch.zeros_like(wide(token_BAD))
         depth_BA = torch.zeros_like(active_BA, dtype=torch.long)
         threshold = self.settings.threshold
         for depth in range(self.settings.depth):
@@ -142,14 +144,11 @@ class RoutedLayer(nn.Module):
                 if not self.training and state.may_stop_early and not bool(active_BA.any()):
                     break
             keys = state.keys_of(self.layer, depth)
-            refined = run(token_BAD, keys.extend(active_BA), rotary, keys)
+            refined = wide(run(token_BAD, keys.extend(active_BA), rotary, keys))
             # Where, not a product: what a stopped or padded token computed must not leak as 0 * inf.
-            token_BAD = torch.where(
-                active_BA[..., None],
-                gate_BA[..., None].to(refined.dtype) * refined,
-                0.0,
-            )
-            update_BAD = update_BAD + self.step_encoding_RD[depth] * token_BAD
+            gated_BAD = torch.where(active_BA[..., None], gate_BA[..., None] * refined, 0.0)
+            update_BAD = update_BAD + self.step_encoding_RD[depth] * gated_BAD
+            token_BAD = gated_BAD.to(token_BAD.dtype)
             depth_BA = depth_BA + active_BA
         return update_BAD, depth_BA
 

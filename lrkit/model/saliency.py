@@ -8,6 +8,7 @@ Legend: B batch, H query heads, G query heads per key head, S tokens of the chun
 width.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch.nn import functional
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lrkit.model.precision import wide
 
 ATTENTION = "lrkit_sdpa"
 
@@ -40,10 +43,12 @@ class SaliencyRow:
     ) -> None:
         """Adds one layer's row; `mask_B1SN` is True where attention is allowed, or None for plain causal."""
         batch, num_heads, _, width = query_BHSD.shape
-        last_BH1D = self._last(query_BHSD)
+        # A power of two, so that nothing is rounded: unscaled products are beyond float16 in trained models.
+        before = 2.0 ** math.floor(math.log2(scaling))
+        last_BH1D = self._last(query_BHSD) * before
         num_key_heads = key_BHND.shape[1]
         grouped = last_BH1D.reshape(batch, num_key_heads, num_heads // num_key_heads, width)
-        score_BHGN = (grouped @ key_BHND.transpose(2, 3)).float() * scaling
+        score_BHGN = wide(grouped @ key_BHND.transpose(2, 3)) * (scaling / before)
         if mask_B1SN is not None:
             row_B11N = self._last(mask_B1SN.expand(batch, -1, -1, -1))
             score_BHGN = score_BHGN.masked_fill(~row_B11N, float("-inf"))

@@ -13,6 +13,9 @@ from torch import Tensor
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.state import Sequences
 
+NO_WORD = -2
+"""Beside -1, which stands for "no end token"."""
+
 
 class Steps(Protocol):
     """What generate.py drives. Results are read before the next step."""
@@ -30,7 +33,7 @@ class Steps(Protocol):
         ...
 
     def next_token(self) -> Tensor:
-        """(B,) its preferred word."""
+        """(B,) its preferred word; `NO_WORD` where its numbers have become NaN or infinite."""
         ...
 
 
@@ -71,4 +74,6 @@ def next_token(reasoner: LatentReasoner, logits_BW: Tensor) -> Tensor:
     """See `Steps`."""
     words_BW = logits_BW.clone()
     words_BW[:, reasoner.latent.token_id] = torch.finfo(logits_BW.dtype).min
-    return words_BW.argmax(-1)
+    # The greatest of numbers of which one is NaN is NaN, and so cannot pass for a word.
+    best_B, word_B = words_BW.max(-1)
+    return torch.where(best_B.isfinite(), word_B, NO_WORD)

@@ -17,6 +17,7 @@ from torch.nn import functional
 from lrkit.data.collate import join_pixels
 from lrkit.data.sample import Sample
 from lrkit.errors import ConfigError
+from lrkit.model.precision import exact, wide
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.processor import Processor
 from lrkit.train.recipe import Readout
@@ -112,7 +113,8 @@ class VisionObjective(nn.Module):
         right: dict[str, tuple[Tensor, Tensor]] = {}
         for name, count in zip(self._readouts, counts, strict=True):
             table_CD = self.readout_tables[name] if name not in self._rows else self._embedding_rows(name)
-            logits_VC = (tokens_VD @ table_CD.T.to(tokens_VD.dtype)).float()
+            with exact(tokens_VD):
+                logits_VC = wide(tokens_VD) @ table_CD.T
             labels_V = batch.labels[name]
             known_V = labels_V >= 0
             target_V = labels_V.masked_fill(~known_V, -100)
