@@ -205,7 +205,7 @@ def _measure(
 
 def _save(report: "Report", folder: Path, json_file: Path | None) -> None:
     from lrkit.profile.choice import chosen_settings, how_to_export
-    from lrkit.profile.report import write_report
+    from lrkit.profile.report_file import write_report
     from lrkit.profile.run import save
     from lrkit.profile.sweep import replay_sentence
 
@@ -243,7 +243,7 @@ def _compare(before: Path, after: Path, json_file: Path | None, models: list[str
     if models:
         raise UserError(f"--compare reads two reports and measures nothing; leave {models[0]} out")
     from lrkit.profile.compare import compare_reports, render_comparison
-    from lrkit.profile.report import read_report
+    from lrkit.profile.report_file import read_report
 
     compared = compare_reports(read_report(before), read_report(after))
     beside_json(json_file, soft_wrap=True).print(render_comparison(compared))

@@ -14,6 +14,7 @@ from lrkit.config import load_config
 from lrkit.data.trail import trail_set
 from lrkit.errors import require
 from lrkit.evaluate.run import EvalOptions, Evaluation, OnProgress, evaluate
+from lrkit.files import replacing
 from lrkit.model.generated import MODES, Mode
 from lrkit.resources import find_target, resolve_checkpoint
 from lrkit.runtime.answer import Answer
@@ -51,7 +52,11 @@ def demonstrate(
     checkpoint: str, folder: Path, samples: int, latency_samples: int, on_progress: OnProgress | None = None
 ) -> Demonstration:
     """Asks `samples` held-out pictures in the three modes, and one more for the example; writes its pictures to
-    `folder`."""
+    `folder`.
+
+    Raises:
+        FileError: they cannot be written.
+    """
     reasoner = Reasoner.from_checkpoint(checkpoint)
     options = EvalOptions(batch_size=50, latency_samples=latency_samples)
     evaluation = evaluate(reasoner, trail_set("main", "test", samples), options, on_progress)
@@ -59,9 +64,9 @@ def demonstrate(
     example: dict[Mode, Answer] = {
         mode: reasoner.baseline(mode).ask(sample.images, sample.question, mode) for mode in MODES
     }
-    folder.mkdir(parents=True, exist_ok=True)
     picture, trace = folder / "rooms.png", folder / "trace.png"
-    load_image(sample.images[0]).save(picture)
+    with replacing(picture) as place:
+        load_image(sample.images[0]).save(place)
     example["latent"].save_trace(trace)
     return Demonstration(evaluation, example, sample.answer, picture, trace)
 

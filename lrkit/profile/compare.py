@@ -10,7 +10,7 @@ from typing import Any
 
 from lrkit.errors import UserError
 from lrkit.evaluate.scorer import compare_paired
-from lrkit.profile.markdown import interval, table
+from lrkit.profile.markdown import interval, plain, table
 from lrkit.profile.statistics import geometric_ratio, ratio_of_means
 
 Values = Mapping[str, Any]
@@ -49,10 +49,13 @@ def render_comparison(compared: Values) -> str:
     ]  # fmt: skip
     head = ("run", "latency", "after / before", "noise", "AR steps, after / before", "accuracy, after - before, points")
     lines = [table(head, rows)]
-    lines += [f"differs: {name}: {old} before, {new} after" for name, (old, new) in compared["differs"].items()]
+    lines += [
+        f"differs: {name}: {plain(str(old))} before, {plain(str(new))} after"
+        for name, (old, new) in compared["differs"].items()
+    ]
     for key, word in (("only_before", "before"), ("only_after", "after")):
         if compared[key]:
-            lines.append(f"only {word}: {', '.join(compared[key])}")
+            lines.append(f"only {word}: {', '.join(map(plain, compared[key]))}")
     return "\n".join(lines)
 
 
@@ -101,6 +104,6 @@ def _differences(before: Values, after: Values) -> dict[str, list[Any]]:
     pairs = {
         key: [one[key] for one in made] for key in ("lrkit", "git_commit", "python", "cpu", "platform", "num_cpus")
     }
-    pairs |= {name: [one["packages"][name] for one in made] for name in ("torch", "onnxruntime", "transformers")}
+    pairs |= {name: [one["packages"].get(name) for one in made] for name in ("torch", "onnxruntime", "transformers")}
     pairs["threads"] = [[run["threads"] for run in report["runs"]] for report in (before, after)]
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -1,12 +1,12 @@
 """Renders a report as one HTML page that needs nothing else: no script, no font, no network. Its looks: style.css."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from lrkit.profile import charts, heat, plots
 from lrkit.profile.markdown import how_it_runs, interval, machine_lines, ms, number, percent, sheet_source, title
+from lrkit.profile.svg import escape
 from lrkit.profile.sweep import replay_sentence
 
 Values = Mapping[str, Any]

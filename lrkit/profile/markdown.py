@@ -1,8 +1,10 @@
 """Renders a report as Markdown: the tables, for a repository or a mail."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lrkit.errors import clean
 from lrkit.profile.sweep import replay_sentence
 
 Values = Mapping[str, Any]
@@ -11,10 +13,10 @@ Values = Mapping[str, Any]
 def render_markdown(report: Values) -> str:
     """The whole page."""
     parts = [
-        f"# {title(report)}",
-        "\n\n".join(f"**{said}**" for said in report["headlines"]),
+        f"# {plain(title(report))}",
+        "\n\n".join(f"**{plain(said)}**" for said in report["headlines"]),
         report["partial"] and "**Partial: the measurement was interrupted; figures are of what was done by then.**",
-        f"Made by `{report['command']}`." if report["command"] else None,
+        f"Made by {_code(report['command'])}." if report["command"] else None,
         machine_lines(report),
         "## Runs",
         _runs(report["runs"]),
@@ -83,7 +85,7 @@ def machine_lines(report: Values) -> str:
         + ", ".join(f"{name} {made['packages'][name]}" for name in ("torch", "onnxruntime") if made["packages"][name]),
         "time": made["time_utc"],
     }
-    return "\n".join(f"- {name}: {value}" for name, value in rows.items())
+    return "\n".join(f"- {name}: {clean(value)}" for name, value in rows.items())
 
 
 def ms(seconds: float | None) -> str:
@@ -106,8 +108,19 @@ def percent(value: float | None) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table, first column to the left, the others to the right."""
-    lines = [head, ["---", *("--:" for _ in head[1:])], *rows]
+    lines = [list(map(plain, head)), ["---", *("--:" for _ in head[1:])], *(map(plain, row) for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def plain(text: str) -> str:
+    """A name or an answer as Markdown that shows it as it stands: no cell, tag, link or emphasis of its own."""
+    return re.sub(r"([|<\[*`])", r"\\\1", clean(text))
+
+
+def _code(text: str) -> str:
+    """Text as code, whatever backticks it holds."""
+    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
+    return f"{fence} {clean(text)} {fence}" if "`" in text else f"{fence}{clean(text)}{fence}"
 
 
 def _load(state: Values) -> str:
@@ -203,7 +216,7 @@ def _sweep(sweep: Values | None) -> str | None:
     return (
         "## Sweep\n\n"
         + table(("setting", "right", "median ms", "AR steps", "not beaten"), rows)
-        + f"\n\nUse **{sweep['use']}**: {sweep['why']}."
+        + f"\n\nUse **{plain(str(sweep['use']))}**: {plain(sweep['why'])}."
         + (f"\n\n{replay_sentence(sweep['replay_against_cot'])}." if sweep.get("replay_against_cot") else "")
     )
 
@@ -227,10 +240,10 @@ def _plan(plans: Sequence[Values]) -> str | None:
 
 
 def _notes(report: Values) -> str | None:
-    notes = [f"- {run['id']}: {run['note']}" for run in report["runs"] if run["note"]]
-    notes += [f"- {item['run']} was skipped: {item['reason']}" for item in report["skipped"]]
+    notes = [f"- {plain(run['id'])}: {plain(run['note'])}" for run in report["runs"] if run["note"]]
+    notes += [f"- {plain(item['run'])} was skipped: {plain(item['reason'])}" for item in report["skipped"]]
     notes += [
-        f"- {run['id']}: {count} answers failed: {error}"
+        f"- {plain(run['id'])}: {count} answers failed: {plain(error)}"
         for run in report["runs"]
         for error, count in run["summary"]["errors"].items()
     ]

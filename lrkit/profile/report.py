@@ -1,21 +1,18 @@
 """The report: one JSON document with everything, from which Markdown and HTML are rendered.
 
-Place in the pipeline: measure.py, statistics.py, roofline.py -> `build_report` -> report.json -> markdown.py, html.py.
+Place in the pipeline: measure.py, statistics.py, roofline.py -> `build_report` -> report_file.py, markdown.py, html.py.
 The keys are explained in profiles/README.md; a change of their meaning raises `SCHEMA`.
 """
 
 import base64
 import io
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lrkit.data.sample import Sample
 from lrkit.environment import nvidia_gpus, onnxruntime_providers
-from lrkit.errors import DataError, LrkitError
+from lrkit.errors import LrkitError
 from lrkit.profile.cases import Case, Cases, Model, place_of, settings_of
 from lrkit.profile.devices import load_sheet, plan
 from lrkit.profile.measure import Session
@@ -29,7 +26,6 @@ from lrkit.provenance import collect, memory_bytes
 
 SCHEMA = 1
 Report = dict[str, Any]
-_NUMBERS = re.compile(r"\[[-+0-9.eE,\s]+\]")
 _TRACE_WIDTH, _TRACE_COLORS = 900, 48
 """Traces are kept small: an HTML report must stay below 2 MB."""
 
@@ -137,41 +133,6 @@ def figures(report: Report) -> dict[str, dict[str, float | int | None]]:
             "ar_steps": pair["ar_steps_ratio"]["value"],
             "accuracy_points": None if difference is None else _times(100, difference["difference"]),
         }
-    return found
-
-
-def write_report(report: Report, file: Path) -> None:
-    """Writes JSON, one line per answer, through a temporary neighbour so that no half file is left."""
-    bare = {**report, "runs": [{**run, "rows": []} for run in report["runs"]]}
-    text = json.dumps(bare, indent=1, allow_nan=False)
-    # A list of numbers on one line: a depth map would fill pages.
-    text = _NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
-    for run in report["runs"]:
-        rows = ",\n".join("    " + json.dumps(row, allow_nan=False) for row in run["rows"])
-        text = text.replace('"rows": []', f'"rows": [\n{rows}\n   ]' if rows else '"rows": [ ]', 1)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    staging = file.with_name(f".{file.name}.writing")
-    staging.write_text(text + "\n", encoding="utf-8")
-    staging.replace(file)
-
-
-def read_report(file: Path) -> Report:
-    """A report that `write_report` wrote.
-
-    Raises:
-        DataError: no such file, no report, or one of a later schema.
-    """
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}); give a report.json of lrkit profile") from error
-    except ValueError as error:
-        raise DataError(f"{file}: is no JSON ({error}); give a report.json of lrkit profile") from error
-    if not isinstance(report, dict) or cast(Report, report).get("kind") != "profile":
-        raise DataError(f"{file}: is no report of lrkit profile; give its report.json")
-    found = cast(Report, report)
-    if found["schema"] > SCHEMA:
-        raise DataError(f"{file}: has schema {found['schema']}, this lrkit reads up to {SCHEMA}; update lrkit")
     return found
 
 

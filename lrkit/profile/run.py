@@ -9,12 +9,14 @@ from pathlib import Path
 
 from lrkit.data.sample import Sample
 from lrkit.evaluate.benchmarks import load_samples
+from lrkit.files import write_text
 from lrkit.profile.cases import Model, ModelChoice, make_cases, open_model, unique_names
 from lrkit.profile.html import render_html
 from lrkit.profile.markdown import render_markdown
 from lrkit.profile.measure import Watcher, measure
 from lrkit.profile.meters import machine_state
-from lrkit.profile.report import Context, Report, build_report, write_report
+from lrkit.profile.report import Context, Report, build_report
+from lrkit.profile.report_file import write_report
 from lrkit.profile.suite import Suite
 from lrkit.profile.sweep import Axes, judge_sweep, with_sweep
 
@@ -62,10 +64,13 @@ def draw_samples(suite: Suite) -> list[Sample]:
 
 
 def save(report: Report, folder: Path) -> list[Path]:
-    """Writes report.json, report.md and report.html into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes report.json, report.md and report.html into `folder`.
+
+    Raises:
+        FileError: one of them cannot be written.
+    """
     files = [folder / f"report.{ending}" for ending in ("json", "md", "html")]
     write_report(report, files[0])
-    files[1].write_text(render_markdown(report), encoding="utf-8")
-    files[2].write_text(render_html(report), encoding="utf-8")
+    write_text(files[1], render_markdown(report))
+    write_text(files[2], render_html(report))
     return files

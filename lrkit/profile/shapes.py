@@ -8,17 +8,17 @@ Every shape is built as Qwen2-VL with those numbers: families whose blocks diffe
 Qwen2.5-VL's tower, SigLIP in SmolVLM) are stood in for by blocks of the same widths and depths.
 """
 
-import json
 import time
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lrkit.config import Config, load_config
 from lrkit.data.sample import Sample
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.data.trail import VOCABULARY
-from lrkit.errors import CapacityError, UserError, require
+from lrkit.errors import CapacityError, ConfigError, UserError, require
+from lrkit.files import read_json
 from lrkit.model.settings import ReasonerSettings
 from lrkit.profile.cases import Model, ModelChoice
 from lrkit.profile.dtypes import fastest_dtype
@@ -36,41 +36,64 @@ _WORDS_BELOW = 256
 """Vocabulary of the prompt's words; a shape's vocabulary is larger."""
 
 
+_Side = Annotated[int, Field(ge=1, le=8192)]
+
+
 class Shape(Config):
     """Sizes of a vision-language model."""
 
     description: str
     """Which model has these numbers."""
-    hidden_size: int = Field(ge=8)
+    hidden_size: int = Field(ge=8, le=131072)
     """Width of the language model."""
-    num_layers: int = Field(ge=1)
+    num_layers: int = Field(ge=1, le=1000)
     """Its layers."""
-    num_heads: int = Field(ge=1)
+    num_heads: int = Field(ge=1, le=4096)
     """Its query heads."""
-    num_kv_heads: int = Field(ge=1)
+    num_kv_heads: int = Field(ge=1, le=4096)
     """Its key heads."""
-    intermediate_size: int = Field(ge=8)
+    intermediate_size: int = Field(ge=8, le=1048576)
     """Width of its feed-forward part."""
-    vocabulary: int = Field(ge=_WORDS_BELOW)
+    vocabulary: int = Field(ge=_WORDS_BELOW, le=1 << 24)
     """Rows of the embedding."""
     tied_embeddings: bool
     """The head is the embedding matrix."""
-    vision_depth: int = Field(ge=1)
+    vision_depth: int = Field(ge=1, le=1000)
     """Layers of the vision tower."""
-    vision_width: int = Field(ge=8)
+    vision_width: int = Field(ge=8, le=131072)
     """Its width."""
-    vision_heads: int = Field(ge=1)
+    vision_heads: int = Field(ge=1, le=4096)
     """Its heads."""
-    vision_mlp_ratio: int = Field(ge=1)
+    vision_mlp_ratio: int = Field(ge=1, le=64)
     """Width of its feed-forward part over its own."""
-    patch_size: int = Field(ge=1)
+    patch_size: int = Field(ge=1, le=256)
     """Side of a patch in pixels."""
-    merge_size: int = Field(ge=1)
+    merge_size: int = Field(ge=1, le=16)
     """Side, in patches, of the square that becomes one visual token."""
-    image_size: tuple[int, int]
+    image_size: tuple[_Side, _Side]
     """Width and height of the picture that is asked about, in pixels; multiples of patch_size * merge_size."""
     note: str = ""
     """In what the stand-in differs from the model."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        pairs = (
+            ("hidden_size", self.hidden_size, "num_heads", 2 * self.num_heads),
+            ("num_heads", self.num_heads, "num_kv_heads", self.num_kv_heads),
+            ("vision_width", self.vision_width, "vision_heads", 4 * self.vision_heads),
+            *(("image_size", side, "patch_size * merge_size", self.patch_size * self.merge_size)
+              for side in self.image_size),
+        )  # fmt: skip
+        problems = [
+            f"{name} is {value}; it must be a multiple of {step} (from {of}), so change one of them"
+            for name, value, of, step in pairs
+            if value % step
+        ]
+        if self.hidden_size // self.num_heads < 8:
+            problems.append(f"num_heads is {self.num_heads}; a head must be at least 8 wide, so lower it")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
     @property
     def num_weights(self) -> int:
@@ -84,7 +107,8 @@ class Shape(Config):
 
 def load_shape(name: str) -> Shape:
     """The shape of a shipped name or a file. Raises as `find_resource` and `load_config`."""
-    return load_config(Shape, json.loads(find_resource("shape", name).read_text(encoding="utf-8")))
+    file = find_resource("shape", name)
+    return load_config(Shape, read_json(file, ConfigError, max_bytes=1 << 20), label=str(file))
 
 
 def open_shape(name: str, settings: ReasonerSettings, choice: ModelChoice) -> Model:

@@ -6,7 +6,14 @@ keeps its size. Colours are classes, so that light and dark are a matter of the 
 
 import math
 from collections.abc import Sequence
-from html import escape
+from html import escape as escape_tags
+
+from lrkit.errors import clean
+
+
+def escape(text: str) -> str:
+    """Text that shows as it stands: no tags of its own, no control characters and no changes of direction."""
+    return escape_tags(clean(text))
 
 
 def svg(height: float, *parts: str, label: str) -> str:

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import yaml
 
 from lrkit.config import load_config
 from lrkit.errors import ConfigError, UserError, did_you_mean
 from lrkit.evaluate.scorer import compare_paired
 from lrkit.profile.suite import RunSettings, Suite
+from lrkit.strict_yaml import parse_yaml
 
 KEYS = ("replay_tokens", "max_latent_steps", "halting", "routing_depth", "threads")
 _MOST_SETTINGS = 48
@@ -40,8 +40,15 @@ def parse_axes(given: Sequence[str]) -> Axes:
             raise UserError(f"--sweep: unknown setting {key!r}; known: {', '.join(KEYS)}{did_you_mean(key, KEYS)}")
         if key in axes:
             raise UserError(f"--sweep: {key} is named twice; give all its values at once, as in {key}=1,2")
-        axes[key] = [yaml.safe_load(value) for value in values.split(",")]
+        axes[key] = [_axis_value(key, value) for value in values.split(",")]
     return axes
+
+
+def _axis_value(key: str, text: str) -> int | str:
+    value = parse_yaml(text, f"--sweep {key}: the value ")
+    if isinstance(value, list | dict) or value is None:
+        raise UserError(f"--sweep {key}: {text[:40]!r} is no setting; give whole numbers or words, as in {key}=1,2")
+    return value
 
 
 def with_sweep(suite: Suite, axes: Axes) -> Suite:

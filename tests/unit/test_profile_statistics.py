@@ -13,13 +13,15 @@ from lrkit.profile.compare import compare_reports, render_comparison, verdict
 from lrkit.profile.conditions import failures, parse_condition
 from lrkit.profile.depth_map import depth_map
 from lrkit.profile.devices import DeviceSheet, load_sheet, plan
+from lrkit.profile.markdown import table
 from lrkit.profile.measure import Row
 from lrkit.profile.meters import EnergyMeter, MemoryMeter, clock_cost
 from lrkit.profile.nvml import Nvml
-from lrkit.profile.report import read_report
+from lrkit.profile.report_file import read_report
 from lrkit.profile.roofline import Rates, Work, ceilings
 from lrkit.profile.statistics import compare_runs, drift, geometric_ratio, summarize_run
 from lrkit.profile.suite import Suite, load_suite
+from lrkit.profile.svg import escape
 from lrkit.resources import list_resources
 
 
@@ -172,15 +174,23 @@ def test_conditions() -> None:
 def test_a_report_of_another_kind_or_a_later_schema_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     for content, said in (
-        ("{", "no JSON"),
+        ("{", "not valid JSON"),
         ('{"kind": "eval"}', "no report"),
         ('{"kind": "profile", "schema": 9}', "update"),
     ):
         file.write_text(content)
         with pytest.raises(DataError, match=said):
             read_report(file)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="no such file"):
         read_report(tmp_path / "none.json")
+
+
+def test_names_in_a_report_make_no_cells_links_or_tags() -> None:
+    foreign = "a|b <b>[x](http://y) `c` *d*\n# e \x1b[31m"
+    page = table(("run", foreign), [[foreign, "1"]])
+    assert len(page.splitlines()) == 3
+    assert page.splitlines()[2] == r"| a\|b \<b>\[x](http://y) \`c\` \*d\* # e  \[31m | 1 |"
+    assert escape(foreign) == "a|b &lt;b&gt;[x](http://y) `c` *d* # e  [31m"
 
 
 def test_ceilings_name_what_binds() -> None:
