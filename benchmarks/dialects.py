@@ -123,7 +123,7 @@ def answer_all(
         reasoner = load_checkpoint(folder, settings=settings, dtype=torch.float32).reasoner
     processor = Processor.from_folder(folder)
     source = read_source(reasoner)
-    limits = limits_of(target, reasoner.settings.think.max_latent_steps)
+    limits = limits_of(target, reasoner.settings.think.max_latent_steps, processor.geometry)
     dialect = Dialect(target, source.weight, source.dimensions.epsilon)
     tower = traced_tower(source, processor.geometry, dialect)
     program = build_program(Chunks(source, dialect, limits), processor.eos_id, tower)

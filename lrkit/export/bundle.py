@@ -32,7 +32,7 @@ from lrkit.export.saving import has_twins, save_models
 from lrkit.export.sizes import program_sizes
 from lrkit.export.steps import build_steps, save_steps, step_spec
 from lrkit.export.subject import CheckpointSubject, Origin, Subject
-from lrkit.export.target import Target, limits_of
+from lrkit.export.target import Target, limits_of, picture_warning, processor_of
 from lrkit.export.tensorrt_target import Say, TargetEngines
 from lrkit.export.vision import traced_tower
 from lrkit.folders import locked, staged_folder
@@ -129,6 +129,8 @@ def export_bundle(
     engines = TargetEngines.of(target, script)
     if not samples:
         raise ExportError("no samples were given to check the program on; give at least one")
+    if (warning := picture_warning(target, subject.processor)) is not None:
+        say(warning)
     with locked(output, "writes into"), staged_folder(output, replace=True) as staging:
         refuse_taken(output, force)  # another process may have been quicker
         export = _Export(subject, staging, target, form, samples, progress)
@@ -180,7 +182,7 @@ class _Export:
     ) -> None:
         self.subject, self.staging, self.target, self.progress = subject, staging, target, progress
         self.form: Form = form
-        self.processor: Processor = subject.processor
+        self.processor: Processor = processor_of(target, subject.processor)
         self.samples = samples
         self.encoded = [
             CheckSample(self.processor.encode_prompt(sample.images, sample.question), sample.answer or None)
@@ -193,7 +195,7 @@ class _Export:
     def run(self, baselines: bool, ask: Callable[[Mapping[Role, ProgramEntry]], None]) -> Manifest:
         """`ask` gets all programs once they are written, and before they are compared with torch."""
         origins = self.subject.origins(baselines)
-        limits = limits_of(self.target, origins["latent"].settings.think.max_latent_steps)
+        limits = limits_of(self.target, origins["latent"].settings.think.max_latent_steps, self.processor.geometry)
         # A baseline never thinks: its program carries no latent loop.
         none = limits.model_copy(update={"max_latent_steps": 0})
         bounds: dict[Role, Limits] = {role: limits if role == "latent" else none for role in origins}

@@ -114,9 +114,9 @@ def _build(checkpoint: Path, target: Target, form: Form, folder: Path) -> dict[s
     loaded = load_checkpoint(checkpoint, dtype=torch.float32)
     source = read_source(loaded.reasoner)
     writer = Writer(target, source.weight, source.dimensions.epsilon)
-    limits = limits_of(target, loaded.reasoner.settings.think.max_latent_steps)
-    chunks = Chunks(source, writer, limits)
     processor = Processor.from_folder(checkpoint)
+    limits = limits_of(target, loaded.reasoner.settings.think.max_latent_steps, processor.geometry)
+    chunks = Chunks(source, writer, limits)
     tower = traced_tower(source, processor.geometry, writer)
     if form == "step":
         files, _ = save_steps(build_steps(chunks, tower), folder, "latent")

@@ -5,12 +5,21 @@ Place in the pipeline: `lrkit export --target NAME` -> `Target` -> dialect.py (h
 (limits).
 """
 
+from copy import copy
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from lrkit.config import Config
+from lrkit.runtime.fitting import photo_warning
 from lrkit.runtime.manifest import Dialect, EngineKind, Limits, Precision
+from lrkit.runtime.preprocess import ImageGeometry
+from lrkit.runtime.processor import Processor
+
+_MOST_PATCHES = 4096
+"""Default: what a device answers about in a time that one waits."""
+_TEXT_TOKENS = 512
+"""Default room for text beside pictures."""
 
 
 class Int4(Config):
@@ -31,10 +40,11 @@ class Int4(Config):
 class ProgramLimits(Config):
     """Capacities compiled into the graph, and the largest inputs a host may give."""
 
-    max_prompt_tokens: int = Field(default=1024, ge=8)
-    """Prompt tokens, visual ones included."""
-    max_patches: int = Field(default=4096, ge=1)
-    """Patches of all pictures of one prompt."""
+    max_prompt_tokens: int | None = Field(default=None, ge=8)
+    """Prompt tokens, visual ones included; null: the visual tokens of `max_patches`, and 512 of text."""
+    max_patches: int | None = Field(default=None, ge=1)
+    """Patches of all pictures of one prompt; larger pictures are shrunk. Null: what the checkpoint's own max_pixels
+    makes of `max_images` pictures, at most 4,096."""
     max_images: int = Field(default=4, ge=1)
     """Pictures of one prompt."""
     max_latent_steps: int | None = Field(default=None, ge=0)
@@ -115,6 +125,8 @@ class Target(Config):
     """Read where precision is int4."""
     limits: ProgramLimits = ProgramLimits()
     """Capacities."""
+    max_pixels: int | None = Field(default=None, ge=1)
+    """Larger pictures are shrunk to so many pixels; null: the checkpoint's own max_pixels."""
     provider: str = "cpu"
     """Where ONNX Runtime is meant to run it: cpu, cuda, tensorrt, tensorrt-rtx, ..."""
     provider_options: dict[str, str | bool | int | float] = {}
@@ -138,13 +150,37 @@ class Target(Config):
         return (self.activations or ("fp16" if self.precision == "fp16" else "fp32")) == "fp16"
 
 
-def limits_of(target: Target, latent_steps: int) -> Limits:
-    """The limits of a bundle for a checkpoint that takes up to `latent_steps`."""
-    given = target.limits.max_latent_steps
+def limits_of(target: Target, latent_steps: int, geometry: ImageGeometry) -> Limits:
+    """The limits of a bundle for a checkpoint that takes up to `latent_steps` and whose image processor is
+    `geometry`."""
+    given = target.limits
+    patches = given.max_patches or min(_MOST_PATCHES, given.max_images * geometry.max_pixels // geometry.patch_size**2)
+    steps = latent_steps if given.max_latent_steps is None else given.max_latent_steps
     return Limits(
-        max_prompt_tokens=target.limits.max_prompt_tokens,
-        max_patches=target.limits.max_patches,
-        max_images=target.limits.max_images,
-        max_latent_steps=latent_steps if given is None else given,
-        max_new_tokens=target.limits.max_new_tokens,
+        max_prompt_tokens=given.max_prompt_tokens or patches // geometry.merge_size**2 + _TEXT_TOKENS,
+        max_patches=patches,
+        max_images=given.max_images,
+        max_latent_steps=steps,
+        max_new_tokens=given.max_new_tokens,
     )
+
+
+def processor_of(target: Target, processor: Processor) -> Processor:
+    """The processor of a bundle: it shrinks pictures to the target's max_pixels and to the bundle's limits, as the
+    bundle will.
+
+    Raises:
+        UserError: max_pixels is less than one visual token of the checkpoint.
+    """
+    made = copy(processor)
+    made.geometry = processor.geometry.with_max_pixels(target.max_pixels)
+    made.limits = limits_of(target, 0, made.geometry)
+    return made
+
+
+def picture_warning(target: Target, processor: Processor) -> str | None:
+    """One line for whoever exports, where a 12-megapixel photo will be seen smaller than by the checkpoint; else
+    None."""
+    made = processor_of(target, processor)
+    assert made.limits is not None
+    return photo_warning(made.geometry, made.limits, processor.geometry)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from lrkit.errors import DataError
 from lrkit.runtime.manifest import Limits
 from lrkit.runtime.preprocess import ImageGeometry, resized_size
 
@@ -65,7 +66,7 @@ def fit_pictures(
     Raises:
         DataError: a picture is more than 200 times as long as wide.
     """
-    natural = [_tokens(size, geometry) for size in sizes]
+    natural = [_natural(index, size, geometry, len(sizes)) for index, size in enumerate(sizes, start=1)]
     geometries = [geometry] * len(sizes)
     name: LimitName = "max_pixels"
     if limits is not None:
@@ -76,6 +77,16 @@ def fit_pictures(
         if len(sizes) <= budget < sum(natural):
             geometries = _share(sizes, natural, geometry, budget)
     return Fitted(geometries, _report(sizes, geometry, geometries, name))
+
+
+def _natural(number: int, size: tuple[int, int], geometry: ImageGeometry, count: int) -> int:
+    """Visual tokens of a picture by its own; a complaint names which of several it is about."""
+    try:
+        return _tokens(size, geometry)
+    except DataError as error:
+        if count == 1:
+            raise
+        raise DataError(str(error).replace("the picture", f"picture {number}", 1)) from error
 
 
 def _share(

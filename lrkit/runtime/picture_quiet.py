@@ -1,10 +1,11 @@
-"""Keeps the decoders' own messages off the user's screen: Pillow's warnings, and what libtiff writes to standard error.
+"""Keeps the decoders' own messages off the screen: Pillow's warnings and log, what libtiff writes to standard error.
 
 Place in the pipeline: `load_image` decodes files within `quiet()`. What the messages are about becomes a sentence, or
 is passed over on purpose.
 """
 
 import ctypes
+import logging
 import threading
 import warnings
 from collections.abc import Generator
@@ -42,6 +43,10 @@ def quiet() -> Generator[None]:
 
 
 def _silence() -> None:
+    # Pillow logs some refusals; without any handler, Python writes them to standard error.
+    logger, handler = logging.getLogger("PIL"), logging.NullHandler()
+    logger.addHandler(handler)
+    _undo.append(lambda: logger.removeHandler(handler))
     filters = warnings.catch_warnings()
     filters.__enter__()
     _undo.append(lambda: filters.__exit__(None, None, None))
