@@ -6,34 +6,36 @@ Each run has its own folder; one that already holds its result.json is not run a
 where it stopped. Runs share nothing and may go side by side (`jobs`).
 """
 
-import json
 import multiprocessing
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lrkit.config import Config, load_config
-from lrkit.errors import UserError
+from lrkit.errors import ConfigError, FileError, LrkitError, UserError, os_sentence
 from lrkit.evaluate.benchmarks import load_samples
 from lrkit.evaluate.run import EvalOptions, evaluate
+from lrkit.files import read_json, write_json, write_text
+from lrkit.folders import locked
 from lrkit.model.generated import Mode
 from lrkit.provenance import collect
 from lrkit.runtime.session import Reasoner
 from lrkit.runtime.summary import summarize
 
 RESULT_FILE = "result.json"
-LOCK_FILE = ".lock"
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)]
 
 
 class Sweep(Config):
     """An ablation, as read from YAML."""
 
-    name: str
+    name: FolderName
     """Names the folder, runs/NAME, unless -o is given."""
     description: str = ""
     """What is asked, in one sentence."""
@@ -41,16 +43,23 @@ class Sweep(Config):
     """The recipe that every run starts from (name or path)."""
     common: tuple[str, ...] = ()
     """Overrides of every run, as on the command line: the equal budget."""
-    variants: dict[str, tuple[str, ...]] = Field(min_length=1)
+    variants: dict[FolderName, tuple[str, ...]] = Field(min_length=1)
     """Variant -> its overrides."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
     """Every variant is trained with each."""
-    sets: tuple[str, ...] = ("trail:main", "trail:long", "trail:faint")
+    sets: tuple[str, ...] = Field(default=("trail:main", "trail:long", "trail:faint"), min_length=1)
     """Sample sets of the table's columns."""
     samples: int = Field(default=400, ge=1)
     """Pictures of each set."""
     mode: Mode = "latent"
     """How the models are asked."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        for name, values in (("seeds", self.seeds), ("sets", self.sets)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} {list(values)} name one of them twice; name each once")
+        return self
 
 
 @dataclass(frozen=True)
@@ -82,64 +91,96 @@ def run_sweep(
     """Trains and evaluates what is not there yet; returns the table and writes it as table.json and table.md.
 
     Raises:
-        UserError: another process runs a sweep in this folder.
+        UserError: another process runs a sweep in this folder, a run cannot be done as asked, or a result in the folder
+            is of another sweep.
     """
+    runs = [
+        Run(sweep, variant, seed, folder / f"{variant}-{seed}") for variant in sweep.variants for seed in sweep.seeds
+    ]
+    for name in sweep.sets:
+        load_samples(name, 1)
+    _check_runs(runs)
     with _alone(folder):
-        return _run_sweep(sweep, folder, jobs, on_result)
+        results = _results(runs, jobs, on_result)
+        table = tabulate(sweep, results)
+        write_json(folder / "table.json", table)
+        write_text(folder / "table.md", render(table))
+    return table
 
 
 @contextmanager
 def _alone(folder: Path) -> Generator[None]:
-    """Keeps a second process out of the folder; the lock is the system's, so that it ends with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("w") as held:
-        try:
-            import fcntl
-        except ImportError:  # Windows has none; there two processes must be kept apart by hand
-            yield
-            return
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{folder}: another process runs an ablation there; wait for it, or give -o") from error
+    """Keeps a second process out of the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise FileError(os_sentence(error, folder)) from error
+    with locked(folder, "runs an ablation in", inside=True):
         yield
 
 
-def _run_sweep(
-    sweep: Sweep, folder: Path, jobs: int, on_result: Callable[[Run, dict[str, Any]], None] | None
-) -> dict[str, Any]:
-    runs = [
-        Run(sweep, variant, seed, folder / f"{variant}-{seed}") for variant in sweep.variants for seed in sweep.seeds
-    ]
+def _check_runs(runs: Sequence[Run]) -> None:
+    """Every recipe can be read, and every result that is there is one of this sweep, before the first run trains.
+
+    Raises:
+        UserError: with a line for each problem.
+    """
+    problems: list[str] = []
+    for run in runs:
+        try:
+            _read_result(run)
+        except UserError as error:
+            problems += [f"variant {run.variant}: {line}" for line in str(error).splitlines()]
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _results(
+    runs: Sequence[Run], jobs: int, on_result: Callable[[Run, dict[str, Any]], None] | None
+) -> dict[tuple[str, int], dict[str, Any]]:
     results: dict[tuple[str, int], dict[str, Any]] = {}
     # Spawned, not forked: torch's thread pool does not survive a fork. One job runs in a process of its own too, so
     # that every run starts from the same state.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         pending = {pool.submit(run_one, run): run for run in runs}
-        for future in as_completed(pending):
-            run = pending[future]
-            results[run.variant, run.seed] = future.result()
-            if on_result is not None:
-                on_result(run, results[run.variant, run.seed])
-    table = tabulate(sweep, results)
-    (folder / "table.json").write_text(json.dumps(table, indent=2) + "\n")
-    (folder / "table.md").write_text(render(table))
-    return table
+        try:
+            for future in as_completed(pending):
+                run = pending[future]
+                results[run.variant, run.seed] = _outcome(run, future)
+                if on_result is not None:
+                    on_result(run, results[run.variant, run.seed])
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt("stopped; the same command goes on with the runs that are left") from stop
+        finally:
+            pool.shutdown(cancel_futures=True)  # what has not begun must not begin now
+    return results
+
+
+def _outcome(run: Run, future: Future[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a run's process was killed (is memory short?); the same command goes on, with fewer --jobs if need be"
+        ) from error
+    except LrkitError as error:
+        raise UserError(f"{run.variant}, seed {run.seed}: {error}") from error
 
 
 def run_one(run: Run) -> dict[str, Any]:
-    """One run's accuracies by sample set; from its result.json where that exists."""
-    done = run.folder / RESULT_FILE
-    if done.is_file():
-        return json.loads(done.read_text())
+    """One run's accuracies by sample set; from its result.json where that exists.
+
+    Raises:
+        UserError: the run cannot be done, or the result is of another sweep.
+    """
+    recipe, result = _read_result(run)
+    if result is not None:
+        return result
     import torch
 
-    from lrkit.resources import find_recipe
-    from lrkit.train.recipe import load_recipe
     from lrkit.train.run import train
 
     torch.set_num_threads(1)
-    recipe = load_recipe(find_recipe(run.sweep.recipe), run.overrides)
     checkpoint = train(recipe, run.folder, resume=True, quiet=True)
     reasoner = Reasoner.from_checkpoint(checkpoint)
     options = EvalOptions(modes=(run.sweep.mode,), batch_size=100, latency_samples=0)
@@ -148,9 +189,46 @@ def run_one(run: Run) -> dict[str, Any]:
         figures = evaluate(reasoner, load_samples(name, run.sweep.samples), options).to_dict()["modes"][run.sweep.mode]
         keys = ("accuracy", "ar_steps_mean", "latent_steps_mean", "accuracy_by_steps", "samples")
         accuracies[name] = {key: figures[key] for key in keys}
-    result = {"variant": run.variant, "seed": run.seed, "overrides": run.overrides, "sets": accuracies}
-    done.write_text(json.dumps(result, indent=2) + "\n")
+    result = {**_asked(run, recipe), "sets": accuracies}
+    write_json(run.folder / RESULT_FILE, result)
     return result
+
+
+def _read_result(run: Run) -> tuple[Any, dict[str, Any] | None]:
+    """The run's recipe, and its result where it is there.
+
+    Raises:
+        UserError: the recipe cannot be read, or the result is no result of this sweep.
+    """
+    from lrkit.resources import find_recipe
+    from lrkit.train.recipe import differences, load_recipe
+
+    recipe = load_recipe(find_recipe(run.sweep.recipe), run.overrides)
+    file = run.folder / RESULT_FILE
+    if not file.is_file():
+        return recipe, None
+    result = read_json(file)
+    asked = _asked(run, recipe)
+    changed = list(differences({name: result.get(name) for name in asked}, asked))
+    if not isinstance(result.get("sets"), dict) or set(result["sets"]) != set(run.sweep.sets):
+        changed.append(f"sets: are not {', '.join(run.sweep.sets)}")
+    if changed:
+        raise ConfigError(f"{file} is the result of another sweep ({changed[0]}); remove it, or give another -o")
+    return recipe, result
+
+
+def _asked(run: Run, recipe: Any) -> dict[str, Any]:
+    """What a result is the answer to."""
+    from lrkit.train.recipe import as_written
+
+    return {
+        "variant": run.variant,
+        "seed": run.seed,
+        "overrides": run.overrides,
+        "recipe": as_written(recipe),
+        "mode": run.sweep.mode,
+        "samples": run.sweep.samples,
+    }
 
 
 def tabulate(sweep: Sweep, results: dict[tuple[str, int], dict[str, Any]]) -> dict[str, Any]:

@@ -7,13 +7,12 @@ cut back, recipe.yaml and run.json written again, half-written checkpoints remov
 """
 
 import os
-import stat
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lrkit.errors import ConfigError, FileError, os_sentence
-from lrkit.files import WRITING, remove
+from lrkit.files import WRITING, check_writable, remove
 from lrkit.folders import locked
 from lrkit.resources import RUN_FILE, STATE_FILE
 from lrkit.train.metrics import METRICS_FILE
@@ -75,38 +74,20 @@ def held_folder(folder: Path) -> Generator[None]:
 
 
 def _names_in(folder: Path) -> list[str]:
-    """What the folder holds, without what is of no account; empty where the folder is not there yet."""
+    """What the folder holds, without what is of no account; empty where the folder is not there yet.
+
+    Raises:
+        FileError: it is no folder, or nothing can be written into it.
+    """
+    check_writable(folder, folder=True)
     try:
         if not os.path.lexists(folder):
-            _check_parent(folder)
             return []
         if not folder.is_dir():
             raise FileError(f"{folder} is no folder, and a run needs one; give another path with -o")
-        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-            raise FileError(f"{folder} cannot be written to; check its rights, or give another folder with -o")
         return sorted(path.name for path in folder.iterdir() if not _of_no_account(path.name))
-    except (OSError, ValueError) as error:
-        if isinstance(error, FileError):
-            raise
+    except OSError as error:
         raise FileError(os_sentence(error, folder)) from error
-
-
-def _check_parent(folder: Path) -> None:
-    """A folder can be made there.
-
-    Raises:
-        FileError: it cannot.
-        OSError: a name is too long, or a part of the path is a file.
-    """
-    with suppress(FileNotFoundError):
-        os.lstat(folder)  # raises where the name itself is impossible
-    parent = folder.absolute().parent
-    while not os.path.lexists(parent):
-        parent = parent.parent
-    if not stat.S_ISDIR(os.stat(parent).st_mode):
-        raise FileError(f"{folder} cannot be made, because {parent} is no folder; give another path with -o")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise FileError(f"{folder} cannot be made, because {parent} cannot be written to; give another path with -o")
 
 
 def _of_no_account(name: str) -> bool:

@@ -121,7 +121,7 @@ def test_an_ablation_trains_its_variants_and_goes_on_where_it_stopped(tmp_path, 
     capsys.readouterr()
     with _alone(runs):
         assert lrkit("ablate", str(sweep), "-o", str(runs)) == 2
-    assert "another process runs an ablation there" in capsys.readouterr().err
+    assert "another process runs an ablation in it" in capsys.readouterr().err
 
 
 def test_a_copied_checkpoint_still_finds_its_base_and_its_baselines(tmp_path, rooms, capsys):
