@@ -6,7 +6,7 @@ A run that a model cannot do, or that would be the same as the model as it is, i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from lrkit.model.settings import ReasonerSettings
 from lrkit.profile.meters import MemoryMeter
 from lrkit.profile.suite import RunSettings, Suite
 from lrkit.runtime.engine import AskOptions, Engine
+from lrkit.runtime.patience import patience
+from lrkit.runtime.program_engine import ProgramEngine
 from lrkit.runtime.session import Reasoner
+from lrkit.runtime.stopping import Stop
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,13 @@ def _torch_threads(reasoner: Reasoner) -> int | None:
     import torch
 
     return torch.get_num_threads()
+
+
+def patient(engine: Engine, options: AskOptions) -> AskOptions:
+    """Options for one question, with the time after which a bundle's program counts as endless."""
+    if not isinstance(engine, ProgramEngine):
+        return options
+    return replace(options, stop=Stop.within(patience(engine.bundle, engine.role, options.max_new_tokens)))
 
 
 def _options(run: RunSettings, suite: Suite) -> AskOptions:

@@ -19,7 +19,7 @@ from typing import Any
 
 from lrkit.data.sample import Sample
 from lrkit.errors import LrkitError
-from lrkit.profile.cases import Case
+from lrkit.profile.cases import Case, patient
 from lrkit.profile.phases import phase_source
 from lrkit.runtime.engine import AskOptions
 from lrkit.runtime.processor import EncodedPrompt
@@ -59,7 +59,7 @@ class _Job:
         if number < len(variants):
             variant = variants[number]
             started = time.perf_counter()
-            self.case.engine.generate([variant.prompt], variant.options)
+            self.case.engine.generate([variant.prompt], patient(self.case.engine, variant.options))
             variant.seconds.append(time.perf_counter() - started)
 
     def result(self) -> Difference:
@@ -100,7 +100,7 @@ def difference_runs(cases: Sequence[Case], samples: Sequence[Sample], found: dic
 def _job(case: Case, sample: Sample) -> _Job | None:
     try:
         prompt = case.reasoner.processor.encode_prompt(sample.images, sample.question)
-        answer = case.engine.generate([prompt], case.options)[0]
+        answer = case.engine.generate([prompt], patient(case.engine, case.options))[0]
     except LrkitError:
         return None
     bare = replace(case.options, max_new_tokens=1, max_latent_steps=0, halting="fixed")

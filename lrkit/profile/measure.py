@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from lrkit.data.sample import Sample
+from lrkit.errors import StoppedError
 from lrkit.evaluate.scorer import answers_match
 from lrkit.model.generated import Generated
-from lrkit.profile.cases import Case, place_of
+from lrkit.profile.cases import Case, patient, place_of
 from lrkit.profile.differences import Difference, difference_runs
 from lrkit.profile.meters import EnergyMeter, MemoryMeter
 from lrkit.profile.phases import VisionProbe, vision_probes
@@ -176,9 +177,11 @@ def _ask(
     try:
         prompt = case.reasoner.processor.encode_prompt(sample.images, sample.question)
         encoded = time.perf_counter()
-        result = case.engine.generate([prompt], case.options)[0]
+        result = case.engine.generate([prompt], patient(case.engine, case.options))[0]
         said = case.reasoner.processor.decode(result.token_ids)
         total = time.perf_counter() - started
+    except StoppedError:  # a program that never ends would not end for the next sample either
+        raise
     except Exception as error:  # whatever an engine raises: the other cases and samples go on
         row.error = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         row.correct = False if scored else None

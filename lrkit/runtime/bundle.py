@@ -4,17 +4,21 @@ Place in the pipeline: bundle folder -> `open_bundle` -> engines.py -> ort.py or
 manifest.py.
 """
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from lrkit.config import load_config
-from lrkit.errors import BundleError, ConfigError
-from lrkit.runtime.manifest import BUNDLE_FILE, SCHEMA, FileEntry, Manifest, ProgramEntry, Role, digest
+from lrkit.errors import BundleError, ConfigError, one_line
+from lrkit.files import read_json, write_text
+from lrkit.runtime.bundle_files import AGAIN, Seen, file_problems, look, names_problems, require_unchanged
+from lrkit.runtime.bundle_spec import spec_problems
+from lrkit.runtime.manifest import BUNDLE_FILE, SCHEMA, Manifest, ProgramEntry, Role
 
-_AGAIN = "copy the bundle again"
+MAX_MANIFEST_BYTES = 8 << 20
+"""Largest bundle.json that is read."""
+MAX_PROBLEMS = 20
+"""Of what is wrong, the lines that are told."""
 # Files that Processor.from_folder reads; the program's own are named by the manifest.
 _PROCESSOR_FILES = ("tokenizer.json", "preprocessor_config.json", "prompt.json")
 
@@ -25,6 +29,8 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
+    seen: Seen = field(default_factory=dict[str, tuple[int, ...]], repr=False, compare=False)
+    """Of the files when it was opened: see `require_unchanged`."""
 
     def program(self, role: Role) -> ProgramEntry:
         """The program of that role.
@@ -47,6 +53,14 @@ class Bundle:
         """Size of all files but bundle.json."""
         return sum(entry.bytes for entry in self.manifest.files.values())
 
+    def check_unchanged(self, *names: str | None) -> None:
+        """Before files are loaded.
+
+        Raises:
+            BundleError: one was altered after the bundle was opened.
+        """
+        require_unchanged(self.folder, self.seen, [name for name in names if name is not None])
+
 
 def is_bundle(path: Path | str) -> bool:
     """Whether the folder is one, or at least was: it holds a bundle.json, or programs without one."""
@@ -61,41 +75,25 @@ def open_bundle(path: Path | str, verify: bool = True) -> Bundle:
         BundleError: no bundle, one that is damaged or incomplete (one line per fault), or one of a later schema.
     """
     folder = Path(path)
-    bundle = Bundle(folder, _read_manifest(folder))
+    manifest = _read_manifest(folder)
     # A manifest that contradicts itself is not used to look at files.
-    if problems := list(_contradictions(bundle.manifest)) or list(file_problems(bundle, verify)):
-        raise BundleError("\n".join(f"{folder}: {problem}" for problem in problems))
-    return bundle
+    problems = list(_contradictions(manifest))
+    seen = {} if problems else look(folder, manifest)
+    if problems := problems or list(file_problems(folder, manifest, verify)):
+        hidden = len(problems) - MAX_PROBLEMS
+        more = [f"and {hidden} more problems"] if hidden > 0 else []
+        raise BundleError("\n".join(f"{folder}: {problem}" for problem in [*problems[:MAX_PROBLEMS], *more]))
+    return Bundle(folder, manifest, seen)
 
 
 def write_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
     """Replaces bundle.json, at once; the files it names must be there already.
 
     Raises:
-        BundleError: it cannot be written.
+        FileError: it cannot be written; the older one is as it was.
     """
-    staging = bundle.folder / f".{BUNDLE_FILE}.writing"
-    try:
-        staging.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        staging.replace(bundle.folder / BUNDLE_FILE)
-    except OSError as error:
-        staging.unlink(missing_ok=True)
-        message = f"{bundle.folder}: {BUNDLE_FILE} cannot be written ({error.strerror}); check its permissions"
-        raise BundleError(message) from error
-    return Bundle(bundle.folder, manifest)
-
-
-def file_problems(bundle: Bundle, verify: bool = True) -> Iterator[str]:
-    """What is wrong with the files that the manifest names, one sentence each."""
-    for name, entry in bundle.manifest.files.items():
-        path = bundle.folder / name
-        if not path.is_file():
-            yield f"has no {name}{_renamed(bundle, entry)}; {_AGAIN}"
-        elif (size := path.stat().st_size) != entry.bytes:
-            what = "is cut off" if size < entry.bytes else "is too long"
-            yield f"{name} {what}: it has {size} bytes where {entry.bytes} belong; {_AGAIN}"
-        elif verify and digest(path).sha256 != entry.sha256:
-            yield f"{name} was altered: its SHA-256 is not the one in {BUNDLE_FILE}; {_AGAIN}"
+    write_text(bundle.folder / BUNDLE_FILE, manifest.model_dump_json(indent=2) + "\n")
+    return Bundle(bundle.folder, manifest, bundle.seen)
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -105,47 +103,38 @@ def _read_manifest(folder: Path) -> Manifest:
     path = folder / BUNDLE_FILE
     if not path.is_file():
         raise BundleError(f"{folder}: is no bundle (no {BUNDLE_FILE}); give a folder that `lrkit export` wrote")
-    values = _read_mapping(path)
+    values = read_json(path, BundleError, MAX_MANIFEST_BYTES)
     schema = values.get("schema_version")
-    if isinstance(schema, int) and schema > SCHEMA:
+    if type(schema) is int and schema > SCHEMA:
         raise BundleError(f"{path}: has schema {schema}, this lrkit reads {SCHEMA}; update lrkit")
-    if isinstance(schema, int) and schema < SCHEMA:
+    if type(schema) is int and schema < SCHEMA:
         raise BundleError(f"{path}: has schema {schema}, this lrkit reads {SCHEMA}; export the checkpoint again")
     try:
         return load_config(Manifest, values)
     except ConfigError as error:
-        first, *more = str(error).splitlines()
+        first, *more = clean_lines(error)
         others = f" and {len(more)} more" if more else ""
-        raise BundleError(f"{path}: is damaged ({first}{others}); {_AGAIN}") from error
+        raise BundleError(f"{path}: is damaged ({first}{others}); {AGAIN}") from error
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    except ValueError as error:
-        raise BundleError(f"{path}: is no valid JSON ({error}); {_AGAIN}") from error
-    if not isinstance(values, dict):
-        raise BundleError(f"{path}: holds a {type(values).__name__} where a mapping belongs; {_AGAIN}")
-    return values
+def clean_lines(error: ConfigError) -> list[str]:
+    """What is wrong, one clean line each."""
+    return [one_line(line) for line in str(error).splitlines()]
 
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
     """Names that the manifest uses and does not list, or that lead out of the folder."""
-    for name in manifest.files:
-        place = PurePosixPath(name)
-        if place.is_absolute() or ".." in place.parts or "\\" in name:
-            yield f"{BUNDLE_FILE} names the file {name!r}, which lies outside the bundle; do not use this bundle"
+    yield from names_problems(manifest)
     if not manifest.programs:
         yield f"{BUNDLE_FILE} names no program; export the checkpoint again"
     for role, entry in manifest.programs.items():
         if (entry.spec.form == "step") != bool(entry.steps):
             given = f"the form {entry.spec.form} and {len(entry.steps)} steps"
-            yield f"{BUNDLE_FILE} gives the {role} program {given}; {_AGAIN}"
+            yield f"{BUNDLE_FILE} gives the {role} program {given}; {AGAIN}"
     for user, name in dict.fromkeys(_used(manifest)):
         if name not in manifest.files:
-            yield f"{BUNDLE_FILE} has no entry for {name}, which {user} needs; {_AGAIN}"
+            yield f"{BUNDLE_FILE} has no entry for {one_line(name)}, which {user} needs; {AGAIN}"
+    yield from (f"{problem}; {AGAIN}" for problem in spec_problems(manifest))
 
 
 def _used(manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -159,12 +148,3 @@ def _used(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield from ((f"the {role} program", engine.file) for engine in entry.engines)
     for sample in manifest.samples:
         yield from (("a recorded sample", image) for image in sample.images)
-
-
-def _renamed(bundle: Bundle, wanted: FileEntry) -> str:
-    """Names a stray file with the content of a missing one."""
-    for stray in sorted(bundle.folder.iterdir()):
-        named = stray.name in bundle.manifest.files or stray.name == BUNDLE_FILE
-        if not named and stray.is_file() and stray.stat().st_size == wanted.bytes and digest(stray) == wanted:
-            return f" ({stray.name} has its content: was it renamed?)"
-    return ""

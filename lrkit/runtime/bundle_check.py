@@ -6,12 +6,14 @@ Place in the pipeline: `lrkit validate BUNDLE` -> `check_bundle`. Digests and sc
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lrkit.errors import BundleError
+from lrkit.errors import BundleError, StoppedError, UserError
 from lrkit.runtime.bundle import Bundle
 from lrkit.runtime.engine import AskOptions
 from lrkit.runtime.engines import EngineChoice, open_engine
 from lrkit.runtime.manifest import RecordedSample, Role
+from lrkit.runtime.patience import patience
 from lrkit.runtime.program_engine import ProgramEngine
+from lrkit.runtime.stopping import Stop
 
 
 @dataclass
@@ -59,7 +61,13 @@ def check_bundle(folder: Path | str, choice: EngineChoice | None = None) -> Bund
             report.problems.append(str(error))
     if not report.problems:
         for number, sample in enumerate(engine.bundle.manifest.samples):
-            _run_again(engines, sample, f"{folder}: recorded sample {number}", report)
+            name = f"{folder}: recorded sample {number}"
+            try:
+                _run_again(engines, sample, name, report)
+            except (StoppedError, UserError) as error:
+                # What one sample cannot be asked, the others hardly can: and each may take its whole time.
+                report.problems.append(f"{name}: {error}")
+                break
     return report
 
 
@@ -72,7 +80,8 @@ def _run_again(engines: dict[Role, ProgramEngine], sample: RecordedSample, name:
     prompt = engine.processor.encode_prompt(images, sample.question)
     # As it was recorded, whatever the bundle was told to do by default since.
     think, most = engine.entry.settings.think, report.bundle.manifest.limits.max_latent_steps
-    asked = AskOptions(sample.role, None, min(think.max_latent_steps, most), think.halting)
+    stop = Stop.within(patience(report.bundle, sample.role, len(sample.token_ids) + sample.latent_steps + 1))
+    asked = AskOptions(sample.role, None, min(think.max_latent_steps, most), think.halting, stop=stop)
     (found,) = engine.generate([prompt], asked)
     report.samples += 1
     if tuple(found.token_ids) == sample.token_ids and found.latent_steps == sample.latent_steps:

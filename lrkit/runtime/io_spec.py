@@ -8,7 +8,9 @@ A shape holds numbers and axis names; an axis name stands for the same number wh
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from lrkit.config import Config
 
@@ -26,11 +28,11 @@ EMPTY = -1
 class TensorSpec(Config):
     """One input or output."""
 
-    name: str
+    name: str = Field(min_length=1, max_length=200)
     """Name in the graph."""
     dtype: DType
     """Element type."""
-    shape: tuple[int | str, ...]
+    shape: tuple[Annotated[int, Field(ge=0, lt=1 << 31)] | Annotated[str, Field(max_length=100)], ...]
     """Sizes, or names of axes whose size is free."""
     meaning: str
     """What it holds, with units."""

@@ -5,13 +5,13 @@ A bundle is a folder: bundle.json, tokenizer.json, tokenizer_config.json, prepro
 ONNX file (and, where large, its data file) per program, and the recorded samples that `lrkit validate` runs again.
 """
 
-import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
 from lrkit.config import Config
+from lrkit.files import sha256
 from lrkit.model.settings import ReasonerSettings
 from lrkit.runtime.io_spec import IoSpec
 
@@ -19,6 +19,20 @@ BUNDLE_FILE = "bundle.json"
 SCHEMA = 3
 """3: programs read pictures as bytes. Programs before it read normalised numbers; none was ever released."""
 
+# What no bundle goes beyond: a number above is a fault, and would exhaust memory before anything else showed it.
+MAX_BYTES = 1 << 50
+MAX_PROMPT_TOKENS = 1 << 20
+MAX_PATCHES = 1 << 22
+MAX_IMAGES = 1024
+MAX_STEPS = 1024
+MAX_NEW_TOKENS = 1 << 17
+MAX_THREADS = 1024
+MAX_SAMPLES = 10_000
+
+Count = Annotated[int, Field(ge=0, le=MAX_BYTES)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+Sizes = tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...]
+Arch = Annotated[str, Field(pattern=r"^sm\d{2,3}$")]
 Role = Literal["latent", "cot", "direct"]
 Precision = Literal["fp32", "fp16", "int4"]
 StepName = Literal["prompt", "think", "speak"]
@@ -30,44 +44,44 @@ GraphName = Literal["program", "prompt", "think", "speak"]
 class FileEntry(Config):
     """One file of the bundle."""
 
-    sha256: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
     """Digest of the content, lower-case hex."""
-    bytes: int
+    bytes: int = Field(ge=0, le=MAX_BYTES)
     """Size."""
 
 
 class Limits(Config):
     """Largest inputs; the host refuses more before any compute."""
 
-    max_prompt_tokens: int
+    max_prompt_tokens: int = Field(ge=1, le=MAX_PROMPT_TOKENS)
     """Prompt tokens, visual ones included."""
-    max_patches: int
+    max_patches: int = Field(ge=1, le=MAX_PATCHES)
     """Patches of all pictures of one prompt."""
-    max_images: int
+    max_images: int = Field(ge=1, le=MAX_IMAGES)
     """Pictures of one prompt."""
-    max_latent_steps: int
+    max_latent_steps: int = Field(ge=0, le=MAX_STEPS)
     """Latent steps of one answer."""
-    max_new_tokens: int
+    max_new_tokens: int = Field(ge=1, le=MAX_NEW_TOKENS)
     """Spoken tokens of one answer."""
 
 
 class TokenIds(Config):
     """Ids with a meaning."""
 
-    image: int
+    image: TokenId
     """Stands for one visual token."""
-    latent: int
+    latent: TokenId
     """Said by the model to think one more step."""
-    eos: int
+    eos: TokenId
     """Ends an answer."""
-    pad: int
+    pad: TokenId
     """Fills a batch; a program never sees it."""
 
 
 class StepEntry(Config):
     """One graph of the form `step`."""
 
-    file: str
+    file: str = Field(pattern=r"\.onnx$")
     """ONNX file, relative to the bundle."""
     spec: IoSpec
     """Its own inputs and outputs."""
@@ -80,57 +94,57 @@ class EngineEntry(Config):
     """Serialized engine, relative to the bundle."""
     kind: EngineKind
     """Package that built it and can run it."""
-    version: str
+    version: str = Field(pattern=r"^\d{1,9}(\.\d{1,9}){0,5}$")
     """Of that package: "1.7.1.116"."""
     graph: GraphName
     """What it was built from: the whole program, or one graph of the form step."""
-    archs: tuple[str, ...]
+    archs: tuple[Arch, ...]
     """Compute capabilities it runs on, as "sm89"."""
-    profile: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+    profile: dict[str, tuple[Sizes, Sizes, Sizes]]
     """Input -> its smallest, usual and largest shape; only inputs whose shape varies."""
     options: dict[str, JsonValue] = {}
     """What the builder was asked for beyond its defaults."""
-    num_layers: int | None = None
+    num_layers: int | None = Field(default=None, ge=0, le=MAX_BYTES)
     """Layers of the network as parsed; null where the builder did not say."""
-    layers_by_part: dict[str, int] = {}
+    layers_by_part: dict[str, Count] = {}
     """Of those, the nodes of vision, prompt, think and speak; other: what the parser added under its own names."""
-    build_seconds: float
+    build_seconds: float = Field(ge=0, allow_inf_nan=False)
     """Wall time of the build."""
-    build_peak_bytes: int | None = None
+    build_peak_bytes: int | None = Field(default=None, ge=0, le=MAX_BYTES)
     """Largest resident memory of the building process; null where unknown."""
 
 
 class ProgramSizes(Config):
     """What the work of a program can be counted from."""
 
-    width: int
+    width: Count
     """Of the language model."""
-    num_heads: int
+    num_heads: Count
     """Query heads."""
-    num_key_heads: int
+    num_key_heads: Count
     """Key heads."""
-    head_width: int
+    head_width: Count
     """Of each."""
-    inner: int
+    inner: Count
     """Width of the feed-forward part."""
-    vocabulary: int
+    vocabulary: Count
     """Rows of the language head."""
-    cache_bytes: float
+    cache_bytes: float = Field(ge=0, le=64)
     """Per cached key or value."""
-    vision_width: int
+    vision_width: Count
     """Of the vision tower."""
-    vision_depth: int
+    vision_depth: Count
     """Its layers."""
-    vision_weights: int
+    vision_weights: Count
     """In its matrices, the merger's aside: each is used once per patch."""
-    merger_weights: int
+    merger_weights: Count
     """In the merger's matrices: each is used once per visual token."""
 
 
 class ProgramEntry(Config):
     """One program of the bundle."""
 
-    file: str
+    file: str = Field(pattern=r"\.onnx$")
     """ONNX file, relative to the bundle."""
     data: str | None = None
     """External weights beside it, where the file has any."""
@@ -138,7 +152,7 @@ class ProgramEntry(Config):
     """ort: ONNX Runtime's int4 nodes; tensorrt: standard operators only."""
     precision: Precision
     """Weights of the language model."""
-    accuracy_level: int | None = None
+    accuracy_level: int | None = Field(default=None, ge=0, le=4)
     """Of int4 nodes: 0 or 1 computes in float32, 4 with int8 activations; null without int4 nodes."""
     spec: IoSpec
     """Inputs and outputs of a whole answer, in one run (program) or by the host's loop (step)."""
@@ -146,11 +160,11 @@ class ProgramEntry(Config):
     """Form step: the graphs that the host runs; `file` is that of `prompt`."""
     settings: ReasonerSettings
     """What the program implements: halting, replay, routing."""
-    num_layers: int
+    num_layers: int = Field(ge=1, le=1024)
     """Layers of the language model."""
-    routed_layers: tuple[int, ...] = ()
+    routed_layers: tuple[Count, ...] = ()
     """Columns of the output routed_depths."""
-    bytes_by_part: dict[str, int]
+    bytes_by_part: dict[str, Count]
     """Weight bytes: vision, embedding, layers, head, routing."""
     sizes: ProgramSizes | None = None
     """Null in bundles written before it was recorded."""
@@ -163,7 +177,7 @@ class Validation(Config):
 
     passed: bool
     """A bundle that failed is never left behind."""
-    num_samples: int
+    num_samples: Count
     """Samples compared."""
     tolerance: dict[str, float]
     """What was allowed, by name."""
@@ -176,7 +190,7 @@ class Validation(Config):
 class RecordedSample(Config):
     """A sample that `lrkit validate` runs again."""
 
-    images: tuple[str, ...]
+    images: tuple[str, ...] = Field(max_length=MAX_IMAGES)
     """Picture files, relative to the bundle."""
     question: str
     """As asked."""
@@ -184,18 +198,18 @@ class RecordedSample(Config):
     """The right answer."""
     role: Role
     """Program that was run."""
-    token_ids: tuple[int, ...]
+    token_ids: tuple[TokenId, ...] = Field(max_length=MAX_NEW_TOKENS)
     """What it spoke."""
-    latent_steps: int
+    latent_steps: int = Field(ge=0, le=MAX_STEPS)
     """Latent steps it took."""
 
 
 class Defaults(Config):
     """How to ask where the caller does not say; chosen by measuring, after the export. Null: as the program has it."""
 
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=MAX_THREADS)
     """ONNX Runtime on a CPU: threads of one operator."""
-    max_latent_steps: int | None = Field(default=None, ge=0)
+    max_latent_steps: int | None = Field(default=None, ge=0, le=MAX_STEPS)
     """Most latent steps."""
     halting: Literal["adaptive", "fixed"] | None = None
     """Who decides their number."""
@@ -218,11 +232,11 @@ class Manifest(Config):
     """Largest inputs."""
     tokens: TokenIds
     """Ids with a meaning."""
-    merge_size: int
+    merge_size: int = Field(ge=1, le=64)
     """Side, in patches, of the square that becomes one visual token."""
     files: dict[str, FileEntry]
     """Every other file of the folder."""
-    samples: tuple[RecordedSample, ...] = ()
+    samples: tuple[RecordedSample, ...] = Field(default=(), max_length=MAX_SAMPLES)
     """Recorded at export."""
     validation: dict[Role, Validation]
     """Per program."""
@@ -234,8 +248,5 @@ class Manifest(Config):
 
 def digest(path: Path) -> FileEntry:
     """SHA-256 and size of a file, read in pieces."""
-    sha = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            sha.update(block)
-    return FileEntry(sha256=sha.hexdigest(), bytes=path.stat().st_size)
+    content, size = sha256(path)
+    return FileEntry(sha256=content, bytes=size)

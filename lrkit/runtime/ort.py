@@ -50,6 +50,7 @@ class Sessions(ProgramSessions):
     def open_graph(self, role: Role, entry: ProgramEntry, graph: GraphName, file: str, spec: IoSpec) -> OrtGraph:
         """Loads one graph. Raises as `of`."""
         path = self.bundle.folder / file
+        self.bundle.check_unchanged(file, entry.data)
         off = optimizers_off(entry.dialect, entry.precision)
         try:
             session = load_session(path, self._options(), self._providers, off)

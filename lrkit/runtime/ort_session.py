@@ -35,7 +35,6 @@ class OrtGraph:
         import onnxruntime
 
         options: Any = onnxruntime.RunOptions()
-        options.log_severity_level = _QUIET
         running = current()
         running.ends_by(lambda: setattr(options, "terminate", True))
         try:

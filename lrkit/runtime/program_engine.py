@@ -18,9 +18,10 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from lrkit.errors import UserError
+from lrkit.errors import BundleError, UserError
 from lrkit.model.generated import Generated, Halting, Mode, ReplayedToken
 from lrkit.model.stopwatch import Stopwatch
+from lrkit.runtime.answer_check import AnswerCheck
 from lrkit.runtime.bundle import Bundle, open_bundle
 from lrkit.runtime.engine import AskOptions, OnToken
 from lrkit.runtime.feed import build_feed
@@ -99,6 +100,7 @@ class ProgramEngine:
         self.entry: ProgramEntry = self.bundle.program(role)
         self.num_layers = self.entry.num_layers
         self._outputs = [spec.name for spec in self.entry.spec.outputs if spec.name not in _UNREAD]
+        self._check = AnswerCheck(self.entry, self.bundle.manifest.tokens.image, str(self.bundle.folder))
 
     @classmethod
     def over(cls, path: Path | str, verify: bool, make: Callable[[Bundle], ProgramSessions]) -> Self:
@@ -111,6 +113,7 @@ class ProgramEngine:
         bundle = open_bundle(path, verify)
         sessions = make(bundle)
         processor = Processor.from_folder(bundle.folder)
+        _agree(bundle, processor)
         processor.limits = bundle.manifest.limits
         return cls(sessions, processor)
 
@@ -192,6 +195,7 @@ class ProgramEngine:
             found = session.run(self._outputs, feed)
         out: dict[str, np.ndarray] = dict(zip(self._outputs, found, strict=True))
         seconds = time.perf_counter() - started
+        self._check(out, feed)
         latent_steps = int(out["latent_steps"])
         halting: Halting = HALTING[int(out["halting"])]
         return Generated(
@@ -212,6 +216,28 @@ class ProgramEngine:
         if "routed_depths" not in out:
             return {}
         return dict(zip(self.entry.routed_layers, out["routed_depths"].sum(0).tolist(), strict=True))
+
+
+def _agree(bundle: Bundle, processor: Processor) -> None:
+    """bundle.json, tokenizer and picture settings are written by one export; a bundle mixed from two answers nonsense.
+
+    Raises:
+        BundleError: naming what differs.
+    """
+    manifest, geometry = bundle.manifest, processor.geometry
+    pairs = {
+        "the id of the image token": (manifest.tokens.image, processor.image_id),
+        "the id of the end token": (manifest.tokens.eos, processor.eos_id),
+        "the merge size": (manifest.merge_size, geometry.merge_size),
+    }
+    for entry in manifest.programs.values():
+        pairs |= {"the bytes of a patch": (entry.spec.input("pixel_values").shape[1], geometry.patch_bytes)}
+    for what, (declared, real) in pairs.items():
+        if declared != real:
+            raise BundleError(
+                f"{bundle.folder}: bundle.json says {what} is {declared}, its other files say {real}; copy the bundle "
+                "again"
+            )
 
 
 def routed_tokens(

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from lrkit.errors import BundleError
 from lrkit.model.stopwatch import Stopwatch
+from lrkit.runtime.answer_check import StepCheck, vocabulary_of
 from lrkit.runtime.io_spec import EMPTY, HALTING, IoSpec
 from lrkit.runtime.stopping import current
 
+_AGAIN = "do not use this bundle, or export it again"
 Arrays = dict[str, np.ndarray]
 NUMPY_TYPES = {
     "int64": np.int64, "float32": np.float32, "float16": np.float16, "uint8": np.uint8, "bool": np.bool_,
@@ -28,6 +31,8 @@ class StepSession:
         answer."""
         self._sessions, self._specs, self._whole, self._eos_id = sessions, specs, whole, eos_id
         self._shapes = {spec.name: spec.shape for spec in whole.outputs}
+        self._checks = {name: StepCheck(name, spec) for name, spec in specs.items()}
+        self._vocabulary = vocabulary_of(whole)
 
     def get_inputs(self) -> Sequence[Any]:
         """Of the prompt's graph, as onnxruntime gives them."""
@@ -79,6 +84,10 @@ class StepSession:
             token = int(held["token"][0])
             if finished := token == self._eos_id:
                 break
+            if not 0 <= token < self._vocabulary:
+                raise BundleError(
+                    f"a step gives the token {token}, and the vocabulary has {self._vocabulary}; {_AGAIN}"
+                )
             spoken.append(token)
             watch.step("speak")
             if on_token is not None:
@@ -102,6 +111,7 @@ class StepSession:
         # Where a session can leave the state on its device, it is not copied to the host between steps.
         run = getattr(session, "run_on_device", session.run)
         found = run(outputs, {given.name: values[given.name] for given in spec.inputs})
+        self._checks[name](found)
         return dict(zip(outputs, found, strict=True))
 
     def _new(self, name: str, values: Mapping[str, np.ndarray]) -> Arrays:

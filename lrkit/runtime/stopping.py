@@ -6,7 +6,7 @@ around its work -> what computes asks `current()`: between steps by `check`, and
 
 ONNX Runtime holds the calling thread until a program has answered, and Python hands Ctrl-C to the main thread only
 after that. So a watcher listens where the system itself writes each signal (`signal.set_wakeup_fd`) and ends the run,
-which costs an answer nothing; a time-out or a cancel costs one thread that waits.
+which costs an answer nothing. A time-out or a cancel is looked for by one more thread, fifty times a second.
 """
 
 import math
@@ -24,7 +24,8 @@ from typing import Literal, Protocol, Self
 from lrkit.errors import Cancelled, TimeoutExceeded, UserError
 
 Reason = Literal["timeout", "cancel", "interrupt"]
-_LOOKS_PER_SEC = 50  # how often a cancel is looked for
+_LOOKS_PER_SEC = 50  # how often the watcher looks for what is over
+_PARKED_AFTER_SEC = 5  # without a run, until it sleeps
 
 
 class CancelFlag(Protocol):
@@ -71,7 +72,6 @@ class Running:
         self._stop = stop
         self._reason: Reason | None = None
         self._end: Callable[[], None] | None = None
-        self._over = threading.Event()
         self._outer: Running | None = None
 
     def __enter__(self) -> Self:
@@ -79,13 +79,13 @@ class Running:
         self._interrupts = _INTERRUPTS.told_to(lambda: self.end("interrupt"))
         self._interrupts.__enter__()
         if self._stop.deadline is not None or self._stop.cancel is not None:
-            threading.Thread(target=self._watch, name="lrkit-watch", daemon=True).start()
+            _WATCHER.add(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
+        _WATCHER.remove(self)
         self._interrupts.__exit__(None, None, None)
         _local.running = self._outer
 
@@ -120,17 +120,13 @@ class Running:
                 "for less (max_new_tokens, max_latent_steps)"
             )
 
-    def _watch(self) -> None:
+    def look(self) -> None:
+        """Ends the run where its time is over or it was cancelled; the watcher asks again and again."""
         stop = self._stop
-        while True:
-            left = math.inf if stop.deadline is None else stop.deadline - time.monotonic()
-            pause = left if stop.cancel is None else min(left, 1 / _LOOKS_PER_SEC)
-            if self._over.wait(max(0.0, pause)):
-                return
-            if stop.cancel is not None and stop.cancel.is_set():
-                return self.end("cancel")
-            if stop.deadline is not None and time.monotonic() >= stop.deadline:
-                return self.end("timeout")
+        if stop.cancel is not None and stop.cancel.is_set():
+            self.end("cancel")
+        elif stop.deadline is not None and time.monotonic() >= stop.deadline:
+            self.end("timeout")
 
 
 class _Local(threading.local):
@@ -191,3 +187,43 @@ class _Interrupts:
 
 
 _INTERRUPTS = _Interrupts()
+
+
+class _Watcher:
+    """One thread that looks at all runs with a time-out or a cancel. It keeps looking for a while after the last one,
+    so that a question which follows soon costs no wake-up."""
+
+    def __init__(self) -> None:
+        self._process: int | None = None
+        self._runs: set[Running] = set()
+        self._wake = threading.Condition()
+        self._parked = False
+
+    def add(self, run: Running) -> None:
+        self._runs.add(run)
+        if self._process != os.getpid():  # a forked child has no such thread, and perhaps a lock that nobody frees
+            self._process, self._wake, self._runs, self._parked = os.getpid(), threading.Condition(), {run}, False
+            threading.Thread(target=self._look, name="lrkit-watcher", daemon=True).start()
+        elif self._parked:
+            with self._wake:
+                self._wake.notify()
+
+    def remove(self, run: Running) -> None:
+        self._runs.discard(run)
+
+    def _look(self) -> None:
+        idle = 0
+        while True:
+            time.sleep(1 / _LOOKS_PER_SEC)
+            runs = list(self._runs)
+            idle = 0 if runs else idle + 1
+            for run in runs:
+                run.look()
+            if idle > _PARKED_AFTER_SEC * _LOOKS_PER_SEC:
+                with self._wake:
+                    self._parked = True
+                    self._wake.wait_for(lambda: bool(self._runs))
+                    self._parked, idle = False, 0
+
+
+_WATCHER = _Watcher()

@@ -129,6 +129,7 @@ class TensorRtSessions(ProgramSessions):
         if self._pool is None:
             self._pool = Pool(open_memory(self.options.device, self.kind))
         path = self.bundle.folder / chosen.file
+        self.bundle.check_unchanged(chosen.file)
         with self._pool.work:
             self._pool.memory.activate()
             self._runtime = self._runtime or library.module.Runtime(library.log)

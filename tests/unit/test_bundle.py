@@ -53,6 +53,7 @@ def test_a_whole_bundle_opens(bundle: Path) -> None:
     assert opened.num_bytes == sum(sizes)
 
 
+ANY_FILE = {"sha256": "0" * 64, "bytes": 1}
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda b: (b / "cot.onnx").unlink(), "has no cot.onnx; copy the bundle again"),
     "renamed": (lambda b: (b / "cot.onnx").rename(b / "c.onnx"), "has no cot.onnx (c.onnx has its content: was it"),
@@ -61,8 +62,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "altered": (lambda b: flip_byte(b / "latent.onnx"), "latent.onnx was altered: its SHA-256 is not the one in"),
     "altered tokenizer": (lambda b: flip_byte(b / "tokenizer.json"), "tokenizer.json was altered"),
     "no manifest": (lambda b: (b / "bundle.json").unlink(), "is no bundle (no bundle.json)"),
-    "cut manifest": (lambda b: cut(b / "bundle.json"), "is no valid JSON"),
-    "binary manifest": (lambda b: (b / "bundle.json").write_bytes(b"\xff\xfe\x00"), "is no valid JSON"),
+    "cut manifest": (lambda b: cut(b / "bundle.json"), "is not valid JSON"),
+    "binary manifest": (lambda b: (b / "bundle.json").write_bytes(b"\xff\xfe\x00"), "is not UTF-8 text"),
     "list": (lambda b: (b / "bundle.json").write_text("[]"), "holds a list where a mapping belongs"),
     "future": (lambda b: edit(b, lambda m: m.update(schema_version=SCHEMA + 1, new=1)), "update lrkit"),
     "old": (lambda b: edit(b, lambda m: m.update(schema_version=SCHEMA - 1)), "export the checkpoint again"),
@@ -71,7 +72,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no programs": (lambda b: edit(b, lambda m: m["programs"].clear()), "names no program"),
     "unlisted": (lambda b: unlist(b, "cot.onnx"), "has no entry for cot.onnx, which the cot program needs"),
     "unlisted picture": (lambda b: unlist(b, "samples/1-0.png"), "which a recorded sample needs"),
-    "outside": (lambda b: edit(b, lambda m: m["files"].update({"../x": {"sha256": "", "bytes": 1}})), "lies outside"),
+    "outside": (lambda b: edit(b, lambda m: m["files"].update({"../x": ANY_FILE})), "lies outside"),
 }  # fmt: skip
 
 

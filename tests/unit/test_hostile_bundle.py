@@ -1,0 +1,390 @@
+"""Bundles of strangers: whole by their digests, and still refused in one sentence before they open, run or answer
+anything that no bundle of lrkit would."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from lrkit.errors import BundleError, LrkitError
+from lrkit.runtime.bundle import open_bundle
+from lrkit.runtime.bundle_check import check_bundle
+from lrkit.runtime.onnx_walk import mentions
+from lrkit.runtime.session import Reasoner
+from tests.bundles import QUESTION, picture
+from tests.hostile import edit, endless, program, resign, without_samples
+
+
+def sentence(act: Callable[[], object]) -> str:
+    """What is said of a bundle, in one clean sentence."""
+    with pytest.raises(LrkitError) as caught:
+        act()
+    said = str(caught.value)
+    assert "\n" not in said and said.isprintable()
+    return said
+
+
+def refusal(folder: Path, verify: bool = False) -> str:
+    """Why the bundle is not opened, whether or not digests are compared."""
+    said = sentence(lambda: open_bundle(folder, verify=verify))
+    assert said == sentence(lambda: Reasoner.load(folder, verify=False))
+    return said
+
+
+def outside(name: str, place: str) -> onnx.TensorProto:
+    """A tensor whose content lies in another file."""
+    tensor = TensorProto(name=name, data_type=TensorProto.INT64, dims=[1], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", place), ("offset", "0"), ("length", "8")):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def hidden_in(where: str, place: str) -> Callable[[onnx.ModelProto], object]:
+    """Puts such a tensor into a model, wherever the format allows one."""
+    tensor = outside("stolen", place)
+
+    def node() -> onnx.NodeProto:
+        return helper.make_node("Constant", [], ["stolen_out"], value=tensor)
+
+    def graph() -> onnx.GraphProto:
+        return helper.make_graph([], "inner", [], [], [tensor])
+
+    def change(model: onnx.ModelProto) -> None:
+        if where == "initializer":
+            model.graph.initializer.append(tensor)
+        elif where == "constant":
+            model.graph.node.append(node())
+        elif where == "tensors":
+            model.graph.node.append(helper.make_node("Constant", [], ["t"], values=[tensor]))
+        elif where == "sparse":
+            model.graph.sparse_initializer.add(values=tensor, dims=[1])
+        elif where == "indices":
+            model.graph.sparse_initializer.add(indices=tensor, dims=[1])
+        elif where == "sparse attribute":
+            sparse = onnx.SparseTensorProto(values=tensor, dims=[1])
+            model.graph.node.append(helper.make_node("Constant", [], ["s"], sparse_value=sparse))
+        elif where == "body":
+            model.graph.node.append(helper.make_node("If", ["think"], ["i"], then_branch=graph(), else_branch=graph()))
+        elif where == "body in a body":
+            inner = graph()
+            inner.node.append(helper.make_node("Loop", ["", ""], ["l"], body=helper.make_graph([node()], "b", [], [])))
+            model.graph.node.append(helper.make_node("If", ["think"], ["i"], then_branch=inner, else_branch=graph()))
+        elif where == "graphs":
+            model.graph.node.append(helper.make_node("Odd", [], ["o"], domain="x", graphs=[graph(), graph()]))
+        elif where == "function":
+            model.functions.append(helper.make_function("x", "F", [], ["y"], [node()], [helper.make_opsetid("", 21)]))
+        elif where == "default of a function":
+            made = helper.make_function("x", "F", [], ["y"], [], [helper.make_opsetid("", 21)])
+            made.attribute_proto.append(helper.make_attribute("value", tensor))
+            model.functions.append(made)
+        else:
+            model.training_info.add(algorithm=graph())
+
+    return change
+
+
+PLACES = [
+    "initializer", "constant", "tensors", "sparse", "indices", "sparse attribute", "body", "body in a body", "graphs",
+    "function", "default of a function", "training",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_weights_in_a_file_that_is_not_listed(own_bundle: Path, where: str) -> None:
+    (own_bundle / "extra.bin").write_bytes(bytes(64))
+    program(own_bundle, change=hidden_in(where, "extra.bin"))
+    assert "latent.onnx has weights in 'extra.bin', which bundle.json does not list as its data" in refusal(own_bundle)
+
+
+@pytest.mark.parametrize(
+    "place", ["/etc/passwd", "../cot.onnx", "samples/../../x", "C:\\x", "*/_ORT_MEM_ADDR_/*", "", ".", "\x1b[31m", "é"]
+)
+def test_weights_from_anywhere(own_bundle: Path, place: str) -> None:
+    program(own_bundle, change=hidden_in("body", place))
+    assert "which bundle.json does not list as its data" in refusal(own_bundle)
+
+
+def test_listed_files_of_other_kinds_are_no_weights(own_bundle: Path) -> None:
+    """Only what the program's entry names as its data: not a picture, and not another program."""
+    program(own_bundle, change=hidden_in("constant", "cot.onnx"))
+    assert "has weights in 'cot.onnx'" in refusal(own_bundle)
+    edit(own_bundle, lambda values: values["programs"]["latent"].update(data="cot.onnx"))
+    assert open_bundle(own_bundle).program("latent").data == "cot.onnx"
+
+
+def test_two_places_in_one_tensor(own_bundle: Path) -> None:
+    """The first is harmless; ONNX Runtime reads the last."""
+    (own_bundle / "w.bin").write_bytes(bytes(8))
+    tensor = outside("twice", "w.bin")
+    tensor.external_data.add(key="location", value="/etc/hosts")
+    program(own_bundle, change=lambda model: model.graph.initializer.append(tensor))
+    resign(own_bundle, "w.bin")
+    edit(own_bundle, lambda values: values["programs"]["latent"].update(data="w.bin"))
+    assert "has weights in '/etc/hosts'" in refusal(own_bundle)
+
+
+def test_a_compiled_program_in_a_node(own_bundle: Path) -> None:
+    node = helper.make_node("EPContext", [], ["c"], domain="com.microsoft", ep_cache_context="x.so", embed_mode=0)
+    program(own_bundle, change=lambda model: model.graph.node.append(node))
+    assert "latent.onnx holds a compiled program (EPContext)" in refusal(own_bundle)
+
+
+def test_the_walk_sees_what_a_real_program_names(step_bundle: Path) -> None:
+    """Against the package onnx, which the base install has not."""
+    for file in sorted(step_bundle.glob("*.onnx")):
+        model = onnx.load(str(file), load_external_data=False)
+        expected = {
+            entry.value
+            for tensor in model.graph.initializer
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+        found = list(mentions(file))
+        assert {one.text for one in found if one.what == "location"} == expected == {"latent.onnx.data"}
+        assert {node.op_type for node in model.graph.node} <= {one.text for one in found if one.what == "operator"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cut_and_altered_programs(own_bundle: Path, seed: int) -> None:
+    """Whatever the bytes are: one sentence, or a program that opens."""
+    chance = np.random.default_rng(seed)
+    path = own_bundle / "latent.onnx"
+    content = bytearray(path.read_bytes()[:40_000])
+    without_samples(own_bundle)
+    for _ in range(20):
+        changed = bytearray(content[: int(chance.integers(0, len(content)))])
+        for place in chance.integers(0, max(1, len(changed)), 8) if changed else []:
+            changed[place] = int(chance.integers(0, 256))
+        path.write_bytes(changed)
+        resign(own_bundle)
+        assert str(path.name) in sentence(lambda: Reasoner.load(own_bundle, threads=1))
+
+
+def link(folder: Path, name: str, target: Path) -> None:
+    content = (folder / name).read_bytes()
+    if not target.exists():
+        target.write_bytes(content)
+    (folder / name).unlink()
+    (folder / name).symlink_to(target)
+
+
+def test_a_link_out_of_the_folder(own_bundle: Path, tmp_path: Path) -> None:
+    link(own_bundle, "latent.onnx", tmp_path / "elsewhere.onnx")
+    assert "latent.onnx is a link that leads out of the bundle" in refusal(own_bundle)
+
+
+def test_a_link_within_the_folder(own_bundle: Path) -> None:
+    link(own_bundle, "prompt.json", own_bundle / "the-prompt.json")
+    assert open_bundle(own_bundle)
+
+
+def test_a_folder_that_leads_out(own_bundle: Path, tmp_path: Path) -> None:
+    (own_bundle / "samples").rename(tmp_path / "samples")
+    (own_bundle / "samples").symlink_to(tmp_path / "samples")
+    with pytest.raises(BundleError, match="is a link that leads out of the bundle"):
+        open_bundle(own_bundle)
+
+
+def test_a_bundle_reached_by_a_link(own_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").symlink_to(own_bundle)
+    assert open_bundle(tmp_path / "linked")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_is_not_waited_for(own_bundle: Path) -> None:
+    (own_bundle / "latent.onnx").unlink()
+    os.mkfifo(own_bundle / "latent.onnx")
+    assert "latent.onnx is no ordinary file" in refusal(own_bundle)
+
+
+NAMES = {
+    "/etc/passwd": "lies outside", "a/../../b": "lies outside", "..\\x": "lies outside", "C:/x": "lies outside",
+    "a//b": "is no name", "./a": "is no name", "a/": "is no name", "nul\x00": "is no name", "NUL": "is no name",
+    "x/com1.txt": "is no name", "a.": "is no name", "a\n": "is no name", "n" * 300: "is no name", "": "is no name",
+    "Bundle.JSON": "names bundle.json itself", "LATENT.onnx": "are one file on some systems",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_files(own_bundle: Path, name: str) -> None:
+    edit(own_bundle, lambda values: values["files"].update({name: {"sha256": "0" * 64, "bytes": 1}}))
+    assert NAMES[name] in refusal(own_bundle)
+
+
+def test_settings_that_are_not_listed(own_bundle: Path) -> None:
+    edit(own_bundle, lambda values: values["files"].pop("tokenizer_config.json"))
+    assert "has a tokenizer_config.json that bundle.json does not list" in refusal(own_bundle)
+
+
+def test_a_file_replaced_after_its_digest_was_compared(own_bundle: Path) -> None:
+    reasoner = Reasoner.open(own_bundle)
+    content = (own_bundle / "latent.onnx").read_bytes()
+    (own_bundle / "other").write_bytes(content)
+    (own_bundle / "other").replace(own_bundle / "latent.onnx")
+    assert "was altered after the bundle was opened; open it again" in sentence(lambda: reasoner.prepare())
+
+
+NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
+    "token": ({"num_tokens": 1, "token_ids": [5_000, 0, 0, 0, 0, 0]}, "5000 in token_ids, where 0 to 63"),
+    "negative token": ({"num_tokens": 2, "token_ids": [0, -(2**62), 0, 0, 0, 0]}, "in token_ids, where 0 to 63"),
+    "count": ({"num_tokens": 7}, "num_tokens = 7, where 0 to 6 is possible"),
+    "negative count": ({"num_tokens": -1}, "num_tokens = -1"),
+    "latents": ({"latent_steps": 4}, "latent_steps = 4, where 0 to 3 is possible"),
+    "halting": ({"halting": 99}, "halting = 99, where 0 to 3 is possible"),
+    "steps": ({"ar_steps": 2**40}, "ar_steps = 1099511627776"),
+    "replayed": ({"latent_steps": 1, "ar_steps": 1, "replayed": [[9**9] * 4] * 3}, "in replayed, where -1 to"),
+    "replayed below": ({"latent_steps": 3, "ar_steps": 3, "replayed": [[-2] * 4] * 3}, "-2 in replayed"),
+    "weights": ({"latent_steps": 1, "ar_steps": 1, "replay_weights": [[np.nan] * 4] * 3}, "no finite numbers"),
+    "depths": ({"routed_depths": [[10**9, 0]] * 4}, "1000000000 in routed_depths"),
+    "depths of tokens": ({"routed_latents": np.full((3, 2, 5), -3)}, "-3 in routed_latents"),
+}
+
+
+@pytest.mark.parametrize("what", NONSENSE)
+def test_a_program_that_answers_nonsense(own_bundle: Path, what: str) -> None:
+    given, expected = NONSENSE[what]
+    manifest = json.loads((own_bundle / "bundle.json").read_text())
+    types = {one["name"]: one["dtype"] for one in manifest["programs"]["latent"]["spec"]["outputs"]}
+    program(own_bundle, {name: np.asarray(value, types[name]) for name, value in given.items()})
+    reasoner = Reasoner.load(own_bundle, threads=1)
+    said = sentence(lambda: reasoner.ask(picture(), QUESTION))
+    assert "its program gives " in said and expected in said
+    edit(own_bundle, lambda values: values.update(samples=values["samples"][:1]))
+    assert expected.partition(",")[0] in sentence(lambda: check_bundle(own_bundle).raise_if_bad())
+
+
+def test_a_program_that_answers_in_another_shape(own_bundle: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        (shape,) = [node for node in model.graph.node if list(node.output) == ["routed_prompt_s"]]
+        shape.input[0] = "patch_picture"  # as many columns as there are patches
+
+    program(own_bundle, change=change)
+    reasoner = Reasoner.load(own_bundle, threads=1)
+    assert "gives routed_prompt as int64 [2, 160], not int64 [2, " in sentence(
+        lambda: reasoner.ask(picture(), QUESTION)
+    )
+
+
+def test_a_program_that_fails_while_it_runs(own_bundle: Path) -> None:
+    failing = helper.make_node("Reshape", ["input_ids", "wrong"], ["r"])
+    count = helper.make_node("ReduceSum", ["r"], ["extra"], keepdims=0)
+    shape = helper.make_node("Constant", [], ["wrong"], value=helper.make_tensor("w", TensorProto.INT64, [1], [7]))
+    program(own_bundle, nodes=[shape, failing, count])
+    reasoner = Reasoner.load(own_bundle, threads=1)
+    said = sentence(lambda: reasoner.ask(None, QUESTION))
+    assert "latent.onnx: ONNX Runtime cannot run it (" in said and "Reshape" in said
+
+
+UNLOADABLE: dict[str, Callable[[onnx.ModelProto], object]] = {
+    "opset": lambda model: setattr(model.opset_import[0], "version", 9_999),
+    "ir": lambda model: setattr(model, "ir_version", 9_999),
+    "operator": lambda model: model.graph.node.append(helper.make_node("Nothing", [], ["n"])),
+    "domain": lambda model: model.graph.node.append(helper.make_node("Add", [], ["n"], domain="nobody")),
+    "cycle": lambda model: model.graph.node.append(helper.make_node("Identity", ["loop"], ["loop"])),
+    "missing input": lambda model: model.graph.node.append(helper.make_node("Identity", ["nowhere"], ["n"])),
+    "no graph": lambda model: model.ClearField("graph"),
+}
+
+
+@pytest.mark.parametrize("what", UNLOADABLE)
+def test_a_program_that_onnx_runtime_refuses(own_bundle: Path, what: str, capfd: pytest.CaptureFixture[str]) -> None:
+    program(own_bundle, change=UNLOADABLE[what])
+    said = sentence(lambda: Reasoner.load(own_bundle, threads=1))
+    assert "latent.onnx: " in said and "copy the bundle again" in said and "[ONNXRuntimeError]" not in said
+    assert capfd.readouterr().err == "", "what ONNX Runtime says is said once, by lrkit"
+
+
+def test_validate_ends_a_program_without_end(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrkit.runtime.bundle_check.patience", lambda *_: 0.1)
+    endless(own_bundle)
+    report = check_bundle(own_bundle)
+    assert len(report.problems) == 1, "one sample is enough"
+    assert "recorded sample 0: there was no answer within the 0.1 s" in report.problems[0]
+
+
+def limit(name: str, value: int) -> Callable[[dict[str, Any]], object]:
+    return lambda values: values["limits"].update({name: value})
+
+
+DECLARED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "patches": (limit("max_patches", 10**12), "limits.max_patches"),
+    "tokens": (limit("max_prompt_tokens", 10**12), "limits.max_prompt_tokens"),
+    "speech": (limit("max_new_tokens", 2**16), "room for 6 tokens, below its limit max_new_tokens of 65536"),
+    "speech beyond": (limit("max_new_tokens", 10**9), "limits.max_new_tokens"),
+    "pictures": (limit("max_images", -1), "limits.max_images"),
+    "thought": (limit("max_latent_steps", 10**9), "limits.max_latent_steps"),
+    "layers": (lambda v: v["programs"]["latent"].update(num_layers=10**12), "programs.latent.num_layers"),
+    "routed": (lambda v: v["programs"]["latent"].update(routed_layers=[1, 900]), "beyond its 4 layers"),
+    "threads": (lambda v: v.update(defaults={"threads": 10**6}), "defaults.threads"),
+    "merge": (lambda v: v.update(merge_size=3), "the merge size is 3, its other files say 2"),
+    "image token": (lambda v: v["tokens"].update(image=1), "the id of the image token is 1"),
+    "end token": (lambda v: v["tokens"].update(eos=64), "64 words, fewer than the ids under tokens say"),
+    "digest": (lambda v: v["files"]["cot.onnx"].update(sha256="../../x"), "sha256"),
+    "negative bytes": (lambda v: v["files"]["cot.onnx"].update(bytes=-1), "bytes"),
+    "samples": (lambda v: v.update(samples=v["samples"] * 20_000), "samples"),
+}
+
+
+@pytest.mark.parametrize("what", DECLARED)
+def test_declared_numbers(own_bundle: Path, what: str) -> None:
+    change, expected = DECLARED[what]
+    edit(own_bundle, change)
+    assert expected in sentence(lambda: Reasoner.load(own_bundle, verify=False))
+
+
+def test_a_declaration_that_exhausts_memory(step_bundle: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(step_bundle, tmp_path / "steps"))
+
+    def grow(values: dict[str, Any]) -> None:
+        for one in values["programs"]["latent"]["steps"]["speak"]["spec"]["inputs"]:
+            if one["name"] == "key0":
+                one["shape"] = [1, 2, 2**30, 8]
+
+    edit(own, grow)
+    assert "inputs of 68" in refusal(own) and "where at most" in refusal(own)
+
+
+STEPS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "no prompt": (lambda steps: steps.pop("prompt"), "declares no step prompt"),
+    "no speak": (lambda steps: steps.pop("speak"), "declares no step speak"),
+    "no thinking": (lambda steps: steps.pop("think"), "which no step gives"),
+    "no token": (lambda steps: steps["prompt"]["spec"]["outputs"].pop(13), "a prompt that does not give token"),
+    "unknown input": (
+        lambda steps: steps["prompt"]["spec"]["inputs"].append(
+            {"name": "x", "dtype": "int64", "shape": [1], "meaning": ""}
+        ),
+        "the input x of its prompt, which nothing gives",
+    ),
+    "no next token": (lambda steps: steps["speak"]["spec"]["outputs"].pop(0), "that does not give new_token"),
+}
+
+
+@pytest.mark.parametrize("what", STEPS)
+def test_steps_that_do_not_fit(step_bundle: Path, tmp_path: Path, what: str) -> None:
+    own = Path(shutil.copytree(step_bundle, tmp_path / "steps"))
+    change, expected = STEPS[what]
+    edit(own, lambda values: change(values["programs"]["latent"]["steps"]))
+    assert expected in refusal(own)
+
+
+def test_a_manifest_of_any_size(own_bundle: Path) -> None:
+    (own_bundle / "bundle.json").write_text('{"name": "' + "x" * (9 << 20) + '"}')
+    assert "bytes where at most" in refusal(own_bundle)
+
+
+def test_pixels_that_exhaust_memory(own_bundle: Path) -> None:
+    """A picture is never enlarged beyond the limits, whatever the picture settings say."""
+    path = own_bundle / "preprocessor_config.json"
+    for changes in ({"size": {"shortest_edge": 10**15, "longest_edge": 10**16}}, {"patch_size": 10**6}):
+        values = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps(values))
+        resign(own_bundle)
+        without_samples(own_bundle)
+        sentence(lambda: Reasoner.load(own_bundle, threads=1).ask(picture(), QUESTION))
