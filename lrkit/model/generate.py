@@ -50,8 +50,7 @@ def generate(
     between_steps: Callable[[], None] = lambda: None,
 ) -> list[Generated]:
     """Greedy answers for a batch of prompts, one per sample. `on_token` gets each new token per sample (None:
-    stopped); `recorder` launches recorded steps instead of running them operation by operation. `between_steps` is
-    called before each latent step and each token; what it raises ends the answer.
+    stopped); `recorder` launches recorded steps instead of single operations. What `between_steps` raises ends it.
 
     Raises:
         UserError: the model's numbers become NaN or infinite.

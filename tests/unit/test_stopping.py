@@ -142,18 +142,21 @@ def test_the_listener_of_before_is_back(bundle: Path) -> None:
 def test_between_steps(step_bundle: Path, form: str) -> None:
     """Both engines drive steps from the host: the answer ends before the next token."""
     reasoner = Reasoner.load(step_bundle, threads=1) if form == "steps of a bundle" else torch_reasoner()
-    cancel, said = threading.Event(), list[str]()
+    cancel, said = threading.Event(), list[object]()
+    prompt = reasoner.processor.encode_prompt([picture()], QUESTION)
 
-    def first_word(text: str) -> None:
-        said.append(text)
+    def first_token(tokens: object) -> None:
+        said.append(tokens)
         cancel.set()
 
-    whole = reasoner.ask(picture(), QUESTION, max_new_tokens=4)
-    assert whole.spoken_tokens > 1
+    (whole,) = reasoner.engine.generate([prompt], AskOptions(max_new_tokens=4))
+    assert len(whole.token_ids) > 1
     with pytest.raises(Cancelled):
-        reasoner.ask(picture(), QUESTION, max_new_tokens=4, cancel=cancel, on_text=first_word)
+        options = AskOptions(max_new_tokens=4, stop=Stop.within(cancel=cancel))
+        reasoner.engine.generate([prompt], options, first_token)
     assert len(said) == 1
-    assert reasoner.ask(picture(), QUESTION, max_new_tokens=4).text == whole.text
+    (again,) = reasoner.engine.generate([prompt], AskOptions(max_new_tokens=4))
+    assert again.token_ids == whole.token_ids
 
 
 def test_threads_are_ended_one_by_one(hanging: Path, bundle: Path) -> None:
