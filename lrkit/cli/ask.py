@@ -34,6 +34,7 @@ def ask(
     image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for several.")] = None,
     mode: Annotated[str, typer.Option(help="latent, cot or direct.")] = "latent",
     trace: Annotated[Path | None, typer.Option(help="Draw the regions that each latent step replayed.")] = None,
+    trace_font: Annotated[Path | None, typer.Option(help="A font file for what Pillow's own font lacks.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest speech.")] = None,
     max_latent_steps: Annotated[int | None, typer.Option(min=0, help="Instead of the model's own limit.")] = None,
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Shrink larger pictures to so many pixels.")] = None,
@@ -48,9 +49,11 @@ def ask(
     """Ask one question about one picture, several, or none."""
     from lrkit.runtime.engines import parse_options
     from lrkit.runtime.session import Reasoner
+    from lrkit.runtime.trace import trace_format
 
     (chosen,) = parse_modes(mode)[:1]
     if trace is not None:
+        trace_format(trace)
         check_writable(trace)
     options = parse_options(engine_option or [])
     reasoner = Reasoner.open(model, device, provider, threads, engine, options).baseline(chosen).prepare()
@@ -73,4 +76,4 @@ def ask(
     )
     write_json(json_file, answer.to_dict())
     if trace is not None:
-        answer.save_trace(trace)
+        answer.save_trace(trace, trace_font)

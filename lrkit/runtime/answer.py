@@ -59,12 +59,16 @@ class Answer:
         values["resized"] = [one.to_dict() for one in self.resized]
         return values
 
-    def save_trace(self, path: Path | str) -> None:
+    def save_trace(self, path: Path | str, font: Path | str | None = None) -> None:
         """Draw the pictures once per latent step with the replayed regions on them, under question and answer.
 
+        The format follows from the ending: .png, .jpg, .webp, .bmp or .tif. `font` is a font file for the texts; None:
+        Pillow's own, and those of the system for characters that it lacks. What no font has is named in its place.
+
         Raises:
-            DataError: a picture can no longer be read, or the path cannot be written or names no image format.
+            DataError: a picture can no longer be read, the path names no such format, or `font` is no font.
+            FileError: the file cannot be written.
         """
         from lrkit.runtime.trace import save_trace
 
-        save_trace(self, Path(path))
+        save_trace(self, Path(path), font)

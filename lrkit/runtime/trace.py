@@ -1,61 +1,104 @@
 """Draws an `Answer`: one panel per latent step, the replayed regions lit up on the pictures. Pillow only.
 
-Place in the pipeline: `Answer.save_trace` -> a PNG for people. Layout, from the top: question, answer, how it was
-reached, then the panels in even rows.
+Place in the pipeline: `Answer.save_trace` -> a picture for people. Layout, from the top: question, answer, how it was
+reached (trace_text.py), then the panels in even rows.
 """
 
+import io
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, PngImagePlugin
 
-from lrkit.errors import DataError
+from lrkit.errors import DataError, clean, one_line
+from lrkit.files import write_bytes
+from lrkit.runtime.fonts import Fonts
 from lrkit.runtime.pictures import load_image
 from lrkit.runtime.regions import Region
+from lrkit.runtime.trace_text import PAPER, caption_width, draw_caption, draw_head, shown
 
 if TYPE_CHECKING:
     from lrkit.runtime.answer import Answer
 
-_PAPER, _INK, _GREY = (255, 255, 255), (24, 28, 36), (108, 114, 126)
+FORMATS = {
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
+}  # fmt: skip
+"""Ending -> what is written."""
+
 _GLOW = (255, 168, 0)
-_MARGIN, _GAP, _LINE = 28, 24, 3
+_MARGIN, _GAP, _LINE, _BETWEEN = 28, 24, 3, 8
 _PICTURE_SIDE = 400
 """Longest side of a drawn picture in pixels; smaller ones are enlarged by whole factors towards it."""
 _PAGE_WIDTH = 1360
 _MIN_PAGE_WIDTH = 560
 _DIM = 0.45
 """Share of white laid over what was not replayed."""
+_MOST_DRAWN = 256
+"""Pictures on a page, over all steps: some 40 million pixels."""
 
 
-def save_trace(answer: "Answer", path: Path) -> None:
-    """Write `draw_trace(answer)` as an image file.
+def save_trace(answer: "Answer", path: Path, font: "os.PathLike[str] | str | None" = None) -> None:
+    """Write `draw_trace(answer)` as an image file; a PNG also holds question and text as metadata.
 
     Raises:
-        DataError: a picture can no longer be read, or the path cannot be written or names no image format.
+        DataError: a picture can no longer be read, the path names no format of `FORMATS`, or `font` is none.
+        FileError: the file cannot be written.
     """
-    page = draw_trace(answer)
+    format = trace_format(path)
+    page = draw_trace(answer, font)
+    file = io.BytesIO()
     try:
-        page.save(path)
-    except ValueError as error:
-        raise DataError(f"{path}: has no ending that names an image format; use .png") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
+        page.save(file, format, **({"pnginfo": _metadata(answer)} if format == "PNG" else {}))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{clean(str(path))}: a page of {page.width} x {page.height} pixels cannot be written as {format} "
+            f"({one_line(error, 60)}); use .png"
+        ) from error
+    write_bytes(path, file.getvalue())
 
 
-def draw_trace(answer: "Answer") -> Image.Image:
-    """The page as an RGB picture.
+def trace_format(path: Path) -> str:
+    """The format that a path asks for by its ending; PNG for a device or a pipe.
 
     Raises:
-        DataError: a picture can no longer be read.
+        DataError: the ending names none of `FORMATS`.
     """
-    pictures = [load_image(image) for image in answer.images]
-    rows = _rows(_panels(answer, pictures))
+    ending = path.suffix.lower()
+    if ending in FORMATS:
+        return FORMATS[ending]
+    if not ending and path.exists() and not path.is_file() and not path.is_dir():  # a device or a pipe
+        return "PNG"
+    raise DataError(
+        f"{clean(str(path))}: has no ending that names an image format that is written ({', '.join(FORMATS)}); use .png"
+    )
+
+
+def _metadata(answer: "Answer") -> PngImagePlugin.PngInfo:
+    values = PngImagePlugin.PngInfo()
+    for key, text in (("question", answer.question), ("text", answer.text)):
+        plain = "".join(one for one in text if one.isprintable() or one in "\n\t")
+        values.add_itxt(key, plain.encode("utf-8", "replace").decode("utf-8"))
+    return values
+
+
+def draw_trace(answer: "Answer", font: "os.PathLike[str] | str | None" = None) -> Image.Image:
+    """The page as an RGB picture. `font` is a font file for texts that Pillow's own lacks letters for; None: those of
+    the system.
+
+    Raises:
+        DataError: a picture can no longer be read, or `font` is no font.
+    """
+    fonts = Fonts((shown(answer.question), shown(answer.text)), font)
+    scaled = [_scale(load_image(image)) for image in answer.images[:_MOST_DRAWN]]
+    steps = answer.regions[: max(1, _MOST_DRAWN // max(1, len(scaled)))]
+    rows = _rows(_panels(steps, scaled, fonts))
     width = _page_width(rows)
-    head = _draw_head(answer, width - 2 * _MARGIN)
+    head = draw_head(answer, width - 2 * _MARGIN, fonts, _left_out(answer, len(steps), len(scaled)))
     height = 2 * _MARGIN + head.height + sum(max(panel.height for panel in row) + _GAP for row in rows)
-    page = Image.new("RGB", (width, height), _PAPER)
+    page = Image.new("RGB", (width, height), PAPER)
     page.paste(head, (_MARGIN, _MARGIN))
     top = _MARGIN + head.height + _GAP
     for row in rows:
@@ -67,21 +110,27 @@ def draw_trace(answer: "Answer") -> Image.Image:
     return page
 
 
-def _panels(answer: "Answer", pictures: list[Image.Image]) -> list[Image.Image]:
+def _left_out(answer: "Answer", steps: int, pictures: int) -> str:
+    """A note where not everything is on the page."""
+    if not answer.images or (steps == len(answer.regions) and pictures == len(answer.images)):
+        return ""
+    return f"drawn: {steps} of {len(answer.regions)} steps, {pictures} of {len(answer.images)} pictures"
+
+
+def _panels(steps: Sequence[Sequence[Region]], scaled: list[Any], fonts: Fonts) -> list[Image.Image]:
     """One per latent step; a single plain one for a mode without latent steps; none without pictures."""
-    if not pictures:
+    if not scaled:
         return []
-    scaled = [_scale(picture) for picture in pictures]
-    if not answer.regions:
-        return [_panel([small for small, _ in scaled], "")]
-    panels = []
-    for step, regions in enumerate(answer.regions, start=1):
+    if not steps:
+        return [_panel([small for small, _ in scaled], "", fonts)]
+    panels: list[Image.Image] = []
+    for step, regions in enumerate(steps, start=1):
         drawn = [
             _light_up(small, factor, [region for region in regions if region.image == index])
             for index, (small, factor) in enumerate(scaled)
         ]
         caption = f"step {step}" if regions else f"step {step} (nothing replayed)"
-        panels.append(_panel(drawn, caption))
+        panels.append(_panel(drawn, caption, fonts))
     return panels
 
 
@@ -100,8 +149,8 @@ def _scale(picture: Image.Image) -> tuple[Image.Image, tuple[float, float]]:
 def _light_up(picture: Image.Image, factor: tuple[float, float], regions: Sequence[Region]) -> Image.Image:
     """Fade the picture but for its regions, tint those by weight and draw one line around each connected group."""
     frame = (picture.width + 2 * _LINE, picture.height + 2 * _LINE)
-    canvas = Image.new("RGB", frame, _PAPER)
-    canvas.paste(Image.blend(picture, Image.new("RGB", picture.size, _PAPER), _DIM), (_LINE, _LINE))
+    canvas = Image.new("RGB", frame, PAPER)
+    canvas.paste(Image.blend(picture, Image.new("RGB", picture.size, PAPER), _DIM), (_LINE, _LINE))
     chosen, tint = Image.new("L", frame), Image.new("L", frame)
     strongest = max((region.weight for region in regions), default=1.0) or 1.0
     for region in regions:
@@ -110,7 +159,7 @@ def _light_up(picture: Image.Image, factor: tuple[float, float], regions: Sequen
         box = (left, top, max(left, right - 1), max(top, bottom - 1))
         ImageDraw.Draw(chosen).rectangle(box, fill=255)
         ImageDraw.Draw(tint).rectangle(box, fill=round(10 + 45 * max(0.0, region.weight) / strongest))
-    bright = Image.new("RGB", frame, _PAPER)
+    bright = Image.new("RGB", frame, PAPER)
     bright.paste(picture, (_LINE, _LINE))
     canvas.paste(bright, mask=chosen)
     canvas.paste(_GLOW, mask=tint)
@@ -119,18 +168,22 @@ def _light_up(picture: Image.Image, factor: tuple[float, float], regions: Sequen
     return canvas
 
 
-def _panel(pictures: list[Image.Image], caption: str) -> Image.Image:
-    """Pictures side by side over a caption."""
-    font = ImageFont.load_default(size=17)
-    room = 30 if caption else 0
-    width = sum(picture.width for picture in pictures) + 8 * (len(pictures) - 1)
-    height = max(picture.height for picture in pictures)
-    panel = Image.new("RGB", (max(width, round(font.getlength(caption)) + 2), height + room), _PAPER)
-    left = 0
+def _panel(pictures: list[Image.Image], caption: str, fonts: Fonts) -> Image.Image:
+    """Pictures side by side, in rows that fit the page, over a caption."""
+    places, right, below = list[tuple[int, int]](), 0, 0
+    left = top = 0
     for picture in pictures:
-        panel.paste(picture, (left, 0))
-        left += picture.width + 8
-    ImageDraw.Draw(panel).text((_LINE, height + 6), caption, font=font, fill=_GREY)
+        if left and left + picture.width > _PAGE_WIDTH - 2 * _MARGIN:
+            left, top = 0, below + _BETWEEN
+        places.append((left, top))
+        right, below = max(right, left + picture.width), max(below, top + picture.height)
+        left += picture.width + _BETWEEN
+    room = 30 if caption else 0
+    panel = Image.new("RGB", (max(right, caption_width(caption, fonts)), below + room), PAPER)
+    for picture, place in zip(pictures, places, strict=True):
+        panel.paste(picture, place)
+    if caption:
+        draw_caption(panel, _LINE, below + 6, caption, fonts)
     return panel
 
 
@@ -149,37 +202,3 @@ def _rows(panels: list[Image.Image]) -> list[list[Image.Image]]:
     num_rows = math.ceil(len(panels) / fitting)
     per_row = math.ceil(len(panels) / num_rows)
     return [panels[start : start + per_row] for start in range(0, len(panels), per_row)]
-
-
-def _draw_head(answer: "Answer", width: int) -> Image.Image:
-    """Question, answer and figures as wrapped text."""
-    figures = f"{answer.mode}: {answer.latent_steps} latent steps, {answer.spoken_tokens} spoken tokens"
-    if answer.replayed_tokens:
-        figures += f", {answer.replayed_tokens} visual tokens replayed"
-    large, small = ImageFont.load_default(size=24), ImageFont.load_default(size=17)
-    blocks = [(answer.question, large, _INK, 32), (answer.text, large, _INK, 32), (figures, small, _GREY, 26)]
-    lines = [(line, font, ink, step) for text, font, ink, step in blocks for line in [*_wrap(text, font, width), ""]]
-    # The empty line that ends a block is a small gap.
-    head = Image.new("RGB", (width, sum(step if line else 8 for line, _, _, step in lines)), _PAPER)
-    top = 0
-    for line, font, ink, step in lines:
-        ImageDraw.Draw(head).text((0, top), line, font=font, fill=ink)
-        top += step if line else 8
-    return head
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, max_lines: int = 12) -> list[str]:
-    """Lines no wider than `width`, at most `max_lines`; words longer than a line are cut."""
-    lines = [""]
-    for word in text.split():
-        while font.getlength(word) > width and len(word) > 1:
-            cut = next(end for end in range(len(word) - 1, 0, -1) if end == 1 or font.getlength(word[:end]) <= width)
-            lines.append(word[:cut])
-            word = word[cut:]
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    kept = [line for line in lines if line]
-    return kept if len(kept) <= max_lines else [*kept[: max_lines - 1], kept[max_lines - 1] + " ..."]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lrkit.errors import DataError
+from lrkit.errors import DataError, FileError
 from lrkit.runtime.answer import Answer
 from lrkit.runtime.regions import token_regions
 from lrkit.runtime.trace import draw_trace
@@ -106,5 +106,5 @@ def test_a_trace_is_saved_or_the_reason_given(tmp_path: Path) -> None:
         assert saved.size == draw_trace(one).size
     with pytest.raises(DataError, match=r"use \.png"):
         one.save_trace(tmp_path / "trace.what")
-    with pytest.raises(DataError, match="cannot be written"):
-        one.save_trace(tmp_path / "nowhere" / "trace.png")
+    with pytest.raises(FileError, match=r"give another name|not a folder"):
+        one.save_trace(tmp_path / "trace.png" / "inside.png")
