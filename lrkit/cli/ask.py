@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lrkit.cli.console import beside_json, err
-from lrkit.cli.eval import parse_modes
+from lrkit.cli.eval import DTYPE_HELP, parse_modes, say_note
 from lrkit.cli.tables import json_option, milliseconds, write_json
 from lrkit.files import check_writable
 
@@ -39,6 +39,7 @@ def ask(
     max_latent_steps: Annotated[int | None, typer.Option(min=0, help="Instead of the model's own limit.")] = None,
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Shrink larger pictures to so many pixels.")] = None,
     device: Annotated[str | None, typer.Option(help="Checkpoints: cpu, cuda or cuda:0.")] = None,
+    dtype: Annotated[str, typer.Option(help=DTYPE_HELP)] = "auto",
     engine: Annotated[str | None, typer.Option(help="Bundles: onnxruntime, tensorrt-rtx or tensorrt.")] = None,
     engine_option: Annotated[list[str] | None, typer.Option(help="TensorRT: KEY=VALUE, as device=1; repeat.")] = None,
     provider: Annotated[str | None, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, ...")] = None,
@@ -56,7 +57,8 @@ def ask(
         trace_format(trace)
         check_writable(trace)
     options = parse_options(engine_option or [])
-    reasoner = Reasoner.open(model, device, provider, threads, engine, options).baseline(chosen).prepare()
+    reasoner = Reasoner.open(model, device, provider, threads, engine, options, dtype).baseline(chosen).prepare()
+    say_note(reasoner)
     answer = reasoner.ask(
         list(image or []),
         question,

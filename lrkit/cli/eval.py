@@ -4,15 +4,18 @@ MODEL is a bundle (run without torch, on ONNX Runtime or by its TensorRT engines
 """
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
-from lrkit.cli.console import bars, beside_json
+from lrkit.cli.console import bars, beside_json, err
 from lrkit.cli.tables import headline, json_option, modes_table, write_json
 from lrkit.errors import UserError
 from lrkit.model.generated import MODES, Mode
+
+if TYPE_CHECKING:
+    from lrkit.runtime.session import Reasoner
 
 EXAMPLES = """
 Examples:
@@ -29,6 +32,9 @@ Examples:
 """
 
 
+DTYPE_HELP = "Checkpoints: float32, bfloat16, float16, or auto: as trained."
+
+
 def eval_checkpoint(
     model: Annotated[str, typer.Argument(help="A bundle, a checkpoint folder, or a shipped name such as tiny.")],
     data: Annotated[
@@ -42,6 +48,7 @@ def eval_checkpoint(
     max_latent_steps: Annotated[int | None, typer.Option(min=0, help="Instead of the model's own limit.")] = None,
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Shrink larger pictures to so many pixels.")] = None,
     device: Annotated[str | None, typer.Option(help="Checkpoints: cpu, cuda or cuda:0.")] = None,
+    dtype: Annotated[str, typer.Option(help=DTYPE_HELP)] = "auto",
     engine: Annotated[str | None, typer.Option(help="Bundles: onnxruntime, tensorrt-rtx or tensorrt.")] = None,
     engine_option: Annotated[list[str] | None, typer.Option(help="TensorRT: KEY=VALUE, as device=1; repeat.")] = None,
     provider: Annotated[str | None, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, ...")] = None,
@@ -60,9 +67,11 @@ def eval_checkpoint(
     chosen = parse_modes(modes)
     sets = {name: load_samples(name, samples, seed=seed) for name in data or ["trail:main"]}
     choice = EngineChoice(engine, provider, threads, options=parse_options(engine_option or []))
-    reasoner = Reasoner.open(model, device, provider, threads, engine, choice.options)
+    reasoner = Reasoner.open(model, device, provider, threads, engine, choice.options, dtype)
+    say_note(reasoner)
     options = EvalOptions(chosen, batch_size, latency_samples, max_new_tokens, max_latent_steps, max_pixels)
-    runs_on = {"engine": reasoner.engine.name, "device": device or choice.place, "threads": threads}
+    place = {"device": device or choice.place, "threads": threads, "dtype": reasoner.engine.dtype}
+    runs_on = {"engine": reasoner.engine.name, **place}
     report: dict[str, Any] = {"schema": 1, "kind": "eval", "model": model, "runs_on": runs_on, "seed": seed, "sets": {}}
     for name, drawn in sets.items():
         with bars(MofNCompleteColumn(), TimeRemainingColumn()) as progress:
@@ -76,6 +85,12 @@ def eval_checkpoint(
         if (sentence := headline(figures)) is not None:
             console.print(sentence)
     write_json(json_file, {**report, **_first(report["sets"]), "provenance": collect()}, precious=True)
+
+
+def say_note(reasoner: "Reasoner") -> None:
+    """On standard error: what a user should know of the model, such as that it was trained in another number type."""
+    if reasoner.engine.note is not None:
+        err(soft_wrap=True).print(f"note: {reasoner.engine.note}")
 
 
 def parse_modes(text: str) -> tuple[Mode, ...]:

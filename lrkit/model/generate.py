@@ -20,14 +20,10 @@ from lrkit.model.steps import NO_WORD, PlainSteps, Steps
 from lrkit.model.stopwatch import Stopwatch
 
 
-class _NotFinite(Exception):
-    """The model's numbers have become NaN or infinite; the message is made where the number type is known."""
-
-
-def _not_finite(dtype: torch.dtype) -> str:
-    name = str(dtype).removeprefix("torch.")
-    wider = "check its weights with `lrkit validate`" if dtype == torch.float32 else "ask with --dtype float32"
-    return f"the model's numbers became NaN or infinite in {name}; {wider}"
+def _not_finite(reasoner: LatentReasoner) -> UserError:
+    name = str(reasoner.backbone.embedding_rows().dtype).removeprefix("torch.")
+    wider = "check its weights with `lrkit validate`" if name == "float32" else "ask with --dtype float32"
+    return UserError(f"the model's numbers became NaN or infinite in {name}; {wider}")
 
 
 def _watch(device: torch.device) -> Stopwatch:
@@ -65,10 +61,8 @@ def generate(
             watch.lap("prefill")
             halting = _think(reasoner, steps, len(prompts.prompt_mask), mode, limits, watch, between_steps)
             watch.lap("think")
-            spoken, finished, fed = _speak(steps, len(halting), limits, watch, on_token, between_steps)
+            spoken, finished, fed = _speak(reasoner, steps, len(halting), limits, watch, on_token, between_steps)
             watch.lap("speak")
-    except _NotFinite:
-        raise UserError(_not_finite(reasoner.backbone.embedding_rows().dtype)) from None
     finally:
         if training:
             reasoner.train()
@@ -133,6 +127,7 @@ def _think(
 
 
 def _speak(
+    reasoner: LatentReasoner,
     steps: Steps,
     batch: int,
     limits: GenerationLimits,
@@ -151,7 +146,7 @@ def _speak(
         going_B = (token_B != limits.eos_id) & going_B
         going, tokens = going_B.tolist(), token_B.tolist()
         if any(on and token == NO_WORD for on, token in zip(going, tokens, strict=True)):
-            raise _NotFinite
+            raise _not_finite(reasoner)
         for i in range(batch):
             if going[i]:
                 spoken[i].append(tokens[i])

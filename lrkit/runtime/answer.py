@@ -42,6 +42,8 @@ class Answer:
     """Seconds by phase, such as preprocess, prefill, think, speak, total."""
     resized: tuple[Resized, ...] = ()
     """The pictures that the model saw smaller than they were given, because of a limit; empty where none was."""
+    dtype: str = ""
+    """Number type of the weights that answered: float32, bfloat16 or float16; of a bundle fp32, fp16 or int4."""
     question: str = ""
     """What was asked."""
     images: tuple[ImageSource, ...] = field(default=(), repr=False)

@@ -40,6 +40,13 @@ class Engine(Protocol):
     """torch, onnxruntime, tensorrt-rtx or tensorrt."""
     processor: Processor
     num_layers: int
+    note: str | None
+    """What a user should know before asking, such as that the model was trained in another number type."""
+
+    @property
+    def dtype(self) -> str:
+        """Number type of the weights, such as "bfloat16"; of a bundle its precision, such as "int4"."""
+        ...
 
     def load(self) -> None:
         """Reads the weights now, where they would otherwise be read at the first question."""

@@ -91,6 +91,8 @@ class ProgramSessions(ABC):
 class ProgramEngine:
     """One program of a bundle. May be used by several threads at once."""
 
+    note: str | None = None
+
     def __init__(self, sessions: ProgramSessions, processor: Processor, role: Role = "latent") -> None:
         self.sessions = sessions
         self.name = sessions.name
@@ -101,6 +103,11 @@ class ProgramEngine:
         self.num_layers = self.entry.num_layers
         self._outputs = [spec.name for spec in self.entry.spec.outputs if spec.name not in _UNREAD]
         self._check = AnswerCheck(self.entry, self.bundle.manifest.tokens.image, str(self.bundle.folder))
+
+    @property
+    def dtype(self) -> str:
+        """The precision that its program was exported with."""
+        return self.entry.precision
 
     @classmethod
     def over(cls, path: Path | str, verify: bool, make: Callable[[Bundle], ProgramSessions]) -> Self:

@@ -32,6 +32,7 @@ from lrkit.runtime.arguments import (
 from lrkit.runtime.bundle import is_bundle
 from lrkit.runtime.engine import AskOptions, Engine
 from lrkit.runtime.engines import EngineChoice, open_engine
+from lrkit.runtime.number_types import known_dtype
 from lrkit.runtime.picture_input import ImageSource, as_pictures
 from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.runtime.regions import Region, token_regions
@@ -81,6 +82,7 @@ class Reasoner:
         threads: int | None = None,
         engine: str | None = None,
         engine_options: Mapping[str, Any] | None = None,
+        dtype: str | None = None,
     ) -> "Reasoner":
         """Whatever `path` is: a bundle (`load`), or a checkpoint or a shipped name such as `tiny` (`from_checkpoint`).
 
@@ -89,17 +91,21 @@ class Reasoner:
         Raises:
             UserError: an option of the other kind; what `load` and `from_checkpoint` raise.
         """
-        path, device = model_path(path), text_or_none("device", device)
+        path, device, dtype = model_path(path), text_or_none("device", device), text_or_none("dtype", dtype)
         choice = _choice(engine, provider, threads, None, engine_options)
         if is_bundle(path):
             if device is not None:
                 raise UserError(f"{path} is a bundle, and device is for checkpoints; give a provider instead")
+            if known_dtype(dtype) is not None:
+                raise UserError(
+                    f"{path} is a bundle, and dtype is for checkpoints; export it with the precision wanted"
+                )
             return cls(open_engine(path, choice))
         if provider is not None or threads is not None:
             raise UserError(f"{path} is no bundle, and provider and threads are for bundles; give a device instead")
         if engine is not None or engine_options:
             raise UserError(f"{path} is no bundle, and an engine runs bundles; export it first, or leave engine out")
-        return cls.from_checkpoint(path, device or "cpu")
+        return cls.from_checkpoint(path, device or "cpu", dtype)
 
     @classmethod
     def from_checkpoint(
@@ -107,6 +113,7 @@ class Reasoner:
     ) -> "Reasoner":
         """Runs a checkpoint (a folder, or a shipped name such as `tiny`) on torch.
 
+        `dtype` is float32, bfloat16 or float16; None or "auto" is the type that its backbone was trained in.
         `cuda_graphs` records latent steps and words on a GPU and launches each as one: several times faster where
         questions of like length follow one another, as the first of a length pays for the recording.
 
@@ -239,6 +246,7 @@ class Reasoner:
             regions=tuple(self._regions(prompt, result)),
             timings=timings,
             resized=prompt.resized,
+            dtype=self.engine.dtype,
             question=question,
             images=images,
         )

@@ -13,12 +13,13 @@ import torch
 from lrkit.cores import find_cores
 from lrkit.data.collate import collate_prompts
 from lrkit.errors import UserError
-from lrkit.model.checkpoint import load_checkpoint, read_info
+from lrkit.model.checkpoint import base_of, load_checkpoint, read_info
 from lrkit.model.generate import generate
 from lrkit.model.generated import Generated, GenerationLimits, Mode
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.recorded import StepRecorder
 from lrkit.runtime.engine import AskOptions, OnToken
+from lrkit.runtime.number_types import TrainedIn, known_dtype
 from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.runtime.stopping import Running
 
@@ -38,14 +39,19 @@ class TorchEngine:
         device: str = "cpu",
         baselines: dict[str, Path] | None = None,
         cuda_graphs: bool = False,
+        asked: str | None = None,
+        note: str | None = None,
     ) -> None:
-        """`cuda_graphs` records latent steps and words by shape and launches each as one (recorded.py). Raises as
+        """`cuda_graphs` records latent steps and words by shape and launches each as one (recorded.py). `asked` is the
+        number type that baselines are asked in too, None for each its own; `note` what a user should know. Raises as
         `check_device`."""
         check_device(device, cuda_graphs)
         self.reasoner = reasoner.to(device).eval()
         self.processor = processor
         self.device = device
         self.num_layers = reasoner.backbone.num_layers
+        self.note = note
+        self._asked = asked
         self._baselines = baselines or {}
         self._recorder = StepRecorder(self.reasoner) if cuda_graphs else None
 
@@ -53,19 +59,26 @@ class TorchEngine:
     def from_checkpoint(
         cls, folder: Path, device: str = "cpu", dtype: str | None = None, cuda_graphs: bool = False
     ) -> "TorchEngine":
-        """Loads a checkpoint folder; `dtype` such as "bfloat16" converts its weights.
+        """Loads a checkpoint folder, in the number type that it was trained in (None or "auto") or in `dtype`, such as
+        "bfloat16"; `note` says where these differ.
 
         Raises:
             CheckpointError: the folder is missing, incomplete or damaged.
             UserError: an unknown device or dtype, or CUDA graphs without a GPU.
         """
         check_device(device, cuda_graphs)
+        asked = known_dtype(dtype)
         _heed_quota()
-        loaded = load_checkpoint(folder, dtype=_dtype(dtype))
+        info = read_info(folder)
+        trained = TrainedIn.of(info, base_of(folder, info))
+        used = asked or trained.backbone
+        loaded = load_checkpoint(folder, dtype=None if used is None else getattr(torch, used))
         loaded.reasoner.merge_adapter()
-        declared = read_info(folder).get("baselines", {})
+        declared = info.get("baselines", {})
         baselines = {mode: (folder / where).resolve() for mode, where in declared.items()}
-        return cls(loaded.reasoner, Processor.from_folder(folder), device, baselines, cuda_graphs)
+        note = None if used is None else trained.note(used)
+        processor = Processor.from_folder(folder)
+        return cls(loaded.reasoner, processor, device, baselines, cuda_graphs, asked, note)
 
     @property
     def cuda_graphs(self) -> bool:
@@ -79,7 +92,8 @@ class TorchEngine:
 
     def with_cuda_graphs(self, wanted: bool) -> "TorchEngine":
         """The same weights with or without CUDA graphs. Raises as the constructor."""
-        return TorchEngine(self.reasoner, self.processor, self.device, self._baselines, wanted)
+        given = self.processor, self.device, self._baselines, wanted, self._asked, self.note
+        return TorchEngine(self.reasoner, *given)
 
     def load(self) -> None:
         """Nothing is left to load."""
@@ -102,7 +116,7 @@ class TorchEngine:
     def baseline(self, mode: Mode) -> "TorchEngine | None":
         folder = self._baselines.get(mode)
         return (
-            None if folder is None else TorchEngine.from_checkpoint(folder, self.device, self.dtype, self.cuda_graphs)
+            None if folder is None else TorchEngine.from_checkpoint(folder, self.device, self._asked, self.cuda_graphs)
         )
 
 
@@ -127,10 +141,3 @@ def check_device(name: str, cuda_graphs: bool = False) -> None:
         raise UserError(f"device {name!r} was asked for, but torch sees no GPU here; give cpu")
     if cuda_graphs and kind != "cuda":
         raise UserError(f"CUDA graphs are for GPUs, and the device is {name}; leave them out, or give device cuda")
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if name is not None and name not in known:
-        raise UserError(f"unknown dtype {name!r}; give one of {', '.join(known)}")
-    return None if name is None else known[name]

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from torch import Tensor
 
+from lrkit.model.reasoner import LatentReasoner
 from lrkit.train.recipe import Recipe
 
 _ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
@@ -43,6 +44,12 @@ def ignored_environment(recipe: Recipe) -> str | None:
         f"the environment's {_ACCUMULATION}={asked} is ignored, because the recipe says accumulate: "
         f"{recipe.accumulate}; change the recipe to change it"
     )
+
+
+def number_types(accelerator: Accelerator, reasoner: LatentReasoner) -> dict[str, str]:
+    """In which types a run trains (lrkit/model/precision.py): `backbone` holds its weights, `computed` its products."""
+    backbone = str(reasoner.backbone.embedding_rows().dtype).removeprefix("torch.")
+    return {"backbone": backbone, "computed": "bfloat16" if accelerator.mixed_precision == "bf16" else backbone}
 
 
 def mean_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:

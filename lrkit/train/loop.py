@@ -27,7 +27,7 @@ from lrkit.data.collate import TrainBatch
 from lrkit.errors import UserError
 from lrkit.model.checkpoint import save_checkpoint
 from lrkit.train.curriculum import Curriculum, num_updates
-from lrkit.train.devices import make_accelerator, mean_over_processes
+from lrkit.train.devices import make_accelerator, mean_over_processes, number_types
 from lrkit.train.display import Display
 from lrkit.train.failures import Diverged
 from lrkit.train.metrics import MetricsWriter
@@ -269,7 +269,8 @@ class Trainer:
         }
         if self.accelerator.is_main_process:
             digest, seconds = self.source.digest(), self._seconds()
-            info = checkpoint_info(self.recipe, self.folder / name, finished, digest, seconds, self.place)
+            numbers = number_types(self.accelerator, self.start.reasoner)
+            info = checkpoint_info(self.recipe, self.folder / name, finished, digest, seconds, self.place, numbers)
             save_checkpoint(self.folder / name, self.start.reasoner, self.start.processor, self.start.base, info)
         self.display.samples(found.answers[: self.recipe.eval.show])
         self.place.finished.append(finished)

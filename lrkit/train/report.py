@@ -53,9 +53,16 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def checkpoint_info(
-    recipe: Recipe, folder: Path, finished: Mapping[str, Any], data_digest: str, wall_time_sec: float, place: Place
+    recipe: Recipe,
+    folder: Path,
+    finished: Mapping[str, Any],
+    data_digest: str,
+    wall_time_sec: float,
+    place: Place,
+    numbers: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What reasoner.json says beside the settings: stage, metrics, baselines, provenance."""
+    """What reasoner.json says beside the settings: stage, metrics, baselines, provenance with the number types of
+    training (`number_types` of devices.py)."""
     stage = recipe.stages[place.stage]
     baselines = {
         mode: os.path.relpath(resolve_checkpoint(where).absolute(), folder.absolute())
@@ -68,6 +75,7 @@ def checkpoint_info(
         seed=recipe.seed,
         device=device,
         num_threads=torch.get_num_threads(),
+        numbers=dict(numbers),
         wall_time_sec=wall_time_sec,
         total_updates=place.total_updates,
         notes=place.notes,
