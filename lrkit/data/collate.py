@@ -18,8 +18,8 @@ from typing import Literal, Self, TypeVar
 import numpy as np
 import torch
 
-from lrkit.data.sample import Sample, Spoken
-from lrkit.errors import CapacityError, ConfigError, DataError
+from lrkit.data.sample import Sample, Spoken, naming
+from lrkit.errors import ConfigError, DataError
 from lrkit.runtime.processor import EncodedPrompt, Processor
 
 Side = Literal["left", "right"]
@@ -181,11 +181,9 @@ def _speak(
 ) -> _Spoken:
     """What a sample asks and says once `num_latents` latents stand for its first steps."""
     replaced = num_replaced(len(sample.steps), num_latents, max_latent_steps)
-    try:
+    with naming(sample):
         prompt = processor.encode_prompt(sample.images, sample.question)
         ids = processor.encode_speech(sample.steps[replaced:] if spoken == "rest" else (), sample.answer)
-    except (DataError, CapacityError) as error:
-        raise type(error)(f"sample {sample.id}: {error}" if sample.id else str(error)) from error
     marker = 0 if spoken == "rest" else len(processor.answer_prefix_ids)
     asked = prompt.ids + ids[:marker] if spoken == "none" else prompt.ids
     pattern = sample.info.get("weight_pattern", (1.0,))

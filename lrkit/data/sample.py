@@ -3,10 +3,12 @@
 Place in the pipeline: trail / jsonl / hub data -> `Sample` -> `collate` -> model. Imports no torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lrkit.errors import UserError, clean, one_line
 from lrkit.runtime.picture_input import ImageSource
 
 Spoken = Literal["rest", "none", "bare"]
@@ -30,3 +32,21 @@ class Sample:
     """Name of the sample within its data set."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """What else is known of it (hops, split, source line); never shown to the model."""
+
+    @property
+    def place(self) -> str:
+        """Where it is found: file and line, or its name; empty where it has neither."""
+        if "file" in self.info and "line" in self.info:
+            return f"{clean(str(self.info['file']))}:{self.info['line']}"
+        return f"sample {one_line(self.id, 60)}" if self.id else ""
+
+
+@contextmanager
+def naming(sample: Sample) -> Generator[None]:
+    """Within: what is wrong with the sample is told with its place."""
+    try:
+        yield
+    except UserError as error:
+        if not sample.place:
+            raise
+        raise type(error)(f"{sample.place}: {error}") from error

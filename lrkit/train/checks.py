@@ -216,27 +216,13 @@ def _check_files(init: Init, recipe: Recipe, problems: Problems) -> Processor | 
     """All files of `init`; its processor, as training will have it."""
     if init.folder is None:
         return None
-    problems.attempt(check_checkpoint(init.folder).raise_if_bad, prefix="init: ")
+    if (init.folder / REASONER_FILE).is_file():
+        problems.attempt(check_checkpoint(init.folder).raise_if_bad, prefix="init: ")
     processor = problems.attempt(Processor.from_folder, init.folder, prefix="init: ")
-    if processor is not None:
-        problems.attempt(limit_pixels, processor, recipe.max_pixels)
+    geometry = None if processor is None else problems.attempt(processor.geometry.with_max_pixels, recipe.max_pixels)
+    if processor is not None and geometry is not None:
+        processor.geometry = geometry
     return processor
-
-
-def limit_pixels(processor: Processor, max_pixels: int | None) -> None:
-    """Shrinks pictures to at most `max_pixels` from here on.
-
-    Raises:
-        ConfigError: that is below the model's smallest picture.
-    """
-    if max_pixels is None:
-        return
-    smallest = max(processor.geometry.min_pixels, processor.geometry.factor**2)
-    if max_pixels < smallest:
-        raise ConfigError(
-            f"max_pixels is {max_pixels}, but the model enlarges pictures to {smallest}; give at least that"
-        )
-    processor.geometry = processor.geometry.model_copy(update={"max_pixels": max_pixels})
 
 
 def _check_lines(

@@ -6,6 +6,7 @@ so that their prompts have one length; their chains have too, where the stage as
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -143,7 +144,7 @@ class JsonlSource:
             try:
                 check_data_file(path)
                 self._digests[part] = sha256(path)[0]
-                read[part] = read_jsonl(path)
+                read[part] = [replace(s, info={**s.info, "file": path}) for s in read_jsonl(path)]
             except (DataError, OSError) as error:
                 problems.append(str(error) if isinstance(error, DataError) else os_sentence(error, path))
         if problems:

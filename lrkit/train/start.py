@@ -18,7 +18,7 @@ from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.settings import ReasonerSettings
 from lrkit.resources import REASONER_FILE
 from lrkit.runtime.processor import Processor
-from lrkit.train.checks import init_folder, limit_pixels
+from lrkit.train.checks import init_folder
 from lrkit.train.fresh import fresh_backbone, trail_processor
 from lrkit.train.origin import files_digest
 from lrkit.train.recipe import HUB_PREFIX, FreshBackbone, Recipe
@@ -46,15 +46,13 @@ def load_start(recipe: Recipe, settings: ReasonerSettings, dtype: torch.dtype) -
         CheckpointError: files are missing, damaged or do not fit.
     """
     if isinstance(recipe.init, FreshBackbone):
-        processor = trail_processor()
-        limit_pixels(processor, recipe.max_pixels)
+        processor = _limited(trail_processor(), recipe)
         backbone: Backbone = fresh_backbone(recipe.init, processor)  # pyright: ignore[reportAssignmentType]
         reasoner = build_reasoner(backbone, settings, processor.latent_id, None, recipe.trainable)
         return Start(reasoner, processor, None, dict)
     hub_id = recipe.init.removeprefix(HUB_PREFIX) if recipe.init.startswith(HUB_PREFIX) else None
     folder = init_folder(recipe.init) if hub_id is None else _download(hub_id)
-    processor = Processor.from_folder(folder)
-    limit_pixels(processor, recipe.max_pixels)
+    processor = _limited(Processor.from_folder(folder), recipe)
     frozen = recipe.trainable == "lora"
     if (folder / REASONER_FILE).is_file():
         loaded = load_checkpoint(folder, recipe.trainable, settings, dtype)
@@ -71,6 +69,12 @@ def load_start(recipe: Recipe, settings: ReasonerSettings, dtype: torch.dtype) -
     reasoner = build_reasoner(backbone, settings, processor.latent_id, None, recipe.trainable)
     base = hub_id or str(folder) if frozen else None
     return Start(reasoner, processor, base, lambda: _digests(folder, None, frozen))
+
+
+def _limited(processor: Processor, recipe: Recipe) -> Processor:
+    """The processor with the recipe's limit on pictures, which it saves into the run's checkpoints."""
+    processor.geometry = processor.geometry.with_max_pixels(recipe.max_pixels)
+    return processor
 
 
 def _digests(folder: Path, base: str | None, frozen: bool) -> dict[str, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from lrkit.data.collate import TrainBatch, collate_prompts
-from lrkit.data.sample import Sample
+from lrkit.data.sample import Sample, naming
 from lrkit.evaluate.scorer import is_correct
 from lrkit.model.generate import generate
 from lrkit.model.generated import GenerationLimits
@@ -111,8 +111,12 @@ class Validator:
         if length not in self._prompts:
             # In the mode direct the answer's marker ends the prompt (method section 1).
             prefix = self._processor.answer_prefix_ids if self._stage.mode == "direct" else []
-            made = [self._processor.encode_prompt(s.images, s.question) for s in self._samples[length]]
-            self._prompts[length] = [replace(prompt, ids=prompt.ids + prefix) for prompt in made]
+            made: list[EncodedPrompt] = []
+            for sample in self._samples[length]:
+                with naming(sample):
+                    prompt = self._processor.encode_prompt(sample.images, sample.question)
+                made.append(replace(prompt, ids=prompt.ids + prefix))
+            self._prompts[length] = made
         return self._prompts[length]
 
     @torch.no_grad()
