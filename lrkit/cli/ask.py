@@ -4,7 +4,7 @@ MODEL is a bundle (run without torch, on ONNX Runtime or by its TensorRT engines
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from lrkit.cli.console import beside_json, err
 from lrkit.cli.eval import DTYPE_HELP, parse_modes, say_note
 from lrkit.cli.tables import json_option, milliseconds, write_json
 from lrkit.files import check_writable
+
+if TYPE_CHECKING:
+    from lrkit.runtime.answer import Answer
 
 EXAMPLES = """
 Examples:
@@ -68,6 +71,13 @@ def ask(
         max_pixels=max_pixels,
         timeout=timeout,
     )
+    _show(answer, json_file)
+    if trace is not None:
+        answer.save_trace(trace, trace_font)
+
+
+def _show(answer: "Answer", json_file: Path | None) -> None:
+    """The answer on standard output; what it took, and what was shrunk for it, on standard error."""
     # Unwrapped: what is piped on is the answer as it was spoken, whatever the width of the terminal.
     beside_json(json_file, soft_wrap=True).print(answer.text)
     if answer.resized:
@@ -77,5 +87,3 @@ def ask(
         f"{answer.replayed_tokens} visual tokens replayed, {milliseconds(answer.timings['total'])}"
     )
     write_json(json_file, answer.to_dict())
-    if trace is not None:
-        answer.save_trace(trace, trace_font)
