@@ -20,7 +20,9 @@ RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Says that
 Data = Annotated[
     str | None, typer.Option(help="Samples to check on: trail:main, ..., or a .jsonl file. [default: trail:main]")
 ]
-NumSamples = Annotated[int | None, typer.Option(min=1, help="How many of them. [default: 500; of a shape: 1]")]
+NumSamples = Annotated[int | None, typer.Option(help="How many of them. [default: 500; of a shape: 1]")]
+MOST_SAMPLES = 100_000
+"""Each is answered twice: more would take days."""
 
 
 def name_and_changes(
@@ -35,7 +37,7 @@ def name_and_changes(
     if shape is None:
         if random_weights:
             raise UserError("--random-weights is for --shape; give the name of a shape, as in --shape qwen2-vl-2b")
-        if checkpoint is None:
+        if not checkpoint:
             raise UserError("nothing to export was named; give a checkpoint, as in lrkit export tiny, or a --shape")
         return checkpoint, changes
     if not random_weights:
@@ -59,6 +61,8 @@ def open_subject(
     Raises:
         CheckpointError, DataError, UnknownNameError, ConfigError: no such checkpoint, data or shape.
     """
+    if samples is not None and not 1 <= samples <= MOST_SAMPLES:
+        raise UserError(f"--samples is {samples}; give 1 to {MOST_SAMPLES:,} of them")
     if shape:
         from lrkit.export.shape import ShapeSubject
 
@@ -70,4 +74,4 @@ def open_subject(
 
     folder = resolve_checkpoint(name)
     place = folder.name if Path(name).is_dir() else name.replace("/", "-")
-    return CheckpointSubject(folder), load_samples(data or "trail:main", samples or 500), place
+    return CheckpointSubject(folder), load_samples("trail:main" if data is None else data, samples or 500), place

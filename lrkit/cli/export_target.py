@@ -27,7 +27,7 @@ def load_target(
 
     if int4 and name is not None:
         raise UserError(f"--int4 is short for --target cpu-int4, but --target {name} was given too; give one of them")
-    chosen = name or _default(int4, engine)
+    chosen = _default(int4, engine) if name is None else name
     path = find_target(chosen)
     target = load_config(Target, path, (["precision=int4"] if int4 else []) + overrides)
     if engine is not None or arch is not None:
@@ -57,7 +57,8 @@ def engine_for_bundle(
     if name is not None:
         target = load_config(Target, find_target(name))
         recorded = target.model_dump(mode="json")
-    values = _engine_values(recorded.get("engine"), engine, arch)
+    section = recorded.get("engine")  # of a bundle, so it may hold anything
+    values = _engine_values(section if isinstance(section, dict) else None, engine, arch)
     return load_config(EngineTarget, values, [text.removeprefix("engine.") for text in overrides])
 
 
@@ -83,22 +84,37 @@ def _engine_values(base: dict[str, Any] | None, kind: str | None, arch: str | No
     """The section `engine`: that of the target, or a new one where another kind is asked for."""
     if kind is None and base is None:
         raise UserError("nothing says which engine to build; give --engine tensorrt-rtx or --engine tensorrt")
-    values: dict[str, Any] = dict(base) if base is not None and kind in (None, base["kind"]) else {"kind": kind}
+    values: dict[str, Any] = dict(base) if base is not None and kind in (None, base.get("kind")) else {"kind": kind}
     if arch is not None:
         values["archs"] = list(arch_names(arch))
     return values
 
 
 def arch_names(arch: str | None) -> tuple[str, ...]:
-    """The GPUs of --arch sm89,sm120."""
-    return tuple(name.strip() for name in (arch or "").split(",") if name.strip())
+    """The GPUs of --arch sm89,sm120; none where the option was not given.
+
+    Raises:
+        UserError: it was, and names none.
+    """
+    if arch is None:
+        return ()
+    names = tuple(name.strip().lower().replace("_", "") for name in arch.split(",") if name.strip())
+    if not names:
+        raise UserError(f"--arch {arch!r} names no GPU; give compute capabilities, as in --arch sm89,sm120")
+    return names
 
 
 def script_path(script: str | None) -> Path | None:
-    """Where --script writes; a folder gets a file of the usual name."""
+    """Where --script writes; a folder gets a file of the usual name.
+
+    Raises:
+        UserError: an empty name.
+    """
     from lrkit.export.tensorrt_script import SCRIPT_FILE
 
     if script is None:
         return None
+    if not script:
+        raise UserError("--script was given an empty name; give the path of a file, as in --script build_engine.py")
     path = Path(script)
     return path / SCRIPT_FILE if path.is_dir() else path

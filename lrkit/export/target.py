@@ -16,6 +16,10 @@ from lrkit.runtime.manifest import Dialect, EngineKind, Limits, Precision
 from lrkit.runtime.preprocess import ImageGeometry
 from lrkit.runtime.processor import Processor
 
+MOST = 1 << 20
+"""Largest capacity that may be asked for, in tokens, patches or MiB: far above what any model here was trained for."""
+MOST_LATENT_STEPS = 64
+"""As many as a checkpoint may take."""
 _MOST_PATCHES = 4096
 """Default: what a device answers about in a time that one waits."""
 _TEXT_TOKENS = 512
@@ -40,23 +44,23 @@ class Int4(Config):
 class ProgramLimits(Config):
     """Capacities compiled into the graph, and the largest inputs a host may give."""
 
-    max_prompt_tokens: int | None = Field(default=None, ge=8)
+    max_prompt_tokens: int | None = Field(default=None, ge=8, le=MOST)
     """Prompt tokens, visual ones included; null: the visual tokens of `max_patches`, and 512 of text."""
-    max_patches: int | None = Field(default=None, ge=1)
+    max_patches: int | None = Field(default=None, ge=1, le=MOST)
     """Patches of all pictures of one prompt; larger pictures are shrunk. Null: what the checkpoint's own max_pixels
     makes of `max_images` pictures, at most 4,096."""
-    max_images: int = Field(default=4, ge=1)
+    max_images: int = Field(default=4, ge=1, le=1024)
     """Pictures of one prompt."""
-    max_latent_steps: int | None = Field(default=None, ge=0)
+    max_latent_steps: int | None = Field(default=None, ge=0, le=MOST_LATENT_STEPS)
     """Latent steps of one answer; null: what the checkpoint allows."""
-    max_new_tokens: int = Field(default=256, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1, le=1 << 16)
     """Spoken tokens of one answer."""
 
 
 class EngineOptions(Config):
     """What TensorRT's builder is asked for beyond its defaults; null leaves the default."""
 
-    workspace_mb: int | None = Field(default=None, ge=1)
+    workspace_mb: int | None = Field(default=None, ge=1, le=MOST)
     """Most scratch memory of a layer, in MiB."""
     optimization_level: int | None = Field(default=None, ge=0, le=5)
     """How long to look for fast kernels."""
@@ -92,9 +96,9 @@ class EngineTarget(Config):
     """tensorrt-rtx: compute capabilities, as sm89; empty: all from sm80 that its builder knows."""
     options: EngineOptions = EngineOptions()
     """For the builder."""
-    usual_prompt_tokens: int | None = Field(default=None, ge=1)
+    usual_prompt_tokens: int | None = Field(default=None, ge=1, le=MOST)
     """Prompt length to be fastest at; null: that of the bundle's recorded samples."""
-    usual_patches: int | None = Field(default=None, ge=1)
+    usual_patches: int | None = Field(default=None, ge=1, le=MOST)
     """Patches to be fastest at; null: those of the bundle's recorded samples."""
 
     @model_validator(mode="after")

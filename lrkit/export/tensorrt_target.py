@@ -4,6 +4,7 @@ Place in the pipeline: bundle.py's `export_bundle` asks it before the weights ar
 and again once they are proven.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class TargetEngines:
             raise ExportError(
                 f"{script} would build no engine: the target asks for none; give --engine tensorrt or a target with one"
             )
+        if script is not None:
+            _refuse_place(script)
         elsewhere = engine is None or script is not None
         if engine is None or elsewhere or (engine.kind == "tensorrt" and installed_version(engine.kind) is None):
             return TargetEngines(target, None, script)
@@ -93,3 +96,11 @@ class TargetEngines:
         if self.script is not None:
             write_script(self.script, bundle, manifest, self.engine)
         return self.script or bundle / SCRIPT_FILE
+
+
+def _refuse_place(script: Path) -> None:
+    """A path below a file is known before anything is computed."""
+    place = Path(os.path.realpath(script))
+    above = next(parent for parent in place.parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise ExportError(f"{script}: {above} is a file, so nothing can be written below it; give another path")
