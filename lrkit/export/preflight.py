@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lrkit.errors import ConfigError, UserError, did_you_mean
+from lrkit.errors import ConfigError, UserError, did_you_mean, one_line
 from lrkit.export import preflight_loops as loops
 from lrkit.export import preflight_operators as operators
 from lrkit.export import preflight_quantized as quantized
@@ -97,12 +97,12 @@ def check_graph(graph: CheckedGraph, rules: RuleSet, archs: tuple[str, ...] = ()
     `really` also asks the library itself, where it is installed: TensorRT's parser, or ONNX Runtime.
 
     Raises:
-        UserError: no ONNX program, or a GPU that the target cannot build for.
+        UserError: no ONNX program, one that contradicts itself, or a GPU that the target cannot build for.
         ConfigError: a rule that is wrong.
     """
     rules.check_archs(archs)
     view = graph.view()
-    findings = [finding for rule in rules.rules for finding in _apply(rule, rules, view, archs)]
+    findings = [finding for rule in rules.rules for finding in _apply(graph, rule, rules, view, archs)]
     opinion = ask(rules.target, graph.path, view) if really else None
     agrees: bool | None = None
     if opinion is not None and opinion.takes is not None:
@@ -113,8 +113,14 @@ def check_graph(graph: CheckedGraph, rules: RuleSet, archs: tuple[str, ...] = ()
     return Report(graph.name, rules.target, archs, len(view.sites), tuple(findings), opinion, agrees)
 
 
-def _apply(rule: Rule, rules: RuleSet, view: View, archs: tuple[str, ...]) -> list[Finding]:
-    hits = [hit for hit in bound(rule)(view) if hit.site is None or hit.site.is_at(rule.where)]
+def _apply(graph: CheckedGraph, rule: Rule, rules: RuleSet, view: View, archs: tuple[str, ...]) -> list[Finding]:
+    matcher = bound(rule)
+    try:
+        hits = [hit for hit in matcher(view) if hit.site is None or hit.site.is_at(rule.where)]
+    except Exception as error:  # attributes of the wrong kind, numbers that cannot be: whatever a stranger wrote
+        raise UserError(
+            f"{graph.path}: contradicts itself, so that the rule {rule.id} cannot be applied ({one_line(error)}); mend it"
+        ) from error
     basis = rule.targets[rules.target]
     found = [_finding(rule, basis, hit) for hit in hits]
     if not rule.archs:

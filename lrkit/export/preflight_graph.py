@@ -138,23 +138,31 @@ class View:
 
     def foldable(self, value: ir.Value | None) -> bool:
         """Whether a value follows from constants and fixed shapes alone."""
-        if value is None:
-            return False
-        if value not in self._foldable:
-            self._foldable[value] = False  # a cycle cannot be, but a deep chain must not run twice
-            self._foldable[value] = self._folds(value)
-        return self._foldable[value]
+        waiting = [] if value is None else [value]
+        while waiting:  # no recursion: a program may be a chain of thousands of nodes
+            current = waiting[-1]
+            needed = _needed(current)
+            unknown = [] if needed is None else [one for one in needed if one not in self._foldable]
+            self._foldable.setdefault(current, False)  # what needs itself never folds
+            if unknown:
+                waiting += unknown
+            else:
+                waiting.pop()
+                self._foldable[current] = needed is not None and all(self._foldable[one] for one in needed)
+        return value is not None and self._foldable[value]
 
-    def _folds(self, value: ir.Value) -> bool:
-        if value.const_value is not None:
-            return True
-        node = value.producer()
-        if node is None or node.op_type.startswith("Random") or any(True for _ in graphs_of(node)):
-            return False
-        if node.op_type in ("Shape", "Size"):
-            shape = node.inputs[0].shape if node.inputs[0] is not None else None
-            return shape is not None and all(isinstance(size, int) for size in shape)
-        return all(self.foldable(given) for given in node.inputs if given is not None)
+
+def _needed(value: ir.Value) -> list[ir.Value] | None:
+    """What a value is computed from, as far as that is not known from the program itself; None: it varies."""
+    if value.const_value is not None:
+        return []
+    node = value.producer()
+    if node is None or node.op_type.startswith("Random") or any(True for _ in graphs_of(node)):
+        return None
+    if node.op_type in ("Shape", "Size"):
+        sizes = fixed_sizes(given(node, 0))
+        return None if sizes is None or None in sizes else []
+    return [one for one in node.inputs if one is not None]
 
 
 def _sites(graph: Any, around: tuple[tuple[ir.Node, str], ...] = ()) -> Iterator[Site]:

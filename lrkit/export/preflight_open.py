@@ -5,9 +5,10 @@ Place in the pipeline: lrkit/cli/preflight.py opens a thing here and hands each 
 """
 
 import logging
+import os
 import shutil
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from lrkit.errors import UserError
-from lrkit.export.preflight_graph import View
+from lrkit.errors import UserError, clean, one_line
+from lrkit.export.preflight_graph import View, graphs_of
 from lrkit.export.target import Target, limits_of
 from lrkit.runtime.bundle import open_bundle
 from lrkit.runtime.io_spec import Form
@@ -42,16 +43,65 @@ class CheckedGraph:
         Where inference fails, as it does on a program that contradicts itself, the declared ones must do.
 
         Raises:
-            UserError: it is no ONNX program.
+            UserError: it is no ONNX program, or not a whole one.
         """
         try:
             model = ir.load(self.path)
-            with _quiet():
-                model = ShapeInferencePass()(model).model
+            view = View(model, self.target)
+            wrong = next(incomplete(view, self.path.parent), None)
+            if wrong is None:
+                with _quiet():
+                    return View(ShapeInferencePass()(model).model, self.target)
         except Exception as error:  # protobuf, numpy and onnx_ir each raise their own
-            said = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"{self.path}: cannot be read as an ONNX program ({said}); give an .onnx file") from error
-        return View(model, self.target)
+            raise UserError(
+                f"{self.path}: cannot be read as an ONNX program ({one_line(error)}); give an .onnx file"
+            ) from error
+        raise UserError(f"{self.path}: {wrong}")
+
+
+def incomplete(view: View, folder: Path) -> Iterator[str]:
+    """What a program lacks before anything can be said of it: operators, bodies, branches, files of weights that lie
+    in `folder`."""
+    if not view.sites:
+        yield "holds no nodes; give an ONNX program"
+    for site in view.sites:
+        if problem := _unfinished(site.node):
+            yield f"the {site.node.op_type or 'node'} {clean(site.name)} has {problem}; write the program again"
+    for value in view.constants():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            yield from _outside(value.const_value, folder)
+
+
+def _unfinished(node: ir.Node) -> str:
+    """What a node lacks to be one."""
+    graphs = dict(graphs_of(node))
+    needed = {"Loop": ("body",), "Scan": ("body",), "If": ("then", "else")}.get(node.op_type, ())
+    missing = [name for name in needed if name not in graphs]
+    if not node.op_type:
+        return "no operator"
+    if missing:
+        return f"no {' and no '.join(missing)}"
+    if node.op_type == "Loop":
+        states = max(0, len(node.inputs) - 2)
+        if len(graphs["body"].inputs) != 2 + states or len(graphs["body"].outputs) < 1 + states:
+            return f"{states} carried states, which its body does not take and return"
+    return ""
+
+
+def _outside(tensor: ir.ExternalTensor, folder: Path) -> Iterator[str]:
+    """What is wrong with where a weight lies: never opened, as the name may be any file of this machine."""
+    name = str(tensor.location)
+    place = folder / name
+    if (
+        not name
+        or Path(name).is_absolute()
+        or not Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))
+    ):
+        yield f"its weights lie in {clean(name)!r}, outside its folder; do not use this program"
+    elif not place.is_file():
+        yield f"its weights lie in {clean(name)!r}, which is not beside it; copy both"
+    elif (tensor.offset or 0) + tensor.nbytes > place.stat().st_size or (tensor.offset or 0) < 0:
+        yield f"{clean(name)!r}, which holds its weights, is cut off; copy it again"
 
 
 @contextmanager
