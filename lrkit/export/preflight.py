@@ -119,7 +119,8 @@ def _apply(graph: CheckedGraph, rule: Rule, rules: RuleSet, view: View, archs: t
         hits = [hit for hit in matcher(view) if hit.site is None or hit.site.is_at(rule.where)]
     except Exception as error:  # attributes of the wrong kind, numbers that cannot be: whatever a stranger wrote
         raise UserError(
-            f"{graph.path}: contradicts itself, so that the rule {rule.id} cannot be applied ({one_line(error)}); mend it"
+            f"{graph.path}: contradicts itself, so that the rule {rule.id} cannot be applied ({one_line(error)}); "
+            "mend it"
         ) from error
     basis = rule.targets[rules.target]
     found = [_finding(rule, basis, hit) for hit in hits]
