@@ -15,6 +15,7 @@ from lrkit.runtime.fitting import photo_warning
 from lrkit.runtime.manifest import Dialect, EngineKind, Limits, Precision
 from lrkit.runtime.preprocess import ImageGeometry
 from lrkit.runtime.processor import Processor
+from lrkit.runtime.provider_options import problem_of
 
 MOST = 1 << 20
 """Largest capacity that may be asked for, in tokens, patches or MiB: far above what any model here was trained for."""
@@ -134,10 +135,18 @@ class Target(Config):
     provider: str = "cpu"
     """Where ONNX Runtime is meant to run it: cpu, cuda, tensorrt, tensorrt-rtx, ..."""
     provider_options: dict[str, str | bool | int | float] = {}
-    """Options of that provider, as trt_engine_cache_enable; those that begin with ep. are session entries. Relative
-    paths are taken from the bundle's folder."""
+    """Options of that provider, as trt_engine_cache_enable; those that begin with ep. are session entries. Paths are
+    inside the bundle's folder; lrkit/runtime/provider_options.py lists what a bundle may give."""
     engine: EngineTarget | None = None
     """TensorRT engines to add; null: none."""
+
+    @model_validator(mode="after")
+    def _options_that_a_bundle_may_give(self) -> "Target":
+        short = self.provider.partition(":")[0]
+        found = {key: problem_of(short, key, value) for key, value in self.provider_options.items()}
+        if problems := [f"provider_options.{key} {problem}" for key, problem in found.items() if problem]:
+            raise ValueError("\n".join(problems))
+        return self
 
     @model_validator(mode="after")
     def _engines_are_built_from_their_dialect(self) -> "Target":

@@ -29,6 +29,8 @@ class EngineChoice:
     """onnxruntime: of one operator; None: it decides."""
     session_config: Mapping[str, str] | None = None
     """onnxruntime: its own session entries."""
+    provider_options: Mapping[str, str] | None = None
+    """onnxruntime: the provider's own options; a bundle may give a few of them, the caller any."""
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """tensorrt-rtx and tensorrt: see lrkit.runtime.tensorrt.TensorRtOptions."""
 
@@ -58,8 +60,11 @@ def open_engine(path: Path | str, choice: EngineChoice | None = None, verify: bo
             raise UserError(f"engine options are for {', '.join(KINDS)}, and the engine is {name}; leave them out")
         from lrkit.runtime.ort import OrtEngine
 
-        return OrtEngine.from_bundle(path, choice.provider or "cpu", choice.threads, verify, choice.session_config)
-    given = {"provider": choice.provider, "threads": choice.threads, "session_config": choice.session_config}
+        return OrtEngine.from_bundle(
+            path, choice.provider or "cpu", choice.threads, verify, choice.session_config, choice.provider_options
+        )
+    names = ("provider", "threads", "session_config", "provider_options")
+    given = {name: getattr(choice, name) for name in names}
     if wrong := [key for key, value in given.items() if value is not None]:
         raise UserError(f"{wrong[0]} is for engine onnxruntime, and the engine is {name}; leave it out")
     from lrkit.runtime.tensorrt import TensorRtEngine

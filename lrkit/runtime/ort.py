@@ -34,16 +34,24 @@ class Sessions(ProgramSessions):
     name = "onnxruntime"
 
     def __init__(
-        self, bundle: Bundle, provider: str = "cpu", threads: int | None = None, config: Mapping[str, str] | None = None
+        self,
+        bundle: Bundle,
+        provider: str = "cpu",
+        threads: int | None = None,
+        config: Mapping[str, str] | None = None,
+        provider_options: Mapping[str, str] | None = None,
     ) -> None:
+        """`config` and `provider_options` are the caller's own and come before those of the bundle."""
         if threads is not None and threads < 1:
             raise UserError(f"threads is {threads}; it must be 1 or more")
         super().__init__(bundle)
         self.provider = provider
         choose_provider(provider)  # a name that is not known is said before what is wrong with its options
-        self._given, entries = bundle_options(bundle.manifest, provider, bundle.folder)
+        given, entries = bundle_options(bundle.manifest, provider, bundle.folder)
+        self._given = {**given, **(provider_options or {})}
         self._providers = choose_provider(provider, self._given)
         default = bundle.manifest.defaults.threads if bundle.manifest.defaults and provider == "cpu" else None
+        default = None if default is None else min(default, find_cores().usable)  # chosen on another machine
         self._threads = default if threads is None else threads
         self._config = {**entries, **(config or {})}
 
@@ -102,12 +110,14 @@ class OrtEngine(ProgramEngine):
         threads: int | None = None,
         verify: bool = True,
         config: Mapping[str, str] | None = None,
+        provider_options: Mapping[str, str] | None = None,
     ) -> "OrtEngine":
-        """Opens a bundle; its programs are loaded when first asked. `config` are ONNX Runtime's session entries.
+        """Opens a bundle; its programs are loaded when first asked. `config` are ONNX Runtime's session entries,
+        `provider_options` those of the provider.
 
         Raises:
             BundleError: see `open_bundle`.
             CheckpointError: its tokenizer or image settings cannot be read.
             UserError: a provider that this machine has not, or threads below 1.
         """
-        return cls.over(path, verify, lambda bundle: Sessions(bundle, provider, threads, config))
+        return cls.over(path, verify, lambda bundle: Sessions(bundle, provider, threads, config, provider_options))

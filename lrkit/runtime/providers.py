@@ -7,10 +7,12 @@ ort.py.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from lrkit.errors import BundleError, UnknownNameError, UserError, did_you_mean
-from lrkit.runtime.manifest import Manifest
+from lrkit.errors import BundleError, UnknownNameError, UserError, did_you_mean, one_line
+from lrkit.runtime.manifest import BUNDLE_FILE, Manifest
+from lrkit.runtime.ort_session import said
+from lrkit.runtime.provider_options import is_path, problem_of, resolve
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -46,27 +48,29 @@ def available_providers() -> list[str]:
 
 SESSION_PREFIX = "ep."
 """Options that begin so are ONNX Runtime's session entries, such as ep.context_enable."""
-# Pointers into the memory of a process: of no meaning in a file.
-_POINTERS = ("user_compute_stream", "has_user_compute_stream", "user_aux_stream_array")
 # Other number types than the program was written and validated in.
 _PRECISIONS = ("trt_fp16_enable", "trt_bf16_enable", "trt_int8_enable")
 
 
 def bundle_options(manifest: Manifest, provider: str, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     """(options of the provider, session entries) that the bundle's target gives for `provider`; empty where the target
-    is for another one. Relative paths are those of the bundle's folder.
+    is for another one. Paths are those inside the bundle's folder.
 
     Raises:
-        BundleError: an option that no bundle can give, or a value that is neither text, number nor boolean.
+        BundleError: an option that no bundle may give (provider_options.py), or a value that it may not have.
     """
     short, _, device = provider.partition(":")
-    given: Any = manifest.target.get("provider_options") or {}
+    given = cast(object, manifest.target.get("provider_options") or {})
     if not given or str(manifest.target.get("provider", "")).partition(":")[0] != short:
         return {}, {}
     where = f"{folder}: target.provider_options in bundle.json"
-    if not isinstance(given, Mapping):
+    if not isinstance(given, dict):
         raise BundleError(f"{where} is a {type(given).__name__} where a mapping belongs; export again without it")
-    options = {str(key): _written(f"{where}.{key}", key, value, short, folder) for key, value in given.items()}
+    given = cast(dict[str, object], given)
+    listed = {*manifest.files, BUNDLE_FILE}
+    options = {
+        key: _written(f"{where}.{one_line(key, 80)}", key, value, short, folder, listed) for key, value in given.items()
+    }
     computes = manifest.target.get("activations") or ("fp16" if manifest.target.get("precision") == "fp16" else "fp32")
     for name in _PRECISIONS:
         if options.get(name, "").casefold() in ("true", "1") and (name, computes) != ("trt_fp16_enable", "fp16"):
@@ -83,32 +87,34 @@ def bundle_options(manifest: Manifest, provider: str, folder: Path) -> tuple[dic
     return {key: value for key, value in options.items() if key not in entries}, entries
 
 
-def _written(where: str, key: str, value: object, provider: str, folder: Path) -> str:
+def _written(where: str, key: str, value: object, provider: str, folder: Path, listed: set[str]) -> str:
     """One option as ONNX Runtime reads it: as text."""
-    if key in _POINTERS:
-        raise BundleError(f"{where} is an address in memory, which a file cannot hold; export again without it")
-    if not isinstance(value, bool | int | float | str):
-        raise BundleError(f"{where} is a {type(value).__name__}; it must be text, a number or a boolean")
+    if problem := problem_of(provider, key, value):
+        raise BundleError(f"{where} {problem}")
     if isinstance(value, bool):
         # The TensorRT provider spells them out, the others count.
         return str(value) if provider == "tensorrt" else str(int(value))
-    if isinstance(value, str) and value and key.endswith("_path"):
-        return str(folder / value)
+    if is_path(provider, key):
+        if (place := resolve(folder, str(value), listed)) is None:
+            raise BundleError(
+                f"{where} is {value}, which a link leads out of the bundle or which is one of its files; name another "
+                "place inside it"
+            )
+        return str(place)
     return str(value)
 
 
 def refusal(error: Exception, provider: str, path: Path, options: Mapping[str, str]) -> UserError:
     """One sentence for what ONNX Runtime said when it could not load a program on a provider other than the CPU."""
-    said = re.sub(r"^/\S+:\d+ .*?\)\s+(?=[A-Z])", "", " ".join(str(error).split())) or type(error).__name__
-    said = said.removeprefix("[ONNXRuntimeError] : ").rstrip(".")
-    named = [key for key in options if re.search(rf"\b{re.escape(key)}\b", said)]
+    text = said(error)
+    named = [key for key in options if re.search(rf"\b{re.escape(key)}\b", text)]
     if named:
         return UserError(
-            f"{path}: provider {provider!r} refuses its option {named[0]} = {options[named[0]]} ({said}); "
+            f"{path}: provider {provider!r} refuses its option {named[0]} = {options[named[0]]} ({text}); "
             "correct provider_options in the target and export again"
         )
     return UserError(
-        f"{path}: provider {provider!r} could not be started on this machine ({said}); "
+        f"{path}: provider {provider!r} could not be started on this machine ({text}); "
         "check its driver and libraries, or use cpu"
     )
 

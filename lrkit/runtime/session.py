@@ -57,12 +57,14 @@ class Reasoner:
         session_config: Mapping[str, str] | None = None,
         engine: str | None = None,
         engine_options: Mapping[str, Any] | None = None,
+        provider_options: Mapping[str, str] | None = None,
     ) -> "Reasoner":
         """Runs a bundle (a folder that `lrkit export` wrote); several threads may share it.
 
         `engine` is onnxruntime, or tensorrt-rtx or tensorrt where the bundle has such engines; `engine_options` are
         theirs (see `lrkit.runtime.tensorrt.TensorRtOptions`). Of ONNX Runtime: `provider` is cpu, cuda, cuda:1,
-        tensorrt, ...; `threads` those of one operator (None: it decides); `session_config` its own session entries.
+        tensorrt, ...; `threads` those of one operator (None: it decides); `session_config` its own session entries,
+        `provider_options` the provider's.
         `verify` compares every file with its SHA-256.
 
         Raises:
@@ -70,7 +72,7 @@ class Reasoner:
             UserError: a provider or GPU that this machine has not.
             MissingExtraError: the engine's package is not installed.
         """
-        choice = _choice(engine, provider, threads, session_config, engine_options)
+        choice = _choice(engine, provider, threads, session_config, engine_options, provider_options)
         return cls(open_engine(model_path(path), choice, flag("verify", verify))).prepare()
 
     @classmethod
@@ -290,11 +292,14 @@ class _Speaker:
             self._said = text
 
 
-def _choice(engine: Any, provider: Any, threads: Any, session_config: Any, engine_options: Any) -> EngineChoice:
+def _choice(
+    engine: Any, provider: Any, threads: Any, session_config: Any, engine_options: Any, provider_options: Any = None
+) -> EngineChoice:
     return EngineChoice(
         text_or_none("engine", engine),
         text_or_none("provider", provider),
         whole_number("threads", threads, 1),
         None if session_config is None else texts("session_config", session_config, of_texts=True),
+        None if provider_options is None else texts("provider_options", provider_options, of_texts=True),
         texts("engine_options", engine_options, of_texts=False),
     )
