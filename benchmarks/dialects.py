@@ -126,7 +126,7 @@ def answer_all(
     limits = limits_of(target, reasoner.settings.think.max_latent_steps, processor.geometry)
     dialect = Dialect(target, source.weight, source.dimensions.epsilon)
     tower = traced_tower(source, processor.geometry, dialect)
-    program = build_program(Chunks(source, dialect, limits), processor.eos_id, tower)
+    program = build_program(Chunks(source, dialect, limits), processor.end_ids, tower)
     with tempfile.TemporaryDirectory() as work:
         file = Path(work) / "latent.onnx"
         ir.save(program.model, file)

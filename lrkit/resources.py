@@ -28,6 +28,9 @@ FOLDERS: dict[Kind, tuple[str, str]] = {
 }
 """Folder and file ending of each kind, below the folder that `shipped_root` finds."""
 
+CONFIG_FILE = "config.json"
+"""The file that makes a folder without `REASONER_FILE` a plain Hugging Face model."""
+
 REASONER_FILE = "reasoner.json"
 """The file that makes a folder a checkpoint."""
 
@@ -169,7 +172,8 @@ def list_checkpoints(runs: Path | None = None) -> list[Resource]:
 
 
 def resolve_checkpoint(name_or_path: str | Path) -> Path:
-    """The folder of a checkpoint: `tiny`, `tiny/cot`, ..., the path of a folder with a reasoner.json, or that of a run.
+    """The folder of a checkpoint: `tiny`, `tiny/cot`, ..., the path of a folder with a reasoner.json, that of a run, or
+    that of a plain Hugging Face model.
 
     The folder of a run stands for its last whole checkpoint, also where the run was killed before run.json named it.
 
@@ -185,6 +189,8 @@ def resolve_checkpoint(name_or_path: str | Path) -> Path:
         return folder
     if (last := _last_of_run(folder)) is not None:
         return last
+    if (folder / CONFIG_FILE).is_file():
+        return folder
     known = ", ".join(shipped) or "none is shipped"
     if not folder.exists():
         raise CheckpointError(

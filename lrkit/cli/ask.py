@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrkit.cli.console import beside_json, err
+from lrkit.cli.download import Download
 from lrkit.cli.eval import DTYPE_HELP, parse_modes, say_note
 from lrkit.cli.tables import json_option, milliseconds, write_json
 from lrkit.files import check_writable
@@ -48,6 +49,7 @@ def ask(
     provider: Annotated[str | None, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, ...")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds after which to give up; none by default.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="ONNX Runtime: threads of one operator.")] = None,
+    download: Download = False,
     json_file: Annotated[Path | None, json_option("Write the answer and its history.")] = None,
 ) -> None:
     """Ask one question about one picture, several, or none."""

@@ -10,6 +10,7 @@ import typer
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
 from lrkit.cli.console import bars, beside_json, err
+from lrkit.cli.download import Download
 from lrkit.cli.tables import headline, json_option, modes_table, write_json
 from lrkit.errors import UserError
 from lrkit.model.generated import MODES, Mode
@@ -40,7 +41,7 @@ def eval_checkpoint(
     data: Annotated[
         list[str] | None, typer.Option(help="trail:main, trail:long, trail:faint, trail:wide or a .jsonl file; repeat.")
     ] = None,
-    modes: Annotated[str, typer.Option(help="Any of latent, cot, direct, separated by commas.")] = ",".join(MODES),
+    modes: Annotated[str | None, typer.Option(help="Of latent, cot, direct; with commas. [default: all]")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples of each set.")] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples answered at once.")] = 50,
     latency_samples: Annotated[int, typer.Option(min=0, help="Samples timed one by one; 0 measures no latency.")] = 30,
@@ -54,6 +55,7 @@ def eval_checkpoint(
     provider: Annotated[str | None, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, ...")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="ONNX Runtime: threads of one operator.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the pictures drawn from a trail set.")] = 0,
+    download: Download = False,
     json_file: Annotated[Path | None, json_option("Write all figures to this file.")] = None,
 ) -> None:
     """Measure accuracy, autoregressive steps and latency of the modes on the same samples."""
@@ -64,11 +66,12 @@ def eval_checkpoint(
     from lrkit.runtime.session import Reasoner
 
     console = beside_json(json_file)
-    chosen = parse_modes(modes)
+    named = None if modes is None else parse_modes(modes)
     sets = {name: load_samples(name, samples, seed=seed) for name in data or ["trail:main"]}
     choice = EngineChoice(engine, provider, threads, options=parse_options(engine_option or []))
     reasoner = Reasoner.open(model, device, provider, threads, engine, choice.options, dtype)
     say_note(reasoner)
+    chosen = named or reasoner.engine.modes
     options = EvalOptions(chosen, batch_size, latency_samples, max_new_tokens, max_latent_steps, max_pixels)
     place = {"device": device or choice.place, "threads": threads, "dtype": reasoner.engine.dtype}
     runs_on = {"engine": reasoner.engine.name, **place}

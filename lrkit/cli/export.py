@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from lrkit.cli.console import out
+from lrkit.cli.download import Download
 from lrkit.cli.export_engines import engines_into_bundle, print_engines
 from lrkit.cli.export_shape import Data, NumSamples, RandomWeights, ShapeName, name_and_changes, open_subject
 from lrkit.cli.export_tables import proofs, sizes
@@ -83,6 +84,7 @@ def export(
     samples: NumSamples = None,
     baselines: Annotated[bool, typer.Option(help="Also the checkpoint's cot and direct baselines.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle of that name.")] = False,
+    download: Download = False,
     json_file: JsonFile = None,
 ) -> None:
     """Write one program that holds the whole reasoner, prove it equal to torch, and pack it into a bundle.

@@ -14,6 +14,7 @@ import typer
 from rich.table import Table
 
 from lrkit.cli.console import STDOUT, beside_json
+from lrkit.cli.download import Download
 from lrkit.cli.progress import ProfileProgress
 from lrkit.cli.tables import json_option, milliseconds, number, percent, write_json
 from lrkit.errors import LrkitError, UserError
@@ -63,9 +64,7 @@ def profile(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of one operator.")] = None,
     cuda_graphs: Annotated[bool, typer.Option("--cuda-graphs", help="Checkpoints on a GPU: record steps.")] = False,
     sweep: Annotated[list[str] | None, typer.Option(help="Settings to try, as replay_tokens=0,4,8; repeat.")] = None,
-    write_choice: Annotated[
-        bool, typer.Option("--write-choice", help="Write the setting that --sweep names into the bundle.")
-    ] = False,
+    write_choice: Annotated[bool, typer.Option("--write-choice", help="Write what --sweep names into it.")] = False,
     plan: Annotated[list[str] | None, typer.Option(help="Least times on this device, by datasheet; repeat.")] = None,
     shape: Annotated[str | None, typer.Option(help="A name of `lrkit ls shape`, random weights; no model.")] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Says that --shape has no others.")] = False,
@@ -75,6 +74,7 @@ def profile(
     budget: Annotated[float | None, typer.Option(min=1, help="Begin no further repeat after these seconds.")] = None,
     fail_if: Annotated[list[str] | None, typer.Option(help="Exit code 2 if it holds; repeat.")] = None,
     compare: Annotated[tuple[Path, Path] | None, typer.Option(help="Compare two report.json; no model.")] = None,
+    download: Download = False,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the report.")] = Path("runs/profile"),
     json_file: Annotated[Path | None, json_option("Write the report, or comparison, here too.")] = None,
 ) -> None:

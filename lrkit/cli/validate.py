@@ -15,6 +15,7 @@ from rich.progress import TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lrkit.cli.console import bars, beside_json
+from lrkit.cli.download import Download
 from lrkit.cli.tables import json_option, write_json
 from lrkit.cli.validate_config import CHECKS, check_config, kind_of_config
 from lrkit.errors import UserError
@@ -28,6 +29,7 @@ Examples:
   lrkit validate recipe.yaml --json findings.json
   lrkit validate my-target.yaml
   lrkit validate tiny
+  lrkit validate Qwen2-VL-2B-Instruct --quick
 """
 
 
@@ -43,6 +45,10 @@ def validate(
     ] = None,
     engine_option: Annotated[list[str] | None, typer.Option(help="TensorRT: KEY=VALUE, as device=1; repeat.")] = None,
     provider: Annotated[str | None, typer.Option(help="Bundles only: ONNX Runtime's provider.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Checkpoints only: do not read the weights' values in search of NaN.")
+    ] = False,
+    download: Download = False,
     json_file: Annotated[Path | None, json_option("Write the findings to this file, good or bad.")] = None,
 ) -> None:
     """Check data, a recipe or other file of values, a checkpoint or a bundle, and name everything wrong with it."""
@@ -56,7 +62,7 @@ def validate(
         elif kind == "bundle":
             _check_bundle(path, engine, engine_option or [], provider, findings, console)
         else:
-            _check_checkpoint(path, findings, console)
+            _check_checkpoint(path, findings, console, values=not quick)
         findings |= {"ok": True, "problems": []}
     except UserError as error:
         findings |= {"ok": False, "problems": str(error).splitlines()}
@@ -129,16 +135,16 @@ def _length_table(title: str, lengths: dict[str, Summary]) -> Table:
     return table
 
 
-def _check_checkpoint(path: str, findings: dict[str, Any], console: Console) -> None:
+def _check_checkpoint(path: str, findings: dict[str, Any], console: Console, values: bool) -> None:
     from lrkit.resources import resolve_checkpoint
     from lrkit.runtime.checkpoint_files import check_checkpoint
 
-    report = check_checkpoint(resolve_checkpoint(path))
-    findings["base"] = report.base
+    report = check_checkpoint(resolve_checkpoint(path), values)
+    findings |= {"base": report.base, "plain": report.plain, "values_read": values}
     findings["files"] = {
         name: {"bytes": size, "tensors": report.tensors.get(name)} for name, size in report.sizes.items()
     }
-    table = Table(title=f"checkpoint {path}", title_justify="left")
+    table = Table(title=f"{'plain Hugging Face model' if report.plain else 'checkpoint'} {path}", title_justify="left")
     for column in ("file", "tensors", "bytes"):
         table.add_column(column, justify="left" if column == "file" else "right")
     for name, size in report.sizes.items():

@@ -140,10 +140,10 @@ def _export(checkpoint: str, bundle: Path, target: str) -> Path:
 
 def _checkpoint_bytes(checkpoint: str) -> int:
     """The checkpoint and the base it stands on."""
-    from lrkit.model.checkpoint import base_of, read_info
+    from lrkit.model.folder import base_folder, read_info
 
     folder = resolve_checkpoint(checkpoint)
-    folders = {folder, Path(base_of(folder, read_info(folder)))}
+    folders = {folder, base_folder(folder, read_info(folder))}
     return sum(_folder_bytes(one) for one in folders)
 
 

@@ -246,7 +246,7 @@ class _Export:
         nbits = self.target.precision == "int4" and self.target.dialect == "ort"
         steps: dict[StepName, StepEntry] = {}
         if self.form == "program":
-            program = build_program(chunks, self.processor.eos_id, tower)
+            program = build_program(chunks, self.processor.end_ids, tower)
             spec, file = program.spec, f"{role}.onnx"
             data = self._save(program, file)
         else:
@@ -267,7 +267,7 @@ class _Export:
         off = optimizers_off(self.target.dialect, self.target.precision)
         if self.form == "program":
             return open_program(self.staging / entry.file, entry.spec, off)
-        return open_steps(self.staging, entry.steps, entry.spec, self.processor.eos_id, off)
+        return open_steps(self.staging, entry.steps, entry.spec, self.processor.end_ids, off)
 
     def _save(self, program: Program, file: str) -> str | None:
         """Writes one graph; returns the name of its data file, where it needs one."""
@@ -315,7 +315,8 @@ class _Export:
             programs=programs,
             limits=limits,
             tokens=TokenIds(
-                image=processor.image_id, latent=processor.latent_id, eos=processor.eos_id, pad=processor.pad_id
+                image=processor.image_id, latent=processor.latent_id, eos=processor.eos_id, pad=processor.pad_id,
+                more_ends=processor.end_ids[1:],
             ),
             merge_size=processor.geometry.merge_size,
             files={path.relative_to(self.staging).as_posix(): digest(path) for path in files},

@@ -137,11 +137,15 @@ def open_program(file: Path, spec: IoSpec, optimizers_off: Sequence[str] = ()) -
 
 
 def open_steps(
-    folder: Path, steps: Mapping[StepName, StepEntry], whole: IoSpec, eos_id: int, optimizers_off: Sequence[str] = ()
+    folder: Path,
+    steps: Mapping[StepName, StepEntry],
+    whole: IoSpec,
+    end_ids: Sequence[int],
+    optimizers_off: Sequence[str] = (),
 ) -> StepSession:
     """The graphs of the form `step`, driven like one program. Raises as `open_program`."""
     sessions = {name: open_program(folder / entry.file, entry.spec, optimizers_off) for name, entry in steps.items()}
-    return StepSession(sessions, {name: entry.spec for name, entry in steps.items()}, whole, eos_id)
+    return StepSession(sessions, {name: entry.spec for name, entry in steps.items()}, whole, end_ids)
 
 
 class ProgramRun:
@@ -216,7 +220,7 @@ def torch_traces(
     asked = [replace(prompt, ids=prompt_ids(processor, prompt, role)) for prompt in prompts]
     watched = _Watched(reasoner)
     most = min(reasoner.settings.think.max_latent_steps, limits.max_latent_steps)
-    bounds = GenerationLimits(processor.eos_id, limits.max_new_tokens, most)
+    bounds = GenerationLimits(processor.eos_id, limits.max_new_tokens, most, more_ends=processor.end_ids[1:])
     mode: Mode = role
     batch = collate_prompts(asked, processor.pad_id)
     answers = generate(watched, batch, mode, bounds)  # pyright: ignore[reportArgumentType]

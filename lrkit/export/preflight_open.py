@@ -171,6 +171,6 @@ def _build(checkpoint: Path, target: Target, form: Form, folder: Path) -> dict[s
     if form == "step":
         files, _ = save_steps(build_steps(chunks, tower), folder, "latent")
         return {f"latent.{name}": file for name, file in files.items()}
-    program = build_program(chunks, processor.eos_id, tower)
+    program = build_program(chunks, processor.end_ids, tower)
     save_models({"latent.onnx": program.model}, folder, "latent.onnx.data")
     return {"latent": "latent.onnx"}

@@ -6,7 +6,7 @@ Place in the pipeline: bundle.py calls `build_program` and saves the model; chec
 one chunk computes is written in chunks.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,14 +37,14 @@ class Program:
     """Relative error of each quantized matrix."""
 
 
-def build_program(chunks: Chunks, eos_id: int, tower: Tower) -> Program:
+def build_program(chunks: Chunks, end_ids: Sequence[int] | int, tower: Tower) -> Program:
     """The form `program` of one reasoner."""
-    return _Builder(chunks, eos_id).build(tower)
+    return _Builder(chunks, [end_ids] if isinstance(end_ids, int) else end_ids).build(tower)
 
 
 class _Builder:
-    def __init__(self, chunks: Chunks, eos_id: int) -> None:
-        self.chunks, self.dialect, self.eos_id = chunks, chunks.dialect, eos_id
+    def __init__(self, chunks: Chunks, end_ids: Sequence[int]) -> None:
+        self.chunks, self.dialect, self.end_ids = chunks, chunks.dialect, end_ids
         self.steps, self.capacity, self.limits = chunks.steps, chunks.capacity, chunks.limits
         self.spec = program_spec(chunks.shape)
         self.g = Graph(self.dialect.floats)
@@ -156,7 +156,11 @@ class _Builder:
         new["alive"] = going
 
     def _goes_on(self, g: Graph, token: Value) -> Value:
-        return g.op("Not", g.op("Squeeze", g.op("Equal", token, [self.eos_id]), [0]))
+        first, *others = (g.op("Squeeze", g.op("Equal", token, [end]), [0]) for end in self.end_ids)
+        ended = first
+        for other in others:
+            ended = g.op("Or", ended, other)
+        return g.op("Not", ended)
 
     def _context(self, read: Read, before: Carried) -> Callable[[Graph, Carried], Callable[[int], Past]]:
         """Prompt and latent keys as one read-only segment, for a body of the speech loop. In TensorRT the latent ones

@@ -7,7 +7,6 @@ Place in the pipeline: a reasoner in memory (`read_source`) or the files of a ch
 Legend: D width, H heads, G key heads, W vocabulary.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,8 +97,6 @@ class Family:
     """Name of the vision tower's module."""
     new_tower: Callable[[Any], nn.Module]
     """A tower from the backbone's config, its weights yet to come."""
-    stored_name: Callable[[str], str]
-    """Name in a checkpoint's files -> name in transformers."""
 
 
 def array(tensor: Tensor) -> np.ndarray:
@@ -237,14 +234,7 @@ def _new_qwen2_vl_tower(config: Any) -> nn.Module:
     return Qwen2VisionTransformerPretrainedModel._from_config(config.vision_config)  # pyright: ignore
 
 
-def _qwen2_vl_name(stored: str) -> str:
-    """Published files keep the names of transformers 4, in which tower and language model lay side by side."""
-    if stored.startswith("visual."):
-        return f"model.{stored}"
-    return re.sub(r"^model\.(?!language_model\.|visual\.)", "model.language_model.", stored)
-
-
 FAMILIES: dict[str, Family] = {
-    "qwen2_vl": Family(_qwen2_vl, "model.visual", _new_qwen2_vl_tower, _qwen2_vl_name),
+    "qwen2_vl": Family(_qwen2_vl, "model.visual", _new_qwen2_vl_tower),
 }
 """model_type -> how it is read."""

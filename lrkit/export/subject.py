@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 import torch
 
-from lrkit.export.source import Source, read_source
+from lrkit.export.source import Source
 from lrkit.export.streaming import stream_source
-from lrkit.model.checkpoint import load_checkpoint, read_info, read_settings
+from lrkit.model.checkpoint import load_checkpoint
+from lrkit.model.folder import read_info, read_settings
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.settings import ReasonerSettings
 from lrkit.runtime.manifest import Role
@@ -66,8 +67,8 @@ class CheckpointOrigin:
         return read_settings(self.folder, read_info(self.folder))
 
     def source(self) -> Source:
-        """From the files where lrkit can merge them itself, else from the loaded model."""
-        return stream_source(self.folder) or read_source(self.reasoner())
+        """Read from the files as it is asked for."""
+        return stream_source(self.folder)
 
     def reasoner(self) -> LatentReasoner:
         """With its adapter merged, as the program has it."""

@@ -144,6 +144,8 @@ def _speak(
         between_steps()
         token_B = steps.next_token()
         going_B = (token_B != limits.eos_id) & going_B
+        for end in limits.more_ends:
+            going_B = (token_B != end) & going_B
         going, tokens = going_B.tolist(), token_B.tolist()
         if any(on and token == NO_WORD for on, token in zip(going, tokens, strict=True)):
             raise _not_finite(reasoner)

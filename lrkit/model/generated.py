@@ -14,6 +14,8 @@ Halting = Literal["decided", "limit", "fixed", "off"]
 """decided: the model stopped thinking; limit: it still wanted to; fixed: the number was given; off: latents were
 masked."""
 MODES: tuple[Mode, ...] = ("latent", "cot", "direct")
+WITHOUT_LATENTS: tuple[Mode, ...] = ("cot", "direct")
+"""What a plain model can be asked in."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class GenerationLimits:
     """None: the checkpoint's own limit."""
     halting: Literal["adaptive", "fixed"] | None = None
     """None: the checkpoint's own."""
+    more_ends: tuple[int, ...] = ()
+    """Other tokens that end an answer."""
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ import warnings
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors import safe_open
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import nn
 
 from lrkit.errors import CheckpointError
 from lrkit.model.backbones.protocol import Backbone
+from lrkit.model.folder import ADAPTER_WEIGHTS
 from lrkit.model.settings import LoraSettings
 
 NAME = "default"
@@ -36,36 +37,30 @@ class Adapter:
             return cls(get_peft_model(backbone.model, config, adapter_name=NAME))  # pyright: ignore
 
     @classmethod
-    def load(cls, backbone: Backbone, folder: Path) -> "Adapter":
-        """Reads an adapter in peft's format; its weights can be trained on.
+    def load(cls, backbone: Backbone, folder: Path, settings: LoraSettings) -> "Adapter":
+        """Reads an adapter that `save` wrote; its weights can be trained on. What it is comes from `settings`, those
+        of reasoner.json, and from the backbone: adapter_config.json is a stranger's text, and is not followed.
 
         Raises:
-            CheckpointError: the folder holds no adapter, or one made for another backbone.
+            CheckpointError: the folder holds no adapter, or one made for another backbone or other settings.
         """
-        if not (folder / "adapter_config.json").is_file():
+        file = folder / ADAPTER_WEIGHTS
+        if not file.is_file():
             raise CheckpointError(
-                f"{folder} has no adapter_config.json, so it holds no adapter; give a folder that `lrkit train` wrote"
+                f"{folder} has no {ADAPTER_WEIGHTS}, so it holds no adapter; give a folder that `lrkit train` wrote"
             )
-        try:
-            with warnings.catch_warnings():
-                # peft only warns about keys that match nothing; half an adapter must not pass as one.
-                warnings.filterwarnings("error", message=".*(missing adapter keys|unexpected keys).*")
-                warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-                model = PeftModel.from_pretrained(backbone.model, str(folder), adapter_name=NAME, is_trainable=True)  # pyright: ignore
-        except (RuntimeError, ValueError, OSError, UserWarning) as error:
-            raise CheckpointError(
-                f"the adapter in {folder} does not fit its backbone: {str(error).splitlines()[0]}"
-            ) from error
-        # peft passes over weights that have no place: an adapter of a deeper backbone would be loaded in part.
-        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-            own = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
-            homeless = sorted(set(file.keys()) - set(own))
-        if homeless:
-            raise CheckpointError(
-                f"the adapter in {folder} does not fit its backbone: {len(homeless)} weights have no place in it, "
-                f"the first is {homeless[0]}; give the adapter that was trained on this backbone"
-            )
-        return cls(model)
+        stored, adapter = load_file(file), cls.create(backbone, settings)
+        own = get_peft_model_state_dict(adapter._peft, adapter_name=NAME, save_embedding_layers=False)
+        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+        for name in sorted(shapes.keys() | found.keys()):
+            if shapes.get(name) != found.get(name):
+                raise CheckpointError(
+                    f"the adapter in {folder} does not fit its backbone: {name} has the shape {found.get(name)} there "
+                    f"and {shapes.get(name)} here; give the adapter that was trained on this backbone"
+                )
+        set_peft_model_state_dict(adapter._peft, stored, adapter_name=NAME)
+        return adapter
 
     def save(self, folder: Path, base: str) -> None:
         """Writes adapter_config.json and adapter_model.safetensors; `base` names the backbone's weights."""

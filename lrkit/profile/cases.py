@@ -203,6 +203,8 @@ def _options(run: RunSettings, suite: Suite) -> AskOptions:
 def _why_not(model: Model, run: RunSettings, suite: Suite) -> str | None:
     engine, settings = model.reasoner.engine, settings_of(model.reasoner.engine)
     bundle = engine.name != "torch"
+    if run.mode not in engine.modes:
+        return f"the model has no latents, so it cannot be asked in the mode {run.mode}"
     if bundle and suite.forced.answer_tokens is not None:
         return "a bundle ends its answers itself; lengths of speech can be forced on checkpoints only"
     if run.routing_depth == 0 and settings.routing.depth == 0:

@@ -1,26 +1,18 @@
-"""Are all files of a checkpoint folder there, whole, and made for each other? Torch-free: no weight is read.
+"""Are all files of a checkpoint folder there, whole, and made for each other? Torch-free.
 
-Place in the pipeline: `lrkit validate CHECKPOINT` -> `check_checkpoint`. (lrkit/model/checkpoint.py loads it.)
+Place in the pipeline: `lrkit validate CHECKPOINT` -> `check_checkpoint`. It refuses what loading refuses: both hold the
+files against each other by lrkit/model/whole_weights.py and open the same processor.
 """
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from lrkit.config import load_config
-from lrkit.errors import CheckpointError, ConfigError
-from lrkit.model.settings import SCHEMA_VERSION, ReasonerSettings
-from lrkit.resources import REASONER_FILE
+from lrkit.errors import CheckpointError
+from lrkit.model.folder import INFO_FILE, baselines_of, is_plain, read_info
+from lrkit.model.settings import ReasonerSettings
+from lrkit.model.stored import first_not_finite, read_header
+from lrkit.model.whole_weights import CheckedWeights, check_weights
 from lrkit.runtime.processor import Processor
-from lrkit.runtime.prompt import read_json
-
-_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-_EXTRAS = "lrkit.safetensors"
-# A header larger than this is no header; the limit is that of the safetensors package.
-_MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass
@@ -37,7 +29,9 @@ class CheckpointReport:
     base: str | None = None
     """Folder or hub id of the backbone's weights; None where they are in this folder."""
     settings: ReasonerSettings | None = None
-    """What the reasoner is set to."""
+    """What the reasoner is set to; of a plain Hugging Face model: no latents."""
+    plain: bool = False
+    """It is a plain Hugging Face model."""
 
     def raise_if_bad(self) -> None:
         """Raise all problems at once.
@@ -46,89 +40,103 @@ class CheckpointReport:
             CheckpointError: with one line per problem.
         """
         if self.problems:
-            raise CheckpointError("\n".join(self.problems))
+            raise CheckpointError("\n".join(dict.fromkeys(self.problems)))
 
 
-def check_checkpoint(folder: Path) -> CheckpointReport:
-    """Read every file but the weights' values; all problems are collected."""
-    report = CheckpointReport(folder)
+def check_checkpoint(folder: Path, values: bool = True) -> CheckpointReport:
+    """Reads every file; of the weights the values too, unless `values` is False. Baselines are checked the same way,
+    and the backbone that several share once."""
+    return _check(folder, values, seen=set())
+
+
+def _check(folder: Path, values: bool, seen: set[Path]) -> CheckpointReport:
+    report = CheckpointReport(folder, plain=is_plain(folder))
+    _list_files(report)
+    checked: CheckedWeights | None = None
     try:
-        info = read_json(folder / REASONER_FILE)
+        checked = check_weights(folder)
+        report.base, report.settings = checked.info.get("base"), checked.settings
     except CheckpointError as error:
-        report.problems.append(str(error))
-        return report
-    report.problems += _info_problems(folder, info)
-    try:
-        report.settings = load_config(ReasonerSettings, info.get("settings") or {})
-    except ConfigError as error:
-        report.problems += [f"{folder / REASONER_FILE}: {line}" for line in str(error).splitlines()]
-    report.base = info.get("base")
-    report.problems += _file_problems(folder, report.base)
-    report.problems += _processor_problems(folder, info)
-    for path in sorted(folder.glob("*.safetensors")):
-        report.sizes[path.name] = path.stat().st_size
-        try:
-            report.tensors[path.name] = count_tensors(path)
-        except CheckpointError as error:
-            report.problems.append(str(error))
+        report.problems += str(error).splitlines()
+    _check_processor(report, checked)
+    if checked is not None:
+        _check_values(report, checked, values, seen)
+        _check_baselines(report, checked, values, seen)
     return report
 
 
-def _info_problems(folder: Path, info: dict[str, Any]) -> Iterator[str]:
-    path = folder / REASONER_FILE
-    if info.get("schema") != SCHEMA_VERSION:
-        yield f"{path}: schema is {info.get('schema')}, this lrkit reads {SCHEMA_VERSION}; use the lrkit that wrote it"
-    base = info.get("base")
-    if isinstance(base, str) and base.startswith(".") and not (folder / base).is_dir():
-        yield f"{path}: base {base!r} is not there; copy the backbone beside the checkpoint"
-    baselines = info.get("baselines") or {}
-    for mode, where in baselines.items():
-        if not (folder / where / REASONER_FILE).is_file():
-            yield f"{path}: the baseline for {mode} is to be in {where!r}, which is no checkpoint; copy it there"
+def _list_files(report: CheckpointReport) -> None:
+    """Sizes and numbers of tensors; a damaged file is told by `check_weights` where it is needed, here where not."""
+    for path in sorted(report.folder.glob("*.safetensors")):
+        try:
+            report.sizes[path.name] = path.stat().st_size
+            report.tensors[path.name] = len(read_header(path))
+        except (CheckpointError, OSError):
+            continue
 
 
-def _file_problems(folder: Path, base: str | None) -> Iterator[str]:
-    needed = ["config.json", _EXTRAS]
-    adapter = [name for name in _ADAPTER if (folder / name).is_file()]
-    if len(adapter) == 1:
-        needed += _ADAPTER
-    for name in needed:
-        if not (folder / name).is_file():
-            yield f"{folder}: has no {name}; copy the checkpoint again"
-    if base is None and not any((folder / name).is_file() for name in _WEIGHTS):
-        yield f"{folder}: has no {_WEIGHTS[0]}, and {REASONER_FILE} names no base; copy the checkpoint again"
-
-
-def _processor_problems(folder: Path, info: dict[str, Any]) -> Iterator[str]:
+def _check_processor(report: CheckpointReport, checked: CheckedWeights | None) -> None:
     try:
-        processor = Processor.from_folder(folder)
+        processor = Processor.from_folder(report.folder)
     except CheckpointError as error:
-        yield from str(error).splitlines()
+        report.problems += str(error).splitlines()
         return
-    latent = info.get("latent_id")
-    if latent != processor.latent_id:
-        yield (
-            f"{folder}: {REASONER_FILE} says that the latent token is {latent}, tokenizer.json that it is "
+    if checked is None:
+        return
+    try:
+        check_fit(processor, checked)
+    except CheckpointError as error:
+        report.problems.append(str(error))
+
+
+def check_fit(processor: Processor, checked: CheckedWeights) -> None:
+    """Do tokenizer and weights belong together?
+
+    Raises:
+        CheckpointError: the latent or the image token is another one, or a token has no row in the embedding.
+    """
+    folder, layout = checked.folder, checked.layout
+    if checked.info["latent_id"] is not None and checked.latent_id != processor.latent_id:
+        raise CheckpointError(
+            f"{folder}: {INFO_FILE} says that the latent token is {checked.latent_id}, the tokenizer that it is "
             f"{processor.latent_id}; the files are of two checkpoints, so copy both again"
+        )
+    if processor.image_id != layout.image_id:
+        raise CheckpointError(
+            f"{folder}: config.json says that the image token is {layout.image_id}, the tokenizer that it is "
+            f"{processor.image_id}; the files are of two models, so copy both again"
+        )
+    # What lrkit adds to a plain model's tokenizer is never fed to it.
+    last = processor.last_id
+    if last >= layout.vocabulary and not (checked.info["latent_id"] is None and last == processor.latent_id):
+        raise CheckpointError(
+            f"{folder}: the tokenizer has a token {last}, the embedding {layout.vocabulary} rows; the files are of two "
+            "models, so copy both again"
         )
 
 
-def count_tensors(path: Path) -> int:
-    """Tensors in a safetensors file, from its header; the file's length is held against it.
+def _check_values(report: CheckpointReport, checked: CheckedWeights, values: bool, seen: set[Path]) -> None:
+    if not values:
+        return
+    problem = first_not_finite([stored for stored in checked.stored if stored.file.resolve() not in seen])
+    if problem is not None:
+        report.problems.append(problem)
+    seen |= {stored.file.resolve() for stored in checked.stored}
 
-    Raises:
-        CheckpointError: the header is damaged, or the file is cut off or too long.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-        raw = file.read(header_bytes) if header_bytes <= min(size - 8, _MAX_HEADER_BYTES) else b""
+
+def _check_baselines(report: CheckpointReport, checked: CheckedWeights, values: bool, seen: set[Path]) -> None:
     try:
-        header = json.loads(raw)
-        entries = [entry for name, entry in header.items() if name != "__metadata__"]
-        end = max((int(entry["data_offsets"][1]) for entry in entries), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{path}: is no whole safetensors file (damaged header); copy it again") from error
-    if 8 + header_bytes + end != size:
-        raise CheckpointError(f"{path}: has {size} bytes where {8 + header_bytes + end} belong; copy it again")
-    return len(entries)
+        baselines = baselines_of(report.folder, checked.info)
+    except CheckpointError as error:
+        report.problems.append(str(error))
+        return
+    for mode, folder in baselines.items():
+        if folder in seen or folder == report.folder.resolve():
+            continue
+        seen.add(folder)
+        try:
+            read_info(folder)
+        except CheckpointError as error:
+            report.problems.append(f"{report.folder / INFO_FILE}: the baseline for {mode}: {error}")
+            continue
+        report.problems += _check(folder, values, seen).problems

@@ -40,6 +40,8 @@ class Engine(Protocol):
     """torch, onnxruntime, tensorrt-rtx or tensorrt."""
     processor: Processor
     num_layers: int
+    modes: tuple[Mode, ...]
+    """What it can be asked in: without latent for a plain model, which has none."""
     note: str | None
     """What a user should know before asking, such as that the model was trained in another number type."""
 

@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue
 
 from lrkit.config import Config
 from lrkit.files import sha256
+from lrkit.model.generated import MODES, Mode
 from lrkit.model.settings import ReasonerSettings
 from lrkit.runtime.io_spec import IoSpec
 
@@ -76,6 +77,13 @@ class TokenIds(Config):
     """Ends an answer."""
     pad: TokenId
     """Fills a batch; a program never sees it."""
+    more_ends: tuple[TokenId, ...] = ()
+    """Other ids that end an answer."""
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All ids that end an answer."""
+        return (self.eos, *self.more_ends)
 
 
 class StepEntry(Config):
@@ -227,7 +235,7 @@ class Manifest(Config):
     target: dict[str, Any]
     """The export target, as used."""
     programs: dict[Role, ProgramEntry]
-    """latent always; cot and direct where baselines were exported too."""
+    """latent, and cot and direct where baselines were exported too; cot and direct alone of a plain model."""
     limits: Limits
     """Largest inputs."""
     tokens: TokenIds
@@ -244,6 +252,16 @@ class Manifest(Config):
     """Written by `lrkit profile --sweep ... --write-choice`."""
     provenance: dict[str, Any]
     """Versions, commit, machine, checkpoint, time."""
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """What it can be asked in; the latent program answers in every mode."""
+        return MODES if "latent" in self.programs else tuple(mode for mode in MODES if mode in self.programs)
+
+    @property
+    def first_role(self) -> Role:
+        """The program that answers where no other is asked for."""
+        return "latent" if "latent" in self.programs else next(iter(self.programs))
 
 
 def digest(path: Path) -> FileEntry:

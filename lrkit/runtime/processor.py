@@ -8,8 +8,7 @@ ids in between. So the ids of a piece do not depend on what was replaced by late
 has the ids it has when spoken last.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -19,13 +18,18 @@ from tokenizers import AddedToken, Tokenizer
 
 from lrkit.config import load_config
 from lrkit.errors import CheckpointError, ConfigError, DataError
+from lrkit.files import read_json, write_json, write_text
+from lrkit.runtime.chat_template import find_template
+from lrkit.runtime.controls import ControlTokens
 from lrkit.runtime.fitting import Resized, fit_pictures
 from lrkit.runtime.limits import check_images, check_prompt
 from lrkit.runtime.manifest import Limits
 from lrkit.runtime.picture_input import ImageSource
 from lrkit.runtime.pictures import load_image
+from lrkit.runtime.plain_format import plain_format
 from lrkit.runtime.preprocess import Grid, ImageGeometry, resize_and_cut
-from lrkit.runtime.prompt import PromptFormat, read_json
+from lrkit.runtime.prompt import PromptFormat
+from lrkit.runtime.tokenizer_files import CONFIG_FILE, FILE, config_to_write, guarded, read_tokenizer
 
 PROMPT_FILE = "prompt.json"
 
@@ -75,7 +79,8 @@ class Processor:
         tokenizer.no_truncation()
         names = format.tokens
         if tokenizer.token_to_id(names.latent) is None:
-            tokenizer.add_special_tokens([AddedToken(names.latent, special=True, normalized=False)])
+            with guarded("the latent token cannot be added", CheckpointError, "copy the tokenizer again"):
+                tokenizer.add_special_tokens([AddedToken(names.latent, special=True, normalized=False)])
         self.tokenizer = tokenizer
         self.geometry = geometry
         self.format = format
@@ -84,57 +89,54 @@ class Processor:
         self.latent_id = self._special_id("latent", names.latent)
         self.eos_id = self._special_id("eos", names.eos)
         self.pad_id = self._special_id("pad", names.pad)
+        self.end_ids = (self.eos_id, *(self._special_id("more_ends", name) for name in names.more_ends))
+        """Tokens that end an answer; the first is the one that training ends it with."""
         self.answer_prefix_ids: list[int] = self._encode(format.answer_marker)
         """What the mode `direct` forces: the ids of the answer template before the answer."""
         self.limits: Limits | None = None
         """What a bundle was made for; None (a checkpoint) sets no limit."""
         self._separator_ids = self._encode(format.step_separator) if format.step_separator else []
-        self._control_tokens = [
-            token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
-        ]
+        self._controls = ControlTokens(tokenizer, format)
         self._unknown = getattr(tokenizer.model, "unk_token", None)
         self._unknown_id = None if self._unknown is None else tokenizer.token_to_id(self._unknown)
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> Self:
-        """Read tokenizer.json, tokenizer_config.json, preprocessor_config.json and prompt.json.
+        """Read tokenizer.json (or vocab.json and merges.txt), tokenizer_config.json, preprocessor_config.json and
+        prompt.json.
 
         Without prompt.json (a plain Hugging Face folder) the format comes from the folder's chat template.
 
         Raises:
             CheckpointError: a file is missing or cannot be used.
+            MissingExtraError: a chat template, and the package that renders it is not installed.
         """
         folder = Path(folder)
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise CheckpointError(f"{folder}: has no tokenizer.json; give a folder with a fast tokenizer")
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the tokenizers package raises nothing narrower
-            raise CheckpointError(f"{path}: is not a usable tokenizer ({error}); copy the file again") from error
+        config = read_json(folder / CONFIG_FILE, CheckpointError, missing_ok=True)
+        tokenizer = read_tokenizer(folder, config)
         prompt = folder / PROMPT_FILE
-        if prompt.is_file():
-            try:
-                format = load_config(PromptFormat, read_json(prompt))
-            except ConfigError as error:
-                raise CheckpointError("\n".join(f"{prompt}: {line}" for line in str(error).splitlines())) from error
+        if prompt.exists():
+            format = _read_format(prompt)
         else:
-            format = PromptFormat.from_chat_template(folder)
-        config = read_json(folder / "tokenizer_config.json", missing_ok=True)
+            format = plain_format(folder, config, tokenizer)
+            config = {**config, **_template_to_keep(folder, config)}
         return cls(tokenizer, ImageGeometry.from_folder(folder), format, config)
 
     def save(self, folder: Path | str) -> None:
-        """Write the four files of `from_folder`; transformers reads the first three."""
+        """Write the four files of `from_folder`; transformers reads the first three, with the same ids.
+
+        Raises:
+            FileError: one cannot be written.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(str(folder / "tokenizer.json"))
+        with guarded("the tokenizer cannot be written", CheckpointError, "give another one"):
+            text = self.tokenizer.to_str(pretty=True)
         names = self.format.tokens
-        # The plain fast class: it takes tokenizer.json as it is, where a model's own class may rebuild parts of it.
-        defaults = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        config = defaults | self.tokenizer_config | {"eos_token": names.eos, "pad_token": names.pad}
-        _write_json(folder / "tokenizer_config.json", config)
-        _write_json(folder / "preprocessor_config.json", self.geometry.to_hf())
-        _write_json(folder / PROMPT_FILE, self.format.model_dump(mode="json"))
+        write_text(folder / FILE, text)
+        config = config_to_write(self.tokenizer, self.tokenizer_config, names.eos, names.pad)
+        write_json(folder / CONFIG_FILE, config, ensure_ascii=False)
+        write_json(folder / "preprocessor_config.json", self.geometry.to_hf(), ensure_ascii=False)
+        write_json(folder / PROMPT_FILE, self.format.model_dump(mode="json"), ensure_ascii=False)
 
     def encode_prompt(
         self, images: Sequence[ImageSource], question: str, max_pixels: int | None = None
@@ -152,9 +154,10 @@ class Processor:
         """
         if not question.strip():
             raise DataError("the question is empty; ask something")
-        self._refuse_control_tokens(question, "question")
+        self._controls.refuse(question, "question")
         text_ids = self._encode(self.format.prompt_text(question, len(images)))
         self._refuse_unknown(text_ids, question, "question")
+        self._controls.check_prompt(text_ids, question, len(images))
         geometry = self.geometry.with_max_pixels(max_pixels)
         if self.limits is not None:
             check_images(self.limits, len(images))
@@ -188,19 +191,36 @@ class Processor:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Readable text, without special tokens."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+        return self._decode(list(ids), True).strip()
 
     def token_text(self, token_id: int) -> str:
         """The text of one token without surrounding space; special tokens by their name."""
-        return self.tokenizer.decode([token_id], skip_special_tokens=False).strip()
+        return self._decode([token_id], False).strip()
+
+    @property
+    def last_id(self) -> int:
+        """The highest id of a token; takes a tenth of a second for a large vocabulary.
+
+        Raises:
+            CheckpointError: two tokens have one id.
+        """
+        ids = self.tokenizer.get_vocab(with_added_tokens=True).values()
+        if len(set(ids)) != len(ids):
+            raise CheckpointError("the tokenizer gives two tokens one id; copy tokenizer.json again")
+        return max(ids)
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        with guarded("the text cannot be split into tokens", DataError, "check the text and the tokenizer"):
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _decode(self, ids: list[int], skip: bool) -> str:
+        with guarded("tokens cannot be turned into text", CheckpointError, "copy the tokenizer again"):
+            return self.tokenizer.decode(ids, skip_special_tokens=skip)
 
     def _encode_piece(self, text: str, given: str, what: str) -> list[int]:
         if not given.strip():
             raise DataError(f"the {what} is empty; write it or leave the sample out")
-        self._refuse_control_tokens(given, what)
+        self._controls.refuse(given, what)
         ids = self._encode(text)
         self._refuse_unknown(ids, given, what)
         return ids
@@ -213,12 +233,6 @@ class Processor:
             )
         return found
 
-    def _refuse_control_tokens(self, text: str, what: str) -> None:
-        """Text must never be read as control: an image token in a question would shift every picture."""
-        for token in self._control_tokens:
-            if token in text:
-                raise DataError(f"the {what} holds {token}, which only the prompt format may use; take it out")
-
     def _refuse_unknown(self, ids: list[int], text: str, what: str) -> None:
         if self._unknown_id is None or self._unknown_id not in ids:
             return
@@ -230,5 +244,14 @@ class Processor:
         )
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _read_format(path: Path) -> PromptFormat:
+    try:
+        return load_config(PromptFormat, read_json(path, CheckpointError))
+    except ConfigError as error:
+        raise CheckpointError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
+
+
+def _template_to_keep(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The chat template moves into tokenizer_config.json, where every version of transformers finds it."""
+    template = find_template(folder, config)
+    return {} if template is None else {"chat_template": template}

@@ -81,7 +81,7 @@ class ProgramSessions(ABC):
             name: self.open_graph(role, entry, name, step.file, step.spec) for name, step in entry.steps.items()
         }
         specs = {name: step.spec for name, step in entry.steps.items()}
-        return StepSession(sessions, specs, entry.spec, self.bundle.manifest.tokens.eos)
+        return StepSession(sessions, specs, entry.spec, self.bundle.manifest.tokens.ends)
 
     @abstractmethod
     def open_graph(self, role: Role, entry: ProgramEntry, graph: GraphName, file: str, spec: IoSpec) -> GraphSession:
@@ -101,6 +101,7 @@ class ProgramEngine:
         self.role: Role = role
         self.entry: ProgramEntry = self.bundle.program(role)
         self.num_layers = self.entry.num_layers
+        self.modes = self.bundle.manifest.modes
         self._outputs = [spec.name for spec in self.entry.spec.outputs if spec.name not in _UNREAD]
         self._check = AnswerCheck(self.entry, self.bundle.manifest.tokens.image, str(self.bundle.folder))
 
@@ -122,7 +123,7 @@ class ProgramEngine:
         processor = Processor.from_folder(bundle.folder)
         _agree(bundle, processor)
         processor.limits = bundle.manifest.limits
-        return cls(sessions, processor)
+        return cls(sessions, processor, bundle.manifest.first_role)
 
     def load(self) -> None:
         """Loads the program now instead of at the first question. Raises as `ProgramSessions.of`."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lrkit.errors import UserError, require
+from lrkit.model.folder import download_bases
 from lrkit.model.generated import Generated, Mode
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.answer import Answer
@@ -111,9 +112,15 @@ class Reasoner:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, device: str = "cpu", dtype: str | None = None, cuda_graphs: bool = False
+        cls,
+        path: str | Path,
+        device: str = "cpu",
+        dtype: str | None = None,
+        cuda_graphs: bool = False,
+        allow_download: bool = False,
     ) -> "Reasoner":
-        """Runs a checkpoint (a folder, or a shipped name such as `tiny`) on torch.
+        """Runs a checkpoint (a folder, or a shipped name such as `tiny`) on torch, or a plain Hugging Face model in the
+        modes cot and direct. Only with `allow_download` a backbone that is named by a hub id is fetched.
 
         `dtype` is float32, bfloat16 or float16; None or "auto" is the type that its backbone was trained in.
         `cuda_graphs` records latent steps and words on a GPU and launches each as one: several times faster where
@@ -131,6 +138,8 @@ class Reasoner:
         require("peft", "train")
         from lrkit.runtime.torch_engine import TorchEngine
 
+        if flag("allow_download", allow_download):
+            download_bases(folder)
         return cls(TorchEngine.from_checkpoint(folder, device, dtype, flag("cuda_graphs", cuda_graphs)))
 
     @property
@@ -149,8 +158,17 @@ class Reasoner:
 
     def baseline(self, mode: Mode) -> "Reasoner":
         """The model to ask in `mode`: the baseline that this checkpoint declares for it, or this one."""
-        engine = None if known_mode(mode) == "latent" else self.engine.baseline(mode)
+        self._check_mode(known_mode(mode))
+        engine = None if mode == "latent" else self.engine.baseline(mode)
         return self if engine is None else Reasoner(engine)
+
+    def _check_mode(self, mode: Mode) -> None:
+        """Refuses a mode that the model has not."""
+        if mode not in self.engine.modes:
+            raise UserError(
+                f"this model has no latents, so it cannot be asked in the mode {mode}; ask in the mode "
+                f"{' or '.join(self.engine.modes)}, or train it first (`lrkit train RECIPE init=FOLDER`)"
+            )
 
     def ask(
         self,
@@ -210,6 +228,7 @@ class Reasoner:
         max_pixels: int | None,
         on_text: Callable[[str], None] | None,
     ) -> list[Answer]:
+        self._check_mode(options.mode)
         max_pixels = whole_number("max_pixels", max_pixels, 1)
         started = time.perf_counter()
         prompts = [self.processor.encode_prompt(images, question, max_pixels) for images, question in pairs]

@@ -26,10 +26,12 @@ NUMPY_TYPES = {
 class StepSession:
     """Drives prompt, think and speak. Thread-safe: nothing is kept between runs."""
 
-    def __init__(self, sessions: Mapping[str, Any], specs: Mapping[str, IoSpec], whole: IoSpec, eos_id: int) -> None:
+    def __init__(
+        self, sessions: Mapping[str, Any], specs: Mapping[str, IoSpec], whole: IoSpec, end_ids: Sequence[int]
+    ) -> None:
         """`sessions`: onnxruntime sessions by step name, `specs` their inputs and outputs, `whole` that of an
         answer."""
-        self._sessions, self._specs, self._whole, self._eos_id = sessions, specs, whole, eos_id
+        self._sessions, self._specs, self._whole, self._end_ids = sessions, specs, whole, end_ids
         self._shapes = {spec.name: spec.shape for spec in whole.outputs}
         self._checks = {name: StepCheck(name, spec) for name, spec in specs.items()}
         self._vocabulary = vocabulary_of(whole)
@@ -82,7 +84,7 @@ class StepSession:
         fed = 0
         while True:
             token = int(held["token"][0])
-            if finished := token == self._eos_id:
+            if finished := token in self._end_ids:
                 break
             if not 0 <= token < self._vocabulary:
                 raise BundleError(

@@ -13,11 +13,13 @@ import torch
 from lrkit.cores import find_cores
 from lrkit.data.collate import collate_prompts
 from lrkit.errors import UserError
-from lrkit.model.checkpoint import base_of, load_checkpoint, read_info
+from lrkit.model.checkpoint import load_checkpoint
+from lrkit.model.folder import base_of, baselines_of, read_info
 from lrkit.model.generate import generate
-from lrkit.model.generated import Generated, GenerationLimits, Mode
+from lrkit.model.generated import MODES, WITHOUT_LATENTS, Generated, GenerationLimits, Mode
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.recorded import StepRecorder
+from lrkit.runtime.checkpoint_files import check_fit
 from lrkit.runtime.engine import AskOptions, OnToken
 from lrkit.runtime.number_types import TrainedIn, known_dtype
 from lrkit.runtime.processor import EncodedPrompt, Processor
@@ -53,6 +55,7 @@ class TorchEngine:
         self.note = note
         self._asked = asked
         self._baselines = baselines or {}
+        self.modes: tuple[Mode, ...] = MODES
         self._recorder = StepRecorder(self.reasoner) if cuda_graphs else None
 
     @classmethod
@@ -74,11 +77,13 @@ class TorchEngine:
         used = asked or trained.backbone
         loaded = load_checkpoint(folder, dtype=None if used is None else getattr(torch, used))
         loaded.reasoner.merge_adapter()
-        declared = info.get("baselines", {})
-        baselines = {mode: (folder / where).resolve() for mode, where in declared.items()}
         note = None if used is None else trained.note(used)
         processor = Processor.from_folder(folder)
-        return cls(loaded.reasoner, processor, device, baselines, cuda_graphs, asked, note)
+        check_fit(processor, loaded.checked)
+        engine = cls(loaded.reasoner, processor, device, baselines_of(folder, info), cuda_graphs, asked, note)
+        if info["latent_id"] is None:
+            engine.modes = WITHOUT_LATENTS
+        return engine
 
     @property
     def cuda_graphs(self) -> bool:
@@ -93,7 +98,9 @@ class TorchEngine:
     def with_cuda_graphs(self, wanted: bool) -> "TorchEngine":
         """The same weights with or without CUDA graphs. Raises as the constructor."""
         given = self.processor, self.device, self._baselines, wanted, self._asked, self.note
-        return TorchEngine(self.reasoner, *given)
+        engine = TorchEngine(self.reasoner, *given)
+        engine.modes = self.modes
+        return engine
 
     def load(self) -> None:
         """Nothing is left to load."""
@@ -107,8 +114,8 @@ class TorchEngine:
             prompts = [replace(prompt, ids=prompt.ids + prefix) for prompt in prompts]
         batch = collate_prompts(prompts, self.processor.pad_id).to(self.device)
         most = DEFAULT_MAX_NEW_TOKENS if options.max_new_tokens is None else options.max_new_tokens
-        end = -1 if options.ignore_end else self.processor.eos_id
-        limits = GenerationLimits(end, most, options.max_latent_steps, options.halting)
+        end, *others = (-1,) if options.ignore_end else self.processor.end_ids
+        limits = GenerationLimits(end, most, options.max_latent_steps, options.halting, tuple(others))
         with Running(options.stop) as running:
             running.check()
             return generate(self.reasoner, batch, options.mode, limits, on_token, self._recorder, running.check)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from lrkit.errors import CheckpointError, require
+from lrkit.errors import CheckpointError
 from lrkit.model.backbones.protocol import Backbone
 from lrkit.model.backbones.table import load_backbone
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import load_checkpoint
+from lrkit.model.hub import hub_folder
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.settings import ReasonerSettings
 from lrkit.resources import REASONER_FILE
@@ -22,9 +23,6 @@ from lrkit.train.checks import init_folder
 from lrkit.train.fresh import fresh_backbone, trail_processor
 from lrkit.train.origin import files_digest
 from lrkit.train.recipe import HUB_PREFIX, FreshBackbone, Recipe
-
-# What a hub repository holds beside these is not needed: other formats of the same weights are left out.
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def load_start(recipe: Recipe, settings: ReasonerSettings, dtype: torch.dtype) -
         reasoner = build_reasoner(backbone, settings, processor.latent_id, None, recipe.trainable)
         return Start(reasoner, processor, None, dict)
     hub_id = recipe.init.removeprefix(HUB_PREFIX) if recipe.init.startswith(HUB_PREFIX) else None
-    folder = init_folder(recipe.init) if hub_id is None else _download(hub_id)
+    folder = init_folder(recipe.init) if hub_id is None else hub_folder(hub_id, download=True)
     processor = _limited(Processor.from_folder(folder), recipe)
     frozen = recipe.trainable == "lora"
     if (folder / REASONER_FILE).is_file():
@@ -83,14 +81,3 @@ def _digests(folder: Path, base: str | None, frozen: bool) -> dict[str, str]:
     if base is not None and Path(base).is_dir() and Path(base) != folder:
         found |= {f"base/{name}": digest for name, digest in files_digest(Path(base), frozen).items()}
     return found
-
-
-def _download(hub_id: str) -> Path:
-    hub = require("huggingface_hub", "train")
-    try:
-        return Path(hub.snapshot_download(hub_id, allow_patterns=_HUB_FILES))
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
-        raise CheckpointError(
-            f"init: {hub_id} cannot be downloaded ({str(error).splitlines()[0]}); check the name and the network, or "
-            "give the folder of a copy"
-        ) from error

@@ -98,7 +98,8 @@ class Validator:
     def _answer(self, reasoner: LatentReasoner, length: int, part: slice) -> list[Spoken]:
         samples, prompts = self._samples[length][part], self._encoded(length)[part]
         batch = collate_prompts(prompts, self._processor.pad_id).to(self._device)
-        limits = GenerationLimits(self._processor.eos_id, self._config.max_new_tokens)
+        ends = self._processor.end_ids
+        limits = GenerationLimits(ends[0], self._config.max_new_tokens, more_ends=ends[1:])
         mode = self._stage.mode
         answers: list[Spoken] = []
         for sample, made in zip(samples, generate(reasoner, batch, mode, limits), strict=True):

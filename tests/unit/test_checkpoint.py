@@ -8,8 +8,9 @@ import torch
 from peft import PeftModel
 from transformers import Qwen2VLForConditionalGeneration
 
-from lrkit.errors import CheckpointError
-from lrkit.model.checkpoint import load_checkpoint, read_info, save_checkpoint
+from lrkit.errors import CheckpointError, FileError
+from lrkit.model.checkpoint import load_checkpoint, save_checkpoint
+from lrkit.model.folder import read_info
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.settings import (
     DistillSettings,
@@ -127,7 +128,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(adapter, tmp_path):
             raise OSError("no space left")
 
     folder, reasoner = adapter
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(FileError, match="no space"):
         save_checkpoint(folder, reasoner, Full(), str(tmp_path / "base"), {})
     assert torch.equal(loss_of(load_checkpoint(folder).reasoner), loss_of(reasoner))
 
@@ -155,7 +156,7 @@ def test_a_missing_base_says_where_it_should_be(adapter, tmp_path):
 @pytest.mark.parametrize(
     ("file", "says"),
     [
-        ("lrkit.safetensors", "cannot be read"),
+        ("lrkit.safetensors", "is no whole safetensors file"),
         ("adapter_model.safetensors", "adapter"),
         ("reasoner.json", "is not valid JSON"),
     ],

@@ -76,7 +76,7 @@ def test_a_saved_adapter_opens_in_peft_alone(tmp_path: Path) -> None:
 def test_a_loaded_adapter_gives_the_same_run(tmp_path: Path) -> None:
     reasoner, folder = saved(tmp_path)
     other = rich_reasoner(settings(**OPTIONS), trainable="none")
-    adapter = Adapter.load(other.backbone, folder)
+    adapter = Adapter.load(other.backbone, folder, reasoner.settings.lora)
     assert adapter.parameters() and all(p.requires_grad for p in adapter.parameters())
     for name, parameter in reasoner.model.named_parameters():
         dict(other.model.named_parameters())[name].copy_(parameter)
@@ -96,13 +96,16 @@ def test_merging_gives_the_outputs_of_the_unmerged_model() -> None:
 
 
 def test_a_folder_without_adapter_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
-        Adapter.load(tiny_backbone(), tmp_path)
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors"):
+        Adapter.load(tiny_backbone(), tmp_path, settings().lora)
 
 
 def test_an_adapter_of_another_backbone_is_refused(tmp_path: Path) -> None:
-    _, folder = saved(tmp_path)
+    reasoner, folder = saved(tmp_path)
+    lora = reasoner.settings.lora
     with pytest.raises(CheckpointError, match="does not fit"):
-        Adapter.load(tiny_backbone(layers=3), folder)
+        Adapter.load(tiny_backbone(layers=3), folder, lora)
     with pytest.raises(CheckpointError, match="does not fit"):
-        Adapter.load(tiny_backbone(width=64), folder)
+        Adapter.load(tiny_backbone(width=64), folder, lora)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        Adapter.load(tiny_backbone(), folder, lora.model_copy(update={"rank": 2}))

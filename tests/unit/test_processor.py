@@ -216,7 +216,7 @@ def test_the_chat_prompt_equals_that_of_transformers(tmp_path: Path) -> None:
 def test_a_chat_template_in_a_file_of_its_own_is_found(tmp_path: Path) -> None:
     folder = hugging_face_folder(tmp_path, None)
     (folder / "chat_template.jinja").write_text(CHAT)
-    assert PromptFormat.from_chat_template(folder).template.startswith("<|im_start|>system")
+    assert Processor.from_folder(folder).format.template.startswith("<|im_start|>system")
 
 
 def test_a_chat_template_that_cannot_be_rendered_for_want_of_a_package_is_not_passed_over(
@@ -229,7 +229,7 @@ def test_a_chat_template_that_cannot_be_rendered_for_want_of_a_package_is_not_pa
 
 
 def test_without_a_chat_template_the_plain_prompt_is_used(tmp_path: Path) -> None:
-    format = PromptFormat.from_chat_template(hugging_face_folder(tmp_path, None))
+    format = Processor.from_folder(hugging_face_folder(tmp_path, None)).format
     assert format.template == "{images}{question}"
 
 

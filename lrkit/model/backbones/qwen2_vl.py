@@ -1,12 +1,13 @@
 """Qwen2-VL of any size, by transformers: its own layers, vision tower and rotary positions, wrapped and not copied."""
 
+import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Qwen2VLForConditionalGeneration
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from lrkit.model.keys import LayerCache
 from lrkit.model.positions import mrope_positions
@@ -38,9 +39,26 @@ class Qwen2VLBackbone:
         self.tied_embeddings: bool = model.lm_head.weight is self._text.embed_tokens.weight
 
     @classmethod
-    def from_pretrained(cls, path: str, dtype: torch.dtype | None = None) -> "Qwen2VLBackbone":
-        """Loads a local folder or hub id; `dtype` None keeps the type on disk."""
-        return cls(Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=dtype or "auto"))
+    def from_pretrained(
+        cls, path: str, dtype: torch.dtype | None = None, config: Mapping[str, Any] | None = None
+    ) -> "Qwen2VLBackbone":
+        """Loads a local folder; `dtype` None keeps the type on disk, `config` None takes the folder's config.json as it
+        is. Nothing is downloaded, and no code of the folder is run."""
+        given = None if config is None else cls.config_from(config)
+        model = Qwen2VLForConditionalGeneration.from_pretrained(
+            path,
+            config=given,
+            dtype=dtype or "auto",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+        return cls(model)
+
+    @staticmethod
+    def config_from(values: Mapping[str, Any]) -> Qwen2VLConfig:
+        """transformers' config object; `values` stay as they are."""
+        return Qwen2VLConfig(**copy.deepcopy(dict(values)))
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         return self._text.embed_tokens(ids)

@@ -1,16 +1,17 @@
 """The families lrkit knows: one row each, from the `model_type` of a checkpoint's config.json to the class that
 wraps it."""
 
-import json
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
-from lrkit.errors import CheckpointError
+from lrkit.model.backbones.layout import Layout, read_layout
 from lrkit.model.backbones.protocol import Backbone
+from lrkit.model.whole_weights import check_backbone
 from lrkit.registry import Registry
 
 BACKBONES: Registry[type[Backbone]] = Registry(
@@ -19,43 +20,22 @@ BACKBONES: Registry[type[Backbone]] = Registry(
 )
 
 
-def model_type_of(path: str) -> str:
-    """`model_type` of a local folder or a hub id.
-
-    Raises:
-        CheckpointError: no config.json, or it names no model type.
-    """
-    folder = Path(path)
-    if folder.is_dir():
-        file = folder / "config.json"
-        if not file.is_file():
-            raise CheckpointError(
-                f"{path} has no config.json, so it holds no backbone; give a folder that transformers can load"
-            )
-        model_type = json.loads(file.read_text()).get("model_type")
-        if not model_type:
-            raise CheckpointError(f"{file} names no model_type; give a folder that transformers can load")
-        return str(model_type)
-    from transformers import AutoConfig
-
-    try:
-        return str(AutoConfig.from_pretrained(path).model_type)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} is neither a folder here nor a model that can be downloaded; give a local folder or a hub id"
-        ) from error
-
-
 def load_backbone(path: str, dtype: torch.dtype | None = None) -> Backbone:
-    """Loads the backbone of a local folder or hub id through its family's row.
+    """Loads the backbone in a local folder through its family's row. transformers gets the config as lrkit has read it.
 
     Raises:
-        CheckpointError: nothing loadable there.
-        UnknownNameError: a family without a row; the message lists the rows.
+        CheckpointError: nothing loadable there, or a family without a row; the message lists the rows.
     """
-    family = BACKBONES.load(model_type_of(path))
+    layout = read_layout(Path(path))
+    check_backbone(Path(path), layout)
+    family = BACKBONES.load(layout.family)
     with no_progress_bars():
-        return family.from_pretrained(path, dtype)  # pyright: ignore
+        return family.from_pretrained(path, dtype, layout.config)  # pyright: ignore
+
+
+def config_of(layout: Layout) -> Any:
+    """The config object of transformers for a backbone, without its weights."""
+    return BACKBONES.load(layout.family).config_from(layout.config)  # pyright: ignore
 
 
 @contextmanager
