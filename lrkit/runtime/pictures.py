@@ -55,9 +55,9 @@ def load_image(source: ImageSource, max_input_pixels: int = MAX_INPUT_PIXELS) ->
         CapacityError: more than `max_input_pixels` pixels, or a file that is too large.
     """
     name, given = name_of(source), read_source(source)
-    if isinstance(given, Image.Image):
-        return _guarded(name, lambda: _upright_rgb(given, name, max_input_pixels))
     with quiet():
+        if isinstance(given, Image.Image):
+            return _guarded(name, lambda: _upright_rgb(given, name, max_input_pixels))
         return _guarded(name, lambda: _decode(given, name, max_input_pixels))
 
 
