@@ -4,9 +4,11 @@ Place in the pipeline: train/loop.py makes one `Accelerator` per stage.
 """
 
 import os
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from torch import Tensor
 
@@ -23,8 +25,13 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     )
     # Routers, TokenSR and the tower have no part in every batch.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    precision = "bf16" if half else "no"
+    state: dict[str, Any] = AcceleratorState._shared_state  # pyright: ignore[reportPrivateUsage]
+    if state.get("_mixed_precision", precision) != precision:
+        # It is kept for the whole process, and refuses the second run's where that is another.
+        AcceleratorState._reset_state()  # pyright: ignore
     return Accelerator(
-        mixed_precision="bf16" if half else "no",
+        mixed_precision=precision,
         # Not the number alone: accelerate would let a variable of the environment replace it.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=recipe.accumulate),
         kwargs_handlers=[unused],

@@ -23,6 +23,7 @@ from lrkit.model.build import build_reasoner
 from lrkit.model.settings import ReasonerSettings
 from lrkit.resources import STATE_FILE
 from lrkit.train.curriculum import Curriculum
+from lrkit.train.devices import make_accelerator
 from lrkit.train.fresh import fresh_backbone, trail_processor
 from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.metrics import read_metrics
@@ -166,6 +167,14 @@ def test_the_environment_does_not_change_the_recipe(
     monkeypatch.setenv(VARIABLE, "2")
     train(load_recipe(values), tmp_path / "same")
     assert VARIABLE not in capsys.readouterr().err
+
+
+def test_runs_of_two_precisions_fit_into_one_process() -> None:
+    """accelerate keeps the first one's, and refused the second run with a traceback."""
+    for precision in ("bfloat16", "float32", "bfloat16"):
+        values = {**recipe(2, 2), "precision": precision}
+        accelerator = make_accelerator(load_recipe(values))
+        assert accelerator.mixed_precision == ("bf16" if precision == "bfloat16" else "no")
 
 
 @pytest.mark.slow

@@ -1,0 +1,144 @@
+"""Every shipped recipe with its own values: two updates a stage, then eval, ask, an int4 export, and the bundle asked.
+
+Only what decides how long it takes is made smaller: updates, samples, batches. Where a recipe starts from a checkpoint
+of the hub, a tiny one in the published layout stands for it. The paper's recipe had never run: bfloat16, LoRA and
+routing together ended its first update.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lrkit import Reasoner
+from lrkit.cli.main import main
+from lrkit.data.trail import trail_set
+from lrkit.resources import find_recipe, list_resources
+from lrkit.train.metrics import read_metrics
+from lrkit.train.recipe import HUB_PREFIX, JsonlData, Recipe, load_recipe
+from tests.published import write_drawn_samples, write_published
+
+pytest.importorskip("sklearn")
+
+NAMES = [resource.name for resource in list_resources("recipe")]
+WHOLE = ("m3cot-style",)
+"""Run to the end in the default run too: the paper's values on a published layout."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_published(tmp_path_factory.mktemp("published") / "base")
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_drawn_samples(tmp_path_factory.mktemp("drawn"), count=6)
+
+
+def lrkit(*arguments: object) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    assert not left.value.code, arguments
+
+
+def smaller(recipe: Recipe, published: Path, lines: Path) -> list[str]:
+    """Overrides that make a recipe quick, and nothing else."""
+    jsonl = isinstance(recipe.data, JsonlData)
+    changes = ["batch_size=2", f"accumulate={min(recipe.accumulate, 2)}", "log_every=1"]
+    changes += ["eval.every=0", "eval.samples=1", "eval.max_new_tokens=4"]
+    if jsonl:
+        changes += [f"data.train={lines}", f"data.validation={lines}"]
+    if isinstance(recipe.init, str) and recipe.init.startswith(HUB_PREFIX):
+        changes.append(f"init={published}")
+    for index, stage in enumerate(recipe.stages):
+        if stage.epochs is not None:
+            changes.append(f"stages.{index}.epochs=1.0")
+        elif stage.updates:
+            changes.append(f"stages.{index}.updates=2")
+        if stage.batch_size is not None:
+            changes.append(f"stages.{index}.batch_size=2")
+    return changes
+
+
+def asked(recipe: Recipe, lines: Path, folder: Path) -> tuple[Path, str, str]:
+    """A picture, a question about it, and what `--data` takes."""
+    if isinstance(recipe.data, JsonlData):
+        first: dict[str, Any] = json.loads(lines.read_text().splitlines()[0])
+        return lines.parent / first["image"], first["question"], str(lines)
+    sample = trail_set("main", "val", 1, hops=(2,))[0]
+    board: Any = sample.images[0]
+    board.save(folder / "board.png")
+    return folder / "board.png", sample.question, "trail:main"
+
+
+def train(name: str, folder: Path, published: Path, lines: Path) -> Recipe:
+    """Trains a smaller recipe into `folder`/run; checks its losses, weights and number types."""
+    recipe = load_recipe(find_recipe(name))
+    changes = smaller(recipe, published, lines)
+    lrkit("train", name, *changes, "-o", folder / "run")
+    updates = [line for line in read_metrics(folder / "run") if line["kind"] == "train"]
+    assert {line["stage"] for line in updates} == {stage.name for stage in recipe.stages if stage.updates != 0}
+    assert all(torch.isfinite(torch.tensor([line["loss"], line["grad_norm"]])).all() for line in updates)
+    run = json.loads((folder / "run" / "run.json").read_text())
+    assert run["done"] and all(stage["updates"] >= 2 for stage in run["stages"])
+    info = json.loads((folder / "run" / run["checkpoint"] / "reasoner.json").read_text())
+    half = recipe.precision == "bfloat16" and recipe.trainable == "lora"
+    assert info["provenance"]["numbers"]["backbone"] == ("bfloat16" if half else "float32")
+    if recipe.init != load_recipe(find_recipe(name), changes).init:  # no settings but the recipe's own
+        assert info["settings"] == recipe.model.model_dump(mode="json")
+    return recipe
+
+
+def use(recipe: Recipe, folder: Path, lines: Path) -> None:
+    """Evaluates and asks what was trained, with latent steps whether it learned to take them or not."""
+    picture, question, data = asked(recipe, lines, folder)
+    run, few = folder / "run", ("--samples", 2, "--max-new-tokens", 4)
+    lrkit("eval", run, "--data", data, *few, "--latency-samples", 1, "--json", folder / "eval.json")
+    report = json.loads((folder / "eval.json").read_text())
+    assert set(report["modes"]) == {"latent", "cot", "direct"}
+    lrkit("ask", run, "--image", picture, question, "--max-new-tokens", 4, "--json", folder / "answer.json")
+    assert json.loads((folder / "answer.json").read_text())["dtype"] == report["runs_on"]["dtype"]
+    reasoner = Reasoner.open(run)
+    answer = reasoner.ask(picture, question, max_new_tokens=3, max_latent_steps=2, halting="fixed")
+    settings = load_recipe(find_recipe(recipe.name)).model
+    assert answer.latent_steps == 2
+    assert (answer.replayed_tokens > 0) == (settings.replay.num_tokens > 0)
+    assert (sum(answer.depths) > 0) == (settings.routing.depth > 0)
+
+
+def export_and_ask(recipe: Recipe, folder: Path, lines: Path) -> None:
+    picture, question, data = asked(recipe, lines, folder)
+    bundle = folder / "bundle"
+    small = ("limits.max_new_tokens=8",)
+    lrkit("export", folder / "run", "--int4", "--no-baselines", "-o", bundle, "--data", data, "--samples", 2, *small)
+    lrkit("ask", bundle, "--image", picture, question, "--max-new-tokens", 4, "--json", folder / "bundle.json")
+    assert json.loads((folder / "bundle.json").read_text())["dtype"] == "int4"
+
+
+def test_every_shipped_recipe_is_here() -> None:
+    assert set(WHOLE) <= set(NAMES) and len(NAMES) >= 6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_trains_and_answers(name: str, tmp_path: Path, published: Path, lines: Path) -> None:
+    recipe = train(name, tmp_path, published, lines)
+    use(recipe, tmp_path, lines)
+    if name in WHOLE:
+        export_and_ask(recipe, tmp_path, lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WHOLE])
+def test_a_recipe_becomes_a_bundle(name: str, tmp_path: Path, published: Path, lines: Path) -> None:
+    export_and_ask(train(name, tmp_path, published, lines), tmp_path, lines)
