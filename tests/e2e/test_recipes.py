@@ -82,10 +82,10 @@ def asked(recipe: Recipe, lines: Path, folder: Path) -> tuple[Path, str, str]:
     return folder / "board.png", sample.question, "trail:main"
 
 
-def train(name: str, folder: Path, published: Path, lines: Path) -> Recipe:
+def train(name: str, folder: Path, published: Path, lines: Path, *more: str) -> Recipe:
     """Trains a smaller recipe into `folder`/run; checks its losses, weights and number types."""
     recipe = load_recipe(find_recipe(name))
-    changes = smaller(recipe, published, lines)
+    changes = [*smaller(recipe, published, lines), *more]
     lrkit("train", name, *changes, "-o", folder / "run")
     updates = [line for line in read_metrics(folder / "run") if line["kind"] == "train"]
     assert {line["stage"] for line in updates} == {stage.name for stage in recipe.stages if stage.updates != 0}
@@ -93,9 +93,10 @@ def train(name: str, folder: Path, published: Path, lines: Path) -> Recipe:
     run = json.loads((folder / "run" / "run.json").read_text())
     assert run["done"] and all(stage["updates"] >= 2 for stage in run["stages"])
     info = json.loads((folder / "run" / run["checkpoint"] / "reasoner.json").read_text())
-    half = recipe.precision == "bfloat16" and recipe.trainable == "lora"
+    made = load_recipe(find_recipe(name), changes)
+    half = made.precision == "bfloat16" and made.trainable == "lora"
     assert info["provenance"]["numbers"]["backbone"] == ("bfloat16" if half else "float32")
-    if recipe.init != load_recipe(find_recipe(name), changes).init:  # no settings but the recipe's own
+    if recipe.init != made.init:  # no settings but the recipe's own
         assert info["settings"] == recipe.model.model_dump(mode="json")
     return recipe
 
@@ -142,3 +143,12 @@ def test_a_recipe_trains_and_answers(name: str, tmp_path: Path, published: Path,
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in WHOLE])
 def test_a_recipe_becomes_a_bundle(name: str, tmp_path: Path, published: Path, lines: Path) -> None:
     export_and_ask(train(name, tmp_path, published, lines), tmp_path, lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if isinstance(load_recipe(find_recipe(name)).init, str)])
+def test_a_recipe_starts_from_the_published_layout(name: str, tmp_path: Path, published: Path, lines: Path) -> None:
+    """Where it starts from a shipped checkpoint otherwise; in bfloat16 too."""
+    recipe = train(name, tmp_path, published, lines, f"init={published}", "precision=bfloat16")
+    use(recipe, tmp_path, lines)
+    export_and_ask(recipe, tmp_path, lines)
