@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from errno import EINVAL, ENOTSUP
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,8 @@ class _Appender:
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
+            if error.errno in (EINVAL, ENOTSUP):  # a device or a pipe, which has no place on a disk
+                return self._length
             raise FileError(os_sentence(error, self._path)) from error
         return self._length
 
@@ -144,7 +147,8 @@ class _Appender:
 
     def _shorten(self, length: int) -> None:
         try:
-            self._file.truncate(length)
+            if length != self._length:  # a device cannot be cut, and has nothing to cut
+                self._file.truncate(length)
         except OSError as error:
             raise FileError(os_sentence(error, self._path)) from error
         self._length = length
