@@ -201,7 +201,7 @@ def resolve_checkpoint(name_or_path: str | Path) -> Path:
     hint = f"it holds {', '.join(inside)}; give one of them" if inside else "give a folder that `lrkit train` wrote"
     if (folder / STATE_FILE).is_file():
         hint = "it is a run that has not finished its first stage; go on with `lrkit train ... --resume`"
-    raise CheckpointError(f"{text} is no checkpoint: it has no {REASONER_FILE}; {hint}")
+    raise CheckpointError(f"{text} is no checkpoint: it has neither {REASONER_FILE} nor {CONFIG_FILE}; {hint}")
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path | None:

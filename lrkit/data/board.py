@@ -10,10 +10,11 @@ Place in the pipeline: scans -> board -> trail -> `Sample`. The kinds:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from PIL import Image
+from pydantic import Field, model_validator
 
 from lrkit.config import Config
 from lrkit.data.scans import TILE, Split, draw_scans, plain_placement, random_placement, scan_bank
@@ -35,25 +36,35 @@ _GREY = 0.4
 _TINTS = np.array([[0.35 * (n // 5), 0.05, 0.2 * (n % 5)] for n in range(12)] + [[_GREY] * 3], np.float32)
 
 
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
 class TrailSettings(Config):
     """How boards are drawn. Augmentation applies to training scans only."""
 
-    split_seed: int = 0
+    split_seed: int = Field(default=0, ge=0)
     """Decides which scan belongs to which split."""
-    shift: float = 1.0
+    shift: float = Field(default=1.0, ge=0.0, le=16.0)
     """Augmentation: largest shift of a scan, pixels each way."""
-    rotation: float = 12.0
+    rotation: float = Field(default=12.0, ge=0.0, le=180.0)
     """Augmentation: largest turn, degrees."""
-    scale: float = 0.12
+    scale: float = Field(default=0.12, ge=0.0, lt=1.0)
     """Augmentation: largest relative change of height and of width."""
-    train_ink: tuple[float, float] = (0.45, 1.0)
+    train_ink: tuple[Share, Share] = (0.45, 1.0)
     """Augmentation: range of the ink's opacity."""
-    train_noise: tuple[float, float] = (0.0, 0.08)
+    train_noise: tuple[Share, Share] = (0.0, 0.08)
     """Augmentation: range of the noise's standard deviation (pixels run from 0 to 1)."""
-    faint_ink: float = 0.45
+    faint_ink: Share = 0.45
     """Opacity of the ink on faint boards."""
-    faint_noise: float = 0.08
+    faint_noise: Share = 0.08
     """Standard deviation of the noise on faint boards."""
+
+    @model_validator(mode="after")
+    def _ranges_in_order(self) -> Self:
+        for name, (low, high) in (("train_ink", self.train_ink), ("train_noise", self.train_noise)):
+            if low > high:
+                raise ValueError(f"{name} is {low} to {high}; give the smaller value first")
+        return self
 
 
 @dataclass(frozen=True)

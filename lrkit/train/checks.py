@@ -105,7 +105,7 @@ def find_problems(recipe: Recipe, folder: Path, resume: bool) -> None:
     for mode, where in recipe.baselines.items():
         found = problems.attempt(resolve_checkpoint, where, prefix=f"baselines.{mode}: ")
         if found is not None:
-            problems.attempt(check_checkpoint(found).raise_if_bad, prefix=f"baselines.{mode}: ")
+            problems.attempt(_check_checkpoint, found, prefix=f"baselines.{mode}: ")
     if isinstance(recipe.data, JsonlData):
         _check_lines(recipe, recipe.data, init, processor, problems)
     elif missing_package() is None:
@@ -139,9 +139,6 @@ def init_folder(init: str) -> Path:
     Raises:
         CheckpointError: neither.
     """
-    folder = Path(init)
-    if (folder / "config.json").is_file() and not (folder / REASONER_FILE).is_file():
-        return folder
     try:
         return resolve_checkpoint(init)
     except CheckpointError as error:
@@ -160,10 +157,8 @@ def _check_init(recipe: Recipe, problems: Problems) -> Init | None:
     folder = problems.attempt(init_folder, recipe.init)
     if folder is None:
         return None
-    settings = problems.attempt(_settings_of, folder, recipe)
-    config = problems.attempt(read_json, folder / "config.json", CheckpointError, prefix="init: ")
-    if settings is None or config is None:
-        return None
+    settings = problems.attempt(_settings_of, folder, recipe) or recipe.model
+    config = problems.attempt(read_json, folder / "config.json", CheckpointError, prefix="init: ") or {}
     problems.add(ConfigError, _model_problems(settings, config))
     return Init(folder, settings, config)
 
@@ -216,13 +211,27 @@ def _check_files(init: Init, recipe: Recipe, problems: Problems) -> Processor | 
     """All files of `init`; its processor, as training will have it."""
     if init.folder is None:
         return None
-    if (init.folder / REASONER_FILE).is_file():
-        problems.attempt(check_checkpoint(init.folder).raise_if_bad, prefix="init: ")
+    problems.attempt(_check_checkpoint, init.folder, prefix="init: ")
     processor = problems.attempt(Processor.from_folder, init.folder, prefix="init: ")
+    if processor is not None and not (init.folder / REASONER_FILE).is_file():
+        problems.add(CheckpointError, _latent_problems(processor, init.config))
     geometry = None if processor is None else problems.attempt(processor.geometry.with_max_pixels, recipe.max_pixels)
     if processor is not None and geometry is not None:
         processor.geometry = geometry
     return processor
+
+
+def _check_checkpoint(folder: Path) -> None:
+    check_checkpoint(folder, values=False).raise_if_bad()
+
+
+def _latent_problems(processor: Processor, config: dict[str, Any]) -> Iterator[str]:
+    rows = _of_text(config, "vocab_size")
+    if isinstance(rows, int) and processor.latent_id >= rows:
+        yield (
+            f"init: the model has {rows} embedding rows and no room for {processor.format.tokens.latent}; enlarge its "
+            "embedding first (resize_token_embeddings of transformers)"
+        )
 
 
 def _check_lines(

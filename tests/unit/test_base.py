@@ -108,7 +108,7 @@ def test_checkpoints_are_found_by_name_and_by_folder(shipped: Path, tmp_path: Pa
     assert [r.name for r in resources.list_checkpoints()] == ["tiny", "tiny/cot", "tiny/latent"]
     with pytest.raises(CheckpointError, match=r"no such checkpoint.*tiny, tiny/cot, tiny/latent.*did you mean 'tiny"):
         resources.resolve_checkpoint("tinny")
-    with pytest.raises(CheckpointError, match=r"it has no reasoner\.json; it holds .*cot"):
+    with pytest.raises(CheckpointError, match=r"neither reasoner\.json nor config\.json; it holds .*cot"):
         resources.resolve_checkpoint(tiny)
     with pytest.raises(CheckpointError, match="give a folder that"):
         resources.resolve_checkpoint(empty)
