@@ -2,7 +2,7 @@
 #
 #   make demo    the three ways to answer, side by side, on the shipped model
 #   make test    the default tests (CPU, offline)
-#   make check   lint and types
+#   make check   lint, format and types
 #
 # PYTHON picks the interpreter of a new .venv; PIP_FLAGS goes to pip, for example
 #   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -24,6 +24,7 @@ test: $(DEV_STAMP)
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/pyright
 
 $(BIN)/python:
