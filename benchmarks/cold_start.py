@@ -157,7 +157,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=11, help="fresh processes per measurement (default 11)")
     parser.add_argument("--python", type=Path, help="measure this interpreter instead of a fresh install")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
-    return parser.parse_args()
+    parser.add_argument(
+        "--smoke", action="store_true", help="the smallest sizes: whether it runs, not how fast; of this Python"
+    )
+    args = parser.parse_args()
+    if args.smoke:
+        args.runs, args.python = 1, Path(sys.executable)
+    return args
 
 
 if __name__ == "__main__":

@@ -226,7 +226,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--json", type=Path, default=Path("profiles/reports/dialects.json"))
-    return parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="the smallest sizes: whether it runs, not how fast")
+    args = parser.parse_args()
+    if args.smoke:
+        args.samples, args.variants = 32, ["fp32"]
+    return args
 
 
 if __name__ == "__main__":

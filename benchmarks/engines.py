@@ -97,7 +97,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--questions", type=int, default=20, help="questions per turn")
     parser.add_argument("--output", type=Path, default=Path("engines.json"))
-    return parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="the smallest sizes: whether it runs, not how fast")
+    args = parser.parse_args()
+    if args.smoke:
+        args.turns = args.questions = args.threads = 1
+    return args
 
 
 if __name__ == "__main__":

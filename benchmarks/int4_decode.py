@@ -97,7 +97,9 @@ def main() -> None:
     args = parse_args()
     rows: list[dict[str, Any]] = []
     for threads in args.threads:
-        pair: dict[str, Timed] = {"lrkit": Lrkit(args.bundle, threads), "genai": Genai(args.genai, threads)}
+        pair: dict[str, Timed] = {"lrkit": Lrkit(args.bundle, threads)}
+        if args.genai is not None:
+            pair["genai"] = Genai(args.genai, threads)
         for length in args.prompt:
             rows.append({"threads": threads, "prompt_tokens": length, **compare(pair, length, args)})
             print(sentence(rows[-1]), flush=True)
@@ -121,8 +123,9 @@ def compare(pair: dict[str, Timed], length: int, args: argparse.Namespace) -> di
     for place, what in enumerate(("prompt", "token")):
         for name, times in seen.items():
             made[f"{what}_sec_{name}"] = spread([each[place] for each in times])
-        ratios = [ours[place] / theirs[place] for ours, theirs in zip(seen["lrkit"], seen["genai"], strict=True)]
-        made[f"{what}_ratio"] = spread(ratios)
+        if "genai" in seen:
+            ratios = [ours[place] / theirs[place] for ours, theirs in zip(seen["lrkit"], seen["genai"], strict=True)]
+            made[f"{what}_ratio"] = spread(ratios)
     return made
 
 
@@ -135,11 +138,13 @@ def spread(values: list[float]) -> dict[str, Any]:
 def sentence(row: dict[str, Any]) -> str:
     parts = [f"{row['threads']} threads, prompt of {row['prompt_tokens']}:"]
     for what in ("token", "prompt"):
-        ours, theirs, ratio = row[f"{what}_sec_lrkit"], row[f"{what}_sec_genai"], row[f"{what}_ratio"]
-        parts.append(
-            f"{what} {1e3 * ours['median']:.1f} ms, onnxruntime-genai {1e3 * theirs['median']:.1f} ms, "
-            f"ratio {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f});"
-        )
+        parts.append(f"{what} {1e3 * row[f'{what}_sec_lrkit']['median']:.1f} ms;")
+        if f"{what}_ratio" in row:
+            theirs, ratio = row[f"{what}_sec_genai"], row[f"{what}_ratio"]
+            parts[-1] = parts[-1].rstrip(";") + (
+                f", onnxruntime-genai {1e3 * theirs['median']:.1f} ms, "
+                f"ratio {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f});"
+            )
     return " ".join(parts).rstrip(";")
 
 
@@ -148,12 +153,14 @@ def report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, An
 
     manifest = OrtEngine.from_bundle(args.bundle, verify=False).sessions.bundle.manifest
     entry = manifest.programs["latent"]
-    versions = {name: version(name) for name in ("onnxruntime", "onnxruntime-genai")}
+    names = ["onnxruntime"] + (["onnxruntime-genai"] if args.genai is not None else [])
+    versions = {name: version(name) for name in names}
+    genai = None if args.genai is None else sum(file.stat().st_size for file in args.genai.glob("model.onnx*"))
     return {
         "schema": 1, "kind": "int4_decode", "rows": rows, "tokens": args.tokens, "repeats": args.repeats,
-        "lrkit": {"block": manifest.target["int4"]["block"], "accuracy_level": entry.accuracy_level,
+        "lrkit": {"block": manifest.target.get("int4", {}).get("block"), "accuracy_level": entry.accuracy_level,
                   "bytes_by_part": entry.bytes_by_part},
-        "genai": {"bytes": sum(file.stat().st_size for file in args.genai.glob("model.onnx*"))},
+        "genai": {"bytes": genai},
         "provenance": collect(cpus=os.cpu_count(), versions=versions),
     }  # fmt: skip
 
@@ -161,13 +168,17 @@ def report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, An
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="int4: lrkit's program against onnxruntime-genai's model.")
     parser.add_argument("bundle", type=Path, help="a bundle of a shape")
-    parser.add_argument("genai", type=Path, help="a folder that onnxruntime-genai's builder wrote")
+    parser.add_argument("genai", type=Path, nargs="?", help="a folder that its builder wrote; without: lrkit alone")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="threads of both (default 1 and 2)")
     parser.add_argument("--prompt", type=int, nargs="+", default=[128, 256], help="tokens of the prompt")
     parser.add_argument("--tokens", type=int, default=24, help="spoken tokens that are timed (default 24)")
     parser.add_argument("--repeats", type=int, default=7, help="turns of both (default 7)")
     parser.add_argument("--json", type=Path, help="write all times to this file")
-    return parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="the smallest sizes: whether it runs, not how fast")
+    args = parser.parse_args()
+    if args.smoke:
+        args.threads, args.prompt, args.tokens, args.repeats = [1], [12], 2, 2
+    return args
 
 
 if __name__ == "__main__":

@@ -171,7 +171,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=8, help="threads that ask (default 8)")
     parser.add_argument("--threads", type=int, default=1, help="threads of ONNX Runtime per operator (default 1)")
     parser.add_argument("--output", type=Path, default=Path("soak"), help="name of the files, without ending")
-    return parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="the smallest sizes: whether it runs, not how fast")
+    args = parser.parse_args()
+    if args.smoke:
+        args.asks = 60
+    return args
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,6 +41,12 @@ class Shape:
     depth: int = 1
     spoken_tokens: int = 5
     lora_rank: int = 16
+
+
+SMOKE = Shape(
+    hidden_size=32, num_layers=2, num_heads=4, vocabulary=64, batch=2, visual_tokens=12, text_tokens=5,
+    latent_steps=2, replayed_tokens=4, routed_tokens=4, spoken_tokens=3, lora_rank=2,
+)  # fmt: skip
 
 
 def build(shape: Shape):  # type: ignore[no-untyped-def]
@@ -95,51 +103,66 @@ def draw_batch(shape: Shape):  # type: ignore[no-untyped-def]
     """Random prompts with one picture each, and what is to be said after the latents."""
     import torch
 
-    from tests.tiny import EOS, Prompt, batch
+    from tests.tiny import EOS, GEOMETRY, Prompt, batch
 
     side = next(s for s in range(int(shape.visual_tokens**0.5), 0, -1) if shape.visual_tokens % s == 0)
     grid = (1, 2 * side, 2 * (shape.visual_tokens // side))
     prompts = []
     for _ in range(shape.batch):
         text = tuple(torch.randint(8, shape.vocabulary - 1, (shape.text_tokens,)).tolist())
-        prompts.append(Prompt((grid,), text, torch.randn(4 * shape.visual_tokens, 96)))
-    speech = [[*torch.randint(8, 500, (shape.spoken_tokens - 1,)).tolist(), EOS] for _ in prompts]
+        patches = torch.randint(256, (4 * shape.visual_tokens, GEOMETRY.patch_bytes), dtype=torch.uint8)
+        prompts.append(Prompt((grid,), text, patches.numpy()))
+    words = min(500, shape.vocabulary - 1)
+    speech = [[*torch.randint(8, words, (shape.spoken_tokens - 1,)).tolist(), EOS] for _ in prompts]
     return batch(prompts, num_latents=[shape.latent_steps] * shape.batch, speech=speech)
 
 
-def work(which: str, shape: Shape) -> None:
-    """One side: a step per line read; answers with one JSON line each. `check` adds loss and gradient norms."""
-    import torch
+class Worker:
+    """One side in this process: a step per request, answered by what it took; `check` adds loss and gradient norms."""
 
-    torch.set_num_threads(1)
-    reasoner, batch = build(shape)
-    if which == "lrkit":
-        step = lambda: reasoner(batch).total  # noqa: E731
-    else:
-        from benchmarks.naive_step import NaiveStep
+    def __init__(self, which: str, shape: Shape) -> None:
+        self.reasoner, self.batch = build(shape)
+        if which == "lrkit":
+            self.step: Callable[[], Any] = lambda: self.reasoner(self.batch).total
+        else:
+            from benchmarks.naive_step import NaiveStep
 
-        naive = NaiveStep(reasoner)
-        step = lambda: naive.loss(batch)  # noqa: E731
-    for line in sys.stdin:
-        reasoner.zero_grad(set_to_none=True)
+            naive = NaiveStep(self.reasoner)
+            self.step = lambda: naive.loss(self.batch)
+
+    def ask(self, request: str) -> dict[str, object]:
+        self.reasoner.zero_grad(set_to_none=True)
         started, cpu_started = time.perf_counter(), time.process_time()
-        loss = step()
+        loss = self.step()
         loss.backward()
         answer: dict[str, object] = {
             "step_sec": time.perf_counter() - started,
             "cpu_sec": time.process_time() - cpu_started,
         }
         answer["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if line.strip() == "check":
+        if request == "check":
             answer["loss"] = float(loss.detach())
             answer["gradient_norms"] = {
-                name: float(p.grad.norm()) for name, p in reasoner.named_parameters() if p.grad is not None
+                name: float(p.grad.norm()) for name, p in self.reasoner.named_parameters() if p.grad is not None
             }
-        print(json.dumps(answer), flush=True)
+        return answer
+
+    def close(self) -> None:
+        pass
+
+
+def work(which: str) -> None:
+    """One side's process: requests line by line, answers as one JSON line each."""
+    import torch
+
+    torch.set_num_threads(1)
+    worker = Worker(which, Shape())
+    for line in sys.stdin:
+        print(json.dumps(worker.ask(line.strip())), flush=True)
 
 
 class Side:
-    """One side's process."""
+    """One side in its own process."""
 
     def __init__(self, which: str) -> None:
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.training_step", "--work", which]
@@ -152,9 +175,7 @@ class Side:
         return json.loads(self.process.stdout.readline())
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()
 
 
 def check_equal(ours: dict, naive: dict) -> float:  # type: ignore[type-arg]
@@ -175,9 +196,11 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": middle, "quartile_low": low, "quartile_high": high}
 
 
-def measure(pairs: int, warmup: int = 2) -> dict[str, object]:
-    """Runs both sides alternately and returns the report."""
-    sides = {which: Side(which) for which in ("lrkit", "naive")}
+def measure(pairs: int, warmup: int = 2, smoke: bool = False) -> dict[str, object]:
+    """Runs both sides alternately and returns the report; `smoke` runs a small shape, both in this process."""
+    shape = SMOKE if smoke else Shape()
+    names = ("lrkit", "naive")
+    sides: dict[str, Any] = {which: Worker(which, shape) if smoke else Side(which) for which in names}
     checks = {which: side.ask("check") for which, side in sides.items()}
     worst = check_equal(checks["lrkit"], checks["naive"])
     seconds: dict[str, dict[str, list[float]]] = {
@@ -197,7 +220,7 @@ def measure(pairs: int, warmup: int = 2) -> dict[str, object]:
         for clock, both in seconds.items()
     }
     return {
-        "shape": asdict(Shape()),
+        "shape": asdict(shape),
         "pairs": pairs,
         "threads": 1,
         **{clock: {which: spread(values) for which, values in both.items()} for clock, both in seconds.items()},
@@ -239,14 +262,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=15, help="timed steps of each side")
     parser.add_argument("--json", type=Path, help="also write the report here")
+    parser.add_argument("--smoke", action="store_true", help="the smallest sizes: whether it runs, not how fast")
     parser.add_argument("--work", choices=["lrkit", "naive"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.pairs < 2:
         parser.error("--pairs must be 2 or more: one pair has no spread")
     if options.work:
-        work(options.work, Shape())
+        work(options.work)
         return
-    report = measure(options.pairs)
+    report = measure(2, warmup=0, smoke=True) if options.smoke else measure(options.pairs)
     show(report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")

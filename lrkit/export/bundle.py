@@ -315,7 +315,10 @@ class _Export:
             programs=programs,
             limits=limits,
             tokens=TokenIds(
-                image=processor.image_id, latent=processor.latent_id, eos=processor.eos_id, pad=processor.pad_id,
+                image=processor.image_id,
+                latent=processor.latent_id,
+                eos=processor.eos_id,
+                pad=processor.pad_id,
                 more_ends=processor.end_ids[1:],
             ),
             merge_size=processor.geometry.merge_size,

@@ -1,0 +1,152 @@
+"""Every script of benchmarks/ runs at its smoke size and writes what it promises.
+
+The training step's once crashed for a week, after pictures had become bytes: no test ran it.
+"""
+
+import csv
+import json
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lrkit import Reasoner
+from lrkit.data.sample import Sample
+from lrkit.runtime.ort import OrtEngine
+from tests.bundles import QUESTION, picture
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py"))
+Arguments = Callable[[Path, Path], list[object]]
+"""From a bundle and a folder of the test's own."""
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Scripts set torch's own number."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> None:
+    """As `python -m benchmarks.NAME`, but in this process, which has torch already."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    try:
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
+    except SystemExit as left:
+        assert not left.code, f"{name} left with {left.code}"
+
+
+def soak(folder: Path) -> None:
+    report = json.loads((folder / "soak.json").read_text())
+    assert report["wrong_answers"] == 0 and report["asks"] == 60 and report["different_questions"] >= 48
+    rows = list(csv.DictReader((folder / "soak.csv").read_text().splitlines()))
+    assert [int(row["asks"]) for row in rows] == list(range(61)), "one row before the first ask, then one after each"
+    assert report["resident_bytes_last"] == int(rows[-1]["resident_bytes"]) > 10_000_000
+
+
+def cold_start(folder: Path) -> None:
+    report = json.loads((folder / "cold_start.json").read_text())
+    assert report["install"] is None, "nothing was installed, so nothing is said about it"
+    assert report["import_sec"]["count"] == report["first_answer"]["wall_sec"]["count"] == 1
+    assert 0 < report["first_answer"]["answer_sec"]["median"] < report["first_answer"]["wall_sec"]["median"]
+
+
+def dialects(folder: Path) -> None:
+    """The program that engines are built from, against the one that is compared with torch; the full report, on more
+    pictures and number types, is profiles/reports/dialects.json."""
+    report = json.loads((folder / "dialects.json").read_text())
+    found = report["variants"]["fp32"]
+    assert report["samples"] == 32
+    assert set(found["dialects"]["same"].values()) == {32} and len(found["dialects"]["same"]) == 5
+    assert found["dialects"]["first_difference"] == {}
+    assert max(found["dialects"]["largest_error"].values()) < 1e-4
+    assert 24 < found["right"]["ort"] == found["right"]["tensorrt"], "an untrained model would agree with itself too"
+    assert "| fp32 | 32 of 32 |" in (folder / "dialects.md").read_text()
+
+
+def engines(folder: Path) -> None:
+    report = json.loads((folder / "engines.json").read_text())
+    assert report["turns"] == report["questions"] == 1
+    assert set(report["milliseconds"]) == {f"{a} {b}" for a in ("torch", "fp32", "int4") for b in ("latent", "cot")}
+    assert all(0 < low <= middle <= high for low, middle, high in report["milliseconds"].values())
+
+
+def int4_decode(folder: Path) -> None:
+    report = json.loads((folder / "int4_decode.json").read_text())
+    (row,) = report["rows"]
+    assert (row["threads"], row["prompt_tokens"], report["tokens"], report["repeats"]) == (1, 12, 2, 2)
+    assert row["prompt_sec_lrkit"]["median"] > 0 and len(row["token_sec_lrkit"]["values"]) == 2
+    assert not any("ratio" in name for name in row), "there was nothing to compare with"
+
+
+def training_step(folder: Path) -> None:
+    """It ends with an error of its own where the two steps differ in loss or gradient."""
+    report = json.loads((folder / "training_step.json").read_text())
+    assert report["gradient_norms_differ_by"] < 1e-2 and report["pairs"] == 2
+    assert set(report["step_sec"]) == {"lrkit", "naive"} and report["speedup"]["median"] > 0
+
+
+SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
+    "soak": (lambda bundle, folder: [bundle, "--output", folder / "soak"], soak),
+    "cold_start": (lambda bundle, folder: [bundle, "--json", folder / "cold_start.json"], cold_start),
+    "dialects": (lambda bundle, folder: ["--json", folder / "dialects.json"], dialects),
+    "engines": (lambda bundle, folder: [bundle, bundle, "--output", folder / "engines.json"], engines),
+    "int4_decode": (lambda bundle, folder: [bundle, "--json", folder / "int4_decode.json"], int4_decode),
+    "training_step": (lambda bundle, folder: ["--json", folder / "training_step.json"], training_step),
+}
+PART_OF = {"naive_step": "training_step"}
+"""Run by another script."""
+
+
+def test_every_script_is_run() -> None:
+    assert {*SMOKE, *PART_OF} == set(SCRIPTS) and set(PART_OF.values()) <= set(SMOKE)
+    for name, whole in PART_OF.items():
+        assert f"benchmarks.{name} import" in (ROOT / "benchmarks" / f"{whole}.py").read_text()
+
+
+@pytest.mark.parametrize("name", SMOKE)
+def test_a_script_runs_at_its_smoke_size(
+    name: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, holds = SMOKE[name]
+    run(monkeypatch, name, *arguments(bundle, tmp_path), "--smoke")
+    holds(tmp_path)
+
+
+@pytest.mark.slow
+def test_each_side_of_the_training_step_runs_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that peak memory is each side's own: the naive one's is larger."""
+    run(monkeypatch, "training_step", "--pairs", 2, "--json", tmp_path / "training_step.json")
+    training_step(tmp_path)
+    report: dict[str, Any] = json.loads((tmp_path / "training_step.json").read_text())
+    assert report["peak_bytes"]["lrkit"] < report["peak_bytes"]["naive"]
+
+
+def test_the_committed_comparison_holds() -> None:
+    report = json.loads((ROOT / "profiles/reports/dialects.json").read_text())
+    assert report["samples"] >= 500 and set(report["variants"]) >= {"fp32", "fp16", "int4"}
+    assert set(report["variants"]["fp32"]["dialects"]["same"].values()) == {report["samples"]}
+
+
+def test_words_are_timed_on_the_weights_made_for_them(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latent weights once answered in their stead, in as few words as they think steps."""
+    asked: list[tuple[str, str]] = []
+    generate = OrtEngine.generate
+
+    def noted(self: OrtEngine, prompts, options, on_token=None):
+        asked.append((self.role, options.mode))
+        return generate(self, prompts, options, on_token)
+
+    monkeypatch.setattr(OrtEngine, "generate", noted)
+    engines = runpy.run_path(str(ROOT / "benchmarks" / "engines.py"))
+    sample = Sample(images=(picture(),), question=QUESTION, steps=(), answer="")
+    engines["measure_turn"]({"fp32": Reasoner.load(bundle)}, [sample])
+    assert set(asked) == {("latent", "latent"), ("cot", "cot")}
