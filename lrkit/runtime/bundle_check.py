@@ -6,7 +6,7 @@ Place in the pipeline: `lrkit validate BUNDLE` -> `check_bundle`. Digests and sc
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lrkit.errors import BundleError, StoppedError, UserError
+from lrkit.errors import BundleError, TimeoutExceeded, UserError
 from lrkit.runtime.bundle import Bundle
 from lrkit.runtime.engine import AskOptions
 from lrkit.runtime.engines import EngineChoice, open_engine
@@ -14,6 +14,9 @@ from lrkit.runtime.manifest import RecordedSample, Role
 from lrkit.runtime.patience import patience
 from lrkit.runtime.program_engine import ProgramEngine
 from lrkit.runtime.stopping import Stop
+
+
+_ENDLESS = "has no answer after many times what its files need, so its program may have no end; do not use this bundle"
 
 
 @dataclass
@@ -64,9 +67,9 @@ def check_bundle(folder: Path | str, choice: EngineChoice | None = None) -> Bund
             name = f"{folder}: recorded sample {number}"
             try:
                 _run_again(engines, sample, name, report)
-            except (StoppedError, UserError) as error:
-                # What one sample cannot be asked, the others hardly can: and each may take its whole time.
-                report.problems.append(f"{name}: {error}")
+            except (TimeoutExceeded, UserError) as error:
+                # What one sample cannot be asked, the others hardly can, and each may take its whole time.
+                report.problems.append(f"{name}: {error if isinstance(error, UserError) else _ENDLESS}")
                 break
     return report
 

@@ -20,4 +20,4 @@ def patience(bundle: Bundle, role: Role, tokens: int | None = None) -> float:
     names = {entry.file, entry.data, *(step.file for step in entry.steps.values())} - {None}
     weights = sum(bundle.manifest.files[name].bytes for name in names if name is not None)
     passes = limits.max_new_tokens + limits.max_latent_steps if tokens is None else tokens
-    return SECONDS + weights * (limits.max_prompt_tokens + limits.max_patches + passes) / _BYTES_PER_SEC
+    return round(SECONDS + weights * (limits.max_prompt_tokens + limits.max_patches + passes) / _BYTES_PER_SEC, 1)
