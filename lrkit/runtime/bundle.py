@@ -134,7 +134,7 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     for user, name in dict.fromkeys(_used(manifest)):
         if name not in manifest.files:
             yield f"{BUNDLE_FILE} has no entry for {one_line(name)}, which {user} needs; {AGAIN}"
-    yield from (f"{problem}; {AGAIN}" for problem in spec_problems(manifest))
+    yield from (f"{one_line(problem)}; {AGAIN}" for problem in spec_problems(manifest))
 
 
 def _used(manifest: Manifest) -> Iterator[tuple[str, str]]:
