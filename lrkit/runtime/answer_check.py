@@ -21,6 +21,7 @@ class AnswerCheck:
         """`name` begins every error."""
         self._name, self._image_id = name, image_id
         self._outputs = {one.name: one for one in entry.spec.outputs}
+        self._dtypes = {one.name: np.dtype(one.dtype) for one in entry.spec.outputs}
         self._vocabulary = vocabulary_of(entry.spec)
         self._depth = entry.settings.routing.depth
 
@@ -34,7 +35,7 @@ class AnswerCheck:
         for name, array in out.items():
             declared = self._outputs[name]
             shape = tuple(sizes.get(axis, -1) if isinstance(axis, str) else axis for axis in declared.shape)
-            if array.shape != shape or array.dtype.name != declared.dtype:
+            if array.shape != shape or array.dtype != self._dtypes[name]:
                 self._refuse(f"{name} as {array.dtype} {list(array.shape)}, not {declared.dtype} {list(shape)}")
         spoken, latents = int(out["num_tokens"]), int(out["latent_steps"])
         self._within("num_tokens", spoken, 0, int(feed["max_new_tokens"]))
@@ -80,7 +81,7 @@ class StepCheck:
 
     def __init__(self, name: str, spec: IoSpec) -> None:
         self._name = name
-        self._outputs = [(one.name, one.dtype, one.shape) for one in spec.outputs]
+        self._outputs = [(one.name, np.dtype(one.dtype), one.shape) for one in spec.outputs]
 
     def __call__(self, found: "list[Any] | tuple[Any, ...]") -> None:
         """Looks at the outputs in the order of the declaration: arrays on the host or on a device.
@@ -93,7 +94,7 @@ class StepCheck:
             fits = len(real) == len(shape) and all(
                 isinstance(want, str) or want == size for want, size in zip(shape, real, strict=True)
             )
-            if not fits or np.dtype(array.dtype).name != dtype:
+            if not fits or array.dtype != dtype:
                 raise BundleError(
                     f"the step {self._name} gives {name} as {array.dtype} {list(real)}, where bundle.json declares "
                     f"{dtype} {list(shape)}; do not use this bundle, or export it again"

@@ -15,7 +15,6 @@ from lrkit.runtime.patience import patience
 from lrkit.runtime.program_engine import ProgramEngine
 from lrkit.runtime.stopping import Stop
 
-
 _ENDLESS = "has no answer after many times what its files need, so its program may have no end; do not use this bundle"
 
 

@@ -28,7 +28,7 @@ MAX_IMAGES = 1024
 MAX_STEPS = 1024
 MAX_NEW_TOKENS = 1 << 17
 MAX_THREADS = 1024
-MAX_SAMPLES = 10_000
+MAX_SAMPLES = 256
 
 Count = Annotated[int, Field(ge=0, le=MAX_BYTES)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
