@@ -48,7 +48,7 @@ class JsonlScan:
         """Count a bad line, and list it while there is room."""
         self.num_bad_lines += 1
         if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(f"{clean(str(self.path))}:{line}: {clean(reason)}")
+            self.problems.append(f"{clean(str(self.path))}:{line}: {one_line(reason, 1000)}")
 
     def raise_if_bad(self) -> None:
         """Raise all problems at once.

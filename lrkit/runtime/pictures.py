@@ -39,7 +39,7 @@ FORMATS = tuple(_PLUGINS)
 
 MAX_INPUT_PIXELS = 8192 * 8192
 """Largest picture that is decoded; a larger one is refused before it takes memory."""
-MAX_DECODE_SECONDS = 8.0
+MAX_DECODE_SECONDS = 6.0
 """Processor time after which the decoder of a file is stopped that was made to keep it busy without end."""
 _STRIP_PIXELS = 1 << 21
 """Pixels that are converted at once: what a conversion needs beside its result stays below 70 MB."""

@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from lrkit.config import load_config
-from lrkit.errors import CheckpointError, ConfigError, DataError
+from lrkit.errors import CheckpointError, ConfigError, DataError, one_line
 from lrkit.files import read_json, write_json, write_text
 from lrkit.runtime.chat_template import find_template
 from lrkit.runtime.controls import ControlTokens
@@ -239,7 +239,7 @@ class Processor:
         seen = self.tokenizer.encode(text, add_special_tokens=False)
         words = [text[slice(*span)] for id, span in zip(seen.ids, seen.offsets, strict=True) if id == self._unknown_id]
         raise DataError(
-            f"the {what} holds words that this model's vocabulary lacks ({', '.join(dict.fromkeys(words))}); "
+            f"the {what} holds words that this model's vocabulary lacks ({_listed(words)}); "
             "use its words or a model with a larger vocabulary"
         )
 
@@ -255,3 +255,10 @@ def _template_to_keep(folder: Path, config: Mapping[str, Any]) -> dict[str, str]
     """The chat template moves into tokenizer_config.json, where every version of transformers finds it."""
     template = find_template(folder, config)
     return {} if template is None else {"chat_template": template}
+
+
+def _listed(words: Sequence[str], most: int = 10) -> str:
+    """Different words of a text as a message shows them: each cut where it is long, and not too many."""
+    different = list(dict.fromkeys(words))
+    shown = ", ".join(one_line(word, 40) for word in different[:most])
+    return f"{shown} and {len(different) - most} more" if len(different) > most else shown
