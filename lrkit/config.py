@@ -112,7 +112,7 @@ def _apply_override(values: dict[str, Any], override: str) -> tuple[str, ...]:
     parts = tuple(path.strip().split("."))
     where = f"override {shown(override)}"
     if not equals or "" in parts or len(parts) > 20 or not path.isprintable():
-        raise ConfigError(f"{where}: must look like key.path=value")
+        raise ConfigError(f"{where}: must look like key.path=value; write it as in seed=1")
     value = parse_yaml(text, f"{where}: the value ")
     *parents, last = list(parts)
     place: Any = values

@@ -73,15 +73,13 @@ def eval_checkpoint(
     say_note(reasoner)
     chosen = named or reasoner.engine.modes
     options = EvalOptions(chosen, batch_size, latency_samples, max_new_tokens, max_latent_steps, max_pixels)
-    place = {"device": device or choice.place, "threads": threads, "dtype": reasoner.engine.dtype}
-    runs_on = {"engine": reasoner.engine.name, **place}
+    runs_on = {"engine": reasoner.engine.name, "device": device or choice.place, "threads": threads}
+    runs_on |= {"dtype": reasoner.engine.dtype}
     report: dict[str, Any] = {"schema": 1, "kind": "eval", "model": model, "runs_on": runs_on, "seed": seed, "sets": {}}
     for name, drawn in sets.items():
         with bars(MofNCompleteColumn(), TimeRemainingColumn()) as progress:
             tasks = {mode: progress.add_task(f"{name} {mode}", total=len(drawn)) for mode in chosen}
-            done = evaluate(
-                reasoner, drawn, options, lambda mode, count, t=tasks, p=progress: p.advance(t[mode], count)
-            )
+            done = evaluate(reasoner, drawn, options, lambda m, count, t=tasks, p=progress: p.advance(t[m], count))
         figures = done.to_dict()
         report["sets"][name] = figures
         console.print(modes_table(figures, f"{model} on {name}, {len(drawn)} samples"))

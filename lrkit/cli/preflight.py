@@ -97,7 +97,7 @@ def _opened(asked: Asked) -> Generator[Opened]:
             raise UserError(f"{asked.thing} is built already, so its target cannot be changed; leave the changes out")
         if not is_bundle(file) and asked.target is None:
             raise UserError(
-                f"say with --target what {asked.thing} is for: {', '.join(_target_names())}, or a target file"
+                f"say with --target what {asked.thing} is for; give {', '.join(_target_names())}, or a target file"
             )
         targets, archs = _targets_of_name(asked.target) if asked.target else ((), ())
         yield graphs_of_bundle(file) if is_bundle(file) else [load_graph(file)], targets, asked.archs or archs

@@ -132,7 +132,7 @@ def open_program(file: Path, spec: IoSpec, optimizers_off: Sequence[str] = ()) -
         str(file), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(optimizers_off)
     )
     if wrong := spec.differences(session.get_inputs(), session.get_outputs()):
-        raise ExportError(f"{file.name} is not the program it was built to be: {wrong[0]}")
+        raise ExportError(f"{file.name} is not the program it was built to be ({wrong[0]}); export it again")
     return session
 
 

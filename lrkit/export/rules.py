@@ -66,7 +66,7 @@ class Rule(Config):
     @model_validator(mode="after")
     def _stage_belongs_to_rejected(self) -> "Rule":
         if (self.verdict == "rejected") != (self.stage is not None):
-            raise ValueError("a rule has a stage if its verdict is rejected, and none otherwise")
+            raise ValueError("a rule has a stage if its verdict is rejected, and none otherwise; mend the rule")
         return self
 
 
@@ -196,7 +196,9 @@ def rule_files() -> dict[str, RuleFile]:
     for name, file in files.items():
         for rule in file.rules:
             if strange := sorted(set(rule.targets) - set(file.targets)):
-                raise ConfigError(f"{name}: rule {rule.id} names {', '.join(strange)}, which the file does not declare")
+                raise ConfigError(
+                    f"{name}: rule {rule.id} names {', '.join(strange)}; name only what the file declares under targets"
+                )
     return files
 
 

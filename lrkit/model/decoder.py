@@ -115,7 +115,8 @@ def embed_prompts(backbone: Backbone, prompts: Prompts) -> tuple[Tensor, VisualT
     count_B = is_visual_BP.sum(1)
     if int(count_B.sum()) != len(tokens_VD):
         raise DataError(
-            f"the prompts hold {int(count_B.sum())} image tokens but the images give {len(tokens_VD)} visual tokens"
+            f"the prompts hold {int(count_B.sum())} image tokens but the images give {len(tokens_VD)} visual tokens; "
+            "give each picture one image token for each of its visual tokens"
         )
     embeds_BPD = embeds_BPD.masked_scatter(is_visual_BP[..., None], tokens_VD)
     width = int(count_B.max())

@@ -39,7 +39,9 @@ def mrope_positions(
             )
         starts.append(start)
     if image_token_id in ids[cursor:]:
-        raise DataError(f"the prompt has more image tokens than its {len(grids)} images account for")
+        raise DataError(
+            f"the prompt has more image tokens than its {len(grids)} images account for; give it one per visual token"
+        )
     return _layout(len(ids), tuple(starts), tuple(grids), merge).copy()
 
 

@@ -45,7 +45,7 @@ def write_choice(bundle: str | Path, report: Mapping[str, Any]) -> Defaults:
     sweep = report["sweep"]
     if report["partial"] or sweep is None or sweep["use"] is None:
         raise UserError(
-            "nothing was written into the bundle: the sweep was interrupted, or could not measure a setting"
+            "nothing was written into the bundle: the sweep was interrupted or measured no setting; run it again"
         )
     settings = chosen_settings(sweep)
     opened = open_bundle(bundle, verify=False)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from lrkit.config_problems import shown
 from lrkit.errors import UserError, did_you_mean
 
 Figures = Mapping[str, Mapping[str, float | int | None]]
@@ -34,14 +35,15 @@ class Condition:
         """
         if self.run not in figures:
             known = ", ".join(figures)
-            raise UserError(f"--fail-if {self.text!r}: no run {self.run!r}; the report has {known}")
+            raise UserError(f"--fail-if {shown(self.text)}: no run {shown(self.run)}; the report has {known}")
         row = figures[self.run]
         if self.figure not in row:
             hint = did_you_mean(self.figure, row)
-            raise UserError(f"--fail-if {self.text!r}: no figure {self.figure!r}; there are {', '.join(row)}{hint}")
+            figure = shown(self.figure)
+            raise UserError(f"--fail-if {shown(self.text)}: no figure {figure}; there are {', '.join(row)}{hint}")
         value = row[self.figure]
         if value is None:
-            raise UserError(f"--fail-if {self.text!r}: {self.run}.{self.figure} is unknown in this report; ask another")
+            raise UserError(f"--fail-if {shown(self.text)}: it is unknown in this report; ask another")
         return f"{self.text} (it is {value:.6g})" if _OPERATORS[self.sign](value, self.bound) else None
 
 
@@ -53,11 +55,11 @@ def parse_condition(text: str) -> Condition:
     """
     match = _FORM.fullmatch(text)
     if match is None:
-        raise UserError(f"--fail-if {text!r}: is no condition; {_HOW}, with >, <, >= or <=")
+        raise UserError(f"--fail-if {shown(text)}: is no condition; {_HOW}, with >, <, >= or <=")
     try:
         bound = float(match[4])
     except ValueError as error:
-        raise UserError(f"--fail-if {text!r}: {match[4]!r} is no number; {_HOW}") from error
+        raise UserError(f"--fail-if {shown(text)}: {shown(match[4])} is no number; {_HOW}") from error
     return Condition(text.strip(), match[1], match[2], match[3], bound)
 
 

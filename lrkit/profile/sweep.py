@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lrkit.config import load_config
+from lrkit.config_problems import shown
 from lrkit.errors import ConfigError, UserError, did_you_mean
 from lrkit.evaluate.scorer import compare_paired
 from lrkit.profile.suite import RunSettings, Suite
@@ -35,9 +36,9 @@ def parse_axes(given: Sequence[str]) -> Axes:
     for text in given:
         key, equals, values = text.partition("=")
         if not equals or not values:
-            raise UserError(f"--sweep {text!r}: is no setting; write it as in replay_tokens=0,4,8")
+            raise UserError(f"--sweep {shown(text)}: is no setting; write it as in replay_tokens=0,4,8")
         if key not in KEYS:
-            raise UserError(f"--sweep: unknown setting {key!r}; known: {', '.join(KEYS)}{did_you_mean(key, KEYS)}")
+            raise UserError(f"--sweep: unknown setting {shown(key)}; known: {', '.join(KEYS)}{did_you_mean(key, KEYS)}")
         if key in axes:
             raise UserError(f"--sweep: {key} is named twice; give all its values at once, as in {key}=1,2")
         axes[key] = [_axis_value(key, value) for value in values.split(",")]

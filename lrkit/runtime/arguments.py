@@ -5,7 +5,7 @@ Place in the pipeline: an application -> session.py -> here. Pictures are checke
 
 import operator
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -92,13 +92,18 @@ def question_pairs(questions: Any) -> list[tuple[tuple[ImageSource, ...], str]]:
     Raises:
         DataError: something else than pairs, or a picture or question that cannot be used.
     """
-    if not isinstance(questions, Iterable) or isinstance(questions, str | bytes | bytearray | Mapping):
-        raise DataError(f"the batch is {kind_of(questions)}; give a list of (image, question) pairs")
+    sentence = f"the batch is {kind_of(questions)}; give a list of (image, question) pairs"
+    if isinstance(questions, str | bytes | bytearray | Mapping):
+        raise DataError(sentence)
+    try:
+        items: Iterator[Any] = iter(questions)
+    except TypeError as error:  # also of what says that it can be gone through, such as an array without a dimension
+        raise DataError(sentence) from error
     pairs: list[tuple[tuple[ImageSource, ...], str]] = []
-    for number, pair in enumerate(cast(Iterable[Any], questions)):
+    for number, pair in enumerate(items):
         if not isinstance(pair, tuple | list) or len(cast(list[Any], pair)) != 2:
             raise DataError(f"item {number} of the batch is {kind_of(pair)}; give (image, question) pairs")
-        image, question = cast(list[Any], pair)
+        image, question = cast(tuple[Any, Any], pair)
         pairs.append((as_pictures(image), question_text(question, f"the question of item {number}")))
     return pairs
 

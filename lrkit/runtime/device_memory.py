@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lrkit.errors import LrkitError, MissingExtraError
+from lrkit.errors import LrkitError, MissingExtraError, one_line
 
 
 class DeviceMemory(Protocol):
@@ -72,7 +72,7 @@ def open_memory(index: int, extra: str) -> DeviceMemory:
     if torch is not None:
         return TorchMemory(torch, index)
     raise MissingExtraError(
-        "an engine's buffers need cuda-python, or torch built with CUDA, and neither is installed: "
+        "an engine's buffers need cuda-python, or torch built with CUDA, and neither is installed; "
         f'pip install cuda-python (or "lrkit[{extra}]", which brings it)'
     )
 
@@ -185,7 +185,7 @@ class TorchMemory:
         try:
             self._stream.synchronize()
         except RuntimeError as error:
-            raise LrkitError(f"CUDA failed on {self._device} ({str(error).splitlines()[0]})") from error
+            raise LrkitError(f"CUDA failed on {self._device} ({one_line(error)}); look at nvidia-smi") from error
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         graph = self._torch.cuda.CUDAGraph()
@@ -193,7 +193,7 @@ class TorchMemory:
             with self._torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 work()
         except RuntimeError as error:
-            raise LrkitError(f"CUDA cannot record this work ({str(error).splitlines()[0]})") from error
+            raise LrkitError(f"CUDA cannot record this work ({one_line(error)}); leave cuda_graphs out") from error
 
         def launch() -> None:
             with self._torch.cuda.stream(self._stream):

@@ -201,7 +201,8 @@ class EngineSession:
     def _demand(self, done: bool, what: str) -> None:
         if not done:
             said = self._library.log.take()
-            raise LrkitError(f"{self._name}: the engine refused {what} ({said[0] if said else 'it does not say why'})")
+            reason = said[0] if said else "it does not say why"
+            raise LrkitError(f"{self._name}: the engine refused {what} ({reason}); export the bundle again")
 
     def _not_capturable(self, why: str) -> UserError:
         return UserError(

@@ -67,7 +67,7 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
     assert any(line.startswith(f"{file}: foldr: unknown key") and line.endswith("'folder'?") for line in found)
     assert "override: stages.0.steps: got 0; input should be greater than 0" in found
     assert any('got "latnt"' in line and line.endswith("did you mean 'latent'?") for line in found)
-    assert "override 'nonsense': must look like key.path=value" in found
+    assert "override 'nonsense': must look like key.path=value; write it as in seed=1" in found
     assert "override 'stages.7.lr=1': stages is a list of 1; use an index from 0 to 0" in found
 
 

@@ -154,6 +154,6 @@ def test_neither_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(MissingExtraError) as caught:
         open_memory(0, "tensorrt-rtx")
     assert str(caught.value) == (
-        "an engine's buffers need cuda-python, or torch built with CUDA, and neither is installed: "
+        "an engine's buffers need cuda-python, or torch built with CUDA, and neither is installed; "
         'pip install cuda-python (or "lrkit[tensorrt-rtx]", which brings it)'
     )
