@@ -125,6 +125,7 @@ class Reasoner:
         `dtype` is float32, bfloat16 or float16; None or "auto" is the type that its backbone was trained in.
         `cuda_graphs` records latent steps and words on a GPU and launches each as one: several times faster where
         questions of like length follow one another, as the first of a length pays for the recording.
+        A process that is forked afterwards answers on one thread; load in each process to have all, or run a bundle.
 
         Raises:
             CheckpointError: nothing usable there.

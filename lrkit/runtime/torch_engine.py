@@ -4,9 +4,11 @@ late.
 Place in the pipeline: lrkit/model/checkpoint.py -> TorchEngine -> lrkit/runtime/session.py.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -33,6 +35,8 @@ class TorchEngine:
     """A reasoner in memory, on one device."""
 
     name = "torch"
+    _process: ClassVar[int | None] = None
+    """Where an engine last ran."""
 
     def __init__(
         self,
@@ -72,6 +76,7 @@ class TorchEngine:
         check_device(device, cuda_graphs)
         asked = known_dtype(dtype)
         _heed_quota()
+        cls._heed_fork(device)
         info = read_info(folder)
         trained = TrainedIn.of(info, base_of(folder, info))
         used = asked or trained.backbone
@@ -108,6 +113,7 @@ class TorchEngine:
     def generate(
         self, prompts: Sequence[EncodedPrompt], options: AskOptions, on_token: OnToken | None = None
     ) -> list[Generated]:
+        self._heed_fork(self.device)
         if options.mode == "direct":
             # The bare answer is asked for by beginning it: its marker ends the prompt (method section 1).
             prefix = self.processor.answer_prefix_ids
@@ -119,6 +125,24 @@ class TorchEngine:
         with Running(options.stop) as running:
             running.check()
             return generate(self.reasoner, batch, options.mode, limits, on_token, self._recorder, running.check)
+
+    @classmethod
+    def _heed_fork(cls, device: str) -> None:
+        """Before torch runs. OpenMP's threads do not outlive a fork, and a child that waits for them waits for ever: it
+        goes on with its own thread alone, as torch's data loaders do.
+
+        Raises:
+            UserError: the GPU was in use before the fork.
+        """
+        process = os.getpid()
+        if cls._process not in (None, process):
+            if torch.device(device).type == "cuda" and torch.cuda._is_in_bad_fork():  # pyright: ignore
+                raise UserError(
+                    "this process was forked from one that uses the GPU, which a fork cannot share; load the model "
+                    'after the fork, or start processes by "spawn"'
+                )
+            torch.set_num_threads(1)
+        TorchEngine._process = process
 
     def baseline(self, mode: Mode) -> "TorchEngine | None":
         folder = self._baselines.get(mode)
