@@ -14,6 +14,7 @@ from PIL import Image
 from lrkit.errors import CheckpointError, ConfigError, DataError, FileError, UserError
 from lrkit.folders import locked
 from lrkit.resources import RUN_FILE, STATE_FILE, list_checkpoints, resolve_checkpoint
+from lrkit.runtime.processor import Processor
 from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.metrics import METRICS_FILE, read_metrics
 from lrkit.train.recipe import Recipe, load_recipe
@@ -332,3 +333,16 @@ def test_a_full_disk_under_the_metrics_is_one_sentence(place, tmp_path):
     (folder / METRICS_FILE).symlink_to("/dev/full")
     with pytest.raises(FileError, match=r"metrics\.jsonl: the disk is full; free some space; .*--resume"):
         train(recipe(place), folder, resume=True, quiet=True)
+
+
+def test_pictures_are_shrunk_to_the_limit_of_the_recipe_in_training_and_in_use(place, tmp_path):
+    """Phones make pictures of 12 megapixels, which no GPU trains on."""
+    train(recipe(place, "max_pixels=256", "stages.0.updates=1"), tmp_path / "run", quiet=True)
+    checkpoint = resolve_checkpoint(tmp_path / "run")
+    written = json.loads((checkpoint / "preprocessor_config.json").read_text())
+    assert written["size"]["longest_edge"] == 256
+    counts = [
+        Processor.from_folder(folder).encode_prompt([place / "1.png"], "Which room ?").grids
+        for folder in (checkpoint, place / "base")
+    ]
+    assert counts == [[(1, 2, 2)], [(1, 2, 4)]]

@@ -1,0 +1,108 @@
+"""Ablations before their first run trains: what cannot be run, and results in the folder that are of another sweep."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lrkit.errors import ConfigError, FileError, UserError
+from lrkit.evaluate.ablate import Run, Sweep, load_sweep, run_one, run_sweep
+from lrkit.resources import find_sweep
+from lrkit.train.recipe import as_written, load_recipe
+
+
+def sweep(tmp_path: Path, *overrides: str) -> Sweep:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        "name: two\nrecipe: smoke\nvariants: {with: [], without: [model.routing.depth=0]}\nseeds: [0, 3]\n"
+        "sets: ['trail:main']\nsamples: 4\n"
+    )
+    return load_sweep(file, overrides)
+
+
+def write_result(asked: Sweep, folder: Path, **changes: object) -> Run:
+    """The result of the variant `with` under seed 3, as a run leaves it."""
+    from lrkit.resources import find_recipe
+
+    run = Run(asked, "with", 3, folder / "with-3")
+    run.folder.mkdir(parents=True)
+    result = {
+        "variant": "with",
+        "seed": 3,
+        "overrides": ["seed=3"],
+        "recipe": as_written(load_recipe(find_recipe("smoke"), run.overrides)),
+        "mode": "latent",
+        "samples": 4,
+        "sets": {"trail:main": {"accuracy": 0.5}},
+    }
+    (run.folder / "result.json").write_text(json.dumps(result | changes))
+    return run
+
+
+def test_a_result_that_is_there_is_not_made_again(tmp_path):
+    run = write_result(sweep(tmp_path), tmp_path / "runs")
+    assert run_one(run)["sets"] == {"trail:main": {"accuracy": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["samples=8"], "samples: was 4, is 8"),
+        (["common=[optimizer.lr=0.5]"], "overrides"),
+        (["mode=cot"], "mode: was 'latent', is 'cot'"),
+        (["sets=['trail:main', 'trail:long']"], "sets: are not trail:main, trail:long"),
+    ],
+)
+def test_results_of_another_sweep_are_refused_before_anything_is_trained(tmp_path, overrides, says):
+    """They were put into the new table, as if its variants had been trained so."""
+    write_result(sweep(tmp_path), tmp_path / "runs")
+    with pytest.raises(UserError, match="is the result of another sweep") as caught:
+        run_sweep(sweep(tmp_path, *overrides), tmp_path / "runs")
+    assert says in str(caught.value)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["with-3"]
+
+
+def test_a_damaged_result_is_one_sentence(tmp_path):
+    run = write_result(sweep(tmp_path), tmp_path / "runs")
+    (run.folder / "result.json").write_text('{"sets": ')
+    with pytest.raises(UserError, match=r"result\.json: is not valid JSON"):
+        run_sweep(run.sweep, tmp_path / "runs")
+
+
+def test_what_no_run_can_do_is_told_of_all_variants_together(tmp_path):
+    variants = "variants={one: [optimizer.lr=-1], two: [model.nothing=3], three: []}"
+    with pytest.raises(UserError) as caught:
+        run_sweep(sweep(tmp_path, variants), tmp_path / "runs")
+    told = str(caught.value)
+    assert "variant one: " in told and "variant two: " in told and "variant three" not in told
+    with pytest.raises(UserError, match="unknown sample set"):
+        run_sweep(sweep(tmp_path, "sets=['trail:nowhere']"), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("seeds=[1, 1]", "name one of them twice"),
+        ("seeds=[]", "seeds"),
+        ("seeds=[-1]", "seeds"),
+        ("sets=['trail:main', 'trail:main']", "name one of them twice"),
+        ("variants={'../out': []}", "variants"),
+        ("name='a/b'", "name"),
+    ],
+)
+def test_values_that_would_collide_or_leave_the_folder_are_refused(tmp_path, override, says):
+    """Two runs of one seed would train in one folder."""
+    with pytest.raises(ConfigError, match=says):
+        sweep(tmp_path, override)
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileError, match="file"):
+        run_sweep(sweep(tmp_path), tmp_path / "file" / "runs")
+
+
+@pytest.mark.parametrize("name", ["trail-ablation", "trail-options"])
+def test_shipped_sweeps_can_be_read(name):
+    assert load_sweep(find_sweep(name)).variants
