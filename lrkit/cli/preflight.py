@@ -68,7 +68,7 @@ def check(asked: Asked, json_file: Path | None) -> None:
     with _opened(asked) as (graphs, targets, archs):
         for graph in graphs:
             for target in targets or _own_targets(graph):
-                reports.append(check_graph(graph, load_rules(target), archs))
+                reports.append(check_graph(graph, load_rules(target), archs, apart=True))
     rejected = [report for report in reports if report.rejected]
     write_json(json_file, {
         "schema": 1, "kind": "preflight", "thing": asked.thing, "ok": not rejected,

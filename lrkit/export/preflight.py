@@ -90,11 +90,14 @@ class Report:
         return {**asdict(self), "ok": not self.rejected}
 
 
-def check_graph(graph: CheckedGraph, rules: RuleSet, archs: tuple[str, ...] = (), really: bool = True) -> Report:
+def check_graph(
+    graph: CheckedGraph, rules: RuleSet, archs: tuple[str, ...] = (), really: bool = True, apart: bool = False
+) -> Report:
     """Holds one graph against the rules of a target.
 
     `archs` are the GPUs it is meant for, as sm89: rules that hold for some GPUs only are notes where none is given.
-    `really` also asks the library itself, where it is installed: TensorRT's parser, or ONNX Runtime.
+    `really` also asks the library itself, where it is installed: TensorRT's parser, or ONNX Runtime; with `apart` in a
+    process of its own.
 
     Raises:
         UserError: no ONNX program, one that contradicts itself, or a GPU that the target cannot build for.
@@ -103,7 +106,7 @@ def check_graph(graph: CheckedGraph, rules: RuleSet, archs: tuple[str, ...] = ()
     rules.check_archs(archs)
     view = graph.view()
     findings = [finding for rule in rules.rules for finding in _apply(graph, rule, rules, view, archs)]
-    opinion = ask(rules.target, graph.path, view) if really else None
+    opinion = ask(rules.target, graph.path, view, apart) if really else None
     agrees: bool | None = None
     if opinion is not None and opinion.takes is not None:
         foreseen = any(f.verdict == "rejected" and f.stage == opinion.stage for f in findings)

@@ -4,13 +4,20 @@ Place in the pipeline: preflight.py compares the answer with what the rules say.
 refuses, the parser takes.
 """
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from lrkit.errors import LrkitError
+from lrkit.errors import LrkitError, clean, one_line
 from lrkit.export.preflight_graph import View, label
 from lrkit.export.rules import Stage, TargetName
+from lrkit.export.tensorrt_process import child_environment
 from lrkit.export.tensorrt_words import PARTS, place_of
 from lrkit.runtime.manifest import EngineKind
 from lrkit.runtime.tensorrt_library import PACKAGES, TensorRT, installed_version, load_library
@@ -19,6 +26,8 @@ MAJORS: dict[TargetName, int | None] = {"tensorrt-10": 10, "tensorrt-11": 11, "t
 """Targets that TensorRT's parser can be asked about -> major version that must be installed; None: any."""
 HARMLESS = ("has Int64 binding",)
 """What the parser warns of whatever it is given."""
+SECONDS = 600
+"""How long a library in a process of its own may take to read a program."""
 UNNAMED = "node_of_"
 """The parser calls a node without a name by this and its first output."""
 
@@ -50,58 +59,128 @@ class Opinion:
     warnings: tuple[str, ...]
 
 
-def ask(target: TargetName, path: Path, view: View) -> Opinion | None:
-    """The opinion of the library that stands for the target; None where it is not installed."""
-    if target == "ort":
-        return _ask_onnxruntime(path)
-    kind: EngineKind = "tensorrt-rtx" if target == "tensorrt-rtx" else "tensorrt"
-    version, major = installed_version(kind), MAJORS[target]
-    if version is None or (major is not None and int(version.partition(".")[0]) != major):
+@dataclass(frozen=True)
+class Parsed:
+    """What a library said, before its nodes are looked up in the program."""
+
+    takes: bool | None
+    said: list[tuple[str, str, str]]
+    """(node, operator, text)."""
+    warnings: list[str]
+
+
+def ask(target: TargetName, path: Path, view: View, apart: bool = False) -> Opinion | None:
+    """The opinion of the library that stands for the target; None where it is not installed. `apart`: in a process of
+    its own, as a program of a stranger may crash the library or make it take all memory."""
+    stage: Stage = "load" if target == "ort" else "parse"
+    version, who = _library(target)
+    if version is None:
         return None
+    parsed = _parse_apart(target, path) if apart else _parse(target, path)
+    said = tuple(_said(*one, view) for one in parsed.said)
+    return Opinion(f"{who} {version}", stage, parsed.takes, () if parsed.takes else said, tuple(parsed.warnings))
+
+
+def _library(target: TargetName) -> tuple[str | None, str]:
+    """(version of what can be asked, None without it; what it is)."""
+    if target == "ort":
+        return _version("onnxruntime"), "session of onnxruntime"
+    kind, major = _kind(target), MAJORS[target]
+    version = installed_version(kind)
+    if version is not None and major is not None and int(version.partition(".")[0]) != major:
+        version = None
+    return version, f"parser of {PACKAGES[kind]}"
+
+
+def _version(package: str) -> str | None:
+    """The imported package's own version, as several distributions bring it."""
+    return getattr(import_module(package), "__version__", None)
+
+
+def _kind(target: TargetName) -> EngineKind:
+    return "tensorrt-rtx" if target == "tensorrt-rtx" else "tensorrt"
+
+
+def _parse(target: TargetName, path: Path) -> Parsed:
+    """Asks in this process."""
+    if target == "ort":
+        return _load_onnxruntime(path)
     try:
-        return _ask_parser(load_library(kind), path, view)
+        return _parse_tensorrt(load_library(_kind(target)), path)
     except LrkitError as error:
-        return Opinion(f"{PACKAGES[kind]} {version}", "parse", None, (Said("", "", "", str(error)),), ())
+        return Parsed(None, [("", "", str(error))], [])
 
 
-def _ask_parser(library: TensorRT, path: Path, view: View) -> Opinion:
-    trt, who = library.module, f"parser of {PACKAGES[library.kind]} {library.version}"
+def _parse_apart(target: TargetName, path: Path) -> Parsed:
+    """Asks in a process of its own."""
+    command = [sys.executable, "-P", "-m", __spec__.name, target, str(path.absolute())]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, env=child_environment()
+        )
+    except subprocess.TimeoutExpired:
+        return Parsed(None, [("", "", f"it gave no answer within {SECONDS} s")], [])
+    if done.returncode < 0:
+        text = f"its process ended by signal {signal.Signals(-done.returncode).name} while it read the program"
+        return Parsed(False, [("", "", text)], [])
+    try:
+        takes, said, warnings = json.loads(done.stdout)
+    except ValueError:
+        return Parsed(None, [("", "", one_line(done.stderr.decode("utf-8", "replace")))], [])
+    return Parsed(takes, [tuple(one) for one in said], warnings)
+
+
+def _parse_tensorrt(library: TensorRT, path: Path) -> Parsed:
+    trt = library.module
     library.log.take()
     try:
         builder = trt.Builder(library.log)
     except TypeError:  # what the binding raises where the library gives no builder: standard TensorRT without a GPU
-        return Opinion(who, "parse", None, (Said("", "", "", _first(library.log.take())),), ())
+        return Parsed(None, [("", "", _first(library.log.take()))], [])
     strongly = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly is None else 1 << int(strongly))
     parser = trt.OnnxParser(network, library.log)
     takes = bool(parser.parse_from_file(str(path)))
-    said = tuple(_said(parser.get_error(number), view) for number in range(parser.num_errors))
-    warnings = tuple(text for text in library.log.warnings if not any(word in text for word in HARMLESS))
+    errors = [parser.get_error(number) for number in range(parser.num_errors)]
+    said = [(str(e.node_name()), str(e.node_operator()), _first(str(e.desc()).strip().splitlines())) for e in errors]
+    warnings = [text for text in library.log.warnings if not any(word in text for word in HARMLESS)]
     library.log.take()
-    return Opinion(who, "parse", takes, () if takes else said, warnings)
+    return Parsed(takes, said, warnings)
 
 
-def _said(error: Any, view: View) -> Said:
-    name = str(error.node_name())
+def _said(name: str, operator: str, text: str, view: View) -> Said:
     plain = name.removeprefix(UNNAMED)
     found = [s for s in view.sites if label(s.node) == name or any(out.name == plain for out in s.node.outputs)]
     place = place_of(name) if name.partition("/")[0] in PARTS else ""
-    text = _first(str(error.desc()).strip().splitlines())
-    return Said(found[0].name if found else name, str(error.node_operator()), place, text)
+    return Said(found[0].name if found and name else name, operator, place, text)
 
 
-def _ask_onnxruntime(path: Path) -> Opinion:
+def _load_onnxruntime(path: Path) -> Parsed:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    who = f"session of onnxruntime {onnxruntime.__version__}"
     try:
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes have no common base below Exception
-        return Opinion(who, "load", False, (Said("", "", "", _first(str(error).splitlines())),), ())
-    return Opinion(who, "load", True, (), ())
+        return Parsed(False, [("", "", _first(str(error).splitlines()))], [])
+    return Parsed(True, [], [])
 
 
 def _first(lines: list[str]) -> str:
-    return next((line.strip() for line in lines if line.strip()), "it gives no reason")
+    return next((clean(line).strip() for line in lines if line.strip()), "it gives no reason")
+
+
+def _child() -> None:
+    """`python -m lrkit.export.preflight_ask TARGET FILE`: the answer as JSON on stdout."""
+    # The libraries print to stdout too: the real one is kept, and theirs goes to stderr.
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    parsed = _parse(cast(TargetName, sys.argv[1]), Path(sys.argv[2]))
+    answer.write(json.dumps([parsed.takes, parsed.said, parsed.warnings]))
+    answer.flush()
+    os._exit(0)  # without the libraries' own clean-up, which may hang
+
+
+if __name__ == "__main__":
+    _child()

@@ -70,13 +70,18 @@ def build_in_process(request: dict[str, Any], sign: Sign) -> dict[str, Any]:
 
 
 def _start(errors: IO[bytes]) -> "subprocess.Popen[str]":
-    # -P: no module of the working folder may stand in for NVIDIA's. lrkit itself may be a checkout found by its path.
-    path = os.pathsep.join([str(_LRKIT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # -P: no module of the working folder may stand in for NVIDIA's.
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "lrkit.export.tensorrt_run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=errors, text=True, encoding="utf-8", env={**os.environ, "PYTHONPATH": path},
+        stderr=errors, text=True, encoding="utf-8", env=child_environment(),
         start_new_session=True,  # Ctrl-C goes to the whole group of a terminal: the child is in another
     )  # fmt: skip
+
+
+def child_environment() -> dict[str, str]:
+    """That of a child that imports lrkit, which may be a checkout found by its path."""
+    path = os.pathsep.join([str(_LRKIT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def _close(pipe: IO[str] | None) -> None:

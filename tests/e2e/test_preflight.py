@@ -128,6 +128,22 @@ def test_gpus_are_checked(tmp_path, capsys, findings):
     assert "cannot build for sm87" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(installed_version("tensorrt-rtx") is None, reason="needs the parser that crashes")
+def test_a_program_that_crashes_the_parser_is_refused(tmp_path, capsys, findings):
+    """A function that calls itself: asked in this process, TensorRT-RTX 1.7.1 would take it along."""
+    import onnx
+
+    domains = '<ir_version: 10, opset_import: ["" : 21, "own" : 1]>'
+    text = f"{domains} g (float[4] x) => (float[M] y) {{ y = own.f(x) }}"
+    again = '<domain: "own", opset_import: ["" : 21, "own" : 1]> f (a) => (b) { b = own.f(a) }'
+    file = tmp_path / "itself.onnx"
+    file.write_bytes(onnx.parser.parse_model(f"{text} {again}").SerializeToString())
+    options, read = findings
+    assert run(file, "--target", "tensorrt-rtx", *options) == 2
+    assert "ended by signal SIGSEGV while it read the program" in " ".join(capsys.readouterr().out.split())
+    assert read()["reports"][0]["asked"]["takes"] is False
+
+
 def test_bad_input_is_one_sentence(tmp_path, bundle, capsys):
     file = save(ABS, 21, tmp_path / "abs.onnx")
     for arguments, said in (
