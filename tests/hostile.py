@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper
+
+from lrkit.errors import LrkitError
+from lrkit.runtime.bundle import open_bundle
+from lrkit.runtime.session import Reasoner
 
 TYPES = {
     "int64": TensorProto.INT64, "float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "bool": TensorProto.BOOL,
@@ -103,3 +108,19 @@ def endless(folder: Path, role: str = "latent") -> None:
     first = helper.make_node("ReduceSum", ["input_ids"], ["first"], keepdims=0)
     loop = helper.make_node("Loop", ["", "true", "first"], ["extra"], body=body)
     program(folder, nodes=[scalar("true", True), first, loop], role=role)
+
+
+def sentence(act: Callable[[], object]) -> str:
+    """What is said of a bundle, in one clean sentence."""
+    with pytest.raises(LrkitError) as caught:
+        act()
+    said = str(caught.value)
+    assert "\n" not in said and said.isprintable()
+    return said
+
+
+def refusal(folder: Path, verify: bool = False) -> str:
+    """Why the bundle is not opened, whether or not digests are compared."""
+    said = sentence(lambda: open_bundle(folder, verify=verify))
+    assert said == sentence(lambda: Reasoner.load(folder, verify=False))
+    return said

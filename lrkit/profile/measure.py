@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from lrkit.data.sample import Sample
-from lrkit.errors import StoppedError
+from lrkit.errors import StoppedError, one_line
 from lrkit.evaluate.scorer import answers_match
 from lrkit.model.generated import Generated
 from lrkit.profile.cases import Case, patient, place_of
@@ -183,7 +183,7 @@ def _ask(
     except StoppedError:  # a program that never ends would not end for the next sample either
         raise
     except Exception as error:  # whatever an engine raises: the other cases and samples go on
-        row.error = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        row.error = f"{type(error).__name__}: {one_line(error)}"
         row.correct = False if scored else None
         return row
     row.energy_joule = energy.stop()

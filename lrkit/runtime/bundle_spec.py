@@ -12,6 +12,8 @@ from lrkit.runtime.manifest import Manifest, ProgramEntry, Role
 
 MAX_FIXED_BYTES = 2 << 30
 """Of all inputs, or all outputs, of fixed size that one graph may declare: the host makes room for them."""
+MAX_PICTURE_BYTES = 512 << 20
+"""Of all patches of one prompt: a picture of 179 megapixels, more than is ever decoded."""
 _HOST_MADE = (
     "token_ids", "num_tokens", "finished", "latent_steps", "spoken_steps", "ar_steps", "halting",
 )  # fmt: skip
@@ -69,6 +71,8 @@ def _whole(manifest: Manifest, role: Role, entry: ProgramEntry) -> Iterator[str]
     needed = [one for one in expected.outputs if one.name in (*_HOST_MADE, "prefill_logits") or one.name in found]
     if problem := _other("output", entry.spec.outputs, needed):
         yield problem
+    if (size := manifest.limits.max_patches * shape.patch_bytes) > MAX_PICTURE_BYTES:
+        yield f"pictures of {size} bytes (max_patches), where at most {MAX_PICTURE_BYTES} are taken,"
     if manifest.limits.max_new_tokens > capacity:
         yield f"room for {capacity} tokens, below its limit max_new_tokens of {manifest.limits.max_new_tokens},"
     if min(manifest.limits.max_latent_steps, entry.settings.think.max_latent_steps) > steps:

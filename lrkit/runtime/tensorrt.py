@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from lrkit.config import Config, load_config
-from lrkit.errors import BundleError, UserError
+from lrkit.errors import BundleError, UserError, one_line
 from lrkit.runtime.bundle import Bundle
 from lrkit.runtime.device_array import Pool
 from lrkit.runtime.device_memory import open_memory
@@ -193,7 +193,7 @@ def deserialize(library: TensorRT, runtime: Any, path: Path, entry: EngineEntry,
 def _made(thing: Any, library: TensorRT, path: Path, what: str) -> Any:
     """The package gives None instead of raising, and says why in its log."""
     if thing is None:
-        said = " ".join((library.log.take() or ["it does not say why"])[0].split())
+        said = one_line((library.log.take() or ["it does not say why"])[0])
         raise BundleError(
             f"{path}: {library.kind} {library.version} cannot make its {what} ({said}); build the engine again on, or "
             "for, this machine"

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrkit.errors import BundleError
+from lrkit.errors import BundleError, one_line
 from lrkit.runtime.manifest import EngineEntry
 from lrkit.runtime.tensorrt_library import PACKAGES, TensorRT
 
@@ -62,7 +62,7 @@ def open_engine_file(path: Path, entry: EngineEntry) -> mmap.mmap:
         with path.open("rb") as stream:
             content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise BundleError(f"{path}: cannot be read as an engine ({error}); {_AGAIN}") from error
+        raise BundleError(f"{path}: cannot be read as an engine ({one_line(error)}); {_AGAIN}") from error
     if len(content) < HEADER_BYTES:
         raise BundleError(f"{path}: is cut off: it has {len(content)} bytes, not even an engine's header; {_AGAIN}")
     if entry.kind != "tensorrt-rtx":

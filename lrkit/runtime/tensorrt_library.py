@@ -13,7 +13,7 @@ from importlib import metadata
 from types import ModuleType
 from typing import Any, Protocol, get_args
 
-from lrkit.errors import LrkitError, UnknownNameError, did_you_mean, require
+from lrkit.errors import LrkitError, UnknownNameError, did_you_mean, one_line, require
 from lrkit.runtime.manifest import EngineKind
 
 KINDS: tuple[EngineKind, ...] = get_args(EngineKind)
@@ -95,9 +95,8 @@ def _import(kind: EngineKind) -> ModuleType:
     except LrkitError:
         raise
     except Exception as error:  # OSError, ImportError, RuntimeError: whatever its loader of shared libraries says
-        said = str(error).strip().splitlines() or [type(error).__name__]
         raise LrkitError(
-            f"the package {PACKAGES[kind]} is installed but cannot be loaded ({said[0]}); install it again: "
+            f"the package {PACKAGES[kind]} is installed but cannot be loaded ({one_line(error)}); install it again: "
             f'pip install --force-reinstall "lrkit[{kind}]"'
         ) from error
 

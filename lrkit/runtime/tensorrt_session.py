@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lrkit.errors import BundleError, LrkitError, UserError
+from lrkit.errors import BundleError, LrkitError, UserError, one_line
 from lrkit.runtime.device_array import DeviceArray, Pool
 from lrkit.runtime.io_spec import IoSpec
 from lrkit.runtime.stopping import current
@@ -201,7 +201,7 @@ class EngineSession:
     def _demand(self, done: bool, what: str) -> None:
         if not done:
             said = self._library.log.take()
-            reason = said[0] if said else "it does not say why"
+            reason = one_line(said[0]) if said else "it does not say why"
             raise LrkitError(f"{self._name}: the engine refused {what} ({reason}); export the bundle again")
 
     def _not_capturable(self, why: str) -> UserError:

@@ -10,7 +10,7 @@ from tests.fuzz.bundles import attempt, cases, every_place, prepare
 
 def test_seeded_edits_of_bundle_json(own_bundle: Path) -> None:
     text = prepare(own_bundle)
-    said = [attempt(own_bundle, edit, text, QUESTION) for _, edit in cases(1, 300)]
+    said = [attempt(own_bundle, edit, text, QUESTION) for _, edit in cases(1, 500)]
     assert "taken" in said and len(set(said)) > 100, "the edits reach many places"
 
 
