@@ -195,13 +195,19 @@ class _Export:
     def run(self, baselines: bool, ask: Callable[[Mapping[Role, ProgramEntry]], None]) -> Manifest:
         """`ask` gets all programs once they are written, and before they are compared with torch."""
         origins = self.subject.origins(baselines)
-        limits = limits_of(self.target, origins["latent"].settings.think.max_latent_steps, self.processor.geometry)
+        # The latent reasoner comes first; a plain model has none, and then no latent steps.
+        steps = next(iter(origins.values())).settings.think.max_latent_steps
+        limits = limits_of(self.target, steps, self.processor.geometry)
         # A baseline never thinks: its program carries no latent loop.
         none = limits.model_copy(update={"max_latent_steps": 0})
         bounds: dict[Role, Limits] = {role: limits if role == "latent" else none for role in origins}
         programs: dict[Role, ProgramEntry] = {}
         for role, origin in origins.items():
-            programs[role] = self._program(role, origin, bounds[role])
+            # A plain model answers in two modes by one program.
+            twins: list[Role] = [
+                other for other in programs if (origins[other], bounds[other]) == (origin, bounds[role])
+            ]
+            programs[role] = self._program(role, origin, bounds[role]) if not twins else programs[twins[0]]
             gc.collect()  # graphs are full of cycles, which hold the weights
         ask(programs)
         proofs: dict[Role, Validation] = {}

@@ -14,7 +14,8 @@ import torch
 from lrkit.export.source import Source
 from lrkit.export.streaming import stream_source
 from lrkit.model.checkpoint import load_checkpoint
-from lrkit.model.folder import read_info, read_settings
+from lrkit.model.folder import baselines_of, read_info, read_settings
+from lrkit.model.generated import WITHOUT_LATENTS
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.settings import ReasonerSettings
 from lrkit.runtime.manifest import Role
@@ -51,7 +52,7 @@ class Subject(Protocol):
     """What else the bundle says of that comparison."""
 
     def origins(self, baselines: bool) -> Mapping[Role, Origin]:
-        """The latent reasoner, and with `baselines` those it declares."""
+        """The latent reasoner, and with `baselines` those it declares; of a plain model cot and direct."""
         ...
 
 
@@ -91,11 +92,12 @@ class CheckpointSubject:
         self.provenance = {"stage": self._info.get("stage"), "provenance": self._info.get("provenance")}
 
     def origins(self, baselines: bool) -> dict[Role, Origin]:
-        """The folder itself, and the baselines that reasoner.json names."""
+        """The folder itself, and the baselines that reasoner.json names; a plain model in the modes it can be asked."""
+        if self._info["latent_id"] is None:
+            return {role: CheckpointOrigin(self.folder) for role in WITHOUT_LATENTS}
+        declared = baselines_of(self.folder, self._info) if baselines else {}
         found: dict[Role, Origin] = {"latent": CheckpointOrigin(self.folder)}
-        declared: dict[str, Any] = self._info.get("baselines") or {} if baselines else {}
-        roles: tuple[Role, ...] = ("cot", "direct")
-        for role in roles:
-            if declared.get(role):
-                found[role] = CheckpointOrigin((self.folder / declared[role]).resolve())
+        for role in WITHOUT_LATENTS:
+            if role in declared:
+                found[role] = CheckpointOrigin(declared[role])
         return found

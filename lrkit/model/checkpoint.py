@@ -85,18 +85,6 @@ def save_checkpoint(
             file.chmod(0o644)  # safetensors writes files that only their owner may read
 
 
-def replace_folder(staging: Path, folder: Path) -> None:
-    """Puts a complete `staging` folder in the place of `folder`; the old one goes only once the new one stands."""
-    if not folder.exists():
-        staging.rename(folder)
-        return
-    old = folder.parent / f".{folder.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    folder.rename(old)
-    staging.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def copy_checkpoint(source: Path, target: Path) -> None:
     """Copies a checkpoint, so that it still finds the base and the baselines it was made for.
 

@@ -97,6 +97,7 @@ class Processor:
         """What a bundle was made for; None (a checkpoint) sets no limit."""
         self._separator_ids = self._encode(format.step_separator) if format.step_separator else []
         self._controls = ControlTokens(tokenizer, format)
+        self._controls.check_prompt(self._encode(format.prompt_text("", 1)), "", 1)
         self._unknown = getattr(tokenizer.model, "unk_token", None)
         self._unknown_id = None if self._unknown is None else tokenizer.token_to_id(self._unknown)
 

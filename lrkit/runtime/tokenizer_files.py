@@ -90,8 +90,9 @@ def _from_merges(folder: Path) -> Tokenizer:
 def _add_missing(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -> None:
     """Tokens that stand in tokenizer_config.json or added_tokens.json alone; transformers adds them too."""
     wanted = _added_tokens(folder, config)
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for index, token in sorted(wanted.items()):
-        if tokenizer.token_to_id(token.content) is None:
+        if token.content not in known:
             (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
         if (got := tokenizer.token_to_id(token.content)) != index:
             raise CheckpointError(
