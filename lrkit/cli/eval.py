@@ -83,6 +83,8 @@ def eval_checkpoint(
         console.print(modes_table(figures, f"{model} on {name}, {len(drawn)} samples"))
         if (sentence := headline(figures)) is not None:
             console.print(sentence)
+        if any(mode["pictures_resized"] for mode in figures["modes"].values()):
+            err(soft_wrap=True).print("note: pictures were shrunk to the model's limits; --json says how many")
     write_json(json_file, {**report, **_first(report["sets"]), "provenance": collect()}, precious=True)
 
 

@@ -18,6 +18,7 @@ from lrkit.data.sample import Sample
 from lrkit.errors import DataError, UserError, clean, one_line, os_sentence
 from lrkit.files import NotOrdinaryError, open_ordinary
 from lrkit.runtime.pictures import load_image
+from lrkit.runtime.preprocess import check_aspect
 from lrkit.runtime.processor import Processor
 from lrkit.runtime.summary import Summary, summarize
 
@@ -164,7 +165,7 @@ def _pass_over(file: BinaryIO) -> int:
 
 def _measure_words(sample: Sample) -> dict[str, int]:
     for image in sample.images:
-        load_image(image)
+        check_aspect(*load_image(image).size)
     spoken = sum(len(text.split()) for text in (*sample.steps, sample.answer))
     return {"question words": len(sample.question.split()), "spoken words": spoken}
 

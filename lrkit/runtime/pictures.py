@@ -11,7 +11,7 @@ file size, pixels, memory and time are bounded.
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -39,6 +39,8 @@ FORMATS = tuple(_PLUGINS)
 
 MAX_INPUT_PIXELS = 8192 * 8192
 """Largest picture that is decoded; a larger one is refused before it takes memory."""
+MAX_HELD_PIXELS = MAX_INPUT_PIXELS
+"""Pixels of the pictures of one prompt that are held decoded at once, of four bytes each."""
 MAX_DECODE_SECONDS = 6.0
 """Processor time after which the decoder of a file is stopped that was made to keep it busy without end."""
 _STRIP_PIXELS = 1 << 21
@@ -59,6 +61,37 @@ def load_image(source: ImageSource, max_input_pixels: int = MAX_INPUT_PIXELS) ->
         if isinstance(given, Image.Image):
             return _guarded(name, lambda: _upright_rgb(given, name, max_input_pixels))
         return _guarded(name, lambda: _decode(given, name, max_input_pixels))
+
+
+class Pictures:
+    """The upright RGB pictures of one prompt; those beyond `MAX_HELD_PIXELS` are decoded again when they are taken."""
+
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        """Decodes each once. Raises as `load_image`."""
+        self._sources = sources
+        self._held: dict[int, Image.Image] = {}
+        self.sizes: list[tuple[int, int]] = []
+        """Per picture: (width, height) in pixels, upright."""
+        room = MAX_HELD_PIXELS
+        for index, source in enumerate(sources):
+            picture = load_image(source)
+            self.sizes.append(picture.size)
+            room -= picture.width * picture.height
+            if room >= 0:
+                self._held[index] = picture
+
+    def take(self, index: int) -> Image.Image:
+        """A picture, for the first and last time.
+
+        Raises:
+            DataError: its file has changed since.
+        """
+        picture = self._held.pop(index, None)
+        if picture is None:
+            picture = load_image(self._sources[index])
+            if picture.size != self.sizes[index]:
+                raise DataError(f"{name_of(self._sources[index])}: was changed while it was read; ask again")
+        return picture
 
 
 def _guarded(name: str, decode: Callable[[], Image.Image]) -> Image.Image:

@@ -176,6 +176,15 @@ class ImageGeometry(Config):
         }
 
 
+def check_aspect(width: int, height: int) -> None:
+    """Raises `DataError` where one side is more than 200 times the other."""
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise DataError(
+            f"the picture has {width} x {height} pixels; the longer side may be at most "
+            f"{MAX_ASPECT_RATIO} times the shorter, so crop it"
+        )
+
+
 def resized_size(width: int, height: int, geometry: ImageGeometry, max_pixels: int | None = None) -> tuple[int, int]:
     """(width, height) in pixels after resizing: multiples of the token side, within the limits, aspect ratio kept.
 
@@ -186,11 +195,7 @@ def resized_size(width: int, height: int, geometry: ImageGeometry, max_pixels: i
     Raises:
         DataError: the picture is more than 200 times as long as wide.
     """
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise DataError(
-            f"the picture has {width} x {height} pixels; the longer side may be at most "
-            f"{MAX_ASPECT_RATIO} times the shorter, so crop it"
-        )
+    check_aspect(width, height)
     factor = geometry.factor
     new_height = round(height / factor) * factor
     new_width = round(width / factor) * factor

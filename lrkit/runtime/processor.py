@@ -25,7 +25,7 @@ from lrkit.runtime.fitting import Resized, fit_pictures
 from lrkit.runtime.limits import check_images, check_prompt
 from lrkit.runtime.manifest import Limits
 from lrkit.runtime.picture_input import ImageSource
-from lrkit.runtime.pictures import load_image
+from lrkit.runtime.pictures import Pictures
 from lrkit.runtime.plain_format import plain_format
 from lrkit.runtime.preprocess import Grid, ImageGeometry, resize_and_cut
 from lrkit.runtime.prompt import PromptFormat
@@ -162,8 +162,8 @@ class Processor:
         geometry = self.geometry.with_max_pixels(max_pixels)
         if self.limits is not None:
             check_images(self.limits, len(images))
-        pictures = [load_image(image) for image in images]
-        sizes = [picture.size for picture in pictures]
+        pictures = Pictures(images)
+        sizes = pictures.sizes
         # The mode direct adds the answer's marker: pictures leave room for it in every mode, so that all see the same.
         text_tokens = len(text_ids) - len(images) + len(self.answer_prefix_ids)
         fitted = fit_pictures(sizes, geometry, self.limits, text_tokens)
@@ -174,7 +174,7 @@ class Processor:
             ids.extend([token] * next(counts) if token == self.image_id else [token])
         if self.limits is not None:
             check_prompt(self.limits, len(ids), grids)
-        cut = [resize_and_cut(*pair)[0] for pair in zip(pictures, fitted.geometries, strict=True)]
+        cut = [resize_and_cut(pictures.take(index), used)[0] for index, used in enumerate(fitted.geometries)]
         patches = (cut[0] if len(cut) == 1 else np.concatenate(cut)) if cut else None
         return EncodedPrompt(ids, patches, grids, sizes, geometry if cut else None, tuple(fitted.resized))
 

@@ -7,6 +7,7 @@ import pytest
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.errors import CapacityError, DataError, UserError
 from lrkit.export.target import ProgramLimits, Target, limits_of, picture_warning, processor_of
+from lrkit.runtime import pictures
 from lrkit.runtime.fitting import PHOTO, fit_pictures
 from lrkit.runtime.manifest import Limits
 from lrkit.runtime.preprocess import ImageGeometry, resized_size
@@ -122,3 +123,28 @@ def test_an_export_says_how_small_a_photo_becomes_and_only_then() -> None:
     assert (made.geometry.max_pixels, processor.geometry.max_pixels, processor.limits) == (500_000, 12_845_056, None)
     with pytest.raises(UserError, match="so give at least 784"):
         processor_of(Target(max_pixels=100), processor)
+
+
+def test_pictures_of_a_prompt_are_not_all_held_decoded_at_once(monkeypatch) -> None:
+    """Sixty-four large pictures took 17 GB; those beyond a bound are decoded again when their turn comes."""
+    decoded: list[object] = []
+    load = pictures.load_image
+    monkeypatch.setattr(pictures, "load_image", lambda source: decoded.append(source) or load(source))
+    monkeypatch.setattr(pictures, "MAX_HELD_PIXELS", 2 * 80 * 32)
+    boards = [picture(number) for number in range(4)]
+    processor = Processor(build_word_tokenizer(["Why"]), ImageGeometry(patch_size=4, min_pixels=64), PromptFormat())
+    few = processor.encode_prompt(boards, "Why")
+    assert decoded == [*boards, *boards[2:]]
+    monkeypatch.setattr(pictures, "MAX_HELD_PIXELS", 10**9)
+    many = processor.encode_prompt(boards, "Why")
+    assert few.patches is not None and many.patches is not None and (few.patches == many.patches).all()
+
+
+def test_a_picture_that_changes_between_two_looks_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_HELD_PIXELS", 0)
+    path = tmp_path / "board.png"
+    picture().save(path)
+    held = pictures.Pictures([path])
+    picture().resize((40, 16)).save(path)
+    with pytest.raises(DataError, match="was changed while it was read"):
+        held.take(0)

@@ -18,6 +18,7 @@ GOOD = {"image": "a.png", "question": "Where now ?", "steps": ["go to 1 ."], "an
 def folder(tmp_path: Path) -> Path:
     Image.new("RGB", (80, 32)).save(tmp_path / "a.png")
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing follows")
+    Image.new("L", (2000, 3)).save(tmp_path / "ribbon.png")
     os.mkfifo(tmp_path / "pipe.png")
     return tmp_path
 
@@ -50,6 +51,7 @@ BAD = {
     "a pipe as a picture": (changed(image="pipe.png"), "is no ordinary file"),
     "a folder as a picture": (changed(image="."), "is no ordinary file"),
     "a damaged picture": (changed(image="cut.jpg"), "damaged or cut off"),
+    "a ribbon": (changed(image="ribbon.png"), "the longer side may be at most 200 times the shorter"),
     "an address": (changed(image="data:image/png;base64," + "A" * 9000), "is no path"),
     "escape": (changed(question="a \x1b[31mred\x1b[0m word"), "control character U+001B at place 3"),
     "bell in a step": (changed(steps=["go", "ring \x07"]), "steps[1] holds the control character U+0007"),
