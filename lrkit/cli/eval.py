@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from rich.console import Console
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
 from lrkit.cli.console import bars, beside_json, err
@@ -80,12 +81,17 @@ def eval_checkpoint(
             done = evaluate(reasoner, drawn, options, lambda m, count, t=tasks, p=progress: p.advance(t[m], count))
         figures = done.to_dict()
         report["sets"][name] = figures
-        console.print(modes_table(figures, f"{model} on {name}, {len(drawn)} samples"))
-        if (sentence := headline(figures)) is not None:
-            console.print(sentence)
-        if any(mode["pictures_resized"] for mode in figures["modes"].values()):
-            err(soft_wrap=True).print("note: pictures were shrunk to the model's limits; --json says how many")
+        _show(console, figures, f"{model} on {name}, {len(drawn)} samples")
     write_json(json_file, {**report, **_first(report["sets"]), "provenance": collect()}, precious=True)
+
+
+def _show(console: Console, figures: dict[str, Any], title: str) -> None:
+    """One set: its table, the sentence below it, and on standard error what was shrunk for it."""
+    console.print(modes_table(figures, title))
+    if (sentence := headline(figures)) is not None:
+        console.print(sentence)
+    if any(mode["pictures_resized"] for mode in figures["modes"].values()):
+        err(soft_wrap=True).print("note: pictures were shrunk to the model's limits; --json says how many")
 
 
 def say_note(reasoner: "Reasoner") -> None:
