@@ -63,7 +63,7 @@ def file_problems(folder: Path, manifest: Manifest, verify: bool) -> Iterator[st
         damaged = damaged or problem is not None
     for name in _OPTIONAL_FILES:
         if name not in manifest.files and (folder / name).exists():
-            yield f"has a {name} that {BUNDLE_FILE} does not list; take it away, or {AGAIN}"
+            yield f"has a file {name} that {BUNDLE_FILE} does not list; take it away, or {AGAIN}"
     if not damaged:
         yield from _outside(folder, manifest)
 

@@ -26,7 +26,7 @@ class EngineChoice:
     provider: str | None = None
     """onnxruntime: cpu, cuda, cuda:1, tensorrt, ...; None: cpu."""
     threads: int | None = None
-    """onnxruntime: of one operator; None: it decides."""
+    """onnxruntime: of one operator; None: as many as the process may use (lrkit/cores.py), which then do not spin."""
     session_config: Mapping[str, str] | None = None
     """onnxruntime: its own session entries."""
     provider_options: Mapping[str, str] | None = None

@@ -74,7 +74,7 @@ def test_names_of_files(own_bundle: Path, name: str) -> None:
 
 def test_settings_that_are_not_listed(own_bundle: Path) -> None:
     edit(own_bundle, lambda values: values["files"].pop("tokenizer_config.json"))
-    assert "has a tokenizer_config.json that bundle.json does not list" in refusal(own_bundle)
+    assert "has a file tokenizer_config.json that bundle.json does not list" in refusal(own_bundle)
 
 
 def test_a_file_replaced_after_its_digest_was_compared(own_bundle: Path) -> None:
