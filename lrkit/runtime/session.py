@@ -64,8 +64,8 @@ class Reasoner:
 
         `engine` is onnxruntime, or tensorrt-rtx or tensorrt where the bundle has such engines; `engine_options` are
         theirs (see `lrkit.runtime.tensorrt.TensorRtOptions`). Of ONNX Runtime: `provider` is cpu, cuda, cuda:1,
-        tensorrt, ...; `threads` those of one operator (None: those that the process may use); `session_config` its own session entries,
-        `provider_options` the provider's.
+        tensorrt, ...; `threads` those of one operator (None: as many as the process may use); `session_config` its own
+        session entries, `provider_options` the provider's.
         `verify` compares every file with its SHA-256.
 
         Raises:
