@@ -8,7 +8,15 @@ import typer
 from lrkit.cli.console import out
 from lrkit.cli.download import Download
 from lrkit.cli.export_engines import engines_into_bundle, print_engines
-from lrkit.cli.export_shape import Data, NumSamples, RandomWeights, ShapeName, name_and_changes, open_subject
+from lrkit.cli.export_shape import (
+    Data,
+    NumSamples,
+    RandomWeights,
+    ShapeName,
+    check_samples,
+    name_and_changes,
+    open_subject,
+)
 from lrkit.cli.export_tables import proofs, sizes
 from lrkit.cli.export_target import arch_names, load_target, script_path
 from lrkit.cli.preflight import Asked
@@ -93,6 +101,7 @@ def export(
     """
     if form not in FORMS:
         raise UserError(f"--form is {form!r}; it must be one of {', '.join(FORMS)}")
+    check_samples(samples)
     changes = ([f"dialect={dialect}"] if dialect else []) + (overrides or [])
     refused = {"--check": check, "--engine-file": engine_file, "--data": data}
     given, changes = name_and_changes(checkpoint, changes, shape, random_weights, refused)

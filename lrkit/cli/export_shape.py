@@ -53,6 +53,12 @@ def name_and_changes(
     return shape, [*([checkpoint] if checkpoint else []), *changes]
 
 
+def check_samples(count: int | None) -> None:
+    """Raises `UserError` for none, fewer, or more than could ever be answered."""
+    if count is not None and not 1 <= count <= MOST_SAMPLES:
+        raise UserError(f"--samples is {count}; give 1 to {MOST_SAMPLES:,}")
+
+
 def open_subject(
     name: str, shape: bool, data: str | None, samples: int | None, target: "Target"
 ) -> "tuple[Subject, list[Sample], str]":
@@ -61,8 +67,6 @@ def open_subject(
     Raises:
         CheckpointError, DataError, UnknownNameError, ConfigError: no such checkpoint, data or shape.
     """
-    if samples is not None and not 1 <= samples <= MOST_SAMPLES:
-        raise UserError(f"--samples is {samples}; give 1 to {MOST_SAMPLES:,} of them")
     if shape:
         from lrkit.export.shape import ShapeSubject
 

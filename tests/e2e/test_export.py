@@ -1,6 +1,8 @@
 """`lrkit export` through the command line: both forms, int4, and that a failed or stopped export leaves nothing."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -9,8 +11,9 @@ import pytest
 from lrkit.cli.main import main
 from lrkit.errors import ExportError
 from lrkit.export import bundle as bundle_module
-from lrkit.export.bundle import export_bundle
+from lrkit.export.bundle import export_bundle, refuse_taken
 from lrkit.export.target import ProgramLimits, Target
+from lrkit.folders import locked
 from lrkit.runtime.bundle_check import check_bundle
 from lrkit.runtime.engine import AskOptions
 from lrkit.runtime.ort import OrtEngine
@@ -46,12 +49,14 @@ def ask(folder, on_token=None):
 
 def test_int4_bundle_from_the_command_line(checkpoint, tmp_path, capsys):
     place, figures = tmp_path / "small", tmp_path / "figures.json"
+    place.symlink_to(tmp_path / "real")  # which is followed and stays
     assert run("export", checkpoint, "--int4", "--samples", 2, "-o", place, "--json", figures, *LIMITS) == 0
     said = capsys.readouterr().out
     assert "against torch" in said and "weights, MB" in said
     written = json.loads(figures.read_text())["manifest"]["programs"]["latent"]
     assert (written["precision"], written["accuracy_level"]) == ("int4", 4)
     assert check_bundle(place).problems == []
+    assert place.is_symlink() and sorted(path.name for path in tmp_path.iterdir()) == ["figures.json", "real", "small"]
     assert run("export", checkpoint, "--samples", 2, "-o", place) == 2
     assert "--force" in capsys.readouterr().err
 
@@ -116,6 +121,9 @@ def test_a_stopped_export_leaves_nothing_or_the_old_bundle(checkpoint, tmp_path,
 def test_wrong_requests_are_one_sentence(checkpoint, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
+    file = tmp_path / "file"
+    file.write_text("keep")
+    os.symlink(tmp_path / "circle", tmp_path / "circle")
     for arguments, part in (
         ((checkpoint, "-o", tmp_path / "mine"), "is no bundle"),
         ((checkpoint, "--form", "loop"), "--form is 'loop'"),
@@ -123,7 +131,49 @@ def test_wrong_requests_are_one_sentence(checkpoint, tmp_path, capsys):
         ((checkpoint, "--target", "cpu-int5"), "did you mean 'cpu-int4'"),
         ((checkpoint, "int4.block=7"), "int4.block"),
         ((tmp_path / "absent",), "no such checkpoint"),
+        (("", "--int4"), "nothing to export was named; give a checkpoint"),
+        ((checkpoint, "--samples", 0), "--samples is 0; give 1 to 100,000"),
+        ((checkpoint, "--samples", -7), "--samples is -7; give 1"),
+        ((checkpoint, "--samples", 10**20), "give 1 to 100,000"),
+        ((checkpoint, "--target", ""), "unknown target ''; known: cpu-fp32"),
+        ((checkpoint, "--data", ""), "is no file; give a JSONL file or one of trail:main"),
+        ((checkpoint, "limits.max_patches=1000000000000"), "max_patches: got 1000000000000; input should be less"),
+        ((checkpoint, "limits.max_new_tokens=-1"), "max_new_tokens: got -1; input should be greater"),
+        ((checkpoint, "limits.max_latent_steps=65"), "max_latent_steps: got 65; input should be less"),
+        ((checkpoint, "--engine", "tensorrt-rtx", "--arch", " , "), "--arch ' , ' names no GPU; give compute"),
+        ((checkpoint, "--target", "l4", "--script", ""), "--script was given an empty name; give the path"),
+        ((checkpoint, "--target", "l4", "--script", file / "x"), "is a file, so nothing can be written below it; give"),
+        ((checkpoint, "-o", file), "exists and is no bundle; give another folder"),
+        ((checkpoint, "-o", file / "below"), "a file of that name is there already; give another name"),
+        ((checkpoint, "-o", "/dev/null"), "exists and is no bundle; give another folder"),
+        ((checkpoint, "-o", tmp_path / "circle"), "exists and is no bundle; give another folder"),
+        ((checkpoint, "-o", tmp_path / ("n" * 300)), "the name is too long; shorten it"),
+        ((checkpoint, "-o", "/proc/self/bundle"), "check the path"),
     ):
         assert run("export", *arguments) == 2
-        assert part in capsys.readouterr().err
-    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+        said = capsys.readouterr().err
+        assert part in said and len(said.strip().splitlines()) == 1, said
+    assert (tmp_path / "mine" / "notes.txt").read_text() == file.read_text() == "keep"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["circle", "file", "mine"]
+
+
+def test_folders_that_nothing_can_replace_are_refused_at_once(tmp_path, monkeypatch):
+    """A working folder would be gone under its shell; a mount point cannot be renamed, which was found at the end."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for place, what in ((Path(), "the working folder"), (tmp_path / "here", "the working folder")):
+        with pytest.raises(ExportError, match=f"is {what}, which no other folder can replace; give"):
+            refuse_taken(place, force=True)
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == tmp_path)
+    (tmp_path / "here").rmdir()
+    with pytest.raises(ExportError, match="is a mount point"):
+        refuse_taken(tmp_path, force=True)
+    refuse_taken(tmp_path / "new", force=False)
+
+
+def test_two_exports_into_one_folder_are_refused(checkpoint, tmp_path, capsys):
+    with locked(tmp_path / "bundle", "writes into"):
+        assert run("export", checkpoint, "-o", tmp_path / "bundle", "--samples", 1, *LIMITS) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.endswith("another process writes into it; wait until it is done, or give another folder"), said
+    assert list(tmp_path.iterdir()) == []
