@@ -8,7 +8,7 @@ where it stopped. Runs share nothing and may go side by side (`jobs`).
 
 import multiprocessing
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,17 +142,20 @@ def _results(
     # Spawned, not forked: torch's thread pool does not survive a fork. One job runs in a process of its own too, so
     # that every run starts from the same state.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        pending = {pool.submit(run_one, run): run for run in runs}
+        waiting, begun = list(runs), dict[Future[dict[str, Any]], Run]()
         try:
-            for future in as_completed(pending):
-                run = pending[future]
-                results[run.variant, run.seed] = _outcome(run, future)
-                if on_result is not None:
-                    on_result(run, results[run.variant, run.seed])
+            while waiting or begun:
+                # The pool is never given more than it can begin: after Ctrl-C it would begin the rest.
+                while waiting and len(begun) < jobs:
+                    run = waiting.pop(0)
+                    begun[pool.submit(run_one, run)] = run
+                for future in wait(begun, return_when=FIRST_COMPLETED).done:
+                    run = begun.pop(future)
+                    results[run.variant, run.seed] = _outcome(run, future)
+                    if on_result is not None:
+                        on_result(run, results[run.variant, run.seed])
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt("stopped; the same command goes on with the runs that are left") from stop
-        finally:
-            pool.shutdown(cancel_futures=True)  # what has not begun must not begin now
     return results
 
 

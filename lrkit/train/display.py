@@ -4,9 +4,9 @@ import time
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lrkit.errors import clean
 from lrkit.train.recipe import Stage
 from lrkit.train.validate import Spoken, Validation
 
@@ -43,7 +43,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """One line."""
-        self._console.print(escape(text))
+        self._console.print(clean(text), markup=False)
 
     def start_stage(self, index: int, stages: int, stage: Stage, done: int, total: int) -> None:
         """A new bar."""
