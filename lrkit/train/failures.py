@@ -1,9 +1,10 @@
 """What goes wrong while a run trains, in one sentence that says how to go on."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from lrkit.errors import FileError, LrkitError, UserError, is_write_failure, one_line, os_sentence
 
@@ -14,7 +15,26 @@ _NO_MEMORY = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory
 
 
 class Diverged(UserError):
-    """The loss is no number any more, so there is nothing to go on from."""
+    """The loss or a weight is no number any more, so there is nothing to go on from."""
+
+    def __init__(self, what: str, stage: str, value: str, update: int) -> None:
+        """`what` became `value`, by the update of that number in that stage."""
+        super().__init__(
+            f"{what} of stage {stage} became {value} at update {update}; lower optimizer.lr or set optimizer.clip, and "
+            "start again"
+        )
+
+
+def check_finite(weights: Mapping[str, Tensor], stage: str, update: int) -> None:
+    """Before weights are saved or asked: a gradient that overflows in the last update shows in no loss.
+
+    Raises:
+        Diverged: one of them is NaN or infinite.
+    """
+    finite = torch.stack([weight.isfinite().all() for weight in weights.values()])
+    if not bool(finite.all()):
+        first = list(weights)[int(finite.int().argmin())]
+        raise Diverged(f"the weight {first}", stage, "NaN or infinite", update)
 
 
 @contextmanager

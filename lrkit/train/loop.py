@@ -29,7 +29,7 @@ from lrkit.model.checkpoint import save_checkpoint
 from lrkit.train.curriculum import Curriculum, num_updates
 from lrkit.train.devices import make_accelerator, mean_over_processes, number_types
 from lrkit.train.display import Display
-from lrkit.train.failures import Diverged
+from lrkit.train.failures import Diverged, check_finite
 from lrkit.train.metrics import MetricsWriter
 from lrkit.train.optim import build_optimizers, learning_rate, set_learning_rate
 from lrkit.train.origin import Origin
@@ -45,6 +45,7 @@ from lrkit.train.state import (
     restore,
     save_state,
     set_random_state,
+    trained_state,
 )
 from lrkit.train.validate import Validation, Validator
 from lrkit.train.vision import VisionBatch, VisionObjective
@@ -171,6 +172,7 @@ class Trainer:
     def _stop_or_save(self, now: StageRun) -> None:
         stopping = self._agree(self.stop())
         if stopping or (self.place.update and self.place.update % self.recipe.save_every == 0):
+            self._check_finite(now)
             self._save(now)
         if stopping:
             raise TrainingInterrupted(
@@ -225,13 +227,14 @@ class Trainer:
         if "clipped" in sums:
             values["grad_norm"] = sums["grad_norm"] / sums["clipped"]
         if not math.isfinite(values["loss"]):
-            raise Diverged(
-                f"the loss of stage {now.stage.name} became {values['loss']} at update {self.place.update}; lower "
-                "optimizer.lr or set optimizer.clip, and start again"
-            )
+            raise Diverged("the loss", now.stage.name, str(values["loss"]), self.place.update)
         values["lr"] = float(now.optimizers[0].param_groups[0]["lr"])
         self.display.figures(self.place.update, now.total, values)
         self._write("train", {"stage": now.stage.name, **values, "seconds": self._seconds()})
+
+    def _check_finite(self, now: StageRun) -> None:
+        weights = trained_state(self.accelerator.unwrap_model(now.model))
+        check_finite(weights, now.stage.name, self.place.update)
 
     def _validate_if_due(self, now: StageRun) -> Validation | None:
         every = self.recipe.eval.every
@@ -240,6 +243,7 @@ class Trainer:
 
     def _validate(self, now: StageRun) -> Validation:
         reasoner = self.start.reasoner
+        self._check_finite(now)
         with self.accelerator.autocast(), self._saving(now):
             found = now.validator(self.accelerator.unwrap_model(now.model), reasoner, self.stop)
         if self._agree(found is None) or found is None:
