@@ -109,8 +109,12 @@ def require(module: str, extra: str) -> ModuleType:
             cannot be imported, and the message says why.
     """
     top_level = module.partition(".")[0]
+    if top_level == "transformers" and sys.flags.optimize > 1:
+        raise MissingExtraError(
+            "the package transformers reads docstrings, which python -OO (PYTHONOPTIMIZE=2) takes away; leave that out"
+        )
     try:
-        found = import_module(module)
+        return import_module(module)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == top_level:
             raise MissingExtraError(_missing(top_level, extra)) from error
@@ -120,11 +124,6 @@ def require(module: str, extra: str) -> ModuleType:
             f"the package {top_level} is installed but cannot be imported ({one_line(error)}); install it again, or "
             "what it needs"
         ) from error
-    if top_level == "transformers" and sys.flags.optimize > 1:
-        raise MissingExtraError(
-            "the package transformers reads docstrings, which python -OO (PYTHONOPTIMIZE=2) takes away; leave that out"
-        )
-    return found
 
 
 def missing_extra(error: ImportError) -> MissingExtraError | None:

@@ -8,6 +8,7 @@ Exit codes: 0 done, 2 an error that the message explains, 130 interrupted, 141 t
 
 import ast
 import inspect
+import os
 import signal
 import sys
 import threading
@@ -121,8 +122,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]  # so that it may stand after the verb too
     make_streams_safe()
-    with _signals(own=arguments is None):
-        _run(given, debug)
+    own = arguments is None
+    with _signals(own):
+        try:
+            _run(given, debug)
+        except SystemExit as left:
+            if own and left.code == INTERRUPTED:
+                # Python itself would end by the signal where it came while a string of code was run, and would wait
+                # for threads; all files are closed and all temporary ones gone by now.
+                discard_output()
+                os._exit(INTERRUPTED)
+            raise
 
 
 def _run(given: Sequence[str], debug: bool) -> None:
