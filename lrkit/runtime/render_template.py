@@ -14,8 +14,8 @@ import sys
 from datetime import datetime
 from typing import Any
 
-MAX_SECONDS = 5
-MAX_MEMORY = 1 << 30
+MAX_SECONDS = 2
+MAX_MEMORY = 400 << 20
 MAX_TEXT = 200_000
 
 
