@@ -18,7 +18,7 @@ from lrkit.runtime import render_template
 
 QUESTION_MARK = "lrkit-question-goes-here"
 ANSWER_MARK = "lrkit-answer-goes-here"
-REMEDY = "add a prompt.json (docs/data.md shows one)"
+REMEDY = "add a prompt.json (docs/checkpoints.md shows one)"
 """What helps whenever a template does not."""
 _MAX_TEMPLATE = 1 << 20
 _MAX_WAIT = 20.0
