@@ -5,6 +5,7 @@ Place in the pipeline: ort.py says what to load and on what -> `OrtGraph` -> pro
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,19 @@ class OrtGraph:
         """
         import onnxruntime
 
-        options: Any = onnxruntime.RunOptions()
         running = current()
-        running.ends_by(lambda: setattr(options, "terminate", True))
-        try:
-            return self._session.run(output_names, input_feed, options)
-        except Exception as error:  # onnxruntime's own classes have no common base below Exception
-            running.check()
-            raise BundleError(
-                f"{self._path}: ONNX Runtime cannot run it ({said(error)}); copy the bundle again, or ask for less"
-            ) from error
+        while True:
+            options: Any = onnxruntime.RunOptions()
+            running.ends_by(partial(setattr, options, "terminate", True))
+            try:
+                return self._session.run(output_names, input_feed, options)
+            except Exception as error:  # onnxruntime's own classes have no common base below Exception
+                running.check()
+                if running.was_interrupted():
+                    continue
+                raise BundleError(
+                    f"{self._path}: ONNX Runtime cannot run it ({said(error)}); copy the bundle again, or ask for less"
+                ) from error
 
 
 def load_session(path: Path, options: Any, providers: Sequence[Any], optimizers_off: Sequence[str]) -> Any:
@@ -56,15 +60,22 @@ def load_session(path: Path, options: Any, providers: Sequence[Any], optimizers_
 
     options.log_severity_level = _QUIET
     running = current()
-    running.ends_by(lambda: options.set_load_cancellation_flag(True))
-    try:
-        # Without enable_fallback=0 a provider that cannot start is replaced by the CPU, and its reason lost.
-        return onnxruntime.InferenceSession(
-            str(path), options, providers=list(providers), disabled_optimizers=list(optimizers_off), enable_fallback=0
-        )
-    except Exception:
-        running.check()
-        raise
+    while True:
+        options.set_load_cancellation_flag(False)
+        running.ends_by(partial(options.set_load_cancellation_flag, True))
+        try:
+            # Without enable_fallback=0 a provider that cannot start is replaced by the CPU, and its reason lost.
+            return onnxruntime.InferenceSession(
+                str(path),
+                options,
+                providers=list(providers),
+                disabled_optimizers=list(optimizers_off),
+                enable_fallback=0,
+            )
+        except Exception:
+            running.check()
+            if not running.was_interrupted():
+                raise
 
 
 def said(error: Exception) -> str:

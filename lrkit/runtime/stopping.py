@@ -4,9 +4,10 @@ Place in the pipeline: `Reasoner.ask(timeout=, cancel=)` -> `Stop`, in `AskOptio
 around its work -> what computes asks `current()`: between steps by `check`, and within one by telling it how to end
 (`ends_by`).
 
-ONNX Runtime holds the calling thread until a program has answered, and Python hands Ctrl-C to the main thread only
-after that. So a watcher listens where the system itself writes each signal (`signal.set_wakeup_fd`) and ends the run,
-which costs an answer nothing. A time-out or a cancel is looked for by one more thread, fifty times a second.
+ONNX Runtime holds the calling thread until a program has answered, and Python calls the handler of Ctrl-C in the main
+thread only after that. So a watcher listens where the system itself writes each signal (`signal.set_wakeup_fd`) and
+ends the run, which costs an answer nothing. Then the handler is called; where it does not raise, the run is done once
+more. A time-out or a cancel is looked for by one more thread, fifty times a second.
 """
 
 import math
@@ -23,6 +24,7 @@ from typing import Literal, Protocol, Self
 
 from lrkit.errors import Cancelled, TimeoutExceeded, UserError
 
+_ENDING = {signal.SIGINT, signal.SIGTERM}
 Reason = Literal["timeout", "cancel", "interrupt"]
 _LOOKS_PER_SEC = 50  # how often the watcher looks for what is over
 _PARKED_AFTER_SEC = 5  # without a run, until it sleeps
@@ -110,8 +112,6 @@ class Running:
             Cancelled: it was cancelled.
         """
         stop = self._stop
-        if self._reason == "interrupt":
-            raise KeyboardInterrupt
         if self._reason == "cancel" or (stop.cancel is not None and stop.cancel.is_set()):
             raise Cancelled("the answer was cancelled before it was complete; ask again where it is wanted")
         if self._reason == "timeout" or (stop.deadline is not None and time.monotonic() >= stop.deadline):
@@ -119,6 +119,12 @@ class Running:
                 f"there was no answer within the {stop.timeout:g} s that were allowed; allow more (timeout), or ask "
                 "for less (max_new_tokens, max_latent_steps)"
             )
+
+    def was_interrupted(self) -> bool:
+        """Whether a signal ended what was computed; its handler has been called since, and has not raised."""
+        found = self._reason == "interrupt"
+        self._reason = None if found else self._reason
+        return found
 
     def look(self) -> None:
         """Ends the run where its time is over or it was cancelled; the watcher asks again and again."""
@@ -143,7 +149,7 @@ def current() -> Running:
 
 
 class _Interrupts:
-    """Tells a listener of Ctrl-C while the main thread is held by foreign code."""
+    """Tells a listener of Ctrl-C and SIGTERM, where Python handles them, while foreign code holds the main thread."""
 
     def __init__(self) -> None:
         self._process: int | None = None
@@ -152,9 +158,8 @@ class _Interrupts:
 
     @contextmanager
     def told_to(self, listener: Callable[[], None]) -> Generator[None]:
-        """Does nothing outside the main thread, and where Ctrl-C has a meaning of its own: its handler comes first."""
-        main = threading.current_thread() is threading.main_thread()
-        if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        """Does nothing outside the main thread, which alone calls handlers."""
+        if threading.current_thread() is not threading.main_thread():
             yield
             return
         self._start()
@@ -182,7 +187,7 @@ class _Interrupts:
                 with suppress(OSError):
                     os.write(self._passed_on, numbers)
             listener = self._listener
-            if signal.SIGINT in numbers and listener is not None:
+            if listener is not None and not _ENDING.isdisjoint(numbers):
                 listener()
 
 

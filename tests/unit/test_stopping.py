@@ -108,6 +108,30 @@ def test_a_handler_of_the_users_own_comes_first(bundle: Path, monkeypatch: pytes
     assert heard
 
 
+def test_sigterm_ends_a_loop_without_end_where_python_handles_it(
+    hanging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command line does, to leave nothing half-written."""
+
+    class Ended(Exception):
+        pass
+
+    def leave(number: int, frame: object) -> None:
+        raise Ended
+
+    reasoner = Reasoner.load(hanging, threads=1)
+    killed = f"import os, signal; os.kill({os.getpid()}, signal.SIGTERM)"
+    killers: list[subprocess.Popen[bytes]] = []
+    on_run(monkeypatch, lambda: killers.append(subprocess.Popen([sys.executable, "-S", "-c", killed])))
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        with pytest.raises(Ended):
+            reasoner.ask(None, QUESTION)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [killer.wait() for killer in killers] == [0]
+
+
 def test_signals_of_an_event_loop_reach_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reasoner = Reasoner.load(bundle, threads=1)
     heard: list[str] = []
