@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +20,7 @@ from lrkit.errors import ExportError, UnknownNameError, UserError, did_you_mean,
 from lrkit.resources import find_checkpoint, resolve_checkpoint
 from lrkit.runtime.bundle import is_bundle
 from lrkit.runtime.io_spec import Form
+from lrkit.runtime.manifest import EngineKind
 
 if TYPE_CHECKING:
     from lrkit.export.preflight import Finding, Report
@@ -156,7 +157,9 @@ def _own_targets(graph: "CheckedGraph") -> "tuple[TargetName, ...]":
     from lrkit.export.rules import targets_of
 
     assert graph.dialect is not None
-    return targets_of(graph.dialect, (graph.target.get("engine") or {}).get("kind"))
+    engine = graph.target.get("engine")  # of a bundle, so it may hold anything
+    kind = engine.get("kind") if isinstance(engine, dict) else None
+    return targets_of(graph.dialect, kind if kind in get_args(EngineKind) else None)
 
 
 def target_to_build(asked: Asked) -> "tuple[Target, tuple[TargetName, ...], tuple[str, ...]]":

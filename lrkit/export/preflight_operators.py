@@ -225,7 +225,8 @@ def dynamic_input(view: View) -> Hits:
 
 def target_option(view: View, *, path: str, names: Sequence[str]) -> Hits:
     """Values of the target file, in the mapping at `path`, that are given and not false."""
-    values = view.target.get(path) or {}
+    given_values = view.target.get(path)
+    values = given_values if isinstance(given_values, dict) else {}  # of a bundle it may be anything
     for name in names:
         if str(values.get(name, "0")).casefold() not in ("0", "false", "none", ""):
             yield Hit(f"{path}.{name}", "", f"{values[name]} in the target")

@@ -10,6 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from lrkit.cli.export_target import engine_for_bundle
+from lrkit.cli.preflight import _own_targets as targets_meant
 from lrkit.errors import UserError
 from lrkit.export.preflight import check_graph
 from lrkit.export.preflight_open import CheckedGraph
@@ -120,3 +122,14 @@ def test_a_chain_of_thousands_of_nodes_is_followed(tmp_path):
         file.write_bytes(model(*chain, node("Squeeze", f"x,{last}"), inits=(axes,)).SerializeToString())
         report = check_graph(CheckedGraph("chain", file), load_rules("tensorrt-11"), really=False)
         assert [finding.rule for finding in report.rejected] == rejected
+
+
+@pytest.mark.parametrize("target", [{"provider_options": [1]}, {"provider_options": "x"}, {"engine": []}])
+def test_a_target_of_another_kind_in_a_bundle_is_passed_over(target, tmp_path):
+    file = tmp_path / "abs.onnx"
+    file.write_bytes(ABS)
+    graph = CheckedGraph("abs", file, target, "tensorrt")
+    assert not check_graph(graph, load_rules("tensorrt-11"), really=False).rejected
+    assert targets_meant(graph) == ("tensorrt-rtx", "tensorrt-11", "tensorrt-10")
+    with pytest.raises(UserError, match="nothing says which engine to build; give"):
+        engine_for_bundle(target, None, [], None, None)
