@@ -1,6 +1,7 @@
 """Builds programs of tiny random reasoners for tests, runs them, and compares with torch."""
 
 import copy
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -43,7 +44,11 @@ def dialect_of(source: Source, target: Target) -> Dialect:
 
 
 def build(
-    reasoner: LatentReasoner, target: Target | None = None, eos_id: int = EOS, fresh_tower: bool = False, **changes: int
+    reasoner: LatentReasoner,
+    target: Target | None = None,
+    ends: Sequence[int] = (EOS,),
+    fresh_tower: bool = False,
+    **changes: int,
 ) -> Program:
     """The program of a tiny reasoner; `fresh_tower` traces its own tower, where it is not that of the tied model of
     seed 0."""
@@ -53,7 +58,7 @@ def build(
     bounds = limits(reasoner.settings, **changes)
     of = target.computes_fp16, target.dialect == "ort"
     traced = trace(source, GEOMETRY, *of) if fresh_tower else _trace(*of)
-    return build_program(Chunks(source, dialect, bounds), eos_id, grafted(traced, dialect))
+    return build_program(Chunks(source, dialect, bounds), ends, grafted(traced, dialect))
 
 
 class Runner:

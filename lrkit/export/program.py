@@ -37,9 +37,9 @@ class Program:
     """Relative error of each quantized matrix."""
 
 
-def build_program(chunks: Chunks, end_ids: Sequence[int] | int, tower: Tower) -> Program:
+def build_program(chunks: Chunks, end_ids: Sequence[int], tower: Tower) -> Program:
     """The form `program` of one reasoner."""
-    return _Builder(chunks, [end_ids] if isinstance(end_ids, int) else end_ids).build(tower)
+    return _Builder(chunks, end_ids).build(tower)
 
 
 class _Builder:

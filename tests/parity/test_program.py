@@ -10,7 +10,7 @@ from lrkit.export.target import Target
 from lrkit.export.vision import TraceableTower, folded
 from lrkit.model.settings import ReasonerSettings
 from tests.programs import Runner, assert_equal, build, teach_to_stop_after
-from tests.tiny import GEOMETRY, prompt, tiny_reasoner
+from tests.tiny import EOS, GEOMETRY, VOCABULARY, prompt, tiny_reasoner
 
 PROMPTS = {
     "one image": prompt(1),
@@ -92,7 +92,7 @@ def test_an_answer_that_ends_at_once():
     reasoner = tiny_reasoner(settings({"num_tokens": 3}, {}))
     one = PROMPTS["one image"]
     first = assert_equal(reasoner, Runner(build(reasoner)), one, fixed=True).token_ids[0]
-    out = Runner(build(reasoner, eos_id=first))(one, fixed=True)
+    out = Runner(build(reasoner, ends=[first]))(one, fixed=True)
     assert (int(out["num_tokens"]), int(out["spoken_steps"]), int(out["ar_steps"])) == (0, 0, 3)
     assert bool(out["finished"]) and (out["token_ids"] == -1).all()
 
@@ -102,7 +102,18 @@ def test_an_answer_that_ends_in_the_middle():
     one, runner = PROMPTS["no image"], Runner(build(reasoner))
     spoken = assert_equal(reasoner, runner, one, fixed=True).token_ids
     end = next(token for token in spoken if token != spoken[0])
-    out = Runner(build(reasoner, eos_id=end))(one, fixed=True)
+    out = Runner(build(reasoner, ends=[end]))(one, fixed=True)
+    assert out["token_ids"][: int(out["num_tokens"])].tolist() == spoken[: spoken.index(end)]
+    assert bool(out["finished"]) and int(out["spoken_steps"]) == spoken.index(end)
+
+
+@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+def test_an_answer_ends_at_any_of_several_end_tokens(dialect):
+    reasoner = tiny_reasoner(settings({"num_tokens": 3}, {}), seed=0)
+    one, target = PROMPTS["no image"], Target(dialect=dialect)
+    spoken = assert_equal(reasoner, Runner(build(reasoner)), one, fixed=True).token_ids
+    end = next(token for token in spoken if token != spoken[0])
+    out = Runner(build(reasoner, target, ends=[EOS, end, VOCABULARY - 2]))(one, fixed=True)
     assert out["token_ids"][: int(out["num_tokens"])].tolist() == spoken[: spoken.index(end)]
     assert bool(out["finished"]) and int(out["spoken_steps"]) == spoken.index(end)
 

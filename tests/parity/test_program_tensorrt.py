@@ -141,7 +141,7 @@ def test_an_engine_with_three_loops_stores_its_weights_once(tmp_path):
     """int4, two layers of the 2B shape. The prompt, the latent loop, its depth loop and the speech loop all use the
     layers' weights; the engine of the prompt's graph alone uses them once."""
     chunks, tower, bounds = slice_of_2b(tmp_path)
-    program = build_program(chunks, eos_id=1, tower=tower)
+    program = build_program(chunks, [1], tower=tower)
     weights = sum(program.part_bytes.values())
     steps = build_steps(chunks, tower)
     sizes = {}
