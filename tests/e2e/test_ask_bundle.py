@@ -122,3 +122,25 @@ def test_a_damaged_bundle_ends_every_verb_with_one_message(
     assert run(verb, own_bundle, *rest) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert line.startswith("error: ") and "latent.onnx is cut off" in line
+
+
+def test_ask_and_eval_say_that_a_picture_was_shrunk(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A picture ten times as long as the bundle takes; before, it was refused."""
+    picture().resize((800, 320)).save(tmp_path / "large.png")
+    report = tmp_path / "answer.json"
+    assert run("ask", bundle, "--image", tmp_path / "large.png", QUESTION, "--json", report) == 0
+    printed = capsys.readouterr()
+    (resized,) = json.loads(report.read_text())["resized"]
+    width, height = resized["used"]
+    note = f"note: the model saw picture 1 from 800 x 320 to {width} x {height} pixels (max_patches)"
+    assert note in printed.err and "note" not in printed.out
+    smaller = ("ask", bundle, "--image", tmp_path / "large.png", QUESTION, "--max-pixels", 1000, "--json", report)
+    assert run(*smaller) == 0 and "(max_pixels)" in capsys.readouterr().err
+    line = {"image": "large.png", "question": QUESTION, "steps": [], "answer": "3"}
+    (tmp_path / "data.jsonl").write_text(json.dumps(line) + "\n")
+    given = ("--data", tmp_path / "data.jsonl", "--modes", "latent", "--latency-samples", 0, "--json", report)
+    assert run("eval", bundle, *given) == 0
+    assert json.loads(report.read_text())["modes"]["latent"]["pictures_resized"] == 1
+    assert "note: pictures were shrunk to the model's limits" in capsys.readouterr().err
