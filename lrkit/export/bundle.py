@@ -302,7 +302,12 @@ class _Export:
         name = f"samples/{number}-{place}.png"
         if not (self.staging / name).is_file():
             (self.staging / "samples").mkdir(exist_ok=True)
-            load_image(image).save(self.staging / name)
+            # A photo is kept as the program sees it: as a PNG of its own size it would have tens of megabytes.
+            used = {one.image: one.used for one in self.encoded[number].prompt.resized}
+            picture = load_image(image)
+            if place in used:
+                picture = picture.resize(used[place], self.processor.geometry.resample)
+            picture.save(self.staging / name)
         return name
 
     def _manifest(

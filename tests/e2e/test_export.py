@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from PIL import Image
 
 from lrkit.cli.main import main
+from lrkit.data.sample import Sample
 from lrkit.errors import ExportError
 from lrkit.export import bundle as bundle_module
 from lrkit.export.bundle import export_bundle, refuse_taken
@@ -17,8 +19,8 @@ from lrkit.folders import locked
 from lrkit.runtime.bundle_check import check_bundle
 from lrkit.runtime.engine import AskOptions
 from lrkit.runtime.ort import OrtEngine
-from tests.bundles import CAPACITY, SETTINGS, processor, torch_reasoner
-from tests.tiny import tiny_reasoner
+from tests.bundles import CAPACITY, QUESTION, SETTINGS, TARGET, picture, processor, torch_reasoner
+from tests.tiny import PATCH, tiny_reasoner
 
 LIMITS = [f"limits.{name}={value}" for name, value in CAPACITY.items()]
 
@@ -177,3 +179,14 @@ def test_two_exports_into_one_folder_are_refused(checkpoint, tmp_path, capsys):
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.endswith("another process writes into it; wait until it is done, or give another folder"), said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_photo_among_the_samples_is_recorded_as_the_program_sees_it(checkpoint: Path, tmp_path: Path) -> None:
+    """Samples above the bundle's limits once failed the export; in their own size they would fill the bundle."""
+    samples = [Sample((picture().resize((1600, 640)),), QUESTION, (), "3", "photo")]
+    report = export_bundle(checkpoint, tmp_path / "bundle", TARGET, samples, baselines=False)
+    (recorded,) = report.manifest.samples
+    with Image.open(report.folder / recorded.images[0]) as kept:
+        assert 160 < kept.width * kept.height // PATCH**2 <= report.manifest.limits.max_patches
+    checked = check_bundle(report.folder)
+    assert (checked.samples, checked.same, checked.problems) == (1, 1, [])
