@@ -22,7 +22,7 @@ from lrkit.model.stopwatch import Stopwatch
 
 def _not_finite(reasoner: LatentReasoner) -> UserError:
     name = str(reasoner.backbone.embedding_rows().dtype).removeprefix("torch.")
-    wider = "check its weights with `lrkit validate`" if name == "float32" else "ask in float32 (--dtype, or dtype in Python)"
+    wider = "check its weights with `lrkit validate`" if name == "float32" else "ask in dtype float32"
     return UserError(f"the model's numbers became NaN or infinite in {name}; {wider}")
 
 

@@ -285,7 +285,7 @@ def test_numbers_beyond_a_type_are_an_error_and_no_answer(mode: Mode, recorded: 
         for name in ("up", "down"):  # each within float16, their products not
             reasoner.model.get_parameter(f"model.language_model.layers.1.mlp.{name}_proj.weight").mul_(3e3)
     recorder = StepRecorder(reasoner) if recorded else None
-    with pytest.raises(UserError, match="NaN or infinite in float16; ask in float32"):
+    with pytest.raises(UserError, match="NaN or infinite in float16; ask in dtype float32"):
         generate(reasoner, batch(PROMPTS[:2]), mode, GenerationLimits(EOS, 4), recorder=recorder)
 
 
