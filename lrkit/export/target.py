@@ -5,6 +5,7 @@ Place in the pipeline: `lrkit export --target NAME` -> `Target` -> dialect.py (h
 (limits).
 """
 
+import re
 from copy import copy
 from typing import Any, Literal
 
@@ -88,6 +89,11 @@ STANDARD_ONLY = ("timing_cache", "hardware_compatibility", "version_compatible")
 """Options that TensorRT-RTX has no use for: it picks kernels on the user's GPU."""
 
 
+def is_arch(name: str) -> bool:
+    """Whether it is the name of a compute capability, as sm89 or SM_89; part of an engine's file name."""
+    return re.fullmatch(r"(?i)sm_?\d{2,3}", name) is not None
+
+
 class EngineTarget(Config):
     """TensorRT engines to build from the programs, ahead of time."""
 
@@ -101,6 +107,12 @@ class EngineTarget(Config):
     """Prompt length to be fastest at; null: that of the bundle's recorded samples."""
     usual_patches: int | None = Field(default=None, ge=1, le=MOST)
     """Patches to be fastest at; null: those of the bundle's recorded samples."""
+
+    @model_validator(mode="after")
+    def _archs_are_compute_capabilities(self) -> "EngineTarget":
+        if wrong := [arch for arch in self.archs if not is_arch(arch)]:
+            raise ValueError(f"archs {wrong[0][:40]!r} is no compute capability; write it as sm89")
+        return self
 
     @model_validator(mode="after")
     def _known_to_its_kind(self) -> "EngineTarget":

@@ -214,6 +214,8 @@ def test_engine_sections_that_contradict_themselves():
         ({"kind": "tensorrt", "archs": ["sm89"]}, "leave them out"),
         ({"kind": "tensorrt-rtx", "options": {"version_compatible": True}}, "are for tensorrt, not for tensorrt-rtx"),
         ({"kind": "tensorrt", "options": {"workspace": 1}}, "workspace_mb"),
+        ({"kind": "tensorrt-rtx", "archs": ["../sm89"]}, r"'\.\./sm89' is no compute capability; write it as sm89"),
+        ({"kind": "tensorrt-rtx", "archs": ["x" * 1000]}, "x' is no compute capability"),
     ):
         with pytest.raises(ConfigError, match=part):
             load_config(EngineTarget, values)

@@ -105,6 +105,7 @@ def test_engines_of_other_programs_or_without_their_file_are_refused(own_bundle,
         ("role", "direct", "was built from another program"),
         ("onnx_sha256", "0" * 64, "was built from another program"),
         ("role", "talker", "is damaged"),
+        ("entry", {**content["engines"][0]["entry"], "archs": ["sm87/../../../x"]}, r"is damaged .*archs"),
     ):
         changed = {**content, "engines": [{**content["engines"][0], key: value}]}
         file.write_text(json.dumps(changed))
