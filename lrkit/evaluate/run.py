@@ -17,6 +17,7 @@ from lrkit.data.sample import Sample
 from lrkit.evaluate.scorer import Accuracy, accuracy, answers_match, compare_paired
 from lrkit.model.generated import MODES, Mode
 from lrkit.runtime.answer import Answer
+from lrkit.runtime.patience import patience_with
 from lrkit.runtime.session import Reasoner
 from lrkit.runtime.summary import summarize
 
@@ -123,6 +124,7 @@ def evaluate(
 
     Raises:
         DataError: a sample cannot be encoded.
+        TimeoutExceeded: a bundle's program seems to have no end.
     """
     reasoners: dict[Mode, Reasoner] = {mode: reasoner.baseline(mode) for mode in options.modes}
     results: dict[Mode, ModeResult] = {mode: ModeResult() for mode in options.modes}
@@ -135,6 +137,7 @@ def evaluate(
                 max_new_tokens=options.max_new_tokens,
                 max_latent_steps=options.max_latent_steps,
                 max_pixels=options.max_pixels,
+                timeout=patience_with(asked.engine, options.max_new_tokens, len(part)),
             )
             results[mode].answers += answers
             results[mode].correct += [_is_right(answer, sample) for answer, sample in zip(answers, part, strict=True)]
@@ -161,6 +164,7 @@ def _time_one_by_one(
                 max_new_tokens=options.max_new_tokens,
                 max_latent_steps=options.max_latent_steps,
                 max_pixels=options.max_pixels,
+                timeout=patience_with(asked.engine, options.max_new_tokens),
             )
             if turn > 0:
                 results[mode].latencies_sec.append(answer.timings["total"])

@@ -16,8 +16,7 @@ from lrkit.model.settings import ReasonerSettings
 from lrkit.profile.meters import MemoryMeter
 from lrkit.profile.suite import RunSettings, Suite
 from lrkit.runtime.engine import AskOptions, Engine
-from lrkit.runtime.patience import patience
-from lrkit.runtime.program_engine import ProgramEngine
+from lrkit.runtime.patience import patience_with
 from lrkit.runtime.session import Reasoner
 from lrkit.runtime.stopping import Stop
 
@@ -182,9 +181,8 @@ def _torch_threads(reasoner: Reasoner) -> int | None:
 
 def patient(engine: Engine, options: AskOptions) -> AskOptions:
     """Options for one question, with the time after which a bundle's program counts as endless."""
-    if not isinstance(engine, ProgramEngine):
-        return options
-    return replace(options, stop=Stop.within(patience(engine.bundle, engine.role, options.max_new_tokens)))
+    seconds = patience_with(engine, options.max_new_tokens)
+    return options if seconds is None else replace(options, stop=Stop.within(seconds))
 
 
 def _options(run: RunSettings, suite: Suite) -> AskOptions:

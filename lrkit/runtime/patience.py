@@ -1,11 +1,13 @@
 """How long an answer of a bundle may take before it counts as one that never ends. Torch-free.
 
-Place in the pipeline: `lrkit validate` and `lrkit profile` run programs of strangers unattended, so they ask with this
-time-out; an application chooses its own (`Reasoner.ask(timeout=)`).
+Place in the pipeline: `lrkit validate`, `eval` and `profile` run programs of strangers unattended, so they ask with
+this time-out; an application chooses its own (`Reasoner.ask(timeout=)`).
 """
 
 from lrkit.runtime.bundle import Bundle
+from lrkit.runtime.engine import Engine
 from lrkit.runtime.manifest import Role
+from lrkit.runtime.program_engine import ProgramEngine
 
 SECONDS = 10.0
 """For the smallest program."""
@@ -21,3 +23,10 @@ def patience(bundle: Bundle, role: Role, tokens: int | None = None) -> float:
     weights = sum(bundle.manifest.files[name].bytes for name in names if name is not None)
     passes = limits.max_new_tokens + limits.max_latent_steps if tokens is None else tokens
     return round(SECONDS + weights * (limits.max_prompt_tokens + limits.max_patches + passes) / _BYTES_PER_SEC, 1)
+
+
+def patience_with(engine: Engine, tokens: int | None = None, questions: int = 1) -> float | None:
+    """The same for `questions` asked of an engine at once; None for a checkpoint, whose loops lrkit itself ends."""
+    if not isinstance(engine, ProgramEngine):
+        return None
+    return questions * patience(engine.bundle, engine.role, tokens)

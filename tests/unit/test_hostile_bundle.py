@@ -13,7 +13,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from lrkit.errors import BundleError
+from lrkit.data.trail import trail_set
+from lrkit.errors import BundleError, TimeoutExceeded
+from lrkit.evaluate.run import EvalOptions, evaluate
+from lrkit.profile.cases import Model, ModelChoice, make_cases
+from lrkit.profile.measure import measure
+from lrkit.profile.suite import load_suite
 from lrkit.runtime.bundle import open_bundle
 from lrkit.runtime.bundle_check import check_bundle
 from lrkit.runtime.session import Reasoner
@@ -176,6 +181,19 @@ def test_validate_ends_a_program_without_end(own_bundle: Path, monkeypatch: pyte
     report = check_bundle(own_bundle)
     assert len(report.problems) == 1, "one sample is enough"
     assert "recorded sample 0: has no answer after many times what its files need" in report.problems[0]
+
+
+def test_eval_and_profile_end_it_too(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrkit.runtime.patience.patience", lambda *_: 0.1)
+    endless(own_bundle)
+    reasoner = Reasoner.load(own_bundle, threads=1)
+    samples = trail_set("main", "test", 2)
+    with pytest.raises(TimeoutExceeded, match=r"within the 0.2 s"):
+        evaluate(reasoner, samples, EvalOptions(modes=("latent",)))
+    suite = load_suite("smoke")
+    model = Model(ModelChoice(str(own_bundle)), "x", reasoner, 0.0, None)
+    with pytest.raises(TimeoutExceeded, match=r"within the 0.1 s"):
+        measure(make_cases([model], suite).cases, samples, suite)
 
 
 def limit(name: str, value: int) -> Callable[[dict[str, Any]], object]:

@@ -29,7 +29,7 @@ def test_its_numbers_are_those_of_the_code() -> None:
         f"{MAX_LINE_BYTES // mib} MiB a line",
         f"{strict_yaml.MAX_BYTES // mib} MiB, {strict_yaml.MAX_VALUES:,} values, {strict_yaml.MAX_DEPTH} levels",
         f"at most {MAX_JSON_BYTES // mib} MiB (bundle.json: {MAX_MANIFEST_BYTES // mib} MiB), {MAX_JSON_DEPTH} levels",
-        f"{render_template.MAX_SECONDS} s of computing, {render_template.MAX_MEMORY >> 30} GiB, "
+        f"{render_template.MAX_SECONDS} s of computing, {render_template.MAX_MEMORY >> 20} MiB, "
         f"{render_template.MAX_TEXT:,} characters",
         f"time-out of their own: {SECONDS:g} s",
     ):
