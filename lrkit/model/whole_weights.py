@@ -86,7 +86,7 @@ def check_weights(folder: Path, download: bool = False, settings: ReasonerSettin
         raise CheckpointError(
             f"{folder / INFO_FILE}: latent_id is {latent_id}, the backbone has {layout.vocabulary} rows; {_AGAIN}"
         )
-    extras = {} if is_plain(folder) else read_header(folder / EXTRAS_FILE)
+    extras = {} if is_plain(folder) else _header_of(folder, EXTRAS_FILE)
     if not is_plain(folder) and settings is None:
         _hold_against(folder / EXTRAS_FILE, extras, dict(extra_shapes(own, layout)), _EXTRAS_WORDS)
     return CheckedWeights(folder, info, own, base, layout, latent_id, backbone, adapter, extras)
@@ -130,7 +130,7 @@ def check_adapter(folder: Path, layout: Layout, settings: ReasonerSettings) -> d
     for module, (inputs, outputs) in layout.adapted.items():
         wanted[f"base_model.model.{module}.lora_A.weight"] = (rank, inputs)
         wanted[f"base_model.model.{module}.lora_B.weight"] = (outputs, rank)
-    tensors = read_header(folder / ADAPTER_WEIGHTS)
+    tensors = _header_of(folder, ADAPTER_WEIGHTS)
     _hold_against(folder / ADAPTER_WEIGHTS, tensors, wanted, _ADAPTER_WORDS)
     return tensors
 
@@ -183,6 +183,12 @@ def _listed(base: Path) -> Iterable[StoredTensor]:
             _refuse_pickled(base, name)
         raise CheckpointError(f"{base} has no {WEIGHTS[0]}; {_AGAIN}")
     return _shards(base, index)
+
+
+def _header_of(folder: Path, name: str) -> dict[str, StoredTensor]:
+    if not (folder / name).exists():
+        raise CheckpointError(f"{folder}: has no {name}; {_AGAIN}")
+    return read_header(folder / name)
 
 
 def _shards(base: Path, index: Path) -> Iterator[StoredTensor]:

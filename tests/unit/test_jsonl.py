@@ -5,18 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 import typer
 from PIL import Image
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from lrkit.cli.validate import kind_of, validate
 from lrkit.data.jsonl import MAX_PROBLEMS, check_jsonl, read_jsonl
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.errors import CheckpointError, ConfigError, DataError, UserError
-from lrkit.model.settings import ReasonerSettings
-from lrkit.resources import find_any
+from lrkit.resources import find_any, resolve_checkpoint
 from lrkit.runtime.checkpoint_files import check_checkpoint
 from lrkit.runtime.preprocess import ImageGeometry
 from lrkit.runtime.processor import Processor
@@ -140,23 +137,10 @@ def test_checking_opens_pictures_and_encodes_texts(folder: Path) -> None:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """The files of a checkpoint, with a few weights in place of a model's."""
-    base, folder = tmp_path / "base", tmp_path / "latent"
-    base.mkdir()
-    processor = make_processor()
-    processor.save(folder)
-    (folder / "config.json").write_text("{}")
-    (folder / "adapter_config.json").write_text("{}")
-    for name in ("adapter_model.safetensors", "lrkit.safetensors"):
-        save_file({"a": torch.zeros(3), "b": torch.zeros(2, 2)}, folder / name)
-    info = {
-        "schema": 1,
-        "base": "../base",
-        "latent_id": processor.latent_id,
-        "settings": ReasonerSettings().model_dump(mode="json"),
-    }
-    (folder / "reasoner.json").write_text(json.dumps(info))
-    return folder
+    """A shipped adapter with its base beside it."""
+    for name in ("base", "cot"):
+        shutil.copytree(resolve_checkpoint(f"tiny/{name}"), tmp_path / name)
+    return tmp_path / "cot"
 
 
 def change(folder: Path, **values: object) -> None:
@@ -167,8 +151,9 @@ def change(folder: Path, **values: object) -> None:
 def test_a_whole_checkpoint_has_no_problems(checkpoint: Path) -> None:
     report = check_checkpoint(checkpoint)
     assert report.problems == []
-    assert report.tensors == {"adapter_model.safetensors": 2, "lrkit.safetensors": 2}
-    assert report.settings == ReasonerSettings()
+    assert report.tensors == {"adapter_model.safetensors": 56, "lrkit.safetensors": 2}
+    assert report.settings is not None and report.settings.lora.rank == 32
+    assert report.base == "../base"
 
 
 def cut(path: Path) -> None:
@@ -179,13 +164,13 @@ SPOILED = [
     (lambda folder: (folder / "lrkit.safetensors").unlink(), "has no lrkit.safetensors"),
     (lambda folder: cut(folder / "lrkit.safetensors"), "bytes where"),
     (lambda folder: (folder / "lrkit.safetensors").write_bytes(b"x" * 20), "damaged header"),
-    (lambda folder: (folder / "adapter_config.json").unlink(), "has no adapter_config.json"),
+    (lambda folder: (folder / "adapter_config.json").unlink(), "adapter_model.safetensors"),
     (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
-    (lambda folder: change(folder, schema=2), "schema is 2, this lrkit reads 1"),
-    (lambda folder: change(folder, base="../elsewhere"), "base '../elsewhere' is not there"),
+    (lambda folder: change(folder, schema=2), "has schema 2, this lrkit reads 1"),
+    (lambda folder: change(folder, base="../elsewhere"), "elsewhere, which is not there"),
     (lambda folder: change(folder, base=None), "has no model.safetensors"),
     (lambda folder: change(folder, latent_id=3), "latent token is 3"),
-    (lambda folder: change(folder, baselines={"cot": "../cot"}), "the baseline for cot"),
+    (lambda folder: change(folder, baselines={"cot": "../gone"}), "the baseline for cot"),
     (lambda folder: change(folder, settings={"think": {"max_latent_step": 3}}), "did you mean 'max_latent_steps'"),
     (lambda folder: (folder / "reasoner.json").write_text("{"), "is not valid JSON"),
 ]
@@ -209,9 +194,12 @@ def app() -> typer.Typer:
     return made
 
 
-def test_validate_shows_counts_and_writes_json(folder: Path, checkpoint: Path, app: typer.Typer) -> None:
+def test_validate_shows_counts_and_writes_json(folder: Path, tmp_path: Path, app: typer.Typer) -> None:
+    tokens = tmp_path / "tokens"
+    make_processor().save(tokens)
+    (tokens / "config.json").write_text("{}")
     path, report = write(folder, GOOD, GOOD), folder / "report.json"
-    result = CliRunner().invoke(app, [str(path), "--checkpoint", str(checkpoint), "--json", str(report)])
+    result = CliRunner().invoke(app, [str(path), "--checkpoint", str(tokens), "--json", str(report)])
     assert result.exit_code == 0, result.output
     assert "2 good lines" in result.output
     found = json.loads(report.read_text())
