@@ -42,6 +42,8 @@ Examples:
 
     lrkit export my-checkpoint --int4 --data held-out.jsonl -o mine
 
+    lrkit export my-checkpoint --int4 --samples 5 --allow-unproven -o draft
+
     lrkit export --shape qwen2-vl-2b --random-weights --int4 int4.vision=int4 -o two-billion
 
     lrkit export tiny --engine tensorrt-rtx --arch sm89,sm120 -o pc
