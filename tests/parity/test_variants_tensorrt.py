@@ -44,7 +44,7 @@ def graphs(settings: ReasonerSettings, target: Target, form: str) -> Iterator[tu
     chunks = Chunks(source, dialect, limits(settings, max_patches=PATCHES))
     tower = grafted(shared_trace(target.computes_fp16, False), dialect)
     if form == "program":
-        program = build_program(chunks, EOS, tower)
+        program = build_program(chunks, (EOS,), tower)
         yield "program", program.model, program.spec, program.spec
         return
     whole = program_spec(chunks.shape)
