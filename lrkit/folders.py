@@ -8,7 +8,7 @@ import ctypes
 import os
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from errno import EACCES, EAGAIN, EINVAL, ENOSYS, EWOULDBLOCK
+from errno import EACCES, EAGAIN, EINVAL, ENOLCK, ENOSYS, ENOTSUP, EWOULDBLOCK
 from pathlib import Path
 
 from lrkit.errors import FileError, LrkitError, UserError, is_write_failure, os_sentence
@@ -100,7 +100,12 @@ def _lock(opened: int) -> None:
 
         msvcrt.locking(opened, msvcrt.LK_NBLCK, 1)  # pyright: ignore
         return
-    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # Some network file systems know no locks: there two processes must be kept apart by hand.
+        if error.errno not in (ENOSYS, ENOTSUP, ENOLCK):
+            raise
 
 
 def _sync_all(folder: Path) -> None:

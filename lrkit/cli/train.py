@@ -1,13 +1,15 @@
 """`lrkit train RECIPE`: run a training recipe, stop it, go on with it."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.progress import Progress, TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lrkit.cli.console import out
+from lrkit.cli.console import bars, beside_json
 from lrkit.cli.tables import json_option, percent, write_json
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def train(
     asked = load_recipe(find_recipe(recipe), overrides or [])
     folder = output or Path("runs") / asked.name
     if dry_run:
-        _dry_run(asked, folder, resume)
+        _dry_run(asked, folder, resume, json_file)
         return
     # The first thing that transformers and tensorboard would say is not about this run.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -70,22 +72,38 @@ def train(
     if os.environ.get("RANK", "0") != "0":  # another process of the same run tells it
         return
     report = read_run(folder)
-    out().print(_result(report))
-    out().print(f"checkpoint: {checkpoint}")
+    console = beside_json(json_file)
+    console.print(_result(report))
+    console.print(f"checkpoint: {checkpoint}")
     write_json(json_file, report)
 
 
-def _dry_run(recipe: "Recipe", folder: Path, resume: bool) -> None:
-    """Checks, the plan, and what could not be checked."""
+def _dry_run(recipe: "Recipe", folder: Path, resume: bool, json_file: Path | None) -> None:
+    """Checks, the plan, and what could not be checked; the findings, good or bad, also go to `json_file`."""
+    from lrkit.errors import UserError
     from lrkit.train.checks import find_problems, missing_package, unchecked
 
-    find_problems(recipe, folder, resume)
-    out().print(_plan(recipe))
-    for note in unchecked(recipe):
-        out().print(f"not checked: {note}")
+    findings: dict[str, Any] = {"recipe": recipe.name, "folder": str(folder), "unchecked": list(unchecked(recipe))}
+    try:
+        with bars(TaskProgressColumn(), TimeRemainingColumn()) as progress:
+            find_problems(recipe, folder, resume, lambda path: _reading(progress, path))
+    except UserError as error:
+        write_json(json_file, findings | {"ok": False, "problems": str(error).splitlines()})
+        raise
+    console = beside_json(json_file)
+    console.print(_plan(recipe))
+    for note in findings["unchecked"]:
+        console.print(f"not checked: {note}")
     if (missing := missing_package()) is not None:
-        out().print(f"training itself cannot begin here: {missing}")
-    out().print(f"nothing wrong was found; the run would be written to {folder}")
+        console.print(f"training itself cannot begin here: {missing}")
+    console.print(f"nothing wrong was found; the run would be written to {folder}")
+    write_json(json_file, findings | {"ok": True, "problems": []})
+
+
+def _reading(progress: Progress, path: Path) -> Callable[[int], None]:
+    """A bar that counts the bytes of a data file."""
+    task = progress.add_task(f"reading {path.name}", total=path.stat().st_size)
+    return lambda size: progress.advance(task, size)
 
 
 def _plan(recipe: "Recipe") -> Table:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lrkit.config import load_config
-from lrkit.data.jsonl import JsonlScan, check_jsonl
+from lrkit.data.jsonl import Advance, JsonlScan, check_jsonl
 from lrkit.data.sample import Sample
 from lrkit.data.trail import TrailStream
 from lrkit.errors import CheckpointError, ConfigError, LrkitError, MissingExtraError, UserError, require
-from lrkit.files import read_json
+from lrkit.files import read_json, sha256
 from lrkit.model.positions import mrope_positions
 from lrkit.model.settings import ReasonerSettings
 from lrkit.resources import REASONER_FILE, resolve_checkpoint
@@ -93,8 +93,8 @@ def check_start(recipe: Recipe) -> ReasonerSettings:
     return init.settings
 
 
-def find_problems(recipe: Recipe, folder: Path, resume: bool) -> None:
-    """Everything that can be checked without weights.
+def find_problems(recipe: Recipe, folder: Path, resume: bool, reading: Callable[[Path], Advance] | None = None) -> None:
+    """Everything that can be checked without weights. `reading` gives what is told how far a data file was read.
 
     Raises:
         UserError: with a line for each problem.
@@ -107,11 +107,11 @@ def find_problems(recipe: Recipe, folder: Path, resume: bool) -> None:
         if found is not None:
             problems.attempt(_check_checkpoint, found, prefix=f"baselines.{mode}: ")
     if isinstance(recipe.data, JsonlData):
-        _check_lines(recipe, recipe.data, init, processor, problems)
+        _check_lines(recipe, recipe.data, init, processor, problems, reading)
     elif missing_package() is None:
         problems.attempt(_draw_trails, recipe, recipe.data, processor, prefix="data: ")
     if problems.attempt(check_folder, folder, resume):
-        problems.attempt(_check_recipe_of, folder, recipe)
+        problems.attempt(_check_recipe_of if missing_package() is not None else _check_state, folder, recipe)
     problems.raise_if_any()
 
 
@@ -235,11 +235,16 @@ def _latent_problems(processor: Processor, config: dict[str, Any]) -> Iterator[s
 
 
 def _check_lines(
-    recipe: Recipe, data: JsonlData, init: Init | None, processor: Processor | None, problems: Problems
+    recipe: Recipe,
+    data: JsonlData,
+    init: Init | None,
+    processor: Processor | None,
+    problems: Problems,
+    reading: Callable[[Path], Advance] | None,
 ) -> None:
     """Every line, text and picture of the data's files."""
     for part, path in data_files(data).items():
-        scan = problems.attempt(_scan, path, processor)
+        scan = problems.attempt(_scan, path, processor, reading)
         if scan is None:
             continue
         problems.attempt(scan.raise_if_bad)
@@ -250,9 +255,9 @@ def _check_lines(
             problems.add(UserError, _long_samples(path, scan, init, processor))
 
 
-def _scan(path: Path, processor: Processor | None) -> JsonlScan:
+def _scan(path: Path, processor: Processor | None, reading: Callable[[Path], Advance] | None) -> JsonlScan:
     check_data_file(path)
-    return check_jsonl(path, processor)
+    return check_jsonl(path, processor, None if reading is None else reading(path))
 
 
 def _long_samples(path: Path, scan: JsonlScan, init: Init, processor: Processor) -> Iterator[str]:
@@ -291,6 +296,18 @@ def _draw_trails(recipe: Recipe, data: TrailData, processor: Processor | None) -
                     if processor is not None:
                         processor.encode_prompt(sample.images, sample.question)
                         processor.encode_speech(sample.steps, sample.answer)
+
+
+def _check_state(folder: Path, recipe: Recipe) -> None:
+    """The run in the folder was started with this recipe and with these data."""
+    from lrkit.train.origin import changed
+    from lrkit.train.state import load_state
+
+    before = load_state(folder, recipe).origin.data
+    files = data_files(recipe.data) if isinstance(recipe.data, JsonlData) else {}
+    now = {part: sha256(path)[0] for part, path in files.items() if path.is_file()}
+    if problems := list(changed("data", before, now)):
+        raise ConfigError("\n".join(f"{folder} cannot go on: {problem}" for problem in problems))
 
 
 def _check_recipe_of(folder: Path, recipe: Recipe) -> None:

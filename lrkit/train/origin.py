@@ -84,14 +84,13 @@ def sizes_digest(paths: Iterator[Path]) -> str:
     return digest.hexdigest()
 
 
-def compare(saved: Mapping[str, Any], now: Origin, folder: Path) -> list[str]:
+def compare(before: Origin, now: Origin, folder: Path) -> list[str]:
     """What differs in the machine, as notes.
 
     Raises:
         ConfigError: the data, the start or the number of processes differ; one line each.
     """
-    before = Origin(**saved)
-    problems = [*_changed("data", before.data, now.data), *_changed("init", before.init, now.init)]
+    problems = [*changed("data", before.data, now.data), *changed("init", before.init, now.init)]
     if before.processes != now.processes:
         problems.append(
             f"the run was trained by {before.processes} processes side by side, now there are {now.processes}; start "
@@ -109,7 +108,8 @@ def compare(saved: Mapping[str, Any], now: Origin, folder: Path) -> list[str]:
     return [f"{note}; its losses are no longer bit for bit those of a run without a break" for note in notes]
 
 
-def _changed(what: str, before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+def changed(what: str, before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    """A sentence for each file whose digest is another one."""
     for name in dict.fromkeys([*before, *now]):
         old, new = before.get(name), now.get(name)
         if old != new:

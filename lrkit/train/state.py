@@ -57,8 +57,8 @@ class Saved:
     meter: dict[str, Tensor]
     processes: list[dict[str, Any]]
     """Per process: random states and the draws' state."""
-    origin: dict[str, Any]
-    """What the run depended on beside its recipe when this was written (`Origin.to_dict`)."""
+    origin: Origin
+    """What the run depended on beside its recipe when this was written."""
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -113,7 +113,8 @@ def load_state(folder: Path, recipe: Recipe) -> Saved:
     try:
         changed = list(differences(content["recipe"], as_written(recipe)))
         place = Place(**content["place"])
-        parts = [content[name] for name in ("weights", "optimizers", "meter", "processes", "origin")]
+        parts = [content[name] for name in ("weights", "optimizers", "meter", "processes")]
+        origin = Origin(**content["origin"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{file} is not whole ({one_line(error)}); start the run again in a new folder"
@@ -123,7 +124,7 @@ def load_state(folder: Path, recipe: Recipe) -> Saved:
             f"{folder} was started with another recipe; undo these changes, or start a new run in another folder:\n"
             + "\n".join(changed)
         )
-    return Saved(place, *parts)
+    return Saved(place, *parts, origin=origin)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from PIL import Image
 from lrkit.errors import ConfigError, UserError
 from lrkit.resources import find_recipe, resolve_checkpoint
 from lrkit.train.checks import check_start, find_problems
+from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.recipe import Recipe, load_recipe
+from lrkit.train.run import train
 from tests.published import write_drawn_samples, write_published
 
 
@@ -136,14 +138,20 @@ def test_an_adapter_of_another_rank_does_not_hide_what_else_is_wrong(tmp_path):
         assert any(piece in line for line in told), (piece, told)
 
 
-def test_a_resume_with_another_recipe_is_found_without_torch(tmp_path):
-    write_lines(tmp_path, {})
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "state.pt").write_bytes(b"only torch reads it")
-    old = recipe(tmp_path, "optimizer.lr=0.5").model_dump(mode="json", exclude_unset=True)
-    (tmp_path / "run" / "recipe.yaml").write_text(json.dumps(old))
-    told = problems(recipe(tmp_path, "seed=4"), tmp_path / "run", resume=True)
-    assert any("seed: was None, is 4" in line for line in told) and any("optimizer" in line for line in told)
+def test_a_resume_with_another_recipe_or_other_data_is_found(tmp_path, monkeypatch):
+    write_lines(tmp_path, {}, {})
+    made = recipe(tmp_path, trainable="full", save_every=1)
+    with pytest.raises(TrainingInterrupted):
+        train(made, tmp_path / "run", quiet=True, stop=lambda: True)
+    find_problems(made, tmp_path / "run", resume=True)
+    assert "holds a run already; add --resume" in problems(made, tmp_path / "run")[0]
+    with (tmp_path / "lines.jsonl").open("a") as file:
+        file.write("\n")
+    assert "data: train has changed" in problems(made, tmp_path / "run", resume=True)[0]
+    other = recipe(tmp_path, "optimizer.lr=0.5", trainable="full", save_every=1)
+    assert any("optimizer" in line for line in problems(other, tmp_path / "run", resume=True))
+    monkeypatch.setitem(sys.modules, "torch", None)  # then recipe.yaml, which is text, is compared
+    assert any("optimizer" in line for line in problems(other, tmp_path / "run", resume=True))
 
 
 def test_a_dry_run_works_without_torch_and_says_what_training_needs(tmp_path):
