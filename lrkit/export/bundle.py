@@ -20,15 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from lrkit.data.sample import Sample
 from lrkit.errors import ExportError, FileError, os_sentence
 from lrkit.export.check import CheckSample, ProgramRun, check_program, open_program, open_steps
 from lrkit.export.chunks import Chunks
 from lrkit.export.dialect import Dialect
 from lrkit.export.program import Program, Tower, build_program
-from lrkit.export.saving import has_twins, save_models
+from lrkit.export.saving import WeightFile, has_twins, save_model, save_models
 from lrkit.export.sizes import program_sizes
 from lrkit.export.steps import build_steps, save_steps, step_spec
 from lrkit.export.subject import CheckpointSubject, Origin, Subject
@@ -58,8 +56,6 @@ from lrkit.runtime.picture_input import ImageSource
 from lrkit.runtime.pictures import load_image
 from lrkit.runtime.processor import Processor
 
-EXTERNAL_BYTES = 64 << 20
-"""Programs with more weights keep them in a file of their own, which ONNX Runtime maps instead of copying."""
 NUM_RECORDED = 2
 """Samples per program that `lrkit validate` runs again."""
 
@@ -221,7 +217,8 @@ class _Export:
         started = time.perf_counter()
         self.progress(f"{role}: reading weights", 0, 0)
         source = origin.source()
-        dialect = Dialect(self.target, source.weight, source.dimensions.epsilon)
+        weights = WeightFile(self.staging, f"{role}.onnx.data")
+        dialect = Dialect(self.target, source.weight, source.dimensions.epsilon, weights)
         self.progress(f"{role}: tracing the vision tower", 0, 0)
         tower = traced_tower(source, self.processor.geometry, dialect)
         self.seconds[f"{role}.vision"] = time.perf_counter() - started
@@ -254,11 +251,11 @@ class _Export:
         if self.form == "program":
             program = build_program(chunks, self.processor.end_ids, tower)
             spec, file = program.spec, f"{role}.onnx"
-            data = self._save(program, file)
+            data = self._save(program, file, chunks.dialect.file)
         else:
             built, spec = build_steps(chunks, tower), step_spec(chunks)
             self.progress(f"{role}: writing", 0, 0)
-            files, data = save_steps(built, self.staging, role)
+            files, data = save_steps(built, self.staging, role, chunks.dialect.file)
             steps = {name: StepEntry(file=files[name], spec=step.spec) for name, step in built.items()}
             file = files["prompt"]
         return ProgramEntry(
@@ -275,13 +272,13 @@ class _Export:
             return open_program(self.staging / entry.file, entry.spec, off)
         return open_steps(self.staging, entry.steps, entry.spec, self.processor.end_ids, off)
 
-    def _save(self, program: Program, file: str) -> str | None:
+    def _save(self, program: Program, file: str, weights: WeightFile | None) -> str | None:
         """Writes one graph; returns the name of its data file, where it needs one."""
         self.progress(f"{file}: writing", 0, 0)
-        if sum(program.part_bytes.values()) <= EXTERNAL_BYTES and not has_twins(program.model):
-            ir.save(program.model, self.staging / file)
+        if weights is not None and not weights.overflows and not has_twins(program.model):
+            save_model(program.model, self.staging / file)
             return None
-        save_models({file: program.model}, self.staging, f"{file}.data")
+        save_models({file: program.model}, self.staging, f"{file}.data", weights)
         return f"{file}.data"
 
     def _record(self, role: Role, run: ProgramRun) -> None:

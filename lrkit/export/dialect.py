@@ -4,8 +4,8 @@
     tensorrt   standard operators only: DequantizeLinear for int4, norms and rotations spelled out, states frozen once
     halted
 
-Place in the pipeline: decoder.py, routing.py and program.py write through a `Dialect`; it holds the weights, each
-stored once.
+Place in the pipeline: decoder.py, routing.py and program.py write through a `Dialect`. Each weight is read once, when
+it is first used, and stored once: at the end of it lies in the `WeightFile`, and nothing of it stays in memory.
 
 Legend: S tokens, D width, H query and key heads together, W head width.
 """
@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from lrkit.export.graph import CONTRIB, Graph, Value
 from lrkit.export.int4 import block_for, dequantize_linear, error_of, matmul_nbits, quantize
+from lrkit.export.saving import WeightFile
 from lrkit.export.target import Target
 
 PIXEL_CENTRE, PIXEL_UNIT = 128, 1 / 64
@@ -46,13 +47,18 @@ class Dialect:
     target: Target
     fetch: Callable[[str], np.ndarray]
     epsilon: float
+    file: WeightFile | None = None
+    """Where weights go that are too many to be held; None: all are held."""
     part_bytes: dict[str, int] = field(default_factory=dict)
     """Weight bytes by part: filled as weights are written."""
     errors: dict[str, float] = field(default_factory=dict)
     """Relative error of each quantized matrix."""
     _stored: dict[str, list[Value]] = field(default_factory=dict)
     _tensors: dict[str, list[ir.TensorProtocol]] = field(default_factory=dict)
-    _provided: dict[str, np.ndarray] = field(default_factory=dict)
+    _blocks: dict[str, int | None] = field(default_factory=dict)
+    """Matrix to quantize -> weights per scale; None where it stays float."""
+    _shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Quantized matrix -> (out, in)."""
 
     @property
     def ort(self) -> bool:
@@ -69,24 +75,27 @@ class Dialect:
         """Whether the tower's matrices become int4."""
         return self.target.precision == "int4" and self.target.int4.vision == "int4"
 
-    def provide(self, role: str, array: np.ndarray) -> None:
-        """Makes a weight known that the source does not have (the traced tower's)."""
-        self._provided[role] = array.astype(np.float32)
-
-    def _get(self, role: str) -> np.ndarray:
-        return self._provided[role] if role in self._provided else self.fetch(role)
-
     def vector(self, g: Graph, role: str, part: str = "layers") -> Value:
         """A weight in the activations' type, as it is."""
-        return self._store(g, role, part, lambda: [self._get(role).astype(self.floats.numpy())])[0]
+        return self._store(g, role, part, lambda: [self.fetch(role).astype(self.floats.numpy(), copy=False)])[0]
 
-    def linear(self, g: Graph, x: Value, role: str, bias: Value | None = None, part: str = "layers") -> Value:
-        """x (S, in) times the matrix `role` (out, in), plus bias (out): (S, out)."""
-        bits = self._bits(role, part)
-        if bits is None:
+    def stored(self, g: Graph, role: str, array: np.ndarray, part: str) -> Value:
+        """An array that is no weight of the source, as it is; the caller asks once per role."""
+        return self._store(g, role, part, lambda: [array])[0]
+
+    def linear(
+        self, g: Graph, x: Value, role: str, bias: Value | None = None, part: str = "layers",
+        given: np.ndarray | None = None,
+    ) -> Value:  # fmt: skip
+        """x (S, in) times the matrix `role` (out, in), plus bias (out): (S, out). `given` is the matrix, where the
+        source does not have it (the traced tower's)."""
+        bits = self._bits(part)
+        if bits is not None and role not in self._blocks:
+            self._quantize(role, bits, part, self.fetch(role) if given is None else given)
+        block = self._blocks[role] if bits is not None else None
+        if bits is None or block is None:
             return g.op("Gemm", x, self.vector(g, role, part), bias, transB=1)
-        names = self._store(g, f"{role}.int{bits}", part, lambda: self._quantized(role, bits))
-        block, width, rows = self._geometry[role]
+        names, (rows, width) = self._store(g, f"{role}.int{bits}", part), self._shapes[role]
         if self.ort:
             return g.op(
                 "MatMulNBits", x, *names, None, None, bias, domain=CONTRIB, K=width, N=rows, bits=bits,
@@ -205,29 +214,23 @@ class Dialect:
         # ONNX Runtime has no Where on bool.
         return g.op("Or", g.op("And", alive, new), g.op("And", g.op("Not", alive), old))
 
-    def _bits(self, role: str, part: str) -> int | None:
-        """4 or 8 for a matrix to quantize; None for one that stays float."""
+    def _bits(self, part: str) -> int | None:
+        """4 or 8 for matrices to quantize; None for those that stay float."""
         if self.target.precision != "int4" or part == "routing":
             return None
         wanted = {"head": self.target.int4.head, "vision": self.target.int4.vision}.get(part, "int4")
-        bits = {"float": None, "int8": 8, "int4": 4}[wanted]
-        if bits is None:
-            return None
-        if role not in self._geometry:
-            rows, width = self._get(role).shape
-            self._geometry[role] = (block_for(width, self.target.int4.block), width, rows)
-        return bits if self._geometry[role][0] else None
+        return {"float": None, "int8": 8, "int4": 4}[wanted]
 
-    _geometry: dict[str, tuple[int | None, int, int]] = field(default_factory=dict)
-
-    def _quantized(self, role: str, bits: int) -> list[np.ndarray]:
-        weight = self._get(role)
-        block = self._geometry[role][0]
-        assert block is not None
+    def _quantize(self, role: str, bits: int, part: str, weight: np.ndarray) -> None:
+        """Makes the integers of a matrix, or leaves it float where no block divides its width."""
+        block = self._blocks[role] = block_for(weight.shape[1], self.target.int4.block)
+        if block is None:
+            return self._keep(role, part, [weight.astype(self.floats.numpy(), copy=False)])
+        self._shapes[role] = weight.shape[0], weight.shape[1]
         quantized = quantize(weight, block, bits)
         self.errors[role] = error_of(weight, quantized)
         packed, scales = matmul_nbits(quantized) if self.ort else dequantize_linear(quantized)
-        return [packed, scales.astype(self.floats.numpy())]
+        self._keep(f"{role}.int{bits}", part, [packed, scales.astype(self.floats.numpy())])
 
     def _int8_rows(self) -> list[np.ndarray]:
         table = self.fetch("embedding")
@@ -249,13 +252,19 @@ class Dialect:
         """What is written next belongs to another model, which names the same weights again."""
         self._stored.clear()
 
-    def _store(self, g: Graph, role: str, part: str, make: Callable[[], list[np.ndarray]]) -> list[Value]:
-        """The stored arrays of a weight; the first call makes them."""
+    def _store(
+        self, g: Graph, role: str, part: str, make: Callable[[], list[np.ndarray]] | None = None
+    ) -> list[Value]:  # fmt: skip
+        """The stored arrays of a weight; the first call makes them, where they were not kept before."""
         if role not in self._tensors:
-            self._tensors[role] = [ir.tensor(np.ascontiguousarray(array)) for array in make()]
-            size = sum(tensor.nbytes for tensor in self._tensors[role])
-            self.part_bytes[part] = self.part_bytes.get(part, 0) + size
+            assert make is not None
+            self._keep(role, part, make())
         if role not in self._stored:
             tensors = self._tensors[role]
             self._stored[role] = [g.weight(role if i == 0 else f"{role}.scale", t) for i, t in enumerate(tensors)]
         return self._stored[role]
+
+    def _keep(self, role: str, part: str, arrays: list[np.ndarray]) -> None:
+        tensors: list[ir.TensorProtocol] = [ir.tensor(np.ascontiguousarray(array)) for array in arrays]
+        self.part_bytes[part] = self.part_bytes.get(part, 0) + sum(tensor.nbytes for tensor in tensors)
+        self._tensors[role] = tensors if self.file is None else [self.file.take(tensor) for tensor in tensors]

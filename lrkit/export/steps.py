@@ -19,7 +19,7 @@ from lrkit.export.decoder import Past, Segment
 from lrkit.export.graph import Carried, Graph, Value
 from lrkit.export.program import DTYPES, Tower
 from lrkit.export.replay import Prompt
-from lrkit.export.saving import save_models
+from lrkit.export.saving import WeightFile, save_models
 from lrkit.runtime.io_spec import DType, IoSpec, TensorSpec, program_spec
 from lrkit.runtime.manifest import StepName
 
@@ -50,11 +50,14 @@ def step_spec(chunks: Chunks) -> IoSpec:
     return program_spec(chunks.shape).model_copy(update={"form": "step"})
 
 
-def save_steps(steps: dict[StepName, Step], folder: Path, role: str) -> tuple[dict[StepName, str], str]:
-    """Writes the graphs; the weights of all lie in one file. Returns (file per step, data file)."""
+def save_steps(
+    steps: dict[StepName, Step], folder: Path, role: str, weights: WeightFile | None = None
+) -> tuple[dict[StepName, str], str]:
+    """Writes the graphs; the weights of all lie in one file, `weights` where some are there already. Returns (file per
+    step, data file)."""
     data = f"{role}.onnx.data"
     files: dict[StepName, str] = {name: f"{role}.{name}.onnx" for name in steps}
-    save_models({files[name]: step.model for name, step in steps.items()}, folder, data)
+    save_models({files[name]: step.model for name, step in steps.items()}, folder, data, weights)
     return files, data
 
 

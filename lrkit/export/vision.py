@@ -198,10 +198,11 @@ def _graft(g: Graph, dialect: Dialect, traced: ir.Graph, given: dict[str, Value]
         if inner and weight in arrays and dialect.quantizes_vision:
             assert weight is not None and node.inputs[0] is not None
             role = f"vision.{weight.name}"
-            dialect.provide(role, arrays[weight] if node.attributes.get_int("transB", 0) else arrays[weight].T)
+            matrix = arrays[weight] if node.attributes.get_int("transB", 0) else arrays[weight].T
             bias = node.inputs[2] if len(node.inputs) > 2 else None
             x = _operand(g, dialect, node.inputs[0], known, arrays)
-            made = [dialect.linear(g, x, role, bias and _operand(g, dialect, bias, known, arrays), part="vision")]
+            bias = bias and _operand(g, dialect, bias, known, arrays)
+            made = [dialect.linear(g, x, role, bias, part="vision", given=matrix)]
         else:
             inputs = [None if v is None else _operand(g, dialect, v, known, arrays) for v in node.inputs]
             attributes = {name: attribute.value for name, attribute in node.attributes.items()}
@@ -223,6 +224,5 @@ def _operand(
         if array.size <= 16:
             known[value] = g.value(array)
         else:
-            known[value] = g.weight(f"vision.{value.name}", np.ascontiguousarray(array))
-            dialect.part_bytes["vision"] = dialect.part_bytes.get("vision", 0) + array.nbytes
+            known[value] = dialect.stored(g, f"vision.{value.name}", array, "vision")
     return known[value]
