@@ -57,7 +57,8 @@ class Chunks:
         slots = min(self.settings.replay.num_tokens, most_visual) if self.steps else 0
         self.replay = Replay(self.settings.replay, slots, dialect)
         self.chunk = self.replay.num_tokens + 1
-        self.capacity = self.steps * self.chunk
+        # TopK must find K columns whatever the prompt, also where the K tokens are mixed into one.
+        self.capacity = max(self.steps * self.chunk, slots)
         layers = self.settings.routing.chosen_layers(self.dims.num_layers)
         self.routers = {i: Router(self.decoder, self.settings.routing, i, self.chunk, self.steps) for i in layers}
         self.reports = LatentReports(self.steps, self.dims.width, self.replay.slots, len(self.routers), self.chunk)
@@ -220,7 +221,7 @@ class Chunks:
         """The places of all latent slots of joined caches."""
         length, position = read.prompt.num_tokens, read.state["position"]
         shared = self._shared_positions
-        return Tables.make(g, self.decoder, read.turns, length, position, self.steps, self.chunk, shared)
+        return Tables.make(g, self.decoder, read.turns, length, position, self.steps, self.chunk, shared, self.capacity)
 
     def think(
         self, g: Graph, held: Carried, prompt: Prompt, past: Callable[[int], Past],

@@ -102,7 +102,7 @@ class Dialect:
                 block_size=block, accuracy_level=self.target.int4.accuracy_level,
             )  # fmt: skip
         names = [self._name_of_level(g, f"{role}.int{bits}", names[0]), names[1]]
-        weight = g.op("DequantizeLinear", *names, axis=0, block_size=block)
+        weight = g.early("DequantizeLinear", *names, axis=0, block_size=block)
         product = g.op("MatMul", x, weight)
         return product if bias is None else g.op("Add", product, bias)
 
@@ -121,7 +121,7 @@ class Dialect:
             return g.op("Gather", self.vector(g, role, role), ids, axis=0)
         table, scale = self._store(g, f"{role}.int8", role, self._int8_rows)
         if not self.ort:  # TensorRT takes 8-bit constants only in front of this node
-            return g.op("Gather", g.op("DequantizeLinear", table, scale, axis=0), ids, axis=0)
+            return g.op("Gather", g.early("DequantizeLinear", table, scale, axis=0), ids, axis=0)
         scale = g.op("Gather", scale, ids, axis=0)
         rows = g.cast(g.op("Gather", table, ids, axis=0), self.floats)
         return g.op("Mul", rows, g.op("Unsqueeze", scale, [1]))

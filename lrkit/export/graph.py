@@ -64,6 +64,7 @@ class Graph:
         """`floats` is the type of the activations: bare Python floats become constants of it."""
         self.floats = floats
         self.nodes: list[ir.Node] = []
+        self._num_early = 0
         self._root = root or _Root()
         self._path = path
         self.level = self._root.levels
@@ -93,6 +94,18 @@ class Graph:
         attributes = {key: value for key, value in attributes.items() if value is not None}
         attrs = ir.convenience.convert_attributes(attributes)
         self.nodes.append(ir.Node(domain, op_type, operands, attrs, outputs=made, name=name))
+        return made
+
+    def early(self, op_type: str, *inputs: Operand, **attributes: Any) -> Value:
+        """One node with one output, in front of all others of its level; it reads weights alone.
+
+        ONNX Runtime 1.32 begins with the input of a node that was written last: where a weight is unpacked by a node
+        behind the one that makes the other operand, it is unpacked before that is begun, and so are the weights of all
+        layers, whose float values are then in memory together, once for each loop.
+        """
+        made = self.op(op_type, *inputs, **attributes)
+        self.nodes.insert(self._num_early, self.nodes.pop())
+        self._num_early += 1
         return made
 
     def value(self, given: Operand) -> Value:

@@ -62,16 +62,17 @@ class Tables:
     @classmethod
     def make(
         cls, g: Graph, decoder: Decoder, turns: Rotation, length: Value, position: Value, steps: int, tokens: int,
-        shared: bool,
+        shared: bool, capacity: int,
     ) -> "Tables":  # fmt: skip
-        """In front of a prompt of `length` [1] tokens, for latents from `position` [1] on."""
-        capacity, groups = steps * tokens, decoder.dimensions.num_key_heads
-        ahead = np.arange(steps).repeat(tokens).reshape(steps, tokens) if shared else np.arange(capacity)
-        slots = np.arange(capacity)[::-1]
-        where = np.zeros((capacity, groups, 1, 3), np.int64)
+        """In front of a prompt of `length` [1] tokens, for latents from `position` [1] on, in a cache with room for
+        `capacity` of them or more."""
+        count, groups = steps * tokens, decoder.dimensions.num_key_heads
+        ahead = np.arange(steps).repeat(tokens).reshape(steps, tokens) if shared else np.arange(count)
+        slots = capacity - 1 - np.arange(count)
+        where = np.zeros((count, groups, 1, 3), np.int64)
         where[..., 1], where[..., 2] = np.arange(groups)[:, None], slots[:, None, None]
         seen = np.where(np.arange(capacity) >= slots[:, None], SEEN, NEVER)[:, None, None]
-        prompt = g.op("ConstantOfShape", g.op("Concat", [capacity, 1, 1], length, axis=0))
+        prompt = g.op("ConstantOfShape", g.op("Concat", [count, 1, 1], length, axis=0))
         masks = g.op("Concat", seen, prompt, axis=-1)
         heads = np.ones(decoder.share + 2, np.int64)
         heads[-1] = 0  # a value does not turn

@@ -76,6 +76,17 @@ def test_weightings_in_one_mixed_token(weighting):
     both({"replay": {"num_tokens": 5, "weighting": weighting, "formation": "soft_mix"}}, "tensorrt")
 
 
+@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+def test_more_tokens_are_mixed_than_the_cache_has_slots(dialect):
+    """Three steps of one mixed token and its latent take six slots; TopK needs 24 columns, always."""
+    replay = {"num_tokens": 24, "weighting": "softmax", "formation": "soft_mix"}
+    settings = ReasonerSettings.model_validate({"think": {"max_latent_steps": 3}, "replay": replay})
+    reasoner = tiny_reasoner(settings)
+    runner = Runner(build(reasoner, Target(dialect=dialect)))
+    for one in (TWO_PICTURES, prompt(6, grids=((1, 2, 2),), length=2), prompt(5, grids=(), length=1)):
+        assert_equal(reasoner, runner, one, fixed=True)
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 def test_the_standard_dialects_gate_by_softmax(depth):
     routing = {"depth": depth, "alpha": 4, "gate": "softmax", "threshold": 0.1 if depth > 1 else 0.0}
