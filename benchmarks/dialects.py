@@ -131,7 +131,7 @@ def answer_all(
         file = Path(work) / "latent.onnx"
         ir.save(program.model, file)
         session = open_program(file, program.spec, optimizers_off(target.dialect, target.precision))
-        run = ProgramRun(session, program.spec, reasoner, processor, limits, "latent")
+        run = ProgramRun(session, program.spec, reasoner.settings, program.routed_layers, processor, limits, "latent")
         return [run.trace(prompt) for prompt in track(prompts, what, console=Console(stderr=True), transient=True)]
 
 

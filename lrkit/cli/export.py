@@ -94,6 +94,9 @@ def export(
     samples: NumSamples = None,
     baselines: Annotated[bool, typer.Option(help="Also the checkpoint's cot and direct baselines.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle of that name.")] = False,
+    allow_unproven: Annotated[
+        bool, typer.Option("--allow-unproven", help="Write a bundle that the samples cannot prove equal to torch.")
+    ] = False,
     download: Download = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -119,7 +122,8 @@ def export(
         from lrkit.export.tensorrt import plan_engines
 
         plan_engines(asked.engine)  # asked for by name: a package that is missing is no reason to write a script
-    options = {"form": form, "baselines": baselines, "force": force, "script": script_path(script)}
+    options: dict[str, Any] = {"form": form, "baselines": baselines, "force": force, "script": script_path(script)}
+    options["allow_unproven"] = allow_unproven
     _export((given, shape is not None, data, samples), output, name, asked, options, json_file)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from lrkit.data.sample import Sample
 from lrkit.errors import ExportError, FileError, os_sentence
-from lrkit.export.check import CheckSample, ProgramRun, check_program, open_program, open_steps
+from lrkit.export.check import CheckSample, ProgramRun, check_program, open_program, open_steps, torch_answers
 from lrkit.export.chunks import Chunks
 from lrkit.export.dialect import Dialect
 from lrkit.export.program import Program, Tower, build_program
@@ -98,6 +98,7 @@ def export_bundle(
     form: Form = "program",
     baselines: bool = True,
     force: bool = False,
+    allow_unproven: bool = False,
     script: Path | None = None,
     progress: Progress = lambda what, done, total: None,
     say: Say = lambda text: None,
@@ -106,7 +107,8 @@ def export_bundle(
 
     `form` is one graph per program, or `step`: graphs that the host drives. `samples`, unseen in training, are what
     the programs are checked on. With `baselines` the checkpoint's own cot and direct baselines become programs too.
-    An existing bundle is replaced when `force` is set. `say` gets sentences that should be read at once.
+    An existing bundle is replaced when `force` is set. Samples that prove nothing of a program end the export, unless
+    `allow_unproven` is set. `say` gets sentences that should be read at once.
 
     Where the target asks for TensorRT engines they are built too; or, with `script`, the script that builds them on a
     device is written there. Standard TensorRT builds on the device itself: without it here, that script goes into the
@@ -114,7 +116,8 @@ def export_bundle(
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        ExportError: no program can be built for it, a program differs from torch, or `output` is taken.
+        ExportError: no program can be built for it, a program differs from torch or is not proven, or `output` is
+            taken.
         EnginesRefused: TensorRT refuses the program or fails; the bundle is there, without engines.
         UserError: another process exports into `output`.
         FileError: something cannot be written, as when the disk is full.
@@ -129,7 +132,7 @@ def export_bundle(
         say(warning)
     with locked(output, "writes into"), staged_folder(output, replace=True) as staging:
         refuse_taken(output, force)  # another process may have been quicker
-        export = _Export(subject, staging, target, form, samples, progress)
+        export = _Export(subject, staging, target, form, samples, progress, allow_unproven)
         manifest = export.run(baselines, lambda programs: engines.ask(staging, programs, progress, say))
         manifest = engines.add(manifest, staging, export.seconds, progress)
         (staging / BUNDLE_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -175,7 +178,9 @@ class _Export:
         form: Form,
         samples: Sequence[Sample],
         progress: Progress,
+        allow_unproven: bool = False,
     ) -> None:
+        self.allow_unproven = allow_unproven
         self.subject, self.staging, self.target, self.progress = subject, staging, target, progress
         self.form: Form = form
         self.processor: Processor = processor_of(target, subject.processor)
@@ -231,15 +236,21 @@ class _Export:
     def _proof(self, role: Role, origin: Origin, entry: ProgramEntry, limits: Limits) -> Validation:
         """Compares what was written with torch, and records answers."""
         started = time.perf_counter()
-        self.progress(f"{role}: loading torch's model", 0, 0)
-        reasoner, session = origin.reasoner(), self._opened(entry)
         most = self.subject.check_tokens or limits.max_new_tokens
         bounds = limits.model_copy(update={"max_new_tokens": min(most, limits.max_new_tokens)})
-        validation = check_program(
-            reasoner, self.processor, session, entry.spec, bounds, role, self.target.precision, self.encoded,
-            lambda done: self.progress(f"{role}: comparing with torch", done, len(self.encoded)),
+        count = len(self.encoded)
+        self.progress(f"{role}: loading torch's model", 0, 0)
+        expected = torch_answers(
+            origin.reasoner, self.processor, self.encoded, role, bounds,
+            lambda done: self.progress(f"{role}: asking torch", done, count),
         )  # fmt: skip
-        self._record(role, ProgramRun(session, entry.spec, reasoner, self.processor, limits, role))
+        session, known = self._opened(entry), (entry.settings, entry.routed_layers, self.processor)
+        validation = check_program(
+            expected, ProgramRun(session, entry.spec, *known, bounds, role), self.encoded, self.target.precision,
+            rounded=self.subject.check_rounded, allow_unproven=self.allow_unproven,
+            progress=lambda done: self.progress(f"{role}: comparing with torch", done, count),
+        )  # fmt: skip
+        self._record(role, ProgramRun(session, entry.spec, *known, limits, role))
         self.seconds[f"{role}.check"] = time.perf_counter() - started
         reasons = filter(None, (validation.tolerance_reason, self.subject.check_note))
         return validation.model_copy(update={"tolerance_reason": "; ".join(reasons)})

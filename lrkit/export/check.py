@@ -1,14 +1,16 @@
 """Proves a program equal to the torch model, or measures how far it is from it; part of every export.
 
-Place in the pipeline: bundle.py writes a program, `check_program` runs it beside torch on samples that training did
-not see, and raises when they differ by more than the precision explains.
+Place in the pipeline: bundle.py writes a program; torch answers samples that training did not see (`torch_answers`) and
+is let go; then the program answers them (`check_program`). check_verdict.py judges the differences: the two models are
+never in memory together.
 
 What is compared per sample: logits after the prompt, every latent state, every replayed token, the number of latent
 steps, the extra passes of routing, the spoken tokens.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +19,18 @@ import torch
 from torch import Tensor
 
 from lrkit.data.collate import PromptBatch, collate_prompts
-from lrkit.errors import ExportError
+from lrkit.errors import ExportError, LrkitError, is_write_failure, one_line
+from lrkit.export.check_verdict import Found, judge
 from lrkit.model.generate import generate
 from lrkit.model.generated import Generated, GenerationLimits, Mode
 from lrkit.model.reasoner import LatentReasoner
+from lrkit.model.settings import ReasonerSettings
 from lrkit.model.state import Sequences
 from lrkit.runtime.feed import build_feed
 from lrkit.runtime.io_spec import HALTING, IoSpec
 from lrkit.runtime.manifest import Limits, Precision, Role, StepEntry, StepName, Validation
 from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.runtime.steps import StepSession
-
-TOLERANCES: dict[Precision, dict[str, float]] = {
-    "fp32": {"numbers": 1e-4, "agreement": 1.0, "accuracy_drop": 0.0},
-    "fp16": {"numbers": 5e-2, "agreement": 0.9, "accuracy_drop": 0.02},
-    "int4": {"accuracy_drop": 0.05},
-}
-REASONS: dict[Precision, str] = {
-    "fp32": "same float32 operations in another order: numbers within 1e-4 of the largest, every choice the same",
-    "fp16": "11 significant bits through every layer; a choice between near equals may fall the other way",
-    "int4": "4-bit weights are another model: numbers are reported, only the loss of right answers is bounded",
-}
-"""Why each tolerance is what it is; kept in the bundle."""
 
 BATCH = 25
 """Samples that torch answers at once; that batching changes no answer is shown by the model's own tests."""
@@ -69,71 +61,90 @@ class Trace:
     """Extra passes per routed layer."""
 
 
-@dataclass
-class Found:
-    """Differences collected over the samples."""
+def torch_answers(
+    load: Callable[[], LatentReasoner],
+    processor: Processor,
+    samples: Sequence[CheckSample],
+    role: Role,
+    limits: Limits,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Trace]:
+    """What torch's model answers; it is loaded here and let go again, before a program is opened.
 
-    logits: list[float] = field(default_factory=list)
-    states: list[float] = field(default_factory=list)
-    first: dict[str, str] = field(default_factory=dict)
-    """Kind of difference -> where it was first seen."""
-    same: dict[str, int] = field(default_factory=dict)
-    """Kind -> samples without a difference."""
-    right: dict[str, int] = field(default_factory=lambda: {"torch": 0, "program": 0})
-    num_samples: int = 0
-    num_answers: int = 0
+    Raises:
+        ExportError: torch cannot answer, as when the weights do not fit together.
+    """
+    traces: list[Trace] = []
+    try:
+        reasoner = load()
+        for start in range(0, len(samples), BATCH):
+            part = samples[start : start + BATCH]
+            traces += torch_traces(reasoner, processor, [s.prompt for s in part], role, limits)
+            progress(len(traces))
+        return traces
+    except RuntimeError as error:  # torch's own class
+        if isinstance(error, LrkitError) or is_write_failure(error):
+            raise
+        raise ExportError(
+            f"torch cannot answer with the {role} model ({one_line(error)}); `lrkit validate` says what is wrong with "
+            "a checkpoint"
+        ) from error
+    finally:
+        reasoner = None
+        gc.collect()  # models are full of cycles
 
 
 def check_program(
-    reasoner: LatentReasoner,
-    processor: Processor,
-    session: Any,
-    spec: IoSpec,
-    limits: Limits,
-    role: Role,
-    precision: Precision,
+    expected: Sequence[Trace],
+    run: "ProgramRun",
     samples: Sequence[CheckSample],
-    progress: Callable[[int], None],
+    precision: Precision,
+    *,
+    rounded: bool = False,
+    allow_unproven: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Validation:
-    """Runs both on `samples` (as the role asks: latents for `latent`, masked otherwise) and compares. `session` is what
-    `open_program` or `open_steps` gave.
+    """Runs a program on `samples` (as its role asks: latents for `latent`, masked otherwise) and compares it with what
+    torch answered (`torch_answers`). `rounded` says that torch held what the program's integers stand for.
 
     Raises:
-        ExportError: the program differs from torch by more than TOLERANCES allow; the message says in what, where
-            first,
-            and by how much.
+        ExportError: the program differs from torch by more than TOLERANCES allow; or nothing is proven by these
+            samples, and that is not allowed.
     """
     found = Found(num_samples=len(samples))
-    run = ProgramRun(session, spec, reasoner, processor, limits, role)
-    for start in range(0, len(samples), BATCH):
-        part = samples[start : start + BATCH]
-        expected = torch_traces(reasoner, processor, [s.prompt for s in part], role, limits)
-        for number, (sample, reference) in enumerate(zip(part, expected, strict=True), start):
-            _compare(found, number, reference, run.trace(sample.prompt))
-            _score(found, processor, sample, role, (reference, run.last))
-        progress(min(start + BATCH, len(samples)))
-    validation = _verdict(found, precision)
-    if not validation.passed:
-        raise ExportError(_complaint(found, validation, role))
-    return validation
+    for number, (sample, reference) in enumerate(zip(samples, expected, strict=True)):
+        _compare(found, number, reference, run.trace(sample.prompt))
+        _score(found, run.processor, sample, run.role, (reference, run.last))
+        progress(number + 1)
+    return judge(found, precision, run.role, rounded=rounded, allow_unproven=allow_unproven)
 
 
 def open_program(file: Path, spec: IoSpec, optimizers_off: Sequence[str] = ()) -> Any:
     """An ONNX Runtime session on the CPU, without the graph transformers named (see lrkit/runtime/ort.py).
 
     Raises:
-        ExportError: the file has other inputs or outputs than `spec` declares.
+        ExportError: ONNX Runtime refuses it, or it has other inputs or outputs than `spec` declares.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        str(file), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(optimizers_off)
-    )
+    try:
+        session = onnxruntime.InferenceSession(
+            str(file), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(optimizers_off)
+        )
+    except Exception as error:  # onnxruntime's own classes have no common base below Exception
+        raise ExportError(_refusal(f"cannot load {file.name}", error)) from error
     if wrong := spec.differences(session.get_inputs(), session.get_outputs()):
         raise ExportError(f"{file.name} is not the program it was built to be ({wrong[0]}); export it again")
     return session
+
+
+def _refusal(what: str, error: Exception) -> str:
+    return (
+        f"ONNX Runtime {what} while it is compared with torch ({one_line(error)}); free memory if that is what it "
+        "lacks, or export with another --target or --dialect"
+    )
 
 
 def open_steps(
@@ -152,16 +163,23 @@ class ProgramRun:
     """Answers prompts by a program in ONNX Runtime."""
 
     def __init__(
-        self, session: Any, spec: IoSpec, reasoner: LatentReasoner, processor: Processor, limits: Limits, role: Role
-    ) -> None:
-        self.session, self.reasoner, self.processor, self.limits = session, reasoner, processor, limits
+        self, session: Any, spec: IoSpec, settings: ReasonerSettings, layers: Sequence[int], processor: Processor,
+        limits: Limits, role: Role,
+    ) -> None:  # fmt: skip
+        """`session` is what `open_program` or `open_steps` gave; `layers` are those that route."""
+        self.session, self.settings, self.processor, self.limits = session, settings, processor, limits
+        self.layers = sorted(layers)
         self.role: Role = role
         self.names: list[str] = [output.name for output in spec.outputs]
         self.last: Trace
 
     def trace(self, prompt: EncodedPrompt) -> Trace:
-        """The answer, with the bundle's default limits."""
-        think = self.reasoner.settings.think
+        """The answer, with the bundle's default limits.
+
+        Raises:
+            ExportError: ONNX Runtime fails.
+        """
+        think = self.settings.think
         feed = build_feed(
             prompt_ids(self.processor, prompt, self.role),
             prompt.grids,
@@ -174,11 +192,14 @@ class ProgramRun:
             max_latent_steps=min(think.max_latent_steps, self.limits.max_latent_steps),
             max_new_tokens=self.limits.max_new_tokens,
         )
-        out: dict[str, np.ndarray] = dict(zip(self.names, self.session.run(self.names, feed), strict=True))
+        try:
+            ran = self.session.run(self.names, feed)
+        except Exception as error:  # as above
+            raise ExportError(_refusal(f"cannot run the {self.role} program", error)) from error
+        out: dict[str, np.ndarray] = dict(zip(self.names, ran, strict=True))
         steps = int(out["latent_steps"])
         replayed = [[int(i) for i in row if i >= 0] for row in out["replayed"][:steps]] if "replayed" in out else []
-        layers = sorted(self.reasoner.routing)
-        passes = dict(zip(layers, out["routed_depths"].sum(0).tolist(), strict=True)) if layers else {}
+        passes = dict(zip(self.layers, out["routed_depths"].sum(0).tolist(), strict=True)) if self.layers else {}
         self.last = Trace(
             out["token_ids"][: int(out["num_tokens"])].tolist(), steps, HALTING[int(out["halting"])],
             out["prefill_logits"], out["latent_states"][:steps] if steps else np.zeros((0, 0)), replayed, passes,
@@ -267,41 +288,3 @@ def _score(found: Found, processor: Processor, sample: CheckSample, role: Role, 
     for who, trace in zip(("torch", "program"), traces, strict=True):
         said = processor.format.find_answer(processor.decode(trace.token_ids), role)
         found.right[who] += said is not None and said.strip().casefold() == sample.answer.strip().casefold()
-
-
-def _verdict(found: Found, precision: Precision) -> Validation:
-    count, answers = max(1, found.num_samples), max(1, found.num_answers)
-    agreement = {kind: same / count for kind, same in found.same.items()}
-    measured: dict[str, Any] = {
-        "prefill_logits": max(found.logits, default=0.0),
-        "latent_states": max(found.states, default=0.0),
-        "agreement": agreement,
-        "accuracy_torch": found.right["torch"] / answers if found.num_answers else None,
-        "accuracy_program": found.right["program"] / answers if found.num_answers else None,
-    }
-    allowed = TOLERANCES[precision]
-    drop = (found.right["torch"] - found.right["program"]) / answers
-    passed = drop <= allowed["accuracy_drop"]
-    passed &= max(measured["prefill_logits"], measured["latent_states"]) <= allowed.get("numbers", np.inf)
-    passed &= min(_bounded(agreement, precision), default=1.0) >= allowed.get("agreement", 0.0)
-    return Validation(
-        passed=bool(passed), num_samples=found.num_samples, tolerance=allowed, tolerance_reason=REASONS[precision],
-        measured=measured,
-    )  # fmt: skip
-
-
-def _bounded(agreement: dict[str, float], precision: Precision) -> Iterable[float]:
-    """In fp16 a near tie may replay or route another token without changing an answer: only answers are bounded."""
-    return agreement.values() if precision == "fp32" else [agreement.get("spoken tokens", 1.0)]
-
-
-def _complaint(found: Found, validation: Validation, role: Role) -> str:
-    measured = validation.measured
-    lines = [
-        f"the {role} program differs from torch by more than {validation.tolerance}: {validation.tolerance_reason}"
-    ]
-    lines += [f"  {name}: relative error {measured[name]:.2e}" for name in ("prefill_logits", "latent_states")]
-    lines += [f"  {kind}: first at {where}"[:300] for kind, where in found.first.items()]
-    if measured["accuracy_torch"] is not None:
-        lines.append(f"  right answers: {found.right['program']} of {found.num_answers}, torch {found.right['torch']}")
-    return "\n".join([*lines, "nothing was written"])

@@ -126,6 +126,7 @@ class ShapeSubject:
     """
 
     check_tokens: int | None = CHECK_TOKENS
+    check_rounded = True
     check_note = (
         "the weights are random, so no answer is right; torch held the values that the program's integers stand for"
     )

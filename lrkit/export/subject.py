@@ -48,6 +48,8 @@ class Subject(Protocol):
     """Where the weights come from."""
     check_tokens: int | None
     """Spoken tokens that are compared with torch; None: as many as the bundle allows."""
+    check_rounded: bool
+    """Whether torch holds the values that an int4 program's integers stand for."""
     check_note: str
     """What else the bundle says of that comparison."""
 
@@ -82,6 +84,7 @@ class CheckpointSubject:
     """A checkpoint and its baselines."""
 
     check_tokens: int | None = None
+    check_rounded = False
     check_note = ""
 
     def __init__(self, folder: Path) -> None:

@@ -1,0 +1,156 @@
+"""Judges how far a program is from torch, and whether the comparison could show a wrong program at all.
+
+Place in the pipeline: check.py collects the differences in `Found`; `judge` gives the verdict that the bundle keeps.
+
+What proves a program:
+    fp32, fp16   numbers and spoken tokens: few samples show a wrong graph
+    int4         rounding changes numbers and tokens, so right answers are counted; where torch has next to none to
+                 lose (too few samples, samples without answers, a model that was not trained), that bound holds of
+                 any program, and numbers and tokens are bounded instead, wider than for fp16
+    int4, where torch holds the values of the integers: numbers
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from lrkit.errors import ExportError
+from lrkit.runtime.manifest import Precision, Role, Validation
+
+TOLERANCES: dict[Precision, dict[str, float]] = {
+    "fp32": {"numbers": 1e-4, "agreement": 1.0, "accuracy_drop": 0.0},
+    "fp16": {"numbers": 5e-2, "agreement": 0.9, "accuracy_drop": 0.02},
+    "int4": {"accuracy_drop": 0.05},
+}
+UNANSWERED = {"numbers": 0.25, "agreement": 0.5}
+"""int4 where torch answers next to nothing right. The shipped model's logits are 0.12 off at most; those of two models
+that have nothing in common are 1 off or more."""
+ROUNDED = {"numbers": 0.1}
+"""int4 where torch holds what the integers stand for: activations are rounded to int8, which flips near ties."""
+REASONS: dict[Precision, str] = {
+    "fp32": "same float32 operations in another order: numbers within 1e-4 of the largest, every choice the same",
+    "fp16": "11 significant bits through every layer; a choice between near equals may fall the other way",
+    "int4": "4-bit weights are another model: numbers are reported, only the loss of right answers is bounded",
+}
+"""Why each tolerance is what it is; kept in the bundle."""
+MIN_RIGHT = 20
+"""Right answers that torch must have for a loss of 5% to be seen."""
+
+Proof = Literal["numbers", "answers", "none"]
+
+
+@dataclass
+class Found:
+    """Differences collected over the samples."""
+
+    logits: list[float] = field(default_factory=list)
+    states: list[float] = field(default_factory=list)
+    first: dict[str, str] = field(default_factory=dict)
+    """Kind of difference -> where it was first seen."""
+    same: dict[str, int] = field(default_factory=dict)
+    """Kind -> samples without a difference."""
+    right: dict[str, int] = field(default_factory=lambda: {"torch": 0, "program": 0})
+    num_samples: int = 0
+    num_answers: int = 0
+
+    @property
+    def off(self) -> float:
+        """Largest relative error of logits and latent states."""
+        return float(np.max([*self.logits, *self.states], initial=0.0))  # NaN where one is, which max() may pass over
+
+    @property
+    def agreement(self) -> dict[str, float]:
+        """Kind -> part of the samples without a difference."""
+        return {kind: same / max(1, self.num_samples) for kind, same in self.same.items()}
+
+    @property
+    def lost(self) -> float:
+        """Right answers that torch has and the program has not, as a part of all answers."""
+        return (self.right["torch"] - self.right["program"]) / max(1, self.num_answers)
+
+
+def judge(
+    found: Found, precision: Precision, role: Role, *, rounded: bool = False, allow_unproven: bool = False
+) -> Validation:
+    """The verdict. `rounded` and `allow_unproven` as in `check_program`.
+
+    Raises:
+        ExportError: the program differs by more than allowed, or nothing is proven and that is not allowed.
+    """
+    allowed, reason = dict(TOLERANCES[precision]), REASONS[precision]
+    if found.lost > allowed["accuracy_drop"]:
+        raise ExportError(_complaint(found, allowed, reason, role))
+    proof: Proof = "numbers"
+    if precision != "int4":
+        if not _within(found, allowed, precision):
+            raise ExportError(_complaint(found, allowed, reason, role))
+    elif rounded:
+        allowed |= ROUNDED
+        reason = "torch held the values of the integers: numbers within a tenth of the largest"
+        if not _within(found, ROUNDED, precision):
+            raise ExportError(_complaint(found, allowed, reason, role))
+    elif found.right["torch"] >= MIN_RIGHT:
+        proof = "answers"
+    else:
+        allowed |= UNANSWERED
+        reason += f"; torch has {found.right['torch']} right answers to lose, so numbers and spoken tokens are bounded"
+        if not _within(found, UNANSWERED, precision):
+            if not allow_unproven:
+                raise ExportError(_unproven(found, role))
+            proof, reason = "none", f"{REASONS[precision]}; NOTHING IS PROVEN by these samples, which was allowed"
+    return Validation(
+        passed=proof != "none", num_samples=found.num_samples, tolerance=allowed, tolerance_reason=reason,
+        measured=_measured(found, proof),
+    )  # fmt: skip
+
+
+def _within(found: Found, allowed: dict[str, float], precision: Precision) -> bool:
+    # A number that is none compares as false: it must not pass.
+    agreed = min(_bounded(found.agreement, precision), default=1.0)
+    return found.num_samples > 0 and found.off <= allowed["numbers"] and agreed >= allowed.get("agreement", 0.0)
+
+
+def _bounded(agreement: dict[str, float], precision: Precision) -> Iterable[float]:
+    """In fp16 a near tie may replay or route another token without changing an answer: only answers are bounded."""
+    return agreement.values() if precision == "fp32" else [agreement.get("spoken tokens", 1.0)]
+
+
+def _measured(found: Found, proof: Proof) -> dict[str, Any]:
+    def part(who: str) -> float | None:
+        return found.right[who] / found.num_answers if found.num_answers else None
+
+    return {
+        "prefill_logits": max(found.logits, default=0.0), "latent_states": max(found.states, default=0.0),
+        "agreement": found.agreement, "accuracy_torch": part("torch"), "accuracy_program": part("program"),
+        "proof": proof,
+    }  # fmt: skip
+
+
+def _complaint(found: Found, allowed: dict[str, float], reason: str, role: Role) -> str:
+    bounds = ", ".join(f"{name} {value:g}" for name, value in allowed.items())
+    return (
+        f"the {role} program differs from torch by more than is allowed ({bounds}; {reason}): {_seen(found)}; nothing "
+        "was written: export with a finer precision (--target cpu-fp32 is exact), or int4.block=32"
+    )
+
+
+def _unproven(found: Found, role: Role) -> str:
+    return (
+        f"nothing proves the {role} program: torch has {found.right['torch']} right answers on {found.num_samples} "
+        f"samples, where {MIN_RIGHT} show a loss, and the rest differs too much to tell ({_seen(found)}); give samples "
+        "with answers that the model knows (--data, --samples), or --allow-unproven to write the bundle all the same"
+    )
+
+
+def _seen(found: Found) -> str:
+    """What differs, in half a sentence."""
+    parts = [f"prefill_logits by {max(found.logits, default=0.0):.2e}"]
+    parts += [f"latent_states by {max(found.states):.2e}"] if found.states else []
+    tokens = found.agreement.get("spoken tokens", 1.0)
+    parts += [f"{tokens:.0%} of the spoken answers are equal"]
+    parts += [f"{kind} first at {where}"[:120] for kind, where in found.first.items()]
+    if found.num_answers:
+        parts.append(f"right answers {found.right['program']} of {found.num_answers}, torch {found.right['torch']}")
+    return ", ".join(parts)
