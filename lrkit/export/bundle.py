@@ -116,8 +116,7 @@ def export_bundle(
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        ExportError: no program can be built for it, a program differs from torch or is not proven, or `output` is
-            taken.
+        ExportError: no program can be built for it, one differs from torch or is unproven, or `output` is taken.
         EnginesRefused: TensorRT refuses the program or fails; the bundle is there, without engines.
         UserError: another process exports into `output`.
         FileError: something cannot be written, as when the disk is full.

@@ -90,8 +90,8 @@ def torch_answers(
             "a checkpoint"
         ) from error
     finally:
-        reasoner = None
-        gc.collect()  # models are full of cycles
+        reasoner = None  # of the cycles that hold a model too
+        gc.collect()
 
 
 def check_program(

@@ -122,7 +122,20 @@ def export_and_ask(recipe: Recipe, folder: Path, lines: Path) -> None:
     picture, question, data = asked(recipe, lines, folder)
     bundle = folder / "bundle"
     small = ("limits.max_new_tokens=8",)
-    lrkit("export", folder / "run", "--int4", "--no-baselines", "-o", bundle, "--data", data, "--samples", 2, *small)
+    lrkit(
+        "export",
+        folder / "run",
+        "--int4",
+        "--no-baselines",
+        "-o",
+        bundle,
+        "--data",
+        data,
+        "--samples",
+        2,
+        "--allow-unproven",
+        *small,
+    )
     lrkit("ask", bundle, "--image", picture, question, "--max-new-tokens", 4, "--json", folder / "bundle.json")
     assert json.loads((folder / "bundle.json").read_text())["dtype"] == "int4"
 
