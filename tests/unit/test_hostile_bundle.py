@@ -131,7 +131,7 @@ def test_a_program_that_answers_in_another_shape(own_bundle: Path) -> None:
     )
 
 
-def test_a_program_that_fails_while_it_runs(own_bundle: Path) -> None:
+def test_a_program_that_fails_while_it_runs(own_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     failing = helper.make_node("Reshape", ["input_ids", "wrong"], ["r"])
     count = helper.make_node("ReduceSum", ["r"], ["extra"], keepdims=0)
     shape = helper.make_node("Constant", [], ["wrong"], value=helper.make_tensor("w", TensorProto.INT64, [1], [7]))
@@ -139,6 +139,7 @@ def test_a_program_that_fails_while_it_runs(own_bundle: Path) -> None:
     reasoner = Reasoner.load(own_bundle, threads=1)
     said = sentence(lambda: reasoner.ask(None, QUESTION))
     assert "latent.onnx: ONNX Runtime cannot run it (" in said and "Reshape" in said
+    assert capfd.readouterr().err == "", "what ONNX Runtime says is said once, by lrkit"
 
 
 def test_a_program_that_asks_for_more_memory_than_there_is(own_bundle: Path) -> None:

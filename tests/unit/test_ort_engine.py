@@ -34,8 +34,8 @@ def engine_of(reasoner: Reasoner) -> OrtEngine:
 
 
 def facts(answer: Answer) -> dict[str, object]:
-    """Everything but seconds, and shares without their last digits."""
-    values = answer.to_dict() | {"timings": None}
+    """Everything but seconds and the name of the number type, and shares without their last digits."""
+    values = answer.to_dict() | {"timings": None, "dtype": None}
     for step in values["regions"]:
         for region in step:
             region |= {key: round(value, 4) for key, value in region.items() if isinstance(value, float)}
