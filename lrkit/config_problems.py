@@ -18,6 +18,8 @@ from lrkit.errors import did_you_mean
 _MOST_DETAILS = 200
 """Of pydantic's findings in one set of values: a list of thousands of wrong items is one mistake."""
 
+_LONGEST_LINE = 1000
+"""A validator puts names into its text, and names may be books."""
 Path = tuple[str, ...]
 """Keys and indices, as text, from the top to a value."""
 
@@ -135,7 +137,8 @@ def _missing(cls: type[BaseModel], details: ErrorDetails) -> list[str]:
 
 def _validator_text(cls: type[BaseModel], details: ErrorDetails) -> list[str]:
     # A validator that found several problems raises them as the lines of one message.
-    return str(details.get("ctx", {}).get("error", details["msg"])).splitlines()
+    lines = str(details.get("ctx", {}).get("error", details["msg"])).splitlines()
+    return [line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..." for line in lines]
 
 
 _TEXT_OF: dict[str, Callable[[type[BaseModel], ErrorDetails], list[str]]] = {

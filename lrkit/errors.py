@@ -167,6 +167,11 @@ _WHAT_TO_DO = {
 # torch and safetensors write by code of their own and hide the number in a text.
 _HIDDEN_NUMBER = re.compile(r"os error (\d+)")
 _TORCH_WRITER = ("PytorchStreamWriter", "unexpected pos", "inline_container", "basic_ios::clear", "iostream error")
+_NO_MEMORY = (
+    "failed to map segment", "Cannot allocate memory", "std::bad_alloc", "can't allocate memory", "not enough memory",
+    "can't start new thread", "CUDA out of memory",
+)  # fmt: skip
+"""What the loader of shared objects, torch and Python's threads say where there is no more."""
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
 
@@ -187,12 +192,19 @@ def is_write_failure(error: BaseException) -> bool:
         return True
     text = str(error)
     named = _HIDDEN_NUMBER.search(text) is not None and type(error).__name__ == "SafetensorError"
+    if _no_memory(error):
+        return True
     return named or (isinstance(error, RuntimeError) and any(mark in text for mark in _TORCH_WRITER))
+
+
+def _no_memory(error: BaseException) -> bool:
+    told = isinstance(error, ImportError | RuntimeError) and any(mark in str(error) for mark in _NO_MEMORY)
+    return told or isinstance(error, MemoryError)
 
 
 def os_sentence(error: BaseException, path: "os.PathLike[str] | str | None" = None) -> str:
     """The system's refusal as one sentence that says what to do; `path` where the error itself names no file."""
-    if isinstance(error, MemoryError):
+    if _no_memory(error):
         return f"{_place(path)}{_WHAT_TO_DO[errno.ENOMEM]}"
     hidden = _HIDDEN_NUMBER.search(str(error))
     number = error.errno if isinstance(error, OSError) else int(hidden[1]) if hidden else None

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -19,10 +20,10 @@ class Display:
     def __init__(self, quiet: bool = False) -> None:
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -42,14 +43,15 @@ class Display:
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        """One line."""
-        self._console.print(clean(text), markup=False)
+        """One line; where standard error takes none (a full disk, a reader that went away) the run goes on."""
+        with suppress(OSError):
+            self._console.print(clean(text), markup=False)
 
     def start_stage(self, index: int, stages: int, stage: Stage, done: int, total: int) -> None:
         """A new bar."""
         self._accuracy = ""
         self._bar.reset(
-            self._task, description=f"{index + 1}/{stages} {stage.name}", total=total, completed=done, figures=""
+            self._task, description=f"{index + 1}/{stages} {clean(stage.name)}", total=total, completed=done, figures=""
         )
         self.say(f"stage {index + 1}/{stages} {stage.name}: {total} updates" + (f", {done} done" if done else ""))
 

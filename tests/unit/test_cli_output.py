@@ -124,6 +124,28 @@ def test_help_to_an_output_that_takes_nothing_leaves_no_traceback() -> None:
     assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ImportError("lib.so: failed to map segment from shared object"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_no_memory_is_one_sentence_whoever_says_it(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lrkit.cli import ls
+
+    def fails(runs: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(ls, "list_everything", fails)
+    assert run("ls") == 2
+    assert capsys.readouterr().err == "error: there is not enough memory; free some, or ask for less\n"
+
+
 def test_json_goes_to_standard_output_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("ls", "recipe", "--json", "-") == 0
     shown = capsys.readouterr()
