@@ -118,6 +118,11 @@ def _value_at(values: Any, path: Sequence[str]) -> Any:
 
 
 def _rule(details: ErrorDetails) -> str:
+    if details["type"] == "union_tag_invalid":  # pydantic's own words hold the whole tag
+        found: dict[str, Any] = details.get("ctx", {})
+        allowed = re.findall(r"'([^']*)'", str(found.get("expected_tags", "")))
+        hint = did_you_mean(str(found.get("tag", ""))[:60], allowed)
+        return f"{str(found.get('discriminator')).strip(chr(39))} must be one of {', '.join(allowed)}{hint}"
     rule = details["msg"][:1].lower() + details["msg"][1:]
     if details["type"] not in {"literal_error", "enum"}:
         return rule

@@ -9,6 +9,7 @@ import pytest
 from lrkit.config import load_config, load_yaml
 from lrkit.errors import ConfigError
 from lrkit.strict_yaml import MAX_BYTES, MAX_DEPTH, MAX_VALUES, parse_yaml
+from lrkit.train.recipe import load_recipe
 from tests.unit.test_config import Run
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
@@ -155,6 +156,16 @@ def test_odd_values_are_few_and_printable_lines(values: dict[str, object]) -> No
     lines = str(caught.value).splitlines()
     assert len(lines) <= 51 and all(line.isprintable() and len(line) < 500 for line in lines)
     assert not any("Traceback" in line for line in lines)
+
+
+def test_the_kind_of_a_part_is_corrected_and_never_printed_whole() -> None:
+    for kind, says in (("jsonI", "did you mean 'jsonl'?"), ("x" * 20_000, "kind must be one of trail, jsonl")):
+        with pytest.raises(ConfigError) as caught:
+            load_recipe(
+                {"name": "r", "init": "tiny/base", "stages": [{"name": "s", "updates": 1}], "data": {"kind": kind}}
+            )
+        (line,) = str(caught.value).splitlines()
+        assert line.startswith("Recipe: data: got ") and says in line and len(line) < 300
 
 
 def test_a_mapping_that_contains_itself_is_refused() -> None:
