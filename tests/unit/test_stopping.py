@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from lrkit.cli.main import main
 from lrkit.errors import Cancelled, LrkitError, TimeoutExceeded, UserError
 from lrkit.runtime.engine import AskOptions
 from lrkit.runtime.ort_session import OrtGraph
@@ -51,6 +52,13 @@ def test_a_loop_without_end_ends_in_time(hanging: Path) -> None:
     with pytest.raises(TimeoutExceeded):
         reasoner.ask_batch([(None, QUESTION)] * 2, timeout=0.05)
     assert current() is not None and threading.active_count() < 20
+
+
+def test_the_command_line_gives_up(hanging: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["ask", str(hanging), QUESTION, "--timeout", "0.1"])
+    assert left.value.code == 2
+    assert "no answer within the 0.1 s" in " ".join(capsys.readouterr().err.split())
 
 
 def test_another_thread_cancels(hanging: Path, monkeypatch: pytest.MonkeyPatch) -> None:
