@@ -8,8 +8,12 @@ import math
 
 import pytest
 
-from lrkit.errors import ExportError
+from lrkit.errors import CheckpointError, ExportError
+from lrkit.export.check import open_program, torch_answers
 from lrkit.export.check_verdict import MIN_RIGHT, Found, judge
+from lrkit.runtime.io_spec import IoSpec
+from lrkit.runtime.manifest import Limits
+from tests.bundles import processor
 
 
 def found(off: float = 0.1, same: float = 1.0, torch: int = 0, program: int = 0, answers: int = 0, samples: int = 100):
@@ -88,3 +92,26 @@ def test_exact_programs_are_proven_by_few_samples(precision):
 def test_a_number_that_is_none_is_seen_wherever_it_stands():
     for numbers in ([math.nan, 0.1], [0.1, math.nan], [0.1, math.nan, 0.2]):
         assert math.isnan(Found(logits=numbers).off)
+
+
+def test_what_onnx_runtime_says_is_one_sentence(tmp_path):
+    (tmp_path / "latent.onnx").write_bytes(b"no graph")
+    with pytest.raises(ExportError, match=r"^ONNX Runtime cannot load latent.onnx .*; free memory") as refused:
+        open_program(tmp_path / "latent.onnx", IoSpec(form="program", inputs=(), outputs=()))
+    assert "\n" not in str(refused.value)
+
+
+def test_what_torch_says_is_one_sentence():
+    bounds = Limits(max_prompt_tokens=9, max_patches=9, max_images=1, max_latent_steps=1, max_new_tokens=1)
+
+    def unfit():
+        raise RuntimeError("Error(s) in loading state_dict:\n\tsize mismatch for x")
+
+    with pytest.raises(ExportError, match=r"with the cot model \(Error\(s\) in loading state_dict: size mismatch"):
+        torch_answers(unfit, processor(), [], "cot", bounds)
+
+    def gone():
+        raise CheckpointError("b: is no checkpoint; copy it again")
+
+    with pytest.raises(CheckpointError, match=r"^b: is no checkpoint; copy it again$"):
+        torch_answers(gone, processor(), [], "cot", bounds)
