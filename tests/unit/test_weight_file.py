@@ -72,7 +72,7 @@ def test_one_matrix_is_alive_at_a_time_and_each_is_read_once(dialect, precision,
     chunks, tower, watched = parts(dialect, precision, WeightFile(tmp_path, "data", in_memory=0))
     gc.disable()  # what only the collector would free counts as held
     try:
-        program = build_program(chunks, EOS, tower)
+        program = build_program(chunks, [EOS], tower)
         assert (watched.most, watched.alive) == (1, 0)
     finally:
         gc.enable()
@@ -85,10 +85,10 @@ def test_one_matrix_is_alive_at_a_time_and_each_is_read_once(dialect, precision,
 def test_a_streamed_program_holds_what_another_holds_in_memory(dialect, precision, tmp_path):
     """Same graph, same values of every tensor, in a file that ONNX Runtime loads."""
     chunks, tower, _ = parts(dialect, precision, None)
-    held = build_program(chunks, EOS, tower).model
+    held = build_program(chunks, [EOS], tower).model
     weights = WeightFile(tmp_path, "program.onnx.data", in_memory=3000)
     chunks, tower, _ = parts(dialect, precision, weights)
-    save_models({"program.onnx": build_program(chunks, EOS, tower).model}, tmp_path, "program.onnx.data", weights)
+    save_models({"program.onnx": build_program(chunks, [EOS], tower).model}, tmp_path, "program.onnx.data", weights)
     read = ir.load(tmp_path / "program.onnx")
     assert [node.name for node in read.graph.all_nodes()] == [node.name for node in held.graph.all_nodes()]
     assert list(read.graph.initializers) == list(held.graph.initializers)
@@ -156,7 +156,7 @@ def test_a_weight_is_unpacked_where_it_is_used(tmp_path):
     makes its operand, the float values of all layers were in memory at once (500 million weights: 5.0 GB; 2.2 since).
     A session's profile has the nodes in the order in which they ran."""
     chunks, tower, _ = parts("tensorrt", "int4", None)
-    model = build_program(chunks, EOS, tower).model
+    model = build_program(chunks, [EOS], tower).model
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # which rename nodes
     options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
