@@ -170,6 +170,7 @@ def _cli_case(rng: Random) -> list[str]:
         odd = rng.choice(
             (*mutate.TEXTS, "BUNDLE", ".", "data.jsonl", "a.png", "tiny/latent", "no/such", "0", "-1", "1.5")
         )
+        odd = "a" if odd in ("/", "..", "~") else odd  # names that stand outside the work's own folder
         odd = odd.replace("\0", "")[:5000].replace("BUNDLE", str(_bundle[0]))
         if how == 0:
             words[place:place] = [rng.choice(_OPTIONS), odd]

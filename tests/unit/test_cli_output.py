@@ -214,3 +214,17 @@ def test_figures_that_took_long_are_kept_where_their_file_is_gone(
     with pytest.raises(FileError, match="the report was printed instead"):
         write_json(tmp_path / "file" / "x.json", {"a": 1}, precious=True)
     assert json.loads(capsys.readouterr().err) == {"a": 1}
+
+
+@pytest.mark.parametrize("place", [".", "..", "kept", "/"])
+def test_a_copy_never_takes_the_place_of_a_folder_of_other_things(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`lrkit cp tiny . --force` emptied the working folder."""
+    here = tmp_path / "here"
+    (here / "kept").mkdir(parents=True)
+    (here / "kept" / "thesis.txt").write_text("years of work")
+    monkeypatch.chdir(here)
+    assert run("cp", "tiny", place, "--force") == 2
+    assert "which --force does not replace; give" in capsys.readouterr().err
+    assert (here / "kept" / "thesis.txt").read_text() == "years of work"
