@@ -18,6 +18,8 @@ from lrkit.model.folder import baselines_of, read_info, read_settings
 from lrkit.model.generated import WITHOUT_LATENTS
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.settings import ReasonerSettings
+from lrkit.model.whole_weights import check_weights
+from lrkit.runtime.checkpoint_files import check_fit
 from lrkit.runtime.manifest import Role
 from lrkit.runtime.processor import Processor
 
@@ -92,6 +94,7 @@ class CheckpointSubject:
         self.folder, self.name = folder, folder.name
         self._info = read_info(folder)
         self.processor = Processor.from_folder(folder)
+        check_fit(self.processor, check_weights(folder))
         self.provenance = {"stage": self._info.get("stage"), "provenance": self._info.get("provenance")}
 
     def origins(self, baselines: bool) -> dict[Role, Origin]:

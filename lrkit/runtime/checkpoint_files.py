@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lrkit.errors import CheckpointError
+from lrkit.model.backbones.layout import Layout
 from lrkit.model.folder import INFO_FILE, baselines_of, is_plain, read_info
 from lrkit.model.settings import ReasonerSettings
 from lrkit.model.stored import first_not_finite, read_header
@@ -90,29 +91,45 @@ def _check_processor(report: CheckpointReport, checked: CheckedWeights | None) -
 
 
 def check_fit(processor: Processor, checked: CheckedWeights) -> None:
-    """Do tokenizer and weights belong together?
+    """Do the processor's files and the weights belong together?
 
     Raises:
-        CheckpointError: the latent or the image token is another one, or a token has no row in the embedding.
+        CheckpointError: the latent token is another one, or as `check_model`.
     """
-    folder, layout = checked.folder, checked.layout
-    if checked.info["latent_id"] is not None and checked.latent_id != processor.latent_id:
+    folder, plain = checked.folder, checked.info["latent_id"] is None
+    if not plain and checked.latent_id != processor.latent_id:
         raise CheckpointError(
             f"{folder}: {INFO_FILE} says that the latent token is {checked.latent_id}, the tokenizer that it is "
             f"{processor.latent_id}; the files are of two checkpoints, so copy both again"
         )
+    check_model(processor, checked.layout, folder, plain)
+
+
+def check_model(processor: Processor, layout: Layout, folder: Path, plain: bool) -> None:
+    """Do the processor's files and a backbone belong together? `folder` is where the processor was read; the latent
+    token that lrkit adds to the tokenizer of a `plain` model needs no row, as it is never fed to it.
+
+    Raises:
+        CheckpointError: the image token is another one, a token has no row in the embedding, or pictures are cut in
+            another way than the tower reads them.
+    """
     if processor.image_id != layout.image_id:
         raise CheckpointError(
             f"{folder}: config.json says that the image token is {layout.image_id}, the tokenizer that it is "
             f"{processor.image_id}; the files are of two models, so copy both again"
         )
-    # What lrkit adds to a plain model's tokenizer is never fed to it.
     last = processor.last_id
-    if last >= layout.vocabulary and not (checked.info["latent_id"] is None and last == processor.latent_id):
+    if last >= layout.vocabulary and not (plain and last == processor.latent_id):
         raise CheckpointError(
             f"{folder}: the tokenizer has a token {last}, the embedding {layout.vocabulary} rows; the files are of two "
             "models, so copy both again"
         )
+    for key, wanted in layout.cut.items():
+        if (found := getattr(processor.geometry, key)) != wanted:
+            raise CheckpointError(
+                f"{folder}: the image processor's {key} is {found}, config.json's vision tower reads {wanted}; the "
+                "files are of two models, so copy both again"
+            )
 
 
 def _check_values(report: CheckpointReport, checked: CheckedWeights, values: bool, seen: set[Path]) -> None:

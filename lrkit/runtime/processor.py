@@ -73,7 +73,7 @@ class Processor:
         """Takes over `tokenizer`: turns padding and truncation off, adds the latent token where it is missing.
 
         Raises:
-            CheckpointError: another special token of `format` is not in the vocabulary.
+            CheckpointError: another special token of `format`, or a word of it, is not in the vocabulary.
         """
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -97,9 +97,14 @@ class Processor:
         """What a bundle was made for; None (a checkpoint) sets no limit."""
         self._separator_ids = self._encode(format.step_separator) if format.step_separator else []
         self._controls = ControlTokens(tokenizer, format)
-        self._controls.check_prompt(self._encode(format.prompt_text("", 1)), "", 1)
-        self._unknown = getattr(tokenizer.model, "unk_token", None)
-        self._unknown_id = None if self._unknown is None else tokenizer.token_to_id(self._unknown)
+        around = self._encode(format.prompt_text("", 1))
+        self._controls.check_prompt(around, "", 1)
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        self._unknown_id = None if unknown is None else tokenizer.token_to_id(unknown)
+        if self._unknown_id in (*around, *self.answer_prefix_ids, *self._separator_ids):
+            raise CheckpointError(
+                f"{PROMPT_FILE} holds words that the tokenizer lacks; the files are of two models, so copy both again"
+            )
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> Self:

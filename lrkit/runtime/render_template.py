@@ -28,7 +28,10 @@ def main() -> None:
     except Exception as error:
         found = [{"error": _said(error)} for _ in asked["jobs"]]
     else:
-        found = [_render(template, {**asked["tokens"], **job}) for job in asked["jobs"]]
+        # Templates ask whether there are tools: transformers always gives both names.
+        found = [
+            _render(template, {"tools": None, "documents": None, **asked["tokens"], **job}) for job in asked["jobs"]
+        ]
     json.dump(found, sys.stdout)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from lrkit.errors import CheckpointError
+from lrkit.model.backbones.layout import read_layout
 from lrkit.model.backbones.protocol import Backbone
 from lrkit.model.backbones.table import load_backbone
 from lrkit.model.build import build_reasoner
@@ -18,6 +19,7 @@ from lrkit.model.hub import hub_folder
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.settings import ReasonerSettings
 from lrkit.resources import REASONER_FILE
+from lrkit.runtime.checkpoint_files import check_fit, check_model
 from lrkit.runtime.processor import Processor
 from lrkit.train.checks import init_folder
 from lrkit.train.fresh import fresh_backbone, trail_processor
@@ -54,9 +56,11 @@ def load_start(recipe: Recipe, settings: ReasonerSettings, dtype: torch.dtype) -
     frozen = recipe.trainable == "lora"
     if (folder / REASONER_FILE).is_file():
         loaded = load_checkpoint(folder, recipe.trainable, settings, dtype)
+        check_fit(processor, loaded.checked)
         return Start(
             loaded.reasoner, processor, loaded.base if frozen else None, lambda: _digests(folder, loaded.base, frozen)
         )
+    check_model(processor, read_layout(folder), folder, plain=True)
     backbone = load_backbone(str(folder), dtype)
     rows = backbone.embedding_rows().shape[0]
     if processor.latent_id >= rows:

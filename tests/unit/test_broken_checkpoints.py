@@ -121,6 +121,13 @@ BROKEN_ADAPTERS: dict[str, Break] = {
     "a rank that fills the memory": put("adapter_config.json", "r", 10**9),
     "alpha in adapter_config": put("adapter_config.json", "lora_alpha", 64),
     "alpha in reasoner.json": put(INFO, "settings.lora.alpha", 8.0),
+    # Pictures once came to the tower in the wrong form, and torch's traceback to the user.
+    "patches of another size": put("preprocessor_config.json", "patch_size", 16),
+    "patches merged in another way": put("preprocessor_config.json", "merge_size", 4),
+    "patches of other frames": put("preprocessor_config.json", "temporal_patch_size", 1),
+    # Every question was blamed for words of the format.
+    "a prompt of words that the tokenizer lacks": put("prompt.json", "template", "Please look: {images} {question}"),
+    "a marker that the tokenizer lacks": put("prompt.json", "answer", "Hence {answer}"),
     "another kind of adapter": put("adapter_config.json", "peft_type", "LOHA"),
     "an adapter that names code": put("adapter_config.json", "auto_mapping", {"base_model_class": "X"}),
     "modules to save": put("adapter_config.json", "modules_to_save", ["lm_head"]),

@@ -38,6 +38,8 @@ RENDERED = {
     "tojson": loop("{{ {'ü': [1, m.role]} | tojson(indent=1) }}"),
     "namespace": "{% set n = namespace(x=1) %}" + loop("{% set n.x = n.x + 1 %}{{ n.x }}"),
     "special tokens": "{{ eos_token }}" + loop(""),
+    "no tools": "{% if tools is not none %}{{ tools | length }}{% endif %}"
+    "{% if documents is not none %}## Documents{% endif %}" + loop(""),
 }
 
 

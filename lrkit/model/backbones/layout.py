@@ -29,6 +29,9 @@ class Layout:
     """Rows of the embedding."""
     image_id: int
     """Token that stands for one visual token; no answer ever holds it."""
+    cut: Mapping[str, int]
+    """How the tower wants pictures cut: patch_size and merge_size in pixels and patches, temporal_patch_size in
+    frames."""
     tied: bool
     """The head is the embedding matrix."""
     tensors: Mapping[str, Shape]

@@ -118,6 +118,11 @@ def read_qwen2_vl(values: Mapping[str, Any], label: str) -> Layout:
         num_layers=text.num_hidden_layers,
         vocabulary=text.vocab_size,
         image_id=outer.image_token_id,
+        cut={
+            "patch_size": vision.patch_size,
+            "merge_size": vision.spatial_merge_size,
+            "temporal_patch_size": vision.temporal_patch_size,
+        },
         tied=tied,
         tensors=dict(_tensors(text, vision, tied)),
         adapted=dict(_adapted(text)),
