@@ -149,7 +149,7 @@ def test_readme_lists_the_verbs_there_are() -> None:
     recipes = re.findall(r"^ {4}lrkit train ([a-z][\w-]*)(.*)", readme, re.MULTILINE)
     assert recipes
     for name, overrides in recipes:
-        assert load_recipe(find_recipe(name), overrides.split())
+        assert load_recipe(find_recipe(name), [word for word in overrides.split() if "=" in word])
 
 
 def test_every_verb_file_is_in_the_table() -> None:
