@@ -2,6 +2,7 @@
 #
 #   make demo    the three ways to answer, side by side, on the shipped model
 #   make test    the default tests (CPU, offline)
+#   make road    the whole road with a model of one's own, from a published layout to a TensorRT engine: two minutes
 #   make check   lint, format and types
 #   make fuzz    50,000 seeded inputs of every kind, in about half an hour of one core; CASES, SEED and WORKERS change it
 #
@@ -18,7 +19,7 @@ CASES ?= 50000
 SEED ?= 0
 WORKERS ?= 2
 
-.PHONY: demo test check fuzz clean
+.PHONY: demo test road check fuzz clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/lrkit demo
@@ -26,6 +27,9 @@ demo: $(RUN_STAMP)
 # A worker per core, each with one thread: threads that wait for one another cost more than they bring.
 test: $(DEV_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+road: $(DEV_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/e2e/test_own_model.py
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .
