@@ -22,6 +22,7 @@ with `EXIT_CODE`; `--debug` shows the traceback.
 import errno
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -164,8 +165,8 @@ _WHAT_TO_DO = {
     errno.EBUSY: "it is in use (a mount point?); give another place",
     errno.ENXIO: "nobody is at the other end; check the path",
 }
-# torch and safetensors write by code of their own and hide the number in a text.
-_HIDDEN_NUMBER = re.compile(r"os error (\d+)")
+# torch, safetensors and shutil hide the number in a text.
+_HIDDEN_NUMBER = re.compile(r"(?:os error |\[Errno )(\d+)")
 _TORCH_WRITER = ("PytorchStreamWriter", "unexpected pos", "inline_container", "basic_ios::clear", "iostream error")
 _NO_MEMORY = (
     "failed to map segment", "Cannot allocate memory", "std::bad_alloc", "can't allocate memory", "not enough memory",
@@ -207,7 +208,9 @@ def os_sentence(error: BaseException, path: "os.PathLike[str] | str | None" = No
     if _no_memory(error):
         return f"{_place(path)}{_WHAT_TO_DO[errno.ENOMEM]}"
     hidden = _HIDDEN_NUMBER.search(str(error))
-    number = error.errno if isinstance(error, OSError) else int(hidden[1]) if hidden else None
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and hidden:
+        number = int(hidden[1])
     if number is None and any(mark in str(error) for mark in _TORCH_WRITER):
         return f"{_place(path)}cannot be written whole; check for a full disk or a limit on file sizes"
     if number in _WHAT_TO_DO:
@@ -216,6 +219,8 @@ def os_sentence(error: BaseException, path: "os.PathLike[str] | str | None" = No
         said = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
         reason = f"{clean(str(said)).lower()}; check the path and its rights"
     named = path if path is not None else getattr(error, "filename", None)
+    if named is None and isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        named = error.args[0][0][1]  # (from, to, why) of each file that could not be copied
     return f"{_place(named)}{reason}"
 
 

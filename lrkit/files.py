@@ -124,7 +124,9 @@ def check_writable(path: Path | str, folder: bool = False) -> None:
         if not there.is_dir():
             raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR), str(there))
         if not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError(EACCES, os.strerror(EACCES), str(there))
+            read_only = hasattr(os, "statvfs") and os.statvfs(there).f_flag & os.ST_RDONLY
+            number = EROFS if read_only else EACCES
+            raise OSError(number, os.strerror(number), str(there))
         given.stat()  # a name that is too long, which lexists does not tell from one that is free
     except FileNotFoundError:
         return

@@ -14,7 +14,7 @@ from lrkit.model.backbones.layout import read_layout
 from lrkit.model.backbones.protocol import Backbone
 from lrkit.model.backbones.table import load_backbone
 from lrkit.model.build import build_reasoner
-from lrkit.model.checkpoint import load_checkpoint
+from lrkit.model.checkpoint import load_checkpoint, not_finite
 from lrkit.model.hub import hub_folder
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.settings import ReasonerSettings
@@ -43,7 +43,7 @@ def load_start(recipe: Recipe, settings: ReasonerSettings, dtype: torch.dtype) -
     """Builds or loads the reasoner, with the recipe's weights trainable. Random weights come from torch's generator.
 
     Raises:
-        CheckpointError: files are missing, damaged or do not fit.
+        CheckpointError: files are missing, damaged, do not fit or hold NaN or infinity.
     """
     if isinstance(recipe.init, FreshBackbone):
         processor = _limited(trail_processor(), recipe)
@@ -69,6 +69,8 @@ def load_start(recipe: Recipe, settings: ReasonerSettings, dtype: torch.dtype) -
             "enlarge its embedding first (resize_token_embeddings of transformers)"
         )
     reasoner = build_reasoner(backbone, settings, processor.latent_id, None, recipe.trainable)
+    if name := not_finite(reasoner):
+        raise CheckpointError(f"init: {folder}: {name} holds NaN or infinity; `lrkit validate` names the file")
     base = hub_id or str(folder) if frozen else None
     return Start(reasoner, processor, base, lambda: _digests(folder, None, frozen))
 

@@ -1,11 +1,15 @@
 """A run whose numbers are no numbers any more ends in one sentence, before they are saved, validated or kept."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from lrkit.errors import CheckpointError
+from lrkit.resources import REASONER_FILE, resolve_checkpoint
 from lrkit.train.failures import Diverged
 from lrkit.train.recipe import load_recipe
 from lrkit.train.run import train
@@ -53,3 +57,18 @@ def test_numbers_that_are_none_end_the_run(case: str, tmp_path: Path) -> None:
     # What was saved before, at the start of the run, is what it was.
     weights = torch.load(folder / STATE_FILE, weights_only=True)["weights"]
     assert weights and all(bool(weight.isfinite().all()) for weight in weights.values())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_plain_model_that_holds_no_numbers_is_named_before_training(value: float, tmp_path: Path) -> None:
+    # The run blamed the learning rate for it, after its first update.
+    base = tmp_path / "base"
+    shutil.copytree(resolve_checkpoint("tiny/base"), base)
+    (base / REASONER_FILE).unlink()
+    weights = load_file(base / "model.safetensors")
+    name = next(name for name in weights if name.endswith("mlp.down_proj.weight"))
+    weights[name][3, 2] = value
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"down_proj\..*weight holds NaN or infinity; `lrkit validate` names"):
+        train(load_recipe(recipe(init=str(base))), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lrkit import files
-from lrkit.errors import BundleError, FileError, UserError
+from lrkit.errors import BundleError, FileError, UserError, os_sentence
 from lrkit.files import parse_json, read_json, replacing, write_bytes, write_json, write_text
 from lrkit.folders import locked, staged_folder
 
@@ -213,3 +214,15 @@ def test_json_files_are_bounded_and_ordinary(tmp_path: Path) -> None:
 def test_digests_are_those_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert files.sha256(tmp_path / "a") == ("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", 3)
+
+
+def test_a_folder_that_could_not_be_copied_is_told_by_its_first_file(tmp_path: Path) -> None:
+    # On a full disk the copy's own error was printed: a list of tuples with both paths, twice.
+    (tmp_path / "to").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "from" / name).mkdir(parents=True)
+        (tmp_path / "to" / name).write_text("x")
+    with pytest.raises(shutil.Error) as caught:
+        shutil.copytree(tmp_path / "from", tmp_path / "to", dirs_exist_ok=True)
+    told = {f"{tmp_path / 'to' / name}: a file of that name is there already; give another name" for name in "ab"}
+    assert os_sentence(caught.value) in told
