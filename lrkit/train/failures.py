@@ -6,12 +6,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from lrkit.errors import FileError, LrkitError, UserError, is_write_failure, one_line, os_sentence
+from lrkit.errors import CheckpointError, FileError, LrkitError, UserError, is_write_failure, one_line, os_sentence
 
 GO_ON = "the same command with --resume goes on from the last saved update"
 
 # How torch's allocator for CPUs says it; that for GPUs has a class of its own.
 _NO_MEMORY = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory", "std::bad_alloc")
+
+
+class StateError(CheckpointError):
+    """The state file is not one that this run can go on from."""
 
 
 class Diverged(UserError):
@@ -47,7 +51,7 @@ def told(then: str = "") -> Generator[None]:
     behind = f"; {then}" if then else ""
     try:
         yield
-    except Diverged:
+    except (Diverged, StateError):
         raise
     except LrkitError as error:
         if not behind or not isinstance(error, UserError):

@@ -15,7 +15,7 @@ from lrkit.errors import ConfigError, FileError, os_sentence
 from lrkit.files import WRITING, check_writable, remove
 from lrkit.folders import locked
 from lrkit.resources import RUN_FILE, STATE_FILE
-from lrkit.train.metrics import METRICS_FILE
+from lrkit.train.metrics import METRICS_FILE, TENSORBOARD_FOLDER
 
 RECIPE_FILE = "recipe.yaml"
 STAGES_FOLDER = "stages"
@@ -29,13 +29,14 @@ def check_folder(folder: Path, resume: bool) -> bool:
 
     Raises:
         ConfigError: it holds a run and `resume` is False, or something else than a run.
-        FileError: it is no folder, or nothing can be written into it.
+        FileError: it is no folder, nothing can be written into it, or a name of the run is a folder for a file.
     """
     names = _names_in(folder)
     if STATE_FILE in names:
         if not (folder / STATE_FILE).is_file():
             raise ConfigError(f"{folder / STATE_FILE} is no file, so it is no run's state; give another folder with -o")
         if resume:
+            _check_kinds(folder)
             return True
         raise ConfigError(
             f"{folder} holds a run already; add --resume to go on with it, or give another folder with -o"
@@ -48,6 +49,19 @@ def check_folder(folder: Path, resume: bool) -> bool:
     if names:
         raise ConfigError(f"{folder} is not empty (it holds {names[0]}); give an empty or a new folder with -o")
     return False
+
+
+def _check_kinds(folder: Path) -> None:
+    """What a run writes on into is what it was: else it would train for hours until it wants to write there."""
+    for name in (RECIPE_FILE, METRICS_FILE, RUN_FILE, _LOCK_FILE):
+        if (folder / name).is_dir():
+            raise FileError(f"{folder / name} is a folder, where the run has a file; move it away")
+    for name in (STAGES_FOLDER, TENSORBOARD_FOLDER):
+        if os.path.lexists(folder / name) and not (folder / name).is_dir():
+            raise FileError(f"{folder / name} is no folder, where the run has one; move it away")
+    for stage in (folder / STAGES_FOLDER).glob("*"):
+        if not stage.is_dir():
+            raise FileError(f"{stage} is no folder, where the run has checkpoints; move it away")
 
 
 @contextmanager

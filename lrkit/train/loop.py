@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrkit.data.collate import TrainBatch
-from lrkit.errors import UserError
+from lrkit.errors import UserError, one_line
 from lrkit.model.checkpoint import save_checkpoint
 from lrkit.train.curriculum import Curriculum, num_updates
 from lrkit.train.devices import make_accelerator, mean_over_processes, number_types
 from lrkit.train.display import Display
-from lrkit.train.failures import Diverged, check_finite
+from lrkit.train.failures import Diverged, StateError, check_finite
 from lrkit.train.metrics import MetricsWriter
 from lrkit.train.optim import build_optimizers, learning_rate, set_learning_rate
 from lrkit.train.origin import Origin
@@ -165,9 +165,14 @@ class Trainer:
     def _go_on(self, now: StageRun, saved: Saved) -> None:
         restore(self._state_owner(now), now.optimizers, saved)
         self.meter = {name: value.to(self.accelerator.device) for name, value in saved.meter.items()}
-        own = saved.processes[self.accelerator.process_index]
-        self.curriculum.load_state(own["curriculum"])
-        set_random_state(own["random"])
+        try:
+            own = saved.processes[self.accelerator.process_index]
+            self.curriculum.load_state(own["curriculum"])
+            set_random_state(own["random"])
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
+            raise StateError(
+                f"the saved draws and random states cannot be read ({one_line(error)}); start a new run"
+            ) from error
 
     def _stop_or_save(self, now: StageRun) -> None:
         stopping = self._agree(self.stop())

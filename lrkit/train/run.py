@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from lrkit.errors import CheckpointError
+from lrkit.resources import REASONER_FILE
 from lrkit.train.checks import check_start
 from lrkit.train.devices import ignored_environment, make_accelerator
 from lrkit.train.display import Display
@@ -72,9 +73,10 @@ def train(
 def _finished(recipe: Recipe, folder: Path, saved: Saved, main: bool) -> Path:
     """The last checkpoint of a finished run. A run killed between its last two writes has no right run.json yet."""
     checkpoint = folder / saved.place.finished[-1]["checkpoint"]
-    if not checkpoint.is_dir():
+    if not (checkpoint / REASONER_FILE).is_file() or not any(checkpoint.glob("*.safetensors")):
         raise CheckpointError(
-            f"{folder} holds a finished run, but {checkpoint} is not there; copy it back, or start a new run with -o"
+            f"{folder} holds a finished run, but {checkpoint} is not there or not whole; copy it back, or start a new "
+            "run with -o"
         )
     if main:
         write_recipe(recipe, folder)

@@ -3,10 +3,11 @@
 Also what asks a run to stop: Ctrl-C and SIGTERM set a flag that the loop reads between two updates.
 """
 
+import math
 import random
 import signal
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrkit.errors import CheckpointError, ConfigError, one_line, os_sentence
+from lrkit.errors import ConfigError, one_line, os_sentence
 from lrkit.files import replacing
 from lrkit.resources import STATE_FILE
+from lrkit.train.failures import StateError
 from lrkit.train.origin import Origin
 from lrkit.train.recipe import Recipe, as_written, differences
 
@@ -100,44 +102,70 @@ def load_state(folder: Path, recipe: Recipe) -> Saved:
     """Reads the state file.
 
     Raises:
-        CheckpointError: it is damaged, or written by another version.
+        StateError: it is damaged, changed, or written by another version.
         ConfigError: it belongs to another recipe; the differences are named.
         MemoryError: there is too little memory for it.
     """
     file = folder / STATE_FILE
     content = _read(file)
     if content.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"{file} has format {content.get('format')}, this lrkit reads {_FORMAT}; resume with the lrkit of that run"
+        raise StateError(
+            f"{file} has format {content.get('format')!r}, this lrkit reads {_FORMAT}; resume with the lrkit of that "
+            "run"
         )
     try:
-        changed = list(differences(content["recipe"], as_written(recipe)))
-        place = Place(**content["place"])
+        place, origin = Place(**content["place"]), Origin(**content["origin"])
         parts = [content[name] for name in ("weights", "optimizers", "meter", "processes")]
-        origin = Origin(**content["origin"])
+        changed = list(differences(content["recipe"], as_written(recipe)))
     except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{file} is not whole ({one_line(error)}); start the run again in a new folder"
-        ) from error
+        raise _not_whole(file, one_line(error)) from error
+    if strange := next(_strange(content, place, origin), None):
+        raise _not_whole(file, strange)
     if changed:
         raise ConfigError(
             f"{folder} was started with another recipe; undo these changes, or start a new run in another folder:\n"
             + "\n".join(changed)
         )
+    if place.stage > len(recipe.stages) or (place.stage == len(recipe.stages) and not place.finished):
+        raise _not_whole(file, f"it stands at stage {place.stage} of {len(recipe.stages)}")
     return Saved(place, *parts, origin=origin)
+
+
+def _not_whole(file: Path, why: str) -> StateError:
+    return StateError(f"{file} is not whole ({why}); start the run again in a new folder")
+
+
+def _strange(content: Mapping[str, Any], place: Place, origin: Origin) -> Iterator[str]:
+    """What is not as `save_state` writes it, one level deep: somebody may have changed the file."""
+    kinds = {"recipe": dict, "weights": dict, "optimizers": list, "meter": dict, "processes": list}
+    yield from (f"its {name} is no {kind.__name__}" for name, kind in kinds.items() if type(content[name]) is not kind)
+    for name in ("stage", "update", "total_updates", "metrics_bytes"):
+        value = getattr(place, name)
+        if type(value) is not int or value < 0:
+            yield f"place.{name} is {value!r}"
+    if type(place.seconds) not in (int, float) or not math.isfinite(place.seconds):
+        yield f"place.seconds is {place.seconds!r}"
+    if type(place.notes) is not list or type(place.finished) is not list:
+        yield "place.notes or place.finished is no list"
+    elif not all(type(stage) is dict and type(stage.get("checkpoint")) is str for stage in place.finished):
+        yield "place.finished names no checkpoint"
+    if not all(type(value) is dict for value in (origin.data, origin.init, origin.environment)):
+        yield "its origin is not as it was written"
+    if not all(isinstance(value, Tensor) for name in ("weights", "meter") for value in content[name].values()):
+        yield "a weight or a sum is no tensor"
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise CheckpointError(os_sentence(error, file)) from error
+        raise StateError(os_sentence(error, file)) from error
     except MemoryError:
         raise
     except Exception as error:  # torch raises whatever its archive or unpickler does
-        raise CheckpointError(f"{file} cannot be read; start the run again without --resume in a new folder") from error
+        raise StateError(f"{file} cannot be read; start the run again without --resume in a new folder") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} is no run's state; start the run again without --resume in a new folder")
+        raise StateError(f"{file} is no run's state; start the run again without --resume in a new folder")
     return content
 
 
@@ -145,23 +173,26 @@ def restore(model: nn.Module, optimizers: Sequence[Optimizer], saved: Saved) -> 
     """Puts weights and optimizer states back (none at the start of a stage).
 
     Raises:
-        CheckpointError: they are those of another model.
+        StateError: they are those of another model.
     """
     own = trained_state(model)
     if set(own) != set(saved.weights):
         first = sorted(set(own) ^ set(saved.weights))[0]
-        raise CheckpointError(f"the saved state does not fit the model (first difference: {first}); start a new run")
+        raise StateError(f"the saved state does not fit the model (first difference: {first}); start a new run")
     if saved.optimizers and len(saved.optimizers) != len(optimizers):
-        raise CheckpointError(
+        raise StateError(
             f"the saved state has {len(saved.optimizers)} optimizers, the recipe {len(optimizers)}; start a new run"
         )
     try:
         for name, tensor in own.items():
-            tensor.copy_(saved.weights[name])
+            before = saved.weights[name]
+            if before.shape != tensor.shape or before.dtype != tensor.dtype:  # copy_ would spread or round it
+                raise ValueError(f"{name} is {before.dtype} of {tuple(before.shape)}")
+            tensor.copy_(before)
         for optimizer, state in zip(optimizers, saved.optimizers, strict=False):
             optimizer.load_state_dict(state)
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"the saved state does not fit the model ({one_line(error)}); start a new run") from error
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise StateError(f"the saved state does not fit the model ({one_line(error)}); start a new run") from error
 
 
 def random_state() -> dict[str, Any]:

@@ -181,7 +181,7 @@ def test_resuming_a_finished_run_puts_its_report_right(place, finished, own, dam
 
 def test_a_finished_run_without_its_last_checkpoint_says_so(place, own):
     shutil.rmtree(own / "stages" / "01-think")
-    with pytest.raises(CheckpointError, match="01-think is not there; copy it back"):
+    with pytest.raises(CheckpointError, match="01-think is not there or not whole; copy it back"):
         train(recipe(place), own, resume=True, quiet=True)
 
 
