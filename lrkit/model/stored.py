@@ -185,6 +185,27 @@ def _not_finite(tensor: StoredTensor) -> str:
     return ""
 
 
+def same_values(one: StoredTensor, other: StoredTensor) -> bool:
+    """Are two tensors equal byte for byte, of one shape and type? They are read in blocks.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    try:
+        with one.file.open("rb") as file, other.file.open("rb") as other_file:
+            file.seek(one.start)
+            other_file.seek(other.start)
+            for start in range(0, one.num_bytes, _BLOCK):
+                size = min(_BLOCK, one.num_bytes - start)
+                if file.read(size) != other_file.read(size):
+                    return False
+    except OSError as error:
+        raise CheckpointError(os_sentence(error, one.file)) from error
+    return True
+
+
 def is_plain_name(name: str) -> bool:
     """Is it the name of a file in the folder itself, and no path to elsewhere?"""
     return bool(name) and name not in (".", "..") and not any(mark in name for mark in ("/", "\\", "\0", os.sep))

@@ -24,7 +24,7 @@ from lrkit.model.folder import (
     read_settings,
 )
 from lrkit.model.settings import ReasonerSettings
-from lrkit.model.stored import FLOATS, StoredTensor, is_plain_name, read_header
+from lrkit.model.stored import FLOATS, StoredTensor, is_plain_name, read_header, same_values
 
 _AGAIN = "copy the checkpoint again"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
@@ -107,8 +107,21 @@ def check_backbone(base: Path, layout: Layout) -> dict[str, StoredTensor]:
         if name in found:
             raise CheckpointError(f"{base}: holds {clean(name)} twice; {_AGAIN}")
         found[name] = stored
+    for copy, name in layout.copies.items():
+        if copy in found and name in found:
+            _take_out_copy(base, found, copy, name)
     _hold_against(base, found, layout.tensors, _BACKBONE_WORDS)
     return found
+
+
+def _take_out_copy(base: Path, found: dict[str, StoredTensor], copy: str, name: str) -> None:
+    """A weight that is stored a second time must have the same values: transformers would keep both otherwise."""
+    if not same_values(found[copy], found[name]):
+        raise CheckpointError(
+            f"{base}: {copy} and {name} have different values where config.json says that they are one "
+            f"(tie_word_embeddings); set that to false there, or {_AGAIN}"
+        )
+    del found[copy]
 
 
 def check_adapter(folder: Path, layout: Layout, settings: ReasonerSettings) -> dict[str, StoredTensor]:

@@ -68,9 +68,11 @@ class Answer:
         Pillow's own, and those of the system for characters that it lacks. What no font has is named in its place.
 
         Raises:
+            UserError: `path` or `font` is no path.
             DataError: a picture can no longer be read, the path names no such format, or `font` is no font.
             FileError: the file cannot be written.
         """
+        from lrkit.runtime.arguments import file_path
         from lrkit.runtime.trace import save_trace
 
-        save_trace(self, Path(path), font)
+        save_trace(self, file_path("path", path), None if font is None else file_path("font", font))

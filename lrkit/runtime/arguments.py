@@ -12,7 +12,7 @@ from typing import Any, cast
 from lrkit.errors import CapacityError, DataError, UserError, os_sentence
 from lrkit.model.generated import MODES, Mode
 from lrkit.runtime.engine import AskOptions
-from lrkit.runtime.picture_input import ImageSource, as_pictures, kind_of
+from lrkit.runtime.picture_input import ImageSource, as_pictures, kind_of, path_text
 
 HALTING = ("adaptive", "fixed")
 MAX_QUESTION = 1_000_000
@@ -59,7 +59,7 @@ def whole_number(name: str, value: Any, least: int) -> int | None:
         if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):
             raise TypeError
         number = operator.index(value)
-    except TypeError as error:
+    except Exception as error:  # also of the caller's own number
         raise UserError(f"{name} is {_shown(value)}; give a whole number of {least} or more, or None") from error
     if not least <= number <= _LARGEST:
         raise UserError(f"{name} is {_shown(number)}; it must be {least} or more, and at most {_LARGEST}")
@@ -108,6 +108,18 @@ def question_pairs(questions: Any) -> list[tuple[tuple[ImageSource, ...], str]]:
     return pairs
 
 
+def file_path(name: str, path: Any) -> Path:
+    """The path of a file, as text or Path.
+
+    Raises:
+        UserError: something else.
+    """
+    text = path_text(path)
+    if text is None:
+        raise UserError(f"{name} is {kind_of(path)}; give the path of a file, as text or Path")
+    return Path(text)
+
+
 def callback(on_text: Any) -> Any:
     """`on_text`, if it can be called.
 
@@ -125,9 +137,12 @@ def model_path(path: Any) -> str | Path:
     Raises:
         UserError: neither, or a name that the system cannot look up.
     """
-    if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(cast(Any, path)), bytes):
+    text = path_text(path)
+    if text is None:
         raise UserError(f"the model's path is {kind_of(path)}; give a folder or a name, as text or Path")
-    found = path if isinstance(path, str) else Path(cast(Any, path))
+    if not text:
+        raise UserError("the model's path is empty; give a folder or a name")
+    found = text if isinstance(path, str) else Path(text)
     try:
         os.lstat(found)
     except (FileNotFoundError, NotADirectoryError):
@@ -141,8 +156,10 @@ def text_or_none(name: str, value: Any) -> str | None:
     """A name such as a device, number type, provider or engine; torch's own devices and types as their names.
 
     Raises:
-        UserError: something else.
+        UserError: something else, or a text without letters.
     """
+    if isinstance(value, str) and not value.strip():
+        raise UserError(f"{name} is empty; give its name as text, or None")
     if value is None or isinstance(value, str):
         return value
     if type(value).__module__ == "torch" and type(value).__name__ in ("device", "dtype"):

@@ -7,6 +7,7 @@ when it loads it; whether its answers are: answer_check.py.
 
 from collections.abc import Iterator, Mapping
 
+from lrkit.model.generated import WITHOUT_LATENTS
 from lrkit.runtime.io_spec import IoSpec, ProgramShape, TensorSpec, program_spec
 from lrkit.runtime.manifest import Manifest, ProgramEntry, Role
 
@@ -75,7 +76,9 @@ def _whole(manifest: Manifest, role: Role, entry: ProgramEntry) -> Iterator[str]
         yield f"pictures of {size} bytes (max_patches), where at most {MAX_PICTURE_BYTES} are taken,"
     if manifest.limits.max_new_tokens > capacity:
         yield f"room for {capacity} tokens, below its limit max_new_tokens of {manifest.limits.max_new_tokens},"
-    if min(manifest.limits.max_latent_steps, entry.settings.think.max_latent_steps) > steps:
+    # A program that is only asked without latents has no room for them, whatever its settings say.
+    wanted = 0 if role in WITHOUT_LATENTS else entry.settings.think.max_latent_steps
+    if min(manifest.limits.max_latent_steps, wanted) > steps:
         yield f"room for {steps} latent steps, fewer than its limits and settings say,"
     tokens = manifest.tokens
     if max(tokens.image, tokens.eos) >= shape.vocabulary:

@@ -63,22 +63,30 @@ def _held(given: Any, name: str) -> ImageSource:
 
 def name_of(source: Any) -> str:
     """What a message calls a picture: its path, cut where it is long; never its content."""
-    if isinstance(source, str | os.PathLike):
-        return shown(os.fspath(source))
-    return "the picture"
+    path = path_text(source)
+    return "the picture" if path is None else shown(path)
 
 
-def read_source(source: Any) -> Image.Image | bytes:
+def path_text(source: Any) -> str | None:
+    """The text of a path; None for what is none, such as a path of bytes or an object that fails to give its path."""
+    try:
+        path: Any = os.fspath(source)
+    except Exception:  # __fspath__ is code of the caller's
+        return None
+    return str.__str__(path) if isinstance(path, str) else None
+
+
+def read_source(source: Any, max_pixels: int) -> Image.Image | bytes:
     """A picture that is in memory already, or the content of an image file.
 
     Raises:
         DataError: it is no picture, or its file cannot be read.
-        CapacityError: the file is above `MAX_FILE_BYTES`.
+        CapacityError: the file is above `MAX_FILE_BYTES`, or an array above `max_pixels`.
     """
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
         return _refuse_large(_plain_bytes(source), "the picture")
     if isinstance(source, str | os.PathLike):
@@ -106,9 +114,9 @@ def shown(text: str | bytes) -> str:
 
 
 def _path(source: str | os.PathLike[str]) -> str:
-    path: Any = os.fspath(source)
-    if not isinstance(path, str):  # a PathLike of bytes
-        raise DataError("the path of the picture is given as bytes; give it as text")
+    path = path_text(source)
+    if path is None:
+        raise DataError(f"the picture is {kind_of(source)} that gives no path as text; give the path as text")
     if not path or "\0" in path:
         raise DataError(
             f"the path of the picture {'holds a NUL character' if path else 'is empty'}; give a file's path"
@@ -167,7 +175,17 @@ def _refuse_large(content: bytes, name: str) -> bytes:
     return content
 
 
-def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+def refuse_pixels(width: int, height: int, most: int, name: str) -> None:
+    """Before the pixels are copied or decoded.
+
+    Raises:
+        CapacityError: they are more than `most`.
+    """
+    if width * height > most:
+        raise CapacityError(f"{name}: has {width} x {height} pixels, above the limit of {most} in all; make it smaller")
+
+
+def _from_array(array: np.ndarray[Any, Any], max_pixels: int) -> Image.Image:
     """(height, width), (height, width, 1), 3 or 4 channels, uint8, as Pillow's L, RGB or RGBA."""
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
     if array.dtype != np.uint8 or not fits or 0 in array.shape:
@@ -175,5 +193,6 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
             f"the picture is an array of {array.dtype} with shape {tuple(array.shape)}; give uint8 values 0 to 255 of "
             "shape (height, width), (height, width, 3) or (height, width, 4)"
         )
+    refuse_pixels(array.shape[1], array.shape[0], max_pixels, "the picture")
     squeezed = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
     return Image.fromarray(np.ascontiguousarray(squeezed))

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from lrkit.errors import CapacityError, DataError, one_line
-from lrkit.runtime.picture_input import ImageSource, name_of, read_source
+from lrkit.runtime.picture_input import ImageSource, name_of, read_source, refuse_pixels
 from lrkit.runtime.picture_metadata import turn_of, without_metadata
 from lrkit.runtime.picture_quiet import quiet
 
@@ -56,7 +56,7 @@ def load_image(source: ImageSource, max_input_pixels: int = MAX_INPUT_PIXELS) ->
         DataError: no picture, missing, damaged, of a format that is not in `FORMATS`, or without an 8-bit form.
         CapacityError: more than `max_input_pixels` pixels, or a file that is too large.
     """
-    name, given = name_of(source), read_source(source)
+    name, given = name_of(source), read_source(source, max_input_pixels)
     with quiet():
         if isinstance(given, Image.Image):
             return _guarded(name, lambda: _upright_rgb(given, name, max_input_pixels))
@@ -141,10 +141,7 @@ def _decode_file(file: "_Reader", name: str, max_input_pixels: int, content: byt
 
 def _upright_rgb(image: Image.Image, name: str, max_input_pixels: int, content: bytes | None = None) -> Image.Image:
     width, height = image.size
-    if width * height > max_input_pixels:
-        raise CapacityError(
-            f"{name}: has {width} x {height} pixels, above the limit of {max_input_pixels} in all; make it smaller"
-        )
+    refuse_pixels(width, height, max_input_pixels, name)
     if width <= 0 or height <= 0:
         raise DataError(f"{name}: has {width} x {height} pixels; a picture needs at least one")
     if content is not None and image.format == "TIFF":

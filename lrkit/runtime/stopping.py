@@ -19,10 +19,11 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from numbers import Real
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
-from lrkit.errors import Cancelled, TimeoutExceeded, UserError
+from lrkit.errors import Cancelled, TimeoutExceeded, UserError, one_line
 
 _ENDING = {signal.SIGINT, signal.SIGTERM}
 Reason = Literal["timeout", "cancel", "interrupt"]
@@ -58,13 +59,22 @@ class Stop:
         """
         if timeout is None:
             deadline = None
-        elif type(timeout) not in (int, float) or not 0 < timeout < math.inf:
-            raise UserError(f"timeout is {timeout!r}; give seconds above 0, or None for no limit")
         else:
-            deadline = time.monotonic() + min(timeout, threading.TIMEOUT_MAX / 2)
+            timeout = _seconds(timeout)
+            deadline = time.monotonic() + timeout
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise UserError(f"cancel is of type {type(cancel).__name__}; give a threading.Event, or None")
         return cls(timeout, deadline, cancel)
+
+
+def _seconds(timeout: Any) -> float:
+    sentence = "give seconds above 0, or None for no limit"
+    if isinstance(timeout, bool) or not isinstance(timeout, Real):  # numpy's numbers are Real, its bools are not
+        raise UserError(f"timeout is of type {type(timeout).__name__}; {sentence}")
+    seconds: Any = timeout
+    if not 0 < seconds < math.inf:
+        raise UserError(f"timeout is {seconds}; {sentence}")
+    return float(min(seconds, threading.TIMEOUT_MAX / 2))
 
 
 class Running:
@@ -110,9 +120,10 @@ class Running:
         Raises:
             TimeoutExceeded: its time is over.
             Cancelled: it was cancelled.
+            UserError: what was given as `cancel` cannot be asked.
         """
         stop = self._stop
-        if self._reason == "cancel" or (stop.cancel is not None and stop.cancel.is_set()):
+        if self._is_cancelled() or self._reason == "cancel":
             raise Cancelled("the answer was cancelled before it was complete; ask again where it is wanted")
         if self._reason == "timeout" or (stop.deadline is not None and time.monotonic() >= stop.deadline):
             raise TimeoutExceeded(
@@ -128,11 +139,24 @@ class Running:
 
     def look(self) -> None:
         """Ends the run where its time is over or it was cancelled; the watcher asks again and again."""
-        stop = self._stop
-        if stop.cancel is not None and stop.cancel.is_set():
+        deadline = self._stop.deadline
+        try:
+            cancelled = self._is_cancelled()
+        except UserError:  # the one thread that looks at all runs must go on; `check` says it to the caller
+            cancelled = True
+        if cancelled:
             self.end("cancel")
-        elif stop.deadline is not None and time.monotonic() >= stop.deadline:
+        elif deadline is not None and time.monotonic() >= deadline:
             self.end("timeout")
+
+    def _is_cancelled(self) -> bool:
+        cancel = self._stop.cancel
+        try:
+            return cancel is not None and bool(cancel.is_set())
+        except Exception as error:  # code of the caller's: a class in place of an object, a connection that is gone
+            raise UserError(
+                f"cancel cannot be asked ({type(error).__name__}: {one_line(error, 120)}); give a threading.Event"
+            ) from error
 
 
 class _Local(threading.local):

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from lrkit import Reasoner
 from lrkit.errors import CheckpointError, LrkitError
+from lrkit.model.checkpoint import load_checkpoint
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.checkpoint_files import check_checkpoint
 
@@ -95,6 +96,17 @@ def header(name: str, change: Callable[[dict[str, Any]], object]) -> Break:
         (folder / name).write_bytes(len(new).to_bytes(8, "little") + new + raw[8 + length :])
 
     return broken
+
+
+def head_beside(change: Callable[[np.ndarray], object] = lambda head: None) -> Break:
+    """Stores the head of a tied model a second time, as some tools do."""
+
+    def add(content: dict[str, np.ndarray]) -> None:
+        (embedding,) = [name for name in content if name.endswith("embed_tokens.weight")]
+        content["lm_head.weight"] = content[embedding].copy()
+        change(content["lm_head.weight"])
+
+    return tensors("model.safetensors", add)
 
 
 def overlapping(content: dict[str, Any]) -> None:
@@ -182,6 +194,7 @@ BROKEN_ADAPTERS: dict[str, Break] = {
 }
 BROKEN_BASES: dict[str, Break] = {
     "config.json {": text("config.json", "{"),
+    "a tied head of other values": head_beside(lambda head: np.negative(head, out=head)),
     "another family": put("config.json", "model_type", "llama"),
     "a family that is a list": put("config.json", "model_type", ["qwen2_vl"]),
     "one layer more": put("config.json", "text_config.num_hidden_layers", 9),
@@ -215,7 +228,7 @@ def index(files: dict[str, Any]) -> Break:
     return broken
 
 
-BROKEN_BASES |= {
+BROKEN_INDEXES: dict[str, Break] = {
     "an index to a shard that is not there": index({"a": "gone.safetensors"}),
     "an index that leads out of the folder": index({"a": "../base/part.safetensors"}),
     "an index of numbers": index({"a": 3}),
@@ -229,6 +242,15 @@ HARMLESS: dict[str, Break] = {
     "a pattern that hits everything": put("adapter_config.json", "target_modules", ".*"),
     "another dropout for peft": put("adapter_config.json", "lora_dropout", 0.5),
     "notes of somebody's own": put(INFO, "notes", {"who": "me"}),
+}
+
+
+HARMLESS_BASES: dict[str, Break] = {
+    # Every such model was refused, although transformers reads them.
+    "a tied head that is the embedding again": head_beside(),
+    "the tower's rotary frequencies": tensors(
+        "model.safetensors", lambda content: content.update({"visual.rotary_pos_emb.inv_freq": np.zeros(4, np.float32)})
+    ),
 }
 
 
@@ -270,9 +292,9 @@ def test_a_broken_adapter_is_refused_by_validate_and_by_loading(own: Path, name:
     assert_refused(own / "cot")
 
 
-@pytest.mark.parametrize("name", BROKEN_BASES)
+@pytest.mark.parametrize("name", [*BROKEN_BASES, *BROKEN_INDEXES])
 def test_a_broken_base_is_refused_by_validate_and_by_loading(own: Path, name: str) -> None:
-    BROKEN_BASES[name](own / "base")
+    (BROKEN_BASES | BROKEN_INDEXES)[name](own / "base")
     assert_refused(own / "base")
 
 
@@ -280,6 +302,13 @@ def test_a_broken_base_is_refused_by_validate_and_by_loading(own: Path, name: st
 def test_what_does_not_matter_is_taken_by_both(own: Path, name: str) -> None:
     HARMLESS[name](own / "cot")
     assert refusals(own / "cot") == ([], None)
+
+
+@pytest.mark.parametrize("name", HARMLESS_BASES)
+def test_what_other_tools_store_too_is_taken_by_both(own: Path, name: str) -> None:
+    HARMLESS_BASES[name](own / "base")
+    assert refusals(own / "cot") == ([], None)
+    assert load_checkpoint(own / "cot").reasoner.backbone.tied_embeddings
 
 
 def test_a_broken_base_is_told_of_the_adapter_too(own: Path) -> None:

@@ -51,6 +51,16 @@ def test_a_folder_that_leads_out(own_bundle: Path, tmp_path: Path) -> None:
         open_bundle(own_bundle)
 
 
+def test_a_baseline_whose_settings_know_of_latents(own_bundle: Path) -> None:
+    """Earlier exports wrote the settings a baseline was trained with; all their bundles were refused as damaged."""
+
+    def change(values: dict[str, Any]) -> None:
+        values["programs"]["cot"]["settings"]["think"]["max_latent_steps"] = 9
+
+    edit(own_bundle, change)
+    assert Reasoner.load(own_bundle).ask(picture(), QUESTION, mode="cot").latent_steps == 0
+
+
 def test_a_bundle_reached_by_a_link(own_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "linked").symlink_to(own_bundle)
     assert open_bundle(tmp_path / "linked")

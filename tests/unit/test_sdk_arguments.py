@@ -2,6 +2,7 @@
 
 import base64
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,30 @@ def test_whole_numbers_of_numpy_are_whole_numbers(reasoner: Reasoner) -> None:
     assert (asked.spoken_tokens <= 2, asked.latent_steps <= 1) == (True, True)
 
 
+class Pathless:
+    """Its path cannot be had, or is a number."""
+
+    def __init__(self, path: object = None) -> None:
+        self.path = path
+
+    def __fspath__(self) -> Any:
+        if self.path is None:
+            raise RuntimeError("the volume is gone\nand with it the path")
+        return self.path
+
+
+class Uncountable:
+    def __index__(self) -> int:
+        raise OverflowError("no index")
+
+
+class Broken:
+    """A flag that cannot be asked, as one in another process that has ended."""
+
+    def is_set(self) -> bool:
+        raise ConnectionResetError("the other end\nis gone")
+
+
 WRONG: dict[str, dict[str, Any]] = {
     "no question": {"question": None},
     "a question of bytes": {"question": b"Take"},
@@ -88,6 +113,16 @@ WRONG: dict[str, dict[str, Any]] = {
     "a name with a NUL": {"image": "a\0b.png"},
     "text as bytes": {"image": b"p.png"},
     "an object": {"image": object()},
+    "a path that fails": {"image": Pathless()},
+    "a path that is a number": {"image": [Pathless(3)]},
+    "a path of bytes": {"image": Pathless(b"p.png")},
+    "an array that is huge once it is copied": {"image": np.broadcast_to(np.uint8(0), (300_000, 300_000))},
+    "a count that fails": {"max_new_tokens": Uncountable()},
+    "a time as text": {"timeout": "3"},
+    "a time without end": {"timeout": np.float32("inf")},
+    "a list of times": {"timeout": [1, 2]},
+    "the class in place of an event": {"cancel": threading.Event},
+    "a flag that fails": {"cancel": Broken()},
 }
 
 
@@ -98,6 +133,20 @@ def test_what_cannot_be_used_is_one_sentence(name: str, reasoner: Reasoner) -> N
         reasoner.ask(**asked)
     message = str(caught.value)
     assert message.isprintable() and len(message) < 400 and "; " in message
+
+
+def test_numbers_of_numpy_are_seconds(reasoner: Reasoner) -> None:
+    for seconds in (np.float64(60), np.float32(60), np.int16(60)):
+        assert reasoner.ask(None, QUESTION, timeout=seconds, max_new_tokens=2).spoken_tokens <= 2  # pyright: ignore[reportArgumentType]
+
+
+def test_a_trace_is_written_to_a_path_alone(reasoner: Reasoner) -> None:
+    answer = reasoner.ask(picture(), QUESTION, max_new_tokens=2)
+    for path in (None, 3, b"t.png", io.BytesIO(), Pathless()):
+        with pytest.raises(LrkitError, match=r"path is .*; give the path of a file, as text or Path"):
+            answer.save_trace(path)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(LrkitError, match="font is an int; give the path"):
+        answer.save_trace("t.png", font=3)  # pyright: ignore[reportArgumentType]
 
 
 class Odd:
@@ -133,7 +182,8 @@ def test_a_batch_of_something_else_is_one_sentence(questions: Any, reasoner: Rea
         {"verify": "no"}, {"verify": 1}, {"session_config": "a=b"}, {"session_config": {"a": 1}}, {"engine": 1},
         {"session_config": {1: "a"}}, {"engine_options": ["a"]}, {"engine_options": {1: 2}}, {"engine": Rude()},
         {"path": None}, {"path": 5}, {"path": b"bundle"}, {"path": ""}, {"path": "a\0b"}, {"path": "x" * 5000},
-        {"path": ["a"]}, {"path": Odd()}, {"threads": Rude()}, {"threads": 10**6000},
+        {"path": ["a"]}, {"path": Odd()}, {"path": Pathless()}, {"path": Pathless(3)}, {"provider": ""},
+        {"engine": " "}, {"threads": Rude()}, {"threads": 10**6000},
     ],
 )  # fmt: skip
 def test_a_model_that_cannot_be_opened_so_is_one_sentence(options: dict[str, Any], bundle: Path) -> None:

@@ -216,8 +216,8 @@ def test_threads_are_ended_one_by_one(hanging: Path, bundle: Path) -> None:
         ({"timeout": -1.5}, "timeout is -1.5"),
         ({"timeout": float("nan")}, "timeout is nan"),
         ({"timeout": float("inf")}, "timeout is inf"),
-        ({"timeout": True}, "timeout is True"),
-        ({"timeout": "5"}, "timeout is '5'"),
+        ({"timeout": True}, "timeout is of type bool; give seconds above 0"),
+        ({"timeout": "5"}, "timeout is of type str; give seconds above 0"),
         ({"cancel": 1}, "cancel is of type int; give a threading.Event"),
         ({"cancel": "yes"}, "cancel is of type str"),
     ],
@@ -269,3 +269,22 @@ def test_a_forked_child_answers_and_hears_ctrl_c(bundle: Path, monkeypatch: pyte
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_flag_that_fails_leaves_the_time_outs_of_others(hanging: Path) -> None:
+    """One thread looks at all runs: a caller's flag that raised ended it, and no answer of the process was in time."""
+
+    class Failing:
+        asked = 0
+
+        def is_set(self) -> bool:
+            self.asked += 1
+            if self.asked > 1:
+                raise ConnectionResetError("gone")
+            return False
+
+    reasoner = Reasoner.load(hanging, threads=1)
+    with pytest.raises(UserError, match=r"cancel cannot be asked \(ConnectionResetError: gone\); give a"):
+        reasoner.ask(None, QUESTION, cancel=Failing())
+    with pytest.raises(TimeoutExceeded):
+        reasoner.ask(None, QUESTION, timeout=0.05)

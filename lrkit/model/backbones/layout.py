@@ -36,6 +36,8 @@ class Layout:
     """The head is the embedding matrix."""
     tensors: Mapping[str, Shape]
     """Every weight by its name in transformers."""
+    copies: Mapping[str, str]
+    """Weights that are others under a second name: the head of a tied model -> the embedding. Some tools store both."""
     adapted: Mapping[str, tuple[int, int]]
     """Modules that LoRA is put on: name -> (inputs, outputs)."""
     config: Mapping[str, Any]

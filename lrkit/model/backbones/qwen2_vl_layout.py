@@ -18,6 +18,7 @@ from lrkit.model.backbones.layout import Layout, Shape
 
 _TEXT = "model.language_model"
 _TOWER = "model.visual"
+_HEAD = "lm_head.weight"
 # Far above all that was ever trained; the sizes are held against the files before memory is taken.
 _SIZE = Field(ge=1, le=1 << 20)
 _LAYERS = Field(ge=1, le=1024)
@@ -125,6 +126,7 @@ def read_qwen2_vl(values: Mapping[str, Any], label: str) -> Layout:
         },
         tied=tied,
         tensors=dict(_tensors(text, vision, tied)),
+        copies={_HEAD: f"{_TEXT}.embed_tokens.weight"} if tied else {},
         adapted=dict(_adapted(text)),
         config=_for_transformers(text, vision, outer, tied),
         canonical=stored_name,
@@ -133,7 +135,7 @@ def read_qwen2_vl(values: Mapping[str, Any], label: str) -> Layout:
 
 def stored_name(stored: str) -> str | None:
     """Published files keep the names of transformers 4, in which tower and language model lay side by side."""
-    if stored.endswith(".rotary_emb.inv_freq"):  # older files hold these too; they are computed
+    if stored.endswith(".inv_freq"):  # older files hold those of language model and tower too; they are computed
         return None
     if stored.startswith("visual."):
         return f"model.{stored}"
@@ -177,7 +179,7 @@ def _tensors(text: _Text, vision: _Vision, tied: bool) -> Iterator[tuple[str, Sh
     yield f"{_TEXT}.embed_tokens.weight", (rows, width)
     yield f"{_TEXT}.norm.weight", (width,)
     if not tied:
-        yield "lm_head.weight", (rows, width)
+        yield _HEAD, (rows, width)
     for module, (inputs, outputs) in _adapted(text):
         yield f"{module}.weight", (outputs, inputs)
         if module.endswith(("q_proj", "k_proj", "v_proj")):
