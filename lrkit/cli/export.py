@@ -43,6 +43,7 @@ Examples:
     lrkit export my-checkpoint --int4 --data held-out.jsonl -o mine
 
     lrkit export my-checkpoint --int4 --samples 5 --allow-unproven -o draft
+    lrkit export --shape qwen2-vl-2b --random-weights --int4 --samples 0 --allow-unproven -o shape
 
     lrkit export --shape qwen2-vl-2b --random-weights --int4 int4.vision=int4 -o two-billion
 
@@ -106,7 +107,7 @@ def export(
     """
     if form not in FORMS:
         raise UserError(f"--form is {form!r}; it must be one of {', '.join(FORMS)}")
-    check_samples(samples)
+    check_samples(samples, allow_unproven)
     changes = ([f"dialect={dialect}"] if dialect else []) + (overrides or [])
     refused = {"--check": check, "--engine-file": engine_file, "--data": data}
     given, changes = name_and_changes(checkpoint, changes, shape, random_weights, refused)

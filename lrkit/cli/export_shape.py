@@ -53,9 +53,11 @@ def name_and_changes(
     return shape, [*([checkpoint] if checkpoint else []), *changes]
 
 
-def check_samples(count: int | None) -> None:
-    """Raises `UserError` for none, fewer, or more than could ever be answered."""
-    if count is not None and not 1 <= count <= MOST_SAMPLES:
+def check_samples(count: int | None, allow_unproven: bool) -> None:
+    """Raises `UserError` for fewer than none, more than could ever be answered, or none where a proof is wanted."""
+    if count == 0 and not allow_unproven:
+        raise UserError("--samples is 0, so nothing would be compared with torch; give 1 or more, or --allow-unproven")
+    if count is not None and not 0 <= count <= MOST_SAMPLES:
         raise UserError(f"--samples is {count}; give 1 to {MOST_SAMPLES:,}")
 
 
@@ -71,11 +73,13 @@ def open_subject(
         from lrkit.export.shape import ShapeSubject
 
         drawn = ShapeSubject(name, target)
-        return drawn, drawn.samples(samples or 1), drawn.name
+        return drawn, drawn.samples(1 if samples is None else samples), drawn.name
     from lrkit.evaluate.benchmarks import load_samples
     from lrkit.export.subject import CheckpointSubject
     from lrkit.resources import resolve_checkpoint
 
     folder = resolve_checkpoint(name)
     place = folder.name if Path(name).is_dir() else name.replace("/", "-")
+    if samples == 0:
+        return CheckpointSubject(folder), [], place
     return CheckpointSubject(folder), load_samples("trail:main" if data is None else data, samples or 500), place

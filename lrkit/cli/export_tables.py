@@ -30,6 +30,9 @@ def proofs(report: "ExportReport") -> Table:
     for column in ("program", "samples", "logits", "latent states", "same answer", "right", "right in torch"):
         table.add_column(column, justify="left" if column == "program" else "right")
     for role, found in report.manifest.validation.items():
+        if not found.num_samples:
+            table.add_row(role, "0", *["not compared"] * 2, *["-"] * 3)
+            continue
         measured = found.measured
         agreement = measured["agreement"]
         same = agreement.get("spoken tokens", 1.0) if isinstance(agreement, dict) else 1.0

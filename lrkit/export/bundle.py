@@ -23,6 +23,7 @@ from typing import Any
 from lrkit.data.sample import Sample
 from lrkit.errors import ExportError, FileError, os_sentence
 from lrkit.export.check import CheckSample, ProgramRun, check_program, open_program, open_steps, torch_answers
+from lrkit.export.check_verdict import UNCOMPARED
 from lrkit.export.chunks import Chunks
 from lrkit.export.dialect import Dialect
 from lrkit.export.program import Program, Tower, build_program
@@ -108,7 +109,8 @@ def export_bundle(
     `form` is one graph per program, or `step`: graphs that the host drives. `samples`, unseen in training, are what
     the programs are checked on. With `baselines` the checkpoint's own cot and direct baselines become programs too.
     An existing bundle is replaced when `force` is set. Samples that prove nothing of a program end the export, unless
-    `allow_unproven` is set. `say` gets sentences that should be read at once.
+    `allow_unproven` is set; then there may be no samples, and torch's model is never loaded. `say` gets sentences that
+    should be read at once.
 
     Where the target asks for TensorRT engines they are built too; or, with `script`, the script that builds them on a
     device is written there. Standard TensorRT builds on the device itself: without it here, that script goes into the
@@ -125,8 +127,8 @@ def export_bundle(
     subject = CheckpointSubject(resolve_checkpoint(checkpoint)) if isinstance(checkpoint, str | Path) else checkpoint
     refuse_taken(output, force)
     engines = TargetEngines.of(target, script)
-    if not samples:
-        raise ExportError("no samples were given to check the program on; give at least one")
+    if not samples and not allow_unproven:
+        raise ExportError("no samples were given to check the program on; give at least one, or allow_unproven")
     if (warning := picture_warning(target, subject.processor)) is not None:
         say(warning)
     with locked(output, "writes into"), staged_folder(output, replace=True) as staging:
@@ -233,7 +235,9 @@ class _Export:
         return entry
 
     def _proof(self, role: Role, origin: Origin, entry: ProgramEntry, limits: Limits) -> Validation:
-        """Compares what was written with torch, and records answers."""
+        """Compares what was written with torch, and records answers; without samples it does neither."""
+        if not self.encoded:
+            return UNCOMPARED
         started = time.perf_counter()
         most = self.subject.check_tokens or limits.max_new_tokens
         bounds = limits.model_copy(update={"max_new_tokens": min(most, limits.max_new_tokens)})

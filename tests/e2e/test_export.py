@@ -138,7 +138,7 @@ def test_wrong_requests_are_one_sentence(checkpoint, tmp_path, capsys):
         ((checkpoint, "int4.block=7"), "int4.block"),
         ((tmp_path / "absent",), "no such checkpoint"),
         (("", "--int4"), "nothing to export was named; give a checkpoint"),
-        ((checkpoint, "--samples", 0), "--samples is 0; give 1 to 100,000"),
+        ((checkpoint, "--samples", 0), "nothing would be compared with torch; give 1 or more, or --allow-unproven"),
         ((checkpoint, "--samples", -7), "--samples is -7; give 1"),
         ((checkpoint, "--samples", 10**20), "give 1 to 100,000"),
         ((checkpoint, "--target", ""), "unknown target ''; known: cpu-fp32"),

@@ -83,3 +83,17 @@ def test_wrong_requests_are_one_sentence(shape, tmp_path, capsys):
         asked += 1
     assert asked == 9
     assert not (tmp_path / "bundle").exists()
+
+
+def test_without_samples_nothing_is_compared_and_the_bundle_says_so(shape, tmp_path):
+    """Torch's model alone may need more memory than there is; what writes the program never loads it."""
+    place = tmp_path / "bundle"
+    asked = ("export", "--shape", shape, "--random-weights", "--int4", "--samples", 0, "-o", place)
+    assert run(*asked) == 2
+    assert not place.exists()
+    assert run(*asked, "--allow-unproven") == 0
+    manifest = json.loads((place / "bundle.json").read_text())
+    found = manifest["validation"]["latent"]
+    assert (found["passed"], found["num_samples"], manifest["samples"]) == (False, 0, [])
+    assert "NOTHING IS PROVEN" in found["tolerance_reason"]
+    assert check_bundle(place).samples == 0
