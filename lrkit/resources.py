@@ -8,6 +8,7 @@ under `lrkit/_shipped`. So `lrkit train trail-latent` and `lrkit train train/rec
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +43,8 @@ STATE_FILE = "state.pt"
 
 _PACKAGE = Path(__file__).resolve().parent
 _TINY = _PACKAGE / "assets" / "tiny"
+_MOST_NAMED = 8
+"""Checkpoints that a hint names."""
 
 
 @dataclass(frozen=True)
@@ -194,14 +197,24 @@ def resolve_checkpoint(name_or_path: str | Path) -> Path:
     known = ", ".join(shipped) or "none is shipped"
     if not folder.exists():
         raise CheckpointError(
-            f"{text}: no such checkpoint; give a folder that `lrkit train` wrote, or a shipped name ({known})"
+            f"{clean(text)}: no such checkpoint; give a folder that `lrkit train` wrote, or a shipped name ({known})"
             f"{did_you_mean(text, shipped)}"
         )
-    inside = sorted(str(file.parent) for file in folder.glob(f"**/{REASONER_FILE}")) if folder.is_dir() else []
+    inside = _checkpoints_below(folder)
     hint = f"it holds {', '.join(inside)}; give one of them" if inside else "give a folder that `lrkit train` wrote"
     if (folder / STATE_FILE).is_file():
         hint = "it is a run that has not finished its first stage; go on with `lrkit train ... --resume`"
-    raise CheckpointError(f"{text} is no checkpoint: it has neither {REASONER_FILE} nor {CONFIG_FILE}; {hint}")
+    raise CheckpointError(f"{clean(text)} is no checkpoint: it has neither {REASONER_FILE} nor {CONFIG_FILE}; {hint}")
+
+
+def _checkpoints_below(folder: Path) -> list[str]:
+    """For a hint: some checkpoints at most three folders down, as in a folder of runs; a whole disk is not searched."""
+    if not folder.is_dir():
+        return []
+    found = (file for depth in range(1, 4) for file in folder.glob("*/" * depth + REASONER_FILE))
+    first = list(islice(found, _MOST_NAMED + 1))
+    names = sorted(clean(str(file.parent)) for file in first[:_MOST_NAMED])
+    return [*names, "more"] if len(first) > _MOST_NAMED else names
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path | None:

@@ -101,7 +101,8 @@ def _text_problems(value: Any, name: str, missing: bool) -> Iterator[str]:
 def _image_problems(values: dict[str, Any], folder: Path) -> Iterator[str]:
     names = _image_names(values)
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        yield f"image is {_kind(values['image'])}; give a path or a list of paths"
+        what = "empty" if names == [""] else _kind(values["image"])
+        yield f"image is {what}; give a path or a list of paths"
         return
     if len(names) > MAX_IMAGES:
         yield f"image lists {len(names)} pictures; give at most {MAX_IMAGES}"

@@ -166,3 +166,19 @@ def test_a_package_for_other_machines_is_not_missing_here() -> None:
     lines = ["pytest>=1", "of-no-machine; sys_platform == 'none'", f"of-this; sys_platform == '{sys.platform}'"]
     declared = {"dev": [environment.Requirement(line) for line in lines]}
     assert [requirement.name for requirement in environment._expand("dev", declared)] == ["pytest", "of-this"]
+
+
+def test_a_folder_of_many_checkpoints_names_a_few_and_a_name_of_two_lines_is_one(tmp_path: Path) -> None:
+    """`lrkit ask / x` searched the whole disk, and named each checkpoint that it found."""
+    from lrkit.resources import resolve_checkpoint
+
+    for number in range(30):
+        folder = tmp_path / f"run {number:02}" / "stages" / "00\nlook"
+        folder.mkdir(parents=True)
+        (folder / "reasoner.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"it holds .*, more; give one of them") as caught:
+        resolve_checkpoint(tmp_path)
+    assert str(caught.value).count("stages") == 8 and str(caught.value).isprintable()
+    with pytest.raises(CheckpointError, match="no such checkpoint") as caught:
+        resolve_checkpoint("two\nlines\x1b[2J")
+    assert str(caught.value).isprintable()
