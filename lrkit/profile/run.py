@@ -11,6 +11,7 @@ from lrkit.data.sample import Sample
 from lrkit.evaluate.benchmarks import load_samples
 from lrkit.files import write_text
 from lrkit.profile.cases import Model, ModelChoice, make_cases, open_model, unique_names
+from lrkit.profile.devices import load_sheet
 from lrkit.profile.html import render_html
 from lrkit.profile.markdown import render_markdown
 from lrkit.profile.measure import Watcher, measure
@@ -38,6 +39,8 @@ def profile_models(
     Raises:
         UserError: a model, a sample set or a device sheet that is not there, or no run that could be measured.
     """
+    for name in plan_for:
+        load_sheet(name)  # a sheet that is not there is told before minutes of measuring, which would be lost
     started = machine_state()
     chosen = with_sweep(suite, axes) if axes else suite
     samples = draw_samples(suite) if samples is None else samples

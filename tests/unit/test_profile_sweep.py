@@ -146,3 +146,20 @@ def test_an_interrupted_sweep_writes_nothing(own_bundle: Path) -> None:
     with pytest.raises(UserError, match="interrupted"):
         write_choice(own_bundle, chosen({"threads": 1}, partial=True))
     assert (own_bundle / "bundle.json").read_bytes() == before
+
+
+def test_a_device_sheet_that_is_not_there_is_told_before_anything_is_measured() -> None:
+    """`--plan nosuch` measured for minutes, then said that there is no such sheet and dropped what it had."""
+    from lrkit.errors import UserError
+    from lrkit.profile.run import profile_models
+    from lrkit.profile.suite import load_suite
+
+    class Untouched:
+        def stage(self, name: str) -> None:
+            raise AssertionError(f"measuring began: {name}")
+
+        def advance(self, step: int = 1) -> None:
+            raise AssertionError("measuring began")
+
+    with pytest.raises(UserError, match="unknown device 'nosuch'"):
+        profile_models([], load_suite("smoke"), plan_for=["h100-sxm", "nosuch"], watcher=Untouched())  # pyright: ignore[reportArgumentType]
