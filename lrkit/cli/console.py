@@ -33,6 +33,12 @@ class PlainConsole(Console):
         """As rich's own; every text that is printed or put into a table passes here."""
         return super().render_str(printable(text), **options)
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's own, but a line of text is not broken at the terminal's width: a path can be copied whole."""
+        if all(isinstance(each, str) for each in objects):
+            options.setdefault("soft_wrap", True)
+        super().print(*objects, **options)
+
 
 def printable(text: str) -> str:
     """Text of several lines without control characters, such as those that move a terminal's cursor."""

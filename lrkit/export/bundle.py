@@ -109,8 +109,7 @@ def export_bundle(
     `form` is one graph per program, or `step`: graphs that the host drives. `samples`, unseen in training, are what
     the programs are checked on. With `baselines` the checkpoint's own cot and direct baselines become programs too.
     An existing bundle is replaced when `force` is set. Samples that prove nothing of a program end the export, unless
-    `allow_unproven` is set; then there may be no samples, and torch's model is never loaded. `say` gets sentences that
-    should be read at once.
+    `allow_unproven` is set: then there may be none, and torch's model is never loaded. `say` gets what is urgent.
 
     Where the target asks for TensorRT engines they are built too; or, with `script`, the script that builds them on a
     device is written there. Standard TensorRT builds on the device itself: without it here, that script goes into the

@@ -228,3 +228,14 @@ def test_a_copy_never_takes_the_place_of_a_folder_of_other_things(
     assert run("cp", "tiny", place, "--force") == 2
     assert "which --force does not replace; give" in capsys.readouterr().err
     assert (here / "kept" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_line_of_text_is_not_broken_at_the_terminals_width(capsys: pytest.CaptureFixture[str]) -> None:
+    """A long path broken over two lines cannot be copied; a table still keeps to the width."""
+    path = "/a-long-folder" * 20
+    out(width=40).print(f"bundle: {path}")
+    assert f"bundle: {path}\n" in capsys.readouterr().out
+    table = Table("path")
+    table.add_row(path)
+    out(width=40).print(table)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 40

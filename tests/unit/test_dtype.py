@@ -105,9 +105,11 @@ def test_older_configurations_name_the_type_otherwise(tmp_path: Path) -> None:
 
 
 def test_unknown_types_and_bundles_are_refused(bundle: Path) -> None:
-    for wrong in ("int8", "float64", "bf16", ""):
+    for wrong in ("int8", "float64", "bf16"):
         with pytest.raises(UserError, match=r"unknown dtype .* give one of float32, bfloat16, float16, or auto"):
             Reasoner.from_checkpoint("tiny", dtype=wrong)
+    with pytest.raises(UserError, match="dtype is empty; give its name as text, or None"):
+        Reasoner.from_checkpoint("tiny", dtype="")
     with pytest.raises(UserError, match="is a bundle, and dtype is for checkpoints"):
         Reasoner.open(bundle, dtype="float16")
     assert Reasoner.open(bundle, dtype="auto").engine.dtype == "fp32"
