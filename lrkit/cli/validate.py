@@ -92,6 +92,8 @@ def kind_of(path: str) -> Kind | Literal["data", "checkpoint", "bundle"]:
         return "data"
     if suffix in {".yaml", ".yml"}:
         return kind_of_config(given)
+    if given.name in {"bundle.json", "reasoner.json", "config.json", "run.json"} and given.is_file():
+        raise UserError(f"{path}: is one file of a bundle or checkpoint; give its folder, {given.parent}")
     if suffix == ".json":
         return "shape"
     if given.is_file():

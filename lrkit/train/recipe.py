@@ -21,6 +21,8 @@ from lrkit.model.settings import ReasonerSettings
 
 SCHEMA_VERSION = 1
 HUB_PREFIX = "hub:"
+MOST_AT_ONCE = 65_536
+"""Samples of a batch, and batches of an update: more is a slip of the keyboard, found only once memory is gone."""
 Weight = Annotated[float, Field(ge=0.0)]
 ConfigT = TypeVar("ConfigT", bound=Config)
 # Names become those of folders: systems allow 255 bytes, and a folder being written has a longer name still.
@@ -119,7 +121,7 @@ class EvalConfig(Config):
     """Updates between validations; 0 validates at the end of each stage only."""
     samples: int = Field(default=128, ge=0)
     """Validation samples of each chain length; 0 turns validation off."""
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, le=MOST_AT_ONCE)
     """Samples generated at once."""
     max_new_tokens: int = Field(default=160, ge=1)
     """Longest speech."""
@@ -182,7 +184,7 @@ class Stage(Config):
     """The earlier stages rehearsed; empty: all that reason."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Values given here replace those of the recipe's `optimizer` in this stage."""
-    batch_size: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1, le=MOST_AT_ONCE)
     """Instead of the recipe's."""
 
     @property
@@ -244,9 +246,9 @@ class Recipe(Config):
     into the checkpoint's preprocessor_config.json."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How."""
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=32, ge=1, le=MOST_AT_ONCE)
     """Samples of one update on one device, before accumulation."""
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1, le=MOST_AT_ONCE)
     """Batches whose gradients are summed into one update."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the accelerator has it, float32 on a CPU."""

@@ -120,3 +120,14 @@ def test_ls_and_cp_agree_on_names(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert (tmp_path / f"{name}.yaml").read_text() == (ROOT / f"train/recipes/{name}.yaml").read_text()
     assert run("cp", f"recipe/{names[0]}", str(tmp_path)) == 2
     assert run("cp", f"recipe/{names[0]}", str(tmp_path), "--force") == 0
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "reasoner.json", "config.json"])
+def test_one_file_of_a_folder_is_answered_with_the_folder(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Read as the shape of a model, it was 25 lines of unknown keys."""
+    (tmp_path / name).write_text("{}")
+    assert run("validate", str(tmp_path / name)) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.endswith(f"is one file of a bundle or checkpoint; give its folder, {tmp_path}")

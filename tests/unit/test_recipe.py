@@ -4,7 +4,7 @@ import pytest
 
 from lrkit.errors import ConfigError
 from lrkit.model.settings import ReasonerSettings, ReplaySettings, RoutingSettings
-from lrkit.resources import list_resources
+from lrkit.resources import find_recipe, list_resources
 from lrkit.train.recipe import FreshBackbone, Recipe, as_written, load_recipe, overlay
 
 pytest.importorskip("yaml")
@@ -153,3 +153,10 @@ def test_modes_follow_from_what_a_stage_supervises():
 
 def _is_recipe(path) -> bool:
     return "kind: sweep" not in path.read_text()
+
+
+@pytest.mark.parametrize("change", ["batch_size", "accumulate", "eval.batch_size", "stages.0.batch_size"])
+def test_more_samples_than_any_machine_holds_are_refused(change: str) -> None:
+    """batch_size=9999999999 passed --dry-run, and the run could not even be stopped while it drew the batch."""
+    with pytest.raises(ConfigError, match=rf"{change}: got 9999999999; .*65536"):
+        load_recipe(find_recipe("smoke"), [f"{change}=9999999999"])
