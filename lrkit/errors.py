@@ -100,6 +100,8 @@ _EXTRA_OF = {
     "cuda": "tensorrt",
 }  # fmt: skip
 """Package -> the optional part that brings it."""
+_BASE_PACKAGES = {"onnxruntime": "onnxruntime", "tokenizers": "tokenizers", "PIL": "pillow", "numpy": "numpy"}
+"""Module -> what brings it, of packages that every install has: without them it is a damaged one."""
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -128,8 +130,13 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def missing_extra(error: ImportError) -> MissingExtraError | None:
-    """What to say of a failed import of a package that an optional part brings; None for other packages."""
+    """What to say of a failed import of a package that lrkit installs; None for other packages."""
     top_level = (error.name or "").partition(".")[0]
+    if top_level in _BASE_PACKAGES:
+        return MissingExtraError(
+            f"the package {_BASE_PACKAGES[top_level]}, which every install of lrkit has, cannot be imported; bring it "
+            f"back: pip install --force-reinstall {_BASE_PACKAGES[top_level]}"
+        )
     extra = _EXTRA_OF.get(top_level)
     return None if extra is None else MissingExtraError(_missing(top_level, extra))
 

@@ -158,3 +158,17 @@ def test_every_verb_in_a_base_install_works_or_names_its_extra(bundle: Path, tmp
             assert "Traceback" not in err
         else:
             assert code == 0, (words, err)
+
+
+def test_a_damaged_install_is_one_sentence(bundle: Path, tmp_path: Path) -> None:
+    """onnxruntime comes with every install; where it is gone, asking a bundle ended in a traceback."""
+    lines = [["ask", str(bundle), QUESTION], ["validate", str(bundle)]]
+    without = WITHOUT.replace("for name in", "sys.modules['onnxruntime'] = None\nfor name in", 1)
+    assert without != WITHOUT
+    command = [sys.executable, "-c", without, json.dumps(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        code, err = json.loads(line)
+        assert (code, "Traceback" in err) == (2, False), err
+        assert err.splitlines()[-1].endswith("pip install --force-reinstall onnxruntime"), err
