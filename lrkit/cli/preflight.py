@@ -57,6 +57,8 @@ def check(asked: Asked, json_file: Path | None) -> None:
         UserError: options that do not belong to a check, or a thing that cannot be read.
         ExportError: something would be rejected.
     """
+    if asked.target is not None and not asked.target.strip():
+        raise UserError(f"--target is empty; give {', '.join(_target_names())}, or a target file")
     for name, value in asked.pointless.items():
         if value:
             raise UserError(f"{name} was given beside --check, which writes no bundle and no engine; leave one out")

@@ -14,7 +14,7 @@ from typing import Literal, cast, get_args
 from pydantic import Field, JsonValue, model_validator
 
 from lrkit.config import Config, load_config
-from lrkit.errors import ConfigError, UnknownNameError, UserError, did_you_mean
+from lrkit.errors import ConfigError, UnknownNameError, UserError, did_you_mean, one_line
 from lrkit.resources import find_rules, list_resources
 from lrkit.runtime.manifest import Dialect, EngineKind
 
@@ -165,7 +165,8 @@ def load_rules(target: str) -> RuleSet:
     found = [(name, file) for name, file in rule_files().items() if target in file.targets]
     if not found:
         raise UnknownNameError(
-            f"unknown target {target!r}; rules are there for {', '.join(TARGETS)}{did_you_mean(target, TARGETS)}"
+            f"unknown target {one_line(repr(target), 80)}; rules are there for {', '.join(TARGETS)}"
+            f"{did_you_mean(target, TARGETS)}"
         )
     name = cast(TargetName, target)
     rules = tuple(rule for _, file in found for rule in file.rules if name in rule.targets)

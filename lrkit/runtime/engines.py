@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lrkit.errors import UnknownNameError, UserError, did_you_mean
+from lrkit.errors import UnknownNameError, UserError, did_you_mean, one_line
 from lrkit.runtime.program_engine import ProgramEngine
 from lrkit.runtime.tensorrt_library import KINDS
 
@@ -54,7 +54,9 @@ def open_engine(path: Path | str, choice: EngineChoice | None = None, verify: bo
     choice = choice or EngineChoice()
     name = choice.name or ENGINES[0]
     if name not in ENGINES:
-        raise UnknownNameError(f"unknown engine {name!r}; known are {', '.join(ENGINES)}{did_you_mean(name, ENGINES)}")
+        raise UnknownNameError(
+            f"unknown engine {one_line(repr(name), 80)}; known are {', '.join(ENGINES)}{did_you_mean(name, ENGINES)}"
+        )
     if name == ENGINES[0]:
         if choice.options:
             raise UserError(f"engine options are for {', '.join(KINDS)}, and the engine is {name}; leave them out")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrkit.errors import UserError
+from lrkit.errors import UserError, one_line
 from lrkit.files import read_json
 
 NUMBER_TYPES = ("float32", "bfloat16", "float16")
@@ -27,7 +27,9 @@ def known_dtype(name: str | None) -> str | None:
     if name is None or name == AUTO:
         return None
     if name not in NUMBER_TYPES:
-        raise UserError(f"unknown dtype {name!r}; give one of {', '.join(NUMBER_TYPES)}, or {AUTO} for as trained")
+        raise UserError(
+            f"unknown dtype {one_line(repr(name), 80)}; give one of {', '.join(NUMBER_TYPES)}, or {AUTO} for as trained"
+        )
     return name
 
 

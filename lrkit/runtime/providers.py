@@ -132,8 +132,8 @@ def choose_provider(name: str, options: Mapping[str, str] | None = None) -> list
     here = ", ".join(available_providers())
     if short not in PROVIDERS:
         raise UnknownNameError(
-            f"unknown provider {name!r}; this machine has {here}, and known are {', '.join(PROVIDERS)}"
-            f"{did_you_mean(short, PROVIDERS)}"
+            f"unknown provider {one_line(repr(name), 80)}; this machine has {here}, and known are "
+            f"{', '.join(PROVIDERS)}{did_you_mean(short, PROVIDERS)}"
         )
     if device and (not device.isdigit() or short not in _WITH_DEVICE):
         raise UserError(f"provider {name!r} has no device {device!r}; give {short}, or a number as in cuda:1")

@@ -14,7 +14,7 @@ import torch
 
 from lrkit.cores import find_cores
 from lrkit.data.collate import collate_prompts
-from lrkit.errors import UserError
+from lrkit.errors import UserError, one_line
 from lrkit.model.checkpoint import load_checkpoint
 from lrkit.model.folder import base_of, baselines_of, read_info
 from lrkit.model.generate import generate
@@ -167,7 +167,7 @@ def check_device(name: str, cuda_graphs: bool = False) -> None:
     try:
         kind = torch.device(name).type
     except RuntimeError as error:
-        raise UserError(f"unknown device {name!r}; give cpu, cuda or cuda:0") from error
+        raise UserError(f"unknown device {one_line(repr(name), 80)}; give cpu, cuda or cuda:0") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name!r} was asked for, but torch sees no GPU here; give cpu")
     if cuda_graphs and kind != "cuda":

@@ -157,3 +157,10 @@ def test_bad_input_is_one_sentence(tmp_path, bundle, capsys):
     ):
         assert run(*arguments) == 2
         assert said in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_an_empty_target_is_refused(bundle, capsys):
+    """Of a bundle it was passed over, and of a graph it ended in a traceback."""
+    for thing in (bundle, bundle / "latent.onnx"):
+        assert run("export", thing, "--check", "--target", " ") == 2
+        assert "--target is empty; give " in capsys.readouterr().err

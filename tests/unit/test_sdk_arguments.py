@@ -236,3 +236,11 @@ def test_streamed_pieces_make_the_whole_answer_however_it_ends(text: str, cut: i
     speaker.finish()
     assert "".join(pieces) == processor.decode(ids)
     assert "" not in pieces
+
+
+@pytest.mark.parametrize("name", ["engine", "provider"])
+def test_a_name_of_any_length_is_told_briefly(name: str, bundle: Path) -> None:
+    options: dict[str, Any] = {name: "x" * 20_000}
+    with pytest.raises(LrkitError, match=f"unknown {name} 'xxx") as caught:
+        Reasoner.load(bundle, **options)
+    assert len(str(caught.value)) < 400
