@@ -17,7 +17,7 @@ from lrkit.data.jsonl_line import parse_line
 from lrkit.data.sample import Sample
 from lrkit.errors import DataError, UserError, clean, one_line, os_sentence
 from lrkit.files import NotOrdinaryError, open_ordinary
-from lrkit.runtime.pictures import load_image
+from lrkit.pictures.load import load_image
 from lrkit.runtime.preprocess import check_aspect
 from lrkit.runtime.processor import Processor
 from lrkit.runtime.summary import Summary, summarize

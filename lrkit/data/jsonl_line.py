@@ -15,7 +15,7 @@ from typing import Any
 from lrkit.data.sample import Sample
 from lrkit.errors import DataError, did_you_mean, one_line
 from lrkit.files import load_strict
-from lrkit.runtime.picture_input import shown
+from lrkit.pictures.input import shown
 
 KEYS = ("image", "question", "steps", "answer", "id")
 MAX_IMAGES = 64

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lrkit.errors import UserError, clean, one_line
-from lrkit.runtime.picture_input import ImageSource
+from lrkit.pictures.input import ImageSource
 
 Spoken = Literal["rest", "none", "bare"]
 """What is spoken of a sample besides its latents: rest, the steps that no latent stands for, then the answer behind its

@@ -16,10 +16,10 @@ from lrkit.errors import require
 from lrkit.evaluate.run import EvalOptions, Evaluation, OnProgress, evaluate
 from lrkit.files import replacing
 from lrkit.model.generated import MODES, Mode
+from lrkit.pictures.load import load_image
 from lrkit.resources import find_target, resolve_checkpoint
 from lrkit.runtime.answer import Answer
 from lrkit.runtime.bundle_check import check_bundle
-from lrkit.runtime.pictures import load_image
 from lrkit.runtime.session import Reasoner
 from lrkit.runtime.summary import Summary, summarize
 

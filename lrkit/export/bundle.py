@@ -35,6 +35,8 @@ from lrkit.export.target import Target, limits_of, picture_warning, processor_of
 from lrkit.export.tensorrt_target import Say, TargetEngines
 from lrkit.export.vision import traced_tower
 from lrkit.folders import locked, staged_folder
+from lrkit.pictures.input import ImageSource
+from lrkit.pictures.load import load_image
 from lrkit.provenance import collect
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.io_spec import Form
@@ -53,8 +55,6 @@ from lrkit.runtime.manifest import (
     digest,
 )
 from lrkit.runtime.ort import optimizers_off
-from lrkit.runtime.picture_input import ImageSource
-from lrkit.runtime.pictures import load_image
 from lrkit.runtime.processor import Processor
 
 NUM_RECORDED = 2

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from lrkit.pictures.input import ImageSource
 from lrkit.runtime.fitting import Resized
-from lrkit.runtime.picture_input import ImageSource
 from lrkit.runtime.regions import Region
 
 

@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from lrkit.errors import CapacityError, DataError, UserError, os_sentence
 from lrkit.model.generated import MODES, Mode
+from lrkit.pictures.input import ImageSource, as_pictures, kind_of, path_text
 from lrkit.runtime.engine import AskOptions
-from lrkit.runtime.picture_input import ImageSource, as_pictures, kind_of, path_text
 
 HALTING = ("adaptive", "fixed")
 MAX_QUESTION = 1_000_000

@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 from lrkit.config import Config
 from lrkit.errors import CheckpointError, DataError, UserError, one_line
 from lrkit.files import read_json
-from lrkit.runtime.picture_input import ImageSource
-from lrkit.runtime.pictures import MAX_INPUT_PIXELS, load_image
+from lrkit.pictures.input import ImageSource
+from lrkit.pictures.load import MAX_INPUT_PIXELS, load_image
 
 Grid = tuple[int, int, int]
 """Patches of one picture: (frames, rows, columns), before spatial merge."""

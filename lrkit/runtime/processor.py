@@ -19,13 +19,13 @@ from tokenizers import AddedToken, Tokenizer
 from lrkit.config import load_config
 from lrkit.errors import CheckpointError, ConfigError, DataError, one_line
 from lrkit.files import read_json, write_json, write_text
+from lrkit.pictures.input import ImageSource
+from lrkit.pictures.load import Pictures
 from lrkit.runtime.chat_template import find_template
 from lrkit.runtime.controls import ControlTokens
 from lrkit.runtime.fitting import Resized, fit_pictures
 from lrkit.runtime.limits import check_images, check_prompt
 from lrkit.runtime.manifest import Limits
-from lrkit.runtime.picture_input import ImageSource
-from lrkit.runtime.pictures import Pictures
 from lrkit.runtime.plain_format import plain_format
 from lrkit.runtime.preprocess import Grid, ImageGeometry, resize_and_cut
 from lrkit.runtime.prompt import PromptFormat

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from lrkit.errors import UserError, require
 from lrkit.model.folder import download_bases
 from lrkit.model.generated import Generated, Mode
+from lrkit.pictures.input import ImageSource, as_pictures
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.answer import Answer
 from lrkit.runtime.arguments import (
@@ -34,7 +35,6 @@ from lrkit.runtime.bundle import is_bundle
 from lrkit.runtime.engine import AskOptions, Engine
 from lrkit.runtime.engines import EngineChoice, open_engine
 from lrkit.runtime.number_types import known_dtype
-from lrkit.runtime.picture_input import ImageSource, as_pictures
 from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.runtime.regions import Region, token_regions
 from lrkit.runtime.stopping import CancelFlag, Stop

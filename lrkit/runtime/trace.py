@@ -15,8 +15,8 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, PngImagePlugin
 
 from lrkit.errors import DataError, clean, one_line
 from lrkit.files import write_bytes
+from lrkit.pictures.load import load_image
 from lrkit.runtime.fonts import Fonts
-from lrkit.runtime.pictures import load_image
 from lrkit.runtime.regions import Region
 from lrkit.runtime.trace_text import PAPER, caption_width, draw_caption, draw_head, shown
 

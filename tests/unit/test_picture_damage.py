@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from lrkit.errors import CapacityError, DataError, LrkitError
-from lrkit.runtime import pictures
-from lrkit.runtime.pictures import load_image
+from lrkit.pictures import load as pictures
+from lrkit.pictures.load import load_image
 from tests.fuzz.pictures import cases, picture
 from tests.picture_files import PHOTO, chunk, encoded, exif, same, with_chunk, with_segment
 
@@ -111,7 +111,7 @@ BOMBS = """
 import re
 from tests.unit.test_picture_damage import bomb
 from lrkit.errors import LrkitError
-from lrkit.runtime.pictures import load_image
+from lrkit.pictures.load import load_image
 for mode, side in ARGS:
     raw = bomb(mode, side)
     try:

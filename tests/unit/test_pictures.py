@@ -11,10 +11,11 @@ import pytest
 from PIL import Image, ImageOps
 
 from lrkit.errors import CapacityError, DataError
-from lrkit.runtime import picture_input, pictures
-from lrkit.runtime.picture_input import as_pictures
-from lrkit.runtime.picture_metadata import exif_orientation
-from lrkit.runtime.pictures import FORMATS, load_image
+from lrkit.pictures import input as picture_input
+from lrkit.pictures import load as pictures
+from lrkit.pictures.input import as_pictures
+from lrkit.pictures.load import FORMATS, load_image
+from lrkit.pictures.metadata import exif_orientation
 from tests.fuzz.pictures import MODES, picture
 from tests.picture_files import PHOTO, encoded, exif, same, with_chunk, with_segment
 

@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from lrkit.errors import CapacityError, DataError, one_line
-from lrkit.runtime.picture_input import ImageSource, name_of, read_source, refuse_pixels
-from lrkit.runtime.picture_metadata import turn_of, without_metadata
-from lrkit.runtime.picture_quiet import quiet
+from lrkit.pictures.input import ImageSource, name_of, read_source, refuse_pixels
+from lrkit.pictures.metadata import turn_of, without_metadata
+from lrkit.pictures.quiet import quiet
 
 _PLUGINS = {
     "PNG": "PngImagePlugin",
