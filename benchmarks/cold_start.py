@@ -26,7 +26,7 @@ from rich.table import Table
 
 from lrkit.data.trail import trail_set
 from lrkit.provenance import collect
-from lrkit.runtime.summary import summarize
+from lrkit.summary import summarize
 
 ROOT = Path(__file__).resolve().parents[1]
 GOALS = {"install_mb": 150.0, "import_sec": 0.3, "first_answer_sec": 2.0}

@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from lrkit.contract.settings import RoutingSettings
 from lrkit.evaluate.benchmarks import load_samples
 from lrkit.export.check import ProgramRun, Trace, open_program, relative_error
 from lrkit.export.chunks import Chunks
@@ -33,7 +34,6 @@ from lrkit.export.source import read_source
 from lrkit.export.target import Int4, Target, limits_of
 from lrkit.export.vision import traced_tower
 from lrkit.model.checkpoint import load_checkpoint
-from lrkit.model.settings import RoutingSettings
 from lrkit.provenance import collect
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.manifest import Dialect as Dialects

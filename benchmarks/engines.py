@@ -22,9 +22,9 @@ import torch
 from rich.progress import track
 
 from lrkit import Reasoner
-from lrkit.data.sample import Sample
+from lrkit.contract.generated import Mode
+from lrkit.contract.sample import Sample
 from lrkit.data.trail import trail_set
-from lrkit.model.generated import Mode
 from lrkit.provenance import collect
 
 RATIOS = {

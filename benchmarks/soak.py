@@ -24,7 +24,7 @@ import numpy as np
 from rich.progress import Progress
 
 from lrkit import Reasoner
-from lrkit.data.sample import Sample
+from lrkit.contract.sample import Sample
 from lrkit.data.trail import trail_set
 from lrkit.errors import CapacityError
 from lrkit.provenance import collect

@@ -54,9 +54,9 @@ def build(shape: Shape):  # type: ignore[no-untyped-def]
     import torch
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+    from lrkit.contract.settings import ReasonerSettings
     from lrkit.model.backbones.qwen2_vl import Qwen2VLBackbone
     from lrkit.model.build import build_reasoner
-    from lrkit.model.settings import ReasonerSettings
     from tests.tiny import EOS, IMAGE, LATENT, PAD, VISION_END, VISION_START
 
     torch.manual_seed(0)

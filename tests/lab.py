@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.replay import Replay
 from lrkit.model.routing import RoutedTokens
-from lrkit.model.settings import ReasonerSettings
 from lrkit.model.state import Sequences
 from tests.tiny import Batch, Prompt, batch, prompt, tiny_reasoner
 

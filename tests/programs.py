@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import torch
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.export.chunks import Chunks
 from lrkit.export.dialect import Dialect
 from lrkit.export.int4 import block_for, quantize
@@ -18,7 +19,6 @@ from lrkit.export.target import Target
 from lrkit.export.vision import grafted, trace
 from lrkit.model.generate import Generated, GenerationLimits, generate
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.model.settings import ReasonerSettings
 from lrkit.runtime.feed import build_feed
 from lrkit.runtime.io_spec import HALTING
 from lrkit.runtime.manifest import Limits

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.model.backbones.qwen2_vl import Qwen2VLBackbone
 from lrkit.model.build import build_reasoner
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.model.settings import ReasonerSettings
 from lrkit.runtime.preprocess import ImageGeometry
 
 PAD, EOS, VISION_START, VISION_END, IMAGE, LATENT = 0, 1, 2, 3, 4, 5

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from lrkit.contract.settings import ReasonerSettings, ReplaySettings, RoutingSettings, ThinkSettings
 from lrkit.export.target import Int4, Target
-from lrkit.model.settings import ReasonerSettings, ReplaySettings, RoutingSettings, ThinkSettings
 
 Change = tuple[str, str, Any]
 """(section, field, value)."""

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from lrkit.cli.console import bars, beside_json
 from lrkit.cli.tables import headline, json_option, milliseconds, modes_table, write_json
+from lrkit.contract.generated import MODES
 from lrkit.errors import MissingExtraError
 from lrkit.files import check_writable
-from lrkit.model.generated import MODES
 
 if TYPE_CHECKING:
     from lrkit.evaluate.demo import EngineFigures

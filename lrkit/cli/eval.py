@@ -13,8 +13,8 @@ from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from lrkit.cli.console import bars, beside_json, err
 from lrkit.cli.download import Download
 from lrkit.cli.tables import headline, json_option, modes_table, write_json
+from lrkit.contract.generated import MODES, Mode
 from lrkit.errors import UserError
-from lrkit.model.generated import MODES, Mode
 
 if TYPE_CHECKING:
     from lrkit.runtime.session import Reasoner

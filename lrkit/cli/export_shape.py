@@ -9,7 +9,7 @@ import typer
 from lrkit.errors import UserError
 
 if TYPE_CHECKING:
-    from lrkit.data.sample import Sample
+    from lrkit.contract.sample import Sample
     from lrkit.export.subject import Subject
     from lrkit.export.target import Target
 

@@ -184,7 +184,7 @@ def _suite(name: str, overrides: list[str], runs: str, data: str | None) -> "Sui
 def _measure(
     choices: "list[ModelChoice]", suite: "Suite", sweep: list[str], plan: list[str], shape: str | None
 ) -> "Report":
-    from lrkit.model.settings import ReasonerSettings
+    from lrkit.contract.settings import ReasonerSettings
     from lrkit.profile.run import profile_models
     from lrkit.profile.shapes import open_shape, shape_samples
     from lrkit.profile.sweep import parse_axes

@@ -20,7 +20,7 @@ from lrkit.cli.tables import json_option, write_json
 from lrkit.cli.validate_config import CHECKS, check_config, kind_of_config
 from lrkit.errors import UserError
 from lrkit.resources import Kind, find_resource
-from lrkit.runtime.summary import Summary
+from lrkit.summary import Summary
 
 EXAMPLES = """
 Examples:

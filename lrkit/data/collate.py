@@ -18,7 +18,7 @@ from typing import Literal, Self, TypeVar
 import numpy as np
 import torch
 
-from lrkit.data.sample import Sample, Spoken, naming
+from lrkit.contract.sample import Sample, Spoken, naming
 from lrkit.errors import ConfigError, DataError
 from lrkit.runtime.processor import EncodedPrompt, Processor
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from lrkit.contract.sample import Sample
 from lrkit.data.jsonl_line import parse_line
-from lrkit.data.sample import Sample
 from lrkit.errors import DataError, UserError, clean, one_line, os_sentence
 from lrkit.files import NotOrdinaryError, open_ordinary
 from lrkit.pictures.load import load_image
 from lrkit.runtime.preprocess import check_aspect
 from lrkit.runtime.processor import Processor
-from lrkit.runtime.summary import Summary, summarize
+from lrkit.summary import Summary, summarize
 
 MAX_PROBLEMS = 20
 """Bad lines that are listed; of the others the number is given."""

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lrkit.data.sample import Sample
+from lrkit.contract.sample import Sample
 from lrkit.errors import DataError, did_you_mean, one_line
 from lrkit.files import load_strict
 from lrkit.pictures.input import shown

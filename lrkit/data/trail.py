@@ -19,8 +19,8 @@ from typing import Literal
 
 import numpy as np
 
+from lrkit.contract.sample import Sample
 from lrkit.data.board import NUM_ROOMS, Board, BoardKind, TrailSettings, draw_board
-from lrkit.data.sample import Sample
 from lrkit.data.scans import Split
 from lrkit.errors import DataError
 

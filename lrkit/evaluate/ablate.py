@@ -18,15 +18,15 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from lrkit.config import Config, load_config
+from lrkit.contract.generated import Mode
 from lrkit.errors import ConfigError, FileError, LrkitError, UserError, os_sentence
 from lrkit.evaluate.benchmarks import load_samples
 from lrkit.evaluate.run import EvalOptions, evaluate
 from lrkit.files import read_json, write_json, write_text
 from lrkit.folders import locked
-from lrkit.model.generated import Mode
 from lrkit.provenance import collect
 from lrkit.runtime.session import Reasoner
-from lrkit.runtime.summary import summarize
+from lrkit.summary import summarize
 
 RESULT_FILE = "result.json"
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)]

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import cast, get_args
 
+from lrkit.contract.sample import Sample
 from lrkit.data.board import BoardKind
 from lrkit.data.jsonl import read_jsonl
-from lrkit.data.sample import Sample
 from lrkit.data.scans import Split
 from lrkit.data.trail import trail_set
 from lrkit.errors import DataError, UnknownNameError, did_you_mean

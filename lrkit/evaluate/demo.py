@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.config import load_config
+from lrkit.contract.generated import MODES, Mode
 from lrkit.data.trail import trail_set
 from lrkit.errors import require
 from lrkit.evaluate.run import EvalOptions, Evaluation, OnProgress, evaluate
 from lrkit.files import replacing
-from lrkit.model.generated import MODES, Mode
 from lrkit.pictures.load import load_image
 from lrkit.resources import find_target, resolve_checkpoint
 from lrkit.runtime.answer import Answer
 from lrkit.runtime.bundle_check import check_bundle
 from lrkit.runtime.session import Reasoner
-from lrkit.runtime.summary import Summary, summarize
+from lrkit.summary import Summary, summarize
 
 _EXAMPLE_HOPS = 4
 _EXAMPLE_SEED = 2026

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lrkit.data.sample import Sample
-from lrkit.evaluate.scorer import Accuracy, accuracy, answers_match, compare_paired
-from lrkit.model.generated import MODES, Mode
+from lrkit.contract.generated import MODES, Mode
+from lrkit.contract.sample import Sample
+from lrkit.contract.scoring import Accuracy, accuracy, answers_match, compare_paired
 from lrkit.runtime.answer import Answer
 from lrkit.runtime.patience import patience_with
 from lrkit.runtime.session import Reasoner
-from lrkit.runtime.summary import summarize
+from lrkit.summary import summarize
 
 OnProgress = Callable[[Mode, int], None]
 """Called with the mode and the number of samples just answered."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrkit.data.sample import Sample
+from lrkit.contract.sample import Sample
 from lrkit.errors import ExportError, FileError, os_sentence
 from lrkit.export.check import CheckSample, ProgramRun, check_program, open_program, open_steps, torch_answers
 from lrkit.export.check_verdict import UNCOMPARED

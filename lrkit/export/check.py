@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrkit.contract.generated import Generated, GenerationLimits, Mode
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.collate import PromptBatch, collate_prompts
 from lrkit.errors import ExportError, LrkitError, is_write_failure, one_line
 from lrkit.export.check_verdict import Found, judge
 from lrkit.model.generate import generate
-from lrkit.model.generated import Generated, GenerationLimits, Mode
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.model.settings import ReasonerSettings
 from lrkit.model.state import Sequences
 from lrkit.runtime.feed import build_feed
 from lrkit.runtime.io_spec import HALTING, IoSpec

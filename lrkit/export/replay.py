@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from lrkit.contract.settings import ReplaySettings
 from lrkit.export.choices import choice
 from lrkit.export.dialect import Dialect
 from lrkit.export.graph import Graph, Value
-from lrkit.model.settings import ReplaySettings
 
 INT64, FLOAT32 = ir.DataType.INT64, ir.DataType.FLOAT
 LAST = np.array(2**31)

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lrkit.data.sample import Sample
+from lrkit.contract.sample import Sample
+from lrkit.contract.settings import ReasonerSettings, ThinkSettings
 from lrkit.errors import UserError
 from lrkit.export.int4 import block_for, quantize
 from lrkit.export.source import Source, array, family_of
@@ -27,7 +28,6 @@ from lrkit.export.target import Target
 from lrkit.model.build import build_reasoner
 from lrkit.model.latent_token import LatentToken
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.model.settings import ReasonerSettings, ThinkSettings
 from lrkit.profile.shapes import Shape, load_shape, shape_config, shape_processor, shape_samples
 from lrkit.runtime.manifest import Role
 

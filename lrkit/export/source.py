@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import ExportError, did_you_mean
 from lrkit.model.build import extra_state
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.model.settings import ReasonerSettings
 
 
 @dataclass(frozen=True)

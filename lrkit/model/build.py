@@ -8,11 +8,11 @@ from typing import Literal
 
 from torch import Tensor
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CheckpointError
 from lrkit.model.backbones.protocol import Backbone
 from lrkit.model.lora import Adapter, freeze_all
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.model.settings import ReasonerSettings
 
 Trainable = Literal["lora", "full", "none"]
 

@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from lrkit.config import load_config
+from lrkit.contract.settings import SCHEMA_VERSION, ReasonerSettings
 from lrkit.errors import CheckpointError, ConfigError, clean
 from lrkit.files import read_json
 from lrkit.model.hub import hub_folder, is_hub_id
-from lrkit.model.settings import SCHEMA_VERSION, ReasonerSettings
 
 INFO_FILE = "reasoner.json"
 CONFIG_FILE = "config.json"

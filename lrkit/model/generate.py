@@ -10,14 +10,14 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from lrkit.contract.generated import Generated, GenerationLimits, Halting, Mode, ReplayedToken
+from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import UserError
 from lrkit.model.decoder import Prompts
-from lrkit.model.generated import Generated, GenerationLimits, Halting, Mode, ReplayedToken
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.recorded import StepRecorder
 from lrkit.model.state import Sequences
 from lrkit.model.steps import NO_WORD, PlainSteps, Steps
-from lrkit.model.stopwatch import Stopwatch
 
 
 def _not_finite(reasoner: LatentReasoner) -> UserError:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.model.decoder import Prompts
-from lrkit.model.settings import ReasonerSettings
 
 Distilled = tuple[Tensor, Tensor]
 """Of one latent step: L_rec per sample (B,), and which samples have one."""

@@ -12,6 +12,7 @@ vocabulary.
 import torch
 from torch import Tensor, nn
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.model.backbones.protocol import Backbone
 from lrkit.model.decoder import Prompts, Routing, prefill, run_chunk, visual_saliency
 from lrkit.model.distill import Teacher, TokenSR, distillation_loss
@@ -22,7 +23,6 @@ from lrkit.model.precision import wide
 from lrkit.model.replay import Replay, replay
 from lrkit.model.routing import RoutedLayer
 from lrkit.model.saliency import SaliencyRow
-from lrkit.model.settings import ReasonerSettings
 from lrkit.model.state import Sequences
 
 

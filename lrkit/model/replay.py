@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lrkit.contract.settings import ReplaySettings
 from lrkit.model.precision import wide
-from lrkit.model.settings import ReplaySettings
 
 
 @dataclass(frozen=True)

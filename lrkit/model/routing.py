@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lrkit.contract.settings import RoutingSettings
 from lrkit.model.keys import GrowingKeys, Keys
 from lrkit.model.precision import Float32Module, exact, wide
-from lrkit.model.settings import RoutingSettings
 
 Rotary = tuple[Tensor, Tensor]
 RunLayer = Callable[[Tensor, Tensor | None, Rotary, Keys], Tensor]

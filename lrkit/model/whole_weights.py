@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CheckpointError, clean
 from lrkit.files import read_json
 from lrkit.model.backbones.layout import Layout, Shape, read_layout
@@ -23,7 +24,6 @@ from lrkit.model.folder import (
     read_info,
     read_settings,
 )
-from lrkit.model.settings import ReasonerSettings
 from lrkit.model.stored import FLOATS, StoredTensor, is_plain_name, read_header, same_values
 
 _AGAIN = "copy the checkpoint again"

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lrkit.contract.generated import Mode
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import UserError
-from lrkit.model.generated import Mode
-from lrkit.model.settings import ReasonerSettings
 from lrkit.profile.meters import MemoryMeter
 from lrkit.profile.suite import RunSettings, Suite
 from lrkit.runtime.engine import AskOptions, Engine

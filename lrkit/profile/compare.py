@@ -8,8 +8,8 @@ saw within itself, and than `_LEAST`.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lrkit.contract.scoring import compare_paired
 from lrkit.errors import UserError
-from lrkit.evaluate.scorer import compare_paired
 from lrkit.profile.markdown import interval, plain, table
 from lrkit.profile.statistics import geometric_ratio, ratio_of_means
 

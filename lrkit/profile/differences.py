@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lrkit.data.sample import Sample
+from lrkit.contract.sample import Sample
 from lrkit.errors import LrkitError
 from lrkit.profile.cases import Case, patient
 from lrkit.profile.phases import phase_source

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
-from lrkit.data.sample import Sample
+from lrkit.contract.generated import Generated
+from lrkit.contract.sample import Sample
+from lrkit.contract.scoring import answers_match
 from lrkit.errors import StoppedError, one_line
-from lrkit.evaluate.scorer import answers_match
-from lrkit.model.generated import Generated
 from lrkit.profile.cases import Case, patient, place_of
 from lrkit.profile.differences import Difference, difference_runs
 from lrkit.profile.meters import EnergyMeter, MemoryMeter

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lrkit.data.sample import Sample
+from lrkit.contract.sample import Sample
 from lrkit.environment import nvidia_gpus, onnxruntime_providers
 from lrkit.errors import LrkitError
 from lrkit.profile.cases import Case, Cases, Model, place_of, settings_of

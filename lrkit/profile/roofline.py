@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lrkit.model.settings import ReasonerSettings
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.profile.cases import settings_of
 from lrkit.runtime.engine import Engine
 

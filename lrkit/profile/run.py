@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lrkit.data.sample import Sample
+from lrkit.contract.sample import Sample
 from lrkit.evaluate.benchmarks import load_samples
 from lrkit.files import write_text
 from lrkit.profile.cases import Model, ModelChoice, make_cases, open_model, unique_names

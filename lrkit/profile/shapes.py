@@ -14,12 +14,13 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from lrkit.config import Config, load_config
-from lrkit.data.sample import Sample
+from lrkit.contract.prompt import PromptFormat
+from lrkit.contract.sample import Sample
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.data.trail import VOCABULARY
 from lrkit.errors import CapacityError, ConfigError, UserError, require
 from lrkit.files import read_json
-from lrkit.model.settings import ReasonerSettings
 from lrkit.profile.cases import Model, ModelChoice
 from lrkit.profile.dtypes import fastest_dtype
 from lrkit.profile.meters import MemoryMeter
@@ -27,7 +28,6 @@ from lrkit.provenance import memory_bytes
 from lrkit.resources import find_resource
 from lrkit.runtime.preprocess import ImageGeometry
 from lrkit.runtime.processor import Processor
-from lrkit.runtime.prompt import PromptFormat
 from lrkit.runtime.session import Reasoner
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from lrkit.evaluate.scorer import accuracy, compare_paired
+from lrkit.contract.scoring import accuracy, compare_paired
 from lrkit.profile.depth_map import depth_map
 from lrkit.profile.measure import Row
 from lrkit.profile.phases import PHASES, PhaseSource
-from lrkit.runtime.summary import Summary, summarize
+from lrkit.summary import Summary, summarize
 
 COUNTERS = ("ar_steps", "latent_steps", "spoken_tokens", "replayed_tokens", "prefilled_tokens", "patches")
 _RESAMPLES = 4000

@@ -9,8 +9,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from lrkit.config import Config, load_config
+from lrkit.contract.generated import Mode
 from lrkit.errors import UserError, did_you_mean
-from lrkit.model.generated import Mode
 from lrkit.resources import find_suite
 
 

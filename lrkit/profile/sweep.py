@@ -14,8 +14,8 @@ import numpy as np
 
 from lrkit.config import load_config
 from lrkit.config_problems import shown
+from lrkit.contract.scoring import compare_paired
 from lrkit.errors import ConfigError, UserError, did_you_mean
-from lrkit.evaluate.scorer import compare_paired
 from lrkit.profile.suite import RunSettings, Suite
 from lrkit.strict_yaml import parse_yaml
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from lrkit.contract.generated import MODES, Mode
 from lrkit.errors import CapacityError, DataError, UserError, os_sentence
-from lrkit.model.generated import MODES, Mode
 from lrkit.pictures.input import ImageSource, as_pictures, kind_of, path_text
 from lrkit.runtime.engine import AskOptions
 

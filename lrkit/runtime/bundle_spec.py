@@ -7,7 +7,7 @@ when it loads it; whether its answers are: answer_check.py.
 
 from collections.abc import Iterator, Mapping
 
-from lrkit.model.generated import WITHOUT_LATENTS
+from lrkit.contract.generated import WITHOUT_LATENTS
 from lrkit.runtime.io_spec import IoSpec, ProgramShape, TensorSpec, program_spec
 from lrkit.runtime.manifest import Manifest, ProgramEntry, Role
 

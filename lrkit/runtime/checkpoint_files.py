@@ -7,10 +7,10 @@ files against each other by lrkit/model/whole_weights.py and open the same proce
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CheckpointError
 from lrkit.model.backbones.layout import Layout
 from lrkit.model.folder import INFO_FILE, baselines_of, is_plain, read_info
-from lrkit.model.settings import ReasonerSettings
 from lrkit.model.stored import first_not_finite, read_header
 from lrkit.model.whole_weights import CheckedWeights, check_weights
 from lrkit.runtime.processor import Processor

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
+from lrkit.contract.prompt import PromptFormat
 from lrkit.errors import CheckpointError, DataError, clean
-from lrkit.runtime.prompt import PromptFormat
 from lrkit.runtime.tokenizer_files import guarded
 
 _MARK = re.compile(r"<\S+>|\[\S+\]|</?s>")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from lrkit.model.generated import Generated, Mode
+from lrkit.contract.generated import Generated, Mode
 from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.runtime.stopping import Stop
 

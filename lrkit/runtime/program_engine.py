@@ -18,9 +18,9 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from lrkit.contract.generated import Generated, Halting, Mode, ReplayedToken
+from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import BundleError, UserError
-from lrkit.model.generated import Generated, Halting, Mode, ReplayedToken
-from lrkit.model.stopwatch import Stopwatch
 from lrkit.runtime.answer_check import AnswerCheck
 from lrkit.runtime.bundle import Bundle, open_bundle
 from lrkit.runtime.engine import AskOptions, OnToken

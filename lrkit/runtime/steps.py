@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import BundleError
-from lrkit.model.stopwatch import Stopwatch
 from lrkit.runtime.answer_check import StepCheck, vocabulary_of
 from lrkit.runtime.io_spec import EMPTY, HALTING, IoSpec
 from lrkit.runtime.stopping import current

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lrkit.config import load_config
+from lrkit.contract.sample import Sample
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.jsonl import Advance, JsonlScan, check_jsonl
-from lrkit.data.sample import Sample
 from lrkit.data.trail import TrailStream
 from lrkit.errors import CheckpointError, ConfigError, LrkitError, MissingExtraError, UserError, require
 from lrkit.files import read_json, sha256
 from lrkit.model.positions import mrope_positions
-from lrkit.model.settings import ReasonerSettings
 from lrkit.resources import REASONER_FILE, resolve_checkpoint
 from lrkit.runtime.checkpoint_files import check_checkpoint
 from lrkit.runtime.processor import Processor

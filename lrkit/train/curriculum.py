@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from lrkit.contract.sample import Sample
 from lrkit.data.collate import TrainBatch, collate_training
-from lrkit.data.sample import Sample
 from lrkit.runtime.processor import Processor
 from lrkit.train.recipe import Recipe, Stage
 from lrkit.train.source import Source

@@ -6,12 +6,12 @@ Place in the pipeline: a recipe whose `init` holds values instead of a checkpoin
 from tokenizers import Tokenizer
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+from lrkit.contract.prompt import PromptFormat
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.data.trail import VOCABULARY
 from lrkit.model.backbones.qwen2_vl import Qwen2VLBackbone
 from lrkit.runtime.preprocess import ImageGeometry
 from lrkit.runtime.processor import Processor
-from lrkit.runtime.prompt import PromptFormat
 from lrkit.train.recipe import FreshBackbone
 
 # A room is 16 pixels: four patches, merged into one visual token as Qwen2-VL merges its own. Boards are drawn in whole

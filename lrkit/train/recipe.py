@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import Field, model_validator
 
 from lrkit.config import Config, load_config
+from lrkit.contract.sample import Spoken
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.board import NUM_ROOMS, BoardKind, TrailSettings
-from lrkit.data.sample import Spoken
 from lrkit.data.trail import MAX_HOPS, Task
-from lrkit.model.settings import ReasonerSettings
 
 SCHEMA_VERSION = 1
 HUB_PREFIX = "hub:"

@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from lrkit import __version__
+from lrkit.contract.sample import Sample
 from lrkit.data.jsonl import read_jsonl
-from lrkit.data.sample import Sample
 from lrkit.data.trail import HOPS, TrailStream, trail_set
 from lrkit.errors import DataError, os_sentence
 from lrkit.files import sha256

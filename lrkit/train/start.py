@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CheckpointError
 from lrkit.model.backbones.layout import read_layout
 from lrkit.model.backbones.protocol import Backbone
@@ -17,7 +18,6 @@ from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import load_checkpoint, not_finite
 from lrkit.model.hub import hub_folder
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.model.settings import ReasonerSettings
 from lrkit.resources import REASONER_FILE
 from lrkit.runtime.checkpoint_files import check_fit, check_model
 from lrkit.runtime.processor import Processor

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from lrkit.contract.generated import GenerationLimits
+from lrkit.contract.sample import Sample, naming
+from lrkit.contract.scoring import is_correct
 from lrkit.data.collate import TrainBatch, collate_prompts
-from lrkit.data.sample import Sample, naming
-from lrkit.evaluate.scorer import is_correct
 from lrkit.model.generate import generate
-from lrkit.model.generated import GenerationLimits
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.train.curriculum import Curriculum

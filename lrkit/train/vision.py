@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lrkit.contract.sample import Sample
 from lrkit.data.collate import join_pixels
-from lrkit.data.sample import Sample
 from lrkit.errors import ConfigError
 from lrkit.model.precision import exact, wide
 from lrkit.model.reasoner import LatentReasoner

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lrkit import Reasoner
-from lrkit.data.sample import Sample
+from lrkit.contract.sample import Sample
 from lrkit.runtime.ort import OrtEngine
 from tests.bundles import QUESTION, picture
 

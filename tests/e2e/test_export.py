@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lrkit.cli.main import main
-from lrkit.data.sample import Sample
+from lrkit.contract.sample import Sample
 from lrkit.errors import ExportError
 from lrkit.export import bundle as bundle_module
 from lrkit.export.bundle import export_bundle, refuse_taken

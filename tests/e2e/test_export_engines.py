@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from lrkit.cli.main import main
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import BundleError
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import save_checkpoint
-from lrkit.model.settings import ReasonerSettings
 from lrkit.runtime.bundle import open_bundle
 from lrkit.runtime.manifest import SCHEMA
 from lrkit.runtime.tensorrt_library import installed_version

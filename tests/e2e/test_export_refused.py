@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lrkit.cli.main import main
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.trail import trail_set
 from lrkit.export import bundle as bundle_module
 from lrkit.export.bundle import EnginesRefused, export_bundle
@@ -19,7 +20,6 @@ from lrkit.export.graph import Graph, Value
 from lrkit.export.target import Target
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import save_checkpoint
-from lrkit.model.settings import ReasonerSettings
 from lrkit.runtime.bundle import open_bundle
 from lrkit.runtime.bundle_check import check_bundle
 from tests.bundles import CAPACITY, processor

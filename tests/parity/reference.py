@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lrkit.model.settings import ReasonerSettings
+from lrkit.contract.settings import ReasonerSettings
 
 
 @dataclass

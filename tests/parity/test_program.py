@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.export.dialect import PIXEL_CENTRE, PIXEL_UNIT
 from lrkit.export.source import read_source
 from lrkit.export.target import Target
 from lrkit.export.vision import TraceableTower, folded
-from lrkit.model.settings import ReasonerSettings
 from tests.programs import Runner, assert_equal, build, teach_to_stop_after
 from tests.tiny import EOS, GEOMETRY, VOCABULARY, prompt, tiny_reasoner
 

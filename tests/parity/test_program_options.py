@@ -9,13 +9,13 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
+from lrkit.contract.settings import ReasonerSettings, ReplaySettings, RoutingSettings, ThinkSettings
 from lrkit.errors import ExportError
 from lrkit.export.chunks import SHARED
 from lrkit.export.latent_input import SCALES
 from lrkit.export.replay import FORMATIONS, WEIGHTINGS
 from lrkit.export.routing import GATES, POSITIONS, ROUTERS
 from lrkit.export.target import Target
-from lrkit.model.settings import ReasonerSettings, ReplaySettings, RoutingSettings, ThinkSettings
 from tests.programs import Runner, assert_equal, build
 from tests.tiny import prompt, tiny_reasoner
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import ExportError
 from lrkit.export.chunks import Chunks
 from lrkit.export.dialect import Dialect
@@ -18,7 +19,6 @@ from lrkit.export.steps import build_steps
 from lrkit.export.target import Target
 from lrkit.export.vision import traced_tower
 from lrkit.model.build import build_reasoner
-from lrkit.model.settings import ReasonerSettings
 from lrkit.profile.cases import ModelChoice
 from lrkit.profile.shapes import load_shape, open_shape
 from lrkit.runtime.manifest import Limits

@@ -9,10 +9,10 @@ compute in float32.
 import pytest
 import torch
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.model.build import extra_state
 from lrkit.model.generate import GenerationLimits, generate
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.model.settings import ReasonerSettings
 from tests.lab import Steps, pieces, rich_reasoner, run_steps, settings, teach_halting
 from tests.parity.reference import Reference, Told
 from tests.parity.reference_losses import distill_loss, speech_loss

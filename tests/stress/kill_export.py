@@ -28,9 +28,9 @@ from typing import Any
 from lrkit import folders
 from lrkit.cli.main import INTERRUPTED
 from lrkit.cli.main import main as lrkit
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import save_checkpoint
-from lrkit.model.settings import ReasonerSettings
 from lrkit.runtime.bundle import open_bundle
 from lrkit.runtime.bundle_check import check_bundle
 from lrkit.runtime.tensorrt_library import installed_version

@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.trail import trail_set
 from lrkit.model.build import build_reasoner
-from lrkit.model.settings import ReasonerSettings
 from lrkit.resources import STATE_FILE
 from lrkit.train.curriculum import Curriculum
 from lrkit.train.devices import make_accelerator

@@ -8,11 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import Qwen2VLForConditionalGeneration
 
-from lrkit.errors import CheckpointError, FileError
-from lrkit.model.checkpoint import load_checkpoint, save_checkpoint
-from lrkit.model.folder import read_info
-from lrkit.model.reasoner import LatentReasoner
-from lrkit.model.settings import (
+from lrkit.contract.settings import (
     DistillSettings,
     LoraSettings,
     ReasonerSettings,
@@ -20,6 +16,10 @@ from lrkit.model.settings import (
     RoutingSettings,
     ThinkSettings,
 )
+from lrkit.errors import CheckpointError, FileError
+from lrkit.model.checkpoint import load_checkpoint, save_checkpoint
+from lrkit.model.folder import read_info
+from lrkit.model.reasoner import LatentReasoner
 from lrkit.resources import resolve_checkpoint
 from tests.tiny import batch, prompt, tiny_reasoner
 

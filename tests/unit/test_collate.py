@@ -4,13 +4,13 @@ import pytest
 import torch
 from PIL import Image
 
+from lrkit.contract.prompt import PromptFormat
+from lrkit.contract.sample import Sample
 from lrkit.data.collate import collate_prompts, collate_training, merge_steps, num_replaced
-from lrkit.data.sample import Sample
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.errors import CapacityError, ConfigError, DataError
 from lrkit.runtime.preprocess import ImageGeometry
 from lrkit.runtime.processor import Processor
-from lrkit.runtime.prompt import PromptFormat
 
 STEPS = ("go to room 1 .", "go to room 2 .", "go to room 3 .", "go to room 4 .")
 WORDS = ["go", "to", "room", ".", "Where", "now", "?", *(str(number) for number in range(10))]

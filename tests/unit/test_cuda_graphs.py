@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import UserError
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.model.settings import ReasonerSettings
 from lrkit.profile.cases import Model, ModelChoice, make_cases
 from lrkit.profile.markdown import how_it_runs
 from lrkit.profile.report import headlines

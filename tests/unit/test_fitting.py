@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from lrkit.contract.prompt import PromptFormat
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.errors import CapacityError, DataError, UserError
 from lrkit.export.target import ProgramLimits, Target, limits_of, picture_warning, processor_of
@@ -12,7 +13,6 @@ from lrkit.runtime.fitting import PHOTO, fit_pictures
 from lrkit.runtime.manifest import Limits
 from lrkit.runtime.preprocess import ImageGeometry, resized_size
 from lrkit.runtime.processor import Processor
-from lrkit.runtime.prompt import PromptFormat
 from tests.bundles import picture
 
 QWEN = ImageGeometry(max_pixels=12_845_056)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.model.generate import GenerationLimits, generate
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.model.settings import ReasonerSettings
 from tests.lab import PROMPTS, rich_reasoner, settings, teach_halting
 from tests.tiny import EOS, IMAGE, LATENT, batch, tiny_reasoner
 

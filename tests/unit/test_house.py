@@ -102,7 +102,7 @@ def test_runtime_and_base_import_without_torch() -> None:
         for file in MODULES
         if module_name(file).split(".")[1:2] in (["runtime"], ["cli"]) or file.parent == PACKAGE
     ]
-    light = [name for name in light if name not in TORCH_MODULES | {"lrkit.__main__"}] + ["lrkit.model.settings"]
+    light = [name for name in light if name not in TORCH_MODULES | {"lrkit.__main__"}] + ["lrkit.contract.settings"]
     assert len(light) > 15
     program = (
         "import importlib, json, sys\n"

@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from lrkit.cli.validate import kind_of, validate
+from lrkit.contract.prompt import PromptFormat
 from lrkit.data.jsonl import MAX_PROBLEMS, check_jsonl, read_jsonl
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.errors import CheckpointError, ConfigError, DataError, UserError
@@ -17,7 +18,6 @@ from lrkit.resources import find_any, resolve_checkpoint
 from lrkit.runtime.checkpoint_files import check_checkpoint
 from lrkit.runtime.preprocess import ImageGeometry
 from lrkit.runtime.processor import Processor
-from lrkit.runtime.prompt import PromptFormat
 
 GOOD = {"image": "a.png", "question": "Where now ?", "steps": ["go to 1 .", "go to 2 ."], "answer": "2"}
 

@@ -14,14 +14,14 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from lrkit.contract.generated import GenerationLimits, Mode
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import UserError
 from lrkit.model.build import Trainable, build_reasoner
 from lrkit.model.generate import generate
-from lrkit.model.generated import GenerationLimits, Mode
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.recorded import StepRecorder
 from lrkit.model.saliency import SaliencyRow
-from lrkit.model.settings import ReasonerSettings
 from tests.lab import PROMPTS
 from tests.tiny import EOS, LATENT, VOCABULARY, Batch, batch, tiny_backbone
 

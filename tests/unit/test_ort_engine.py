@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from lrkit.contract.generated import MODES, Mode
 from lrkit.data.trail import trail_set
 from lrkit.errors import BundleError, CapacityError, UnknownNameError, UserError
-from lrkit.model.generated import MODES, Mode
 from lrkit.runtime.answer import Answer
 from lrkit.runtime.engine import AskOptions
 from lrkit.runtime.ort import OrtEngine

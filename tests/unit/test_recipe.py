@@ -2,8 +2,8 @@
 
 import pytest
 
+from lrkit.contract.settings import ReasonerSettings, ReplaySettings, RoutingSettings
 from lrkit.errors import ConfigError
-from lrkit.model.settings import ReasonerSettings, ReplaySettings, RoutingSettings
 from lrkit.resources import find_recipe, list_resources
 from lrkit.train.recipe import FreshBackbone, Recipe, as_written, load_recipe, overlay
 

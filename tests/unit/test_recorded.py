@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lrkit.contract.generated import Generated
 from lrkit.model.generate import GenerationLimits, generate
-from lrkit.model.generated import Generated
 from lrkit.model.keys import GrowingKeys, StaticKeys
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.recorded import KEPT, StepRecorder, sizes_of

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lrkit.contract.settings import ReplaySettings
 from lrkit.model.replay import replay, select, weigh
-from lrkit.model.settings import ReplaySettings
 
 WEIGHTINGS = ("softmax", "relative", "none")
 

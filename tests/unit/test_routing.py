@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lrkit.contract.settings import RoutingSettings
 from lrkit.model.routing import RefinementState, RoutedLayer
-from lrkit.model.settings import RoutingSettings
 
 WIDTH = 4
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from lrkit.evaluate.scorer import (
+from lrkit.contract.prompt import PromptFormat
+from lrkit.contract.scoring import (
     accuracy,
     answers_match,
     compare_paired,
@@ -12,7 +13,6 @@ from lrkit.evaluate.scorer import (
     summarize,
     wilson_interval,
 )
-from lrkit.runtime.prompt import PromptFormat
 
 FORMAT = PromptFormat()
 

@@ -17,6 +17,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import ExportError
 from lrkit.export.chunks import Chunks
 from lrkit.export.dialect import Dialect
@@ -26,7 +27,6 @@ from lrkit.export.source import read_source
 from lrkit.export.steps import build_steps, save_steps
 from lrkit.export.target import Target
 from lrkit.export.vision import grafted
-from lrkit.model.settings import ReasonerSettings
 from lrkit.runtime.feed import build_feed
 from tests.programs import _trace, limits
 from tests.tiny import EOS, GEOMETRY, IMAGE, MERGE, tiny_reasoner

@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import model_validator
 
 from lrkit.config import Config
-from lrkit.model.generated import Mode
+from lrkit.contract.generated import Mode
 
 
 class SpecialTokens(Config):

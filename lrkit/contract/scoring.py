@@ -16,9 +16,9 @@ from decimal import Decimal
 
 import numpy as np
 
-from lrkit.model.generated import Mode
-from lrkit.runtime.prompt import PromptFormat
-from lrkit.runtime.summary import Summary, summarize
+from lrkit.contract.generated import Mode
+from lrkit.contract.prompt import PromptFormat
+from lrkit.summary import Summary, summarize
 
 __all__ = [
     "Accuracy",
