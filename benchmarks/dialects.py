@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from lrkit.contract.bundle.manifest import Dialect as Dialects
 from lrkit.contract.settings import RoutingSettings
 from lrkit.evaluate.benchmarks import load_samples
 from lrkit.export.check import ProgramRun, Trace, open_program, relative_error
@@ -36,7 +37,6 @@ from lrkit.export.vision import traced_tower
 from lrkit.model.checkpoint import load_checkpoint
 from lrkit.provenance import collect
 from lrkit.resources import resolve_checkpoint
-from lrkit.runtime.manifest import Dialect as Dialects
 from lrkit.runtime.ort import optimizers_off
 from lrkit.runtime.processor import EncodedPrompt, Processor
 

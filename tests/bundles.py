@@ -4,6 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from lrkit.contract.bundle.io_spec import Form
+from lrkit.contract.bundle.manifest import Role
 from lrkit.contract.prompt import PromptFormat
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.tokenizer import build_word_tokenizer
@@ -13,8 +15,6 @@ from lrkit.export.bundle import export_bundle
 from lrkit.export.target import EngineTarget, ProgramLimits, Target
 from lrkit.export.tensorrt_bundle import add_engines
 from lrkit.model.checkpoint import save_checkpoint
-from lrkit.runtime.io_spec import Form
-from lrkit.runtime.manifest import Role
 from lrkit.runtime.preprocess import ImageGeometry
 from lrkit.runtime.processor import Processor
 from lrkit.runtime.session import Reasoner

@@ -7,11 +7,11 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
+from lrkit.contract.bundle.io_spec import IoSpec
+from lrkit.contract.bundle.manifest import Limits
 from lrkit.export.saving import save_models
 from lrkit.export.tensorrt import Profile, axis_sizes, profile_of
 from lrkit.export.tensorrt_process import build_in_process
-from lrkit.runtime.io_spec import IoSpec
-from lrkit.runtime.manifest import Limits
 from lrkit.runtime.tensorrt_library import installed_version
 
 PACKAGE = "tensorrt_rtx"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from lrkit.runtime.io_spec import IoSpec, TensorSpec
+from lrkit.contract.bundle.io_spec import IoSpec, TensorSpec
 from lrkit.runtime.steps import NUMPY_TYPES
 from lrkit.runtime.tensorrt_library import TensorRT
 from lrkit.runtime.tensorrt_plan import Range, Shape

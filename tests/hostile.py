@@ -11,8 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from lrkit.contract.bundle.folder import open_bundle
 from lrkit.errors import LrkitError
-from lrkit.runtime.bundle import open_bundle
 from lrkit.runtime.session import Reasoner
 
 TYPES = {

@@ -9,6 +9,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 import torch
 
+from lrkit.contract.bundle.io_spec import HALTING
+from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.export.chunks import Chunks
 from lrkit.export.dialect import Dialect
@@ -20,8 +22,6 @@ from lrkit.export.vision import grafted, trace
 from lrkit.model.generate import Generated, GenerationLimits, generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.feed import build_feed
-from lrkit.runtime.io_spec import HALTING
-from lrkit.runtime.manifest import Limits
 from lrkit.runtime.program_engine import routed_tokens
 from tests.tiny import EOS, GEOMETRY, IMAGE, MERGE, Prompt, batch, tiny_reasoner
 

@@ -23,10 +23,10 @@ from lrkit.cli.preflight import Asked
 from lrkit.cli.preflight import check as check_thing
 from lrkit.cli.progress import ExportProgress
 from lrkit.cli.tables import json_option, write_json
+from lrkit.contract.bundle.folder import is_bundle
+from lrkit.contract.bundle.io_spec import Form
 from lrkit.errors import UserError, require
 from lrkit.resources import find_checkpoint
-from lrkit.runtime.bundle import is_bundle
-from lrkit.runtime.io_spec import Form
 
 if TYPE_CHECKING:
     from lrkit.export.target import Target

@@ -9,8 +9,8 @@ from lrkit.cli.console import out
 from lrkit.cli.export_target import engine_for_bundle
 from lrkit.cli.progress import ExportProgress
 from lrkit.cli.tables import write_json
+from lrkit.contract.bundle.manifest import Manifest
 from lrkit.errors import UserError
-from lrkit.runtime.manifest import Manifest
 
 Wanted = tuple[str | None, list[str], str | None, str | None]
 """Target, overrides, kind of engine, compute capabilities: as given on the command line."""
@@ -24,9 +24,9 @@ def engines_into_bundle(
     Raises:
         UserError: contradicting options.
     """
+    from lrkit.contract.bundle.folder import open_bundle
     from lrkit.export.tensorrt_bundle import add_engines, take_engines
     from lrkit.export.tensorrt_script import write_script
-    from lrkit.runtime.bundle import open_bundle
 
     console = out()
     if engines_file is not None:

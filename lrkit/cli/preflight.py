@@ -16,11 +16,11 @@ from rich.text import Text
 
 from lrkit.cli.console import err, out, printable
 from lrkit.cli.tables import write_json
+from lrkit.contract.bundle.folder import is_bundle
+from lrkit.contract.bundle.io_spec import Form
+from lrkit.contract.bundle.manifest import EngineKind
 from lrkit.errors import ExportError, UnknownNameError, UserError, did_you_mean, require
 from lrkit.resources import find_checkpoint, resolve_checkpoint
-from lrkit.runtime.bundle import is_bundle
-from lrkit.runtime.io_spec import Form
-from lrkit.runtime.manifest import EngineKind
 
 if TYPE_CHECKING:
     from lrkit.export.preflight import Finding, Report

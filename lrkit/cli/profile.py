@@ -152,7 +152,7 @@ def _finish(
 
 def _choices(models: list[str], asked: "ModelChoice") -> "list[ModelChoice]":
     """`asked` for each model; each option goes to the kind of model it is for, and must fit at least one."""
-    from lrkit.runtime.bundle import is_bundle
+    from lrkit.contract.bundle.folder import is_bundle
 
     if not models:
         raise UserError("no model was named; give a bundle, a checkpoint or a shipped name, as in lrkit profile tiny")

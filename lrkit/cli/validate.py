@@ -79,8 +79,8 @@ def kind_of(path: str) -> Kind | Literal["data", "checkpoint", "bundle"]:
     Raises:
         UserError: it is neither there nor the name of something shipped, or of a kind that cannot be checked.
     """
+    from lrkit.contract.bundle.folder import is_bundle
     from lrkit.resources import find_any, list_checkpoints
-    from lrkit.runtime.bundle import is_bundle
 
     given = Path(path)
     if is_bundle(given):

@@ -7,7 +7,7 @@ The source gives one matrix at a time, and torch's model is loaded when the prog
 never in memory together. What the engines' builder refuses is known before the comparison begins; the bundle is
 finished without engines then.
 
-Place in the pipeline: `lrkit export` calls `export_bundle`; lrkit/runtime/bundle.py opens the result. Everything is
+Place in the pipeline: `lrkit export` calls `export_bundle`; lrkit/contract/bundle/folder.py opens the result. Everything is
 written into a hidden neighbour of the target folder, which takes its place in one step at the end (lrkit/folders.py):
 killed at any moment, an export leaves the old bundle, the new one, or none where none was.
 """
@@ -20,6 +20,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lrkit.contract.bundle.io_spec import Form
+from lrkit.contract.bundle.manifest import (
+    BUNDLE_FILE,
+    EngineKind,
+    Limits,
+    Manifest,
+    ProgramEntry,
+    RecordedSample,
+    Role,
+    StepEntry,
+    StepName,
+    TokenIds,
+    Validation,
+    digest,
+)
 from lrkit.contract.sample import Sample
 from lrkit.errors import ExportError, FileError, os_sentence
 from lrkit.export.check import CheckSample, ProgramRun, check_program, open_program, open_steps, torch_answers
@@ -39,21 +54,6 @@ from lrkit.pictures.input import ImageSource
 from lrkit.pictures.load import load_image
 from lrkit.provenance import collect
 from lrkit.resources import resolve_checkpoint
-from lrkit.runtime.io_spec import Form
-from lrkit.runtime.manifest import (
-    BUNDLE_FILE,
-    EngineKind,
-    Limits,
-    Manifest,
-    ProgramEntry,
-    RecordedSample,
-    Role,
-    StepEntry,
-    StepName,
-    TokenIds,
-    Validation,
-    digest,
-)
 from lrkit.runtime.ort import optimizers_off
 from lrkit.runtime.processor import Processor
 

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrkit.contract.bundle.io_spec import HALTING, IoSpec
+from lrkit.contract.bundle.manifest import Limits, Precision, Role, StepEntry, StepName, Validation
 from lrkit.contract.generated import Generated, GenerationLimits, Mode
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.collate import PromptBatch, collate_prompts
@@ -27,8 +29,6 @@ from lrkit.model.generate import generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.state import Sequences
 from lrkit.runtime.feed import build_feed
-from lrkit.runtime.io_spec import HALTING, IoSpec
-from lrkit.runtime.manifest import Limits, Precision, Role, StepEntry, StepName, Validation
 from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.runtime.steps import StepSession
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lrkit.contract.bundle.manifest import Precision, Role, Validation
 from lrkit.errors import ExportError
-from lrkit.runtime.manifest import Precision, Role, Validation
 
 TOLERANCES: dict[Precision, dict[str, float]] = {
     "fp32": {"numbers": 1e-4, "agreement": 1.0, "accuracy_drop": 0.0},

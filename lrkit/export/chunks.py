@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from lrkit.contract.bundle.io_spec import ProgramShape
+from lrkit.contract.bundle.manifest import Limits
 from lrkit.export.choices import choice
 from lrkit.export.decoder import Decoder, Hidden, Mask, Past, Remember, Seen, Segment
 from lrkit.export.dialect import Dialect, Rotation
@@ -26,8 +28,6 @@ from lrkit.export.latent_reports import LatentReports, Types
 from lrkit.export.replay import Prompt, Replay, Replayed
 from lrkit.export.routing import Refined, Router, places
 from lrkit.export.source import Source
-from lrkit.runtime.io_spec import ProgramShape
-from lrkit.runtime.manifest import Limits
 
 FLOAT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 

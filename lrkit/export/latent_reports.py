@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from lrkit.contract.bundle.io_spec import EMPTY
 from lrkit.export.graph import Carried, Graph, Kind, Value
 from lrkit.export.replay import Replayed
-from lrkit.runtime.io_spec import EMPTY
 
 Types = dict[str, Kind]
 """Name of a state -> its type and shape."""

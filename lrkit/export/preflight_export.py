@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lrkit.contract.bundle.manifest import EngineKind, ProgramEntry, Role
 from lrkit.errors import ExportError
 from lrkit.export.preflight import Finding, check_graph
 from lrkit.export.preflight_ask import MAJORS
 from lrkit.export.preflight_open import CheckedGraph
 from lrkit.export.rules import RuleSet, load_rules, targets_of
 from lrkit.export.tensorrt import Plan, Progress, check_programs, graphs_of, parse_program
-from lrkit.runtime.manifest import EngineKind, ProgramEntry, Role
 from lrkit.runtime.tensorrt_library import installed_version
 
 Programs = Mapping[Role, ProgramEntry]

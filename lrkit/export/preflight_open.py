@@ -17,12 +17,12 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from lrkit.contract.bundle.folder import open_bundle
+from lrkit.contract.bundle.io_spec import Form
+from lrkit.contract.bundle.manifest import Dialect
 from lrkit.errors import UserError, clean, one_line
 from lrkit.export.preflight_graph import View, graphs_of
 from lrkit.export.target import Target, limits_of
-from lrkit.runtime.bundle import open_bundle
-from lrkit.runtime.io_spec import Form
-from lrkit.runtime.manifest import Dialect
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Literal, cast, get_args
 from pydantic import Field, JsonValue, model_validator
 
 from lrkit.config import Config, load_config
+from lrkit.contract.bundle.manifest import Dialect, EngineKind
 from lrkit.errors import ConfigError, UnknownNameError, UserError, did_you_mean, one_line
 from lrkit.resources import find_rules, list_resources
-from lrkit.runtime.manifest import Dialect, EngineKind
 
 TargetName = Literal["tensorrt-10", "tensorrt-11", "tensorrt-rtx", "ort"]
 TARGETS: tuple[TargetName, ...] = get_args(TargetName)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lrkit.contract.bundle.manifest import Role
 from lrkit.contract.sample import Sample
 from lrkit.contract.settings import ReasonerSettings, ThinkSettings
 from lrkit.errors import UserError
@@ -29,7 +30,6 @@ from lrkit.model.build import build_reasoner
 from lrkit.model.latent_token import LatentToken
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.profile.shapes import Shape, load_shape, shape_config, shape_processor, shape_samples
-from lrkit.runtime.manifest import Role
 
 EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 SPREAD = 0.02

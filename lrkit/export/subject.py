@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from lrkit.contract.bundle.manifest import Role
 from lrkit.contract.generated import WITHOUT_LATENTS
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.export.source import Source
@@ -20,7 +21,6 @@ from lrkit.model.folder import baselines_of, read_info, read_settings
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.whole_weights import check_weights
 from lrkit.runtime.checkpoint_files import check_fit
-from lrkit.runtime.manifest import Role
 from lrkit.runtime.processor import Processor
 
 

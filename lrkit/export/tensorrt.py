@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.config import load_config
+from lrkit.contract.bundle.io_spec import IoSpec
+from lrkit.contract.bundle.manifest import EngineEntry, EngineKind, GraphName, Limits, Manifest, ProgramEntry, Role
 from lrkit.errors import ExportError, FileError, MissingExtraError
 from lrkit.export.target import EngineTarget
 from lrkit.export.tensorrt_process import build_in_process
 from lrkit.export.tensorrt_words import default_archs, known_archs
-from lrkit.runtime.io_spec import IoSpec
-from lrkit.runtime.manifest import EngineEntry, EngineKind, GraphName, Limits, Manifest, ProgramEntry, Role
 from lrkit.runtime.processor import Processor
 from lrkit.runtime.tensorrt_library import PACKAGES, load_library
 

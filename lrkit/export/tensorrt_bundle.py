@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lrkit.config import Config, load_config
+from lrkit.contract.bundle.folder import Bundle, open_bundle
+from lrkit.contract.bundle.manifest import BUNDLE_FILE, SCHEMA, EngineEntry, Manifest, Role, digest
 from lrkit.errors import BundleError, ConfigError, ExportError, FileError, is_write_failure, one_line, os_sentence
 from lrkit.export.target import EngineTarget
 from lrkit.export.tensorrt import FOLDER, Progress, build_engines, check_programs, free_name, plan_engines
 from lrkit.files import read_json, remove, sync, write_json, write_text
 from lrkit.folders import locked
-from lrkit.runtime.bundle import Bundle, open_bundle
-from lrkit.runtime.manifest import BUNDLE_FILE, SCHEMA, EngineEntry, Manifest, Role, digest
 
 STAGING = ".engines.writing"
 """Folder in a bundle where engines are built before they join it: on its own disk, also where that is a mounted one."""

@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 
 from lrkit import __version__
+from lrkit.contract.bundle.manifest import Manifest
 from lrkit.export.target import EngineTarget
 from lrkit.export.tensorrt import check_programs, plan_jobs, plan_script
 from lrkit.files import write_text
-from lrkit.runtime.manifest import Manifest
 from lrkit.runtime.tensorrt_library import PACKAGES
 
 SCRIPT_FILE = "build_engine.py"

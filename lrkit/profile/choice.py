@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lrkit.contract.bundle.folder import is_bundle, open_bundle, write_manifest
+from lrkit.contract.bundle.manifest import SCHEMA, Defaults
 from lrkit.errors import UserError
-from lrkit.runtime.bundle import is_bundle, open_bundle, write_manifest
-from lrkit.runtime.manifest import SCHEMA, Defaults
 
 RUNTIME_KEYS = ("threads", "max_latent_steps", "halting")
 """Settings of a sweep that a bundle can take after its export."""

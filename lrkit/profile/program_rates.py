@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lrkit.runtime.manifest import ProgramEntry
+from lrkit.contract.bundle.manifest import ProgramEntry
 
 ROWS, WIDTH = 256, 1024
 """A prompt's worth of tokens through a square matrix."""

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from lrkit.contract.bundle.io_spec import EMPTY, HALTING, IoSpec
+from lrkit.contract.bundle.manifest import ProgramEntry
 from lrkit.errors import BundleError
-from lrkit.runtime.io_spec import EMPTY, HALTING, IoSpec
-from lrkit.runtime.manifest import ProgramEntry
 
 
 class AnswerCheck:

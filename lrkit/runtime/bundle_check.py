@@ -6,11 +6,11 @@ Place in the pipeline: `lrkit validate BUNDLE` -> `check_bundle`. Digests and sc
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lrkit.contract.bundle.folder import Bundle
+from lrkit.contract.bundle.manifest import RecordedSample, Role
 from lrkit.errors import BundleError, TimeoutExceeded, UserError
-from lrkit.runtime.bundle import Bundle
 from lrkit.runtime.engine import AskOptions
 from lrkit.runtime.engines import EngineChoice, open_engine
-from lrkit.runtime.manifest import RecordedSample, Role
 from lrkit.runtime.patience import patience
 from lrkit.runtime.program_engine import ProgramEngine
 from lrkit.runtime.stopping import Stop

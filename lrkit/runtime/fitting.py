@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from lrkit.contract.bundle.manifest import Limits
 from lrkit.errors import DataError
-from lrkit.runtime.manifest import Limits
 from lrkit.runtime.preprocess import ImageGeometry, resized_size
 
 LimitName = Literal["max_pixels", "max_patches", "max_prompt_tokens"]

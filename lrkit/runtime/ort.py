@@ -1,6 +1,6 @@
 """Runs a bundle on ONNX Runtime. Torch-free; onnxruntime itself is imported when a program is first loaded.
 
-Place in the pipeline: lrkit/runtime/bundle.py -> `OrtEngine` (a program_engine.py over ONNX Runtime's sessions) ->
+Place in the pipeline: lrkit/contract/bundle/folder.py -> `OrtEngine` (a program_engine.py over ONNX Runtime's sessions) ->
 lrkit/runtime/session.py.
 """
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lrkit.contract.bundle.folder import Bundle
+from lrkit.contract.bundle.io_spec import IoSpec
+from lrkit.contract.bundle.manifest import Dialect, GraphName, Precision, ProgramEntry, Role
 from lrkit.cores import find_cores
 from lrkit.errors import BundleError, StoppedError, UserError
-from lrkit.runtime.bundle import Bundle
-from lrkit.runtime.io_spec import IoSpec
-from lrkit.runtime.manifest import Dialect, GraphName, Precision, ProgramEntry, Role
 from lrkit.runtime.ort_session import OrtGraph, load_session, said
 from lrkit.runtime.processor import Processor
 from lrkit.runtime.program_engine import ProgramEngine, ProgramSessions

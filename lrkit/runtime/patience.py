@@ -4,9 +4,9 @@ Place in the pipeline: `lrkit validate`, `eval` and `profile` run programs of st
 this time-out; an application chooses its own (`Reasoner.ask(timeout=)`).
 """
 
-from lrkit.runtime.bundle import Bundle
+from lrkit.contract.bundle.folder import Bundle
+from lrkit.contract.bundle.manifest import Role
 from lrkit.runtime.engine import Engine
-from lrkit.runtime.manifest import Role
 from lrkit.runtime.program_engine import ProgramEngine
 
 SECONDS = 10.0

@@ -17,6 +17,8 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from lrkit.config import load_config
+from lrkit.contract.bundle.limits import check_images, check_prompt
+from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.prompt import PromptFormat
 from lrkit.errors import CheckpointError, ConfigError, DataError, one_line
 from lrkit.files import read_json, write_json, write_text
@@ -25,8 +27,6 @@ from lrkit.pictures.load import Pictures
 from lrkit.runtime.chat_template import find_template
 from lrkit.runtime.controls import ControlTokens
 from lrkit.runtime.fitting import Resized, fit_pictures
-from lrkit.runtime.limits import check_images, check_prompt
-from lrkit.runtime.manifest import Limits
 from lrkit.runtime.plain_format import plain_format
 from lrkit.runtime.preprocess import Grid, ImageGeometry, resize_and_cut
 from lrkit.runtime.tokenizer_files import CONFIG_FILE, FILE, config_to_write, guarded, read_tokenizer

@@ -1,6 +1,6 @@
 """Answers prompts by a bundle's programs, whatever runs them. Torch-free.
 
-Place in the pipeline: lrkit/runtime/bundle.py -> `ProgramEngine` over `ProgramSessions` -> lrkit/runtime/session.py.
+Place in the pipeline: lrkit/contract/bundle/folder.py -> `ProgramEngine` over `ProgramSessions` -> lrkit/runtime/session.py.
 ort.py gives sessions of ONNX Runtime, tensorrt.py sessions of TensorRT engines.
 
 A program answers one prompt from pixels to the last token in one run, so a batch is run prompt by prompt, and what is
@@ -18,16 +18,16 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from lrkit.contract.bundle.folder import Bundle, open_bundle
+from lrkit.contract.bundle.io_spec import HALTING, IoSpec
+from lrkit.contract.bundle.limits import check_asked, check_prompt
+from lrkit.contract.bundle.manifest import Defaults, GraphName, ProgramEntry, Role
 from lrkit.contract.generated import Generated, Halting, Mode, ReplayedToken
 from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import BundleError, UserError
 from lrkit.runtime.answer_check import AnswerCheck
-from lrkit.runtime.bundle import Bundle, open_bundle
 from lrkit.runtime.engine import AskOptions, OnToken
 from lrkit.runtime.feed import build_feed
-from lrkit.runtime.io_spec import HALTING, IoSpec
-from lrkit.runtime.limits import check_asked, check_prompt
-from lrkit.runtime.manifest import Defaults, GraphName, ProgramEntry, Role
 from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.runtime.steps import StepSession
 from lrkit.runtime.stopping import Running, Stop

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+from lrkit.contract.bundle.manifest import BUNDLE_FILE, Manifest
 from lrkit.errors import BundleError, UnknownNameError, UserError, did_you_mean, one_line
-from lrkit.runtime.manifest import BUNDLE_FILE, Manifest
 from lrkit.runtime.ort_session import said
 from lrkit.runtime.provider_options import is_path, problem_of, resolve
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lrkit.contract.bundle.folder import is_bundle
 from lrkit.contract.generated import Generated, Mode
 from lrkit.errors import UserError, require
 from lrkit.model.folder import download_bases
@@ -31,7 +32,6 @@ from lrkit.runtime.arguments import (
     texts,
     whole_number,
 )
-from lrkit.runtime.bundle import is_bundle
 from lrkit.runtime.engine import AskOptions, Engine
 from lrkit.runtime.engines import EngineChoice, open_engine
 from lrkit.runtime.number_types import known_dtype

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from lrkit.contract.bundle.io_spec import EMPTY, HALTING, IoSpec
 from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import BundleError
 from lrkit.runtime.answer_check import StepCheck, vocabulary_of
-from lrkit.runtime.io_spec import EMPTY, HALTING, IoSpec
 from lrkit.runtime.stopping import current
 
 _AGAIN = "do not use this bundle, or export it again"

@@ -1,6 +1,6 @@
 """Runs a bundle's TensorRT engines, of tensorrt_rtx or tensorrt 10 and 11. Torch-free unless torch holds the buffers.
 
-Place in the pipeline: lrkit/runtime/bundle.py -> `TensorRtEngine` (a program_engine.py over tensorrt_session.py) ->
+Place in the pipeline: lrkit/contract/bundle/folder.py -> `TensorRtEngine` (a program_engine.py over tensorrt_session.py) ->
 lrkit/runtime/session.py. The README's support table says on which devices this has run.
 
 Everything that can be said without the device is said first: no such engine, package, version, file, GPU, compute
@@ -14,12 +14,12 @@ from typing import Any
 from pydantic import Field
 
 from lrkit.config import Config, load_config
+from lrkit.contract.bundle.folder import Bundle
+from lrkit.contract.bundle.io_spec import IoSpec
+from lrkit.contract.bundle.manifest import EngineEntry, EngineKind, GraphName, ProgramEntry, Role, StepName
 from lrkit.errors import BundleError, UserError, one_line
-from lrkit.runtime.bundle import Bundle
 from lrkit.runtime.device_array import Pool
 from lrkit.runtime.device_memory import open_memory
-from lrkit.runtime.io_spec import IoSpec
-from lrkit.runtime.manifest import EngineEntry, EngineKind, GraphName, ProgramEntry, Role, StepName
 from lrkit.runtime.nvidia import Gpu, require_gpu
 from lrkit.runtime.program_engine import ProgramEngine, ProgramSessions
 from lrkit.runtime.tensorrt_file import check_version, open_engine_file

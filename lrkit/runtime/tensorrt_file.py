@@ -11,8 +11,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from lrkit.contract.bundle.manifest import EngineEntry
 from lrkit.errors import BundleError, one_line
-from lrkit.runtime.manifest import EngineEntry
 from lrkit.runtime.tensorrt_library import PACKAGES, TensorRT
 
 HEADER_BYTES = 64

@@ -13,8 +13,8 @@ from importlib import metadata
 from types import ModuleType
 from typing import Any, Protocol, get_args
 
+from lrkit.contract.bundle.manifest import EngineKind
 from lrkit.errors import LrkitError, UnknownNameError, did_you_mean, one_line, require
-from lrkit.runtime.manifest import EngineKind
 
 KINDS: tuple[EngineKind, ...] = get_args(EngineKind)
 PACKAGES: dict[EngineKind, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}

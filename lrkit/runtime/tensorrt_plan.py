@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from lrkit.contract.bundle.io_spec import DType, IoSpec, TensorSpec
 from lrkit.errors import CapacityError
-from lrkit.runtime.io_spec import DType, IoSpec, TensorSpec
 from lrkit.runtime.steps import NUMPY_TYPES
 
 Shape = tuple[int, ...]

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.errors import BundleError, LrkitError, UserError, one_line
 from lrkit.runtime.device_array import DeviceArray, Pool
-from lrkit.runtime.io_spec import IoSpec
 from lrkit.runtime.stopping import current
 from lrkit.runtime.tensorrt_library import TensorRT
 from lrkit.runtime.tensorrt_plan import IoTensor, Output, Range, Shape, choose_profile, differences, plan_outputs

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from lrkit.cli.main import main
+from lrkit.contract.bundle.folder import open_bundle
+from lrkit.contract.bundle.manifest import SCHEMA
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import BundleError
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import save_checkpoint
-from lrkit.runtime.bundle import open_bundle
-from lrkit.runtime.manifest import SCHEMA
 from lrkit.runtime.tensorrt_library import installed_version
 from tests.bundles import CAPACITY, processor
 from tests.engines import needs_builder

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lrkit.cli.main import main
+from lrkit.contract.bundle.folder import open_bundle
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.trail import trail_set
 from lrkit.export import bundle as bundle_module
@@ -20,7 +21,6 @@ from lrkit.export.graph import Graph, Value
 from lrkit.export.target import Target
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import save_checkpoint
-from lrkit.runtime.bundle import open_bundle
 from lrkit.runtime.bundle_check import check_bundle
 from tests.bundles import CAPACITY, processor
 from tests.e2e.test_export_engines import builders_of, on_linux, wait_for

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lrkit.contract.bundle.io_spec import Form
+from lrkit.contract.bundle.manifest import EngineKind
 from lrkit.data.trail import trail_set
 from lrkit.errors import CapacityError
 from lrkit.export.bundle import export_bundle
@@ -17,8 +19,6 @@ from lrkit.export.tensorrt_bundle import add_engines
 from lrkit.runtime.answer import Answer
 from lrkit.runtime.bundle_check import check_bundle
 from lrkit.runtime.engines import EngineChoice
-from lrkit.runtime.io_spec import Form
-from lrkit.runtime.manifest import EngineKind
 from lrkit.runtime.nvidia import find_gpus
 from lrkit.runtime.session import Reasoner
 from lrkit.runtime.tensorrt_library import KINDS, installed_version, load_library

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
+from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import ExportError
 from lrkit.export.chunks import Chunks
@@ -21,7 +22,6 @@ from lrkit.export.vision import traced_tower
 from lrkit.model.build import build_reasoner
 from lrkit.profile.cases import ModelChoice
 from lrkit.profile.shapes import load_shape, open_shape
-from lrkit.runtime.manifest import Limits
 from tests.engines import BuiltEngine, build_engine, needs_builder, profile_for
 from tests.programs import build, limits
 from tests.tiny import LATENT, MERGE, tiny_backbone, tiny_reasoner

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 import pytest
 
+from lrkit.contract.bundle.io_spec import IoSpec, program_spec
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.export.chunks import Chunks
 from lrkit.export.preflight import check_graph
@@ -20,7 +21,6 @@ from lrkit.export.source import read_source
 from lrkit.export.steps import build_steps
 from lrkit.export.target import Target
 from lrkit.export.vision import grafted
-from lrkit.runtime.io_spec import IoSpec, program_spec
 from lrkit.runtime.tensorrt_library import load_library
 from tests import variants
 from tests.engines import build_engine, needs_builder, profile_for

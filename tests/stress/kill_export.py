@@ -28,10 +28,10 @@ from typing import Any
 from lrkit import folders
 from lrkit.cli.main import INTERRUPTED
 from lrkit.cli.main import main as lrkit
+from lrkit.contract.bundle.folder import open_bundle
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import save_checkpoint
-from lrkit.runtime.bundle import open_bundle
 from lrkit.runtime.bundle_check import check_bundle
 from lrkit.runtime.tensorrt_library import installed_version
 from tests.bundles import CAPACITY, processor

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from lrkit.contract.bundle.folder import is_bundle, open_bundle
+from lrkit.contract.bundle.manifest import SCHEMA
 from lrkit.errors import BundleError
-from lrkit.runtime.bundle import is_bundle, open_bundle
-from lrkit.runtime.manifest import SCHEMA
 
 
 def edit(folder: Path, change: Callable[[dict], object]) -> None:

@@ -8,11 +8,11 @@ import math
 
 import pytest
 
+from lrkit.contract.bundle.io_spec import IoSpec
+from lrkit.contract.bundle.manifest import Limits
 from lrkit.errors import CheckpointError, ExportError
 from lrkit.export.check import open_program, torch_answers
 from lrkit.export.check_verdict import MIN_RIGHT, Found, judge
-from lrkit.runtime.io_spec import IoSpec
-from lrkit.runtime.manifest import Limits
 from tests.bundles import processor
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lrkit.contract.bundle.folder import open_bundle
 from lrkit.errors import MissingExtraError
-from lrkit.runtime.bundle import open_bundle
 from lrkit.runtime.device_array import DeviceArray, Pool
 from lrkit.runtime.device_memory import open_memory
 from lrkit.runtime.ort import Sessions

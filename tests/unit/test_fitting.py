@@ -4,13 +4,13 @@ import random
 
 import pytest
 
+from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.prompt import PromptFormat
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.errors import CapacityError, DataError, UserError
 from lrkit.export.target import ProgramLimits, Target, limits_of, picture_warning, processor_of
 from lrkit.pictures import load as pictures
 from lrkit.runtime.fitting import PHOTO, fit_pictures
-from lrkit.runtime.manifest import Limits
 from lrkit.runtime.preprocess import ImageGeometry, resized_size
 from lrkit.runtime.processor import Processor
 from tests.bundles import picture

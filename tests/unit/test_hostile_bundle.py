@@ -13,13 +13,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from lrkit.contract.bundle.folder import open_bundle
 from lrkit.data.trail import trail_set
 from lrkit.errors import BundleError, TimeoutExceeded
 from lrkit.evaluate.run import EvalOptions, evaluate
 from lrkit.profile.cases import Model, ModelChoice, make_cases
 from lrkit.profile.measure import measure
 from lrkit.profile.suite import load_suite
-from lrkit.runtime.bundle import open_bundle
 from lrkit.runtime.bundle_check import check_bundle
 from lrkit.runtime.session import Reasoner
 from tests.bundles import QUESTION, picture

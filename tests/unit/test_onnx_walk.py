@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from lrkit.runtime.bundle import open_bundle
-from lrkit.runtime.onnx_walk import mentions
+from lrkit.contract.bundle.folder import open_bundle
+from lrkit.contract.bundle.onnx_walk import mentions
 from lrkit.runtime.session import Reasoner
 from tests.hostile import edit, program, refusal, resign, sentence, without_samples
 

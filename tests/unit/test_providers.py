@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from lrkit.config import load_config
+from lrkit.contract.bundle.folder import open_bundle
 from lrkit.cores import usable_cores
 from lrkit.errors import BundleError, ConfigError, UserError
 from lrkit.export.target import Target
 from lrkit.resources import find_target
-from lrkit.runtime.bundle import open_bundle
 from lrkit.runtime.ort import OrtEngine
 from lrkit.runtime.provider_options import PATHS
 from lrkit.runtime.providers import available_providers, bundle_options, choose_provider, refusal

@@ -10,6 +10,9 @@ import onnx_ir as ir
 import pytest
 
 from lrkit.config import load_config
+from lrkit.contract.bundle.folder import open_bundle
+from lrkit.contract.bundle.io_spec import IoSpec, TensorSpec
+from lrkit.contract.bundle.manifest import Limits
 from lrkit.errors import ConfigError, ExportError
 from lrkit.export.graph import Graph
 from lrkit.export.target import EngineTarget, Target
@@ -19,9 +22,6 @@ from lrkit.export.tensorrt_bundle import add_engines
 from lrkit.export.tensorrt_process import build_in_process
 from lrkit.export.tensorrt_words import explain, known_archs, place_of
 from lrkit.resources import list_resources
-from lrkit.runtime.bundle import open_bundle
-from lrkit.runtime.io_spec import IoSpec, TensorSpec
-from lrkit.runtime.manifest import Limits
 from lrkit.runtime.tensorrt_library import load_library
 from tests.engines import PACKAGE, build_engine, needs_builder
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from lrkit.contract.bundle.folder import open_bundle
 from lrkit.errors import ExportError, UserError
 from lrkit.export import tensorrt_bundle
 from lrkit.export.tensorrt_bundle import STAGING, take_engines
 from lrkit.folders import locked
-from lrkit.runtime.bundle import open_bundle
 
 
 def engines_file(bundle: Path, folder: Path, content: bytes, version: str = "10.13.0") -> Path:

@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from lrkit.cli.main import app
+from lrkit.contract.bundle.folder import open_bundle
+from lrkit.contract.bundle.manifest import EngineEntry
 from lrkit.errors import BundleError, ConfigError, LrkitError, MissingExtraError, UnknownNameError, UserError
-from lrkit.runtime.bundle import open_bundle
 from lrkit.runtime.bundle_check import check_bundle
 from lrkit.runtime.engines import EngineChoice, open_engine, parse_options
-from lrkit.runtime.manifest import EngineEntry
 from lrkit.runtime.nvidia import Gpu, find_gpus
 from lrkit.runtime.session import Reasoner
 from lrkit.runtime.tensorrt import choose_engine, deserialize

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from lrkit.contract.bundle.io_spec import IoSpec, TensorSpec
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CapacityError
 from lrkit.export.chunks import Chunks
@@ -13,7 +14,6 @@ from lrkit.export.source import read_source
 from lrkit.export.steps import build_steps
 from lrkit.export.target import Target
 from lrkit.export.vision import traced_tower
-from lrkit.runtime.io_spec import IoSpec, TensorSpec
 from lrkit.runtime.tensorrt_library import load_library
 from lrkit.runtime.tensorrt_plan import IoTensor, Output, choose_profile, differences, plan_outputs
 from tests.programs import Runner, build, dialect_of, limits

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from lrkit.contract.bundle.io_spec import IoSpec
+from lrkit.contract.bundle.manifest import EngineKind, GraphName, ProgramEntry, Role
 from lrkit.data.trail import trail_set
 from lrkit.errors import BundleError, CapacityError, LrkitError, UserError
 from lrkit.runtime.answer import Answer
 from lrkit.runtime.device_array import Pool
-from lrkit.runtime.io_spec import IoSpec
-from lrkit.runtime.manifest import EngineKind, GraphName, ProgramEntry, Role
 from lrkit.runtime.program_engine import ProgramEngine, ProgramSessions
 from lrkit.runtime.session import Reasoner
 from lrkit.runtime.tensorrt_library import TensorRT, load_library

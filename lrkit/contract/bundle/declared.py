@@ -7,9 +7,9 @@ when it loads it; whether its answers are: answer_check.py.
 
 from collections.abc import Iterator, Mapping
 
+from lrkit.contract.bundle.io_spec import IoSpec, ProgramShape, TensorSpec, program_spec
+from lrkit.contract.bundle.manifest import Manifest, ProgramEntry, Role
 from lrkit.contract.generated import WITHOUT_LATENTS
-from lrkit.runtime.io_spec import IoSpec, ProgramShape, TensorSpec, program_spec
-from lrkit.runtime.manifest import Manifest, ProgramEntry, Role
 
 MAX_FIXED_BYTES = 2 << 30
 """Of all inputs, or all outputs, of fixed size that one graph may declare: the host makes room for them."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lrkit.config import load_config
+from lrkit.contract.bundle.declared import spec_problems
+from lrkit.contract.bundle.files import AGAIN, Seen, file_problems, look, names_problems, require_unchanged
+from lrkit.contract.bundle.manifest import BUNDLE_FILE, SCHEMA, Manifest, ProgramEntry, Role
 from lrkit.errors import BundleError, ConfigError, one_line
 from lrkit.files import read_json, write_text
-from lrkit.runtime.bundle_files import AGAIN, Seen, file_problems, look, names_problems, require_unchanged
-from lrkit.runtime.bundle_spec import spec_problems
-from lrkit.runtime.manifest import BUNDLE_FILE, SCHEMA, Manifest, ProgramEntry, Role
 
 MAX_MANIFEST_BYTES = 8 << 20
 """Largest bundle.json that is read."""

@@ -6,8 +6,8 @@ the engine again before it runs. Pictures that are only too large are shrunk bef
 
 from collections.abc import Sequence
 
+from lrkit.contract.bundle.manifest import Limits
 from lrkit.errors import CapacityError
-from lrkit.runtime.manifest import Limits
 
 Grid = tuple[int, int, int]
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue
 
 from lrkit.config import Config
+from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.generated import MODES, Mode
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.files import sha256
-from lrkit.runtime.io_spec import IoSpec
 
 BUNDLE_FILE = "bundle.json"
 SCHEMA = 3

@@ -9,10 +9,10 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from lrkit.contract.bundle.manifest import BUNDLE_FILE, FileEntry, Manifest
+from lrkit.contract.bundle.onnx_walk import mentions
 from lrkit.errors import BundleError, clean, os_sentence
 from lrkit.files import sha256
-from lrkit.runtime.manifest import BUNDLE_FILE, FileEntry, Manifest
-from lrkit.runtime.onnx_walk import mentions
 
 AGAIN = "copy the bundle again"
 # Files that Processor.from_folder reads where they are there.
