@@ -6,7 +6,7 @@ import typer
 
 
 def _allow(wanted: bool) -> bool:
-    from lrkit.model.hub import allow_downloads
+    from lrkit.checkpoints.hub import allow_downloads
 
     allow_downloads(wanted)
     return wanted

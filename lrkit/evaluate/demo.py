@@ -140,7 +140,7 @@ def _export(checkpoint: str, bundle: Path, target: str) -> Path:
 
 def _checkpoint_bytes(checkpoint: str) -> int:
     """The checkpoint and the base it stands on."""
-    from lrkit.model.folder import base_folder, read_info
+    from lrkit.checkpoints.folder import base_folder, read_info
 
     folder = resolve_checkpoint(checkpoint)
     folders = {folder, base_folder(folder, read_info(folder))}

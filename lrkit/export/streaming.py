@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from lrkit.checkpoints.stored import StoredTensor, first_not_finite
+from lrkit.checkpoints.whole_weights import CheckedWeights, check_weights
 from lrkit.errors import CheckpointError
 from lrkit.export.source import Family, Parts, Source, array, family_of
 from lrkit.model.backbones.table import config_of
-from lrkit.model.stored import StoredTensor, first_not_finite
-from lrkit.model.whole_weights import CheckedWeights, check_weights
 
 
 @dataclass(frozen=True)

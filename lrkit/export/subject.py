@@ -11,15 +11,15 @@ from typing import Any, Protocol
 
 import torch
 
+from lrkit.checkpoints.folder import baselines_of, read_info, read_settings
+from lrkit.checkpoints.whole_weights import check_weights
 from lrkit.contract.bundle.manifest import Role
 from lrkit.contract.generated import WITHOUT_LATENTS
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.export.source import Source
 from lrkit.export.streaming import stream_source
 from lrkit.model.checkpoint import load_checkpoint
-from lrkit.model.folder import baselines_of, read_info, read_settings
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.model.whole_weights import check_weights
 from lrkit.runtime.checkpoint_files import check_fit
 from lrkit.runtime.processor import Processor
 

@@ -19,16 +19,16 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file, save_file
 
+from lrkit.checkpoints.folder import ADAPTER_FILE, EXTRAS_FILE, INFO_FILE, base_of, baselines_of, is_plain, read_info
+from lrkit.checkpoints.whole_weights import CheckedWeights, check_weights
 from lrkit.contract.settings import SCHEMA_VERSION, ReasonerSettings
 from lrkit.errors import CheckpointError, LrkitError, one_line, os_sentence
 from lrkit.files import read_json, write_json
 from lrkit.folders import staged_folder
 from lrkit.model.backbones.table import load_backbone, no_progress_bars
 from lrkit.model.build import Trainable, build_reasoner, extra_state, load_extra_state
-from lrkit.model.folder import ADAPTER_FILE, EXTRAS_FILE, INFO_FILE, base_of, baselines_of, is_plain, read_info
 from lrkit.model.lora import Adapter
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.model.whole_weights import CheckedWeights, check_weights
 
 
 class SavesItself(Protocol):

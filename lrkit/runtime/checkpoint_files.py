@@ -1,18 +1,18 @@
 """Are all files of a checkpoint folder there, whole, and made for each other? Torch-free.
 
 Place in the pipeline: `lrkit validate CHECKPOINT` -> `check_checkpoint`. It refuses what loading refuses: both hold the
-files against each other by lrkit/model/whole_weights.py and open the same processor.
+files against each other by lrkit/checkpoints/whole_weights.py and open the same processor.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lrkit.checkpoints.folder import INFO_FILE, baselines_of, is_plain, read_info
+from lrkit.checkpoints.stored import first_not_finite, read_header
+from lrkit.checkpoints.whole_weights import CheckedWeights, check_weights
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CheckpointError
 from lrkit.model.backbones.layout import Layout
-from lrkit.model.folder import INFO_FILE, baselines_of, is_plain, read_info
-from lrkit.model.stored import first_not_finite, read_header
-from lrkit.model.whole_weights import CheckedWeights, check_weights
 from lrkit.runtime.processor import Processor
 
 

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lrkit.checkpoints.folder import download_bases
 from lrkit.contract.bundle.folder import is_bundle
 from lrkit.contract.generated import Generated, Mode
 from lrkit.errors import UserError, require
-from lrkit.model.folder import download_bases
 from lrkit.pictures.input import ImageSource, as_pictures
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.answer import Answer

@@ -12,12 +12,12 @@ from typing import ClassVar
 
 import torch
 
+from lrkit.checkpoints.folder import base_of, baselines_of, read_info
 from lrkit.contract.generated import MODES, WITHOUT_LATENTS, Generated, GenerationLimits, Mode
 from lrkit.cores import find_cores
 from lrkit.data.collate import collate_prompts
 from lrkit.errors import UserError, one_line
 from lrkit.model.checkpoint import load_checkpoint
-from lrkit.model.folder import base_of, baselines_of, read_info
 from lrkit.model.generate import generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.recorded import StepRecorder

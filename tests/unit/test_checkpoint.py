@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import Qwen2VLForConditionalGeneration
 
+from lrkit.checkpoints.folder import read_info
 from lrkit.contract.settings import (
     DistillSettings,
     LoraSettings,
@@ -18,7 +19,6 @@ from lrkit.contract.settings import (
 )
 from lrkit.errors import CheckpointError, FileError
 from lrkit.model.checkpoint import load_checkpoint, save_checkpoint
-from lrkit.model.folder import read_info
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.resources import resolve_checkpoint
 from tests.tiny import batch, prompt, tiny_reasoner

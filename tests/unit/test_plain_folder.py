@@ -13,6 +13,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from typer.testing import CliRunner
 
 from lrkit import Reasoner
+from lrkit.checkpoints.whole_weights import extra_shapes
 from lrkit.cli.main import app
 from lrkit.errors import UserError
 from lrkit.export.source import read_source
@@ -22,7 +23,6 @@ from lrkit.model.backbones.layout import read_layout
 from lrkit.model.backbones.table import config_of
 from lrkit.model.build import extra_state
 from lrkit.model.checkpoint import copy_checkpoint, load_checkpoint, save_checkpoint
-from lrkit.model.whole_weights import extra_shapes
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.checkpoint_files import check_checkpoint
 from tests.lab import rich_reasoner, settings

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
+from lrkit.checkpoints.whole_weights import check_backbone
 from lrkit.model.backbones.layout import Layout, read_layout
 from lrkit.model.backbones.protocol import Backbone
-from lrkit.model.whole_weights import check_backbone
 from lrkit.registry import Registry
 
 BACKBONES: Registry[type[Backbone]] = Registry(

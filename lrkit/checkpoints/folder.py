@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from lrkit.checkpoints.hub import hub_folder, is_hub_id
 from lrkit.config import load_config
 from lrkit.contract.settings import SCHEMA_VERSION, ReasonerSettings
 from lrkit.errors import CheckpointError, ConfigError, clean
 from lrkit.files import read_json
-from lrkit.model.hub import hub_folder, is_hub_id
 
 INFO_FILE = "reasoner.json"
 CONFIG_FILE = "config.json"

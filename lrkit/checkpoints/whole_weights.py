@@ -9,11 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrkit.contract.settings import ReasonerSettings
-from lrkit.errors import CheckpointError, clean
-from lrkit.files import read_json
-from lrkit.model.backbones.layout import Layout, Shape, read_layout
-from lrkit.model.folder import (
+from lrkit.checkpoints.folder import (
     ADAPTER_FILE,
     ADAPTER_WEIGHTS,
     EXTRAS_FILE,
@@ -24,7 +20,11 @@ from lrkit.model.folder import (
     read_info,
     read_settings,
 )
-from lrkit.model.stored import FLOATS, StoredTensor, is_plain_name, read_header, same_values
+from lrkit.checkpoints.stored import FLOATS, StoredTensor, is_plain_name, read_header, same_values
+from lrkit.contract.settings import ReasonerSettings
+from lrkit.errors import CheckpointError, clean
+from lrkit.files import read_json
+from lrkit.model.backbones.layout import Layout, Shape, read_layout
 
 _AGAIN = "copy the checkpoint again"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")

@@ -1,0 +1,1 @@
+"""Checkpoint folders as files: where they are, what they must hold, read without torch before any weight is loaded."""
