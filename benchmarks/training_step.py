@@ -55,7 +55,7 @@ def build(shape: Shape):  # type: ignore[no-untyped-def]
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     from lrkit.contract.settings import ReasonerSettings
-    from lrkit.model.backbones.qwen2_vl import Qwen2VLBackbone
+    from lrkit.families.qwen2_vl.backbone import Qwen2VLBackbone
     from lrkit.model.build import build_reasoner
     from tests.tiny import EOS, IMAGE, LATENT, PAD, VISION_END, VISION_START
 

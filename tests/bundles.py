@@ -14,8 +14,8 @@ from lrkit.data.trail import trail_set
 from lrkit.export.bundle import export_bundle
 from lrkit.export.target import EngineTarget, ProgramLimits, Target
 from lrkit.export.tensorrt_bundle import add_engines
+from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.model.checkpoint import save_checkpoint
-from lrkit.runtime.preprocess import ImageGeometry
 from lrkit.runtime.processor import Processor
 from lrkit.runtime.session import Reasoner
 from lrkit.runtime.torch_engine import TorchEngine

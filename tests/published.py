@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from lrkit.model.backbones.table import no_progress_bars
+from lrkit.model.open_backbone import no_progress_bars
 
 Layout = Literal["old", "new"]
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.model.backbones.qwen2_vl import Qwen2VLBackbone
+from lrkit.families.qwen2_vl.backbone import Qwen2VLBackbone
+from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.model.build import build_reasoner
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.runtime.preprocess import ImageGeometry
 
 PAD, EOS, VISION_START, VISION_END, IMAGE, LATENT = 0, 1, 2, 3, 4, 5
 VOCABULARY = 64

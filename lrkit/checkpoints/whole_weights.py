@@ -23,8 +23,8 @@ from lrkit.checkpoints.folder import (
 from lrkit.checkpoints.stored import FLOATS, StoredTensor, is_plain_name, read_header, same_values
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CheckpointError, clean
+from lrkit.families.layout import Layout, Shape, read_layout
 from lrkit.files import read_json
-from lrkit.model.backbones.layout import Layout, Shape, read_layout
 
 _AGAIN = "copy the checkpoint again"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")

@@ -16,9 +16,9 @@ from typing import BinaryIO
 from lrkit.contract.sample import Sample
 from lrkit.data.jsonl_line import parse_line
 from lrkit.errors import DataError, UserError, clean, one_line, os_sentence
+from lrkit.families.qwen2_vl.geometry import check_aspect
 from lrkit.files import NotOrdinaryError, open_ordinary
 from lrkit.pictures.load import load_image
-from lrkit.runtime.preprocess import check_aspect
 from lrkit.runtime.processor import Processor
 from lrkit.summary import Summary, summarize
 

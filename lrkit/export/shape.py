@@ -72,7 +72,7 @@ class ShapeOrigin:
 
     def reasoner(self) -> LatentReasoner:
         """What the program's weights stand for, on torch in float32."""
-        from lrkit.model.backbones.qwen2_vl import Qwen2VLBackbone
+        from lrkit.families.qwen2_vl.backbone import Qwen2VLBackbone
 
         model = self._empty()
         names = [name for name, _ in model.named_parameters() if name != HEAD]

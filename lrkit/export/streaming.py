@@ -16,7 +16,7 @@ from lrkit.checkpoints.stored import StoredTensor, first_not_finite
 from lrkit.checkpoints.whole_weights import CheckedWeights, check_weights
 from lrkit.errors import CheckpointError
 from lrkit.export.source import Family, Parts, Source, array, family_of
-from lrkit.model.backbones.table import config_of
+from lrkit.model.open_backbone import config_of
 
 
 @dataclass(frozen=True)

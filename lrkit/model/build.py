@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CheckpointError
-from lrkit.model.backbones.protocol import Backbone
+from lrkit.model.backbone import Backbone
 from lrkit.model.lora import Adapter, freeze_all
 from lrkit.model.reasoner import LatentReasoner
 

@@ -25,9 +25,9 @@ from lrkit.contract.settings import SCHEMA_VERSION, ReasonerSettings
 from lrkit.errors import CheckpointError, LrkitError, one_line, os_sentence
 from lrkit.files import read_json, write_json
 from lrkit.folders import staged_folder
-from lrkit.model.backbones.table import load_backbone, no_progress_bars
 from lrkit.model.build import Trainable, build_reasoner, extra_state, load_extra_state
 from lrkit.model.lora import Adapter
+from lrkit.model.open_backbone import load_backbone, no_progress_bars
 from lrkit.model.reasoner import LatentReasoner
 
 

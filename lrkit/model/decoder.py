@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lrkit.errors import DataError
-from lrkit.model.backbones.protocol import Backbone
+from lrkit.model.backbone import Backbone
 from lrkit.model.keys import GrowingKeys, Keys
 from lrkit.model.routing import RefinementState, Rotary, RoutedLayer
 from lrkit.model.saliency import SaliencyRow

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lrkit.model.backbones.protocol import Backbone
+from lrkit.model.backbone import Backbone
 from lrkit.model.precision import Float32Module, exact, wide
 from lrkit.model.replay import Replay
 

@@ -11,7 +11,7 @@ from torch import nn
 from lrkit.checkpoints.folder import ADAPTER_WEIGHTS
 from lrkit.contract.settings import LoraSettings
 from lrkit.errors import CheckpointError
-from lrkit.model.backbones.protocol import Backbone
+from lrkit.model.backbone import Backbone
 
 NAME = "default"
 

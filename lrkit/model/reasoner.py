@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.model.backbones.protocol import Backbone
+from lrkit.model.backbone import Backbone
 from lrkit.model.decoder import Prompts, Routing, prefill, run_chunk, visual_saliency
 from lrkit.model.distill import Teacher, TokenSR, distillation_loss
 from lrkit.model.latent_token import LatentToken

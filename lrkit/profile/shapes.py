@@ -20,13 +20,13 @@ from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.data.trail import VOCABULARY
 from lrkit.errors import CapacityError, ConfigError, UserError, require
+from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.files import read_json
 from lrkit.profile.cases import Model, ModelChoice
 from lrkit.profile.dtypes import fastest_dtype
 from lrkit.profile.meters import MemoryMeter
 from lrkit.provenance import memory_bytes
 from lrkit.resources import find_resource
-from lrkit.runtime.preprocess import ImageGeometry
 from lrkit.runtime.processor import Processor
 from lrkit.runtime.session import Reasoner
 
@@ -174,7 +174,7 @@ def _engine(shape: Shape, settings: ReasonerSettings, device: str, dtype: str, c
     import torch
     from transformers import Qwen2VLForConditionalGeneration
 
-    from lrkit.model.backbones.qwen2_vl import Qwen2VLBackbone
+    from lrkit.families.qwen2_vl.backbone import Qwen2VLBackbone
     from lrkit.model.build import build_reasoner
     from lrkit.runtime.torch_engine import TorchEngine
 

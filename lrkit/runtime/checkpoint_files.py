@@ -12,7 +12,7 @@ from lrkit.checkpoints.stored import first_not_finite, read_header
 from lrkit.checkpoints.whole_weights import CheckedWeights, check_weights
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CheckpointError
-from lrkit.model.backbones.layout import Layout
+from lrkit.families.layout import Layout
 from lrkit.runtime.processor import Processor
 
 

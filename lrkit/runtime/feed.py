@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from lrkit.model.positions import mrope_positions
+from lrkit.families.qwen2_vl.positions import mrope_positions
 
 Grid = tuple[int, int, int]
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.errors import DataError
-from lrkit.runtime.preprocess import ImageGeometry, resized_size
+from lrkit.families.qwen2_vl.geometry import ImageGeometry, resized_size
 
 LimitName = Literal["max_pixels", "max_patches", "max_prompt_tokens"]
 _NO_LIMIT = 1 << 60

@@ -21,6 +21,7 @@ from lrkit.contract.bundle.limits import check_images, check_prompt
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.prompt import PromptFormat
 from lrkit.errors import CheckpointError, ConfigError, DataError, one_line
+from lrkit.families.qwen2_vl.geometry import Grid, ImageGeometry, resize_and_cut
 from lrkit.files import read_json, write_json, write_text
 from lrkit.pictures.input import ImageSource
 from lrkit.pictures.load import Pictures
@@ -28,7 +29,6 @@ from lrkit.runtime.chat_template import find_template
 from lrkit.runtime.controls import ControlTokens
 from lrkit.runtime.fitting import Resized, fit_pictures
 from lrkit.runtime.plain_format import plain_format
-from lrkit.runtime.preprocess import Grid, ImageGeometry, resize_and_cut
 from lrkit.runtime.tokenizer_files import CONFIG_FILE, FILE, config_to_write, guarded, read_tokenizer
 
 PROMPT_FILE = "prompt.json"

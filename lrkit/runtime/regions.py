@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-from lrkit.runtime.preprocess import Grid
+from lrkit.families.qwen2_vl.geometry import Grid
 
 
 @dataclass(frozen=True)

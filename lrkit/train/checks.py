@@ -15,8 +15,8 @@ from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.jsonl import Advance, JsonlScan, check_jsonl
 from lrkit.data.trail import TrailStream
 from lrkit.errors import CheckpointError, ConfigError, LrkitError, MissingExtraError, UserError, require
+from lrkit.families.qwen2_vl.positions import mrope_positions
 from lrkit.files import read_json, sha256
-from lrkit.model.positions import mrope_positions
 from lrkit.resources import REASONER_FILE, resolve_checkpoint
 from lrkit.runtime.checkpoint_files import check_checkpoint
 from lrkit.runtime.processor import Processor

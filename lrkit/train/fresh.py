@@ -9,8 +9,8 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from lrkit.contract.prompt import PromptFormat
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.data.trail import VOCABULARY
-from lrkit.model.backbones.qwen2_vl import Qwen2VLBackbone
-from lrkit.runtime.preprocess import ImageGeometry
+from lrkit.families.qwen2_vl.backbone import Qwen2VLBackbone
+from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.runtime.processor import Processor
 from lrkit.train.recipe import FreshBackbone
 

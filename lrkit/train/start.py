@@ -12,11 +12,11 @@ import torch
 from lrkit.checkpoints.hub import hub_folder
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CheckpointError
-from lrkit.model.backbones.layout import read_layout
-from lrkit.model.backbones.protocol import Backbone
-from lrkit.model.backbones.table import load_backbone
+from lrkit.families.layout import read_layout
+from lrkit.model.backbone import Backbone
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import load_checkpoint, not_finite
+from lrkit.model.open_backbone import load_backbone
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.resources import REASONER_FILE
 from lrkit.runtime.checkpoint_files import check_fit, check_model

@@ -27,7 +27,7 @@ from transformers import DynamicCache, Qwen2VLConfig, Qwen2VLForConditionalGener
 import lrkit.model.distill as distill_module
 import lrkit.model.replay as replay_module
 from lrkit.contract.settings import RoutingSettings
-from lrkit.model.backbones.qwen2_vl import Qwen2VLBackbone
+from lrkit.families.qwen2_vl.backbone import Qwen2VLBackbone
 from lrkit.model.build import build_reasoner
 from lrkit.model.distill import Teacher, TokenSR, Window, choose_window, crop_and_enlarge, distillation_loss
 from lrkit.model.keys import Keys

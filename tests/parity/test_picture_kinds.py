@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from lrkit.runtime.preprocess import ImageGeometry, preprocess
+from lrkit.families.qwen2_vl.geometry import ImageGeometry, preprocess
 from lrkit.runtime.session import Reasoner
 from tests.bundles import CAPACITY, QUESTION, torch_reasoner
 from tests.parity.test_preprocess_parity import reference

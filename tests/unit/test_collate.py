@@ -9,7 +9,7 @@ from lrkit.contract.sample import Sample
 from lrkit.data.collate import collate_prompts, collate_training, merge_steps, num_replaced
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.errors import CapacityError, ConfigError, DataError
-from lrkit.runtime.preprocess import ImageGeometry
+from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.runtime.processor import Processor
 
 STEPS = ("go to room 1 .", "go to room 2 .", "go to room 3 .", "go to room 4 .")

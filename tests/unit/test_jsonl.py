@@ -14,9 +14,9 @@ from lrkit.contract.prompt import PromptFormat
 from lrkit.data.jsonl import MAX_PROBLEMS, check_jsonl, read_jsonl
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.errors import CheckpointError, ConfigError, DataError, UserError
+from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.resources import find_any, resolve_checkpoint
 from lrkit.runtime.checkpoint_files import check_checkpoint
-from lrkit.runtime.preprocess import ImageGeometry
 from lrkit.runtime.processor import Processor
 
 GOOD = {"image": "a.png", "question": "Where now ?", "steps": ["go to 1 .", "go to 2 ."], "answer": "2"}

@@ -19,10 +19,10 @@ from lrkit.errors import UserError
 from lrkit.export.source import read_source
 from lrkit.export.streaming import stream_source
 from lrkit.export.subject import CheckpointSubject
-from lrkit.model.backbones.layout import read_layout
-from lrkit.model.backbones.table import config_of
+from lrkit.families.layout import read_layout
 from lrkit.model.build import extra_state
 from lrkit.model.checkpoint import copy_checkpoint, load_checkpoint, save_checkpoint
+from lrkit.model.open_backbone import config_of
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.checkpoint_files import check_checkpoint
 from tests.lab import rich_reasoner, settings

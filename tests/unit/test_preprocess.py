@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from lrkit.errors import CapacityError, CheckpointError, DataError
+from lrkit.families.qwen2_vl.geometry import ImageGeometry, patchify, preprocess
 from lrkit.pictures.load import load_image
-from lrkit.runtime.preprocess import ImageGeometry, patchify, preprocess
 
 GEOMETRY = ImageGeometry(patch_size=4, min_pixels=64, max_pixels=80 * 32)
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from lrkit.contract.prompt import PromptFormat, SpecialTokens
 from lrkit.data.tokenizer import SPECIAL_TOKENS, build_word_tokenizer
 from lrkit.errors import CheckpointError, DataError, MissingExtraError
-from lrkit.runtime.preprocess import ImageGeometry
+from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.runtime.processor import Processor
 
 GEOMETRY = ImageGeometry(patch_size=4, min_pixels=64, max_pixels=80 * 64)

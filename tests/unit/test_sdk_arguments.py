@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from lrkit import LrkitError, Reasoner
 from lrkit.contract.generated import MODES
 from lrkit.contract.prompt import PromptFormat
-from lrkit.runtime.preprocess import ImageGeometry
+from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.runtime.processor import Processor
 from lrkit.runtime.session import _Speaker
 from tests.bundles import QUESTION, picture

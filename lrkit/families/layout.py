@@ -70,6 +70,6 @@ def read_layout(folder: Path) -> Layout:
 
 LAYOUTS: Registry[Callable[[Mapping[str, Any], str], Layout]] = Registry(
     "backbone",
-    {"qwen2_vl": "lrkit.model.backbones.qwen2_vl_layout:read_qwen2_vl"},
+    {"qwen2_vl": "lrkit.families.qwen2_vl.layout:read_qwen2_vl"},
 )
 """model_type -> the function that takes the values of config.json and the file's name for messages."""

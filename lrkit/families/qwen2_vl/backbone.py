@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+from lrkit.families.qwen2_vl.positions import mrope_positions
 from lrkit.model.keys import LayerCache
-from lrkit.model.positions import mrope_positions
 from lrkit.model.routing import Rotary
 from lrkit.model.saliency import SaliencyRow, register
 

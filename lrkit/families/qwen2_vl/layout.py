@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lrkit.config import load_config
 from lrkit.errors import CheckpointError, ConfigError
-from lrkit.model.backbones.layout import Layout, Shape
+from lrkit.families.layout import Layout, Shape
 
 _TEXT = "model.language_model"
 _TOWER = "model.visual"

@@ -10,13 +10,13 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from lrkit.checkpoints.whole_weights import check_backbone
-from lrkit.model.backbones.layout import Layout, read_layout
-from lrkit.model.backbones.protocol import Backbone
+from lrkit.families.layout import Layout, read_layout
+from lrkit.model.backbone import Backbone
 from lrkit.registry import Registry
 
 BACKBONES: Registry[type[Backbone]] = Registry(
     "backbone",
-    {"qwen2_vl": "lrkit.model.backbones.qwen2_vl:Qwen2VLBackbone"},
+    {"qwen2_vl": "lrkit.families.qwen2_vl.backbone:Qwen2VLBackbone"},
 )
 
 
