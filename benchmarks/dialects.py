@@ -37,8 +37,8 @@ from lrkit.export.vision import traced_tower
 from lrkit.model.checkpoint import load_checkpoint
 from lrkit.provenance import collect
 from lrkit.resources import resolve_checkpoint
+from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.ort import optimizers_off
-from lrkit.runtime.processor import EncodedPrompt, Processor
 
 ROUTED = RoutingSettings(depth=2, alpha=32, threshold=0.5)
 """The shipped model does not route: its weights with routers that have not learned, so that depth loops run too."""

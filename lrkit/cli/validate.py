@@ -111,7 +111,7 @@ def kind_of(path: str) -> Kind | Literal["data", "checkpoint", "bundle"]:
 def _check_data(path: Path, checkpoint: str | None, findings: dict[str, Any], console: Console) -> None:
     from lrkit.data.jsonl import check_jsonl
     from lrkit.resources import resolve_checkpoint
-    from lrkit.runtime.processor import Processor
+    from lrkit.runtime.encode.processor import Processor
 
     processor = Processor.from_folder(resolve_checkpoint(checkpoint)) if checkpoint is not None else None
     total = path.stat().st_size if path.is_file() else 0

@@ -20,7 +20,7 @@ import torch
 
 from lrkit.contract.sample import Sample, Spoken, naming
 from lrkit.errors import ConfigError, DataError
-from lrkit.runtime.processor import EncodedPrompt, Processor
+from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 
 Side = Literal["left", "right"]
 StepT = TypeVar("StepT")

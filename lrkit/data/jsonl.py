@@ -19,7 +19,7 @@ from lrkit.errors import DataError, UserError, clean, one_line, os_sentence
 from lrkit.families.qwen2_vl.geometry import check_aspect
 from lrkit.files import NotOrdinaryError, open_ordinary
 from lrkit.pictures.load import load_image
-from lrkit.runtime.processor import Processor
+from lrkit.runtime.encode.processor import Processor
 from lrkit.summary import Summary, summarize
 
 MAX_PROBLEMS = 20

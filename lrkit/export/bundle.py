@@ -54,8 +54,8 @@ from lrkit.pictures.input import ImageSource
 from lrkit.pictures.load import load_image
 from lrkit.provenance import collect
 from lrkit.resources import resolve_checkpoint
+from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.ort import optimizers_off
-from lrkit.runtime.processor import Processor
 
 NUM_RECORDED = 2
 """Samples per program that `lrkit validate` runs again."""

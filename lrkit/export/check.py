@@ -28,8 +28,8 @@ from lrkit.export.check_verdict import Found, judge
 from lrkit.model.generate import generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.state import Sequences
+from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.feed import build_feed
-from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.runtime.steps import StepSession
 
 BATCH = 25

@@ -159,7 +159,7 @@ def _build(checkpoint: Path, target: Target, form: Form, folder: Path) -> dict[s
     from lrkit.export.steps import build_steps, save_steps
     from lrkit.export.vision import traced_tower
     from lrkit.model.checkpoint import load_checkpoint
-    from lrkit.runtime.processor import Processor
+    from lrkit.runtime.encode.processor import Processor
 
     loaded = load_checkpoint(checkpoint, dtype=torch.float32)
     source = read_source(loaded.reasoner)

@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 from lrkit.config import Config
 from lrkit.contract.bundle.manifest import Dialect, EngineKind, Limits, Precision
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
-from lrkit.runtime.fitting import photo_warning
-from lrkit.runtime.processor import Processor
+from lrkit.runtime.encode.fitting import photo_warning
+from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.provider_options import problem_of
 
 MOST = 1 << 20

@@ -3,7 +3,7 @@
     config.json                                    the backbone's; with model.safetensors when its weights are here
     adapter_config.json, adapter_model.safetensors LoRA in peft's format; absent in a base
     lrkit.safetensors                              routers, step encodings, TokenSR, latent rows
-    tokenizer.json, ..., prompt.json               the processor's files (lrkit/runtime/processor.py)
+    tokenizer.json, ..., prompt.json               the processor's files (lrkit/runtime/encode/processor.py)
     reasoner.json                                  schema version, settings, where the base is, provenance, metrics
 
 Place in the pipeline: train/loop.py saves; the torch engine, export and further training load.

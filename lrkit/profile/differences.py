@@ -21,8 +21,8 @@ from lrkit.contract.sample import Sample
 from lrkit.errors import LrkitError
 from lrkit.profile.cases import Case, patient
 from lrkit.profile.phases import phase_source
+from lrkit.runtime.encode.processor import EncodedPrompt
 from lrkit.runtime.engine import AskOptions
-from lrkit.runtime.processor import EncodedPrompt
 
 ROUNDS = 7
 """Times that each variant is run; its fastest counts."""

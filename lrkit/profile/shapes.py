@@ -27,7 +27,7 @@ from lrkit.profile.dtypes import fastest_dtype
 from lrkit.profile.meters import MemoryMeter
 from lrkit.provenance import memory_bytes
 from lrkit.resources import find_resource
-from lrkit.runtime.processor import Processor
+from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.session import Reasoner
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

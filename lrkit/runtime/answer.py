@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.pictures.input import ImageSource
-from lrkit.runtime.fitting import Resized
+from lrkit.runtime.encode.fitting import Resized
 from lrkit.runtime.regions import Region
 
 

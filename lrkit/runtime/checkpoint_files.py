@@ -13,7 +13,7 @@ from lrkit.checkpoints.whole_weights import CheckedWeights, check_weights
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CheckpointError
 from lrkit.families.layout import Layout
-from lrkit.runtime.processor import Processor
+from lrkit.runtime.encode.processor import Processor
 
 
 @dataclass

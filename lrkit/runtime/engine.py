@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from lrkit.contract.generated import Generated, Mode
-from lrkit.runtime.processor import EncodedPrompt, Processor
+from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.stopping import Stop
 
 OnToken = Callable[[list[int | None]], None]

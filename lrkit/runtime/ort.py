@@ -13,8 +13,8 @@ from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import Dialect, GraphName, Precision, ProgramEntry, Role
 from lrkit.cores import find_cores
 from lrkit.errors import BundleError, StoppedError, UserError
+from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.ort_session import OrtGraph, load_session, said
-from lrkit.runtime.processor import Processor
 from lrkit.runtime.program_engine import ProgramEngine, ProgramSessions
 from lrkit.runtime.providers import bundle_options, choose_provider, refusal
 

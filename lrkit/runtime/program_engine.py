@@ -26,9 +26,9 @@ from lrkit.contract.generated import Generated, Halting, Mode, ReplayedToken
 from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import BundleError, UserError
 from lrkit.runtime.answer_check import AnswerCheck
+from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engine import AskOptions, OnToken
 from lrkit.runtime.feed import build_feed
-from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.runtime.steps import StepSession
 from lrkit.runtime.stopping import Running, Stop
 

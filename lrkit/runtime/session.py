@@ -32,10 +32,10 @@ from lrkit.runtime.arguments import (
     texts,
     whole_number,
 )
+from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engine import AskOptions, Engine
 from lrkit.runtime.engines import EngineChoice, open_engine
 from lrkit.runtime.number_types import known_dtype
-from lrkit.runtime.processor import EncodedPrompt, Processor
 from lrkit.runtime.regions import Region, token_regions
 from lrkit.runtime.stopping import CancelFlag, Stop
 

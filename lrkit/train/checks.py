@@ -19,7 +19,7 @@ from lrkit.families.qwen2_vl.positions import mrope_positions
 from lrkit.files import read_json, sha256
 from lrkit.resources import REASONER_FILE, resolve_checkpoint
 from lrkit.runtime.checkpoint_files import check_checkpoint
-from lrkit.runtime.processor import Processor
+from lrkit.runtime.encode.processor import Processor
 from lrkit.train.folder import RECIPE_FILE, check_folder
 from lrkit.train.recipe import HUB_PREFIX, JsonlData, Recipe, TrailData, as_written, differences, load_recipe, overlay
 from lrkit.train.source import check_data_file, data_files, length_problems

@@ -11,7 +11,7 @@ from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.data.trail import VOCABULARY
 from lrkit.families.qwen2_vl.backbone import Qwen2VLBackbone
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
-from lrkit.runtime.processor import Processor
+from lrkit.runtime.encode.processor import Processor
 from lrkit.train.recipe import FreshBackbone
 
 # A room is 16 pixels: four patches, merged into one visual token as Qwen2-VL merges its own. Boards are drawn in whole

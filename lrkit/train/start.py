@@ -20,7 +20,7 @@ from lrkit.model.open_backbone import load_backbone
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.resources import REASONER_FILE
 from lrkit.runtime.checkpoint_files import check_fit, check_model
-from lrkit.runtime.processor import Processor
+from lrkit.runtime.encode.processor import Processor
 from lrkit.train.checks import init_folder
 from lrkit.train.fresh import fresh_backbone, trail_processor
 from lrkit.train.origin import files_digest

@@ -15,7 +15,7 @@ from lrkit.contract.scoring import is_correct
 from lrkit.data.collate import TrainBatch, collate_prompts
 from lrkit.model.generate import generate
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.runtime.processor import EncodedPrompt, Processor
+from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.train.curriculum import Curriculum
 from lrkit.train.recipe import EvalConfig, Stage
 from lrkit.train.source import Source

@@ -19,7 +19,7 @@ from lrkit.data.collate import join_pixels
 from lrkit.errors import ConfigError
 from lrkit.model.precision import exact, wide
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.runtime.processor import Processor
+from lrkit.runtime.encode.processor import Processor
 from lrkit.train.recipe import Readout
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lrkit.data.jsonl import check_jsonl
 from lrkit.resources import resolve_checkpoint
-from lrkit.runtime.processor import Processor
+from lrkit.runtime.encode.processor import Processor
 from tests.fuzz import jsonl_lines, mutate, pictures
 
 _work: list[Path] = []

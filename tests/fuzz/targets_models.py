@@ -15,7 +15,7 @@ from lrkit import LrkitError, Reasoner
 from lrkit.cli.main import main
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.checkpoint_files import check_checkpoint
-from lrkit.runtime.processor import Processor
+from lrkit.runtime.encode.processor import Processor
 from tests.fuzz import mutate, pictures
 
 _work: list[Path] = []

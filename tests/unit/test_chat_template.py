@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from lrkit.errors import CheckpointError
-from lrkit.runtime.processor import Processor
+from lrkit.runtime.encode.processor import Processor
 from tests.unit.test_processor import CHAT, hugging_face_folder
 
 PARTS = (

@@ -10,7 +10,7 @@ from lrkit.data.collate import collate_prompts, collate_training, merge_steps, n
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.errors import CapacityError, ConfigError, DataError
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
-from lrkit.runtime.processor import Processor
+from lrkit.runtime.encode.processor import Processor
 
 STEPS = ("go to room 1 .", "go to room 2 .", "go to room 3 .", "go to room 4 .")
 WORDS = ["go", "to", "room", ".", "Where", "now", "?", *(str(number) for number in range(10))]

@@ -11,8 +11,8 @@ from lrkit.errors import CapacityError, DataError, UserError
 from lrkit.export.target import ProgramLimits, Target, limits_of, picture_warning, processor_of
 from lrkit.families.qwen2_vl.geometry import ImageGeometry, resized_size
 from lrkit.pictures import load as pictures
-from lrkit.runtime.fitting import PHOTO, fit_pictures
-from lrkit.runtime.processor import Processor
+from lrkit.runtime.encode.fitting import PHOTO, fit_pictures
+from lrkit.runtime.encode.processor import Processor
 from tests.bundles import picture
 
 QWEN = ImageGeometry(max_pixels=12_845_056)

@@ -13,7 +13,7 @@ from lrkit.contract.prompt import PromptFormat, SpecialTokens
 from lrkit.data.tokenizer import SPECIAL_TOKENS, build_word_tokenizer
 from lrkit.errors import CheckpointError, DataError, MissingExtraError
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
-from lrkit.runtime.processor import Processor
+from lrkit.runtime.encode.processor import Processor
 
 GEOMETRY = ImageGeometry(patch_size=4, min_pixels=64, max_pixels=80 * 64)
 STEP = "Step 1 : I am in room 3 ; the sign here shows 7 , so I go on to room 7 ."

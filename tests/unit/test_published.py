@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from lrkit.data.jsonl import check_jsonl
-from lrkit.runtime.processor import Processor
+from lrkit.runtime.encode.processor import Processor
 from tests.published import IDS, LATENT_ID, VOCABULARY, write_drawn_samples
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from lrkit.errors import CheckpointError, ConfigError, DataError, FileError, UserError
 from lrkit.folders import locked
 from lrkit.resources import RUN_FILE, STATE_FILE, list_checkpoints, resolve_checkpoint
-from lrkit.runtime.processor import Processor
+from lrkit.runtime.encode.processor import Processor
 from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.metrics import METRICS_FILE, read_metrics
 from lrkit.train.recipe import Recipe, load_recipe

@@ -15,7 +15,7 @@ from lrkit import LrkitError, Reasoner
 from lrkit.contract.generated import MODES
 from lrkit.contract.prompt import PromptFormat
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
-from lrkit.runtime.processor import Processor
+from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.session import _Speaker
 from tests.bundles import QUESTION, picture
 

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from lrkit.errors import CheckpointError, DataError
-from lrkit.runtime.processor import Processor
+from lrkit.runtime.encode.processor import Processor
 from tests.published import LATENT_ID
 
 TEXTS = (
@@ -99,7 +99,7 @@ def test_wrong_values_anywhere_are_refused_or_read_and_never_leak(small: Path, p
 
 
 def test_a_panic_while_loading_or_reading_becomes_one_sentence() -> None:
-    from lrkit.runtime.tokenizer_files import guarded
+    from lrkit.runtime.encode.tokenizer_files import guarded
 
     class PanicException(BaseException):
         """As pyo3 names it; it is made by no call that is known to panic in every version."""

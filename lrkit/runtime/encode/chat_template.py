@@ -14,7 +14,7 @@ from typing import Any
 
 from lrkit.errors import CheckpointError, one_line, require
 from lrkit.files import read_json, read_text
-from lrkit.runtime import render_template
+from lrkit.runtime.encode import render_template
 
 QUESTION_MARK = "lrkit-question-goes-here"
 ANSWER_MARK = "lrkit-answer-goes-here"

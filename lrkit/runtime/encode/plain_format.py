@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from lrkit.contract.prompt import PromptFormat, SpecialTokens
 from lrkit.errors import CheckpointError, clean
 from lrkit.files import read_json
-from lrkit.runtime.chat_template import QUESTION_MARK, find_template, render_chat
+from lrkit.runtime.encode.chat_template import QUESTION_MARK, find_template, render_chat
 
 _MAX_ENDS = 16
 

@@ -25,11 +25,11 @@ from lrkit.families.qwen2_vl.geometry import Grid, ImageGeometry, resize_and_cut
 from lrkit.files import read_json, write_json, write_text
 from lrkit.pictures.input import ImageSource
 from lrkit.pictures.load import Pictures
-from lrkit.runtime.chat_template import find_template
-from lrkit.runtime.controls import ControlTokens
-from lrkit.runtime.fitting import Resized, fit_pictures
-from lrkit.runtime.plain_format import plain_format
-from lrkit.runtime.tokenizer_files import CONFIG_FILE, FILE, config_to_write, guarded, read_tokenizer
+from lrkit.runtime.encode.chat_template import find_template
+from lrkit.runtime.encode.controls import ControlTokens
+from lrkit.runtime.encode.fitting import Resized, fit_pictures
+from lrkit.runtime.encode.plain_format import plain_format
+from lrkit.runtime.encode.tokenizer_files import CONFIG_FILE, FILE, config_to_write, guarded, read_tokenizer
 
 PROMPT_FILE = "prompt.json"
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from lrkit.contract.prompt import PromptFormat
 from lrkit.errors import CheckpointError, DataError, clean
-from lrkit.runtime.tokenizer_files import guarded
+from lrkit.runtime.encode.tokenizer_files import guarded
 
 _MARK = re.compile(r"<\S+>|\[\S+\]|</?s>")
 
