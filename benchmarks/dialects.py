@@ -38,7 +38,7 @@ from lrkit.model.checkpoint import load_checkpoint
 from lrkit.provenance import collect
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
-from lrkit.runtime.ort import optimizers_off
+from lrkit.runtime.engines.onnxruntime.engine import optimizers_off
 
 ROUTED = RoutingSettings(depth=2, alpha=32, threshold=0.5)
 """The shipped model does not route: its weights with routers that have not learned, so that depth loops run too."""

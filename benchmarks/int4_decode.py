@@ -26,8 +26,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from lrkit.provenance import collect
-from lrkit.runtime.feed import build_feed
-from lrkit.runtime.ort import OrtEngine
+from lrkit.runtime.engines.onnxruntime.engine import OrtEngine
+from lrkit.runtime.engines.programs.feed import build_feed
 
 FIRST_WORD, LAST_WORD = 8, 40
 """Ids that are words and nothing else in both models."""

@@ -12,7 +12,7 @@ from lrkit.contract.bundle.manifest import Limits
 from lrkit.export.saving import save_models
 from lrkit.export.tensorrt import Profile, axis_sizes, profile_of
 from lrkit.export.tensorrt_process import build_in_process
-from lrkit.runtime.tensorrt_library import installed_version
+from lrkit.runtime.engines.tensorrt.library import installed_version
 
 PACKAGE = "tensorrt_rtx"
 needs_builder = pytest.mark.skipif(

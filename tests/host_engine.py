@@ -14,9 +14,9 @@ import numpy as np
 import onnxruntime
 
 from lrkit.contract.bundle.io_spec import IoSpec, TensorSpec
-from lrkit.runtime.steps import NUMPY_TYPES
-from lrkit.runtime.tensorrt_library import TensorRT
-from lrkit.runtime.tensorrt_plan import Range, Shape
+from lrkit.runtime.engines.programs.step_session import NUMPY_TYPES
+from lrkit.runtime.engines.tensorrt.library import TensorRT
+from lrkit.runtime.engines.tensorrt.plan import Range, Shape
 
 TYPES = {"int64": "INT64", "float32": "FLOAT", "float16": "HALF", "uint8": "UINT8", "bool": "BOOL"}
 

@@ -21,8 +21,8 @@ from lrkit.export.target import Target
 from lrkit.export.vision import grafted, trace
 from lrkit.model.generate import Generated, GenerationLimits, generate
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.runtime.feed import build_feed
-from lrkit.runtime.program_engine import routed_tokens
+from lrkit.runtime.engines.programs.feed import build_feed
+from lrkit.runtime.engines.programs.program_engine import routed_tokens
 from tests.tiny import EOS, GEOMETRY, IMAGE, MERGE, Prompt, batch, tiny_reasoner
 
 MAX_NEW_TOKENS = 6

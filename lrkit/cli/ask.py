@@ -53,7 +53,7 @@ def ask(
     json_file: Annotated[Path | None, json_option("Write the answer and its history.")] = None,
 ) -> None:
     """Ask one question about one picture, several, or none."""
-    from lrkit.runtime.engines import parse_options
+    from lrkit.runtime.engines.table import parse_options
     from lrkit.runtime.session import Reasoner
     from lrkit.runtime.trace import trace_format
 

@@ -61,7 +61,7 @@ def eval_checkpoint(
     from lrkit.evaluate.benchmarks import load_samples
     from lrkit.evaluate.run import EvalOptions, evaluate
     from lrkit.provenance import collect
-    from lrkit.runtime.engines import EngineChoice, parse_options
+    from lrkit.runtime.engines.table import EngineChoice, parse_options
     from lrkit.runtime.session import Reasoner
 
     console = beside_json(json_file)

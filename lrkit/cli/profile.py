@@ -83,7 +83,7 @@ def profile(
     from lrkit.profile.choice import check_choice
     from lrkit.profile.conditions import parse_condition
     from lrkit.profile.sweep import parse_axes
-    from lrkit.runtime.engines import parse_options
+    from lrkit.runtime.engines.table import parse_options
 
     conditions = [parse_condition(text) for text in fail_if or []]
     if compare is not None:

@@ -159,7 +159,7 @@ def _check_bundle(
     path: str, engine: str | None, options: list[str], provider: str | None, findings: dict[str, Any], console: Console
 ) -> None:
     from lrkit.runtime.bundle_check import check_bundle
-    from lrkit.runtime.engines import EngineChoice, parse_options
+    from lrkit.runtime.engines.table import EngineChoice, parse_options
 
     report = check_bundle(path, EngineChoice(engine, provider, options=parse_options(options)))
     manifest = report.bundle.manifest

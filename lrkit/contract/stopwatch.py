@@ -1,6 +1,6 @@
 """Seconds per phase of an answer: prefill, think, speak; each latent step, and until each token is out. Torch-free.
 
-Place in the pipeline: an engine that runs an answer phase by phase (generate.py on torch, lrkit/runtime/steps.py) laps
+Place in the pipeline: an engine that runs an answer phase by phase (generate.py on torch, lrkit/runtime/engines/programs/step_session.py) laps
 it; `Generated` carries what it found.
 """
 

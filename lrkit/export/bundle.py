@@ -55,7 +55,7 @@ from lrkit.pictures.load import load_image
 from lrkit.provenance import collect
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.encode.processor import Processor
-from lrkit.runtime.ort import optimizers_off
+from lrkit.runtime.engines.onnxruntime.engine import optimizers_off
 
 NUM_RECORDED = 2
 """Samples per program that `lrkit validate` runs again."""

@@ -29,8 +29,8 @@ from lrkit.model.generate import generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.state import Sequences
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
-from lrkit.runtime.feed import build_feed
-from lrkit.runtime.steps import StepSession
+from lrkit.runtime.engines.programs.feed import build_feed
+from lrkit.runtime.engines.programs.step_session import StepSession
 
 BATCH = 25
 """Samples that torch answers at once; that batching changes no answer is shown by the model's own tests."""
@@ -120,7 +120,7 @@ def check_program(
 
 
 def open_program(file: Path, spec: IoSpec, optimizers_off: Sequence[str] = ()) -> Any:
-    """An ONNX Runtime session on the CPU, without the graph transformers named (see lrkit/runtime/ort.py).
+    """An ONNX Runtime session on the CPU, without the graph transformers named (see lrkit/runtime/engines/onnxruntime/engine.py).
 
     Raises:
         ExportError: ONNX Runtime refuses it, or it has other inputs or outputs than `spec` declares.

@@ -20,7 +20,7 @@ from lrkit.export.preflight_graph import View, label
 from lrkit.export.rules import Stage, TargetName
 from lrkit.export.tensorrt_process import child_environment
 from lrkit.export.tensorrt_words import PARTS, place_of
-from lrkit.runtime.tensorrt_library import PACKAGES, TensorRT, installed_version, load_library
+from lrkit.runtime.engines.tensorrt.library import PACKAGES, TensorRT, installed_version, load_library
 
 MAJORS: dict[TargetName, int | None] = {"tensorrt-10": 10, "tensorrt-11": 11, "tensorrt-rtx": None}
 """Targets that TensorRT's parser can be asked about -> major version that must be installed; None: any."""

@@ -16,7 +16,7 @@ from lrkit.contract.bundle.manifest import Dialect, EngineKind, Limits, Precisio
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.runtime.encode.fitting import photo_warning
 from lrkit.runtime.encode.processor import Processor
-from lrkit.runtime.provider_options import problem_of
+from lrkit.runtime.engines.onnxruntime.provider_options import problem_of
 
 MOST = 1 << 20
 """Largest capacity that may be asked for, in tokens, patches or MiB: far above what any model here was trained for."""
@@ -148,7 +148,7 @@ class Target(Config):
     """Where ONNX Runtime is meant to run it: cpu, cuda, tensorrt, tensorrt-rtx, ..."""
     provider_options: dict[str, str | bool | int | float] = {}
     """Options of that provider, as trt_engine_cache_enable; those that begin with ep. are session entries. Paths are
-    inside the bundle's folder; lrkit/runtime/provider_options.py lists what a bundle may give."""
+    inside the bundle's folder; lrkit/runtime/engines/onnxruntime/provider_options.py lists what a bundle may give."""
     engine: EngineTarget | None = None
     """TensorRT engines to add; null: none."""
 

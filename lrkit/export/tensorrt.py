@@ -19,7 +19,7 @@ from lrkit.export.target import EngineTarget
 from lrkit.export.tensorrt_process import build_in_process
 from lrkit.export.tensorrt_words import default_archs, known_archs
 from lrkit.runtime.encode.processor import Processor
-from lrkit.runtime.tensorrt_library import PACKAGES, load_library
+from lrkit.runtime.engines.tensorrt.library import PACKAGES, load_library
 
 FOLDER = "engines"
 """Where engines lie in a bundle."""

@@ -14,7 +14,7 @@ from lrkit.contract.bundle.manifest import Manifest
 from lrkit.export.target import EngineTarget
 from lrkit.export.tensorrt import check_programs, plan_jobs, plan_script
 from lrkit.files import write_text
-from lrkit.runtime.tensorrt_library import PACKAGES
+from lrkit.runtime.engines.tensorrt.library import PACKAGES
 
 SCRIPT_FILE = "build_engine.py"
 """Its usual name."""

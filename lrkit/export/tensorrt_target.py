@@ -17,7 +17,7 @@ from lrkit.export.tensorrt import FOLDER, Plan, Progress, build_engines, check_p
 from lrkit.export.tensorrt_bundle import with_engines
 from lrkit.export.tensorrt_script import SCRIPT_FILE, write_script
 from lrkit.files import remove
-from lrkit.runtime.tensorrt_library import installed_version
+from lrkit.runtime.engines.tensorrt.library import installed_version
 
 Say = Callable[[str], None]
 """Gets a sentence that whoever waits should read now."""

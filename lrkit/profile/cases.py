@@ -15,10 +15,10 @@ from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import UserError
 from lrkit.profile.meters import MemoryMeter
 from lrkit.profile.suite import RunSettings, Suite
-from lrkit.runtime.engine import AskOptions, Engine
-from lrkit.runtime.patience import patience_with
+from lrkit.runtime.engines.common.protocol import AskOptions, Engine
+from lrkit.runtime.engines.common.stopping import Stop
+from lrkit.runtime.engines.programs.patience import patience_with
 from lrkit.runtime.session import Reasoner
-from lrkit.runtime.stopping import Stop
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ def _asked(model: Model, run: RunSettings) -> tuple[Reasoner, str | None]:
 def with_settings(reasoner: Reasoner, run: RunSettings) -> Reasoner:
     """The same weights on torch with another replay or without routing; the backbone is shared, not copied."""
     from lrkit.model.build import build_reasoner, extra_state, load_extra_state
-    from lrkit.runtime.torch_engine import TorchEngine
+    from lrkit.runtime.engines.torch.engine import TorchEngine
 
     engine = reasoner.engine
     assert isinstance(engine, TorchEngine), "bundles were skipped before"

@@ -22,7 +22,7 @@ from lrkit.errors import LrkitError
 from lrkit.profile.cases import Case, patient
 from lrkit.profile.phases import phase_source
 from lrkit.runtime.encode.processor import EncodedPrompt
-from lrkit.runtime.engine import AskOptions
+from lrkit.runtime.engines.common.protocol import AskOptions
 
 ROUNDS = 7
 """Times that each variant is run; its fastest counts."""

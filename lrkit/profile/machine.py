@@ -11,9 +11,9 @@ from lrkit.cores import usable_cores
 from lrkit.environment import nvidia_gpus, onnxruntime_providers
 from lrkit.profile.rates import MeasuredRates, measure_cpu, measure_device
 from lrkit.provenance import installed_version
-from lrkit.runtime.nvidia import Gpus, find_gpus
-from lrkit.runtime.tensorrt_library import KINDS
-from lrkit.runtime.tensorrt_library import installed_version as engine_version
+from lrkit.runtime.engines.common.nvidia import Gpus, find_gpus
+from lrkit.runtime.engines.tensorrt.library import KINDS
+from lrkit.runtime.engines.tensorrt.library import installed_version as engine_version
 
 
 @dataclass(frozen=True)

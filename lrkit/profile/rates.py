@@ -17,7 +17,7 @@ from lrkit.cores import usable_cores
 from lrkit.profile.cases import place_of
 from lrkit.profile.program_rates import program_flops
 from lrkit.profile.roofline import Rates
-from lrkit.runtime.engine import Engine
+from lrkit.runtime.engines.common.protocol import Engine
 
 _LARGE_BYTES = 128 * 2**20
 """Beyond the caches of most CPUs."""

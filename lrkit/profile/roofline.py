@@ -13,7 +13,7 @@ from typing import Any
 
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.profile.cases import settings_of
-from lrkit.runtime.engine import Engine
+from lrkit.runtime.engines.common.protocol import Engine
 
 _PARTS = ("vision", "embedding", "layers", "head", "routing")
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "float": 4.0, "int8": 1.0}

@@ -121,7 +121,7 @@ def open_shape(name: str, settings: ReasonerSettings, choice: ModelChoice) -> Mo
     """
     for package in ("torch", "transformers", "peft"):
         require(package, "train")
-    from lrkit.runtime.torch_engine import check_device
+    from lrkit.runtime.engines.torch.engine import check_device
 
     shape, device, reason = load_shape(name), choice.device or "cpu", None
     check_device(device, choice.cuda_graphs)
@@ -176,7 +176,7 @@ def _engine(shape: Shape, settings: ReasonerSettings, device: str, dtype: str, c
 
     from lrkit.families.qwen2_vl.backbone import Qwen2VLBackbone
     from lrkit.model.build import build_reasoner
-    from lrkit.runtime.torch_engine import TorchEngine
+    from lrkit.runtime.engines.torch.engine import TorchEngine
 
     processor = shape_processor(shape)
     previous = torch.get_default_dtype()

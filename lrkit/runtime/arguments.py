@@ -12,7 +12,7 @@ from typing import Any, cast
 from lrkit.contract.generated import MODES, Mode
 from lrkit.errors import CapacityError, DataError, UserError, os_sentence
 from lrkit.pictures.input import ImageSource, as_pictures, kind_of, path_text
-from lrkit.runtime.engine import AskOptions
+from lrkit.runtime.engines.common.protocol import AskOptions
 
 HALTING = ("adaptive", "fixed")
 MAX_QUESTION = 1_000_000

@@ -9,11 +9,11 @@ from pathlib import Path
 from lrkit.contract.bundle.folder import Bundle
 from lrkit.contract.bundle.manifest import RecordedSample, Role
 from lrkit.errors import BundleError, TimeoutExceeded, UserError
-from lrkit.runtime.engine import AskOptions
-from lrkit.runtime.engines import EngineChoice, open_engine
-from lrkit.runtime.patience import patience
-from lrkit.runtime.program_engine import ProgramEngine
-from lrkit.runtime.stopping import Stop
+from lrkit.runtime.engines.common.protocol import AskOptions
+from lrkit.runtime.engines.common.stopping import Stop
+from lrkit.runtime.engines.programs.patience import patience
+from lrkit.runtime.engines.programs.program_engine import ProgramEngine
+from lrkit.runtime.engines.table import EngineChoice, open_engine
 
 _ENDLESS = "has no answer after many times what its files need, so its program may have no end; do not use this bundle"
 

@@ -33,11 +33,11 @@ from lrkit.runtime.arguments import (
     whole_number,
 )
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
-from lrkit.runtime.engine import AskOptions, Engine
-from lrkit.runtime.engines import EngineChoice, open_engine
-from lrkit.runtime.number_types import known_dtype
+from lrkit.runtime.engines.common.number_types import known_dtype
+from lrkit.runtime.engines.common.protocol import AskOptions, Engine
+from lrkit.runtime.engines.common.stopping import CancelFlag, Stop
+from lrkit.runtime.engines.table import EngineChoice, open_engine
 from lrkit.runtime.regions import Region, token_regions
-from lrkit.runtime.stopping import CancelFlag, Stop
 
 Images = ImageSource | Iterable[ImageSource] | None
 
@@ -63,7 +63,7 @@ class Reasoner:
         """Runs a bundle (a folder that `lrkit export` wrote); several threads may share it.
 
         `engine` is onnxruntime, or tensorrt-rtx or tensorrt where the bundle has such engines; `engine_options` are
-        theirs (see `lrkit.runtime.tensorrt.TensorRtOptions`). Of ONNX Runtime: `provider` is cpu, cuda, cuda:1,
+        theirs (see `lrkit.runtime.engines.tensorrt.engine.TensorRtOptions`). Of ONNX Runtime: `provider` is cpu, cuda, cuda:1,
         tensorrt, ...; `threads` those of one operator (None: as many as the process may use); `session_config` its own
         session entries, `provider_options` the provider's.
         `verify` compares every file with its SHA-256.
@@ -137,7 +137,7 @@ class Reasoner:
         require("torch", "train")
         require("transformers", "train")
         require("peft", "train")
-        from lrkit.runtime.torch_engine import TorchEngine
+        from lrkit.runtime.engines.torch.engine import TorchEngine
 
         if flag("allow_download", allow_download):
             download_bases(folder)

@@ -16,7 +16,7 @@ import torch
 
 from lrkit import Reasoner
 from lrkit.contract.sample import Sample
-from lrkit.runtime.ort import OrtEngine
+from lrkit.runtime.engines.onnxruntime.engine import OrtEngine
 from tests.bundles import QUESTION, picture
 
 ROOT = Path(__file__).resolve().parents[2]

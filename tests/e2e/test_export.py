@@ -17,8 +17,8 @@ from lrkit.export.bundle import export_bundle, refuse_taken
 from lrkit.export.target import ProgramLimits, Target
 from lrkit.folders import locked
 from lrkit.runtime.bundle_check import check_bundle
-from lrkit.runtime.engine import AskOptions
-from lrkit.runtime.ort import OrtEngine
+from lrkit.runtime.engines.common.protocol import AskOptions
+from lrkit.runtime.engines.onnxruntime.engine import OrtEngine
 from tests.bundles import CAPACITY, QUESTION, SETTINGS, TARGET, picture, processor, torch_reasoner
 from tests.tiny import PATCH, tiny_reasoner
 

@@ -23,7 +23,7 @@ from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import BundleError
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import save_checkpoint
-from lrkit.runtime.tensorrt_library import installed_version
+from lrkit.runtime.engines.tensorrt.library import installed_version
 from tests.bundles import CAPACITY, processor
 from tests.engines import needs_builder
 from tests.tiny import LATENT, tiny_backbone

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lrkit.runtime.engine import AskOptions
-from lrkit.runtime.program_engine import ProgramEngine
+from lrkit.runtime.engines.common.protocol import AskOptions
+from lrkit.runtime.engines.programs.program_engine import ProgramEngine
 from tests.e2e.test_profile import run
 
 FEW = ("--set", "samples.0.count=6", "--set", "max_new_tokens=6", "--set", "phase_samples=0", "--set", "gallery=0")

@@ -19,7 +19,7 @@ from lrkit.profile.shapes import load_shape, shape_processor
 from lrkit.profile.suite import Suite, load_suite
 from lrkit.profile.sweep import parse_axes, with_sweep
 from lrkit.resources import find_any, list_resources
-from lrkit.runtime.engines import parse_options
+from lrkit.runtime.engines.table import parse_options
 from lrkit.train.recipe import as_written, load_recipe
 from tests.fuzz import mutate
 

@@ -16,7 +16,7 @@ import pytest
 
 from lrkit.export.preflight import check_graph
 from lrkit.export.rules import load_operators, load_rules
-from lrkit.runtime.tensorrt_library import installed_version, load_library
+from lrkit.runtime.engines.tensorrt.library import installed_version, load_library
 from tests.preflight import operators, quantized, structure
 from tests.preflight.make import Case, checked, checked_twin, make
 

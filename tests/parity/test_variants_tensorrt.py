@@ -21,7 +21,7 @@ from lrkit.export.source import read_source
 from lrkit.export.steps import build_steps
 from lrkit.export.target import Target
 from lrkit.export.vision import grafted
-from lrkit.runtime.tensorrt_library import load_library
+from lrkit.runtime.engines.tensorrt.library import load_library
 from tests import variants
 from tests.engines import build_engine, needs_builder, profile_for
 from tests.programs import _trace as shared_trace

@@ -14,8 +14,8 @@ from lrkit.profile.markdown import how_it_runs
 from lrkit.profile.report import headlines
 from lrkit.profile.shapes import open_shape
 from lrkit.profile.suite import load_suite
+from lrkit.runtime.engines.torch.engine import TorchEngine
 from lrkit.runtime.session import Reasoner
-from lrkit.runtime.torch_engine import TorchEngine
 from tests.bundles import torch_reasoner
 
 

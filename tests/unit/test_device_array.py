@@ -11,12 +11,12 @@ import pytest
 
 from lrkit.contract.bundle.folder import open_bundle
 from lrkit.errors import MissingExtraError
-from lrkit.runtime.device_array import DeviceArray, Pool
-from lrkit.runtime.device_memory import open_memory
-from lrkit.runtime.ort import Sessions
-from lrkit.runtime.program_engine import ProgramEngine
+from lrkit.runtime.engines.onnxruntime.engine import Sessions
+from lrkit.runtime.engines.programs.program_engine import ProgramEngine
+from lrkit.runtime.engines.programs.step_session import StepSession
+from lrkit.runtime.engines.tensorrt.device_array import DeviceArray, Pool
+from lrkit.runtime.engines.tensorrt.device_memory import open_memory
 from lrkit.runtime.session import Reasoner
-from lrkit.runtime.steps import StepSession
 from tests.bundles import QUESTION, picture
 
 

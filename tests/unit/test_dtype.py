@@ -13,7 +13,7 @@ from lrkit import Reasoner
 from lrkit.cli.main import main
 from lrkit.errors import UserError
 from lrkit.resources import resolve_checkpoint
-from lrkit.runtime.number_types import TrainedIn
+from lrkit.runtime.engines.common.number_types import TrainedIn
 
 QUESTION = "Take 2 hops. Which room are you in? Start in room 0"
 

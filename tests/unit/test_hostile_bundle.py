@@ -195,7 +195,7 @@ def test_validate_ends_a_program_without_end(own_bundle: Path, monkeypatch: pyte
 
 
 def test_eval_and_profile_end_it_too(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lrkit.runtime.patience.patience", lambda *_: 0.1)
+    monkeypatch.setattr("lrkit.runtime.engines.programs.patience.patience", lambda *_: 0.1)
     endless(own_bundle)
     reasoner = Reasoner.load(own_bundle, threads=1)
     samples = trail_set("main", "test", 2)

@@ -29,7 +29,7 @@ FUNCTION_EXCEPTIONS: dict[str, int] = {}
 
 LEVELS = {"model": 1, "runtime": 2, "data": 2, "train": 3, "export": 3, "profile": 3, "evaluate": 3, "cli": 4}
 """A module may import its own level and those below; what lies directly in lrkit/ is level 0."""
-TORCH_MODULES = {"lrkit.runtime.torch_engine"}
+TORCH_MODULES = {"lrkit.runtime.engines.torch.engine"}
 """The one part of the runtime that is made of torch; it is imported when a checkpoint is asked to answer."""
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from lrkit.profile.machine import engine_states, inspect_machine, known_gpus
 from lrkit.provenance import installed_version
-from lrkit.runtime.nvidia import Gpu, Gpus
-from lrkit.runtime.tensorrt_library import installed_version as engine_version
+from lrkit.runtime.engines.common.nvidia import Gpu, Gpus
+from lrkit.runtime.engines.tensorrt.library import installed_version as engine_version
 
 NONE = Gpus((), "there is no NVIDIA driver")
 ONE = Gpus((Gpu(0, "NVIDIA L4", "sm89"),))

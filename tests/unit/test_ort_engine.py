@@ -13,11 +13,11 @@ from lrkit.contract.generated import MODES, Mode
 from lrkit.data.trail import trail_set
 from lrkit.errors import BundleError, CapacityError, UnknownNameError, UserError
 from lrkit.runtime.answer import Answer
-from lrkit.runtime.engine import AskOptions
-from lrkit.runtime.ort import OrtEngine
-from lrkit.runtime.providers import available_providers, choose_provider
+from lrkit.runtime.engines.common.protocol import AskOptions
+from lrkit.runtime.engines.onnxruntime.engine import OrtEngine
+from lrkit.runtime.engines.onnxruntime.providers import available_providers, choose_provider
+from lrkit.runtime.engines.programs.step_session import StepSession
 from lrkit.runtime.session import Reasoner
-from lrkit.runtime.steps import StepSession
 from tests.bundles import CAPACITY, MAX_NEW_TOKENS, QUESTION, picture, torch_reasoner
 from tests.hostile import resign
 from tests.tiny import PATCH

@@ -88,7 +88,7 @@ def test_an_answer_ends_at_any_of_the_end_tokens(reasoner: Reasoner) -> None:
 
 
 def _options(**values: Any) -> Any:
-    from lrkit.runtime.engine import AskOptions
+    from lrkit.runtime.engines.common.protocol import AskOptions
 
     return AskOptions("cot", **values)
 

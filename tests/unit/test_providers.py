@@ -11,9 +11,9 @@ from lrkit.cores import usable_cores
 from lrkit.errors import BundleError, ConfigError, UserError
 from lrkit.export.target import Target
 from lrkit.resources import find_target
-from lrkit.runtime.ort import OrtEngine
-from lrkit.runtime.provider_options import PATHS
-from lrkit.runtime.providers import available_providers, bundle_options, choose_provider, refusal
+from lrkit.runtime.engines.onnxruntime.engine import OrtEngine
+from lrkit.runtime.engines.onnxruntime.provider_options import PATHS
+from lrkit.runtime.engines.onnxruntime.providers import available_providers, bundle_options, choose_provider, refusal
 
 
 def options_of(folder: Path, asked: str, **target: object) -> tuple[dict[str, str], dict[str, str]]:

@@ -14,7 +14,7 @@ from lrkit.files import MAX_JSON_BYTES, MAX_JSON_DEPTH
 from lrkit.pictures import input as picture_input
 from lrkit.pictures import load as pictures
 from lrkit.runtime.encode import render_template, tokenizer_files
-from lrkit.runtime.patience import SECONDS
+from lrkit.runtime.engines.programs.patience import SECONDS
 from lrkit.train.state import _read
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,10 +16,10 @@ import pytest
 
 from lrkit.cli.main import main
 from lrkit.errors import Cancelled, LrkitError, TimeoutExceeded, UserError
-from lrkit.runtime.engine import AskOptions
-from lrkit.runtime.ort_session import OrtGraph
+from lrkit.runtime.engines.common.protocol import AskOptions
+from lrkit.runtime.engines.common.stopping import Running, Stop, current
+from lrkit.runtime.engines.onnxruntime.session import OrtGraph
 from lrkit.runtime.session import Reasoner
-from lrkit.runtime.stopping import Running, Stop, current
 from tests.bundles import QUESTION, picture, torch_reasoner
 from tests.hostile import endless
 
@@ -76,7 +76,7 @@ def test_ctrl_c_ends_a_loop_without_end(hanging: Path) -> None:
     script = (
         "import os, signal, sys\n"
         "from lrkit import Reasoner\n"
-        "from lrkit.runtime.stopping import Running\n"
+        "from lrkit.runtime.engines.common.stopping import Running\n"
         "ends_by = Running.ends_by\n"
         "def told(self, end):\n"
         "    ends_by(self, end)\n"

@@ -22,7 +22,7 @@ from lrkit.export.tensorrt_bundle import add_engines
 from lrkit.export.tensorrt_process import build_in_process
 from lrkit.export.tensorrt_words import explain, known_archs, place_of
 from lrkit.resources import list_resources
-from lrkit.runtime.tensorrt_library import load_library
+from lrkit.runtime.engines.tensorrt.library import load_library
 from tests.engines import PACKAGE, build_engine, needs_builder
 
 PROFILE = {"x": ((1, 4), (8, 4), (16, 4))}

@@ -14,13 +14,13 @@ from lrkit.contract.bundle.folder import open_bundle
 from lrkit.contract.bundle.manifest import EngineEntry
 from lrkit.errors import BundleError, ConfigError, LrkitError, MissingExtraError, UnknownNameError, UserError
 from lrkit.runtime.bundle_check import check_bundle
-from lrkit.runtime.engines import EngineChoice, open_engine, parse_options
-from lrkit.runtime.nvidia import Gpu, find_gpus
+from lrkit.runtime.engines.common.nvidia import Gpu, find_gpus
+from lrkit.runtime.engines.table import EngineChoice, open_engine, parse_options
+from lrkit.runtime.engines.tensorrt.engine import choose_engine, deserialize
+from lrkit.runtime.engines.tensorrt.engine_file import HEADER_BYTES, check_version, open_engine_file, read_header
+from lrkit.runtime.engines.tensorrt.library import installed_version, load_library
+from lrkit.runtime.engines.tensorrt.session import Allocation, make_allocator
 from lrkit.runtime.session import Reasoner
-from lrkit.runtime.tensorrt import choose_engine, deserialize
-from lrkit.runtime.tensorrt_file import HEADER_BYTES, check_version, open_engine_file, read_header
-from lrkit.runtime.tensorrt_library import installed_version, load_library
-from lrkit.runtime.tensorrt_session import Allocation, make_allocator
 from tests.bundles import QUESTION, picture
 from tests.unit.test_device_array import ProcessMemory
 
@@ -231,7 +231,7 @@ def test_the_step_form_has_an_engine_for_each_graph(step_engine_bundle: Path) ->
 
 def test_memory_for_an_output_that_only_the_run_tells(engine_bundle: Path) -> None:
     """By the package's own allocator class, asked as a run asks it."""
-    from lrkit.runtime.device_array import Pool
+    from lrkit.runtime.engines.tensorrt.device_array import Pool
 
     library, pool = load_library("tensorrt-rtx"), Pool(ProcessMemory())
     held, allocator = Allocation(pool, "float32"), make_allocator(library)

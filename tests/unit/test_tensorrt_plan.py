@@ -14,8 +14,8 @@ from lrkit.export.source import read_source
 from lrkit.export.steps import build_steps
 from lrkit.export.target import Target
 from lrkit.export.vision import traced_tower
-from lrkit.runtime.tensorrt_library import load_library
-from lrkit.runtime.tensorrt_plan import IoTensor, Output, choose_profile, differences, plan_outputs
+from lrkit.runtime.engines.tensorrt.library import load_library
+from lrkit.runtime.engines.tensorrt.plan import IoTensor, Output, choose_profile, differences, plan_outputs
 from tests.programs import Runner, build, dialect_of, limits
 from tests.tiny import GEOMETRY, prompt, tiny_reasoner
 

@@ -13,12 +13,12 @@ from lrkit.contract.bundle.manifest import EngineKind, GraphName, ProgramEntry, 
 from lrkit.data.trail import trail_set
 from lrkit.errors import BundleError, CapacityError, LrkitError, UserError
 from lrkit.runtime.answer import Answer
-from lrkit.runtime.device_array import Pool
-from lrkit.runtime.program_engine import ProgramEngine, ProgramSessions
+from lrkit.runtime.engines.programs.program_engine import ProgramEngine, ProgramSessions
+from lrkit.runtime.engines.tensorrt.device_array import Pool
+from lrkit.runtime.engines.tensorrt.library import TensorRT, load_library
+from lrkit.runtime.engines.tensorrt.plan import Range
+from lrkit.runtime.engines.tensorrt.session import EngineSession
 from lrkit.runtime.session import Reasoner
-from lrkit.runtime.tensorrt_library import TensorRT, load_library
-from lrkit.runtime.tensorrt_plan import Range
-from lrkit.runtime.tensorrt_session import EngineSession
 from tests.bundles import CAPACITY, QUESTION, picture
 from tests.host_engine import HostContext, HostEngine
 from tests.unit.test_device_array import ProcessMemory

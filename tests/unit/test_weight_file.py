@@ -27,7 +27,7 @@ from lrkit.export.source import read_source
 from lrkit.export.steps import build_steps, save_steps
 from lrkit.export.target import Target
 from lrkit.export.vision import grafted
-from lrkit.runtime.feed import build_feed
+from lrkit.runtime.engines.programs.feed import build_feed
 from tests.programs import _trace, limits
 from tests.tiny import EOS, GEOMETRY, IMAGE, MERGE, tiny_reasoner
 

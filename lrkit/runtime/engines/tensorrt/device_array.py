@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lrkit.runtime.device_memory import DeviceMemory
+from lrkit.runtime.engines.tensorrt.device_memory import DeviceMemory
 
 _SMALLEST = 256
 """Bytes: TensorRT wants an address for an empty tensor too."""

@@ -6,8 +6,8 @@ this time-out; an application chooses its own (`Reasoner.ask(timeout=)`).
 
 from lrkit.contract.bundle.folder import Bundle
 from lrkit.contract.bundle.manifest import Role
-from lrkit.runtime.engine import Engine
-from lrkit.runtime.program_engine import ProgramEngine
+from lrkit.runtime.engines.common.protocol import Engine
+from lrkit.runtime.engines.programs.program_engine import ProgramEngine
 
 SECONDS = 10.0
 """For the smallest program."""

@@ -25,12 +25,12 @@ from lrkit.contract.bundle.manifest import Defaults, GraphName, ProgramEntry, Ro
 from lrkit.contract.generated import Generated, Halting, Mode, ReplayedToken
 from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import BundleError, UserError
-from lrkit.runtime.answer_check import AnswerCheck
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
-from lrkit.runtime.engine import AskOptions, OnToken
-from lrkit.runtime.feed import build_feed
-from lrkit.runtime.steps import StepSession
-from lrkit.runtime.stopping import Running, Stop
+from lrkit.runtime.engines.common.protocol import AskOptions, OnToken
+from lrkit.runtime.engines.common.stopping import Running, Stop
+from lrkit.runtime.engines.programs.answer_check import AnswerCheck
+from lrkit.runtime.engines.programs.feed import build_feed
+from lrkit.runtime.engines.programs.step_session import StepSession
 
 # Large, and of no use to an answer.
 _UNREAD = ("prefill_logits", "latent_states")

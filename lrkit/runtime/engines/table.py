@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.errors import UnknownNameError, UserError, did_you_mean, one_line
-from lrkit.runtime.program_engine import ProgramEngine
-from lrkit.runtime.tensorrt_library import KINDS
+from lrkit.runtime.engines.programs.program_engine import ProgramEngine
+from lrkit.runtime.engines.tensorrt.library import KINDS
 
 ENGINES: tuple[str, ...] = ("onnxruntime", *KINDS)
 """onnxruntime runs every bundle; the others run the engines that `lrkit export --engine` put into it."""
@@ -32,7 +32,7 @@ class EngineChoice:
     provider_options: Mapping[str, str] | None = None
     """onnxruntime: the provider's own options; a bundle may give a few of them, the caller any."""
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """tensorrt-rtx and tensorrt: see lrkit.runtime.tensorrt.TensorRtOptions."""
+    """tensorrt-rtx and tensorrt: see lrkit.runtime.engines.tensorrt.engine.TensorRtOptions."""
 
     @property
     def place(self) -> str:
@@ -60,7 +60,7 @@ def open_engine(path: Path | str, choice: EngineChoice | None = None, verify: bo
     if name == ENGINES[0]:
         if choice.options:
             raise UserError(f"engine options are for {', '.join(KINDS)}, and the engine is {name}; leave them out")
-        from lrkit.runtime.ort import OrtEngine
+        from lrkit.runtime.engines.onnxruntime.engine import OrtEngine
 
         return OrtEngine.from_bundle(
             path, choice.provider or "cpu", choice.threads, verify, choice.session_config, choice.provider_options
@@ -69,7 +69,7 @@ def open_engine(path: Path | str, choice: EngineChoice | None = None, verify: bo
     given = {name: getattr(choice, name) for name in names}
     if wrong := [key for key, value in given.items() if value is not None]:
         raise UserError(f"{wrong[0]} is for engine onnxruntime, and the engine is {name}; leave it out")
-    from lrkit.runtime.tensorrt import TensorRtEngine
+    from lrkit.runtime.engines.tensorrt.engine import TensorRtEngine
 
     return TensorRtEngine.from_bundle(path, KINDS[ENGINES.index(name) - 1], choice.options, verify)
 
@@ -83,6 +83,6 @@ def parse_options(given: Sequence[str]) -> dict[str, Any]:
     if not given:
         return {}
     from lrkit.config import load_config
-    from lrkit.runtime.tensorrt import TensorRtOptions
+    from lrkit.runtime.engines.tensorrt.engine import TensorRtOptions
 
     return load_config(TensorRtOptions, {}, given).model_dump(mode="json", exclude_unset=True)

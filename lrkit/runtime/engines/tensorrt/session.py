@@ -13,10 +13,18 @@ import numpy as np
 
 from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.errors import BundleError, LrkitError, UserError, one_line
-from lrkit.runtime.device_array import DeviceArray, Pool
-from lrkit.runtime.stopping import current
-from lrkit.runtime.tensorrt_library import TensorRT
-from lrkit.runtime.tensorrt_plan import IoTensor, Output, Range, Shape, choose_profile, differences, plan_outputs
+from lrkit.runtime.engines.common.stopping import current
+from lrkit.runtime.engines.tensorrt.device_array import DeviceArray, Pool
+from lrkit.runtime.engines.tensorrt.library import TensorRT
+from lrkit.runtime.engines.tensorrt.plan import (
+    IoTensor,
+    Output,
+    Range,
+    Shape,
+    choose_profile,
+    differences,
+    plan_outputs,
+)
 
 MAX_GRAPHS = 32
 """CUDA graphs kept per engine: one for each set of shapes and addresses."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lrkit.contract.bundle.manifest import EngineEntry
 from lrkit.errors import BundleError, one_line
-from lrkit.runtime.tensorrt_library import PACKAGES, TensorRT
+from lrkit.runtime.engines.tensorrt.library import PACKAGES, TensorRT
 
 HEADER_BYTES = 64
 _MAGIC = b"vtrt"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.errors import BundleError, one_line
-from lrkit.runtime.stopping import current
+from lrkit.runtime.engines.common.stopping import current
 
 _QUIET = 4  # fatal only: what else it logs it also raises, and lrkit says it once
 

@@ -23,9 +23,9 @@ from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.recorded import StepRecorder
 from lrkit.runtime.checkpoint_files import check_fit
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
-from lrkit.runtime.engine import AskOptions, OnToken
-from lrkit.runtime.number_types import TrainedIn, known_dtype
-from lrkit.runtime.stopping import Running
+from lrkit.runtime.engines.common.number_types import TrainedIn, known_dtype
+from lrkit.runtime.engines.common.protocol import AskOptions, OnToken
+from lrkit.runtime.engines.common.stopping import Running
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """Longest answer where none is asked for."""

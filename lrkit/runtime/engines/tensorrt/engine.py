@@ -18,13 +18,13 @@ from lrkit.contract.bundle.folder import Bundle
 from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import EngineEntry, EngineKind, GraphName, ProgramEntry, Role, StepName
 from lrkit.errors import BundleError, UserError, one_line
-from lrkit.runtime.device_array import Pool
-from lrkit.runtime.device_memory import open_memory
-from lrkit.runtime.nvidia import Gpu, require_gpu
-from lrkit.runtime.program_engine import ProgramEngine, ProgramSessions
-from lrkit.runtime.tensorrt_file import check_version, open_engine_file
-from lrkit.runtime.tensorrt_library import TensorRT, load_library
-from lrkit.runtime.tensorrt_session import EngineSession
+from lrkit.runtime.engines.common.nvidia import Gpu, require_gpu
+from lrkit.runtime.engines.programs.program_engine import ProgramEngine, ProgramSessions
+from lrkit.runtime.engines.tensorrt.device_array import Pool
+from lrkit.runtime.engines.tensorrt.device_memory import open_memory
+from lrkit.runtime.engines.tensorrt.engine_file import check_version, open_engine_file
+from lrkit.runtime.engines.tensorrt.library import TensorRT, load_library
+from lrkit.runtime.engines.tensorrt.session import EngineSession
 
 
 class TensorRtOptions(Config):

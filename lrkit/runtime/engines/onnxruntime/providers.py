@@ -11,8 +11,8 @@ from typing import cast
 
 from lrkit.contract.bundle.manifest import BUNDLE_FILE, Manifest
 from lrkit.errors import BundleError, UnknownNameError, UserError, did_you_mean, one_line
-from lrkit.runtime.ort_session import said
-from lrkit.runtime.provider_options import is_path, problem_of, resolve
+from lrkit.runtime.engines.onnxruntime.provider_options import is_path, problem_of, resolve
+from lrkit.runtime.engines.onnxruntime.session import said
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",

@@ -13,8 +13,8 @@ import numpy as np
 from lrkit.contract.bundle.io_spec import EMPTY, HALTING, IoSpec
 from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import BundleError
-from lrkit.runtime.answer_check import StepCheck, vocabulary_of
-from lrkit.runtime.stopping import current
+from lrkit.runtime.engines.common.stopping import current
+from lrkit.runtime.engines.programs.answer_check import StepCheck, vocabulary_of
 
 _AGAIN = "do not use this bundle, or export it again"
 Arrays = dict[str, np.ndarray]

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from lrkit.contract.generated import Generated, Mode
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
-from lrkit.runtime.stopping import Stop
+from lrkit.runtime.engines.common.stopping import Stop
 
 OnToken = Callable[[list[int | None]], None]
 """Gets each new token per sample of the batch; None for a sample that has ended."""

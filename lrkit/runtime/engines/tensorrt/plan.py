@@ -12,7 +12,7 @@ import numpy as np
 
 from lrkit.contract.bundle.io_spec import DType, IoSpec, TensorSpec
 from lrkit.errors import CapacityError
-from lrkit.runtime.steps import NUMPY_TYPES
+from lrkit.runtime.engines.programs.step_session import NUMPY_TYPES
 
 Shape = tuple[int, ...]
 Range = tuple[Shape, Shape, Shape]

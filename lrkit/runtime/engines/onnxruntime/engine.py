@@ -14,9 +14,9 @@ from lrkit.contract.bundle.manifest import Dialect, GraphName, Precision, Progra
 from lrkit.cores import find_cores
 from lrkit.errors import BundleError, StoppedError, UserError
 from lrkit.runtime.encode.processor import Processor
-from lrkit.runtime.ort_session import OrtGraph, load_session, said
-from lrkit.runtime.program_engine import ProgramEngine, ProgramSessions
-from lrkit.runtime.providers import bundle_options, choose_provider, refusal
+from lrkit.runtime.engines.onnxruntime.providers import bundle_options, choose_provider, refusal
+from lrkit.runtime.engines.onnxruntime.session import OrtGraph, load_session, said
+from lrkit.runtime.engines.programs.program_engine import ProgramEngine, ProgramSessions
 
 
 def optimizers_off(dialect: Dialect, precision: Precision) -> list[str]:

@@ -1,0 +1,1 @@
+"""Answers by an exported program, whatever runs its graphs."""
