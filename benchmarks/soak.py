@@ -28,7 +28,7 @@ from lrkit.contract.sample import Sample
 from lrkit.data.trail import trail_set
 from lrkit.errors import CapacityError
 from lrkit.provenance import collect
-from lrkit.runtime.answer import Answer
+from lrkit.runtime.answer.answer import Answer
 
 WARM_UP = 0.2
 NUM_QUESTIONS = 48

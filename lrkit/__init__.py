@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lrkit.errors import LrkitError
-    from lrkit.runtime.answer import Answer
+    from lrkit.runtime.answer.answer import Answer
     from lrkit.runtime.session import Reasoner
 
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 __all__ = ["Answer", "LrkitError", "Reasoner", "__version__"]
 
 _LAZY = {
-    "Answer": "lrkit.runtime.answer",
+    "Answer": "lrkit.runtime.answer.answer",
     "LrkitError": "lrkit.errors",
     "Reasoner": "lrkit.runtime.session",
 }

@@ -15,7 +15,7 @@ from lrkit.cli.tables import json_option, milliseconds, write_json
 from lrkit.files import check_writable
 
 if TYPE_CHECKING:
-    from lrkit.runtime.answer import Answer
+    from lrkit.runtime.answer.answer import Answer
 
 EXAMPLES = """
 Examples:
@@ -53,9 +53,9 @@ def ask(
     json_file: Annotated[Path | None, json_option("Write the answer and its history.")] = None,
 ) -> None:
     """Ask one question about one picture, several, or none."""
+    from lrkit.runtime.answer.trace import trace_format
     from lrkit.runtime.engines.table import parse_options
     from lrkit.runtime.session import Reasoner
-    from lrkit.runtime.trace import trace_format
 
     (chosen,) = parse_modes(mode)[:1]
     if trace is not None:

@@ -16,7 +16,7 @@ from typing import Any
 from lrkit.contract.generated import MODES, Mode
 from lrkit.contract.sample import Sample
 from lrkit.contract.scoring import Accuracy, accuracy, answers_match, compare_paired
-from lrkit.runtime.answer import Answer
+from lrkit.runtime.answer.answer import Answer
 from lrkit.runtime.engines.programs.patience import patience_with
 from lrkit.runtime.session import Reasoner
 from lrkit.summary import summarize

@@ -268,7 +268,7 @@ def _trace(answer: Any) -> str:
     """The drawn trace as a small PNG in base 64."""
     from PIL import Image
 
-    from lrkit.runtime.trace import draw_trace
+    from lrkit.runtime.answer.trace import draw_trace
 
     page = draw_trace(answer)
     if page.width > _TRACE_WIDTH:

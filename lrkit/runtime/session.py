@@ -19,8 +19,8 @@ from lrkit.contract.generated import Generated, Mode
 from lrkit.errors import UserError, require
 from lrkit.pictures.input import ImageSource, as_pictures
 from lrkit.resources import resolve_checkpoint
-from lrkit.runtime.answer import Answer
-from lrkit.runtime.arguments import (
+from lrkit.runtime.answer.answer import Answer
+from lrkit.runtime.answer.arguments import (
     ask_options,
     callback,
     flag,
@@ -32,12 +32,12 @@ from lrkit.runtime.arguments import (
     texts,
     whole_number,
 )
+from lrkit.runtime.answer.regions import Region, token_regions
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.common.number_types import known_dtype
 from lrkit.runtime.engines.common.protocol import AskOptions, Engine
 from lrkit.runtime.engines.common.stopping import CancelFlag, Stop
 from lrkit.runtime.engines.table import EngineChoice, open_engine
-from lrkit.runtime.regions import Region, token_regions
 
 Images = ImageSource | Iterable[ImageSource] | None
 

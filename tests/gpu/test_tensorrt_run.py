@@ -16,7 +16,7 @@ from lrkit.errors import CapacityError
 from lrkit.export.bundle import export_bundle
 from lrkit.export.target import EngineOptions, EngineTarget
 from lrkit.export.tensorrt_bundle import add_engines
-from lrkit.runtime.answer import Answer
+from lrkit.runtime.answer.answer import Answer
 from lrkit.runtime.bundle_check import check_bundle
 from lrkit.runtime.engines.common.nvidia import find_gpus
 from lrkit.runtime.engines.table import EngineChoice

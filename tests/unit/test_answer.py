@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from lrkit.errors import DataError, FileError
-from lrkit.runtime.answer import Answer
-from lrkit.runtime.regions import token_regions
-from lrkit.runtime.trace import draw_trace
+from lrkit.runtime.answer.answer import Answer
+from lrkit.runtime.answer.regions import token_regions
+from lrkit.runtime.answer.trace import draw_trace
 
 BOARD_GRID, BOARD_SIZE = (1, 8, 20), (80, 32)
 

@@ -12,7 +12,7 @@ import pytest
 from lrkit.contract.generated import MODES, Mode
 from lrkit.data.trail import trail_set
 from lrkit.errors import BundleError, CapacityError, UnknownNameError, UserError
-from lrkit.runtime.answer import Answer
+from lrkit.runtime.answer.answer import Answer
 from lrkit.runtime.engines.common.protocol import AskOptions
 from lrkit.runtime.engines.onnxruntime.engine import OrtEngine
 from lrkit.runtime.engines.onnxruntime.providers import available_providers, choose_provider

@@ -9,12 +9,11 @@ import pytest
 from PIL import Image
 
 from lrkit.errors import DataError
-from lrkit.runtime import fonts, trace, trace_text
-from lrkit.runtime.answer import Answer
-from lrkit.runtime.fonts import Fonts, has_glyph
-from lrkit.runtime.regions import Region
-from lrkit.runtime.trace import draw_trace
-from lrkit.runtime.trace_text import wrap
+from lrkit.runtime.answer.answer import Answer, fonts, trace, trace_text
+from lrkit.runtime.answer.fonts import Fonts, has_glyph
+from lrkit.runtime.answer.regions import Region
+from lrkit.runtime.answer.trace import draw_trace
+from lrkit.runtime.answer.trace_text import wrap
 
 CHINESE, ARABIC = "\u5979\u662f\u4e00\u540d\u5b87\u822a\u5458", "\u0645\u0631\u062d\u0628\u0627"
 MakeFont = Callable[[str], str]
@@ -154,7 +153,7 @@ def test_the_ending_says_what_is_written(tmp_path: Path, ending: str) -> None:
 
 @pytest.mark.parametrize("name", ["trace", "trace.", "trace.eps", "trace.pdf", ".png", "trace.png.txt"])
 def test_an_ending_that_names_no_format_is_refused_before_drawing(tmp_path: Path, name: str, monkeypatch) -> None:
-    monkeypatch.setattr("lrkit.runtime.trace.draw_trace", lambda *_: pytest.fail("drawn for nothing"))
+    monkeypatch.setattr("lrkit.runtime.answer.trace.draw_trace", lambda *_: pytest.fail("drawn for nothing"))
     with pytest.raises(DataError, match=r"has no ending that names an image format .*use \.png"):
         answer("Why?").save_trace(tmp_path / name)
     assert list(tmp_path.iterdir()) == []

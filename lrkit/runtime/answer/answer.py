@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.pictures.input import ImageSource
+from lrkit.runtime.answer.regions import Region
 from lrkit.runtime.encode.fitting import Resized
-from lrkit.runtime.regions import Region
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Answer:
             DataError: a picture can no longer be read, the path names no such format, or `font` is no font.
             FileError: the file cannot be written.
         """
-        from lrkit.runtime.arguments import file_path
-        from lrkit.runtime.trace import save_trace
+        from lrkit.runtime.answer.arguments import file_path
+        from lrkit.runtime.answer.trace import save_trace
 
         save_trace(self, file_path("path", path), None if font is None else file_path("font", font))

@@ -16,12 +16,12 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, PngImagePlugin
 from lrkit.errors import DataError, clean, one_line
 from lrkit.files import write_bytes
 from lrkit.pictures.load import load_image
-from lrkit.runtime.fonts import Fonts
-from lrkit.runtime.regions import Region
-from lrkit.runtime.trace_text import PAPER, caption_width, draw_caption, draw_head, shown
+from lrkit.runtime.answer.fonts import Fonts
+from lrkit.runtime.answer.regions import Region
+from lrkit.runtime.answer.trace_text import PAPER, caption_width, draw_caption, draw_head, shown
 
 if TYPE_CHECKING:
-    from lrkit.runtime.answer import Answer
+    from lrkit.runtime.answer.answer import Answer
 
 FORMATS = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",

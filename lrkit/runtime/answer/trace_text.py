@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw
 
 from lrkit.errors import clean
-from lrkit.runtime.fonts import Fonts, can_shape, is_right_to_left
+from lrkit.runtime.answer.fonts import Fonts, can_shape, is_right_to_left
 
 if TYPE_CHECKING:
-    from lrkit.runtime.answer import Answer
+    from lrkit.runtime.answer.answer import Answer
 
 PAPER, INK, GREY = (255, 255, 255), (24, 28, 36), (108, 114, 126)
 _LARGE, _SMALL, _CAPTION = (24, 32), (17, 26), 17
