@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lrkit.errors import LrkitError
     from lrkit.runtime.answer.answer import Answer
-    from lrkit.runtime.session import Reasoner
+    from lrkit.runtime.sdk import Reasoner
 
 __version__ = "0.1.0"
 
@@ -21,7 +21,7 @@ __all__ = ["Answer", "LrkitError", "Reasoner", "__version__"]
 _LAZY = {
     "Answer": "lrkit.runtime.answer.answer",
     "LrkitError": "lrkit.errors",
-    "Reasoner": "lrkit.runtime.session",
+    "Reasoner": "lrkit.runtime.sdk",
 }
 
 

@@ -18,7 +18,7 @@ from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.model.checkpoint import save_checkpoint
 from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.torch.engine import TorchEngine
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.sdk import Reasoner
 from tests.tiny import FRAMES, MERGE, PATCH, tiny_reasoner
 
 SETTINGS: dict[Role, ReasonerSettings] = {

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from lrkit.contract.bundle.folder import open_bundle
 from lrkit.errors import LrkitError
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.sdk import Reasoner
 
 TYPES = {
     "int64": TensorProto.INT64, "float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "bool": TensorProto.BOOL,

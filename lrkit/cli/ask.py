@@ -55,7 +55,7 @@ def ask(
     """Ask one question about one picture, several, or none."""
     from lrkit.runtime.answer.trace import trace_format
     from lrkit.runtime.engines.table import parse_options
-    from lrkit.runtime.session import Reasoner
+    from lrkit.runtime.sdk import Reasoner
 
     (chosen,) = parse_modes(mode)[:1]
     if trace is not None:

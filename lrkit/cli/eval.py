@@ -17,7 +17,7 @@ from lrkit.contract.generated import MODES, Mode
 from lrkit.errors import UserError
 
 if TYPE_CHECKING:
-    from lrkit.runtime.session import Reasoner
+    from lrkit.runtime.sdk import Reasoner
 
 EXAMPLES = """
 Examples:
@@ -62,7 +62,7 @@ def eval_checkpoint(
     from lrkit.evaluate.run import EvalOptions, evaluate
     from lrkit.provenance import collect
     from lrkit.runtime.engines.table import EngineChoice, parse_options
-    from lrkit.runtime.session import Reasoner
+    from lrkit.runtime.sdk import Reasoner
 
     console = beside_json(json_file)
     named = None if modes is None else parse_modes(modes)

@@ -139,7 +139,7 @@ def _length_table(title: str, lengths: dict[str, Summary]) -> Table:
 
 def _check_checkpoint(path: str, findings: dict[str, Any], console: Console, values: bool) -> None:
     from lrkit.resources import resolve_checkpoint
-    from lrkit.runtime.checkpoint_files import check_checkpoint
+    from lrkit.runtime.checks.checkpoint_files import check_checkpoint
 
     report = check_checkpoint(resolve_checkpoint(path), values)
     findings |= {"base": report.base, "plain": report.plain, "values_read": values}
@@ -158,7 +158,7 @@ def _check_checkpoint(path: str, findings: dict[str, Any], console: Console, val
 def _check_bundle(
     path: str, engine: str | None, options: list[str], provider: str | None, findings: dict[str, Any], console: Console
 ) -> None:
-    from lrkit.runtime.bundle_check import check_bundle
+    from lrkit.runtime.checks.bundle_check import check_bundle
     from lrkit.runtime.engines.table import EngineChoice, parse_options
 
     report = check_bundle(path, EngineChoice(engine, provider, options=parse_options(options)))

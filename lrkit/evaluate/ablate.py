@@ -25,7 +25,7 @@ from lrkit.evaluate.run import EvalOptions, evaluate
 from lrkit.files import read_json, write_json, write_text
 from lrkit.folders import locked
 from lrkit.provenance import collect
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.sdk import Reasoner
 from lrkit.summary import summarize
 
 RESULT_FILE = "result.json"

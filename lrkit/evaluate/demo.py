@@ -19,8 +19,8 @@ from lrkit.files import replacing
 from lrkit.pictures.load import load_image
 from lrkit.resources import find_target, resolve_checkpoint
 from lrkit.runtime.answer.answer import Answer
-from lrkit.runtime.bundle_check import check_bundle
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.checks.bundle_check import check_bundle
+from lrkit.runtime.sdk import Reasoner
 from lrkit.summary import Summary, summarize
 
 _EXAMPLE_HOPS = 4

@@ -18,7 +18,7 @@ from lrkit.contract.sample import Sample
 from lrkit.contract.scoring import Accuracy, accuracy, answers_match, compare_paired
 from lrkit.runtime.answer.answer import Answer
 from lrkit.runtime.engines.programs.patience import patience_with
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.sdk import Reasoner
 from lrkit.summary import summarize
 
 OnProgress = Callable[[Mode, int], None]

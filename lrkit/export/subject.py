@@ -20,7 +20,7 @@ from lrkit.export.source import Source
 from lrkit.export.streaming import stream_source
 from lrkit.model.checkpoint import load_checkpoint
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.runtime.checkpoint_files import check_fit
+from lrkit.runtime.checks.checkpoint_files import check_fit
 from lrkit.runtime.encode.processor import Processor
 
 

@@ -18,7 +18,7 @@ from lrkit.profile.suite import RunSettings, Suite
 from lrkit.runtime.engines.common.protocol import AskOptions, Engine
 from lrkit.runtime.engines.common.stopping import Stop
 from lrkit.runtime.engines.programs.patience import patience_with
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.sdk import Reasoner
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from lrkit.profile.meters import MemoryMeter
 from lrkit.provenance import memory_bytes
 from lrkit.resources import find_resource
 from lrkit.runtime.encode.processor import Processor
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.sdk import Reasoner
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MOST_SAMPLES = 10

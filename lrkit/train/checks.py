@@ -18,7 +18,7 @@ from lrkit.errors import CheckpointError, ConfigError, LrkitError, MissingExtraE
 from lrkit.families.qwen2_vl.positions import mrope_positions
 from lrkit.files import read_json, sha256
 from lrkit.resources import REASONER_FILE, resolve_checkpoint
-from lrkit.runtime.checkpoint_files import check_checkpoint
+from lrkit.runtime.checks.checkpoint_files import check_checkpoint
 from lrkit.runtime.encode.processor import Processor
 from lrkit.train.folder import RECIPE_FILE, check_folder
 from lrkit.train.recipe import HUB_PREFIX, JsonlData, Recipe, TrailData, as_written, differences, load_recipe, overlay

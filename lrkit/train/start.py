@@ -19,7 +19,7 @@ from lrkit.model.checkpoint import load_checkpoint, not_finite
 from lrkit.model.open_backbone import load_backbone
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.resources import REASONER_FILE
-from lrkit.runtime.checkpoint_files import check_fit, check_model
+from lrkit.runtime.checks.checkpoint_files import check_fit, check_model
 from lrkit.runtime.encode.processor import Processor
 from lrkit.train.checks import init_folder
 from lrkit.train.fresh import fresh_backbone, trail_processor

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.sdk import Reasoner
 from tests.bundles import QUESTION, picture
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -16,7 +16,7 @@ from lrkit.export import bundle as bundle_module
 from lrkit.export.bundle import export_bundle, refuse_taken
 from lrkit.export.target import ProgramLimits, Target
 from lrkit.folders import locked
-from lrkit.runtime.bundle_check import check_bundle
+from lrkit.runtime.checks.bundle_check import check_bundle
 from lrkit.runtime.engines.common.protocol import AskOptions
 from lrkit.runtime.engines.onnxruntime.engine import OrtEngine
 from tests.bundles import CAPACITY, QUESTION, SETTINGS, TARGET, picture, processor, torch_reasoner

@@ -21,7 +21,7 @@ from lrkit.export.graph import Graph, Value
 from lrkit.export.target import Target
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import save_checkpoint
-from lrkit.runtime.bundle_check import check_bundle
+from lrkit.runtime.checks.bundle_check import check_bundle
 from tests.bundles import CAPACITY, processor
 from tests.e2e.test_export_engines import builders_of, on_linux, wait_for
 from tests.engines import needs_builder

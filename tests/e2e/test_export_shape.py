@@ -7,7 +7,7 @@ import pytest
 
 from lrkit.cli.main import main
 from lrkit.export.shape import RandomWeights
-from lrkit.runtime.bundle_check import check_bundle
+from lrkit.runtime.checks.bundle_check import check_bundle
 
 SHAPE = {
     "description": "a few thousand weights", "hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,

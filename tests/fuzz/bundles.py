@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.errors import LrkitError
-from lrkit.runtime.bundle_check import check_bundle
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.checks.bundle_check import check_bundle
+from lrkit.runtime.sdk import Reasoner
 from tests.hostile import program, resign
 
 Edit = Callable[[str], bytes]

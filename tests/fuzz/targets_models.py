@@ -14,7 +14,7 @@ import numpy as np
 from lrkit import LrkitError, Reasoner
 from lrkit.cli.main import main
 from lrkit.resources import resolve_checkpoint
-from lrkit.runtime.checkpoint_files import check_checkpoint
+from lrkit.runtime.checks.checkpoint_files import check_checkpoint
 from lrkit.runtime.encode.processor import Processor
 from tests.fuzz import mutate, pictures
 

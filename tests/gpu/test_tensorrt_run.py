@@ -17,11 +17,11 @@ from lrkit.export.bundle import export_bundle
 from lrkit.export.target import EngineOptions, EngineTarget
 from lrkit.export.tensorrt_bundle import add_engines
 from lrkit.runtime.answer.answer import Answer
-from lrkit.runtime.bundle_check import check_bundle
+from lrkit.runtime.checks.bundle_check import check_bundle
 from lrkit.runtime.engines.common.nvidia import find_gpus
 from lrkit.runtime.engines.table import EngineChoice
 from lrkit.runtime.engines.tensorrt.library import KINDS, installed_version, load_library
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.sdk import Reasoner
 from tests.bundles import QUESTION, TARGET, picture
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not find_gpus().found, reason=str(find_gpus().reason))]

@@ -9,7 +9,7 @@ import torch
 from lrkit.data.trail import trail_set
 from lrkit.model.generate import generate
 from lrkit.model.recorded import StepRecorder
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.sdk import Reasoner
 from tests.lab import PROMPTS
 from tests.tiny import batch
 from tests.unit.test_recorded import LIMITS, VARIANTS, same, taught

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from lrkit.families.qwen2_vl.geometry import ImageGeometry, preprocess
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.sdk import Reasoner
 from tests.bundles import CAPACITY, QUESTION, torch_reasoner
 from tests.parity.test_preprocess_parity import reference
 from tests.tiny import PATCH

@@ -32,7 +32,7 @@ from lrkit.contract.bundle.folder import open_bundle
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import save_checkpoint
-from lrkit.runtime.bundle_check import check_bundle
+from lrkit.runtime.checks.bundle_check import check_bundle
 from lrkit.runtime.engines.tensorrt.library import installed_version
 from tests.bundles import CAPACITY, processor
 from tests.tiny import LATENT, tiny_backbone

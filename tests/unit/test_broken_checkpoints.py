@@ -17,7 +17,7 @@ from lrkit import Reasoner
 from lrkit.errors import CheckpointError, LrkitError
 from lrkit.model.checkpoint import load_checkpoint
 from lrkit.resources import resolve_checkpoint
-from lrkit.runtime.checkpoint_files import check_checkpoint
+from lrkit.runtime.checks.checkpoint_files import check_checkpoint
 
 Break = Callable[[Path], object]
 ADAPTER, EXTRAS, INFO = "adapter_model.safetensors", "lrkit.safetensors", "reasoner.json"

@@ -33,7 +33,7 @@ lrkit.__main__.main()
         ("typer", signal.SIGINT, "interrupted"),
         ("lrkit.cli.ls", signal.SIGINT, "interrupted"),
         ("lrkit.cli.ls", signal.SIGTERM, "terminated"),
-        ("lrkit.runtime.session", signal.SIGTERM, "terminated"),
+        ("lrkit.runtime.sdk", signal.SIGTERM, "terminated"),
     ],
 )
 def test_a_signal_while_modules_are_read_is_one_sentence(module: str, number: int, says: str) -> None:

@@ -15,7 +15,7 @@ from lrkit.profile.report import headlines
 from lrkit.profile.shapes import open_shape
 from lrkit.profile.suite import load_suite
 from lrkit.runtime.engines.torch.engine import TorchEngine
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.sdk import Reasoner
 from tests.bundles import torch_reasoner
 
 

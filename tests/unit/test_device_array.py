@@ -16,7 +16,7 @@ from lrkit.runtime.engines.programs.program_engine import ProgramEngine
 from lrkit.runtime.engines.programs.step_session import StepSession
 from lrkit.runtime.engines.tensorrt.device_array import DeviceArray, Pool
 from lrkit.runtime.engines.tensorrt.device_memory import open_memory
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.sdk import Reasoner
 from tests.bundles import QUESTION, picture
 
 

@@ -20,8 +20,8 @@ from lrkit.evaluate.run import EvalOptions, evaluate
 from lrkit.profile.cases import Model, ModelChoice, make_cases
 from lrkit.profile.measure import measure
 from lrkit.profile.suite import load_suite
-from lrkit.runtime.bundle_check import check_bundle
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.checks.bundle_check import check_bundle
+from lrkit.runtime.sdk import Reasoner
 from tests.bundles import QUESTION, picture
 from tests.hostile import edit, endless, program, refusal, resign, sentence, without_samples
 
@@ -187,7 +187,7 @@ def test_a_program_that_onnx_runtime_refuses(own_bundle: Path, what: str, capfd:
 
 
 def test_validate_ends_a_program_without_end(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lrkit.runtime.bundle_check.patience", lambda *_: 0.1)
+    monkeypatch.setattr("lrkit.runtime.checks.bundle_check.patience", lambda *_: 0.1)
     endless(own_bundle)
     report = check_bundle(own_bundle)
     assert len(report.problems) == 1, "one sample is enough"

@@ -16,7 +16,7 @@ from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.errors import CheckpointError, ConfigError, DataError, UserError
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.resources import find_any, resolve_checkpoint
-from lrkit.runtime.checkpoint_files import check_checkpoint
+from lrkit.runtime.checks.checkpoint_files import check_checkpoint
 from lrkit.runtime.encode.processor import Processor
 
 GOOD = {"image": "a.png", "question": "Where now ?", "steps": ["go to 1 .", "go to 2 ."], "answer": "2"}

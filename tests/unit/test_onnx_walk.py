@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from lrkit.contract.bundle.folder import open_bundle
 from lrkit.contract.bundle.onnx_walk import mentions
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.sdk import Reasoner
 from tests.hostile import edit, program, refusal, resign, sentence, without_samples
 
 

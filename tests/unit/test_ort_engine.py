@@ -17,7 +17,7 @@ from lrkit.runtime.engines.common.protocol import AskOptions
 from lrkit.runtime.engines.onnxruntime.engine import OrtEngine
 from lrkit.runtime.engines.onnxruntime.providers import available_providers, choose_provider
 from lrkit.runtime.engines.programs.step_session import StepSession
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.sdk import Reasoner
 from tests.bundles import CAPACITY, MAX_NEW_TOKENS, QUESTION, picture, torch_reasoner
 from tests.hostile import resign
 from tests.tiny import PATCH

@@ -24,7 +24,7 @@ from lrkit.model.build import extra_state
 from lrkit.model.checkpoint import copy_checkpoint, load_checkpoint, save_checkpoint
 from lrkit.model.open_backbone import config_of
 from lrkit.resources import resolve_checkpoint
-from lrkit.runtime.checkpoint_files import check_checkpoint
+from lrkit.runtime.checks.checkpoint_files import check_checkpoint
 from tests.lab import rich_reasoner, settings
 from tests.published import IDS, write_drawn_samples
 from tests.unit.test_checkpoint import Files

@@ -12,8 +12,8 @@ from lrkit.profile.choice import check_choice, how_to_export, write_choice
 from lrkit.profile.statistics import summarize_run
 from lrkit.profile.suite import load_suite
 from lrkit.profile.sweep import judge_sweep, parse_axes, replay_sentence, with_sweep
-from lrkit.runtime.bundle_check import check_bundle
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.checks.bundle_check import check_bundle
+from lrkit.runtime.sdk import Reasoner
 from tests.unit.test_profile_statistics import rows
 
 

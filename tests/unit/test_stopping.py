@@ -19,7 +19,7 @@ from lrkit.errors import Cancelled, LrkitError, TimeoutExceeded, UserError
 from lrkit.runtime.engines.common.protocol import AskOptions
 from lrkit.runtime.engines.common.stopping import Running, Stop, current
 from lrkit.runtime.engines.onnxruntime.session import OrtGraph
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.sdk import Reasoner
 from tests.bundles import QUESTION, picture, torch_reasoner
 from tests.hostile import endless
 

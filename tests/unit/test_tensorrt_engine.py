@@ -13,14 +13,14 @@ from lrkit.cli.main import app
 from lrkit.contract.bundle.folder import open_bundle
 from lrkit.contract.bundle.manifest import EngineEntry
 from lrkit.errors import BundleError, ConfigError, LrkitError, MissingExtraError, UnknownNameError, UserError
-from lrkit.runtime.bundle_check import check_bundle
+from lrkit.runtime.checks.bundle_check import check_bundle
 from lrkit.runtime.engines.common.nvidia import Gpu, find_gpus
 from lrkit.runtime.engines.table import EngineChoice, open_engine, parse_options
 from lrkit.runtime.engines.tensorrt.engine import choose_engine, deserialize
 from lrkit.runtime.engines.tensorrt.engine_file import HEADER_BYTES, check_version, open_engine_file, read_header
 from lrkit.runtime.engines.tensorrt.library import installed_version, load_library
 from lrkit.runtime.engines.tensorrt.session import Allocation, make_allocator
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.sdk import Reasoner
 from tests.bundles import QUESTION, picture
 from tests.unit.test_device_array import ProcessMemory
 

@@ -18,7 +18,7 @@ from lrkit.runtime.engines.tensorrt.device_array import Pool
 from lrkit.runtime.engines.tensorrt.library import TensorRT, load_library
 from lrkit.runtime.engines.tensorrt.plan import Range
 from lrkit.runtime.engines.tensorrt.session import EngineSession
-from lrkit.runtime.session import Reasoner
+from lrkit.runtime.sdk import Reasoner
 from tests.bundles import CAPACITY, QUESTION, picture
 from tests.host_engine import HostContext, HostEngine
 from tests.unit.test_device_array import ProcessMemory

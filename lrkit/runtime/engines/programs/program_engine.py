@@ -1,6 +1,6 @@
 """Answers prompts by a bundle's programs, whatever runs them. Torch-free.
 
-Place in the pipeline: lrkit/contract/bundle/folder.py -> `ProgramEngine` over `ProgramSessions` -> lrkit/runtime/session.py.
+Place in the pipeline: lrkit/contract/bundle/folder.py -> `ProgramEngine` over `ProgramSessions` -> lrkit/runtime/sdk.py.
 ort.py gives sessions of ONNX Runtime, tensorrt.py sessions of TensorRT engines.
 
 A program answers one prompt from pixels to the last token in one run, so a batch is run prompt by prompt, and what is

@@ -1,7 +1,7 @@
 """Runs a checkpoint on torch. The only file of the runtime that imports torch; `Reasoner.from_checkpoint` loads it
 late.
 
-Place in the pipeline: lrkit/model/checkpoint.py -> TorchEngine -> lrkit/runtime/session.py.
+Place in the pipeline: lrkit/model/checkpoint.py -> TorchEngine -> lrkit/runtime/sdk.py.
 """
 
 import os
@@ -21,7 +21,7 @@ from lrkit.model.checkpoint import load_checkpoint
 from lrkit.model.generate import generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.recorded import StepRecorder
-from lrkit.runtime.checkpoint_files import check_fit
+from lrkit.runtime.checks.checkpoint_files import check_fit
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.common.number_types import TrainedIn, known_dtype
 from lrkit.runtime.engines.common.protocol import AskOptions, OnToken

@@ -1,0 +1,1 @@
+"""What `lrkit validate` looks at: bundles and checkpoints."""
