@@ -31,9 +31,9 @@ from lrkit.export.check import ProgramRun, Trace, open_program, relative_error
 from lrkit.export.chunks import Chunks
 from lrkit.export.dialect import Dialect
 from lrkit.export.program import build_program
-from lrkit.export.source import read_source
 from lrkit.export.target import Int4, Target, limits_of
 from lrkit.export.vision import traced_tower
+from lrkit.export.weights.source import read_source
 from lrkit.model.checkpoint import load_checkpoint
 from lrkit.provenance import collect
 from lrkit.resources import resolve_checkpoint

@@ -14,11 +14,11 @@ from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.export.chunks import Chunks
 from lrkit.export.dialect import Dialect
-from lrkit.export.int4 import block_for, quantize
 from lrkit.export.program import Program, build_program
-from lrkit.export.source import Source, read_source
 from lrkit.export.target import Target
 from lrkit.export.vision import grafted, trace
+from lrkit.export.weights.int4 import block_for, quantize
+from lrkit.export.weights.source import Source, read_source
 from lrkit.model.generate import Generated, GenerationLimits, generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.engines.programs.feed import build_feed

@@ -27,7 +27,7 @@ from lrkit.export.latent_places import Places, Tables, computed
 from lrkit.export.latent_reports import LatentReports, Types
 from lrkit.export.replay import Prompt, Replay, Replayed
 from lrkit.export.routing import Refined, Router, places
-from lrkit.export.source import Source
+from lrkit.export.weights.source import Source
 
 FLOAT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 

@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from lrkit.export.dialect import Dialect, Rotation
 from lrkit.export.graph import Graph, Value
-from lrkit.export.source import Dimensions
+from lrkit.export.weights.source import Dimensions
 
 SEEN = np.array(0.0, np.float32)
 NEVER = np.array(-1e30, np.float32)

@@ -17,9 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from lrkit.export.graph import CONTRIB, Graph, Value
-from lrkit.export.int4 import block_for, dequantize_linear, error_of, matmul_nbits, quantize
 from lrkit.export.saving import WeightFile
 from lrkit.export.target import Target
+from lrkit.export.weights.int4 import block_for, dequantize_linear, error_of, matmul_nbits, quantize
 
 PIXEL_CENTRE, PIXEL_UNIT = 128, 1 / 64
 """A byte b of a picture enters a program as (b - centre) * unit, -2 to 2, as `ImageGeometry` normalises it but for a

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from lrkit.export.choices import choice
 from lrkit.export.dialect import Dialect
 from lrkit.export.graph import Graph, Value
-from lrkit.export.source import Source
+from lrkit.export.weights.source import Source
 
 
 def as_input(g: Graph, source: Source, dialect: Dialect, hidden: Value) -> Value:

@@ -155,9 +155,9 @@ def _build(checkpoint: Path, target: Target, form: Form, folder: Path) -> dict[s
     from lrkit.export.dialect import Dialect as Writer
     from lrkit.export.program import build_program
     from lrkit.export.saving import save_models
-    from lrkit.export.source import read_source
     from lrkit.export.steps import build_steps, save_steps
     from lrkit.export.vision import traced_tower
+    from lrkit.export.weights.source import read_source
     from lrkit.model.checkpoint import load_checkpoint
     from lrkit.runtime.encode.processor import Processor
 

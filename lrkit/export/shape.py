@@ -21,11 +21,11 @@ from lrkit.contract.bundle.manifest import Role
 from lrkit.contract.sample import Sample
 from lrkit.contract.settings import ReasonerSettings, ThinkSettings
 from lrkit.errors import UserError
-from lrkit.export.int4 import block_for, quantize
-from lrkit.export.source import Source, array, family_of
-from lrkit.export.streaming import assemble
 from lrkit.export.subject import Origin
 from lrkit.export.target import Target
+from lrkit.export.weights.int4 import block_for, quantize
+from lrkit.export.weights.source import Source, array, family_of
+from lrkit.export.weights.streaming import assemble
 from lrkit.model.build import build_reasoner
 from lrkit.model.latent_token import LatentToken
 from lrkit.model.reasoner import LatentReasoner

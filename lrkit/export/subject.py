@@ -16,8 +16,8 @@ from lrkit.checkpoints.whole_weights import check_weights
 from lrkit.contract.bundle.manifest import Role
 from lrkit.contract.generated import WITHOUT_LATENTS
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.export.source import Source
-from lrkit.export.streaming import stream_source
+from lrkit.export.weights.source import Source
+from lrkit.export.weights.streaming import stream_source
 from lrkit.model.checkpoint import load_checkpoint
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.checks.checkpoint_files import check_fit

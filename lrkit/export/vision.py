@@ -29,7 +29,7 @@ from lrkit.errors import ExportError
 from lrkit.export.dialect import PIXEL_CENTRE, PIXEL_UNIT, Dialect
 from lrkit.export.graph import CONTRIB, OPSET, Graph, Value
 from lrkit.export.program import Tower
-from lrkit.export.source import Source
+from lrkit.export.weights.source import Source
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
 
 INPUTS = ("pixel_values", "patch_positions", "patch_picture")

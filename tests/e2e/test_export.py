@@ -90,7 +90,7 @@ def _weights(folder):
 def test_a_program_that_differs_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     """One wrong weight in the graph, and the message says what differed and where it was first seen."""
     from lrkit.data.trail import trail_set
-    from lrkit.export.source import Source
+    from lrkit.export.weights.source import Source
 
     honest = Source.weight
 

@@ -15,10 +15,10 @@ from lrkit.errors import ExportError
 from lrkit.export.chunks import Chunks
 from lrkit.export.dialect import Dialect
 from lrkit.export.program import Program, Tower, build_program
-from lrkit.export.source import read_source
 from lrkit.export.steps import build_steps
 from lrkit.export.target import Target
 from lrkit.export.vision import traced_tower
+from lrkit.export.weights.source import read_source
 from lrkit.model.build import build_reasoner
 from lrkit.profile.cases import ModelChoice
 from lrkit.profile.shapes import load_shape, open_shape

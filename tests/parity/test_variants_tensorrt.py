@@ -17,10 +17,10 @@ from lrkit.export.preflight import check_graph
 from lrkit.export.preflight_open import CheckedGraph
 from lrkit.export.program import build_program
 from lrkit.export.rules import load_rules
-from lrkit.export.source import read_source
 from lrkit.export.steps import build_steps
 from lrkit.export.target import Target
 from lrkit.export.vision import grafted
+from lrkit.export.weights.source import read_source
 from lrkit.runtime.engines.tensorrt.library import load_library
 from tests import variants
 from tests.engines import build_engine, needs_builder, profile_for

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lrkit.export.int4 import block_for, dequantize_linear, error_of, matmul_nbits, quantize
+from lrkit.export.weights.int4 import block_for, dequantize_linear, error_of, matmul_nbits, quantize
 
 
 def matrix(rows: int = 24, width: int = 256, seed: int = 0) -> np.ndarray:

@@ -16,9 +16,9 @@ from lrkit import Reasoner
 from lrkit.checkpoints.whole_weights import extra_shapes
 from lrkit.cli.main import app
 from lrkit.errors import UserError
-from lrkit.export.source import read_source
-from lrkit.export.streaming import stream_source
 from lrkit.export.subject import CheckpointSubject
+from lrkit.export.weights.source import read_source
+from lrkit.export.weights.streaming import stream_source
 from lrkit.families.layout import read_layout
 from lrkit.model.build import extra_state
 from lrkit.model.checkpoint import copy_checkpoint, load_checkpoint, save_checkpoint

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lrkit.errors import CheckpointError
-from lrkit.export.source import Source, read_source
-from lrkit.export.streaming import stream_source
+from lrkit.export.weights.source import Source, read_source
+from lrkit.export.weights.streaming import stream_source
 from lrkit.model.checkpoint import load_checkpoint, save_checkpoint
 from tests.bundles import processor
 from tests.lab import settings

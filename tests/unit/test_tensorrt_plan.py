@@ -10,10 +10,10 @@ from lrkit.contract.bundle.io_spec import IoSpec, TensorSpec
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CapacityError
 from lrkit.export.chunks import Chunks
-from lrkit.export.source import read_source
 from lrkit.export.steps import build_steps
 from lrkit.export.target import Target
 from lrkit.export.vision import traced_tower
+from lrkit.export.weights.source import read_source
 from lrkit.runtime.engines.tensorrt.library import load_library
 from lrkit.runtime.engines.tensorrt.plan import IoTensor, Output, choose_profile, differences, plan_outputs
 from tests.programs import Runner, build, dialect_of, limits

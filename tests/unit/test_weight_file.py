@@ -23,10 +23,10 @@ from lrkit.export.chunks import Chunks
 from lrkit.export.dialect import Dialect
 from lrkit.export.program import build_program
 from lrkit.export.saving import SMALL, WeightFile, save_model, save_models
-from lrkit.export.source import read_source
 from lrkit.export.steps import build_steps, save_steps
 from lrkit.export.target import Target
 from lrkit.export.vision import grafted
+from lrkit.export.weights.source import read_source
 from lrkit.runtime.engines.programs.feed import build_feed
 from tests.programs import _trace, limits
 from tests.tiny import EOS, GEOMETRY, IMAGE, MERGE, tiny_reasoner

@@ -15,7 +15,7 @@ import torch
 from lrkit.checkpoints.stored import StoredTensor, first_not_finite
 from lrkit.checkpoints.whole_weights import CheckedWeights, check_weights
 from lrkit.errors import CheckpointError
-from lrkit.export.source import Family, Parts, Source, array, family_of
+from lrkit.export.weights.source import Family, Parts, Source, array, family_of
 from lrkit.model.open_backbone import config_of
 
 
