@@ -28,11 +28,11 @@ from lrkit.contract.bundle.manifest import Dialect as Dialects
 from lrkit.contract.settings import RoutingSettings
 from lrkit.evaluate.benchmarks import load_samples
 from lrkit.export.check import ProgramRun, Trace, open_program, relative_error
-from lrkit.export.chunks import Chunks
-from lrkit.export.dialect import Dialect
-from lrkit.export.program import build_program
-from lrkit.export.target import Int4, Target, limits_of
-from lrkit.export.vision import traced_tower
+from lrkit.export.graph.chunks import Chunks
+from lrkit.export.graph.dialect import Dialect
+from lrkit.export.graph.program import build_program
+from lrkit.export.graph.vision import traced_tower
+from lrkit.export.targets.target import Int4, Target, limits_of
 from lrkit.export.weights.source import read_source
 from lrkit.model.checkpoint import load_checkpoint
 from lrkit.provenance import collect

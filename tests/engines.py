@@ -9,7 +9,7 @@ import pytest
 
 from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import Limits
-from lrkit.export.saving import save_models
+from lrkit.export.graph.saving import save_models
 from lrkit.export.tensorrt import Profile, axis_sizes, profile_of
 from lrkit.export.tensorrt_process import build_in_process
 from lrkit.runtime.engines.tensorrt.library import installed_version

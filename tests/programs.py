@@ -12,11 +12,11 @@ import torch
 from lrkit.contract.bundle.io_spec import HALTING
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.export.chunks import Chunks
-from lrkit.export.dialect import Dialect
-from lrkit.export.program import Program, build_program
-from lrkit.export.target import Target
-from lrkit.export.vision import grafted, trace
+from lrkit.export.graph.chunks import Chunks
+from lrkit.export.graph.dialect import Dialect
+from lrkit.export.graph.program import Program, build_program
+from lrkit.export.graph.vision import grafted, trace
+from lrkit.export.targets.target import Target
 from lrkit.export.weights.int4 import block_for, quantize
 from lrkit.export.weights.source import Source, read_source
 from lrkit.model.generate import Generated, GenerationLimits, generate

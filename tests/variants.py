@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 
 from lrkit.contract.settings import ReasonerSettings, ReplaySettings, RoutingSettings, ThinkSettings
-from lrkit.export.target import Int4, Target
+from lrkit.export.targets.target import Int4, Target
 
 Change = tuple[str, str, Any]
 """(section, field, value)."""

@@ -29,7 +29,7 @@ from lrkit.errors import UserError, require
 from lrkit.resources import find_checkpoint
 
 if TYPE_CHECKING:
-    from lrkit.export.target import Target
+    from lrkit.export.targets.target import Target
 
 EXAMPLES = """
 Examples:

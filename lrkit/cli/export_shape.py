@@ -11,7 +11,7 @@ from lrkit.errors import UserError
 if TYPE_CHECKING:
     from lrkit.contract.sample import Sample
     from lrkit.export.subject import Subject
-    from lrkit.export.target import Target
+    from lrkit.export.targets.target import Target
 
 ShapeName = Annotated[
     str | None, typer.Option("--shape", help="A name of `lrkit ls shape`, with random weights; no CHECKPOINT.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from lrkit.errors import UserError
 
 if TYPE_CHECKING:
-    from lrkit.export.target import EngineTarget, Target
+    from lrkit.export.targets.target import EngineTarget, Target
 
 ENGINE_TARGET = "rtx-pc"
 """The target of --engine tensorrt-rtx alone."""
@@ -22,7 +22,7 @@ def load_target(
         ConfigError, UnknownNameError: no such target, or a wrong value in it.
     """
     from lrkit.config import load_config
-    from lrkit.export.target import Target
+    from lrkit.export.targets.target import Target
     from lrkit.resources import find_target
 
     if int4 and name is not None:
@@ -46,7 +46,7 @@ def engine_for_bundle(
         ConfigError, UnknownNameError: no such target, or a wrong value in it.
     """
     from lrkit.config import load_config
-    from lrkit.export.target import EngineTarget, Target
+    from lrkit.export.targets.target import EngineTarget, Target
     from lrkit.resources import find_target
 
     if others := [text for text in overrides if not text.startswith("engine.")]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lrkit.export.preflight_ask import Opinion
     from lrkit.export.preflight_open import CheckedGraph
     from lrkit.export.rules import TargetName
-    from lrkit.export.target import Target
+    from lrkit.export.targets.target import Target
 
 MOST_NAMES = 3
 """Places of one rule that the table names; the JSON file has all."""
@@ -134,7 +134,7 @@ def _targets_of_name(name: str) -> "tuple[tuple[TargetName, ...], tuple[str, ...
 def _read_target(name: str, changes: Sequence[str] = (), **values: Any) -> "Target":
     """A target file with `values` and then `changes`; where there is none, the message names the rules' targets too."""
     from lrkit.config import load_config
-    from lrkit.export.target import Target
+    from lrkit.export.targets.target import Target
     from lrkit.resources import find_target
 
     try:

@@ -16,7 +16,7 @@ Findings = dict[str, Any]
 def _classes() -> dict[Kind, type[Config]]:
     """Kind -> class of its YAML files; the first wins where two know as many keys."""
     from lrkit.evaluate.ablate import Sweep
-    from lrkit.export.target import Target
+    from lrkit.export.targets.target import Target
     from lrkit.profile.devices import DeviceSheet
     from lrkit.profile.suite import Suite
     from lrkit.train.recipe import Recipe

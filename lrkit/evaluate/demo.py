@@ -131,7 +131,7 @@ def compare_engines(
 
 def _export(checkpoint: str, bundle: Path, target: str) -> Path:
     from lrkit.export.bundle import export_bundle
-    from lrkit.export.target import Target
+    from lrkit.export.targets.target import Target
 
     samples = trail_set("main", "val", _CHECK_SAMPLES)
     export_bundle(checkpoint, bundle, load_config(Target, find_target(target)), samples, baselines=False, force=True)

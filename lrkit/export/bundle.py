@@ -39,16 +39,16 @@ from lrkit.contract.sample import Sample
 from lrkit.errors import ExportError, FileError, os_sentence
 from lrkit.export.check import CheckSample, ProgramRun, check_program, open_program, open_steps, torch_answers
 from lrkit.export.check_verdict import UNCOMPARED
-from lrkit.export.chunks import Chunks
-from lrkit.export.dialect import Dialect
-from lrkit.export.program import Program, Tower, build_program
-from lrkit.export.saving import WeightFile, has_twins, save_model, save_models
+from lrkit.export.graph.chunks import Chunks
+from lrkit.export.graph.dialect import Dialect
+from lrkit.export.graph.program import Program, Tower, build_program
+from lrkit.export.graph.saving import WeightFile, has_twins, save_model, save_models
+from lrkit.export.graph.step_graphs import build_steps, save_steps, step_spec
+from lrkit.export.graph.vision import traced_tower
 from lrkit.export.sizes import program_sizes
-from lrkit.export.steps import build_steps, save_steps, step_spec
 from lrkit.export.subject import CheckpointSubject, Origin, Subject
-from lrkit.export.target import Target, limits_of, picture_warning, processor_of
+from lrkit.export.targets.target import Target, limits_of, picture_warning, processor_of
 from lrkit.export.tensorrt_target import Say, TargetEngines
-from lrkit.export.vision import traced_tower
 from lrkit.folders import locked, staged_folder
 from lrkit.pictures.input import ImageSource
 from lrkit.pictures.load import load_image

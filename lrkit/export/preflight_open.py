@@ -22,7 +22,7 @@ from lrkit.contract.bundle.io_spec import Form
 from lrkit.contract.bundle.manifest import Dialect
 from lrkit.errors import UserError, clean, one_line
 from lrkit.export.preflight_graph import View, graphs_of
-from lrkit.export.target import Target, limits_of
+from lrkit.export.targets.target import Target, limits_of
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,12 @@ def _build(checkpoint: Path, target: Target, form: Form, folder: Path) -> dict[s
     """Name -> file of the graphs, written into `folder`."""
     import torch
 
-    from lrkit.export.chunks import Chunks
-    from lrkit.export.dialect import Dialect as Writer
-    from lrkit.export.program import build_program
-    from lrkit.export.saving import save_models
-    from lrkit.export.steps import build_steps, save_steps
-    from lrkit.export.vision import traced_tower
+    from lrkit.export.graph.chunks import Chunks
+    from lrkit.export.graph.dialect import Dialect as Writer
+    from lrkit.export.graph.program import build_program
+    from lrkit.export.graph.saving import save_models
+    from lrkit.export.graph.step_graphs import build_steps, save_steps
+    from lrkit.export.graph.vision import traced_tower
     from lrkit.export.weights.source import read_source
     from lrkit.model.checkpoint import load_checkpoint
     from lrkit.runtime.encode.processor import Processor

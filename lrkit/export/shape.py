@@ -22,7 +22,7 @@ from lrkit.contract.sample import Sample
 from lrkit.contract.settings import ReasonerSettings, ThinkSettings
 from lrkit.errors import UserError
 from lrkit.export.subject import Origin
-from lrkit.export.target import Target
+from lrkit.export.targets.target import Target
 from lrkit.export.weights.int4 import block_for, quantize
 from lrkit.export.weights.source import Source, array, family_of
 from lrkit.export.weights.streaming import assemble

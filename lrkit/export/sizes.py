@@ -6,7 +6,7 @@ Place in the pipeline: bundle.py writes them into bundle.json; lrkit/profile/roo
 from typing import Any
 
 from lrkit.contract.bundle.manifest import ProgramSizes
-from lrkit.export.chunks import Chunks
+from lrkit.export.graph.chunks import Chunks
 
 
 def program_sizes(chunks: Chunks) -> ProgramSizes:

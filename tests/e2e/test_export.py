@@ -14,7 +14,7 @@ from lrkit.contract.sample import Sample
 from lrkit.errors import ExportError
 from lrkit.export import bundle as bundle_module
 from lrkit.export.bundle import export_bundle, refuse_taken
-from lrkit.export.target import ProgramLimits, Target
+from lrkit.export.targets.target import ProgramLimits, Target
 from lrkit.folders import locked
 from lrkit.runtime.checks.bundle_check import check_bundle
 from lrkit.runtime.engines.common.protocol import AskOptions

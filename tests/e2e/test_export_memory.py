@@ -24,7 +24,7 @@ from pathlib import Path
 from lrkit.config import load_config
 from lrkit.export.bundle import _Export
 from lrkit.export.shape import ShapeSubject
-from lrkit.export.target import Target, limits_of
+from lrkit.export.targets.target import Target, limits_of
 from lrkit.resources import find_target
 target = load_config(Target, find_target("cpu-int4"), [f"dialect={sys.argv[2]}"])
 subject = ShapeSubject(sys.argv[1], target)

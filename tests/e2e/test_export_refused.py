@@ -16,9 +16,9 @@ from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.trail import trail_set
 from lrkit.export import bundle as bundle_module
 from lrkit.export.bundle import EnginesRefused, export_bundle
-from lrkit.export.dialect import Dialect
-from lrkit.export.graph import Graph, Value
-from lrkit.export.target import Target
+from lrkit.export.graph.dialect import Dialect
+from lrkit.export.graph.nodes import Graph, Value
+from lrkit.export.targets.target import Target
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import save_checkpoint
 from lrkit.runtime.checks.bundle_check import check_bundle

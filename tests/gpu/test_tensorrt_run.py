@@ -14,7 +14,7 @@ from lrkit.contract.bundle.manifest import EngineKind
 from lrkit.data.trail import trail_set
 from lrkit.errors import CapacityError
 from lrkit.export.bundle import export_bundle
-from lrkit.export.target import EngineOptions, EngineTarget
+from lrkit.export.targets.target import EngineOptions, EngineTarget
 from lrkit.export.tensorrt_bundle import add_engines
 from lrkit.runtime.answer.answer import Answer
 from lrkit.runtime.checks.bundle_check import check_bundle

@@ -11,11 +11,11 @@ from pydantic import BaseModel
 
 from lrkit.contract.settings import ReasonerSettings, ReplaySettings, RoutingSettings, ThinkSettings
 from lrkit.errors import ExportError
-from lrkit.export.chunks import SHARED
-from lrkit.export.latent_input import SCALES
-from lrkit.export.replay import FORMATIONS, WEIGHTINGS
-from lrkit.export.routing import GATES, POSITIONS, ROUTERS
-from lrkit.export.target import Target
+from lrkit.export.graph.chunks import SHARED
+from lrkit.export.graph.latent_input import SCALES
+from lrkit.export.graph.replay import FORMATIONS, WEIGHTINGS
+from lrkit.export.graph.routing import GATES, POSITIONS, ROUTERS
+from lrkit.export.targets.target import Target
 from tests.programs import Runner, assert_equal, build
 from tests.tiny import prompt, tiny_reasoner
 

@@ -12,12 +12,12 @@ import pytest
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import ExportError
-from lrkit.export.chunks import Chunks
-from lrkit.export.dialect import Dialect
-from lrkit.export.program import Program, Tower, build_program
-from lrkit.export.steps import build_steps
-from lrkit.export.target import Target
-from lrkit.export.vision import traced_tower
+from lrkit.export.graph.chunks import Chunks
+from lrkit.export.graph.dialect import Dialect
+from lrkit.export.graph.program import Program, Tower, build_program
+from lrkit.export.graph.step_graphs import build_steps
+from lrkit.export.graph.vision import traced_tower
+from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
 from lrkit.model.build import build_reasoner
 from lrkit.profile.cases import ModelChoice

@@ -12,14 +12,14 @@ import pytest
 
 from lrkit.contract.bundle.io_spec import IoSpec, program_spec
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.export.chunks import Chunks
+from lrkit.export.graph.chunks import Chunks
+from lrkit.export.graph.program import build_program
+from lrkit.export.graph.step_graphs import build_steps
+from lrkit.export.graph.vision import grafted
 from lrkit.export.preflight import check_graph
 from lrkit.export.preflight_open import CheckedGraph
-from lrkit.export.program import build_program
 from lrkit.export.rules import load_rules
-from lrkit.export.steps import build_steps
-from lrkit.export.target import Target
-from lrkit.export.vision import grafted
+from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
 from lrkit.runtime.engines.tensorrt.library import load_library
 from tests import variants

@@ -8,7 +8,7 @@ from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.prompt import PromptFormat
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.errors import CapacityError, DataError, UserError
-from lrkit.export.target import ProgramLimits, Target, limits_of, picture_warning, processor_of
+from lrkit.export.targets.target import ProgramLimits, Target, limits_of, picture_warning, processor_of
 from lrkit.families.qwen2_vl.geometry import ImageGeometry, resized_size
 from lrkit.pictures import load as pictures
 from lrkit.runtime.encode.fitting import PHOTO, fit_pictures

@@ -9,7 +9,7 @@ from lrkit.config import load_config
 from lrkit.contract.bundle.folder import open_bundle
 from lrkit.cores import usable_cores
 from lrkit.errors import BundleError, ConfigError, UserError
-from lrkit.export.target import Target
+from lrkit.export.targets.target import Target
 from lrkit.resources import find_target
 from lrkit.runtime.engines.onnxruntime.engine import OrtEngine
 from lrkit.runtime.engines.onnxruntime.provider_options import PATHS

@@ -14,8 +14,8 @@ from lrkit.contract.bundle.folder import open_bundle
 from lrkit.contract.bundle.io_spec import IoSpec, TensorSpec
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.errors import ConfigError, ExportError
-from lrkit.export.graph import Graph
-from lrkit.export.target import EngineTarget, Target
+from lrkit.export.graph.nodes import Graph
+from lrkit.export.targets.target import EngineTarget, Target
 from lrkit.export.tensorrt import axis_sizes, check_programs, profile_of
 from lrkit.export.tensorrt_build import BuildError, Package, Watch, build, set_archs, set_options
 from lrkit.export.tensorrt_bundle import add_engines

@@ -9,10 +9,10 @@ import pytest
 from lrkit.contract.bundle.io_spec import IoSpec, TensorSpec
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CapacityError
-from lrkit.export.chunks import Chunks
-from lrkit.export.steps import build_steps
-from lrkit.export.target import Target
-from lrkit.export.vision import traced_tower
+from lrkit.export.graph.chunks import Chunks
+from lrkit.export.graph.step_graphs import build_steps
+from lrkit.export.graph.vision import traced_tower
+from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
 from lrkit.runtime.engines.tensorrt.library import load_library
 from lrkit.runtime.engines.tensorrt.plan import IoTensor, Output, choose_profile, differences, plan_outputs

@@ -19,13 +19,13 @@ import pytest
 
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import ExportError
-from lrkit.export.chunks import Chunks
-from lrkit.export.dialect import Dialect
-from lrkit.export.program import build_program
-from lrkit.export.saving import SMALL, WeightFile, save_model, save_models
-from lrkit.export.steps import build_steps, save_steps
-from lrkit.export.target import Target
-from lrkit.export.vision import grafted
+from lrkit.export.graph.chunks import Chunks
+from lrkit.export.graph.dialect import Dialect
+from lrkit.export.graph.program import build_program
+from lrkit.export.graph.saving import SMALL, WeightFile, save_model, save_models
+from lrkit.export.graph.step_graphs import build_steps, save_steps
+from lrkit.export.graph.vision import grafted
+from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
 from lrkit.runtime.engines.programs.feed import build_feed
 from tests.programs import _trace, limits

@@ -5,9 +5,9 @@ Place in the pipeline: chunks.py begins every latent step with it.
 
 from collections.abc import Callable
 
-from lrkit.export.choices import choice
-from lrkit.export.dialect import Dialect
-from lrkit.export.graph import Graph, Value
+from lrkit.export.graph.choices import choice
+from lrkit.export.graph.dialect import Dialect
+from lrkit.export.graph.nodes import Graph, Value
 from lrkit.export.weights.source import Source
 
 

@@ -18,15 +18,15 @@ import onnx_ir as ir
 
 from lrkit.contract.bundle.io_spec import ProgramShape
 from lrkit.contract.bundle.manifest import Limits
-from lrkit.export.choices import choice
-from lrkit.export.decoder import Decoder, Hidden, Mask, Past, Remember, Seen, Segment
-from lrkit.export.dialect import Dialect, Rotation
-from lrkit.export.graph import Carried, Graph, Operand, Value
-from lrkit.export.latent_input import as_input
-from lrkit.export.latent_places import Places, Tables, computed
-from lrkit.export.latent_reports import LatentReports, Types
-from lrkit.export.replay import Prompt, Replay, Replayed
-from lrkit.export.routing import Refined, Router, places
+from lrkit.export.graph.choices import choice
+from lrkit.export.graph.decoder import Decoder, Hidden, Mask, Past, Remember, Seen, Segment
+from lrkit.export.graph.dialect import Dialect, Rotation
+from lrkit.export.graph.latent_input import as_input
+from lrkit.export.graph.latent_places import Places, Tables, computed
+from lrkit.export.graph.latent_reports import LatentReports, Types
+from lrkit.export.graph.nodes import Carried, Graph, Operand, Value
+from lrkit.export.graph.replay import Prompt, Replay, Replayed
+from lrkit.export.graph.routing import Refined, Router, places
 from lrkit.export.weights.source import Source
 
 FLOAT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL

@@ -15,10 +15,10 @@ import numpy as np
 import onnx_ir as ir
 
 from lrkit.contract.settings import RoutingSettings
-from lrkit.export.choices import choice
-from lrkit.export.decoder import NEVER, SEEN, Decoder, Hidden, Mask, Seen, Segment
-from lrkit.export.dialect import Dialect, Rotation
-from lrkit.export.graph import Carried, Graph, State, Value
+from lrkit.export.graph.choices import choice
+from lrkit.export.graph.decoder import NEVER, SEEN, Decoder, Hidden, Mask, Seen, Segment
+from lrkit.export.graph.dialect import Dialect, Rotation
+from lrkit.export.graph.nodes import Carried, Graph, State, Value
 
 FLOAT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 

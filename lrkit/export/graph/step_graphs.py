@@ -16,12 +16,12 @@ import onnx_ir as ir
 
 from lrkit.contract.bundle.io_spec import DType, IoSpec, TensorSpec, program_spec
 from lrkit.contract.bundle.manifest import StepName
-from lrkit.export.chunks import FLOAT32, INT64, Chunks, Types
-from lrkit.export.decoder import Past, Segment
-from lrkit.export.graph import Carried, Graph, Value
-from lrkit.export.program import DTYPES, Tower
-from lrkit.export.replay import Prompt
-from lrkit.export.saving import WeightFile, save_models
+from lrkit.export.graph.chunks import FLOAT32, INT64, Chunks, Types
+from lrkit.export.graph.decoder import Past, Segment
+from lrkit.export.graph.nodes import Carried, Graph, Value
+from lrkit.export.graph.program import DTYPES, Tower
+from lrkit.export.graph.replay import Prompt
+from lrkit.export.graph.saving import WeightFile, save_models
 
 DTYPE_NAMES: dict[ir.DataType, DType] = {dtype: name for name, dtype in DTYPES.items()}
 PROMPT_INPUTS = ("input_ids", "position_ids", "pixel_values", "patch_positions", "patch_picture")

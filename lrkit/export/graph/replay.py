@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from lrkit.contract.settings import ReplaySettings
-from lrkit.export.choices import choice
-from lrkit.export.dialect import Dialect
-from lrkit.export.graph import Graph, Value
+from lrkit.export.graph.choices import choice
+from lrkit.export.graph.dialect import Dialect
+from lrkit.export.graph.nodes import Graph, Value
 
 INT64, FLOAT32 = ir.DataType.INT64, ir.DataType.FLOAT
 LAST = np.array(2**31)

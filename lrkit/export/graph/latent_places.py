@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lrkit.export.decoder import NEVER, SEEN, Decoder, Mask
-from lrkit.export.dialect import Rotation
-from lrkit.export.graph import Graph, Value
-from lrkit.export.routing import places_by_token
+from lrkit.export.graph.decoder import NEVER, SEEN, Decoder, Mask
+from lrkit.export.graph.dialect import Rotation
+from lrkit.export.graph.nodes import Graph, Value
+from lrkit.export.graph.routing import places_by_token
 
 
 @dataclass(frozen=True)

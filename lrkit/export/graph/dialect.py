@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from lrkit.export.graph import CONTRIB, Graph, Value
-from lrkit.export.saving import WeightFile
-from lrkit.export.target import Target
+from lrkit.export.graph.nodes import CONTRIB, Graph, Value
+from lrkit.export.graph.saving import WeightFile
+from lrkit.export.targets.target import Target
 from lrkit.export.weights.int4 import block_for, dequantize_linear, error_of, matmul_nbits, quantize
 
 PIXEL_CENTRE, PIXEL_UNIT = 128, 1 / 64

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from lrkit.export.dialect import Dialect, Rotation
-from lrkit.export.graph import Graph, Value
+from lrkit.export.graph.dialect import Dialect, Rotation
+from lrkit.export.graph.nodes import Graph, Value
 from lrkit.export.weights.source import Dimensions
 
 SEEN = np.array(0.0, np.float32)

@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from lrkit.contract.bundle.io_spec import EMPTY, HALTING, DType, IoSpec, program_spec
-from lrkit.export.chunks import BOOL, FLOAT32, INT64, Chunks, Read
-from lrkit.export.decoder import Mask, Past, Segment
-from lrkit.export.graph import Carried, Graph, State, Value
+from lrkit.export.graph.chunks import BOOL, FLOAT32, INT64, Chunks, Read
+from lrkit.export.graph.decoder import Mask, Past, Segment
+from lrkit.export.graph.nodes import Carried, Graph, State, Value
 
 DTYPES: dict[DType, ir.DataType] = {
     "int64": INT64, "float32": FLOAT32, "float16": ir.DataType.FLOAT16, "uint8": ir.DataType.UINT8, "bool": BOOL,

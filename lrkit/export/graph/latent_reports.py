@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from lrkit.contract.bundle.io_spec import EMPTY
-from lrkit.export.graph import Carried, Graph, Kind, Value
-from lrkit.export.replay import Replayed
+from lrkit.export.graph.nodes import Carried, Graph, Kind, Value
+from lrkit.export.graph.replay import Replayed
 
 Types = dict[str, Kind]
 """Name of a state -> its type and shape."""

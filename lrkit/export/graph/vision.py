@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrkit.errors import ExportError
-from lrkit.export.dialect import PIXEL_CENTRE, PIXEL_UNIT, Dialect
-from lrkit.export.graph import CONTRIB, OPSET, Graph, Value
-from lrkit.export.program import Tower
+from lrkit.export.graph.dialect import PIXEL_CENTRE, PIXEL_UNIT, Dialect
+from lrkit.export.graph.nodes import CONTRIB, OPSET, Graph, Value
+from lrkit.export.graph.program import Tower
 from lrkit.export.weights.source import Source
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
 

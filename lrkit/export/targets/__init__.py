@@ -1,0 +1,1 @@
+"""What a program is made for: limits, precision, dialect."""
