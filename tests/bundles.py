@@ -13,7 +13,7 @@ from lrkit.data.trail import VOCABULARY as WORDS
 from lrkit.data.trail import trail_set
 from lrkit.export.bundle import export_bundle
 from lrkit.export.targets.target import EngineTarget, ProgramLimits, Target
-from lrkit.export.tensorrt_bundle import add_engines
+from lrkit.export.tensorrt.into_bundle import add_engines
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.model.checkpoint import save_checkpoint
 from lrkit.runtime.encode.processor import Processor

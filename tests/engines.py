@@ -10,8 +10,8 @@ import pytest
 from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.export.graph.saving import save_models
-from lrkit.export.tensorrt import Profile, axis_sizes, profile_of
-from lrkit.export.tensorrt_process import build_in_process
+from lrkit.export.tensorrt.jobs import Profile, axis_sizes, profile_of
+from lrkit.export.tensorrt.process import build_in_process
 from lrkit.runtime.engines.tensorrt.library import installed_version
 
 PACKAGE = "tensorrt_rtx"

@@ -120,7 +120,7 @@ def export(
         return engines_into_bundle(Path(given), wanted, script_path(script), engine_file, json_file)
     name, asked = load_target(target, int4, changes, engine, arch)
     if engine is not None and script is None and asked.engine is not None:
-        from lrkit.export.tensorrt import plan_engines
+        from lrkit.export.tensorrt.jobs import plan_engines
 
         plan_engines(asked.engine)  # asked for by name: a package that is missing is no reason to write a script
     options: dict[str, Any] = {"form": form, "baselines": baselines, "force": force, "script": script_path(script)}

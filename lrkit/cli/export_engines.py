@@ -25,8 +25,8 @@ def engines_into_bundle(
         UserError: contradicting options.
     """
     from lrkit.contract.bundle.folder import open_bundle
-    from lrkit.export.tensorrt_bundle import add_engines, take_engines
-    from lrkit.export.tensorrt_script import write_script
+    from lrkit.export.tensorrt.into_bundle import add_engines, take_engines
+    from lrkit.export.tensorrt.script import write_script
 
     console = out()
     if engines_file is not None:

@@ -110,7 +110,7 @@ def script_path(script: str | None) -> Path | None:
     Raises:
         UserError: an empty name.
     """
-    from lrkit.export.tensorrt_script import SCRIPT_FILE
+    from lrkit.export.tensorrt.script import SCRIPT_FILE
 
     if script is None:
         return None

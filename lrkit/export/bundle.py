@@ -47,8 +47,8 @@ from lrkit.export.graph.step_graphs import build_steps, save_steps, step_spec
 from lrkit.export.graph.vision import traced_tower
 from lrkit.export.sizes import program_sizes
 from lrkit.export.subject import CheckpointSubject, Origin, Subject
+from lrkit.export.target_engines import Say, TargetEngines
 from lrkit.export.targets.target import Target, limits_of, picture_warning, processor_of
-from lrkit.export.tensorrt_target import Say, TargetEngines
 from lrkit.folders import locked, staged_folder
 from lrkit.pictures.input import ImageSource
 from lrkit.pictures.load import load_image

@@ -18,8 +18,8 @@ from lrkit.contract.bundle.manifest import EngineKind
 from lrkit.errors import LrkitError, clean, one_line
 from lrkit.export.preflight_graph import View, label
 from lrkit.export.rules import Stage, TargetName
-from lrkit.export.tensorrt_process import child_environment
-from lrkit.export.tensorrt_words import PARTS, place_of
+from lrkit.export.tensorrt.device.words import PARTS, place_of
+from lrkit.export.tensorrt.process import child_environment
 from lrkit.runtime.engines.tensorrt.library import PACKAGES, TensorRT, installed_version, load_library
 
 MAJORS: dict[TargetName, int | None] = {"tensorrt-10": 10, "tensorrt-11": 11, "tensorrt-rtx": None}

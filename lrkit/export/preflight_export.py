@@ -15,7 +15,7 @@ from lrkit.export.preflight import Finding, check_graph
 from lrkit.export.preflight_ask import MAJORS
 from lrkit.export.preflight_open import CheckedGraph
 from lrkit.export.rules import RuleSet, load_rules, targets_of
-from lrkit.export.tensorrt import Plan, Progress, check_programs, graphs_of, parse_program
+from lrkit.export.tensorrt.jobs import Plan, Progress, check_programs, graphs_of, parse_program
 from lrkit.runtime.engines.tensorrt.library import installed_version
 
 Programs = Mapping[Role, ProgramEntry]

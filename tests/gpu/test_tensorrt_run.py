@@ -15,7 +15,7 @@ from lrkit.data.trail import trail_set
 from lrkit.errors import CapacityError
 from lrkit.export.bundle import export_bundle
 from lrkit.export.targets.target import EngineOptions, EngineTarget
-from lrkit.export.tensorrt_bundle import add_engines
+from lrkit.export.tensorrt.into_bundle import add_engines
 from lrkit.runtime.answer.answer import Answer
 from lrkit.runtime.checks.bundle_check import check_bundle
 from lrkit.runtime.engines.common.nvidia import find_gpus

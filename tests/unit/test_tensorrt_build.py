@@ -16,11 +16,11 @@ from lrkit.contract.bundle.manifest import Limits
 from lrkit.errors import ConfigError, ExportError
 from lrkit.export.graph.nodes import Graph
 from lrkit.export.targets.target import EngineTarget, Target
-from lrkit.export.tensorrt import axis_sizes, check_programs, profile_of
-from lrkit.export.tensorrt_build import BuildError, Package, Watch, build, set_archs, set_options
-from lrkit.export.tensorrt_bundle import add_engines
-from lrkit.export.tensorrt_process import build_in_process
-from lrkit.export.tensorrt_words import explain, known_archs, place_of
+from lrkit.export.tensorrt.device.build import BuildError, Package, Watch, build, set_archs, set_options
+from lrkit.export.tensorrt.device.words import explain, known_archs, place_of
+from lrkit.export.tensorrt.into_bundle import add_engines
+from lrkit.export.tensorrt.jobs import axis_sizes, check_programs, profile_of
+from lrkit.export.tensorrt.process import build_in_process
 from lrkit.resources import list_resources
 from lrkit.runtime.engines.tensorrt.library import load_library
 from tests.engines import PACKAGE, build_engine, needs_builder

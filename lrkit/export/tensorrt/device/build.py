@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lrkit.export.tensorrt_words import default_archs, explain, known_archs, layers_by_part, place_of
+from lrkit.export.tensorrt.device.words import default_archs, explain, known_archs, layers_by_part, place_of
 
 PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 """Python package -> lrkit's name for it."""

@@ -13,9 +13,9 @@ from pathlib import Path
 from lrkit.contract.bundle.manifest import Manifest, ProgramEntry, Role, digest
 from lrkit.errors import ExportError, FileError
 from lrkit.export.targets.target import EngineTarget, Target
-from lrkit.export.tensorrt import FOLDER, Plan, Progress, build_engines, check_programs, plan_engines
-from lrkit.export.tensorrt_bundle import with_engines
-from lrkit.export.tensorrt_script import SCRIPT_FILE, write_script
+from lrkit.export.tensorrt.into_bundle import with_engines
+from lrkit.export.tensorrt.jobs import FOLDER, Plan, Progress, build_engines, check_programs, plan_engines
+from lrkit.export.tensorrt.script import SCRIPT_FILE, write_script
 from lrkit.files import remove
 from lrkit.runtime.engines.tensorrt.library import installed_version
 

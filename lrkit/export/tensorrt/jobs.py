@@ -16,8 +16,8 @@ from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import EngineEntry, EngineKind, GraphName, Limits, Manifest, ProgramEntry, Role
 from lrkit.errors import ExportError, FileError, MissingExtraError
 from lrkit.export.targets.target import EngineTarget
-from lrkit.export.tensorrt_process import build_in_process
-from lrkit.export.tensorrt_words import default_archs, known_archs
+from lrkit.export.tensorrt.device.words import default_archs, known_archs
+from lrkit.export.tensorrt.process import build_in_process
 from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.tensorrt.library import PACKAGES, load_library
 
