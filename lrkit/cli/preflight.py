@@ -1,6 +1,6 @@
 """`lrkit export THING --check`: what a target would reject or ignore in a program, without building anything.
 
-The rules are data (export/rules/*.yaml); lrkit/export/preflight.py applies them. As for `lrkit validate`, the exit code
+The rules are data (export/rules/*.yaml); lrkit/export/preflight/findings.py applies them. As for `lrkit validate`, the exit code
 is 0 where nothing is rejected and 2 where something is, or where the thing cannot be read; --json tells them apart.
 """
 
@@ -23,10 +23,10 @@ from lrkit.errors import ExportError, UnknownNameError, UserError, did_you_mean,
 from lrkit.resources import find_checkpoint, resolve_checkpoint
 
 if TYPE_CHECKING:
-    from lrkit.export.preflight import Finding, Report
-    from lrkit.export.preflight_ask import Opinion
-    from lrkit.export.preflight_open import CheckedGraph
-    from lrkit.export.rules import TargetName
+    from lrkit.export.preflight.ask import Opinion
+    from lrkit.export.preflight.findings import Finding, Report
+    from lrkit.export.preflight.opening import CheckedGraph
+    from lrkit.export.preflight.rules import TargetName
     from lrkit.export.targets.target import Target
 
 MOST_NAMES = 3
@@ -64,8 +64,8 @@ def check(asked: Asked, json_file: Path | None) -> None:
             raise UserError(f"{name} was given beside --check, which writes no bundle and no engine; leave one out")
     for package in ("onnx", "onnx_ir"):
         require(package, "export")
-    from lrkit.export.preflight import check_graph
-    from lrkit.export.rules import load_rules
+    from lrkit.export.preflight.findings import check_graph
+    from lrkit.export.preflight.rules import load_rules
 
     reports: list[Report] = []
     with _opened(asked) as (graphs, targets, archs):
@@ -90,9 +90,9 @@ Opened = tuple[list["CheckedGraph"], tuple["TargetName", ...], tuple[str, ...]]
 
 @contextmanager
 def _opened(asked: Asked) -> Generator[Opened]:
-    from lrkit.export.preflight import load_graph
-    from lrkit.export.preflight_open import graphs_of_bundle, graphs_of_checkpoint
-    from lrkit.export.rules import load_rules
+    from lrkit.export.preflight.findings import load_graph
+    from lrkit.export.preflight.opening import graphs_of_bundle, graphs_of_checkpoint
+    from lrkit.export.preflight.rules import load_rules
 
     file = Path(asked.thing)
     if find_checkpoint(asked.thing) is None and (is_bundle(file) or file.suffix == ".onnx" or file.is_file()):
@@ -117,14 +117,14 @@ def _opened(asked: Asked) -> Generator[Opened]:
 
 
 def _target_names() -> tuple["TargetName", ...]:
-    from lrkit.export.rules import TARGETS
+    from lrkit.export.preflight.rules import TARGETS
 
     return TARGETS
 
 
 def _targets_of_name(name: str) -> "tuple[tuple[TargetName, ...], tuple[str, ...]]":
     """(targets of the rules, GPUs) of the name of a target of the rules, or of a target file."""
-    from lrkit.export.rules import load_rules
+    from lrkit.export.preflight.rules import load_rules
 
     if name in _target_names():
         return (load_rules(name).target,), ()
@@ -148,7 +148,7 @@ def _read_target(name: str, changes: Sequence[str] = (), **values: Any) -> "Targ
 
 
 def _meant_for(target: "Target") -> "tuple[tuple[TargetName, ...], tuple[str, ...]]":
-    from lrkit.export.rules import targets_of
+    from lrkit.export.preflight.rules import targets_of
 
     engine = target.engine
     return targets_of(target.dialect, engine and engine.kind), engine.archs if engine else ()
@@ -156,7 +156,7 @@ def _meant_for(target: "Target") -> "tuple[tuple[TargetName, ...], tuple[str, ..
 
 def _own_targets(graph: "CheckedGraph") -> "tuple[TargetName, ...]":
     """Those of a graph in a bundle: by its dialect and the engines of the target that it was exported for."""
-    from lrkit.export.rules import targets_of
+    from lrkit.export.preflight.rules import targets_of
 
     assert graph.dialect is not None
     engine = graph.target.get("engine")  # of a bundle, so it may hold anything
@@ -170,7 +170,7 @@ def target_to_build(asked: Asked) -> "tuple[Target, tuple[TargetName, ...], tupl
     Raises:
         ConfigError, UnknownNameError: no such target, or a wrong change of it.
     """
-    from lrkit.export.rules import load_rules
+    from lrkit.export.preflight.rules import load_rules
 
     name = asked.target or ("cpu-int4" if asked.int4 else "cpu-fp32")
     of_rules = name in _target_names()
@@ -185,7 +185,7 @@ def target_to_build(asked: Asked) -> "tuple[Target, tuple[TargetName, ...], tupl
 
 def _print(console: Console, report: "Report") -> None:
     """One graph against one target."""
-    from lrkit.export.rules import VERDICTS
+    from lrkit.export.preflight.rules import VERDICTS
 
     gpus = f" on {', '.join(report.archs)}" if report.archs else ""
     console.print(f"\n{report.graph}, {report.num_nodes} nodes, against {report.target}{gpus}")

@@ -61,7 +61,7 @@ class TargetEngines:
         """
         if self.engine is None:
             return
-        from lrkit.export.preflight_export import doubts, refusal
+        from lrkit.export.preflight.of_export import doubts, refusal
 
         values = self.target.model_dump(mode="json")
         if self.plan is None:

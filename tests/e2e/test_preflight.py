@@ -7,7 +7,7 @@ import pytest
 
 from lrkit.cli.main import main
 from lrkit.cli.preflight import Asked, target_to_build
-from lrkit.export.rules import TARGETS
+from lrkit.export.preflight.rules import TARGETS
 from lrkit.runtime.engines.tensorrt.library import installed_version
 from tests.preflight import quantized
 from tests.preflight.make import save

@@ -138,8 +138,8 @@ def _models() -> list[bytes]:
 
 
 def _run_onnx(content: bytes) -> None:
-    from lrkit.export.preflight import check_graph, load_graph
-    from lrkit.export.rules import load_rules
+    from lrkit.export.preflight.findings import check_graph, load_graph
+    from lrkit.export.preflight.rules import load_rules
 
     file = _work[0] / "model.onnx"
     file.write_bytes(content)

@@ -9,7 +9,7 @@ from typing import Any
 from lrkit.cli.validate_config import check_config, kind_of_config
 from lrkit.config import load_config, load_yaml
 from lrkit.evaluate.ablate import Sweep
-from lrkit.export.rules import OperatorTable, RuleFile
+from lrkit.export.preflight.rules import OperatorTable, RuleFile
 from lrkit.export.targets.target import Target
 from lrkit.profile.compare import compare_reports, render_comparison
 from lrkit.profile.conditions import failures, parse_condition

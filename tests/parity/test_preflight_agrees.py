@@ -14,8 +14,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from lrkit.export.preflight import check_graph
-from lrkit.export.rules import load_operators, load_rules
+from lrkit.export.preflight.findings import check_graph
+from lrkit.export.preflight.rules import load_operators, load_rules
 from lrkit.runtime.engines.tensorrt.library import installed_version, load_library
 from tests.preflight import operators, quantized, structure
 from tests.preflight.make import Case, checked, checked_twin, make

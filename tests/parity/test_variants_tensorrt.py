@@ -16,9 +16,9 @@ from lrkit.export.graph.chunks import Chunks
 from lrkit.export.graph.program import build_program
 from lrkit.export.graph.step_graphs import build_steps
 from lrkit.export.graph.vision import grafted
-from lrkit.export.preflight import check_graph
-from lrkit.export.preflight_open import CheckedGraph
-from lrkit.export.rules import load_rules
+from lrkit.export.preflight.findings import check_graph
+from lrkit.export.preflight.opening import CheckedGraph
+from lrkit.export.preflight.rules import load_rules
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
 from lrkit.runtime.engines.tensorrt.library import load_library

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from lrkit.export.preflight_open import CheckedGraph
+from lrkit.export.preflight.opening import CheckedGraph
 
 FOUR_BITS = (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1)
 

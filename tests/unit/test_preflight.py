@@ -3,10 +3,10 @@
 import pytest
 
 from lrkit.errors import ConfigError, UnknownNameError, UserError, did_you_mean
-from lrkit.export.preflight import MATCHERS, bound, check_graph, load_graph
-from lrkit.export.preflight_graph import View
-from lrkit.export.preflight_open import CheckedGraph
-from lrkit.export.rules import TARGETS, Rule, RuleFile, load_operators, load_rules, rule_files
+from lrkit.export.preflight.findings import MATCHERS, bound, check_graph, load_graph
+from lrkit.export.preflight.opening import CheckedGraph
+from lrkit.export.preflight.rules import TARGETS, Rule, RuleFile, load_operators, load_rules, rule_files
+from lrkit.export.preflight.view import View
 from tests.preflight import operators, quantized, structure
 from tests.preflight.make import Case, checked, checked_twin, save
 
@@ -81,7 +81,7 @@ def test_a_finding_names_the_loops_and_branches_around_it(tmp_path):
 
 def test_constants_larger_than_a_weight_are_never_opened(tmp_path, monkeypatch):
     """Rules read axes and counts, not weights: a model of many gigabytes must not be pulled through memory."""
-    monkeypatch.setattr("lrkit.export.preflight_graph.MAX_READ_BYTES", 4)
+    monkeypatch.setattr("lrkit.export.preflight.view.MAX_READ_BYTES", 4)
     case = CASES["topk-limit"]
     report = check_graph(checked(case, tmp_path / "bad.onnx"), load_rules("tensorrt-11"), really=False)
     assert "topk-limit" not in [f.rule for f in report.findings]

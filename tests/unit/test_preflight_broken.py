@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from lrkit.cli.export_target import engine_for_bundle
 from lrkit.cli.preflight import _own_targets as targets_meant
 from lrkit.errors import UserError
-from lrkit.export.preflight import check_graph
-from lrkit.export.preflight_open import CheckedGraph
-from lrkit.export.rules import load_rules
+from lrkit.export.preflight.findings import check_graph
+from lrkit.export.preflight.opening import CheckedGraph
+from lrkit.export.preflight.rules import load_rules
 
 FLOAT = TensorProto.FLOAT
 

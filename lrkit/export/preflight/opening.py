@@ -21,7 +21,7 @@ from lrkit.contract.bundle.folder import open_bundle
 from lrkit.contract.bundle.io_spec import Form
 from lrkit.contract.bundle.manifest import Dialect
 from lrkit.errors import UserError, clean, one_line
-from lrkit.export.preflight_graph import View, graphs_of
+from lrkit.export.preflight.view import View, graphs_of
 from lrkit.export.targets.target import Target, limits_of
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-from lrkit.export.preflight_graph import (
+from lrkit.export.preflight.view import (
     Hit,
     Hits,
     Site,

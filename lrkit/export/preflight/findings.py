@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.errors import ConfigError, UserError, did_you_mean, one_line
-from lrkit.export import preflight_loops as loops
-from lrkit.export import preflight_operators as operators
-from lrkit.export import preflight_quantized as quantized
-from lrkit.export.preflight_ask import Opinion, ask
-from lrkit.export.preflight_graph import Hit, Hits, View
-from lrkit.export.preflight_open import CheckedGraph
-from lrkit.export.rules import Basis, Rule, RuleSet, Stage, Verdict
+from lrkit.export.preflight.ask import Opinion, ask
+from lrkit.export.preflight.findings import loops, operators, quantized
+from lrkit.export.preflight.opening import CheckedGraph
+from lrkit.export.preflight.rules import Basis, Rule, RuleSet, Stage, Verdict
+from lrkit.export.preflight.view import Hit, Hits, View
 
 Matcher = Callable[..., Hits]
 MATCHERS: dict[str, Matcher] = {

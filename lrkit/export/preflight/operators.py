@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from lrkit.export.preflight_graph import Hit, Hits, Site, View, attribute, fixed_sizes, given, numbers, operator_of
-from lrkit.export.rules import load_operators
+from lrkit.export.preflight.rules import load_operators
+from lrkit.export.preflight.view import Hit, Hits, Site, View, attribute, fixed_sizes, given, numbers, operator_of
 
 
 def operator(view: View, *, operators: Sequence[str]) -> Hits:

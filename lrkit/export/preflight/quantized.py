@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from lrkit.export.preflight_graph import (
+from lrkit.export.preflight.operators import types_in
+from lrkit.export.preflight.view import (
     QUANTIZED,
     SUB_BYTE,
     Hit,
@@ -22,7 +23,6 @@ from lrkit.export.preflight_graph import (
     given,
     numbers,
 )
-from lrkit.export.preflight_operators import types_in
 
 DEQUANTIZE = "DequantizeLinear"
 PRODUCTS = ("MatMul", "Gemm")

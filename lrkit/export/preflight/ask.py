@@ -16,8 +16,8 @@ from typing import cast
 
 from lrkit.contract.bundle.manifest import EngineKind
 from lrkit.errors import LrkitError, clean, one_line
-from lrkit.export.preflight_graph import View, label
-from lrkit.export.rules import Stage, TargetName
+from lrkit.export.preflight.rules import Stage, TargetName
+from lrkit.export.preflight.view import View, label
 from lrkit.export.tensorrt.device.words import PARTS, place_of
 from lrkit.export.tensorrt.process import child_environment
 from lrkit.runtime.engines.tensorrt.library import PACKAGES, TensorRT, installed_version, load_library
@@ -172,7 +172,7 @@ def _first(lines: list[str]) -> str:
 
 
 def _child() -> None:
-    """`python -m lrkit.export.preflight_ask TARGET FILE`: the answer as JSON on stdout."""
+    """`python -m lrkit.export.preflight.ask TARGET FILE`: the answer as JSON on stdout."""
     # The libraries print to stdout too: the real one is kept, and theirs goes to stderr.
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -11,10 +11,10 @@ from typing import Any
 
 from lrkit.contract.bundle.manifest import EngineKind, ProgramEntry, Role
 from lrkit.errors import ExportError
-from lrkit.export.preflight import Finding, check_graph
-from lrkit.export.preflight_ask import MAJORS
-from lrkit.export.preflight_open import CheckedGraph
-from lrkit.export.rules import RuleSet, load_rules, targets_of
+from lrkit.export.preflight.ask import MAJORS
+from lrkit.export.preflight.findings import Finding, check_graph
+from lrkit.export.preflight.opening import CheckedGraph
+from lrkit.export.preflight.rules import RuleSet, load_rules, targets_of
 from lrkit.export.tensorrt.jobs import Plan, Progress, check_programs, graphs_of, parse_program
 from lrkit.runtime.engines.tensorrt.library import installed_version
 

@@ -1,0 +1,1 @@
+"""What a target would reject of a graph, before it is sent there."""
