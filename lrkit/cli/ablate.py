@@ -28,8 +28,8 @@ def ablate(
     json_file: Annotated[Path | None, json_option("Write the table to this file too.")] = None,
 ) -> None:
     """Train variants of a recipe at equal budget, with several seeds, and compare them; goes on where it stopped."""
-    from lrkit.evaluate.ablate import Run, load_sweep, render, run_sweep
     from lrkit.resources import find_sweep
+    from lrkit.train.ablate import Run, load_sweep, render, run_sweep
 
     asked = load_sweep(find_sweep(sweep), overrides or [])
     folder = output or Path("runs") / asked.name

@@ -16,7 +16,7 @@ from lrkit.errors import MissingExtraError
 from lrkit.files import check_writable
 
 if TYPE_CHECKING:
-    from lrkit.evaluate.demo import EngineFigures
+    from lrkit.profile.demo import EngineFigures
 
 EXAMPLES = """
 Examples:
@@ -34,7 +34,7 @@ def demo(
     json_file: Annotated[Path | None, json_option("Write all figures to this file.")] = None,
 ) -> None:
     """Ask the shipped model about held-out pictures in three modes; show accuracy, steps, latency and one trace."""
-    from lrkit.evaluate.demo import demonstrate
+    from lrkit.profile.demo import demonstrate
     from lrkit.provenance import collect
 
     check_writable(output, folder=True)
@@ -58,7 +58,7 @@ def demo(
 
 def _engines(console: Console, output: Path, samples: int) -> "list[EngineFigures]":
     """Export, validate, ask: the same model as one program; nothing, with a word why, where export is not installed."""
-    from lrkit.evaluate.demo import compare_engines
+    from lrkit.profile.demo import compare_engines
 
     try:
         rows = compare_engines("tiny", output, samples, lambda what: console.print(f"  {what}"))

@@ -22,7 +22,7 @@ def doctor(
     json_file: Annotated[Path | None, json_option("Write the findings to this file too.")] = None,
 ) -> None:
     """Show what can run here and how fast, versions, and which optional parts are installed."""
-    from lrkit.profile.machine import inspect_machine
+    from lrkit.profile.ceilings.machine import inspect_machine
 
     found = {**inspect_environment(), **inspect_machine(rates)}
     console = beside_json(json_file, soft_wrap=True)

@@ -47,7 +47,7 @@ def name_and_changes(
         given.append(checkpoint)
     if given:
         raise UserError(f"--shape is exported alone, checked on a picture of its own; leave {', '.join(given)} out")
-    from lrkit.profile.shapes import load_shape
+    from lrkit.data.shapes import load_shape
 
     load_shape(shape)
     return shape, [*([checkpoint] if checkpoint else []), *changes]

@@ -21,11 +21,11 @@ from lrkit.errors import LrkitError, UserError
 from lrkit.files import check_writable
 
 if TYPE_CHECKING:
-    from lrkit.profile.cases import Model, ModelChoice
-    from lrkit.profile.conditions import Condition
+    from lrkit.profile.judge.sweep import Axes
+    from lrkit.profile.measure.cases import Model, ModelChoice
+    from lrkit.profile.measure.conditions import Condition
+    from lrkit.profile.measure.suite import Suite
     from lrkit.profile.report import Report
-    from lrkit.profile.suite import Suite
-    from lrkit.profile.sweep import Axes
 
 EXAMPLES = """
 Examples:
@@ -79,10 +79,10 @@ def profile(
     json_file: Annotated[Path | None, json_option("Write the report, or comparison, here too.")] = None,
 ) -> None:
     """Measure accuracy, steps, latency by phase, memory and ceilings of all modes on the same questions."""
-    from lrkit.profile.cases import ModelChoice
-    from lrkit.profile.choice import check_choice
-    from lrkit.profile.conditions import parse_condition
-    from lrkit.profile.sweep import parse_axes
+    from lrkit.profile.judge.sweep import parse_axes
+    from lrkit.profile.measure.cases import ModelChoice
+    from lrkit.profile.measure.choice import check_choice
+    from lrkit.profile.measure.conditions import parse_condition
     from lrkit.runtime.engines.table import parse_options
 
     conditions = [parse_condition(text) for text in fail_if or []]
@@ -136,8 +136,8 @@ def _finish(
     report: "Report", conditions: "list[Condition]", output: Path, json_file: Path | None, bundle: str | None
 ) -> None:
     """Writes and prints the report, writes its choice into the bundle, then says what must not pass."""
-    from lrkit.profile.choice import write_choice
-    from lrkit.profile.conditions import failures
+    from lrkit.profile.measure.choice import write_choice
+    from lrkit.profile.measure.conditions import failures
 
     _save(report, output, json_file)
     if bundle is not None and not report["partial"]:
@@ -174,7 +174,7 @@ def _choices(models: list[str], asked: "ModelChoice") -> "list[ModelChoice]":
 
 
 def _suite(name: str, overrides: list[str], runs: str, data: str | None) -> "Suite":
-    from lrkit.profile.suite import load_suite
+    from lrkit.profile.measure.suite import load_suite
 
     asked = [] if data is None else [f"samples.0.data={data}"]
     only = [run.strip() for run in runs.split(",") if run.strip()]
@@ -185,9 +185,9 @@ def _measure(
     choices: "list[ModelChoice]", suite: "Suite", sweep: list[str], plan: list[str], shape: str | None
 ) -> "Report":
     from lrkit.contract.settings import ReasonerSettings
+    from lrkit.data.shapes import open_shape, shape_samples
+    from lrkit.profile.judge.sweep import parse_axes
     from lrkit.profile.run import profile_models
-    from lrkit.profile.shapes import open_shape, shape_samples
-    from lrkit.profile.sweep import parse_axes
 
     axes: Axes | None = parse_axes(sweep) if sweep else None
     command = shlex.join(["lrkit", *sys.argv[1:]]) if sys.argv[1:2] == ["profile"] else ""
@@ -204,10 +204,10 @@ def _measure(
 
 
 def _save(report: "Report", folder: Path, json_file: Path | None) -> None:
-    from lrkit.profile.choice import chosen_settings, how_to_export
+    from lrkit.profile.judge.sweep import replay_sentence
+    from lrkit.profile.measure.choice import chosen_settings, how_to_export
     from lrkit.profile.report_file import write_report
     from lrkit.profile.run import save
-    from lrkit.profile.sweep import replay_sentence
 
     files = save(report, folder)
     if json_file == STDOUT:
@@ -242,7 +242,7 @@ def _save(report: "Report", folder: Path, json_file: Path | None) -> None:
 def _compare(before: Path, after: Path, json_file: Path | None, models: list[str]) -> None:
     if models:
         raise UserError(f"--compare reads two reports and measures nothing; leave {models[0]} out")
-    from lrkit.profile.compare import compare_reports, render_comparison
+    from lrkit.profile.pages.compare import compare_reports, render_comparison
     from lrkit.profile.report_file import read_report
 
     compared = compare_reports(read_report(before), read_report(after))

@@ -15,10 +15,10 @@ Findings = dict[str, Any]
 
 def _classes() -> dict[Kind, type[Config]]:
     """Kind -> class of its YAML files; the first wins where two know as many keys."""
-    from lrkit.evaluate.ablate import Sweep
     from lrkit.export.targets.target import Target
-    from lrkit.profile.devices import DeviceSheet
-    from lrkit.profile.suite import Suite
+    from lrkit.profile.ceilings.devices import DeviceSheet
+    from lrkit.profile.measure.suite import Suite
+    from lrkit.train.ablate import Sweep
     from lrkit.train.recipe import Recipe
 
     return {"recipe": Recipe, "sweep": Sweep, "target": Target, "suite": Suite, "device": DeviceSheet}
@@ -64,8 +64,8 @@ def _recipe(path: Path, findings: Findings) -> str:
 
 
 def _sweep(path: Path, findings: Findings) -> str:
-    from lrkit.evaluate.ablate import load_sweep
     from lrkit.resources import find_recipe
+    from lrkit.train.ablate import load_sweep
     from lrkit.train.recipe import load_recipe
 
     sweep = load_sweep(path)
@@ -87,7 +87,7 @@ def _plain(kind: Kind) -> Callable[[Path, Findings], str]:
 
 
 def _suite(path: Path, findings: Findings) -> str:
-    from lrkit.profile.suite import load_suite
+    from lrkit.profile.measure.suite import load_suite
 
     suite = load_suite(str(path))
     findings["name"], findings["runs"] = path.stem, [run.name for run in suite.runs]
@@ -95,7 +95,7 @@ def _suite(path: Path, findings: Findings) -> str:
 
 
 def _shape(path: Path, findings: Findings) -> str:
-    from lrkit.profile.shapes import load_shape
+    from lrkit.data.shapes import load_shape
 
     load_shape(str(path))
     findings["name"] = path.stem

@@ -20,6 +20,7 @@ import torch
 from lrkit.contract.bundle.manifest import Role
 from lrkit.contract.sample import Sample
 from lrkit.contract.settings import ReasonerSettings, ThinkSettings
+from lrkit.data.shapes import Shape, load_shape, shape_config, shape_processor, shape_samples
 from lrkit.errors import UserError
 from lrkit.export.subject import Origin
 from lrkit.export.targets.target import Target
@@ -29,7 +30,6 @@ from lrkit.export.weights.streaming import assemble
 from lrkit.model.build import build_reasoner
 from lrkit.model.latent_token import LatentToken
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.profile.shapes import Shape, load_shape, shape_config, shape_processor, shape_samples
 
 EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 SPREAD = 0.02

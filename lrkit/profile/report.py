@@ -13,15 +13,15 @@ from typing import Any
 from lrkit.contract.sample import Sample
 from lrkit.environment import nvidia_gpus, onnxruntime_providers
 from lrkit.errors import LrkitError
-from lrkit.profile.cases import Case, Cases, Model, place_of, settings_of
-from lrkit.profile.devices import load_sheet, plan
-from lrkit.profile.measure import Session
-from lrkit.profile.meters import clock_cost, machine_state
-from lrkit.profile.phases import phase_source
-from lrkit.profile.rates import MeasuredRates, measure_rates
-from lrkit.profile.roofline import ModelCounts, Work, ceilings, count_model, phase_work
-from lrkit.profile.statistics import COUNTERS, compare_runs, summarize_run
-from lrkit.profile.suite import Suite
+from lrkit.profile.ceilings.devices import load_sheet, plan
+from lrkit.profile.ceilings.rates import MeasuredRates, measure_rates
+from lrkit.profile.ceilings.roofline import ModelCounts, Work, ceilings, count_model, phase_work
+from lrkit.profile.judge.statistics import COUNTERS, compare_runs, summarize_run
+from lrkit.profile.measure.cases import Case, Cases, Model, place_of, settings_of
+from lrkit.profile.measure.loop import Session
+from lrkit.profile.measure.meters import clock_cost, machine_state
+from lrkit.profile.measure.phases import phase_source
+from lrkit.profile.measure.suite import Suite
 from lrkit.provenance import collect, memory_bytes
 
 SCHEMA = 1

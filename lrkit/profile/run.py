@@ -10,16 +10,16 @@ from pathlib import Path
 from lrkit.contract.sample import Sample
 from lrkit.evaluate.benchmarks import load_samples
 from lrkit.files import write_text
-from lrkit.profile.cases import Model, ModelChoice, make_cases, open_model, unique_names
-from lrkit.profile.devices import load_sheet
-from lrkit.profile.html import render_html
-from lrkit.profile.markdown import render_markdown
-from lrkit.profile.measure import Watcher, measure
-from lrkit.profile.meters import machine_state
+from lrkit.profile.ceilings.devices import load_sheet
+from lrkit.profile.judge.sweep import Axes, judge_sweep, with_sweep
+from lrkit.profile.measure.cases import Model, ModelChoice, make_cases, open_model, unique_names
+from lrkit.profile.measure.loop import Watcher, measure
+from lrkit.profile.measure.meters import machine_state
+from lrkit.profile.measure.suite import Suite
+from lrkit.profile.pages.html import render_html
+from lrkit.profile.pages.markdown import render_markdown
 from lrkit.profile.report import Context, Report, build_report
 from lrkit.profile.report_file import write_report
-from lrkit.profile.suite import Suite
-from lrkit.profile.sweep import Axes, judge_sweep, with_sweep
 
 
 def profile_models(

@@ -8,7 +8,7 @@ from PIL import Image
 
 from lrkit.cli.main import main
 from lrkit.data.trail import trail_set
-from lrkit.evaluate.ablate import _alone
+from lrkit.train.ablate import _alone
 
 pytest.importorskip("sklearn")
 

@@ -8,18 +8,18 @@ from typing import Any
 
 from lrkit.cli.validate_config import check_config, kind_of_config
 from lrkit.config import load_config, load_yaml
-from lrkit.evaluate.ablate import Sweep
+from lrkit.data.shapes import load_shape, shape_processor
 from lrkit.export.preflight.rules import OperatorTable, RuleFile
 from lrkit.export.targets.target import Target
-from lrkit.profile.compare import compare_reports, render_comparison
-from lrkit.profile.conditions import failures, parse_condition
-from lrkit.profile.devices import DeviceSheet
+from lrkit.profile.ceilings.devices import DeviceSheet
+from lrkit.profile.judge.sweep import parse_axes, with_sweep
+from lrkit.profile.measure.conditions import failures, parse_condition
+from lrkit.profile.measure.suite import Suite, load_suite
+from lrkit.profile.pages.compare import compare_reports, render_comparison
 from lrkit.profile.report_file import read_report
-from lrkit.profile.shapes import load_shape, shape_processor
-from lrkit.profile.suite import Suite, load_suite
-from lrkit.profile.sweep import parse_axes, with_sweep
 from lrkit.resources import find_any, list_resources
 from lrkit.runtime.engines.table import parse_options
+from lrkit.train.ablate import Sweep
 from lrkit.train.recipe import as_written, load_recipe
 from tests.fuzz import mutate
 

@@ -11,6 +11,7 @@ import pytest
 
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.settings import ReasonerSettings
+from lrkit.data.shapes import load_shape, open_shape
 from lrkit.errors import ExportError
 from lrkit.export.graph.chunks import Chunks
 from lrkit.export.graph.dialect import Dialect
@@ -20,8 +21,7 @@ from lrkit.export.graph.vision import traced_tower
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
 from lrkit.model.build import build_reasoner
-from lrkit.profile.cases import ModelChoice
-from lrkit.profile.shapes import load_shape, open_shape
+from lrkit.profile.measure.cases import ModelChoice
 from tests.engines import BuiltEngine, build_engine, needs_builder, profile_for
 from tests.programs import build, limits
 from tests.tiny import LATENT, MERGE, tiny_backbone, tiny_reasoner

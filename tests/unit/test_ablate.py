@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lrkit.errors import ConfigError, FileError, UserError
-from lrkit.evaluate.ablate import Run, Sweep, load_sweep, run_one, run_sweep
 from lrkit.resources import find_sweep
+from lrkit.train.ablate import Run, Sweep, load_sweep, run_one, run_sweep
 from lrkit.train.recipe import as_written, load_recipe
 
 

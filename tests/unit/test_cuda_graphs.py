@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from lrkit.contract.settings import ReasonerSettings
+from lrkit.data.shapes import open_shape
 from lrkit.errors import UserError
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.profile.cases import Model, ModelChoice, make_cases
-from lrkit.profile.markdown import how_it_runs
+from lrkit.profile.measure.cases import Model, ModelChoice, make_cases
+from lrkit.profile.measure.suite import load_suite
+from lrkit.profile.pages.markdown import how_it_runs
 from lrkit.profile.report import headlines
-from lrkit.profile.shapes import open_shape
-from lrkit.profile.suite import load_suite
 from lrkit.runtime.engines.torch.engine import TorchEngine
 from lrkit.runtime.sdk import Reasoner
 from tests.bundles import torch_reasoner

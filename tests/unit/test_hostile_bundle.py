@@ -17,9 +17,9 @@ from lrkit.contract.bundle.folder import open_bundle
 from lrkit.data.trail import trail_set
 from lrkit.errors import BundleError, TimeoutExceeded
 from lrkit.evaluate.run import EvalOptions, evaluate
-from lrkit.profile.cases import Model, ModelChoice, make_cases
-from lrkit.profile.measure import measure
-from lrkit.profile.suite import load_suite
+from lrkit.profile.measure.cases import Model, ModelChoice, make_cases
+from lrkit.profile.measure.loop import measure
+from lrkit.profile.measure.suite import load_suite
 from lrkit.runtime.checks.bundle_check import check_bundle
 from lrkit.runtime.sdk import Reasoner
 from tests.bundles import QUESTION, picture

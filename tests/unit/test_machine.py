@@ -2,7 +2,7 @@
 
 import pytest
 
-from lrkit.profile.machine import engine_states, inspect_machine, known_gpus
+from lrkit.profile.ceilings.machine import engine_states, inspect_machine, known_gpus
 from lrkit.provenance import installed_version
 from lrkit.runtime.engines.common.nvidia import Gpu, Gpus
 from lrkit.runtime.engines.tensorrt.library import installed_version as engine_version

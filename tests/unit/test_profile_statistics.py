@@ -9,19 +9,19 @@ import pytest
 
 from lrkit.config import load_config
 from lrkit.errors import ConfigError, DataError, UserError
-from lrkit.profile.compare import compare_reports, render_comparison, verdict
-from lrkit.profile.conditions import failures, parse_condition
-from lrkit.profile.depth_map import depth_map
-from lrkit.profile.devices import DeviceSheet, load_sheet, plan
-from lrkit.profile.markdown import table
-from lrkit.profile.measure import Row
-from lrkit.profile.meters import EnergyMeter, MemoryMeter, clock_cost
-from lrkit.profile.nvml import Nvml
+from lrkit.profile.ceilings.devices import DeviceSheet, load_sheet, plan
+from lrkit.profile.ceilings.roofline import Rates, Work, ceilings
+from lrkit.profile.judge.depth_map import depth_map
+from lrkit.profile.judge.statistics import compare_runs, drift, geometric_ratio, summarize_run
+from lrkit.profile.measure.conditions import failures, parse_condition
+from lrkit.profile.measure.loop import Row
+from lrkit.profile.measure.meters import EnergyMeter, MemoryMeter, clock_cost
+from lrkit.profile.measure.nvml import Nvml
+from lrkit.profile.measure.suite import Suite, load_suite
+from lrkit.profile.pages.compare import compare_reports, render_comparison, verdict
+from lrkit.profile.pages.markdown import table
+from lrkit.profile.pages.svg import escape
 from lrkit.profile.report_file import read_report
-from lrkit.profile.roofline import Rates, Work, ceilings
-from lrkit.profile.statistics import compare_runs, drift, geometric_ratio, summarize_run
-from lrkit.profile.suite import Suite, load_suite
-from lrkit.profile.svg import escape
 from lrkit.resources import list_resources
 
 

@@ -8,10 +8,10 @@ from PIL import Image
 
 from lrkit.cli.profile import _settings_after_sweep
 from lrkit.errors import UserError
-from lrkit.profile.choice import check_choice, how_to_export, write_choice
-from lrkit.profile.statistics import summarize_run
-from lrkit.profile.suite import load_suite
-from lrkit.profile.sweep import judge_sweep, parse_axes, replay_sentence, with_sweep
+from lrkit.profile.judge.statistics import summarize_run
+from lrkit.profile.judge.sweep import judge_sweep, parse_axes, replay_sentence, with_sweep
+from lrkit.profile.measure.choice import check_choice, how_to_export, write_choice
+from lrkit.profile.measure.suite import load_suite
 from lrkit.runtime.checks.bundle_check import check_bundle
 from lrkit.runtime.sdk import Reasoner
 from tests.unit.test_profile_statistics import rows
@@ -151,8 +151,8 @@ def test_an_interrupted_sweep_writes_nothing(own_bundle: Path) -> None:
 def test_a_device_sheet_that_is_not_there_is_told_before_anything_is_measured() -> None:
     """`--plan nosuch` measured for minutes, then said that there is no such sheet and dropped what it had."""
     from lrkit.errors import UserError
+    from lrkit.profile.measure.suite import load_suite
     from lrkit.profile.run import profile_models
-    from lrkit.profile.suite import load_suite
 
     class Untouched:
         def stage(self, name: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lrkit.cores import usable_cores
 from lrkit.environment import nvidia_gpus, onnxruntime_providers
-from lrkit.profile.rates import MeasuredRates, measure_cpu, measure_device
+from lrkit.profile.ceilings.rates import MeasuredRates, measure_cpu, measure_device
 from lrkit.provenance import installed_version
 from lrkit.runtime.engines.common.nvidia import Gpus, find_gpus
 from lrkit.runtime.engines.tensorrt.library import KINDS

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lrkit.errors import clean
-from lrkit.profile.sweep import replay_sentence
+from lrkit.profile.judge.sweep import replay_sentence
 
 Values = Mapping[str, Any]
 

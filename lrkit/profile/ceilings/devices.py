@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from lrkit.config import Config, load_config
-from lrkit.profile.roofline import Rates, Work
+from lrkit.profile.ceilings.roofline import Rates, Work
 from lrkit.resources import find_resource
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.profile.cases import settings_of
+from lrkit.profile.measure.cases import settings_of
 from lrkit.runtime.engines.common.protocol import Engine
 
 _PARTS = ("vision", "embedding", "layers", "head", "routing")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
-from lrkit.profile.cases import Case
+from lrkit.profile.measure.cases import Case
 
 PhaseSource = Literal["inside", "host", "differences"]
 PHASES = ("preprocess", "vision", "prefill", "think", "speak", "other")

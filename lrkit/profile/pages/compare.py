@@ -10,8 +10,8 @@ from typing import Any
 
 from lrkit.contract.scoring import compare_paired
 from lrkit.errors import UserError
-from lrkit.profile.markdown import interval, plain, table
-from lrkit.profile.statistics import geometric_ratio, ratio_of_means
+from lrkit.profile.judge.statistics import geometric_ratio, ratio_of_means
+from lrkit.profile.pages.markdown import interval, plain, table
 
 Values = Mapping[str, Any]
 _LEAST = 0.03

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lrkit.profile import charts, heat, plots
-from lrkit.profile.markdown import how_it_runs, interval, machine_lines, ms, number, percent, sheet_source, title
-from lrkit.profile.svg import escape
-from lrkit.profile.sweep import replay_sentence
+from lrkit.profile.judge.sweep import replay_sentence
+from lrkit.profile.pages import charts, heat, plots
+from lrkit.profile.pages.markdown import how_it_runs, interval, machine_lines, ms, number, percent, sheet_source, title
+from lrkit.profile.pages.svg import escape
 
 Values = Mapping[str, Any]
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lrkit.profile.markdown import ms, number, percent
-from lrkit.profile.svg import Scale, axis, dot, labelled, legend, line, rect, svg, ticks
+from lrkit.profile.pages.markdown import ms, number, percent
+from lrkit.profile.pages.svg import Scale, axis, dot, labelled, legend, line, rect, svg, ticks
 
 Values = Mapping[str, Any]
 

@@ -13,8 +13,8 @@ from typing import Any
 from lrkit.contract.generated import Mode
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import UserError
-from lrkit.profile.meters import MemoryMeter
-from lrkit.profile.suite import RunSettings, Suite
+from lrkit.profile.measure.meters import MemoryMeter
+from lrkit.profile.measure.suite import RunSettings, Suite
 from lrkit.runtime.engines.common.protocol import AskOptions, Engine
 from lrkit.runtime.engines.common.stopping import Stop
 from lrkit.runtime.engines.programs.patience import patience_with

@@ -19,8 +19,8 @@ from typing import Any
 
 from lrkit.contract.sample import Sample
 from lrkit.errors import LrkitError
-from lrkit.profile.cases import Case, patient
-from lrkit.profile.phases import phase_source
+from lrkit.profile.measure.cases import Case, patient
+from lrkit.profile.measure.phases import phase_source
 from lrkit.runtime.encode.processor import EncodedPrompt
 from lrkit.runtime.engines.common.protocol import AskOptions
 

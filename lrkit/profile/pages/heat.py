@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lrkit.profile.markdown import number
-from lrkit.profile.svg import labelled, legend, rect, svg, text
+from lrkit.profile.pages.markdown import number
+from lrkit.profile.pages.svg import labelled, legend, rect, svg, text
 
 Values = Mapping[str, Any]
 

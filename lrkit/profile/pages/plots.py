@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from lrkit.profile.markdown import ms, percent
-from lrkit.profile.svg import Scale, axis, dot, line, svg, text, ticks
+from lrkit.profile.pages.markdown import ms, percent
+from lrkit.profile.pages.svg import Scale, axis, dot, line, svg, text, ticks
 
 Values = Mapping[str, Any]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lrkit.profile.nvml import Nvml
+from lrkit.profile.measure.nvml import Nvml
 
 _KIB = 1024
 

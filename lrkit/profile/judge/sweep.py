@@ -16,7 +16,7 @@ from lrkit.config import load_config
 from lrkit.config_problems import shown
 from lrkit.contract.scoring import compare_paired
 from lrkit.errors import ConfigError, UserError, did_you_mean
-from lrkit.profile.suite import RunSettings, Suite
+from lrkit.profile.measure.suite import RunSettings, Suite
 from lrkit.strict_yaml import parse_yaml
 
 KEYS = ("replay_tokens", "max_latent_steps", "halting", "routing_depth", "threads")

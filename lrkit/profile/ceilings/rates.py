@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from lrkit.cores import usable_cores
-from lrkit.profile.cases import place_of
-from lrkit.profile.program_rates import program_flops
-from lrkit.profile.roofline import Rates
+from lrkit.profile.ceilings.program_rates import program_flops
+from lrkit.profile.ceilings.roofline import Rates
+from lrkit.profile.measure.cases import place_of
 from lrkit.runtime.engines.common.protocol import Engine
 
 _LARGE_BYTES = 128 * 2**20

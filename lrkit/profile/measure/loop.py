@@ -16,11 +16,11 @@ from lrkit.contract.generated import Generated
 from lrkit.contract.sample import Sample
 from lrkit.contract.scoring import answers_match
 from lrkit.errors import StoppedError, one_line
-from lrkit.profile.cases import Case, patient, place_of
-from lrkit.profile.differences import Difference, difference_runs
-from lrkit.profile.meters import EnergyMeter, MemoryMeter
-from lrkit.profile.phases import VisionProbe, vision_probes
-from lrkit.profile.suite import Suite
+from lrkit.profile.measure.cases import Case, patient, place_of
+from lrkit.profile.measure.differences import Difference, difference_runs
+from lrkit.profile.measure.meters import EnergyMeter, MemoryMeter
+from lrkit.profile.measure.phases import VisionProbe, vision_probes
+from lrkit.profile.measure.suite import Suite
 
 
 class Watcher(Protocol):

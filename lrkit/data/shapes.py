@@ -22,9 +22,9 @@ from lrkit.data.trail import VOCABULARY
 from lrkit.errors import CapacityError, ConfigError, UserError, require
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.files import read_json
-from lrkit.profile.cases import Model, ModelChoice
-from lrkit.profile.dtypes import fastest_dtype
-from lrkit.profile.meters import MemoryMeter
+from lrkit.profile.measure.cases import Model, ModelChoice
+from lrkit.profile.measure.dtypes import fastest_dtype
+from lrkit.profile.measure.meters import MemoryMeter
 from lrkit.provenance import memory_bytes
 from lrkit.resources import find_resource
 from lrkit.runtime.encode.processor import Processor

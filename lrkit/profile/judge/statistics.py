@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from lrkit.contract.scoring import accuracy, compare_paired
-from lrkit.profile.depth_map import depth_map
-from lrkit.profile.measure import Row
-from lrkit.profile.phases import PHASES, PhaseSource
+from lrkit.profile.judge.depth_map import depth_map
+from lrkit.profile.measure.loop import Row
+from lrkit.profile.measure.phases import PHASES, PhaseSource
 from lrkit.summary import Summary, summarize
 
 COUNTERS = ("ar_steps", "latent_steps", "spoken_tokens", "replayed_tokens", "prefilled_tokens", "patches")

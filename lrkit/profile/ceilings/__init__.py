@@ -1,0 +1,1 @@
+"""What a device could do at best: its rates and the roofline."""

@@ -1,0 +1,1 @@
+"""Measuring: cases, their loop, meters."""
