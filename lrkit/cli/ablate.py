@@ -7,8 +7,8 @@ import typer
 from rich.markdown import Markdown
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
-from lrkit.cli.console import bars, beside_json, printable
-from lrkit.cli.tables import json_option, percent, write_json
+from lrkit.cli.shared.console import bars, beside_json, printable
+from lrkit.cli.shared.tables import json_option, percent, write_json
 from lrkit.files import check_writable
 
 EXAMPLES = """

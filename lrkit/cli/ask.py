@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrkit.cli.console import beside_json, err
-from lrkit.cli.download import Download
 from lrkit.cli.eval import DTYPE_HELP, parse_modes, say_note
-from lrkit.cli.tables import json_option, milliseconds, write_json
+from lrkit.cli.shared.console import beside_json, err
+from lrkit.cli.shared.download import Download
+from lrkit.cli.shared.tables import json_option, milliseconds, write_json
 from lrkit.files import check_writable
 
 if TYPE_CHECKING:

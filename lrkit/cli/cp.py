@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lrkit.cli.console import out
+from lrkit.cli.shared.console import out
 from lrkit.errors import UserError, require
 from lrkit.resources import copy_resource, find_checkpoint
 

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lrkit.cli.console import bars, beside_json
-from lrkit.cli.tables import headline, json_option, milliseconds, modes_table, write_json
+from lrkit.cli.shared.console import bars, beside_json
+from lrkit.cli.shared.tables import headline, json_option, milliseconds, modes_table, write_json
 from lrkit.contract.generated import MODES
 from lrkit.errors import MissingExtraError
 from lrkit.files import check_writable

@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
-from lrkit.cli.console import bars, beside_json, err
-from lrkit.cli.download import Download
-from lrkit.cli.tables import headline, json_option, modes_table, write_json
+from lrkit.cli.shared.console import bars, beside_json, err
+from lrkit.cli.shared.download import Download
+from lrkit.cli.shared.tables import headline, json_option, modes_table, write_json
 from lrkit.contract.generated import MODES, Mode
 from lrkit.errors import UserError
 

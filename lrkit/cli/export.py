@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
-from lrkit.cli.console import out
-from lrkit.cli.download import Download
-from lrkit.cli.export_engines import engines_into_bundle, print_engines
-from lrkit.cli.export_shape import (
+from lrkit.cli.preflight import Asked
+from lrkit.cli.preflight import check as check_thing
+from lrkit.cli.shared.console import out
+from lrkit.cli.shared.download import Download
+from lrkit.cli.shared.export_engines import engines_into_bundle, print_engines
+from lrkit.cli.shared.export_shape import (
     Data,
     NumSamples,
     RandomWeights,
@@ -17,12 +19,10 @@ from lrkit.cli.export_shape import (
     name_and_changes,
     open_subject,
 )
-from lrkit.cli.export_tables import proofs, sizes
-from lrkit.cli.export_target import arch_names, load_target, script_path
-from lrkit.cli.preflight import Asked
-from lrkit.cli.preflight import check as check_thing
-from lrkit.cli.progress import ExportProgress
-from lrkit.cli.tables import json_option, write_json
+from lrkit.cli.shared.export_tables import proofs, sizes
+from lrkit.cli.shared.export_target import arch_names, load_target, script_path
+from lrkit.cli.shared.progress import ExportProgress
+from lrkit.cli.shared.tables import json_option, write_json
 from lrkit.contract.bundle.folder import is_bundle
 from lrkit.contract.bundle.io_spec import Form
 from lrkit.errors import UserError, require

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from lrkit.cli.console import beside_json
-from lrkit.cli.tables import json_option, write_json
+from lrkit.cli.shared.console import beside_json
+from lrkit.cli.shared.tables import json_option, write_json
 from lrkit.resources import list_everything
 
 EXAMPLES = """

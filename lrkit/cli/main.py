@@ -22,7 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from lrkit import __version__
-from lrkit.cli.console import discard_output, err, flush_output, make_streams_safe
+from lrkit.cli.shared.console import discard_output, err, flush_output, make_streams_safe
 from lrkit.errors import EXIT_CODE, LrkitError, clean, is_write_failure, missing_extra, os_sentence
 from lrkit.registry import Registry
 

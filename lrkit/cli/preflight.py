@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lrkit.cli.console import err, out, printable
-from lrkit.cli.tables import write_json
+from lrkit.cli.shared.console import err, out, printable
+from lrkit.cli.shared.tables import write_json
 from lrkit.contract.bundle.folder import is_bundle
 from lrkit.contract.bundle.io_spec import Form
 from lrkit.contract.bundle.manifest import EngineKind

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from lrkit.cli.console import STDOUT, beside_json
-from lrkit.cli.download import Download
-from lrkit.cli.progress import ProfileProgress
-from lrkit.cli.tables import json_option, milliseconds, number, percent, write_json
+from lrkit.cli.shared.console import STDOUT, beside_json
+from lrkit.cli.shared.download import Download
+from lrkit.cli.shared.progress import ProfileProgress
+from lrkit.cli.shared.tables import json_option, milliseconds, number, percent, write_json
 from lrkit.errors import LrkitError, UserError
 from lrkit.files import check_writable
 

@@ -9,8 +9,8 @@ import typer
 from rich.progress import Progress, TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lrkit.cli.console import bars, beside_json
-from lrkit.cli.tables import json_option, percent, write_json
+from lrkit.cli.shared.console import bars, beside_json
+from lrkit.cli.shared.tables import json_option, percent, write_json
 
 if TYPE_CHECKING:
     from lrkit.train.recipe import Recipe

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lrkit.cli.console import bars, beside_json
-from lrkit.cli.download import Download
-from lrkit.cli.tables import json_option, write_json
-from lrkit.cli.validate_config import CHECKS, check_config, kind_of_config
+from lrkit.cli.shared.console import bars, beside_json
+from lrkit.cli.shared.download import Download
+from lrkit.cli.shared.tables import json_option, write_json
+from lrkit.cli.shared.validate_config import CHECKS, check_config, kind_of_config
 from lrkit.errors import UserError
 from lrkit.resources import Kind, find_resource
 from lrkit.summary import Summary

@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from lrkit.cli.validate_config import check_config, kind_of_config
+from lrkit.cli.shared.validate_config import check_config, kind_of_config
 from lrkit.config import load_config, load_yaml
 from lrkit.data.shapes import load_shape, shape_processor
 from lrkit.export.preflight.rules import OperatorTable, RuleFile

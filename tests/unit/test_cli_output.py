@@ -12,8 +12,8 @@ import pytest
 from rich.progress import Progress
 from rich.table import Table
 
-from lrkit.cli.console import PlainTextColumn, err, out
 from lrkit.cli.main import main
+from lrkit.cli.shared.console import PlainTextColumn, err, out
 
 ROOT = Path(__file__).resolve().parents[2]
 LINE = '{"question":"q","steps":["a"],"answer":"b"}\n'
@@ -201,7 +201,7 @@ def test_figures_that_took_long_are_kept_where_their_file_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Between the check and the end of an eval the disk may fill: here the folder becomes a file."""
-    from lrkit.cli.tables import write_json
+    from lrkit.cli.shared.tables import write_json
     from lrkit.errors import FileError
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

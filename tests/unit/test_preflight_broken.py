@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lrkit.cli.export_target import engine_for_bundle
 from lrkit.cli.preflight import _own_targets as targets_meant
+from lrkit.cli.shared.export_target import engine_for_bundle
 from lrkit.errors import UserError
 from lrkit.export.preflight.findings import check_graph
 from lrkit.export.preflight.opening import CheckedGraph

@@ -5,10 +5,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lrkit.cli.console import out
-from lrkit.cli.export_target import engine_for_bundle
-from lrkit.cli.progress import ExportProgress
-from lrkit.cli.tables import write_json
+from lrkit.cli.shared.console import out
+from lrkit.cli.shared.export_target import engine_for_bundle
+from lrkit.cli.shared.progress import ExportProgress
+from lrkit.cli.shared.tables import write_json
 from lrkit.contract.bundle.manifest import Manifest
 from lrkit.errors import UserError
 

@@ -6,7 +6,7 @@ from typing import Self
 
 from rich.progress import MofNCompleteColumn, ProgressColumn, TaskID, TimeElapsedColumn, TimeRemainingColumn
 
-from lrkit.cli.console import PlainTextColumn, bars, err, printable
+from lrkit.cli.shared.console import PlainTextColumn, bars, err, printable
 
 
 class _Reporter:

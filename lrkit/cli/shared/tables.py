@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from lrkit import files
-from lrkit.cli.console import STDOUT, err, out
+from lrkit.cli.shared.console import STDOUT, err, out
 from lrkit.errors import FileError
 from lrkit.files import check_writable
 

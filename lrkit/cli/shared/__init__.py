@@ -1,0 +1,1 @@
+"""What verbs share: console, tables, progress, groups of options."""
