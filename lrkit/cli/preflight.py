@@ -1,7 +1,8 @@
 """`lrkit export THING --check`: what a target would reject or ignore in a program, without building anything.
 
-The rules are data (export/rules/*.yaml); lrkit/export/preflight/findings.py applies them. As for `lrkit validate`, the exit code
-is 0 where nothing is rejected and 2 where something is, or where the thing cannot be read; --json tells them apart.
+The rules are data (export/rules/*.yaml); lrkit/export/preflight/findings.py applies them. As for `lrkit validate`, the
+exit code is 0 where nothing is rejected and 2 where something is, or where the thing cannot be read; --json tells them
+apart.
 """
 
 from collections.abc import Generator, Sequence

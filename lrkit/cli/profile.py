@@ -185,8 +185,9 @@ def _measure(
     choices: "list[ModelChoice]", suite: "Suite", sweep: list[str], plan: list[str], shape: str | None
 ) -> "Report":
     from lrkit.contract.settings import ReasonerSettings
-    from lrkit.data.shapes import open_shape, shape_samples
+    from lrkit.data.shapes import shape_samples
     from lrkit.profile.judge.sweep import parse_axes
+    from lrkit.profile.measure.shape_model import open_shape
     from lrkit.profile.run import profile_models
 
     axes: Axes | None = parse_axes(sweep) if sweep else None

@@ -1,7 +1,7 @@
 """Seconds per phase of an answer: prefill, think, speak; each latent step, and until each token is out. Torch-free.
 
-Place in the pipeline: an engine that runs an answer phase by phase (generate.py on torch, lrkit/runtime/engines/programs/step_session.py) laps
-it; `Generated` carries what it found.
+Place in the pipeline: an engine that runs an answer phase by phase (generate.py on torch,
+lrkit/runtime/engines/programs/step_session.py) laps it; `Generated` carries what it found.
 """
 
 import time

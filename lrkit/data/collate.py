@@ -1,51 +1,25 @@
 """Samples to padded batches of tensors, and which explicit steps the latent steps stand for (method section 6).
 
-Place in the pipeline: `Sample` + `Processor` -> `TrainBatch` -> `LatentReasoner.forward`; `EncodedPrompt` ->
-`PromptBatch` -> `LatentReasoner.generate`.
+Place in the pipeline: `Sample` + `Processor` -> `TrainBatch` -> `LatentReasoner.forward`.
 
-Shapes: B samples, P prompt tokens, S spoken tokens, I pictures of the whole batch, N patches of the whole batch,
-C values of one patch.
+Shapes: B samples, S spoken tokens; those of prompts are in prompt_batch.py.
 """
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import Literal, Self, TypeVar
+from typing import TypeVar
 
-import numpy as np
 import torch
 
 from lrkit.contract.sample import Sample, Spoken, naming
 from lrkit.errors import ConfigError, DataError
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
+from lrkit.runtime.engines.torch.prompt_batch import PromptBatch, Side, collate_prompts, pad_rows
 
-Side = Literal["left", "right"]
 StepT = TypeVar("StepT")
-
-
-@dataclass
-class PromptBatch:
-    """Prompts of one batch. Pictures stand in the order of the samples."""
-
-    input_ids: torch.Tensor
-    """(B, P) int64"""
-    prompt_mask: torch.Tensor
-    """(B, P) bool; False is padding."""
-    pixel_values: torch.Tensor | None
-    """(N, C) float32; None where no sample has a picture."""
-    image_grid_thw: torch.Tensor | None
-    """(I, 3) int64: frames, rows, columns in patches; None where no sample has a picture."""
-    images_per_sample: tuple[int, ...]
-    """B numbers, which sum to I."""
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same batch with its tensors on `device`."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, torch.Tensor)}
-        return replace(self, **moved)
 
 
 @dataclass
@@ -92,28 +66,6 @@ def num_replaced(num_steps: int, num_latents: int, max_latent_steps: int | None 
     return sum(len(group) for group in groups[:num_latents])
 
 
-def collate_prompts(encoded: Sequence[EncodedPrompt], pad_id: int, side: Side = "right") -> PromptBatch:
-    """Pad prompts to one length on `side` and join their pictures.
-
-    Shapes: in, B prompts; out, see `PromptBatch`.
-    """
-    input_ids, prompt_mask = _pad([prompt.ids for prompt in encoded], pad_id, side)
-    grids = [grid for prompt in encoded for grid in prompt.grids]
-    return PromptBatch(
-        input_ids=input_ids,
-        prompt_mask=prompt_mask,
-        pixel_values=join_pixels(encoded),
-        image_grid_thw=torch.tensor(grids, dtype=torch.int64) if grids else None,
-        images_per_sample=tuple(len(prompt.grids) for prompt in encoded),
-    )
-
-
-def join_pixels(encoded: Sequence[EncodedPrompt]) -> torch.Tensor | None:
-    """Pixel values of all pictures in turn, float32 (N, C); None where no prompt has a picture."""
-    given = [values for prompt in encoded if (values := prompt.pixel_values) is not None]
-    return torch.from_numpy(np.concatenate(given)) if given else None
-
-
 def collate_training(
     processor: Processor,
     samples: Sequence[Sample],
@@ -143,7 +95,7 @@ def collate_training(
         _speak(processor, weigh, sample, latents, spoken, max_latent_steps)
         for sample, latents in zip(samples, num_latents, strict=True)
     ]
-    speech_ids, speech_mask = _pad([one.ids for one in spoken_samples], processor.pad_id, "right")
+    speech_ids, speech_mask = pad_rows([one.ids for one in spoken_samples], processor.pad_id, "right")
     weights = torch.zeros(speech_ids.shape, dtype=torch.float32)
     weights[speech_mask] = torch.tensor([w for one in spoken_samples for w in one.weights], dtype=torch.float32)
     batch = collate_prompts([one.prompt for one in spoken_samples], processor.pad_id, side)
@@ -191,18 +143,6 @@ def _speak(
     # Explicit steps left to speak are steps that were asked for: the model did not choose to stop thinking there.
     may_think = spoken != "none" and replaced == len(sample.steps)
     return _Spoken(replace(prompt, ids=asked), ids[marker:], weights[marker:], may_think)
-
-
-def _pad(rows: Sequence[Sequence[int]], pad_id: int, side: Side) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids to (B, longest) int64 and the mask of what is real."""
-    longest = max((len(row) for row in rows), default=0)
-    ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
-    mask = np.zeros((len(rows), longest), dtype=bool)
-    for index, row in enumerate(rows):
-        place = slice(longest - len(row), longest) if side == "left" else slice(0, len(row))
-        ids[index, place] = row
-        mask[index, place] = True
-    return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 class _TokenWeigher:

@@ -7,9 +7,9 @@ The source gives one matrix at a time, and torch's model is loaded when the prog
 never in memory together. What the engines' builder refuses is known before the comparison begins; the bundle is
 finished without engines then.
 
-Place in the pipeline: `lrkit export` calls `export_bundle`; lrkit/contract/bundle/folder.py opens the result. Everything is
-written into a hidden neighbour of the target folder, which takes its place in one step at the end (lrkit/folders.py):
-killed at any moment, an export leaves the old bundle, the new one, or none where none was.
+Place in the pipeline: `lrkit export` calls `export_bundle`; lrkit/contract/bundle/folder.py opens the result.
+Everything is written into a hidden neighbour of the target folder, which takes its place in one step at the end
+(lrkit/folders.py): killed at any moment, an export leaves the old bundle, the new one, or none where none was.
 """
 
 import gc

@@ -22,7 +22,6 @@ from lrkit.contract.bundle.io_spec import HALTING, IoSpec
 from lrkit.contract.bundle.manifest import Limits, Precision, Role, StepEntry, StepName, Validation
 from lrkit.contract.generated import Generated, GenerationLimits, Mode
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.data.collate import PromptBatch, collate_prompts
 from lrkit.errors import ExportError, LrkitError, is_write_failure, one_line
 from lrkit.export.check_verdict import Found, judge
 from lrkit.model.generate import generate
@@ -31,6 +30,7 @@ from lrkit.model.state import Sequences
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.programs.feed import build_feed
 from lrkit.runtime.engines.programs.step_session import StepSession
+from lrkit.runtime.engines.torch.prompt_batch import PromptBatch, collate_prompts
 
 BATCH = 25
 """Samples that torch answers at once; that batching changes no answer is shown by the model's own tests."""
@@ -120,7 +120,8 @@ def check_program(
 
 
 def open_program(file: Path, spec: IoSpec, optimizers_off: Sequence[str] = ()) -> Any:
-    """An ONNX Runtime session on the CPU, without the graph transformers named (see lrkit/runtime/engines/onnxruntime/engine.py).
+    """An ONNX Runtime session on the CPU, without the graph transformers named (see
+    lrkit/runtime/engines/onnxruntime/engine.py).
 
     Raises:
         ExportError: ONNX Runtime refuses it, or it has other inputs or outputs than `spec` declares.

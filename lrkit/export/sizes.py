@@ -1,6 +1,7 @@
 """Numbers of a program that its work can be counted from: widths, heads, weights of the vision tower.
 
-Place in the pipeline: bundle.py writes them into bundle.json; lrkit/profile/ceilings/roofline.py counts ceilings from them.
+Place in the pipeline: bundle.py writes them into bundle.json; lrkit/profile/ceilings/roofline.py counts ceilings from
+them.
 """
 
 from typing import Any

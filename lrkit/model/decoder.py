@@ -20,7 +20,7 @@ from lrkit.model.state import Sequences, VisualTokens
 
 
 class Prompts(Protocol):
-    """The part of a batch that prefill reads (lrkit/data/collate.py: PromptBatch)."""
+    """The part of a batch that prefill reads (lrkit/runtime/engines/torch/prompt_batch.py: PromptBatch)."""
 
     input_ids: Tensor
     prompt_mask: Tensor

@@ -1,6 +1,6 @@
 """What callers hand over as a picture: paths, encoded files in memory, open files, arrays. Torch-free.
 
-Place in the pipeline: `Reasoner.ask` -> `as_pictures` -> `read_source` -> pictures.py, which decodes.
+Place in the pipeline: `Reasoner.ask` -> `as_pictures` -> `read_source` -> load.py, which decodes.
 
 Nothing is ever fetched: an address or a data URI is refused. What was given is never printed back whole.
 """

@@ -1,6 +1,6 @@
 """What stands around the pixels of an image file: which way up it is, read leniently, and the file without the rest.
 
-Place in the pipeline: pictures.py asks for the orientation of a decoded picture, and for a file without metadata where
+Place in the pipeline: load.py asks for the orientation of a decoded picture, and for a file without metadata where
 Pillow refuses one: EXIF, colour profiles and texts that cannot be parsed must not refuse sound pixels.
 """
 

@@ -63,10 +63,9 @@ class Reasoner:
         """Runs a bundle (a folder that `lrkit export` wrote); several threads may share it.
 
         `engine` is onnxruntime, or tensorrt-rtx or tensorrt where the bundle has such engines; `engine_options` are
-        theirs (see `lrkit.runtime.engines.tensorrt.engine.TensorRtOptions`). Of ONNX Runtime: `provider` is cpu, cuda, cuda:1,
-        tensorrt, ...; `threads` those of one operator (None: as many as the process may use); `session_config` its own
-        session entries, `provider_options` the provider's.
-        `verify` compares every file with its SHA-256.
+        theirs (see `lrkit.runtime.engines.tensorrt.engine.TensorRtOptions`). Of ONNX Runtime: `provider` is cpu, cuda,
+        cuda:1, tensorrt, ...; `threads` those of one operator (None: as many as the process may use); `session_config`
+        its own session entries, `provider_options` the provider's. `verify` compares every file with its SHA-256.
 
         Raises:
             BundleError: no bundle, or one that is damaged, incomplete or of a later schema, or without such an engine.

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrkit.contract.sample import Sample
-from lrkit.data.collate import join_pixels
 from lrkit.errors import ConfigError
 from lrkit.model.precision import exact, wide
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.encode.processor import Processor
+from lrkit.runtime.engines.torch.prompt_batch import join_pixels
 from lrkit.train.recipe import Readout
 
 

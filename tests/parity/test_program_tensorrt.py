@@ -11,7 +11,7 @@ import pytest
 
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.data.shapes import load_shape, open_shape
+from lrkit.data.shapes import load_shape
 from lrkit.errors import ExportError
 from lrkit.export.graph.chunks import Chunks
 from lrkit.export.graph.dialect import Dialect
@@ -22,6 +22,7 @@ from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
 from lrkit.model.build import build_reasoner
 from lrkit.profile.measure.cases import ModelChoice
+from lrkit.profile.measure.shape_model import open_shape
 from tests.engines import BuiltEngine, build_engine, needs_builder, profile_for
 from tests.programs import build, limits
 from tests.tiny import LATENT, MERGE, tiny_backbone, tiny_reasoner

@@ -6,11 +6,12 @@ from PIL import Image
 
 from lrkit.contract.prompt import PromptFormat
 from lrkit.contract.sample import Sample
-from lrkit.data.collate import collate_prompts, collate_training, merge_steps, num_replaced
+from lrkit.data.collate import collate_training, merge_steps, num_replaced
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.errors import CapacityError, ConfigError, DataError
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.runtime.encode.processor import Processor
+from lrkit.runtime.engines.torch.prompt_batch import collate_prompts
 
 STEPS = ("go to room 1 .", "go to room 2 .", "go to room 3 .", "go to room 4 .")
 WORDS = ["go", "to", "room", ".", "Where", "now", "?", *(str(number) for number in range(10))]

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.data.shapes import open_shape
 from lrkit.errors import UserError
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.profile.measure.cases import Model, ModelChoice, make_cases
+from lrkit.profile.measure.shape_model import open_shape
 from lrkit.profile.measure.suite import load_suite
 from lrkit.profile.pages.markdown import how_it_runs
 from lrkit.profile.report import headlines

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,29 +26,14 @@ FILE_EXCEPTIONS: dict[str, int] = {}
 FUNCTION_EXCEPTIONS: dict[str, int] = {}
 """path:function -> lines allowed. Empty, and meant to stay so."""
 
-LEVELS = {"model": 1, "runtime": 2, "data": 2, "train": 3, "export": 3, "profile": 3, "evaluate": 3, "cli": 4}
-"""A module may import its own level and those below; what lies directly in lrkit/ is level 0."""
-TORCH_MODULES = {"lrkit.runtime.engines.torch.engine"}
-"""The one part of the runtime that is made of torch; it is imported when a checkpoint is asked to answer."""
+TORCH_FOLDERS = {"lrkit/runtime/engines/torch", "lrkit/families/qwen2_vl"}
+"""Parts of the torch-free rooms that are made of torch or hold a part that is; imported when they are asked for."""
+LIGHT_ROOMS = {"runtime", "cli", "contract", "pictures", "checkpoints", "families"}
 
 
 def module_name(file: Path) -> str:
     parts = file.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def imported_modules(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            yield node.module or ""
-
-
-def level(module: str) -> int:
-    parts = module.split(".")
-    return LEVELS.get(parts[1], 0) if len(parts) > 1 else 0
 
 
 def test_no_file_or_function_is_too_long() -> None:
@@ -73,22 +57,6 @@ def test_every_module_says_what_it_is() -> None:
     assert [str(file) for file in written if not ast.get_docstring(ast.parse(file.read_text()))] == []
 
 
-def test_imports_point_one_way() -> None:
-    wrong: list[str] = []
-    checked = 0
-    for file in MODULES:
-        name = module_name(file)
-        if name in ("lrkit", "lrkit.__main__"):  # the public names, and the door to the command line
-            continue
-        for imported in imported_modules(ast.parse(file.read_text(encoding="utf-8"))):
-            if imported.startswith("lrkit."):
-                checked += 1
-                if level(imported) > level(name):
-                    wrong.append(f"{name} imports {imported}")
-    assert checked > 50
-    assert wrong == []
-
-
 def test_packages_hold_only_a_docstring() -> None:
     files = [file for file in PACKAGE.rglob("__init__.py") if file.parent != PACKAGE]
     assert len(files) >= 9
@@ -100,10 +68,10 @@ def test_runtime_and_base_import_without_torch() -> None:
     light = [
         module_name(file)
         for file in MODULES
-        if module_name(file).split(".")[1:2] in (["runtime"], ["cli"]) or file.parent == PACKAGE
+        if file.parent == PACKAGE or file.relative_to(PACKAGE).parts[0] in LIGHT_ROOMS
+        if file.parent.relative_to(ROOT).as_posix() not in TORCH_FOLDERS and file.name != "__main__.py"
     ]
-    light = [name for name in light if name not in TORCH_MODULES | {"lrkit.__main__"}] + ["lrkit.contract.settings"]
-    assert len(light) > 15
+    assert len(light) > 80
     program = (
         "import importlib, json, sys\n"
         "heavy = ('torch', 'transformers', 'peft', 'accelerate', 'datasets', 'sklearn', 'onnx', 'matplotlib')\n"

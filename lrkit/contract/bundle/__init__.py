@@ -1,1 +1,1 @@
-"""A bundle, the folder that `lrkit export` writes and every engine reads: manifest, inputs and outputs, limits, files."""
+"""A bundle, the folder that `lrkit export` writes and all engines read: manifest, inputs, outputs, limits, files."""

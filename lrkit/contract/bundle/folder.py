@@ -1,7 +1,7 @@
 """Opens a bundle: is it whole, unaltered and of a schema this lrkit reads? Torch-free.
 
-Place in the pipeline: bundle folder -> `open_bundle` -> engines.py -> ort.py or tensorrt.py. What bundle.json holds:
-manifest.py.
+Place in the pipeline: bundle folder -> `open_bundle` -> engines/table.py -> onnxruntime/engine.py or
+tensorrt/engine.py. What bundle.json holds: manifest.py.
 """
 
 from collections.abc import Iterator

@@ -42,7 +42,7 @@ class IoSpec(Config):
     """All inputs and outputs of one program."""
 
     form: Form
-    """program: a whole answer in one run; step: one chunk in one run, driven by the host (steps.py)."""
+    """program: a whole answer in one run; step: one chunk in one run, driven by the host (programs/step_session.py)."""
     inputs: tuple[TensorSpec, ...]
     """In the order of the graph."""
     outputs: tuple[TensorSpec, ...]

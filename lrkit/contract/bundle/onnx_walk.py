@@ -1,6 +1,6 @@
 """What an ONNX file would open beside itself: the places of its external weights, without the package onnx. Torch-free.
 
-Place in the pipeline: bundle_files.py asks before ONNX Runtime opens a program, for ONNX Runtime reads every file that
+Place in the pipeline: files.py asks before ONNX Runtime opens a program, for ONNX Runtime reads every file that
 the program names, listed in bundle.json or not.
 
 The file is walked as protobuf on the wire, message by message, into every place where the format allows a tensor:

@@ -1,6 +1,6 @@
 """The three chunks that every form of a program is made of: read the prompt, take one latent step, speak one token.
 
-Place in the pipeline: program.py puts them into loops, steps.py into graphs of their own that a host drives.
+Place in the pipeline: program.py puts them into loops, step_graphs.py into graphs of their own that a host drives.
 
 Caches have a fixed capacity and are written in place by position. The state only moves while it is alive, so that an
 engine that runs one iteration too many changes nothing: what it writes to a cache is not yet visible, and is

@@ -1,6 +1,6 @@
 """Asks the library itself whether it takes a program: TensorRT's ONNX parser, which needs no GPU, or ONNX Runtime.
 
-Place in the pipeline: preflight.py compares the answer with what the rules say. Nothing is built: what only the builder
+Place in the pipeline: findings.py compares the answer with what the rules say. Nothing is built: what only the builder
 refuses, the parser takes.
 """
 

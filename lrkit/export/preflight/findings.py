@@ -2,7 +2,7 @@
 
     program --preflight_graph--> View --matchers by rule--> findings --the real parser, where it is there--> Report
 
-Place in the pipeline: `lrkit export THING --check` (lrkit/cli/preflight.py) opens the thing by preflight_open.py and
+Place in the pipeline: `lrkit export THING --check` (lrkit/cli/preflight.py) opens the thing by opening.py and
 calls `check_graph`. Rules are data: export/rules/*.yaml, read by rules.py.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.errors import ConfigError, UserError, did_you_mean, one_line
+from lrkit.export.preflight import loops, operators, quantized
 from lrkit.export.preflight.ask import Opinion, ask
-from lrkit.export.preflight.findings import loops, operators, quantized
 from lrkit.export.preflight.opening import CheckedGraph
 from lrkit.export.preflight.rules import Basis, Rule, RuleSet, Stage, Verdict
 from lrkit.export.preflight.view import Hit, Hits, View

@@ -1,6 +1,6 @@
 """Matchers of loops, branches and caches.
 
-Place in the pipeline: as preflight_operators.py.
+Place in the pipeline: as operators.py.
 
 A Loop has the inputs (trip count, condition, states...); its body has (iteration number, condition, states...) and
 returns (condition, states..., scan outputs...).

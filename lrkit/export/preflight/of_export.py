@@ -1,6 +1,6 @@
 """What an export asks before it compares anything with torch: would the builder of its engines take these programs?
 
-Place in the pipeline: tensorrt_target.py calls `refusal` as soon as the programs are written. The rules of
+Place in the pipeline: export/target_engines.py calls `refusal` as soon as the programs are written. The rules of
 export/rules/*.yaml look for what is known to fail; NVIDIA's parser, in a process of its own, has the last word on what
 it reads. Both take seconds, where the comparison with torch and a build that fails take minutes.
 """

@@ -1,7 +1,7 @@
 """What `lrkit export THING --check` can be given, as ONNX files: a file, the programs of a bundle, or a checkpoint that
 is built into a temporary folder as an export would build it.
 
-Place in the pipeline: lrkit/cli/preflight.py opens a thing here and hands each graph to preflight.py.
+Place in the pipeline: lrkit/cli/preflight.py opens a thing here and hands each graph to findings.py.
 """
 
 import logging

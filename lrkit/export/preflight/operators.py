@@ -1,6 +1,6 @@
 """Matchers that look at one node, constant or input at a time: operators, attributes, inputs, types.
 
-Place in the pipeline: preflight.py calls them by the name that a rule of `export/rules/*.yaml` gives, with the rule's
+Place in the pipeline: findings.py calls them by the name that a rule of `export/rules/*.yaml` gives, with the rule's
 values as keywords. Each is a pure function (view, values) -> places. Operators are given as NAME or DOMAIN::NAME,
 types by ONNX's names.
 """

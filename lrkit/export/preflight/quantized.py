@@ -1,6 +1,6 @@
 """Matchers of quantized weights: how a DequantizeLinear is written, where its weight is used, and what becomes of it.
 
-Place in the pipeline: as preflight_operators.py.
+Place in the pipeline: as operators.py.
 
 A DequantizeLinear has the inputs (weight, scale, zero point); a weight of K inputs and N outputs is stored as [K, N].
 """

@@ -2,8 +2,8 @@
 
     manifest + engine target --> plan --> one job per graph --> a process per job --> EngineEntry
 
-Place in the pipeline: bundle.py calls `build_engines` before a new bundle appears, tensorrt_bundle.py for a bundle
-that is there already, tensorrt_script.py writes the same jobs into a script.
+Place in the pipeline: bundle.py calls `build_engines` before a new bundle appears, into_bundle.py for a bundle
+that is there already, script.py writes the same jobs into a script.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,7 +56,7 @@ class Job:
     profile: Profile
 
     def as_request(self) -> dict[str, Any]:
-        """What tensorrt_build.py reads."""
+        """What device/build.py reads."""
         return {"graph": self.graph, "onnx": self.onnx, "engine": self.engine, "profile": self.profile}
 
 

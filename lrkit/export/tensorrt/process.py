@@ -1,6 +1,6 @@
 """Runs one build of an engine in a process of its own.
 
-Place in the pipeline: tensorrt.py -> `build_in_process` -> tensorrt_run.py in the child -> tensorrt_build.py.
+Place in the pipeline: jobs.py -> `build_in_process` -> device/run.py in the child -> device/build.py.
 
 Why a process: the builder spends most of its time in calls that nothing in the same process can stop; a crash or a
 machine out of memory must not take the export along; its peak memory can be measured; and the memory is given back.
@@ -22,14 +22,14 @@ from typing import IO, Any
 from lrkit.errors import ExportError, FileError, one_line, os_sentence
 
 _SECONDS_TO_END = 10
-_LRKIT = Path(__file__).resolve().parents[2]
+_LRKIT = Path(__file__).resolve().parents[3]
 
 Sign = Callable[[dict[str, Any]], None]
 """Gets {phase, seconds, bytes} about twice a second; bytes may be None."""
 
 
 def build_in_process(request: dict[str, Any], sign: Sign) -> dict[str, Any]:
-    """Builds the request's one engine; returns what tensorrt_build.py's `build` returns. With `parse_only` in the
+    """Builds the request's one engine; returns what device/build.py's `build` returns. With `parse_only` in the
     request the program is only read.
 
     Raises:

@@ -1,7 +1,7 @@
 """Writes build_engine.py: one script that builds a bundle's engines on a device that has TensorRT but no lrkit.
 
 Place in the pipeline: `lrkit export ... --script FILE`, and targets whose builder is not on this machine. The script
-is the code that lrkit itself builds with (tensorrt_words.py, tensorrt_build.py, tensorrt_run.py), one behind the
+is the code that lrkit itself builds with (device/words.py, device/build.py, device/run.py), one behind the
 other, with the jobs, profiles and options of this bundle as a literal.
 """
 
@@ -18,7 +18,7 @@ from lrkit.runtime.engines.tensorrt.library import PACKAGES
 
 SCRIPT_FILE = "build_engine.py"
 """Its usual name."""
-_MODULES = ("tensorrt_words.py", "tensorrt_build.py", "tensorrt_run.py")
+_MODULES = ("words.py", "build.py", "run.py")
 _REQUEST = "REQUEST: dict[str, Any] | None = None\n"
 
 
@@ -53,7 +53,7 @@ def script_text(folder: Path, manifest: Manifest, engine: EngineTarget) -> str:
 
 def joined_source() -> str:
     """The modules as one: docstring of the last, imports of all once, then the rest in order."""
-    folder = Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parent / "device"
     sources = [(folder / name).read_text(encoding="utf-8") for name in _MODULES]
     imports = sorted({line for source in sources for line in _imports(source) if "lrkit" not in line})
     # isort's order: `import x` before `from x import y`.

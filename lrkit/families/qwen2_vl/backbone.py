@@ -16,7 +16,7 @@ from lrkit.model.saliency import SaliencyRow, register
 
 
 class Qwen2VLBackbone:
-    """Implements `Backbone` (protocol.py) for Qwen2VLForConditionalGeneration."""
+    """Implements `Backbone` (model/backbone.py) for Qwen2VLForConditionalGeneration."""
 
     model: Qwen2VLForConditionalGeneration
     lora_targets = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
@@ -104,7 +104,8 @@ class Qwen2VLBackbone:
         return self.model.lm_head(hidden)
 
     def unpatch(self, patches: Tensor, grid_thw: tuple[int, int, int]) -> Tensor:
-        """See protocol.py. The patch order is (t, h/m, w/m, m, m) and a patch is (channel, frame, row, column)."""
+        """See model/backbone.py. The patch order is (t, h/m, w/m, m, m) and a patch is (channel, frame, row,
+        column)."""
         time, height, width = grid_thw
         merge, size = self.merge_size, self._vision.patch_size
         shape = (

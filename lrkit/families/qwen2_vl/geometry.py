@@ -1,6 +1,6 @@
 """Pictures to vision patches in numpy and Pillow, as the image processor of Qwen2-VL does it. Torch-free.
 
-Place in the pipeline: image file -> `load_image` (upright RGB, pictures.py) -> `resize_and_cut` (patches of bytes,
+Place in the pipeline: image file -> `load_image` (upright RGB, pictures/load.py) -> `resize_and_cut` (patches of bytes,
 which programs read as they are) -> `ImageGeometry.pixel_values` (normalised, for the torch model). Values equal those
 of transformers' Pillow image processor bit for bit; a parity test holds them.
 """

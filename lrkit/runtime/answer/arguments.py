@@ -1,6 +1,6 @@
 """Checks of what callers hand to `Reasoner`: wrong types and values are one sentence, before anything is loaded or run.
 
-Place in the pipeline: an application -> session.py -> here. Pictures are checked by picture_input.py.
+Place in the pipeline: an application -> runtime/sdk.py -> here. Pictures are checked by pictures/input.py.
 """
 
 import operator

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, PngImagePlugin
 
@@ -18,10 +18,7 @@ from lrkit.files import write_bytes
 from lrkit.pictures.load import load_image
 from lrkit.runtime.answer.fonts import Fonts
 from lrkit.runtime.answer.regions import Region
-from lrkit.runtime.answer.trace_text import PAPER, caption_width, draw_caption, draw_head, shown
-
-if TYPE_CHECKING:
-    from lrkit.runtime.answer.answer import Answer
+from lrkit.runtime.answer.trace_text import PAPER, Traced, caption_width, draw_caption, draw_head, shown
 
 FORMATS = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
@@ -40,7 +37,7 @@ _MOST_DRAWN = 256
 """Pictures on a page, over all steps: some 40 million pixels."""
 
 
-def save_trace(answer: "Answer", path: Path, font: "os.PathLike[str] | str | None" = None) -> None:
+def save_trace(answer: Traced, path: Path, font: "os.PathLike[str] | str | None" = None) -> None:
     """Write `draw_trace(answer)` as an image file; a PNG also holds question and text as metadata.
 
     Raises:
@@ -76,7 +73,7 @@ def trace_format(path: Path) -> str:
     )
 
 
-def _metadata(answer: "Answer") -> PngImagePlugin.PngInfo:
+def _metadata(answer: Traced) -> PngImagePlugin.PngInfo:
     values = PngImagePlugin.PngInfo()
     for key, text in (("question", answer.question), ("text", answer.text)):
         plain = "".join(one for one in text if one.isprintable() or one in "\n\t")
@@ -84,7 +81,7 @@ def _metadata(answer: "Answer") -> PngImagePlugin.PngInfo:
     return values
 
 
-def draw_trace(answer: "Answer", font: "os.PathLike[str] | str | None" = None) -> Image.Image:
+def draw_trace(answer: Traced, font: "os.PathLike[str] | str | None" = None) -> Image.Image:
     """The page as an RGB picture. `font` is a font file for texts that Pillow's own lacks letters for; None: those of
     the system.
 
@@ -110,7 +107,7 @@ def draw_trace(answer: "Answer", font: "os.PathLike[str] | str | None" = None) -
     return page
 
 
-def _left_out(answer: "Answer", steps: int, pictures: int) -> str:
+def _left_out(answer: Traced, steps: int, pictures: int) -> str:
     """A note where not everything is on the page."""
     if not answer.images or (steps == len(answer.regions) and pictures == len(answer.images)):
         return ""

@@ -3,15 +3,15 @@
 Place in the pipeline: trace.py -> `draw_head`, `draw_caption` -> pasted above and below the panels.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 from PIL import Image, ImageDraw
 
 from lrkit.errors import clean
+from lrkit.pictures.input import ImageSource
 from lrkit.runtime.answer.fonts import Fonts, can_shape, is_right_to_left
-
-if TYPE_CHECKING:
-    from lrkit.runtime.answer.answer import Answer
+from lrkit.runtime.answer.regions import Region
 
 PAPER, INK, GREY = (255, 255, 255), (24, 28, 36), (108, 114, 126)
 _LARGE, _SMALL, _CAPTION = (24, 32), (17, 26), 17
@@ -22,7 +22,28 @@ _MOST_CHARACTERS = 4000
 """Of a text; longer ones do not fit anyway."""
 
 
-def draw_head(answer: "Answer", width: int, fonts: Fonts, more: str = "") -> Image.Image:
+class Traced(Protocol):
+    """What is drawn of an `Answer` (answer.py, which imports this part of the room when a trace is asked for)."""
+
+    @property
+    def question(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def latent_steps(self) -> int: ...
+    @property
+    def spoken_tokens(self) -> int: ...
+    @property
+    def replayed_tokens(self) -> int: ...
+    @property
+    def regions(self) -> Sequence[Sequence[Region]]: ...
+    @property
+    def images(self) -> Sequence[ImageSource]: ...
+
+
+def draw_head(answer: Traced, width: int, fonts: Fonts, more: str = "") -> Image.Image:
     """Question, answer, figures and notes as wrapped text, `width` pixels wide; `more` is one more note."""
     figures = f"{answer.mode}: {answer.latent_steps} latent steps, {answer.spoken_tokens} spoken tokens"
     if answer.replayed_tokens:

@@ -1,6 +1,6 @@
 """Is a bundle whole, and does it still answer as it did when it was exported? Torch-free.
 
-Place in the pipeline: `lrkit validate BUNDLE` -> `check_bundle`. Digests and schema: bundle.py.
+Place in the pipeline: `lrkit validate BUNDLE` -> `check_bundle`. Digests and schema: bundle/folder.py.
 """
 
 from dataclasses import dataclass, field

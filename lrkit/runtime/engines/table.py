@@ -1,7 +1,7 @@
 """The engines that can run a bundle, by name. Torch-free; a package is imported when its engine is asked for.
 
-Place in the pipeline: `Reasoner.load(engine=...)`, `lrkit ask|eval|validate --engine` -> `open_engine` -> ort.py or
-tensorrt.py.
+Place in the pipeline: `Reasoner.load(engine=...)`, `lrkit ask|eval|validate --engine` -> `open_engine` ->
+onnxruntime/engine.py or tensorrt/engine.py.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,1 +1,1 @@
-"""The builder itself. These files import nothing else of lrkit: they also become the script for devices without lrkit."""
+"""The builder itself. Nothing else of lrkit is imported here: the files also become the script for bare devices."""

@@ -1,7 +1,7 @@
 """Builds one TensorRT engine from one ONNX file with NVIDIA's `tensorrt` (10, 11) or `tensorrt_rtx`.
 
-Place in the pipeline: tensorrt_run.py calls `build`, in a process of its own or on a device. Nothing of lrkit is
-imported but tensorrt_words.py, as this file becomes part of the script that builds on a device (tensorrt_script.py).
+Place in the pipeline: run.py calls `build`, in a process of its own or on a device. Nothing of lrkit is
+imported but words.py, as this file becomes part of the script that builds on a device (tensorrt/script.py).
 
 The package `tensorrt` was never run in lrkit's tests, for want of a GPU: they run `tensorrt_rtx`, which has the same
 classes. What only `tensorrt` does (hardware and version compatibility, timings, building for the GPU at hand) is

@@ -5,8 +5,8 @@
 FOLDER holds the .onnx files (default: the folder of this file). Engines are written to FOLDER/engines, with an
 engines.json that `lrkit export BUNDLE --engine-file FOLDER/engines/engines.json` takes into a bundle.
 
-lrkit itself runs this in a process of its own (tensorrt_process.py), told by a line of JSON on stdin, and
-`lrkit export --script` writes it with REQUEST filled in (tensorrt_script.py): what lrkit tests is what a device runs.
+lrkit itself runs this in a process of its own (tensorrt/process.py), told by a line of JSON on stdin, and
+`lrkit export --script` writes it with REQUEST filled in (tensorrt/script.py): what lrkit tests is what a device runs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What TensorRT says, in lrkit's words: which part and layer of a program a node belongs to, and what a build refused.
 
-Place in the pipeline: tensorrt_build.py and the preflight explain errors through it. Without any package, as it
-becomes part of the script that builds on a device (tensorrt_script.py).
+Place in the pipeline: build.py and the preflight explain errors through it. Without any package, as it
+becomes part of the script that builds on a device (tensorrt/script.py).
 """
 
 from __future__ import annotations

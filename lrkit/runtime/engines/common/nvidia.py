@@ -1,6 +1,6 @@
 """The NVIDIA GPUs of this machine, asked of the driver itself: no package is needed to learn that there is none.
 
-Place in the pipeline: tensorrt.py asks before it loads an engine; `lrkit doctor` may show the list. Torch-free.
+Place in the pipeline: tensorrt/engine.py asks before it loads an engine; `lrkit doctor` may show the list. Torch-free.
 """
 
 import ctypes

@@ -1,7 +1,8 @@
 """What every engine offers to `Reasoner`: encoded prompts in, generated tokens with their history out. Torch-free.
 
-Engines: ort.py runs a bundle on ONNX Runtime and tensorrt.py by its TensorRT engines, both over program_engine.py;
-torch_engine.py runs a checkpoint (the one file here that imports torch, and only when it is asked for).
+Engines: onnxruntime/engine.py runs a bundle on ONNX Runtime and tensorrt/engine.py by its TensorRT engines, both over
+program_engine.py; torch/engine.py runs a checkpoint (the one file here that imports torch, and only when it is asked
+for).
 """
 
 from collections.abc import Callable, Sequence

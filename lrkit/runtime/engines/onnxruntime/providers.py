@@ -1,7 +1,7 @@
 """What ONNX Runtime can run a program on, by short names. Torch-free; onnxruntime is imported when asked.
 
 Place in the pipeline: `Reasoner.load(provider=...)`, `lrkit ask --provider`, and the options of the bundle's target ->
-ort.py.
+engine.py.
 """
 
 import re

@@ -1,6 +1,7 @@
 """One graph of a bundle in ONNX Runtime: loaded, run and ended early, each failure in one sentence. Torch-free.
 
-Place in the pipeline: ort.py says what to load and on what -> `OrtGraph` -> program_engine.py or steps.py.
+Place in the pipeline: engine.py says what to load and on what -> `OrtGraph` -> program_engine.py or
+programs/step_session.py.
 """
 
 import re

@@ -1,11 +1,12 @@
 """Answers prompts by a bundle's programs, whatever runs them. Torch-free.
 
-Place in the pipeline: lrkit/contract/bundle/folder.py -> `ProgramEngine` over `ProgramSessions` -> lrkit/runtime/sdk.py.
-ort.py gives sessions of ONNX Runtime, tensorrt.py sessions of TensorRT engines.
+Place in the pipeline: lrkit/contract/bundle/folder.py -> `ProgramEngine` over `ProgramSessions` ->
+lrkit/runtime/sdk.py. onnxruntime/engine.py gives sessions of ONNX Runtime, tensorrt/engine.py sessions of TensorRT
+engines.
 
 A program answers one prompt from pixels to the last token in one run, so a batch is run prompt by prompt, and what is
-streamed arrives when the run ends: `on_token` then gets the whole answer, token by token. The form `step` (steps.py)
-streams the tokens of a single prompt as they are spoken.
+streamed arrives when the run ends: `on_token` then gets the whole answer, token by token. The form `step`
+(step_session.py) streams the tokens of a single prompt as they are spoken.
 """
 
 import threading

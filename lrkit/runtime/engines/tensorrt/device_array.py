@@ -1,7 +1,7 @@
 """Arrays that stay on the device between the runs of graphs, over a pool of buffers that are used again.
 
-Place in the pipeline: device_memory.py -> `Pool` -> `DeviceArray`, which tensorrt_session.py returns and steps.py hands
-from one graph to the next without a copy to the host. Torch-free.
+Place in the pipeline: device_memory.py -> `Pool` -> `DeviceArray`, which session.py returns and
+programs/step_session.py hands from one graph to the next without a copy to the host. Torch-free.
 """
 
 import threading

@@ -1,6 +1,6 @@
 """Memory, copies and captured work on one NVIDIA GPU, by cuda-python or by torch, whichever is there.
 
-Place in the pipeline: device_array.py keeps arrays in it; tensorrt_session.py enqueues engines on its stream.
+Place in the pipeline: device_array.py keeps arrays in it; session.py enqueues engines on its stream.
 Torch-free unless torch is what there is. All work goes through one stream, so what was enqueued first happens first.
 """
 

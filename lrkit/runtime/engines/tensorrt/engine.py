@@ -1,6 +1,6 @@
 """Runs a bundle's TensorRT engines, of tensorrt_rtx or tensorrt 10 and 11. Torch-free unless torch holds the buffers.
 
-Place in the pipeline: lrkit/contract/bundle/folder.py -> `TensorRtEngine` (a program_engine.py over tensorrt_session.py) ->
+Place in the pipeline: lrkit/contract/bundle/folder.py -> `TensorRtEngine` (a program_engine.py over session.py) ->
 lrkit/runtime/sdk.py. The README's support table says on which devices this has run.
 
 Everything that can be said without the device is said first: no such engine, package, version, file, GPU, compute

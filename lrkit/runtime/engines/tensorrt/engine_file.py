@@ -1,6 +1,6 @@
 """Is an engine file whole, and built by the package that is here? Its first bytes tell.
 
-Place in the pipeline: tensorrt.py asks before it loads an engine. Torch-free.
+Place in the pipeline: engine.py asks before it loads an engine. Torch-free.
 
 TensorRT-RTX writes a header of 64 bytes (measured on 1.7.1): "vtrt", 12 bytes, the size of the whole file (8 bytes,
 little-endian), and the version that wrote it (4 bytes: 1, 7, 1, 116).

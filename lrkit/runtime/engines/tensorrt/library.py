@@ -2,7 +2,8 @@
 
 Torch-free; a package is imported when it is asked for.
 
-Place in the pipeline: lrkit/export builds and checks engines through it; lrkit/runtime/engines/tensorrt/engine.py runs them.
+Place in the pipeline: lrkit/export builds and checks engines through it; lrkit/runtime/engines/tensorrt/engine.py runs
+them.
 """
 
 import threading

@@ -1,6 +1,6 @@
 """One TensorRT engine with its context, run like an `onnxruntime.InferenceSession`. Torch-free.
 
-Place in the pipeline: tensorrt.py loads an engine -> `EngineSession` -> program_engine.py or steps.py.
+Place in the pipeline: engine.py loads an engine -> `EngineSession` -> program_engine.py or programs/step_session.py.
 
 One context per engine and one stream per bundle: runs follow one another, which they would on the GPU anyway, so any
 number of threads may call `run`.

@@ -15,7 +15,6 @@ import torch
 from lrkit.checkpoints.folder import base_of, baselines_of, read_info
 from lrkit.contract.generated import MODES, WITHOUT_LATENTS, Generated, GenerationLimits, Mode
 from lrkit.cores import find_cores
-from lrkit.data.collate import collate_prompts
 from lrkit.errors import UserError, one_line
 from lrkit.model.checkpoint import load_checkpoint
 from lrkit.model.generate import generate
@@ -26,6 +25,7 @@ from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.common.number_types import TrainedIn, known_dtype
 from lrkit.runtime.engines.common.protocol import AskOptions, OnToken
 from lrkit.runtime.engines.common.stopping import Running
+from lrkit.runtime.engines.torch.prompt_batch import collate_prompts
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """Longest answer where none is asked for."""

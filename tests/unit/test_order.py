@@ -1,0 +1,96 @@
+"""The order of the rooms: imports point down, and neither folders nor files import in a circle.
+
+Every import counts, one inside a function too. The folders of the families are plug-ins: families/table.py loads them by
+name, so they may use the rooms above the table, and nobody imports them.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "lrkit"
+
+ORDER = (
+    "cli", "train", "profile", "export", "evaluate", "data", "runtime", "model", "checkpoints", "families", "contract",
+    "pictures", "ground",
+)  # fmt: skip
+"""From the top; a module imports its own room and those below. The ground: what lies directly in lrkit/."""
+DOORS = {"lrkit", "lrkit.__main__"}
+"""The public names and the command line: they open rooms above the ground, on demand."""
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The modules of lrkit that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in FILES)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lrkit."):
+            for alias in node.names:
+                within = f"{node.module}.{alias.name}"
+                yield within if within in FILES else str(node.module)
+
+
+IMPORTS = {name: set(imported(file)) - {name} for name, file in FILES.items() if name not in DOORS}
+
+
+def room(module: str) -> str:
+    parts = FILES[module].relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else "ground"
+
+
+def folder(module: str) -> str:
+    return FILES[module].parent.relative_to(ROOT).as_posix()
+
+
+def circles(arrows: Mapping[str, set[str]]) -> list[str]:
+    """Arrows are taken away at nodes without an arrow out, again and again; what is left goes in circles."""
+    left = {node: set(arrows[node]) for node in arrows}
+    while True:
+        done = {node for node, out in left.items() if not out & set(left)}
+        if not done:
+            return sorted(left)
+        left = {node: out for node, out in left.items() if node not in done}
+
+
+def is_plugin(module: str) -> bool:
+    return folder(module).startswith("lrkit/families/")
+
+
+def test_every_room_has_its_place_in_the_order() -> None:
+    assert {room(module) for module in FILES} == set(ORDER)
+    assert len(FILES) > 200, "the sweep must see the package"
+
+
+def test_imports_point_down() -> None:
+    wrong = [
+        f"{name} imports {target}"
+        for name, targets in IMPORTS.items()
+        for target in targets
+        if not is_plugin(name) and ORDER.index(room(target)) < ORDER.index(room(name))
+    ]
+    assert wrong == []
+
+
+def test_no_file_imports_in_a_circle() -> None:
+    assert circles(IMPORTS) == []
+
+
+def test_no_folder_imports_in_a_circle() -> None:
+    arrows: dict[str, set[str]] = {}
+    for name, targets in IMPORTS.items():
+        arrows.setdefault(folder(name), set()).update({folder(target) for target in targets} - {folder(name)})
+    assert circles(arrows) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
