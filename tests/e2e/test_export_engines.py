@@ -123,8 +123,8 @@ def test_engines_of_the_standard_package(bundle):
     differs, building for the GPU at hand, was never run."""
     program = (
         "import sys\n"
-        "from lrkit.runtime import tensorrt_library\n"
-        "tensorrt_library.PACKAGES['tensorrt'] = 'tensorrt_rtx'\n"
+        "from lrkit.runtime.engines.tensorrt import library\n"
+        "library.PACKAGES['tensorrt'] = 'tensorrt_rtx'\n"
         "from lrkit.cli.main import main\n"
         "main(['export', sys.argv[1], '--target', 'l4'])\n"
     )
@@ -151,7 +151,7 @@ def builders_of(parent: int) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[1]) == parent and "tensorrt_run" in (folder / "cmdline").read_text():
+            if int(fields[1]) == parent and "tensorrt.device.run" in (folder / "cmdline").read_text():
                 found.append(int(folder.name))
         except OSError:  # it has ended meanwhile
             continue

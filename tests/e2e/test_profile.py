@@ -10,8 +10,8 @@ import pytest
 from lrkit.cli.main import main
 from lrkit.data.shapes import load_shape
 from lrkit.errors import CapacityError
+from lrkit.profile.measure import loop
 from lrkit.profile.measure.cases import Case
-from lrkit.profile.measure.loop import loop
 
 SHAPES = Path(__file__).resolve().parents[2] / "profiles" / "shapes"
 MODES = {"latent", "cot", "direct"}

@@ -38,7 +38,7 @@ lrkit.__main__.main()
 )
 def test_a_signal_while_modules_are_read_is_one_sentence(module: str, number: int, says: str) -> None:
     """A Ctrl-C within the first second gave twenty lines of importlib."""
-    arguments = ["ls"] if "session" not in module else ["ask", "none", QUESTION]
+    arguments = ["ls"] if "sdk" not in module else ["ask", "none", QUESTION]
     command = [sys.executable, "-c", AT_IMPORT, module, str(int(number)), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=120)
     assert done.returncode == 130

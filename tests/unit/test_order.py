@@ -1,7 +1,7 @@
 """The order of the rooms: imports point down, and neither folders nor files import in a circle.
 
-Every import counts, one inside a function too. The folders of the families are plug-ins: families/table.py loads them by
-name, so they may use the rooms above the table, and nobody imports them.
+Every import counts, one inside a function too. The folders of the families are plug-ins: families/table.py loads them
+by name, so they may use the rooms above the table, and nobody imports them.
 """
 
 import ast

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from lrkit.runtime.engines.table.tensorrt import device_memory
-from lrkit.runtime.engines.table.tensorrt import engine as tensorrt
-from lrkit.runtime.engines.table.tensorrt import session as tensorrt_session
 
+from lrkit.runtime.engines.tensorrt import device_memory
+from lrkit.runtime.engines.tensorrt import engine as tensorrt
+from lrkit.runtime.engines.tensorrt import session as tensorrt_session
 from lrkit.runtime.engines.tensorrt.library import load_library
 
 # Variable, as written -> class of the package.

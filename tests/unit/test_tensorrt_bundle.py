@@ -7,8 +7,8 @@ import pytest
 
 from lrkit.contract.bundle.folder import open_bundle
 from lrkit.errors import ExportError, UserError
+from lrkit.export.tensorrt import into_bundle as tensorrt_bundle
 from lrkit.export.tensorrt.into_bundle import STAGING, take_engines
-from lrkit.export.tensorrt.jobs import into_bundle as tensorrt_bundle
 from lrkit.folders import locked
 
 

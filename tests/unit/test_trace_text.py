@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from lrkit.errors import DataError
-from lrkit.runtime.answer.answer import Answer, fonts, trace, trace_text
+from lrkit.runtime.answer import fonts, trace, trace_text
+from lrkit.runtime.answer.answer import Answer
 from lrkit.runtime.answer.fonts import Fonts, has_glyph
 from lrkit.runtime.answer.regions import Region
 from lrkit.runtime.answer.trace import draw_trace
