@@ -104,8 +104,10 @@ def check_program(
     allow_unproven: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Validation:
-    """Runs a program on `samples` (as its role asks: latents for `latent`, masked otherwise) and compares it with what
-    torch answered (`torch_answers`). `rounded` says that torch held what the program's integers stand for.
+    """Runs a program on `samples` and compares it with what torch answered (`torch_answers`).
+
+    The program's role says how it is asked: with latents for `latent`, with `<|latent|>` masked otherwise. `rounded`
+    says that torch held the values that the program's integers stand for.
 
     Raises:
         ExportError: the program differs from torch by more than TOLERANCES allow; or nothing is proven by these

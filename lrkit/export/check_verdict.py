@@ -4,10 +4,10 @@ Place in the pipeline: check.py collects the differences in `Found`; `judge` giv
 
 What proves a program:
     fp32, fp16   numbers and spoken tokens: few samples show a wrong graph
-    int4         rounding changes numbers and tokens, so right answers are counted; where torch has next to none to
-                 lose (too few samples, samples without answers, a model that was not trained), that bound holds of
-                 any program, and numbers and tokens are bounded instead, wider than for fp16
-    int4, where torch holds the values of the integers: numbers
+    int4         rounding changes numbers and tokens, so right answers are counted. Where torch has next to none to
+                 lose (too few samples, samples without answers, an untrained model), any program would pass that
+                 bound; numbers and tokens are bounded instead, wider than for fp16
+    int4, where torch holds the values of the integers: numbers, as for fp32
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
 """Puts a reasoner together: backbone, adapter, extras; and takes its extra weights in and out.
 
-Place in the pipeline: train/loop.py builds a fresh one; train/checkpoint.py restores a saved one.
+Place in the pipeline: train/loop.py builds a fresh one; checkpoint.py restores a saved one.
 """
 
 from collections.abc import Mapping

@@ -2,8 +2,7 @@
 
     prompt --prefill--> state --think (once per latent step)--> state --speak--> logits
 
-Place in the pipeline: train/loop.py calls `forward`; generate.py drives `prefill`, `think` and `speak_logits` for
-answers.
+Place in the pipeline: train/loop.py calls `forward`; generate.py drives `prefill`, `think` and `speak` for answers.
 
 Legend: B batch, P prompt tokens, S spoken tokens, T latent steps, V visual tokens, K replayed tokens, D width, W
 vocabulary.

@@ -1,8 +1,8 @@
 """Steps recorded once per shape and launched as one: CUDA graphs, for GPUs that finish a kernel sooner than Python
 starts the next.
 
-Place in the pipeline: runtime/torch_engine.py owns a `StepRecorder` -> generate.py asks it for `Steps` on a prefilled
-state. The prompt is read as ever; its shape is new with every question.
+Place in the pipeline: runtime/engines/torch/engine.py owns a `StepRecorder` -> generate.py asks it for `Steps` on a
+prefilled state. The prompt is not recorded, because its shape is new with every question.
 
 A recorded step reads and writes the same memory each time. So keys have room for the whole answer (keys.py), the number
 of visual tokens and of replay slots is fixed, and what a step computes is copied back into the tensors it was computed

@@ -50,7 +50,7 @@ _STRIP_PIXELS = 1 << 21
 def load_image(source: ImageSource, max_input_pixels: int = MAX_INPUT_PIXELS) -> Image.Image:
     """An upright RGB picture: EXIF rotation applied, transparency laid on white, greyscale and palettes expanded.
 
-    `source`: see `picture_input.TAKEN`. Of an animation or several pages, the first.
+    `source`: see `TAKEN` in input.py. Of an animation or several pages, the first.
 
     Raises:
         DataError: no picture, missing, damaged, of a format that is not in `FORMATS`, or without an 8-bit form.

@@ -1,10 +1,13 @@
 """The SDK: `Reasoner` asks a model about pictures, whatever engine runs it. Importing it costs no torch.
 
-from lrkit import Reasoner
-reasoner = Reasoner.load("bundle")               # or Reasoner.from_checkpoint("tiny"), which takes torch
-answer = reasoner.ask("rooms.png", "Take 4 hops. Which room are you in? Start in room 3")
-print(answer, answer.latent_steps, answer.ar_steps)
-answer.save_trace("trace.png")
+    from lrkit import Reasoner
+
+    reasoner = Reasoner.load("bundle")  # or Reasoner.from_checkpoint("tiny"), which takes torch
+    answer = reasoner.ask("rooms.png", "Take 4 hops. Which room are you in? Start in room 3")
+    print(answer, answer.latent_steps, answer.ar_steps)
+    answer.save_trace("trace.png")
+
+Place in the pipeline: Processor (encode/processor.py) -> an `Engine` (engines/table.py) -> `Answer` (answer/answer.py).
 """
 
 import time

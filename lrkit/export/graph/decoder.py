@@ -1,7 +1,7 @@
 """One transformer layer and its attention, written once: the prompt, latent steps, refinement and speech all use this
 code.
 
-Place in the pipeline: program.py and step.py stack `layer`; routing.py passes it again over the routed tokens.
+Place in the pipeline: program.py and step_graphs.py stack `layer`; routing.py passes it again over the routed tokens.
 
 Attention is spelled out (MatMul, Add, Softmax, MatMul) because the fused operator cannot be used inside a loop by
 TensorRT and does not give the saliency row; keys come in segments (read-only prompt, small carried cache), so that a

@@ -2,7 +2,7 @@
 backbone family.
 
 Place in the pipeline: a reasoner in memory (`read_source`) or the files of a checkpoint (streaming.py) -> `Parts` ->
-`Source` -> decoder.py, routing.py, program.py. After this file nothing asks for the family.
+`Source` -> the writers of export/graph. After this file nothing asks for the family.
 
 Legend: D width, H heads, G key heads, W vocabulary.
 """

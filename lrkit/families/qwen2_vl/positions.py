@@ -1,8 +1,8 @@
 """M-RoPE positions of a prompt, in numpy: one source for training, the torch engine and the runtime without torch.
 
-The prompt keeps the backbone's own spatial positions (method: section 1): text counts on in all three sections, an
-image's
-tokens share one temporal position and spread over rows and columns, and text goes on after the longer side of the grid.
+The prompt keeps the backbone's own spatial positions (method: section 1): text counts on in all three sections. The
+tokens of an image share one temporal position and spread over its rows and columns. Text after it goes on behind the
+longer side of the grid.
 Equal to `Qwen2VLModel.get_rope_index` of transformers (tests/parity/test_positions.py).
 """
 

@@ -1,6 +1,7 @@
 """Datasheets of devices, for planning: the least time an answer could take there. Never a measurement.
 
-Place in the pipeline: profiles/devices/*.yaml -> `load_sheet` -> `plan` -> report.py, in `lrkit profile --plan NAME`.
+Place in the pipeline: profiles/devices/*.yaml -> `load_sheet` -> `plan` -> profile/report.py.
+The verb asks for it by `--plan`.
 """
 
 from collections.abc import Mapping, Sequence

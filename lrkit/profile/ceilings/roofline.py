@@ -1,6 +1,6 @@
 """Ceilings: what each phase must read and compute at least, and how near to what the device can do it came.
 
-Place in the pipeline: counts from the model + counters of a run + rates.py -> `ceilings` -> report.py.
+Place in the pipeline: counts from the model + counters of a run + rates.py -> `ceilings` -> profile/report.py.
 
 Counted: every weight of a pass read once, two operations per weight and token, attention's products, the key-value
 cache. Left out: activations, norms, softmax. A routed pass reads its layer again. So the ceiling is a lower bound of

@@ -1,6 +1,6 @@
 """From rows to figures: summaries per run, and paired comparisons of runs on the same samples. Torch-free.
 
-Place in the pipeline: measure/loop.py -> `summarize_run`, `compare_runs` -> report.py.
+Place in the pipeline: measure/loop.py -> `summarize_run`, `compare_runs` -> profile/report.py.
 
 Runs are compared sample by sample: the ratio of a sample's two latencies (each the median of its repeats) is free of
 what makes one sample longer than another. The interval is a percentile bootstrap over samples.

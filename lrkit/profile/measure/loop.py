@@ -1,6 +1,6 @@
 """The measuring loop: every case on the same samples, taking turns, each answer a row that is kept.
 
-Place in the pipeline: cases.py -> `measure` -> statistics.py -> report.py.
+Place in the pipeline: cases.py -> `measure` -> statistics.py -> profile/report.py.
 
 The cases take turns on each sample, in an order that rotates, so that a change of the machine's speed meets all of
 them. An answer that fails is a row with its error. Ctrl-C ends the loop; what was measured stays.

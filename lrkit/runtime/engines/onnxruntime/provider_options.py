@@ -1,8 +1,8 @@
 """Which options of ONNX Runtime's providers a bundle may give. All others are refused: some load a library, some write
 or read anywhere, some are addresses in memory. Torch-free; values only.
 
-Place in the pipeline: providers.py checks what a bundle's target gives; export/target.py what goes into one. What a
-user gives in a call (`provider_options`, `session_config`) is the user's own and is not looked up here.
+Place in the pipeline: providers.py checks what a bundle's target gives, and export/targets/target.py what goes into
+one. What a user gives in a call (`provider_options`, `session_config`) is the user's own and is not looked up here.
 
 Sources: onnxruntime.ai, the page of each execution provider; NVIDIA's of the TensorRT-RTX provider; the names in
 onnxruntime's include/onnxruntime/core/session/onnxruntime_session_options_config_keys.h.

@@ -1,7 +1,7 @@
 """Encoded prompts to padded batches of tensors.
 
-Place in the pipeline: `EncodedPrompt` -> `PromptBatch` -> `LatentReasoner.generate`; the prompts of a training batch
-are padded here too.
+Place in the pipeline: `EncodedPrompt` -> `PromptBatch` -> model/generate.py. The prompts of a training batch are
+padded here too.
 
 Shapes: B samples, P prompt tokens, I pictures of the whole batch, N patches of the whole batch, C values of one patch.
 """
