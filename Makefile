@@ -4,6 +4,7 @@
 #   make test    the default tests (CPU, offline)
 #   make road    the whole road with a model of one's own, from a published layout to a TensorRT engine: two minutes
 #   make check   lint, format and types
+#   make tables  the tables of README.md and docs/, from the reports in profiles/reports
 #   make fuzz    50,000 seeded inputs of every kind, in about half an hour of one core; CASES, SEED and WORKERS change it
 #
 # PYTHON picks the interpreter of a new .venv; PIP_FLAGS goes to pip, for example
@@ -19,7 +20,7 @@ CASES ?= 50000
 SEED ?= 0
 WORKERS ?= 2
 
-.PHONY: demo test road check fuzz clean
+.PHONY: demo test road check tables fuzz clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/lrkit demo
@@ -35,6 +36,9 @@ check: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/pyright
+
+tables: $(DEV_STAMP)
+	$(BIN)/python -m benchmarks.tables
 
 fuzz: $(DEV_STAMP)
 	$(BIN)/python -m tests.fuzz.run --cases $(CASES) --seed $(SEED) --workers $(WORKERS)

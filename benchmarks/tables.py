@@ -1,0 +1,283 @@
+"""The tables of README.md and docs/, rendered from the reports in profiles/reports.
+
+    python -m benchmarks.tables           # writes every marked region
+    python -m benchmarks.tables --check   # names the stale ones, writes nothing; exit code 1 where there are any
+    python -m benchmarks.tables --list    # the names there are, and what each is read from
+
+A region is what stands between two lines of a Markdown file:
+
+    <!-- table: NAME -->
+    ...
+    <!-- end -->
+
+The JSON is the source and nobody edits a region by hand. A table that shows one row per machine reads every report that
+matches its pattern, so a measurement on another device needs a file and no code.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORTS = Path("profiles/reports")
+PAGES = ("README.md", "CONTRIBUTING.md", "*/README.md", "docs/**/*.md")
+REGION = re.compile(
+    r"^(?P<open><!-- table: (?P<name>[\w-]+) -->)\n(?P<body>.*?)^(?P<close><!-- end -->)$", re.DOTALL | re.MULTILINE
+)
+OPENING = re.compile(r"^<!-- table:.*$", re.MULTILINE)
+DIALECT_COUNTS = ("spoken tokens", "latent steps", "replayed tokens", "extra passes")
+
+Report = dict[str, Any]
+Rows = Iterable[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table that a page can show."""
+
+    pattern: str
+    """The reports that it is read from, in profiles/reports; one row or more for each."""
+    head: tuple[str, ...]
+    rows: Callable[[Report], Rows]
+    """The rows of one report."""
+
+    def files(self, root: Path) -> list[Path]:
+        """The shortest name first: a report without a suffix is the one that the others are compared with."""
+        return sorted((root / REPORTS).glob(self.pattern), key=lambda file: (len(file.stem), file.stem))
+
+    def render(self, root: Path) -> str:
+        """Markdown: the table, and a line that says with what, when and from which file it was measured."""
+        files = self.files(root)
+        if not files:
+            raise SystemExit(f"no report matches {REPORTS / self.pattern}; measure one, or remove the table")
+        reports = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        rows = [self.head, ["---"] * len(self.head), *(row for report in reports for row in self.rows(report))]
+        lines = [f"| {' | '.join(cells)} |" for cells in rows]
+        sources = [_source(file, report) for file, report in zip(files, reports, strict=True)]
+        return "\n".join([*lines, "", f"<sub>{'; '.join(sources)}.</sub>"])
+
+
+def _source(file: Path, report: Report) -> str:
+    made = report.get("provenance", {})
+    versions = [f"{name} {made['packages'][name]}" for name in ("torch", "onnxruntime") if made.get("packages")]
+    day = report.get("days") or made.get("time_utc", "")[:10]
+    return ", ".join(part for part in (f"`{(REPORTS / file.name).as_posix()}`", day, *versions) if part)
+
+
+def _tiny(report: Report) -> Rows:
+    """Accuracy, steps and time of the three modes, one row per set of pictures."""
+    for name, found in report["sets"].items():
+        modes = found["modes"]
+        ratios = found["cot_over_latent"]
+        yield (
+            f"`{name}`", *(_accuracy(modes[mode]) for mode in ("latent", "cot", "direct")),
+            f"{modes['cot']['ar_steps_mean']:.1f} / {modes['latent']['ar_steps_mean']:.1f}",
+            f"{ratios['ar_steps']:.1f}x", f"{ratios['latency']:.1f}x",
+        )  # fmt: skip
+
+
+def _seed(report: Report) -> Rows:
+    """One run of the latent stage with another seed."""
+    sets = report["sets"]
+    yield (
+        f"`{Path(report['model']).name}`",
+        *(_accuracy(sets[f"trail:{kind}"]["modes"]["latent"]) for kind in ("main", "faint", "wide")),
+    )
+
+
+def _accuracy(mode: Report) -> str:
+    low, high = 100 * mode["accuracy_low"], 100 * mode["accuracy_high"]
+    return f"{100 * mode['accuracy']:.1f}% ({low:.1f}-{high:.1f})"
+
+
+def _headline(report: Report) -> Rows:
+    """What latents buy over words on one processor: times of one answer, steps, the two ratios, and the accuracies."""
+    runs = {run["id"]: run["summary"] for run in report["runs"]}
+    pair = next(pair for pair in report["pairs"] if (pair["run"], pair["reference"]) == ("cot", "latent"))
+    latent, words = runs["latent"], runs["cot"]
+    yield (
+        _cpu(report["provenance"]), str(report["models"][0]["threads"] or "all"),
+        _ms(latent["latency_sec"]["median"]), _ms(words["latency_sec"]["median"]),
+        f"{pair['ar_steps_ratio']['value']:.1f}", _interval(pair["time_ratio"]), _interval(pair["latency_ratio"]),
+        f"{latent['accuracy']['value']:.1%} / {words['accuracy']['value']:.1%}",
+    )  # fmt: skip
+
+
+def _engines(report: Report) -> Rows:
+    """Torch and the two programs, one question at a time; medians with quartiles over turns."""
+    milliseconds, ratios = report["milliseconds"], report["ratios"]
+    for name, engine in (("torch, fp32", "torch"), ("program, fp32", "fp32"), ("program, int4", "int4")):
+        program = engine if engine == "torch" else f"{engine} program"
+        times = [_quartiles(milliseconds[f"{engine} {mode}"]) for mode in ("latent", "cot")]
+        against = "1" if engine == "torch" else _quartiles(ratios[f"torch / {program}, latent"])
+        yield _cpu(report["provenance"]), name, *times, _quartiles(ratios[f"in words / latent, {program}"]), against
+
+
+def _dialects(report: Report) -> Rows:
+    """The program that TensorRT engines are built from against the one for ONNX Runtime, variant by variant."""
+    count = report["samples"]
+    for name, found in report["variants"].items():
+        same = found["dialects"]["same"]
+        yield (
+            name, *(f"{same[kind]} of {count}" for kind in DIALECT_COUNTS),
+            *(f"{found['dialects']['largest_error'][kind]:.1e}" for kind in ("prefill_logits", "latent_states")),
+            *(f"{found['right'][dialect] / count:.1%}" for dialect in ("ort", "tensorrt")),
+        )  # fmt: skip
+
+
+def _shape(report: Report) -> Rows:
+    """A shape with random weights: what words cost against latents, and what a step costs with more replayed tokens."""
+    model = report["models"][0]
+    runs = {run["id"]: run["summary"] for run in report["runs"]}
+    where = _cpu(report["provenance"]) if model["device"] == "cpu" else report["machine"]["gpus"][0]["name"]
+    for suffix in ("", "-eager"):
+        if f"latent{suffix}" not in runs:
+            continue
+        latent, words = runs[f"latent{suffix}"], runs[f"cot{suffix}"]
+        graphs = "yes" if model.get("cuda_graphs") and not suffix else "no"
+        times = [latent["latency_sec"]["median"], words["latency_sec"]["median"]]
+        steps = words["ar_steps"]["mean"] / latent["ar_steps"]["mean"]
+        yield (
+            model["name"], where, model["precision"], graphs, *map(_ms, times), f"{steps:.1f}",
+            f"{times[1] / times[0]:.1f}", f"{latent['replayed_tokens']['mean']:.0f}",
+        )  # fmt: skip
+
+
+def _ablation(report: Report) -> Rows:
+    """Mean accuracy in percent with its standard deviation over seeds, one row per variant."""
+    for name, sets in report["rows"].items():
+        found = [sets[kind] for kind in ("trail:main", "trail:faint", "trail:long")]
+        yield name, *(f"{100 * each['mean']:.1f} +- {100 * (each['stdev'] or 0):.1f}" for each in found)
+
+
+def _training(report: Report) -> Rows:
+    """One training step as lrkit takes it, against the plain way."""
+    for who, name in (("lrkit", "lrkit"), ("naive", "token by token, uncached")):
+        peak = report["peak_bytes"]
+        seconds = report["step_sec"][who]
+        yield name, _spread(seconds), f"{peak[who] / 1e6:.0f}", f"{peak[who] / peak['lrkit']:.2f}"
+
+
+def _support(report: Report) -> Rows:
+    return [[row[key] for key in ("engine", "device", "precision", "form", "built", "run")] for row in report["rows"]]
+
+
+def _cpu(made: Report) -> str:
+    features = made.get("cpu_features")
+    return ", ".join([made["cpu"] or "unknown", *(features or [])])
+
+
+def _ms(seconds: float) -> str:
+    value = 1000 * seconds
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _interval(found: Report) -> str:
+    return f"{found['value']:.1f} ({found['low']:.1f}-{found['high']:.1f})"
+
+
+def _quartiles(found: Sequence[float]) -> str:
+    low, middle, high = found
+    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
+
+
+def _spread(found: Report) -> str:
+    return f"{found['median']:.2f} ({found['quartile_low']:.2f}-{found['quartile_high']:.2f})"
+
+
+SHAPE_HEAD = (
+    "shape", "device", "type", "CUDA graphs", "latent, ms", "in words, ms", "fewer steps", "times faster",
+    "replayed tokens",
+)  # fmt: skip
+TABLES = {
+    "tiny": Table(
+        "tiny-eval.json",
+        ("pictures", "latent", "in words", "direct", "steps, words / latent", "fewer steps", "faster"),
+        _tiny,
+    ),
+    "tiny-seeds": Table("tiny-latent-seed?-eval.json", ("checkpoint", "`main`", "`faint`", "`wide`"), _seed),
+    "headline": Table(
+        "tiny-int4-cpu*.json",
+        (
+            "CPU", "threads", "latent, ms", "in words, ms", "fewer steps", "words / latent, time in all",
+            "question by question", "right, latent / words",
+        ),
+        _headline,
+    ),
+    "engines": Table(
+        "engines*.json",
+        ("CPU", "`tiny`", "latent, ms", "in words, ms", "in words / latent", "latent: torch / this"),
+        _engines,
+    ),
+    "dialects": Table(
+        "dialects.json",
+        (
+            "variant", "same answer", "same latent steps", "same replayed tokens", "same extra passes", "logits",
+            "latent states", "right, ort", "right, tensorrt",
+        ),
+        _dialects,
+    ),
+    "shapes-gpu": Table("qwen2-vl-*-gpu*.json", SHAPE_HEAD, _shape),
+    "shapes-cpu": Table("qwen2-vl-*-cpu*.json", SHAPE_HEAD, _shape),
+    "ablation": Table("trail-ablation.json", ("variant", "`main`", "`faint`", "`long`"), _ablation),
+    "training-step": Table(
+        "training-step.json", ("training step", "seconds, quartiles", "peak MB", "memory / lrkit"), _training
+    ),
+    "support": Table("support.json", ("engine", "device", "precision", "form", "built", "run"), _support),
+}  # fmt: skip
+"""By the name that a region gives."""
+
+
+def rendered(text: str, root: Path = ROOT) -> str:
+    """A page with its regions written from the reports.
+
+    Raises:
+        SystemExit: a region without an end or of no known name.
+    """
+
+    def write(found: re.Match[str]) -> str:
+        name = found["name"]
+        if name not in TABLES:
+            raise SystemExit(f"no table is called {name!r}; there are {', '.join(TABLES)}")
+        return f"{found['open']}\n{TABLES[name].render(root)}\n{found['close']}"
+
+    written, count = REGION.subn(write, text)
+    if count != len(OPENING.findall(text)) or any(OPENING.search(found["body"]) for found in REGION.finditer(text)):
+        raise SystemExit("a line <!-- table: NAME --> has no <!-- end --> of its own; add it")
+    return written
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """Markdown files that may hold regions."""
+    return sorted({file for pattern in PAGES for file in root.glob(pattern)})
+
+
+def stale(root: Path = ROOT) -> list[Path]:
+    """Pages that differ from what the reports say."""
+    return [page for page in pages(root) if rendered(text := page.read_text(encoding="utf-8"), root) != text]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="name stale pages and write nothing")
+    parser.add_argument("--list", action="store_true", help="the tables there are")
+    args = parser.parse_args()
+    if args.list:
+        for name, table in TABLES.items():
+            print(f"{name:16} {REPORTS / table.pattern}")
+        return
+    found = stale()
+    for page in found:
+        print(f"{page.relative_to(ROOT)} is stale" if args.check else f"wrote {page.relative_to(ROOT)}")
+        if not args.check:
+            page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
+    sys.exit(1 if args.check and found else 0)
+
+
+if __name__ == "__main__":
+    main()
