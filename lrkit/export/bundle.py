@@ -230,7 +230,7 @@ class _Export:
         self.progress(f"{role}: building the graph", 0, 0)
         entry = self._written(role, Chunks(source, dialect, limits), tower)
         self.seconds[f"{role}.build"] = time.perf_counter() - started
-        self.errors[role] = dict(dialect.errors)
+        self.errors[role] = dict(dialect.store.errors)
         return entry
 
     def _proof(self, role: Role, origin: Origin, entry: ProgramEntry, limits: Limits) -> Validation:
@@ -264,18 +264,18 @@ class _Export:
         if self.form == "program":
             program = build_program(chunks, self.processor.end_ids, tower)
             spec, file = program.spec, f"{role}.onnx"
-            data = self._save(program, file, chunks.dialect.file)
+            data = self._save(program, file, chunks.dialect.store.file)
         else:
             built, spec = build_steps(chunks, tower), step_spec(chunks)
             self.progress(f"{role}: writing", 0, 0)
-            files, data = save_steps(built, self.staging, role, chunks.dialect.file)
+            files, data = save_steps(built, self.staging, role, chunks.dialect.store.file)
             steps = {name: StepEntry(file=files[name], spec=step.spec) for name, step in built.items()}
             file = files["prompt"]
         return ProgramEntry(
             file=file, data=data, dialect=self.target.dialect, precision=self.target.precision,
             accuracy_level=self.target.int4.accuracy_level if nbits else None, spec=spec, steps=steps,
             settings=chunks.settings, num_layers=chunks.dims.num_layers, routed_layers=tuple(chunks.routers),
-            bytes_by_part=dict(chunks.dialect.part_bytes), sizes=program_sizes(chunks),
+            bytes_by_part=dict(chunks.dialect.store.part_bytes), sizes=program_sizes(chunks),
         )  # fmt: skip
 
     def _opened(self, entry: ProgramEntry) -> Any:

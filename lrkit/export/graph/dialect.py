@@ -4,22 +4,23 @@
     tensorrt   standard operators only: DequantizeLinear for int4, norms and rotations spelled out, states frozen once
     halted
 
-Place in the pipeline: decoder.py, routing.py and program.py write through a `Dialect`. Each weight is read once, when
-it is first used, and stored once: at the end of it lies in the `WeightFile`, and nothing of it stays in memory.
+Place in the pipeline: decoder.py, routing.py and program.py write through a `Dialect`, which takes weights from a
+`WeightStore`.
 
 Legend: S tokens, D width, H query and key heads together, W head width.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from lrkit.export.graph.nodes import CONTRIB, Graph, Value
 from lrkit.export.graph.saving import WeightFile
+from lrkit.export.graph.weight_store import WeightStore
 from lrkit.export.targets.target import Target
-from lrkit.export.weights.int4 import block_for, dequantize_linear, error_of, matmul_nbits, quantize
+from lrkit.export.weights.int4 import dequantize_linear, matmul_nbits
 
 PIXEL_CENTRE, PIXEL_UNIT = 128, 1 / 64
 """A byte b of a picture enters a program as (b - centre) * unit, -2 to 2, as `ImageGeometry` normalises it but for a
@@ -45,20 +46,14 @@ class Dialect:
     """Writes operations on weights. `fetch` gives a weight by role as float32; matrices are (out, in)."""
 
     target: Target
-    fetch: Callable[[str], np.ndarray]
+    fetch: InitVar[Callable[[str], np.ndarray]]
     epsilon: float
-    file: WeightFile | None = None
+    file: InitVar[WeightFile | None] = None
     """Where weights go that are too many to be held; None: all are held."""
-    part_bytes: dict[str, int] = field(default_factory=dict)
-    """Weight bytes by part: filled as weights are written."""
-    errors: dict[str, float] = field(default_factory=dict)
-    """Relative error of each quantized matrix."""
-    _stored: dict[str, list[Value]] = field(default_factory=dict)
-    _tensors: dict[str, list[ir.TensorProtocol]] = field(default_factory=dict)
-    _blocks: dict[str, int | None] = field(default_factory=dict)
-    """Matrix to quantize -> weights per scale; None where it stays float."""
-    _shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Quantized matrix -> (out, in)."""
+    store: WeightStore = field(init=False)
+
+    def __post_init__(self, fetch: Callable[[str], np.ndarray], file: WeightFile | None) -> None:
+        self.store = WeightStore(self.target, fetch, matmul_nbits if self.ort else dequantize_linear, file)
 
     @property
     def ort(self) -> bool:
@@ -68,7 +63,7 @@ class Dialect:
     @property
     def floats(self) -> ir.DataType:
         """Type of the activations."""
-        return ir.DataType.FLOAT16 if self.target.computes_fp16 else ir.DataType.FLOAT
+        return self.store.floats
 
     @property
     def quantizes_vision(self) -> bool:
@@ -77,11 +72,7 @@ class Dialect:
 
     def vector(self, g: Graph, role: str, part: str = "layers") -> Value:
         """A weight in the activations' type, as it is."""
-        return self._store(g, role, part, lambda: [self.fetch(role).astype(self.floats.numpy(), copy=False)])[0]
-
-    def stored(self, g: Graph, role: str, array: np.ndarray, part: str) -> Value:
-        """An array that is no weight of the source, as it is; the caller asks once per role."""
-        return self._store(g, role, part, lambda: [array])[0]
+        return self.store.vector(g, role, part)
 
     def linear(
         self, g: Graph, x: Value, role: str, bias: Value | None = None, part: str = "layers",
@@ -89,20 +80,17 @@ class Dialect:
     ) -> Value:  # fmt: skip
         """x (S, in) times the matrix `role` (out, in), plus bias (out): (S, out). `given` is the matrix, where the
         source does not have it (the traced tower's)."""
-        bits = self._bits(part)
-        if bits is not None and role not in self._blocks:
-            self._quantize(role, bits, part, self.fetch(role) if given is None else given)
-        block = self._blocks[role] if bits is not None else None
-        if bits is None or block is None:
-            return g.op("Gemm", x, self.vector(g, role, part), bias, transB=1)
-        names, (rows, width) = self._store(g, f"{role}.int{bits}", part), self._shapes[role]
+        matrix = self.store.matrix(g, role, part, given)
+        form, names = matrix.form, matrix.values
+        if form is None:
+            return g.op("Gemm", x, *names, bias, transB=1)
         if self.ort:
             return g.op(
-                "MatMulNBits", x, *names, None, None, bias, domain=CONTRIB, K=width, N=rows, bits=bits,
-                block_size=block, accuracy_level=self.target.int4.accuracy_level,
+                "MatMulNBits", x, *names, None, None, bias, domain=CONTRIB, K=form.width, N=form.rows, bits=form.bits,
+                block_size=form.block, accuracy_level=self.target.int4.accuracy_level,
             )  # fmt: skip
-        names = [self._name_of_level(g, f"{role}.int{bits}", names[0]), names[1]]
-        weight = g.early("DequantizeLinear", *names, axis=0, block_size=block)
+        integers = self.store.own_name(g, f"{role}.int{form.bits}", names[0])
+        weight = g.early("DequantizeLinear", integers, names[1], axis=0, block_size=form.block)
         product = g.op("MatMul", x, weight)
         return product if bias is None else g.op("Add", product, bias)
 
@@ -119,7 +107,7 @@ class Dialect:
         role = "embedding"
         if self.target.precision != "int4" or self.target.int4.embedding == "float":
             return g.op("Gather", self.vector(g, role, role), ids, axis=0)
-        table, scale = self._store(g, f"{role}.int8", role, self._int8_rows)
+        table, scale = self.store.rows(g, role)
         if not self.ort:  # TensorRT takes 8-bit constants only in front of this node
             return g.op("Gather", g.early("DequantizeLinear", table, scale, axis=0), ids, axis=0)
         scale = g.op("Gather", scale, ids, axis=0)
@@ -213,58 +201,3 @@ class Dialect:
             return g.op("Where", alive, new, old)
         # ONNX Runtime has no Where on bool.
         return g.op("Or", g.op("And", alive, new), g.op("And", g.op("Not", alive), old))
-
-    def _bits(self, part: str) -> int | None:
-        """4 or 8 for matrices to quantize; None for those that stay float."""
-        if self.target.precision != "int4" or part == "routing":
-            return None
-        wanted = {"head": self.target.int4.head, "vision": self.target.int4.vision}.get(part, "int4")
-        return {"float": None, "int8": 8, "int4": 4}[wanted]
-
-    def _quantize(self, role: str, bits: int, part: str, weight: np.ndarray) -> None:
-        """Makes the integers of a matrix, or leaves it float where no block divides its width."""
-        block = self._blocks[role] = block_for(weight.shape[1], self.target.int4.block)
-        if block is None:
-            return self._keep(role, part, [weight.astype(self.floats.numpy(), copy=False)])
-        self._shapes[role] = weight.shape[0], weight.shape[1]
-        quantized = quantize(weight, block, bits)
-        self.errors[role] = error_of(weight, quantized)
-        packed, scales = matmul_nbits(quantized) if self.ort else dequantize_linear(quantized)
-        self._keep(f"{role}.int{bits}", part, [packed, scales.astype(self.floats.numpy())])
-
-    def _int8_rows(self) -> list[np.ndarray]:
-        table = self.fetch("embedding")
-        quantized = quantize(table, table.shape[1], bits=8)
-        return [quantized.integers[:, 0], quantized.scales[:, 0].astype(self.floats.numpy())]
-
-    def _name_of_level(self, g: Graph, role: str, integers: Value) -> Value:
-        """The same tensor under a name of this loop's own: TensorRT-RTX 1.7.1 fails to build a network whose levels
-        read one INT4 constant (Myelin: empty runtime-fusion MVMF). It keeps equal constants once; saving.py too."""
-        if g.level == 0:
-            return integers
-        key = f"{role}@{g.level}"
-        if key not in self._stored:
-            assert integers.const_value is not None
-            self._stored[key] = [g.weight(role, integers.const_value)]
-        return self._stored[key][0]
-
-    def another_graph(self) -> None:
-        """What is written next belongs to another model, which names the same weights again."""
-        self._stored.clear()
-
-    def _store(
-        self, g: Graph, role: str, part: str, make: Callable[[], list[np.ndarray]] | None = None
-    ) -> list[Value]:  # fmt: skip
-        """The stored arrays of a weight; the first call makes them, where they were not kept before."""
-        if role not in self._tensors:
-            assert make is not None
-            self._keep(role, part, make())
-        if role not in self._stored:
-            tensors = self._tensors[role]
-            self._stored[role] = [g.weight(role if i == 0 else f"{role}.scale", t) for i, t in enumerate(tensors)]
-        return self._stored[role]
-
-    def _keep(self, role: str, part: str, arrays: list[np.ndarray]) -> None:
-        tensors: list[ir.TensorProtocol] = [ir.tensor(np.ascontiguousarray(array)) for array in arrays]
-        self.part_bytes[part] = self.part_bytes.get(part, 0) + sum(tensor.nbytes for tensor in tensors)
-        self._tensors[role] = tensors if self.file is None else [self.file.take(tensor) for tensor in tensors]

@@ -66,7 +66,7 @@ class _Builder:
         settings = {"lrkit.settings": self.chunks.settings.model_dump_json(), "lrkit.form": "program"}
         model = g.model(list(given.values()), outputs, "reasoner", settings)
         layers = tuple(self.chunks.routers)
-        return Program(model, self.spec, layers, self.dialect.part_bytes, self.dialect.errors)
+        return Program(model, self.spec, layers, self.dialect.store.part_bytes, self.dialect.store.errors)
 
     def _think(self, given: Carried, read: Read) -> Carried:
         """The latent loop; returns its final state and what is reported of it."""

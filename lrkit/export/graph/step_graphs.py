@@ -147,7 +147,7 @@ class _Writer:
         return types
 
     def _graph(self) -> Graph:
-        self.chunks.dialect.another_graph()
+        self.chunks.dialect.store.another_graph()
         return Graph(self.chunks.dialect.floats)
 
     def _inputs(self, g: Graph, types: Types) -> Carried:

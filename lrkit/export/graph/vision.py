@@ -224,5 +224,5 @@ def _operand(
         if array.size <= 16:
             known[value] = g.value(array)
         else:
-            known[value] = dialect.stored(g, f"vision.{value.name}", array, "vision")
+            known[value] = dialect.store.array(g, f"vision.{value.name}", array, "vision")
     return known[value]

@@ -1,0 +1,151 @@
+"""The weights of one program: each is read once, when it is first used, rounded where the target asks for integers,
+named, and stored once for all graphs that use it.
+
+A checkpoint's adapter is merged while a matrix is read (lrkit/export/weights/streaming.py): once, therefore. A stored
+weight lies in the `WeightFile`, and nothing of it stays in memory.
+
+Place in the pipeline: dialect.py asks for a vector or a matrix by its role; lrkit/export/weights/int4.py rounds.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from lrkit.export.graph.nodes import Graph, Value
+from lrkit.export.graph.saving import WeightFile
+from lrkit.export.targets.target import Target
+from lrkit.export.weights.int4 import Quantized, block_for, error_of, quantize
+
+Encode = Callable[[Quantized], tuple[np.ndarray, np.ndarray]]
+"""A rounded matrix -> (integers, scales) as a dialect's operator reads them."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a rounded matrix (rows, width) is stored: `bits` per weight, one scale for `block` of them along the row."""
+
+    bits: int
+    block: int
+    rows: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A stored matrix as one graph reads it."""
+
+    values: list[Value]
+    """The floats (out, in); or integers and scales, as the dialect's operator reads them."""
+    form: Form | None
+    """None: floats."""
+
+
+@dataclass
+class WeightStore:
+    """Reads, rounds, names and stores. `read` gives a weight by role as float32; matrices are (out, in)."""
+
+    target: Target
+    read: Callable[[str], np.ndarray]
+    encode: Encode
+    file: WeightFile | None = None
+    """Where weights go that are too many to be held; None: all are held."""
+    part_bytes: dict[str, int] = field(default_factory=dict)
+    """Weight bytes by part: filled as weights are stored."""
+    errors: dict[str, float] = field(default_factory=dict)
+    """Relative error of each rounded matrix."""
+    _tensors: dict[str, list[ir.TensorProtocol]] = field(default_factory=dict)
+    _values: dict[str, list[Value]] = field(default_factory=dict)
+    """The same in the graph that is being written."""
+    _forms: dict[str, Form | None] = field(default_factory=dict)
+    """Matrix that was to be rounded -> its form; None where no block divides its width, so that it stays float."""
+
+    @property
+    def floats(self) -> ir.DataType:
+        """Type of the weights that stay float, of scales, and of the activations."""
+        return ir.DataType.FLOAT16 if self.target.computes_fp16 else ir.DataType.FLOAT
+
+    def vector(self, g: Graph, role: str, part: str) -> Value:
+        """A weight in the activations' type, as it is."""
+        return self._value(g, role, part, lambda: [self._as_floats(self.read(role))])[0]
+
+    def array(self, g: Graph, role: str, array: np.ndarray, part: str) -> Value:
+        """An array that is no weight of the source, as it is; the caller asks once per role."""
+        return self._value(g, role, part, lambda: [array])[0]
+
+    def matrix(self, g: Graph, role: str, part: str, given: np.ndarray | None = None) -> Matrix:
+        """The matrix `role` (out, in), rounded where the target rounds `part`. `given` is the matrix where the source
+        does not have it."""
+        bits = bits_of(self.target, part)
+        if bits is not None and role not in self._forms:
+            self._round(role, bits, part, self.read(role) if given is None else given)
+        form = self._forms[role] if bits is not None else None
+        if form is None:
+            return Matrix([self.vector(g, role, part)], None)
+        return Matrix(self._value(g, f"{role}.int{form.bits}", part), form)
+
+    def rows(self, g: Graph, role: str) -> list[Value]:
+        """A matrix from which rows are looked up, with 8 bits and one scale for each row: integers and scales."""
+        return self._value(g, f"{role}.int8", role, lambda: self._rounded_rows(role))
+
+    def own_name(self, g: Graph, role: str, value: Value) -> Value:
+        """The same tensor under a name of its own in each loop: TensorRT-RTX 1.7.1 fails to build a network whose
+        levels read one INT4 constant (Myelin: empty runtime-fusion MVMF). It keeps equal constants once; saving.py
+        too."""
+        if g.level == 0:
+            return value
+        key = f"{role}@{g.level}"
+        if key not in self._values:
+            assert value.const_value is not None
+            self._values[key] = [g.weight(role, value.const_value)]
+        return self._values[key][0]
+
+    def another_graph(self) -> None:
+        """What is written next belongs to another model, which names the same weights again."""
+        self._values.clear()
+
+    def _as_floats(self, array: np.ndarray) -> np.ndarray:
+        return array.astype(self.floats.numpy(), copy=False)
+
+    def _round(self, role: str, bits: int, part: str, weight: np.ndarray) -> None:
+        """Makes the integers of a matrix, or leaves it float where no block divides its width."""
+        block = block_for(weight.shape[1], self.target.int4.block)
+        if block is None:
+            self._forms[role] = None
+            return self._keep(role, part, [self._as_floats(weight)])
+        self._forms[role] = Form(bits, block, weight.shape[0], weight.shape[1])
+        quantized = quantize(weight, block, bits)
+        self.errors[role] = error_of(weight, quantized)
+        integers, scales = self.encode(quantized)
+        self._keep(f"{role}.int{bits}", part, [integers, scales.astype(self.floats.numpy())])
+
+    def _rounded_rows(self, role: str) -> list[np.ndarray]:
+        table = self.read(role)
+        quantized = quantize(table, table.shape[1], bits=8)
+        return [quantized.integers[:, 0], quantized.scales[:, 0].astype(self.floats.numpy())]
+
+    def _value(
+        self, g: Graph, role: str, part: str, make: Callable[[], list[np.ndarray]] | None = None
+    ) -> list[Value]:  # fmt: skip
+        """The stored arrays of a weight; the first call makes them, where they were not kept before."""
+        if role not in self._tensors:
+            assert make is not None
+            self._keep(role, part, make())
+        if role not in self._values:
+            tensors = self._tensors[role]
+            self._values[role] = [g.weight(role if i == 0 else f"{role}.scale", t) for i, t in enumerate(tensors)]
+        return self._values[role]
+
+    def _keep(self, role: str, part: str, arrays: list[np.ndarray]) -> None:
+        tensors: list[ir.TensorProtocol] = [ir.tensor(np.ascontiguousarray(array)) for array in arrays]
+        self.part_bytes[part] = self.part_bytes.get(part, 0) + sum(tensor.nbytes for tensor in tensors)
+        self._tensors[role] = tensors if self.file is None else [self.file.take(tensor) for tensor in tensors]
+
+
+def bits_of(target: Target, part: str) -> int | None:
+    """4 or 8 for matrices to round; None for those that stay float."""
+    if target.precision != "int4" or part == "routing":
+        return None
+    wanted = {"head": target.int4.head, "vision": target.int4.vision}.get(part, "int4")
+    return {"float": None, "int8": 8, "int4": 4}[wanted]
