@@ -15,14 +15,14 @@ from lrkit.environment import nvidia_gpus, onnxruntime_providers
 from lrkit.errors import LrkitError
 from lrkit.profile.ceilings.devices import load_sheet, plan
 from lrkit.profile.ceilings.rates import MeasuredRates, measure_rates
-from lrkit.profile.ceilings.roofline import ModelCounts, Work, ceilings, count_model, phase_work
+from lrkit.profile.ceilings.roofline import Work, ceilings, phase_work
 from lrkit.profile.judge.statistics import COUNTERS, compare_runs, summarize_run
-from lrkit.profile.measure.cases import Case, Cases, Model, place_of, settings_of
+from lrkit.profile.measure.cases import Case, Cases, Model
 from lrkit.profile.measure.loop import Session
 from lrkit.profile.measure.meters import clock_cost, machine_state
-from lrkit.profile.measure.phases import phase_source
 from lrkit.profile.measure.suite import Suite
 from lrkit.provenance import collect, memory_bytes
+from lrkit.runtime.engines.common.counts import ModelCounts
 
 SCHEMA = 1
 Report = dict[str, Any]
@@ -51,7 +51,7 @@ def build_report(context: Context, session: Session) -> Report:
     """Everything, as plain JSON values."""
     cases = context.cases.cases
     runs = [_run(case, session) for case in cases]
-    counted = {case.id: count_model(case.engine) for case in cases}
+    counted = {case.id: case.engine.counts() for case in cases}
     rates = _rates(context.models, cases, counted)
     work = {run["id"]: _work(counted[run["id"]], run["summary"]) for run in runs}
     for run, case in zip(runs, cases, strict=True):
@@ -137,7 +137,7 @@ def figures(report: Report) -> dict[str, dict[str, float | int | None]]:
 
 
 def _run(case: Case, session: Session) -> Report:
-    rows, source = session.rows[case.id], phase_source(case)
+    rows, source = session.rows[case.id], case.engine.phases
     differences = session.differences.get(case.id, [])
     return {
         "id": case.id,
@@ -197,25 +197,24 @@ def _ceilings(summary: Report, work: Mapping[str, Work], rates: MeasuredRates | 
 
 
 def _model(model: Model, rates: MeasuredRates | None) -> Report:
-    engine: Any = model.reasoner.engine
-    torch_engine = engine.name == "torch"
-    counts = count_model(engine)
+    engine = model.reasoner.engine
+    counts = engine.counts()
     return {
         "name": model.name,
         "path": model.choice.path,
         "engine": engine.name,
-        "device": place_of(engine),
-        "precision": engine.dtype if torch_engine else engine.entry.precision,
-        "cuda_graphs": engine.cuda_graphs if torch_engine else None,
+        "device": engine.place,
+        "precision": engine.dtype,
+        "cuda_graphs": engine.cuda_graphs,
         "precision_reason": model.dtype_reason,
         "random_weights": model.random_weights,
         "threads": model.choice.threads,
         "weight_bytes": counts.weight_bytes,
         "counting_notes": list(counts.notes),
-        "bundle_bytes": None if torch_engine else engine.bundle.num_bytes,
+        "bundle_bytes": None if engine.bundle is None else engine.bundle.num_bytes,
         "load_sec": model.load_seconds,
         "load_rss_bytes": model.load_bytes,
-        "settings": settings_of(engine).model_dump(mode="json"),
+        "settings": engine.settings.model_dump(mode="json"),
         "rates": None if rates is None else rates.to_dict(),
     }
 

@@ -16,7 +16,6 @@ import numpy as np
 from lrkit.cores import usable_cores
 from lrkit.profile.ceilings.program_rates import program_flops
 from lrkit.profile.ceilings.roofline import Rates
-from lrkit.profile.measure.cases import place_of
 from lrkit.runtime.engines.common.protocol import Engine
 
 _LARGE_BYTES = 128 * 2**20
@@ -67,15 +66,14 @@ class MeasuredRates:
 
 def measure_rates(engine: Engine, weight_bytes: int, threads: int | None = None) -> MeasuredRates | None:
     """The rates of what `engine` runs on; None where lrkit cannot measure them: a bundle on a GPU without torch."""
-    found: Any = engine
-    working_set = max(_SMALL_BYTES, min(weight_bytes, _large(place_of(engine))))
-    if engine.name == "torch":
-        return _by_torch(found.device, next(found.reasoner.model.parameters()).dtype, working_set)
-    if place_of(engine) != "cpu":
-        return _of_gpu(found, working_set)
+    working_set = max(_SMALL_BYTES, min(weight_bytes, _large(engine.place)))
+    if engine.bundle is None or engine.entry is None:
+        return _by_torch(engine.place, engine.dtype, working_set)
+    if engine.place != "cpu":
+        return _of_gpu(engine.dtype, working_set)
     rates = _by_numpy(working_set, threads or usable_cores())
-    block = int((found.bundle.manifest.target.get("int4") or {}).get("block", 128))
-    product = program_flops(found.entry, block, threads)
+    block = int((engine.bundle.manifest.target.get("int4") or {}).get("block", 128))
+    product = program_flops(engine.entry, block, threads)
     if product is None:
         return rates
     by = f"numpy; products of the language model by {product[1]}"
@@ -84,9 +82,7 @@ def measure_rates(engine: Engine, weight_bytes: int, threads: int | None = None)
 
 def measure_device(device: str, dtype: str) -> MeasuredRates:
     """The rates of a device through torch, for `lrkit doctor`; `dtype` as torch names it."""
-    import torch
-
-    return _by_torch(device, getattr(torch, dtype), _large(device))
+    return _by_torch(device, dtype, _large(device))
 
 
 def measure_cpu(threads: int) -> MeasuredRates:
@@ -99,7 +95,7 @@ def _large(device: str) -> int:
     return _LARGE_GPU_BYTES if device.startswith("cuda") else _LARGE_BYTES
 
 
-def _of_gpu(engine: Any, working_set: int) -> MeasuredRates | None:
+def _of_gpu(precision: str, working_set: int) -> MeasuredRates | None:
     """Through torch, where it is installed and sees the GPU."""
     try:
         import torch
@@ -107,11 +103,10 @@ def _of_gpu(engine: Any, working_set: int) -> MeasuredRates | None:
         return None
     if not torch.cuda.is_available():
         return None
-    half = engine.entry.precision != "fp32"
-    return _by_torch("cuda", torch.float16 if half else torch.float32, working_set)
+    return _by_torch("cuda", "float32" if precision == "fp32" else "float16", working_set)
 
 
-def _by_torch(on: str, dtype: Any, working_set: int) -> MeasuredRates:
+def _by_torch(on: str, dtype: str, working_set: int) -> MeasuredRates:
     import torch
 
     device = torch.device(on)
@@ -131,12 +126,12 @@ def _by_torch(on: str, dtype: Any, working_set: int) -> MeasuredRates:
         dot = _best(lambda: (torch.dot(values, values), wait()), size)
         return max(dot, _best(lambda: (values.sum(), wait()), size))
 
-    left = torch.randn(side, side, dtype=torch.float32, device=device).to(dtype)
+    left = torch.randn(side, side, dtype=torch.float32, device=device).to(getattr(torch, dtype))
     with torch.inference_mode():
         flops = _best(lambda: (left @ left, wait()), 2 * side**3)
     return MeasuredRates(
         working_set, copy_rate(working_set), read_rate(working_set), copy_rate(_large(on)), flops, side,
-        str(dtype).removeprefix("torch."), torch.get_num_threads() if device.type == "cpu" else None,
+        dtype, torch.get_num_threads() if device.type == "cpu" else None,
         f"torch on {device}",
     )  # fmt: skip
 

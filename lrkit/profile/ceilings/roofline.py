@@ -1,6 +1,6 @@
 """Ceilings: what each phase must read and compute at least, and how near to what the device can do it came.
 
-Place in the pipeline: counts from the model + counters of a run + rates.py -> `ceilings` -> profile/report.py.
+Place in the pipeline: `Engine.counts` + counters of a run + rates.py -> `ceilings` -> profile/report.py.
 
 Counted: every weight of a pass read once, two operations per weight and token, attention's products, the key-value
 cache. Left out: activations, norms, softmax. A routed pass reads its layer again. So the ceiling is a lower bound of
@@ -8,52 +8,13 @@ the time, for weights that stay where they are (the rates are measured on a work
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from lrkit.contract.settings import ReasonerSettings
-from lrkit.profile.measure.cases import settings_of
-from lrkit.runtime.engines.common.protocol import Engine
+from lrkit.runtime.engines.common.counts import ModelCounts
 
-_PARTS = ("vision", "embedding", "layers", "head", "routing")
-_BYTES = {"fp32": 4.0, "fp16": 2.0, "float": 4.0, "int8": 1.0}
 MOSTLY_OVERHEAD = 0.1
 """Below this share of its ceiling a phase is bound by neither memory nor arithmetic but by what runs around them."""
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Widths that attention's products need; the vision tower's for one picture of all patches."""
-
-    query_width: int
-    key_width: int
-    """Of all key heads together."""
-    cache_bytes: float
-    """Per cached value."""
-    vision_width: int
-    vision_depth: int
-
-
-@dataclass(frozen=True)
-class ModelCounts:
-    """Sizes of a model, counted or, for a bundle, from its bytes by part."""
-
-    weight_bytes: dict[str, float]
-    """vision (with merger), embedding, layers, head, routing."""
-    weights: dict[str, float]
-    """Weights in matrices: vision, merger, layers, head."""
-    num_layers: int
-    merge_area: int
-    """Patches per visual token."""
-    settings: ReasonerSettings
-    attention: Attention | None = None
-    """None where the widths are not known (bundles of an earlier lrkit): attention is then not counted."""
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        values = asdict(self)
-        return {**values, "settings": self.settings.model_dump(mode="json"), "notes": list(self.notes)}
 
 
 @dataclass(frozen=True)
@@ -84,19 +45,6 @@ class Rates:
 
     def compute_seconds(self, work: Work) -> float | None:
         return None if self.flops_per_sec is None else work.flops / self.flops_per_sec
-
-
-@dataclass
-class _Parts:
-    """Sums by part while counting."""
-
-    bytes: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_PARTS, 0.0))
-    weights: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("merger", *_PARTS), 0.0))
-
-
-def count_model(engine: Engine) -> ModelCounts:
-    """Counts of the weights behind an engine."""
-    return _count_torch(engine) if engine.name == "torch" else _count_bundle(engine)
 
 
 def phase_work(counts: ModelCounts, means: Mapping[str, float | None]) -> dict[str, Work]:
@@ -183,82 +131,3 @@ def _vision(counts: ModelCounts, patches: float) -> Work:
 
 def _times(work: Work, count: float) -> Work:
     return Work(work.bytes * count, work.flops * count)
-
-
-def _count_torch(engine: Any) -> ModelCounts:
-    backbone, parts = engine.reasoner.backbone, _Parts()
-    for name, parameter in backbone.model.named_parameters():
-        if "lora_" in name:
-            continue  # merged into the weights beside it
-        part = _part_of(name)
-        parts.bytes["vision" if part == "merger" else part] += parameter.numel() * parameter.element_size()
-        if parameter.dim() > 1:
-            parts.weights[part] += parameter.numel()
-    if backbone.tied_embeddings:
-        parts.bytes["head"], parts.weights["head"] = parts.bytes["embedding"], parts.weights["embedding"]
-    for parameter in engine.reasoner.routers.parameters():
-        parts.bytes["routing"] += parameter.numel() * parameter.element_size()
-    text, vision = backbone.model.config.text_config, backbone.model.config.vision_config
-    head_width = text.hidden_size // text.num_attention_heads
-    size = next(backbone.model.parameters()).element_size()
-    attention = Attention(
-        query_width=text.hidden_size,
-        key_width=text.num_key_value_heads * head_width,
-        cache_bytes=size,
-        vision_width=vision.embed_dim,
-        vision_depth=vision.depth,
-    )
-    return ModelCounts(
-        parts.bytes, parts.weights, engine.num_layers, backbone.merge_size**2, engine.reasoner.settings, attention
-    )
-
-
-def _part_of(name: str) -> str:
-    if "visual.merger" in name:
-        return "merger"
-    table = {"visual": "vision", "embed_tokens": "embedding", "lm_head": "head"}
-    return next((part for piece, part in table.items() if piece in name), "layers")
-
-
-def _count_bundle(engine: Any) -> ModelCounts:
-    """Bytes as stored (int4 as int4), weights and widths from the sizes that the bundle records."""
-    entry, manifest = engine.entry, engine.bundle.manifest
-    size = {part: float(entry.bytes_by_part.get(part, 0)) for part in _PARTS}
-    # A tied head is stored once, as the embedding, and read whole for every token.
-    size["head"] = size["head"] or size["embedding"]
-    if entry.sizes is None:
-        return _count_by_bytes(engine, size)
-    s, layers = entry.sizes, engine.num_layers
-    attention = (s.num_heads + 2 * s.num_key_heads) * s.head_width * s.width + s.num_heads * s.head_width * s.width
-    weights = {
-        "vision": float(s.vision_weights), "merger": float(s.merger_weights), "head": float(s.width * s.vocabulary),
-        "layers": float(layers * (attention + 3 * s.width * s.inner)),
-    }  # fmt: skip
-    widths = Attention(
-        query_width=s.num_heads * s.head_width, key_width=s.num_key_heads * s.head_width, cache_bytes=s.cache_bytes,
-        vision_width=s.vision_width, vision_depth=s.vision_depth,
-    )  # fmt: skip
-    return ModelCounts(size, weights, layers, manifest.merge_size**2, settings_of(engine), widths)
-
-
-def _count_by_bytes(engine: Any, size: Mapping[str, float]) -> ModelCounts:
-    """For bundles that do not record their sizes: weights from their bytes, and no attention."""
-    entry, manifest = engine.entry, engine.bundle.manifest
-    per_weight = dict.fromkeys(_PARTS, _BYTES.get(entry.precision, 4.0))
-    if entry.precision == "int4":
-        asked: Mapping[str, Any] = manifest.target.get("int4") or {}
-        four_bits = 0.5 + 4 / int(asked.get("block", 128))  # a float32 scale for each block
-        per_weight = dict.fromkeys(_PARTS, four_bits)
-        per_weight["head"] = _BYTES.get(str(asked.get("head")), four_bits)
-        per_weight["vision"] = _BYTES.get(str(asked.get("vision")), four_bits)
-    weights = {part: size[part] / per_weight[part] for part in ("vision", "layers", "head")}
-    notes = ("the bundle records no sizes (export it again): weights counted from bytes, attention not at all",)
-    return ModelCounts(
-        dict(size),
-        {**weights, "merger": 0.0},
-        engine.num_layers,
-        manifest.merge_size**2,
-        settings_of(engine),
-        None,
-        notes,
-    )

@@ -16,7 +16,8 @@ import numpy as np
 from lrkit.contract.scoring import accuracy, compare_paired
 from lrkit.profile.judge.depth_map import depth_map
 from lrkit.profile.measure.loop import Row
-from lrkit.profile.measure.phases import PHASES, PhaseSource
+from lrkit.profile.measure.phases import PHASES
+from lrkit.runtime.engines.common.protocol import Phases
 from lrkit.summary import Summary, summarize
 
 COUNTERS = ("ar_steps", "latent_steps", "spoken_tokens", "replayed_tokens", "prefilled_tokens", "patches")
@@ -25,7 +26,7 @@ Differences = Sequence[Mapping[str, Any]]
 """What differences.py found, an entry per sample."""
 
 
-def summarize_run(rows: Sequence[Row], source: PhaseSource, differences: Differences = ()) -> dict[str, Any]:
+def summarize_run(rows: Sequence[Row], source: Phases, differences: Differences = ()) -> dict[str, Any]:
     """The figures of one run, for JSON; seconds unless the name says otherwise, unknown is null."""
     good = [row for row in rows if row.error is None]
     first = [row for row in rows if row.repeat == 0 and row.correct is not None]
@@ -129,7 +130,7 @@ def _unknown(count: int) -> dict[str, float | int | None]:
     return {"value": None, "low": None, "high": None, "pairs": count}
 
 
-def _phases(rows: Sequence[Row], source: PhaseSource, differences: Differences) -> dict[str, dict[str, Any]]:
+def _phases(rows: Sequence[Row], source: Phases, differences: Differences) -> dict[str, dict[str, Any]]:
     """Summaries of the phases that are known. What differences gave was measured in runs of its own; `other` is then
     what the answers took beyond it."""
     found = {name: _summary(row.seconds.get(name) for row in rows) for name in PHASES}
@@ -147,7 +148,7 @@ def _phases(rows: Sequence[Row], source: PhaseSource, differences: Differences) 
     return {name: found[name] for name in PHASES if found[name]["count"]}
 
 
-def _first_token(rows: Sequence[Row], source: PhaseSource, differences: Differences) -> Iterable[float | None]:
+def _first_token(rows: Sequence[Row], source: Phases, differences: Differences) -> Iterable[float | None]:
     """A program gives all tokens at once: what it takes when it may speak one only, after the same preprocessing."""
     if source != "differences":
         return [row.first_token_seconds for row in rows]
@@ -155,13 +156,13 @@ def _first_token(rows: Sequence[Row], source: PhaseSource, differences: Differen
     return [statistics.median(before) + entry["first_token"] for entry in differences] if before else []
 
 
-def _latent_steps(rows: Sequence[Row], source: PhaseSource, differences: Differences) -> Iterable[float]:
+def _latent_steps(rows: Sequence[Row], source: Phases, differences: Differences) -> Iterable[float]:
     if source != "differences":
         return [seconds for row in rows for seconds in row.latent_step_seconds]
     return [seconds for entry in differences for seconds in entry.get("latent_step_sec", ())]
 
 
-def _tokens(rows: Sequence[Row], source: PhaseSource, differences: Differences) -> Iterable[float | None]:
+def _tokens(rows: Sequence[Row], source: Phases, differences: Differences) -> Iterable[float | None]:
     if source != "differences":
         return [seconds for row in rows for seconds in row.token_seconds]
     return [entry.get("token_sec") for entry in differences]

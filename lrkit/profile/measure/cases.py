@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.contract.generated import Mode
-from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import UserError
 from lrkit.profile.measure.meters import MemoryMeter
 from lrkit.profile.measure.suite import RunSettings, Suite
@@ -123,17 +122,6 @@ def _open_bundle(choice: ModelChoice, threads: int | None) -> Reasoner:
     return Reasoner.open(choice.path, choice.device, choice.provider, threads, choice.engine, choice.engine_options)
 
 
-def place_of(engine: Engine) -> str:
-    """Where an engine runs: cpu, cuda, cuda:1, or another provider's name."""
-    found: Any = engine
-    if engine.name == "torch":
-        return str(found.device)
-    provider = getattr(found.sessions, "provider", None)
-    if provider is None:  # TensorRT's own sessions
-        return f"cuda:{found.sessions.options.device}"
-    return "cuda" if "tensorrt" in provider else str(provider)
-
-
 def unique_names(choices: Sequence[ModelChoice]) -> list[str]:
     """Short names that differ: a second `bundle` becomes `bundle-2`."""
     names: list[str] = []
@@ -157,26 +145,11 @@ def make_cases(models: Sequence[Model], suite: Suite) -> Cases:
                 skipped.append({"run": name, "reason": reason})
                 continue
             reasoner, note = _asked(model, run)
-            threads = run.threads or model.choice.threads or _torch_threads(reasoner)
+            threads = run.threads or model.choice.threads or reasoner.engine.threads
             made.append(Case(name, index, run, reasoner, _options(run, suite), threads, note))
     if not made:
         raise UserError(f"no run is left to measure ({'; '.join(s['reason'] for s in skipped)}); name other runs")
     return Cases(made, skipped)
-
-
-def settings_of(engine: Engine) -> ReasonerSettings:
-    """What the weights behind an engine were made for."""
-    found: Any = engine
-    return found.reasoner.settings if engine.name == "torch" else found.entry.settings
-
-
-def _torch_threads(reasoner: Reasoner) -> int | None:
-    """What torch uses now, so that a run that sets threads does not change the runs after it."""
-    if reasoner.engine.name != "torch":
-        return None
-    import torch
-
-    return torch.get_num_threads()
 
 
 def patient(engine: Engine, options: AskOptions) -> AskOptions:
@@ -199,8 +172,8 @@ def _options(run: RunSettings, suite: Suite) -> AskOptions:
 
 
 def _why_not(model: Model, run: RunSettings, suite: Suite) -> str | None:
-    engine, settings = model.reasoner.engine, settings_of(model.reasoner.engine)
-    bundle = engine.name != "torch"
+    engine, settings = model.reasoner.engine, model.reasoner.engine.settings
+    bundle = engine.bundle is not None
     if run.mode not in engine.modes:
         return f"the model has no latents, so it cannot be asked in the mode {run.mode}"
     if bundle and suite.forced.answer_tokens is not None:
@@ -211,7 +184,7 @@ def _why_not(model: Model, run: RunSettings, suite: Suite) -> str | None:
         return f"the model's routing was trained at depth {settings.routing.depth}; other depths are for --shape"
     if run.replay_tokens is not None and bundle and run.replay_tokens != settings.replay.num_tokens:
         return "a bundle has its replay built in; profile its checkpoint, or export one bundle for each number"
-    if run.cuda_graphs is not None and not place_of(engine).startswith("cuda"):
+    if run.cuda_graphs is not None and not engine.place.startswith("cuda"):
         return "CUDA graphs are for a GPU"
     if run.cuda_graphs is not None and bundle:
         return "CUDA graphs of a bundle are chosen by --engine-option"
@@ -227,7 +200,7 @@ def _why_not(model: Model, run: RunSettings, suite: Suite) -> str | None:
 
 def _asked(model: Model, run: RunSettings) -> tuple[Reasoner, str | None]:
     """The reasoner to ask, and a note where it is not the one that the mode deserves."""
-    threads = run.threads if model.reasoner.engine.name != "torch" else None
+    threads = None if model.reasoner.engine.bundle is None else run.threads
     key = (run.mode, threads)
     if key not in model.baselines:
         start = model.reasoner
@@ -242,22 +215,15 @@ def _asked(model: Model, run: RunSettings) -> tuple[Reasoner, str | None]:
         )
     if run.mode == "latent" and (run.replay_tokens is not None or run.routing_depth is not None):
         reasoner = with_settings(reasoner, run)
-    if run.cuda_graphs is not None:
-        found: Any = reasoner.engine
-        if found.cuda_graphs != run.cuda_graphs:
-            reasoner = Reasoner(found.with_cuda_graphs(run.cuda_graphs))
+    if run.cuda_graphs is not None and reasoner.engine.cuda_graphs != run.cuda_graphs:
+        reasoner = Reasoner(reasoner.engine.with_cuda_graphs(run.cuda_graphs))
     return reasoner, note
 
 
 def with_settings(reasoner: Reasoner, run: RunSettings) -> Reasoner:
-    """The same weights on torch with another replay or without routing; the backbone is shared, not copied."""
-    from lrkit.model.build import build_reasoner, extra_state, load_extra_state
-    from lrkit.runtime.engines.torch.engine import TorchEngine
-
+    """The same weights with another replay or without routing."""
     engine = reasoner.engine
-    assert isinstance(engine, TorchEngine), "bundles were skipped before"
-    old = engine.reasoner
-    settings = old.settings
+    settings = engine.settings
     if run.replay_tokens is not None:
         replay = settings.replay.model_copy(update={"num_tokens": run.replay_tokens})
         # The distillation head serves training alone, and settings without replay may not have one.
@@ -266,7 +232,4 @@ def with_settings(reasoner: Reasoner, run: RunSettings) -> Reasoner:
     if run.routing_depth is not None:
         routing = settings.routing.model_copy(update={"depth": run.routing_depth})
         settings = settings.model_copy(update={"routing": routing})
-    new = build_reasoner(old.backbone, settings, old.latent.token_id)
-    load_extra_state(new, extra_state(old), missing_ok=True)
-    dtype = next(old.model.parameters()).dtype
-    return Reasoner(TorchEngine(new.to(dtype), engine.processor, engine.device, cuda_graphs=engine.cuda_graphs))
+    return Reasoner(engine.with_settings(settings))

@@ -20,7 +20,6 @@ from typing import Any
 from lrkit.contract.sample import Sample
 from lrkit.errors import LrkitError
 from lrkit.profile.measure.cases import Case, patient
-from lrkit.profile.measure.phases import phase_source
 from lrkit.runtime.encode.processor import EncodedPrompt
 from lrkit.runtime.engines.common.protocol import AskOptions
 
@@ -85,7 +84,7 @@ class _Job:
 def difference_runs(cases: Sequence[Case], samples: Sequence[Sample], found: dict[str, list[Difference]]) -> None:
     """Adds to `found` (case id -> entries) an entry per sample, for the cases whose phases need it. Samples that a case
     cannot answer are left out; the measuring loop has reported them."""
-    wanted = [case for case in cases if phase_source(case) != "inside"]
+    wanted = [case for case in cases if case.engine.phases != "inside"]
     for sample in samples:
         jobs = [job for case in wanted if (job := _job(case, sample)) is not None]
         most = max((len(job.variants) for job in jobs), default=0)
@@ -107,7 +106,7 @@ def _job(case: Case, sample: Sample) -> _Job | None:
     variants = {"bare": _Variant(prompt, bare)}
     if prompt.patches is not None:
         variants["text"] = _Variant(_without_picture(prompt, case.reasoner.processor.image_id), bare)
-    if phase_source(case) == "differences":
+    if case.engine.phases == "differences":
         for step in range(1, answer.latent_steps + 1):
             variants[f"latent {step}"] = _Variant(prompt, replace(bare, max_latent_steps=step))
         variants["full"] = _Variant(prompt, case.options)

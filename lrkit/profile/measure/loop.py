@@ -16,11 +16,12 @@ from lrkit.contract.generated import Generated
 from lrkit.contract.sample import Sample
 from lrkit.contract.scoring import answers_match
 from lrkit.errors import StoppedError, one_line
-from lrkit.profile.measure.cases import Case, patient, place_of
+from lrkit.profile.measure.cases import Case, patient
 from lrkit.profile.measure.differences import Difference, difference_runs
 from lrkit.profile.measure.meters import EnergyMeter, MemoryMeter
-from lrkit.profile.measure.phases import VisionProbe, vision_probes
+from lrkit.profile.measure.phases import vision_probes
 from lrkit.profile.measure.suite import Suite
+from lrkit.runtime.engines.common.protocol import Probe
 
 
 class Watcher(Protocol):
@@ -111,7 +112,7 @@ class Session:
 def measure(cases: Sequence[Case], samples: Sequence[Sample], suite: Suite, watcher: Watcher | None = None) -> Session:
     """Asks every sample in every case, `suite.repeats` times; see the module's docstring."""
     watcher = watcher or _Nobody()
-    device = next((place_of(case.engine) for case in cases if _on_gpu(case)), "cpu")
+    device = next((case.engine.place for case in cases if case.engine.place.startswith("cuda")), "cpu")
     energy, memory = EnergyMeter(device), MemoryMeter()
     session = Session({case.id: [] for case in cases}, {}, energy.source)
     scored = not suite.forced.any
@@ -163,14 +164,17 @@ def _ask(
     case: Case,
     sample: Sample,
     repeat: int,
-    probe: VisionProbe | None,
+    probe: Probe | None,
     energy: EnergyMeter,
     memory: MemoryMeter,
     scored: bool,
 ) -> Row:
     """One answer, end to end: picture and question in, text out."""
     row = Row(sample.id, repeat)
-    _prepare(case, probe)
+    case.engine.use_threads(case.threads)
+    case.engine.begin_peak()
+    if probe is not None:
+        probe.take()
     memory.start()
     energy.start()
     started = time.perf_counter()
@@ -188,7 +192,7 @@ def _ask(
         return row
     row.energy_joule = energy.stop()
     row.rss_peak_bytes, row.rss_growth_bytes = memory.stop()
-    row.device_peak_bytes = _device_peak(case)
+    row.device_peak_bytes = case.engine.peak_bytes()
     row.patches = 0 if prompt.patches is None else len(prompt.patches)
     if result.routed_tokens:
         ids = prompt.ids + [0] * (result.prefilled_tokens - len(prompt.ids))  # the mode direct adds its marker
@@ -219,27 +223,3 @@ def _fill(row: Row, result: Generated, preprocess: float, total: float, vision: 
     row.depths = {str(layer): depth for layer, depth in result.routed_depths.items()}
     row.token_depths = result.routed_tokens
     row.halting, row.finished = result.halting, result.finished
-
-
-def _on_gpu(case: Case) -> bool:
-    return place_of(case.engine).startswith("cuda")
-
-
-def _prepare(case: Case, probe: VisionProbe | None) -> None:
-    if case.engine.name == "torch":
-        import torch
-
-        if case.threads is not None and torch.get_num_threads() != case.threads:
-            torch.set_num_threads(case.threads)
-        if _on_gpu(case):
-            torch.cuda.reset_peak_memory_stats()
-    if probe is not None:
-        probe.take()
-
-
-def _device_peak(case: Case) -> int | None:
-    if case.engine.name != "torch" or not _on_gpu(case):
-        return None
-    import torch
-
-    return int(torch.cuda.max_memory_allocated())

@@ -1,4 +1,4 @@
-"""What every engine offers to `Reasoner`: encoded prompts in, generated tokens with their history out. Torch-free.
+"""What every engine offers: encoded prompts in, generated tokens with their history out, and what it is. Torch-free.
 
 Engines: onnxruntime/engine.py runs a bundle on ONNX Runtime and tensorrt/engine.py by its TensorRT engines, both over
 program_engine.py; torch/engine.py runs a checkpoint (the one file here that imports torch, and only when it is asked
@@ -6,15 +6,25 @@ for).
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from lrkit.contract.bundle.folder import Bundle
+from lrkit.contract.bundle.manifest import ProgramEntry
 from lrkit.contract.generated import Generated, Mode
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
+from lrkit.runtime.engines.common.counts import ModelCounts
 from lrkit.runtime.engines.common.stopping import Stop
 
 OnToken = Callable[[list[int | None]], None]
 """Gets each new token per sample of the batch; None for a sample that has ended."""
+
+
+Phases = Literal["inside", "host", "differences"]
+"""Who can tell prefill, thinking and speech apart: the engine itself, with the vision tower; the host's loop around the
+graphs of the form step; or only the difference of two runs of which one stops earlier."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +44,26 @@ class AskOptions:
     """When to end before the end."""
 
 
+class Probe(Protocol):
+    """Seconds spent in the vision tower, where an engine can tell them from the rest of the prefill."""
+
+    key: int
+    """Equal for probes of one tower, of which one is enough."""
+
+    def take(self) -> float:
+        """The seconds since the last call."""
+        ...
+
+    def installed(self) -> AbstractContextManager[None]:
+        """Within, it counts."""
+        ...
+
+
 class Engine(Protocol):
-    """Runs a reasoner."""
+    """Runs a reasoner. What runs a bundle derives from `ProgramEngine`, which has all of this."""
 
     name: str
-    """torch, onnxruntime, tensorrt-rtx or tensorrt."""
+    """As its row in lrkit/runtime/engines/table.py."""
     processor: Processor
     num_layers: int
     modes: tuple[Mode, ...]
@@ -49,6 +74,42 @@ class Engine(Protocol):
     @property
     def dtype(self) -> str:
         """Number type of the weights, such as "bfloat16"; of a bundle its precision, such as "int4"."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """Where it runs: cpu, cuda, cuda:1, or the name of another device."""
+        ...
+
+    @property
+    def settings(self) -> ReasonerSettings:
+        """What the weights were made for."""
+        ...
+
+    @property
+    def bundle(self) -> Bundle | None:
+        """What it runs, with replay, routing and the end of an answer compiled in; None for a checkpoint, where they
+        can be changed."""
+        ...
+
+    @property
+    def entry(self) -> ProgramEntry | None:
+        """The program of the bundle; None for a checkpoint."""
+        ...
+
+    @property
+    def phases(self) -> Phases:
+        """How the phases of an answer can be told apart."""
+        ...
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads of one operator, where `use_threads` can change them; None where they were fixed before."""
+        ...
+
+    @property
+    def cuda_graphs(self) -> bool | None:
+        """Whether steps are recorded; None where that is not for lrkit to choose."""
         ...
 
     def load(self) -> None:
@@ -69,4 +130,45 @@ class Engine(Protocol):
     def baseline(self, mode: Mode) -> "Engine | None":
         """The engine of the checkpoint that this one declares as its baseline for `mode`; None where it declares
         none."""
+        ...
+
+    def patience(self, tokens: int | None = None) -> float | None:
+        """Seconds after which a question with at most `tokens` passes counts as one that never ends; None where lrkit
+        itself ends it."""
+        ...
+
+    def counts(self) -> ModelCounts:
+        """Sizes of the weights behind it."""
+        ...
+
+    def use_threads(self, threads: int | None) -> None:
+        """From now on so many; does nothing for None, and where `threads` is None."""
+        ...
+
+    def begin_peak(self) -> None:
+        """Before a question whose peak of device memory is wanted."""
+        ...
+
+    def peak_bytes(self) -> int | None:
+        """Most device memory in use since `begin_peak`; None where it is not known."""
+        ...
+
+    def vision_probe(self) -> Probe | None:
+        """A new probe of the vision tower; None where it cannot be told apart within a run."""
+        ...
+
+    def with_settings(self, settings: ReasonerSettings) -> "Engine":
+        """The same weights under other settings.
+
+        Raises:
+            UserError: they are compiled in.
+        """
+        ...
+
+    def with_cuda_graphs(self, wanted: bool) -> "Engine":
+        """The same weights with or without recorded steps.
+
+        Raises:
+            UserError: it cannot record steps, or has no GPU.
+        """
         ...

@@ -46,6 +46,8 @@ class Sessions(ProgramSessions):
             raise UserError(f"threads is {threads}; it must be 1 or more")
         super().__init__(bundle)
         self.provider = provider
+        # TensorRT below ONNX Runtime is a GPU of CUDA too.
+        self.place = "cuda" if "tensorrt" in provider else provider
         choose_provider(provider)  # a name that is not known is said before what is wrong with its options
         given, entries = bundle_options(bundle.manifest, provider, bundle.folder)
         self._given = {**given, **(provider_options or {})}

@@ -7,7 +7,6 @@ this time-out; an application chooses its own (`Reasoner.ask(timeout=)`).
 from lrkit.contract.bundle.folder import Bundle
 from lrkit.contract.bundle.manifest import Role
 from lrkit.runtime.engines.common.protocol import Engine
-from lrkit.runtime.engines.programs.program_engine import ProgramEngine
 
 SECONDS = 10.0
 """For the smallest program."""
@@ -26,7 +25,6 @@ def patience(bundle: Bundle, role: Role, tokens: int | None = None) -> float:
 
 
 def patience_with(engine: Engine, tokens: int | None = None, questions: int = 1) -> float | None:
-    """The same for `questions` asked of an engine at once; None for a checkpoint, whose loops lrkit itself ends."""
-    if not isinstance(engine, ProgramEngine):
-        return None
-    return questions * patience(engine.bundle, engine.role, tokens)
+    """The same for `questions` asked of an engine at once; None where lrkit itself ends its loops."""
+    seconds = engine.patience(tokens)
+    return None if seconds is None else questions * seconds

@@ -24,12 +24,16 @@ from lrkit.contract.bundle.io_spec import HALTING, IoSpec
 from lrkit.contract.bundle.limits import check_asked, check_prompt
 from lrkit.contract.bundle.manifest import Defaults, GraphName, ProgramEntry, Role
 from lrkit.contract.generated import Generated, Halting, Mode, ReplayedToken
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import BundleError, UserError
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
-from lrkit.runtime.engines.common.protocol import AskOptions, OnToken
+from lrkit.runtime.engines.common.counts import ModelCounts
+from lrkit.runtime.engines.common.protocol import AskOptions, OnToken, Phases
 from lrkit.runtime.engines.common.stopping import Running, Stop
+from lrkit.runtime.engines.programs import patience
 from lrkit.runtime.engines.programs.answer_check import AnswerCheck
+from lrkit.runtime.engines.programs.counts import count_program
 from lrkit.runtime.engines.programs.feed import build_feed
 from lrkit.runtime.engines.programs.step_session import StepSession
 
@@ -50,7 +54,9 @@ class ProgramSessions(ABC):
     """One session per program of a bundle, made at first use and shared by all threads."""
 
     name: str
-    """Of the engine: onnxruntime, tensorrt-rtx, tensorrt."""
+    """Of the engine, as its row in lrkit/runtime/engines/table.py."""
+    place: str = "cpu"
+    """Where it runs: cpu, cuda, cuda:1, or the name of another device."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -90,9 +96,15 @@ class ProgramSessions(ABC):
 
 
 class ProgramEngine:
-    """One program of a bundle. May be used by several threads at once."""
+    """One program of a bundle. May be used by several threads at once.
+
+    All that lrkit asks of an engine is here: a new one gives its `ProgramSessions`.
+    """
 
     note: str | None = None
+    threads: int | None = None
+    """The sessions' own, chosen when they are made."""
+    cuda_graphs: bool | None = None
 
     def __init__(self, sessions: ProgramSessions, processor: Processor, role: Role = "latent") -> None:
         self.sessions = sessions
@@ -110,6 +122,21 @@ class ProgramEngine:
     def dtype(self) -> str:
         """The precision that its program was exported with."""
         return self.entry.precision
+
+    @property
+    def place(self) -> str:
+        """Where its sessions run."""
+        return self.sessions.place
+
+    @property
+    def settings(self) -> ReasonerSettings:
+        """Those that its program was exported with."""
+        return self.entry.settings
+
+    @property
+    def phases(self) -> Phases:
+        """The host's loop times the graphs of the form step; a single graph tells nothing."""
+        return "host" if self.entry.steps else "differences"
 
     @classmethod
     def over(cls, path: Path | str, verify: bool, make: Callable[[Bundle], ProgramSessions]) -> Self:
@@ -166,6 +193,32 @@ class ProgramEngine:
             for row in zip_longest(*(result.token_ids for result in results)):
                 on_token(list(row))
         return results
+
+    def patience(self, tokens: int | None = None) -> float:
+        """Seconds for one question; see patience.py."""
+        return patience.patience(self.bundle, self.role, tokens)
+
+    def counts(self) -> ModelCounts:
+        """Sizes of its program, as its bundle records them."""
+        return count_program(self.bundle.manifest, self.entry)
+
+    def use_threads(self, threads: int | None) -> None:
+        """Nothing: threads are those of the sessions."""
+
+    def begin_peak(self) -> None:
+        """Nothing: what runs programs does not tell its memory."""
+
+    def peak_bytes(self) -> int | None:
+        return None
+
+    def vision_probe(self) -> None:
+        return None
+
+    def with_settings(self, settings: ReasonerSettings) -> Self:
+        raise UserError("a program has its settings compiled in; export the checkpoint with others")
+
+    def with_cuda_graphs(self, wanted: bool) -> Self:
+        raise UserError("CUDA graphs of a bundle are chosen by its engine's options; leave them to these")
 
     def feed(self, prompt: EncodedPrompt, options: AskOptions) -> dict[str, np.ndarray]:
         """The arrays that the program reads for one prompt.

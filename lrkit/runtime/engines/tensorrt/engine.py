@@ -84,6 +84,7 @@ class TensorRtSessions(ProgramSessions):
         self.name = kind
         self.kind: EngineKind = kind
         self.options = options
+        self.place = f"cuda:{options.device}"
         self._pool: Pool | None = None
         self._runtime: Any = None  # must outlive its engines
         graphs = {name for entry in bundle.manifest.programs.values() for name in entry.steps}

@@ -14,18 +14,23 @@ import torch
 
 from lrkit.checkpoints.folder import base_of, baselines_of, read_info
 from lrkit.contract.generated import MODES, WITHOUT_LATENTS, Generated, GenerationLimits, Mode
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.cores import find_cores
 from lrkit.errors import UserError, one_line
+from lrkit.model.build import build_reasoner, extra_state, load_extra_state
 from lrkit.model.checkpoint import load_checkpoint
 from lrkit.model.generate import generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.recorded import StepRecorder
 from lrkit.runtime.checks.checkpoint_files import check_fit
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
+from lrkit.runtime.engines.common.counts import ModelCounts
 from lrkit.runtime.engines.common.number_types import TrainedIn, known_dtype
-from lrkit.runtime.engines.common.protocol import AskOptions, OnToken
+from lrkit.runtime.engines.common.protocol import AskOptions, OnToken, Phases
 from lrkit.runtime.engines.common.stopping import Running
+from lrkit.runtime.engines.torch.counts import count_reasoner
 from lrkit.runtime.engines.torch.prompt_batch import collate_prompts
+from lrkit.runtime.engines.torch.vision_probe import VisionProbe
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """Longest answer where none is asked for."""
@@ -35,6 +40,9 @@ class TorchEngine:
     """A reasoner in memory, on one device."""
 
     name = "torch"
+    bundle = None
+    entry = None
+    phases: Phases = "inside"
     _process: ClassVar[int | None] = None
     """Where an engine last ran."""
 
@@ -55,6 +63,7 @@ class TorchEngine:
         self.reasoner = reasoner.to(device).eval()
         self.processor = processor
         self.device = device
+        self.place = device
         self.num_layers = reasoner.backbone.num_layers
         self.note = note
         self._asked = asked
@@ -99,6 +108,53 @@ class TorchEngine:
     def dtype(self) -> str:
         """Number type of the weights, such as "bfloat16"."""
         return str(next(self.reasoner.model.parameters()).dtype).removeprefix("torch.")
+
+    @property
+    def settings(self) -> ReasonerSettings:
+        """Those of the reasoner."""
+        return self.reasoner.settings
+
+    @property
+    def threads(self) -> int:
+        """What torch uses now, in all of the process."""
+        return torch.get_num_threads()
+
+    def use_threads(self, threads: int | None) -> None:
+        """For all that torch does in this process from now on."""
+        if threads is not None and torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+    def counts(self) -> ModelCounts:
+        """Counted weight by weight."""
+        return count_reasoner(self.reasoner)
+
+    def patience(self, tokens: int | None = None) -> None:
+        """Its loops are lrkit's own and end."""
+
+    def begin_peak(self) -> None:
+        """Resets torch's high-water mark."""
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak_bytes(self) -> int | None:
+        """What torch has allocated at most."""
+        return int(torch.cuda.max_memory_allocated()) if self._on_gpu else None
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
+
+    def vision_probe(self) -> VisionProbe:
+        """Of the backbone, which several engines may share."""
+        return VisionProbe(self.reasoner.backbone, self.device)
+
+    def with_settings(self, settings: ReasonerSettings) -> "TorchEngine":
+        """The same weights with another replay or without routing; the backbone is shared, not copied."""
+        old = self.reasoner
+        new = build_reasoner(old.backbone, settings, old.latent.token_id)
+        load_extra_state(new, extra_state(old), missing_ok=True)
+        dtype = next(old.model.parameters()).dtype
+        return TorchEngine(new.to(dtype), self.processor, self.device, cuda_graphs=self.cuda_graphs)
 
     def with_cuda_graphs(self, wanted: bool) -> "TorchEngine":
         """The same weights with or without CUDA graphs. Raises as the constructor."""

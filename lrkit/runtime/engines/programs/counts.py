@@ -1,0 +1,54 @@
+"""Counts the weights behind a program, by what its bundle records. Torch-free.
+
+Place in the pipeline: `ProgramEngine.counts` -> lrkit/profile/ceilings/roofline.py.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lrkit.contract.bundle.manifest import Manifest, ProgramEntry
+from lrkit.runtime.engines.common.counts import PARTS, Attention, ModelCounts
+
+_BYTES = {"fp32": 4.0, "fp16": 2.0, "float": 4.0, "int8": 1.0}
+
+
+def count_program(manifest: Manifest, entry: ProgramEntry) -> ModelCounts:
+    """Bytes as stored (int4 as int4), weights and widths from the sizes that the bundle records."""
+    size = {part: float(entry.bytes_by_part.get(part, 0)) for part in PARTS}
+    # A tied head is stored once, as the embedding, and read whole for every token.
+    size["head"] = size["head"] or size["embedding"]
+    if entry.sizes is None:
+        return _count_by_bytes(manifest, entry, size)
+    s, layers = entry.sizes, entry.num_layers
+    attention = (s.num_heads + 2 * s.num_key_heads) * s.head_width * s.width + s.num_heads * s.head_width * s.width
+    weights = {
+        "vision": float(s.vision_weights), "merger": float(s.merger_weights), "head": float(s.width * s.vocabulary),
+        "layers": float(layers * (attention + 3 * s.width * s.inner)),
+    }  # fmt: skip
+    widths = Attention(
+        query_width=s.num_heads * s.head_width, key_width=s.num_key_heads * s.head_width, cache_bytes=s.cache_bytes,
+        vision_width=s.vision_width, vision_depth=s.vision_depth,
+    )  # fmt: skip
+    return ModelCounts(size, weights, layers, manifest.merge_size**2, entry.settings, widths)
+
+
+def _count_by_bytes(manifest: Manifest, entry: ProgramEntry, size: Mapping[str, float]) -> ModelCounts:
+    """For bundles that do not record their sizes: weights from their bytes, and no attention."""
+    per_weight = dict.fromkeys(PARTS, _BYTES.get(entry.precision, 4.0))
+    if entry.precision == "int4":
+        asked: Mapping[str, Any] = manifest.target.get("int4") or {}
+        four_bits = 0.5 + 4 / int(asked.get("block", 128))  # a float32 scale for each block
+        per_weight = dict.fromkeys(PARTS, four_bits)
+        per_weight["head"] = _BYTES.get(str(asked.get("head")), four_bits)
+        per_weight["vision"] = _BYTES.get(str(asked.get("vision")), four_bits)
+    weights = {part: size[part] / per_weight[part] for part in ("vision", "layers", "head")}
+    notes = ("the bundle records no sizes (export it again): weights counted from bytes, attention not at all",)
+    return ModelCounts(
+        dict(size),
+        {**weights, "merger": 0.0},
+        entry.num_layers,
+        manifest.merge_size**2,
+        entry.settings,
+        None,
+        notes,
+    )
