@@ -3,7 +3,8 @@
 #   make demo    the three ways to answer, side by side, on the shipped model
 #   make test    the default tests (CPU, offline)
 #   make road    the whole road with a model of one's own, from a published layout to a TensorRT engine: two minutes
-#   make check   lint, format and types
+#   make check   lint, format, types and the documentation site
+#   make docs    the documentation site, in build/site
 #   make tables  the tables of README.md and docs/, from the reports in profiles/reports
 #   make fuzz    50,000 seeded inputs of every kind, in about half an hour of one core; CASES, SEED and WORKERS change it
 #
@@ -15,12 +16,14 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 RUN_STAMP := .venv/.lrkit-run
 DEV_STAMP := .venv/.lrkit-dev
+# Warnings are errors. The variable silences a notice about a successor of mkdocs.
+SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 CASES ?= 50000
 SEED ?= 0
 WORKERS ?= 2
 
-.PHONY: demo test road check tables fuzz clean
+.PHONY: demo test road check docs tables fuzz clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/lrkit demo
@@ -36,6 +39,10 @@ check: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/pyright
+	$(SITE)
+
+docs: $(DEV_STAMP)
+	$(SITE)
 
 tables: $(DEV_STAMP)
 	$(BIN)/python -m benchmarks.tables
