@@ -31,7 +31,7 @@ from lrkit.export.check import ProgramRun, Trace, open_program, relative_error
 from lrkit.export.graph.chunks import Chunks
 from lrkit.export.graph.dialect import Dialect
 from lrkit.export.graph.program import build_program
-from lrkit.export.graph.vision import traced_tower
+from lrkit.export.graph.tower import write_tower
 from lrkit.export.targets.target import Int4, Target, limits_of
 from lrkit.export.weights.source import read_source
 from lrkit.model.checkpoint import load_checkpoint
@@ -124,9 +124,9 @@ def answer_all(
     processor = Processor.from_folder(folder)
     source = read_source(reasoner)
     limits = limits_of(target, reasoner.settings.think.max_latent_steps, processor.geometry)
-    dialect = Dialect(target, source.weight, source.dimensions.epsilon)
-    tower = traced_tower(source, processor.geometry, dialect)
-    program = build_program(Chunks(source, dialect, limits), processor.end_ids, tower)
+    dialect = Dialect(target, source.weight, source.dimensions.recipe.norm.epsilon)
+    tower = write_tower(source, processor.geometry, dialect)
+    program = build_program(Chunks(source, dialect, limits, processor.geometry), processor.end_ids, tower)
     with tempfile.TemporaryDirectory() as work:
         file = Path(work) / "latent.onnx"
         ir.save(program.model, file)

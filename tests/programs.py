@@ -15,10 +15,10 @@ from lrkit.contract.settings import ReasonerSettings
 from lrkit.export.graph.chunks import Chunks
 from lrkit.export.graph.dialect import Dialect
 from lrkit.export.graph.program import Program, build_program
-from lrkit.export.graph.vision import grafted, trace
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.int4 import block_for, quantize
 from lrkit.export.weights.source import Source, read_source
+from lrkit.families.qwen2_vl.tower import grafted, traced_tower
 from lrkit.model.generate import Generated, GenerationLimits, generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.engines.programs.feed import build_feed
@@ -36,11 +36,11 @@ def limits(settings: ReasonerSettings, **changes: int) -> Limits:
 @cache
 def _trace(fp16: bool, fused: bool):
     """Tiny reasoners of one seed have the same tower: it is traced once per precision and dialect."""
-    return trace(read_source(tiny_reasoner(ReasonerSettings())), GEOMETRY, fp16, fused)
+    return traced_tower(read_source(tiny_reasoner(ReasonerSettings())).tower, GEOMETRY, fp16, fused)
 
 
 def dialect_of(source: Source, target: Target) -> Dialect:
-    return Dialect(target, source.weight, source.dimensions.epsilon)
+    return Dialect(target, source.weight, source.dimensions.recipe.norm.epsilon)
 
 
 def build(
@@ -57,8 +57,8 @@ def build(
     dialect = dialect_of(source, target)
     bounds = limits(reasoner.settings, **changes)
     of = target.computes_fp16, target.dialect == "ort"
-    traced = trace(source, GEOMETRY, *of) if fresh_tower else _trace(*of)
-    return build_program(Chunks(source, dialect, bounds), ends, grafted(traced, dialect))
+    traced = traced_tower(source.tower, GEOMETRY, *of) if fresh_tower else _trace(*of)
+    return build_program(Chunks(source, dialect, bounds, GEOMETRY), ends, grafted(traced, dialect))
 
 
 class Runner:

@@ -41,10 +41,10 @@ from lrkit.export.check import CheckSample, ProgramRun, check_program, open_prog
 from lrkit.export.check_verdict import UNCOMPARED
 from lrkit.export.graph.chunks import Chunks
 from lrkit.export.graph.dialect import Dialect
-from lrkit.export.graph.program import Program, Tower, build_program
+from lrkit.export.graph.program import Program, build_program
 from lrkit.export.graph.saving import WeightFile, has_twins, save_model, save_models
 from lrkit.export.graph.step_graphs import build_steps, save_steps, step_spec
-from lrkit.export.graph.vision import traced_tower
+from lrkit.export.graph.tower import Tower, write_tower
 from lrkit.export.sizes import program_sizes
 from lrkit.export.subject import CheckpointSubject, Origin, Subject
 from lrkit.export.target_engines import Say, TargetEngines
@@ -223,12 +223,13 @@ class _Export:
         self.progress(f"{role}: reading weights", 0, 0)
         source = origin.source()
         weights = WeightFile(self.staging, f"{role}.onnx.data")
-        dialect = Dialect(self.target, source.weight, source.dimensions.epsilon, weights)
+        dialect = Dialect(self.target, source.weight, source.dimensions.recipe.norm.epsilon, weights)
         self.progress(f"{role}: tracing the vision tower", 0, 0)
-        tower = traced_tower(source, self.processor.geometry, dialect)
+        geometry = self.processor.geometry
+        tower = write_tower(source, geometry, dialect)
         self.seconds[f"{role}.vision"] = time.perf_counter() - started
         self.progress(f"{role}: building the graph", 0, 0)
-        entry = self._written(role, Chunks(source, dialect, limits), tower)
+        entry = self._written(role, Chunks(source, dialect, limits, geometry), tower)
         self.seconds[f"{role}.build"] = time.perf_counter() - started
         self.errors[role] = dict(dialect.store.errors)
         return entry

@@ -25,8 +25,7 @@ from lrkit.errors import UserError
 from lrkit.export.subject import Origin
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.int4 import block_for, quantize
-from lrkit.export.weights.source import Source, array, family_of
-from lrkit.export.weights.streaming import assemble
+from lrkit.export.weights.source import Parts, Source, array, assemble
 from lrkit.model.build import build_reasoner
 from lrkit.model.latent_token import LatentToken
 from lrkit.model.reasoner import LatentReasoner
@@ -66,9 +65,18 @@ class ShapeOrigin:
 
     def source(self) -> Source:
         """Weights drawn as asked for; only the vision tower is made whole."""
-        extras = self._extras()
-        family = family_of(str(self.config.model_type))
-        return assemble(family, self.config, self.weights.read, self.settings, self.latent_id, extras)
+        return assemble(
+            Parts(
+                family=str(self.config.model_type),
+                config=self.config,
+                read=self.weights.read,
+                tied=self.shape.tied_embeddings,
+                settings=self.settings,
+                image_id=self.config.image_token_id,
+                latent_id=self.latent_id,
+                extras=self._extras(),
+            )
+        )
 
     def reasoner(self) -> LatentReasoner:
         """What the program's weights stand for, on torch in float32."""

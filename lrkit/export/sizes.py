@@ -4,25 +4,18 @@ Place in the pipeline: bundle.py writes them into bundle.json; lrkit/profile/cei
 them.
 """
 
-from typing import Any
-
 from lrkit.contract.bundle.manifest import ProgramSizes
 from lrkit.export.graph.chunks import Chunks
+from lrkit.export.graph.tower import writer_of
 
 
 def program_sizes(chunks: Chunks) -> ProgramSizes:
     """Of the reasoner behind one program. Embeddings, norms and biases are no products and are left out."""
-    dims, tower = chunks.dims, chunks.source.tower
-    config: Any = tower.config
-    vision = merger = 0
-    for name, parameter in tower.named_parameters():
-        if parameter.dim() > 1 and "merger" in name:
-            merger += parameter.numel()
-        elif parameter.dim() > 1:
-            vision += parameter.numel()
+    dims, source = chunks.dims, chunks.source
+    tower = writer_of(source.family).sizes(source.tower)
     return ProgramSizes(
         width=dims.width, num_heads=dims.num_heads, num_key_heads=dims.num_key_heads, head_width=dims.head_width,
         inner=dims.inner, vocabulary=dims.vocabulary, cache_bytes=chunks.dialect.floats.itemsize,
-        vision_width=int(getattr(config, "embed_dim", config.hidden_size)), vision_depth=int(config.depth),
-        vision_weights=vision, merger_weights=merger,
+        vision_width=tower.width, vision_depth=tower.depth, vision_weights=tower.weights,
+        merger_weights=tower.merger_weights,
     )  # fmt: skip

@@ -105,7 +105,7 @@ def test_a_program_that_differs_leaves_nothing(checkpoint, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("stage", ["traced_tower", "build_program", "check_program", "digest"])
+@pytest.mark.parametrize("stage", ["write_tower", "build_program", "check_program", "digest"])
 def test_a_stopped_export_leaves_nothing_or_the_old_bundle(checkpoint, tmp_path, monkeypatch, stage):
     from lrkit.data.trail import trail_set
 

@@ -17,7 +17,7 @@ from lrkit.export.graph.chunks import Chunks
 from lrkit.export.graph.dialect import Dialect
 from lrkit.export.graph.program import Program, Tower, build_program
 from lrkit.export.graph.step_graphs import build_steps
-from lrkit.export.graph.vision import traced_tower
+from lrkit.export.graph.tower import write_tower
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
 from lrkit.model.build import build_reasoner
@@ -133,9 +133,10 @@ def slice_of_2b(folder: Path) -> tuple[Chunks, Tower, Limits]:
     model = open_shape(str(file), settings_of("depth loop"), ModelChoice(path=str(file), dtype="float32"))
     source = read_source(model.reasoner.engine.reasoner)
     target = Target(dialect="tensorrt", precision="int4", activations="fp16")
-    dialect = Dialect(target, source.weight, source.dimensions.epsilon)
+    dialect = Dialect(target, source.weight, source.dimensions.recipe.norm.epsilon)
     bounds = Limits(max_prompt_tokens=256, max_patches=64, max_images=1, max_latent_steps=3, max_new_tokens=16)
-    return Chunks(source, dialect, bounds), traced_tower(source, model.reasoner.processor.geometry, dialect), bounds
+    geometry = model.reasoner.processor.geometry
+    return Chunks(source, dialect, bounds, geometry), write_tower(source, geometry, dialect), bounds
 
 
 def test_an_engine_with_three_loops_stores_its_weights_once(tmp_path):
@@ -151,7 +152,7 @@ def test_an_engine_with_three_loops_stores_its_weights_once(tmp_path):
         ("prompt", steps["prompt"].model, steps["prompt"].spec),
     ):
         (tmp_path / name).mkdir()
-        profile = profile_for(spec, program.spec, bounds, chunks.source.merge_size)
+        profile = profile_for(spec, program.spec, bounds, chunks.geometry.merge_size)
         sizes[name] = build_engine(model, tmp_path / name, profile).num_bytes
     assert weights > 48e6
     # Beside the weights an engine holds code for each chunk, which does not grow with them.

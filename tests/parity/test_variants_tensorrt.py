@@ -15,18 +15,18 @@ from lrkit.contract.settings import ReasonerSettings
 from lrkit.export.graph.chunks import Chunks
 from lrkit.export.graph.program import build_program
 from lrkit.export.graph.step_graphs import build_steps
-from lrkit.export.graph.vision import grafted
 from lrkit.export.preflight.findings import check_graph
 from lrkit.export.preflight.opening import CheckedGraph
 from lrkit.export.preflight.rules import load_rules
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
+from lrkit.families.qwen2_vl.tower import grafted
 from lrkit.runtime.engines.tensorrt.library import load_library
 from tests import variants
 from tests.engines import build_engine, needs_builder, profile_for
 from tests.programs import _trace as shared_trace
 from tests.programs import dialect_of, limits
-from tests.tiny import EOS, MERGE, tiny_reasoner
+from tests.tiny import EOS, GEOMETRY, MERGE, tiny_reasoner
 
 SINGLE, PAIRS, TARGETS = variants.single_variants(), variants.paired_variants(), variants.target_variants()
 PATCHES = 160
@@ -41,7 +41,7 @@ def graphs(settings: ReasonerSettings, target: Target, form: str) -> Iterator[tu
     """(name, model, its own inputs and outputs, those of a whole answer) of each graph."""
     source = read_source(tiny_reasoner(settings))
     dialect = dialect_of(source, target)
-    chunks = Chunks(source, dialect, limits(settings, max_patches=PATCHES))
+    chunks = Chunks(source, dialect, limits(settings, max_patches=PATCHES), GEOMETRY)
     tower = grafted(shared_trace(target.computes_fp16, False), dialect)
     if form == "program":
         program = build_program(chunks, (EOS,), tower)

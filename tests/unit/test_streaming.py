@@ -43,12 +43,11 @@ def assert_same(streamed: Source, expected: Source) -> None:
     assert tower.keys() == original.keys()
     assert all(torch.equal(tower[name], original[name]) for name in original)
     for name in (
+        "family",
         "dimensions",
         "settings",
         "image_id",
         "latent_id",
-        "patch_bytes",
-        "merge_size",
         "latent_norm",
         "tied",
     ):

@@ -11,7 +11,7 @@ from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CapacityError
 from lrkit.export.graph.chunks import Chunks
 from lrkit.export.graph.step_graphs import build_steps
-from lrkit.export.graph.vision import traced_tower
+from lrkit.export.graph.tower import write_tower
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
 from lrkit.runtime.engines.tensorrt.library import load_library
@@ -116,8 +116,8 @@ def networks() -> list[tuple[str, IoSpec, ir.Model]]:
     program = build(reasoner, PORTABLE)
     source = read_source(reasoner)
     dialect = dialect_of(source, PORTABLE)
-    chunks = Chunks(source, dialect, limits(SETTINGS))
-    steps = build_steps(chunks, traced_tower(source, GEOMETRY, dialect))
+    chunks = Chunks(source, dialect, limits(SETTINGS), GEOMETRY)
+    steps = build_steps(chunks, write_tower(source, GEOMETRY, dialect))
     return [("program", program.spec, program.model)] + [(name, s.spec, s.model) for name, s in steps.items()]
 
 

@@ -24,9 +24,9 @@ from lrkit.export.graph.dialect import Dialect
 from lrkit.export.graph.program import build_program
 from lrkit.export.graph.saving import SMALL, WeightFile, save_model, save_models
 from lrkit.export.graph.step_graphs import build_steps, save_steps
-from lrkit.export.graph.vision import grafted
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
+from lrkit.families.qwen2_vl.tower import grafted
 from lrkit.runtime.engines.programs.feed import build_feed
 from tests.programs import _trace, limits
 from tests.tiny import EOS, GEOMETRY, IMAGE, MERGE, tiny_reasoner
@@ -62,9 +62,9 @@ def parts(dialect: str, precision: str, weights: WeightFile | None) -> tuple[Chu
     source = read_source(tiny_reasoner(SETTINGS))
     watched = Watched(source.weight)
     target = Target(dialect=dialect, precision=precision, int4=INT4)
-    write = Dialect(target, watched, source.dimensions.epsilon, weights)
+    write = Dialect(target, watched, source.dimensions.recipe.norm.epsilon, weights)
     tower = grafted(_trace(target.computes_fp16, dialect == "ort"), write)
-    return Chunks(source, write, limits(SETTINGS)), tower, watched
+    return Chunks(source, write, limits(SETTINGS), GEOMETRY), tower, watched
 
 
 @pytest.mark.parametrize(("dialect", "precision"), [("ort", "int4"), ("tensorrt", "int4"), ("ort", "fp16")])

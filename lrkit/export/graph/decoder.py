@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from lrkit.export.graph.dialect import Dialect, Rotation
 from lrkit.export.graph.nodes import Graph, Value
-from lrkit.export.weights.source import Dimensions
+from lrkit.export.weights.recipe import Dimensions
 
 SEEN = np.array(0.0, np.float32)
 NEVER = np.array(-1e30, np.float32)
@@ -159,7 +159,7 @@ class Decoder:
 
     def prompt_rotation(self, g: Graph, position: Value) -> Rotation:
         """The rotation of a prompt at position (3, P): each frequency turns with its own section."""
-        sections = list(self.dimensions.rotary_sections)
+        sections = list(self.dimensions.rotary_axes)
         spread = g.op("Gather", g.op("Transpose", position, perm=[1, 0]), sections, axis=1)
         frequencies = np.array([self.dimensions.inverse_frequencies], np.float32)
         return self.dialect.rotation(g, g.op("Mul", g.cast(spread, ir.DataType.FLOAT), frequencies))

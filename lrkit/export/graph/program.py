@@ -16,13 +16,11 @@ from lrkit.contract.bundle.io_spec import EMPTY, HALTING, DType, IoSpec, program
 from lrkit.export.graph.chunks import BOOL, FLOAT32, INT64, Chunks, Read
 from lrkit.export.graph.decoder import Mask, Past, Segment
 from lrkit.export.graph.nodes import Carried, Graph, State, Value
+from lrkit.export.graph.tower import Tower
 
 DTYPES: dict[DType, ir.DataType] = {
     "int64": INT64, "float32": FLOAT32, "float16": ir.DataType.FLOAT16, "uint8": ir.DataType.UINT8, "bool": BOOL,
 }  # fmt: skip
-
-Tower = Callable[[Graph, Carried], Value]
-"""(graph, inputs) -> visual tokens (V, D): vision.py."""
 
 
 @dataclass(frozen=True)

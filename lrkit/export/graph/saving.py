@@ -1,6 +1,6 @@
 """Writes graphs with their weights beside them, each tensor once, however many names and graphs use it.
 
-Place in the pipeline: dialect.py and vision.py give each weight to a `WeightFile` as soon as it is made; of a large
+Place in the pipeline: dialect.py and tracing.py give each weight to a `WeightFile` as soon as it is made; of a large
 program it is then on disk, and what the graph holds is where it lies there. bundle.py and step_graphs.py save built
 models through `save_models`.
 

@@ -20,9 +20,10 @@ from lrkit.contract.bundle.manifest import StepName
 from lrkit.export.graph.chunks import FLOAT32, INT64, Chunks, Types
 from lrkit.export.graph.decoder import Past, Segment
 from lrkit.export.graph.nodes import Carried, Graph, Value
-from lrkit.export.graph.program import DTYPES, Tower
+from lrkit.export.graph.program import DTYPES
 from lrkit.export.graph.replay import Prompt
 from lrkit.export.graph.saving import WeightFile, save_models
+from lrkit.export.graph.tower import Tower
 
 DTYPE_NAMES: dict[ir.DataType, DType] = {dtype: name for name, dtype in DTYPES.items()}
 PROMPT_INPUTS = ("input_ids", "position_ids", "pixel_values", "patch_positions", "patch_picture")

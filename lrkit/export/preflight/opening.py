@@ -156,18 +156,18 @@ def _build(checkpoint: Path, target: Target, form: Form, folder: Path) -> dict[s
     from lrkit.export.graph.program import build_program
     from lrkit.export.graph.saving import save_models
     from lrkit.export.graph.step_graphs import build_steps, save_steps
-    from lrkit.export.graph.vision import traced_tower
+    from lrkit.export.graph.tower import write_tower
     from lrkit.export.weights.source import read_source
     from lrkit.model.checkpoint import load_checkpoint
     from lrkit.runtime.encode.processor import Processor
 
     loaded = load_checkpoint(checkpoint, dtype=torch.float32)
     source = read_source(loaded.reasoner)
-    writer = Writer(target, source.weight, source.dimensions.epsilon)
+    writer = Writer(target, source.weight, source.dimensions.recipe.norm.epsilon)
     processor = Processor.from_folder(checkpoint)
     limits = limits_of(target, loaded.reasoner.settings.think.max_latent_steps, processor.geometry)
-    chunks = Chunks(source, writer, limits)
-    tower = traced_tower(source, processor.geometry, writer)
+    chunks = Chunks(source, writer, limits, processor.geometry)
+    tower = write_tower(source, processor.geometry, writer)
     if form == "step":
         files, _ = save_steps(build_steps(chunks, tower), folder, "latent")
         return {f"latent.{name}": file for name, file in files.items()}

@@ -1,10 +1,7 @@
-"""What an export reads out of a reasoner: dimensions, merged weights by role, and the extras. One table row per
-backbone family.
+"""What an export reads out of a reasoner: dimensions, merged weights by role, and the extras.
 
-Place in the pipeline: a reasoner in memory (`read_source`) or the files of a checkpoint (streaming.py) -> `Parts` ->
-`Source` -> the writers of export/graph. After this file nothing asks for the family.
-
-Legend: D width, H heads, G key heads, W vocabulary.
+Place in the pipeline: a reasoner in memory (`read_source`), the files of a checkpoint (streaming.py) or random weights
+(lrkit/export/shape.py) -> `assemble` -> `Source` -> the writers of export/graph.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,46 +13,28 @@ import torch
 from torch import Tensor, nn
 
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.errors import ExportError, did_you_mean
+from lrkit.export.weights.packing import packed
+from lrkit.export.weights.reader import Read, reader_of
+from lrkit.export.weights.recipe import Dimensions
 from lrkit.model.build import extra_state
 from lrkit.model.reasoner import LatentReasoner
-
-
-@dataclass(frozen=True)
-class Dimensions:
-    """Sizes of the language model."""
-
-    width: int
-    num_layers: int
-    num_heads: int
-    num_key_heads: int
-    head_width: int
-    inner: int
-    """Width of the feed-forward part."""
-    vocabulary: int
-    epsilon: float
-    """Of the root-mean-square norms."""
-    inverse_frequencies: tuple[float, ...]
-    """Of the rotary embedding, head_width / 2 of them."""
-    rotary_sections: tuple[int, ...]
-    """Per frequency: the section (0 temporal, 1 row, 2 column) whose position turns it in the prompt."""
 
 
 @dataclass
 class Source:
     """Everything a program is made from. Matrices are (out, in); they are fetched when asked for, as float32."""
 
+    family: str
+    """The backbone's."""
     dimensions: Dimensions
     settings: ReasonerSettings
     image_id: int
     latent_id: int
-    patch_bytes: int
-    merge_size: int
     tower: nn.Module
-    """The vision tower, for tracing."""
+    """The vision tower with its weights: `WeightReader.new_tower`."""
     fetch: Callable[[str], np.ndarray]
-    """Weight by role: embedding, head, norm, and per layer N.qkv, N.qkv.bias, N.out, N.gate_up, N.down, N.norm1,
-    N.norm2."""
+    """Weight by role: embedding, head, norm, and per layer N.qkv, N.out, N.gate_up or N.gate and N.up, N.down, N.norm1,
+    N.norm2, N.after1, N.after2; biases with `.bias` behind."""
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     """Routers and step encodings by the names of lrkit.safetensors."""
     latent_norm: float = 1.0
@@ -72,31 +51,20 @@ class Source:
 
 @dataclass(frozen=True)
 class Parts:
-    """A reasoner taken apart, whether it lies in memory or in files."""
+    """A reasoner taken apart, wherever it lies."""
 
+    family: str
+    """The backbone's."""
     config: Any
     """The backbone's config, as transformers has it."""
-    read: Callable[[str], np.ndarray]
-    """Merged weight of the backbone by the name it has in transformers: a float32 array that nobody else holds."""
-    tower: nn.Module
-    """The vision tower with its weights."""
+    read: Read
     tied: bool
     """The head is the embedding matrix."""
     settings: ReasonerSettings
+    image_id: int
     latent_id: int
     extras: Mapping[str, np.ndarray]
     """Routers and latent rows by the names of lrkit.safetensors."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """How one family of backbones is read."""
-
-    source: Callable[[Parts], Source]
-    tower: str
-    """Name of the vision tower's module."""
-    new_tower: Callable[[Any], nn.Module]
-    """A tower from the backbone's config, its weights yet to come."""
 
 
 def array(tensor: Tensor) -> np.ndarray:
@@ -108,66 +76,41 @@ def read_source(reasoner: LatentReasoner) -> Source:
     """The reasoner as an export sees it. Merges an adapter into the backbone's weights for good.
 
     Raises:
-        ExportError: no export is written for this family of backbones.
+        ExportError: no program can be built for this backbone.
     """
     reasoner.merge_adapter()
     model: Any = reasoner.backbone.model
-    family = family_of(str(getattr(getattr(model, "config", None), "model_type", type(model).__name__)))
-    return family.source(
+    return assemble(
         Parts(
+            family=str(getattr(getattr(model, "config", None), "model_type", type(model).__name__)),
             config=model.config,
             read=lambda name: array(model.get_parameter(name)).copy(),
-            tower=model.get_submodule(family.tower),
             tied=reasoner.backbone.tied_embeddings,
             settings=reasoner.settings,
+            image_id=reasoner.backbone.image_token_id,
             latent_id=reasoner.latent.token_id,
             extras={name: array(tensor) for name, tensor in extra_state(reasoner).items()},
         )
     )
 
 
-def family_of(model_type: str) -> Family:
-    """The row of FAMILIES.
+def assemble(parts: Parts) -> Source:
+    """A source that reads weights when they are asked for; only the vision tower is made whole.
 
     Raises:
-        ExportError: there is none.
+        ExportError: no program can be built for this backbone.
     """
-    if model_type not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
-        raise ExportError(
-            f"no program can be built for a backbone of type {model_type!r}; known: {known}"
-            f"{did_you_mean(model_type, FAMILIES)}"
-        )
-    return FAMILIES[model_type]
-
-
-def _qwen2_vl(parts: Parts) -> Source:
-    vision, extras, text = parts.config.vision_config, parts.extras, "model.language_model"
-    dimensions = _qwen2_dimensions(parts.config.text_config)
-
-    def fetch(role: str) -> np.ndarray:
-        if role == "norm":
-            return parts.read(f"{text}.norm.weight")
-        if role in ("embedding", "head"):
-            # The trained rows replace the backbone's. In a tied pair both are one, and one matrix serves both ends.
-            head = role == "head" and not parts.tied
-            rows = parts.read("lm_head.weight" if head else f"{text}.embed_tokens.weight")
-            trained = "embedding" if role == "embedding" and not parts.tied else "head"
-            rows[parts.latent_id] = extras[f"latent.{trained}_row_D"]
-            return rows
-        number, _, part = role.partition(".")
-        return _layer_weight(lambda name: parts.read(f"{text}.layers.{number}.{name}"), part, dimensions.head_width)
-
+    extras = parts.extras
     learned = parts.settings.think.latent_scale == "learned"
+    dimensions = reader_of(parts.family).dimensions(parts.config)
     return Source(
+        family=parts.family,
         dimensions=dimensions,
         settings=parts.settings,
-        image_id=parts.config.image_token_id,
+        image_id=parts.image_id,
         latent_id=parts.latent_id,
-        patch_bytes=vision.in_channels * vision.patch_size**2,
-        merge_size=vision.spatial_merge_size,
-        tower=parts.tower,
-        fetch=fetch,
+        tower=_tower(parts),
+        fetch=_fetcher(parts, dimensions),
         extras={name: value for name, value in extras.items() if name.startswith("routers.")},
         latent_norm=float(extras["latent.norm"]),
         latent_scale=float(extras["latent.scale"]) if learned else None,
@@ -175,66 +118,31 @@ def _qwen2_vl(parts: Parts) -> Source:
     )
 
 
-def _qwen2_dimensions(text: Any) -> Dimensions:
-    """Sizes from a Qwen2-VL text config.
+def _tower(parts: Parts) -> nn.Module:
+    from accelerate import init_empty_weights
 
-    Raises:
-        ExportError: the backbone does something that a program does not know.
-    """
-    if getattr(text, "use_sliding_window", False) and "sliding_attention" in text.layer_types:
-        raise ExportError("the backbone uses sliding-window attention; a program attends to all tokens: export another")
-    if text.hidden_act != "silu":
-        raise ExportError(f"the backbone's activation is {text.hidden_act!r}; a program knows 'silu' only")
-    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
-
-    rotary, kind = Qwen2VLRotaryEmbedding(text), text.rope_parameters["rope_type"]
-    if rotary.attention_scaling != 1.0 or kind != "default":
-        raise ExportError(f"the backbone's rotary type is {kind!r}; a program knows 'default' only")
-    counts = text.rope_parameters["mrope_section"]
-    return Dimensions(
-        width=text.hidden_size,
-        num_layers=text.num_hidden_layers,
-        num_heads=text.num_attention_heads,
-        num_key_heads=text.num_key_value_heads,
-        head_width=text.hidden_size // text.num_attention_heads,
-        inner=text.intermediate_size,
-        vocabulary=text.vocab_size,
-        epsilon=text.rms_norm_eps,
-        inverse_frequencies=tuple(float(f) for f in rotary.inv_freq),
-        rotary_sections=tuple(axis % 3 for axis, count in enumerate(counts) for _ in range(count)),
-    )
+    reader = reader_of(parts.family)
+    with init_empty_weights(include_buffers=False):
+        tower = reader.new_tower(parts.config)
+    state = {name: torch.from_numpy(parts.read(f"{reader.tower}.{name}")) for name in tower.state_dict()}
+    tower.load_state_dict(state, assign=True)
+    return tower.eval()
 
 
-def _layer_weight(read: Callable[[str], np.ndarray], part: str, head_width: int) -> np.ndarray:
-    """One weight of a Qwen2 layer; 1 / sqrt(head width) is folded into the query rows, so that no node has to apply
-    it. Of qkv the rows lie by key head: the queries that share it, the key, the value."""
-    scale = np.float32(head_width**-0.5)
-    if part in ("qkv", "qkv.bias"):
-        kind = "weight" if part == "qkv" else "bias"
-        query, key, value = (read(f"self_attn.{name}_proj.{kind}") for name in "qkv")
-        groups = len(key) // head_width
-        by_group = [rows.reshape(groups, -1, *rows.shape[1:]) for rows in (query * scale, key, value)]
-        return np.concatenate(by_group, axis=1).reshape(-1, *query.shape[1:])
-    if part == "gate_up":
-        return np.concatenate([read("mlp.gate_proj.weight"), read("mlp.up_proj.weight")])
-    simple = {
-        "gate": "mlp.gate_proj",
-        "up": "mlp.up_proj",
-        "out": "self_attn.o_proj",
-        "down": "mlp.down_proj",
-        "norm1": "input_layernorm",
-        "norm2": "post_attention_layernorm",
-    }
-    return read(f"{simple[part]}.weight")
+def _fetcher(parts: Parts, dimensions: Dimensions) -> Callable[[str], np.ndarray]:
+    reader, read = reader_of(parts.family), parts.read
 
+    def fetch(role: str) -> np.ndarray:
+        first, _, rest = role.partition(".")
+        if first == "norm":
+            return reader.final_norm(read, rest or "weight")
+        if first in ("embedding", "head"):
+            # The trained rows replace the backbone's. In a tied pair both are one, and one matrix serves both ends.
+            head = first == "head" and not parts.tied
+            rows = read(reader.head if head else reader.embedding)
+            trained = "embedding" if first == "embedding" and not parts.tied else "head"
+            rows[parts.latent_id] = parts.extras[f"latent.{trained}_row_D"]
+            return rows
+        return packed(lambda part, kind: reader.layer(read, int(first), part, kind), rest, dimensions)
 
-def _new_qwen2_vl_tower(config: Any) -> nn.Module:
-    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
-
-    return Qwen2VisionTransformerPretrainedModel._from_config(config.vision_config)  # pyright: ignore
-
-
-FAMILIES: dict[str, Family] = {
-    "qwen2_vl": Family(_qwen2_vl, "model.visual", _new_qwen2_vl_tower),
-}
-"""model_type -> how it is read."""
+    return fetch

@@ -4,10 +4,9 @@ large backbone never holds all of it.
 Place in the pipeline: subject.py opens a checkpoint, or a plain Hugging Face folder, by `stream_source`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,8 @@ import torch
 from lrkit.checkpoints.stored import StoredTensor, first_not_finite
 from lrkit.checkpoints.whole_weights import CheckedWeights, check_weights
 from lrkit.errors import CheckpointError
-from lrkit.export.weights.source import Family, Parts, Source, array, family_of
+from lrkit.export.weights.reader import reader_of
+from lrkit.export.weights.source import Parts, Source, array, assemble
 from lrkit.model.open_backbone import config_of
 
 
@@ -48,29 +48,19 @@ def stream_source(folder: Path) -> Source:
     checked = check_weights(folder)
     if problem := first_not_finite(checked.stored):
         raise CheckpointError(problem)
-    family, weights = family_of(checked.layout.family), _open(checked)
-    extras = {name: stored.read() for name, stored in checked.extras.items()} or _plain_extras(checked)
-    config = config_of(checked.layout)
-    return assemble(family, config, weights.read, checked.settings, checked.latent_id, extras)
-
-
-def assemble(
-    family: Family,
-    config: Any,
-    read: Callable[[str], np.ndarray],
-    settings: Any,
-    latent_id: int,
-    extras: Mapping[str, np.ndarray],
-) -> Source:
-    """A source from weights that are read as asked for; only the vision tower, which is traced, is made whole."""
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False):
-        tower = family.new_tower(config)
-    state = {name: torch.from_numpy(read(f"{family.tower}.{name}")) for name in tower.state_dict()}
-    tower.load_state_dict(state, assign=True)
-    tied = bool(config.tie_word_embeddings)
-    return family.source(Parts(config, read, tower.eval(), tied, settings, latent_id, extras))
+    layout = checked.layout
+    return assemble(
+        Parts(
+            family=layout.family,
+            config=config_of(layout),
+            read=_open(checked).read,
+            tied=layout.tied,
+            settings=checked.settings,
+            image_id=layout.image_id,
+            latent_id=checked.latent_id,
+            extras={name: stored.read() for name, stored in checked.extras.items()} or _plain_extras(checked),
+        )
+    )
 
 
 def _open(checked: CheckedWeights) -> StoredWeights:
@@ -84,8 +74,8 @@ def _open(checked: CheckedWeights) -> StoredWeights:
 
 def _plain_extras(checked: CheckedWeights) -> dict[str, np.ndarray]:
     """Of a model without latents: the rows of its own matrices; no step ever needs the norm."""
-    embedding = checked.backbone["model.language_model.embed_tokens.weight"]
-    head = checked.backbone.get("lm_head.weight", embedding)
-    rows = {"head": head, "embedding": embedding}
+    reader = reader_of(checked.layout.family)
+    embedding = checked.backbone[reader.embedding]
+    rows = {"head": checked.backbone.get(reader.head, embedding), "embedding": embedding}
     found = {f"latent.{name}_row_D": stored.read_row(checked.latent_id) for name, stored in rows.items()}
     return found | {"latent.norm": np.ones((), np.float32)}

@@ -1,0 +1,69 @@
+"""What an export asks of a family to write its vision tower: a module `tower` in the family's folder.
+
+Place in the pipeline: `write_tower` -> a `Tower`, which program.py and step_graphs.py call with the graph and its
+inputs. Most families let tracing.py do the work.
+
+Legend: V visual tokens, D width of the language model.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+from lrkit.errors import ExportError, UnknownNameError
+from lrkit.export.graph.dialect import Dialect
+from lrkit.export.graph.nodes import Carried, Graph, Value
+from lrkit.export.weights.source import Source
+from lrkit.families.table import load_part
+
+Tower = Callable[[Graph, Carried], Value]
+"""(graph, inputs of the program by name) -> visual tokens (V, D), picture by picture."""
+
+
+@dataclass(frozen=True)
+class TowerSizes:
+    """What the work of a tower can be counted from. Biases and norms are no products and are left out."""
+
+    width: int
+    depth: int
+    """Layers."""
+    weights: int
+    """In the matrices that every patch goes through once."""
+    merger_weights: int
+    """In those that every visual token goes through once."""
+
+
+class TowerWriter(Protocol):
+    """Writes the tower of one family."""
+
+    def write(self, tower: nn.Module, geometry: Any, dialect: Dialect) -> Tower:
+        """`tower` is what `WeightReader.new_tower` made, with its weights; it stays as it is. `geometry` is the
+        family's, whose `program_inputs` the result reads; pictures come as bytes (`Dialect.pixels`).
+
+        Raises:
+            ExportError: no program can be built for this tower.
+        """
+        ...
+
+    def sizes(self, tower: nn.Module) -> TowerSizes:
+        """Its numbers."""
+        ...
+
+
+def writer_of(family: str) -> TowerWriter:
+    """The writer of a family.
+
+    Raises:
+        ExportError: there is none.
+    """
+    try:
+        return load_part(family, "tower")
+    except UnknownNameError as error:
+        raise ExportError(f"no program can be built for this backbone: {error}") from error
+
+
+def write_tower(source: Source, geometry: Any, dialect: Dialect) -> Tower:
+    """The source's tower, for pictures that `geometry` describes. Raises as `TowerWriter.write`."""
+    return writer_of(source.family).write(source.tower, geometry, dialect)

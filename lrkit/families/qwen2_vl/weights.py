@@ -1,0 +1,75 @@
+"""How Qwen2-VL's language model lies in its weights, for an export. Implements `WeightReader`."""
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from lrkit.errors import ExportError
+from lrkit.export.weights.reader import Read
+from lrkit.export.weights.recipe import Dimensions, LayerRecipe, Norm, known
+
+_TEXT = "model.language_model"
+_PARTS = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "out": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+    "norm1": "input_layernorm",
+    "norm2": "post_attention_layernorm",
+}
+
+
+class Qwen2VLWeights:
+    """See export/weights/reader.py."""
+
+    embedding = f"{_TEXT}.embed_tokens.weight"
+    head = "lm_head.weight"
+    tower = "model.visual"
+
+    def new_tower(self, config: Any) -> nn.Module:
+        """transformers' own."""
+        from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
+
+        return Qwen2VisionTransformerPretrainedModel._from_config(config.vision_config)  # pyright: ignore
+
+    def dimensions(self, config: Any) -> Dimensions:
+        """From a Qwen2VLConfig. Raises `ExportError` as the protocol says."""
+        text = config.text_config
+        if getattr(text, "use_sliding_window", False) and "sliding_attention" in text.layer_types:
+            raise ExportError(
+                "the backbone uses sliding-window attention; a program attends to all tokens: export another"
+            )
+        known("activation", text.hidden_act, ["silu"])
+        from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
+
+        rotary = Qwen2VLRotaryEmbedding(text)
+        kind = text.rope_parameters["rope_type"]
+        known("rotary type", kind if rotary.attention_scaling == 1.0 else f"{kind}, scaled", ["default"])
+        counts = text.rope_parameters["mrope_section"]
+        return Dimensions(
+            width=text.hidden_size,
+            num_layers=text.num_hidden_layers,
+            num_heads=text.num_attention_heads,
+            num_key_heads=text.num_key_value_heads,
+            head_width=text.hidden_size // text.num_attention_heads,
+            inner=text.intermediate_size,
+            vocabulary=text.vocab_size,
+            inverse_frequencies=tuple(float(f) for f in rotary.inv_freq),
+            rotary_axes=tuple(axis % 3 for axis, count in enumerate(counts) for _ in range(count)),
+            recipe=LayerRecipe(norm=Norm("rms", text.rms_norm_eps), biases=frozenset({"qkv"})),
+        )
+
+    def final_norm(self, read: Read, kind: str) -> np.ndarray:
+        """The root-mean-square norm of the language model."""
+        return read(f"{_TEXT}.norm.{kind}")
+
+    def layer(self, read: Read, number: int, part: str, kind: str) -> np.ndarray:
+        """Every part is a tensor of its own."""
+        return read(f"{_TEXT}.layers.{number}.{_PARTS[part]}.{kind}")
+
+
+PART = Qwen2VLWeights()
