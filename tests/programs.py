@@ -18,7 +18,7 @@ from lrkit.export.graph.program import Program, build_program
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.int4 import block_for, quantize
 from lrkit.export.weights.source import Source, read_source
-from lrkit.families.qwen2_vl.tower import grafted, traced_tower
+from lrkit.families.qwen2_vl.export.tower import grafted, traced_tower
 from lrkit.model.generate import Generated, GenerationLimits, generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.engines.programs.feed import build_feed

@@ -11,7 +11,7 @@ from torch import nn
 
 from lrkit.errors import ExportError, UnknownNameError
 from lrkit.export.weights.recipe import Dimensions
-from lrkit.families.table import load_part
+from lrkit.registry import Registry
 
 Read = Callable[[str], np.ndarray]
 """A weight of the backbone by the name it has in transformers, adapters merged: a float32 array that nobody else
@@ -51,6 +51,9 @@ class WeightReader(Protocol):
         ...
 
 
+READERS: Registry[WeightReader] = Registry("backbone", {"qwen2_vl": "lrkit.families.qwen2_vl.export.weights:PART"})
+
+
 def reader_of(family: str) -> WeightReader:
     """The reader of a family.
 
@@ -58,6 +61,6 @@ def reader_of(family: str) -> WeightReader:
         ExportError: there is none.
     """
     try:
-        return load_part(family, "weights")
+        return READERS.load(family)
     except UnknownNameError as error:
         raise ExportError(f"no program can be built for this backbone: {error}") from error
