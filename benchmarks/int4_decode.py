@@ -1,6 +1,6 @@
 """One spoken token and one prompt in int4: lrkit's program against onnxruntime-genai's model of the same shape.
 
-    lrkit export --shape qwen2-vl-2b --random-weights --int4 int4.vision=int4 int4.block=32 -o lrkit-int4
+    lrkit export random:qwen2-vl-2b --int4 int4.vision=int4 int4.block=32 -o lrkit-int4
     python -m onnxruntime_genai.models.builder -m QWEN2 -o genai-int4 -p int4 -e cpu --extra_options block_size=32
     python benchmarks/int4_decode.py lrkit-int4 genai-int4 --threads 1 2 --prompt 128 256
 

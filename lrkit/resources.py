@@ -41,6 +41,9 @@ RUN_FILE = "run.json"
 STATE_FILE = "state.pt"
 """The file of a training run's folder that the run goes on from."""
 
+RANDOM = "random:"
+"""Before the name of a shape: a model of its sizes with random weights."""
+
 _PACKAGE = Path(__file__).resolve().parent
 _TINY = _PACKAGE / "assets" / "tiny"
 _MOST_NAMED = 8
@@ -121,6 +124,11 @@ def find_rules(name_or_path: str | Path) -> Path:
 def find_suite(name_or_path: str | Path) -> Path:
     """The YAML file of a profiling suite. Raises as `find_resource`."""
     return find_resource("suite", name_or_path)
+
+
+def random_shape(model: str) -> str | None:
+    """The shape of random:SHAPE; None for other models."""
+    return model.removeprefix(RANDOM) if model.startswith(RANDOM) else None
 
 
 def find_any(name: str) -> Resource:

@@ -22,7 +22,9 @@ Examples:
 
 def ablate(
     sweep: Annotated[str, typer.Argument(help="A shipped sweep or a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value changes of the sweep.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes of the sweep, by dotted path.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the runs.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, one thread each.")] = 1,
     json_file: Annotated[Path | None, json_option("Write the table to this file too.")] = None,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrkit.cli.eval import DTYPE_HELP, parse_modes, say_note
+from lrkit.cli.eval import parse_modes, say_note
 from lrkit.cli.shared.console import beside_json, err
-from lrkit.cli.shared.download import Download
+from lrkit.cli.shared.options import Device, Download, Dtype, Engine, EngineOption, Provider, Threads
 from lrkit.cli.shared.tables import json_option, milliseconds, write_json
 from lrkit.files import check_writable
 
@@ -42,13 +42,13 @@ def ask(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest speech.")] = None,
     max_latent_steps: Annotated[int | None, typer.Option(min=0, help="Instead of the model's own limit.")] = None,
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Shrink larger pictures to so many pixels.")] = None,
-    device: Annotated[str | None, typer.Option(help="Checkpoints: cpu, cuda or cuda:0.")] = None,
-    dtype: Annotated[str, typer.Option(help=DTYPE_HELP)] = "auto",
-    engine: Annotated[str | None, typer.Option(help="Bundles: onnxruntime, tensorrt-rtx or tensorrt.")] = None,
-    engine_option: Annotated[list[str] | None, typer.Option(help="TensorRT: KEY=VALUE, as device=1; repeat.")] = None,
-    provider: Annotated[str | None, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, ...")] = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    engine: Engine = None,
+    engine_option: EngineOption = None,
+    provider: Provider = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds after which to give up; none by default.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="ONNX Runtime: threads of one operator.")] = None,
+    threads: Threads = None,
     download: Download = False,
     json_file: Annotated[Path | None, json_option("Write the answer and its history.")] = None,
 ) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
 from lrkit.cli.shared.console import bars, beside_json, err
-from lrkit.cli.shared.download import Download
+from lrkit.cli.shared.options import Device, Download, Dtype, Engine, EngineOption, Provider, Threads
 from lrkit.cli.shared.tables import headline, json_option, modes_table, write_json
 from lrkit.contract.generated import MODES, Mode
 from lrkit.errors import UserError
@@ -34,9 +34,6 @@ Examples:
 """
 
 
-DTYPE_HELP = "Checkpoints: float32, bfloat16, float16, or auto: as trained."
-
-
 def eval_checkpoint(
     model: Annotated[str, typer.Argument(help="A bundle, a checkpoint folder, or a shipped name such as tiny.")],
     data: Annotated[list[str] | None, typer.Option(help="trail:main (long, faint, wide) or a .jsonl; repeat.")] = None,
@@ -47,12 +44,12 @@ def eval_checkpoint(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest speech.")] = None,
     max_latent_steps: Annotated[int | None, typer.Option(min=0, help="Instead of the model's own limit.")] = None,
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Shrink larger pictures to so many pixels.")] = None,
-    device: Annotated[str | None, typer.Option(help="Checkpoints: cpu, cuda or cuda:0.")] = None,
-    dtype: Annotated[str, typer.Option(help=DTYPE_HELP)] = "auto",
-    engine: Annotated[str | None, typer.Option(help="Bundles: onnxruntime, tensorrt-rtx or tensorrt.")] = None,
-    engine_option: Annotated[list[str] | None, typer.Option(help="TensorRT: KEY=VALUE, as device=1; repeat.")] = None,
-    provider: Annotated[str | None, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, ...")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="ONNX Runtime: threads of one operator.")] = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    engine: Engine = None,
+    engine_option: EngineOption = None,
+    provider: Provider = None,
+    threads: Threads = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the pictures drawn from a trail set.")] = 0,
     download: Download = False,
     json_file: Annotated[Path | None, json_option("Write all figures to this file.")] = None,

@@ -14,40 +14,41 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from lrkit import __version__
 from lrkit.cli.shared.console import discard_output, err, flush_output, make_streams_safe
+from lrkit.cli.shared.old_spellings import modern
+from lrkit.cli.shared.usage import USAGE_ERROR, is_misuse, misuse
 from lrkit.errors import EXIT_CODE, LrkitError, clean, is_write_failure, missing_extra, os_sentence
 from lrkit.registry import Registry
 
 VERBS = Registry[Callable[..., None]](
     "verb",
     {
-        name: f"lrkit.cli.{name}:{function}"
-        for name, function in {
-            "train": "train",
-            "eval": "eval_checkpoint",
-            "ask": "ask",
-            "export": "export",
-            "profile": "profile",
-            "analyze": "analyze",
-            "ablate": "ablate",
-            "demo": "demo",
-            "validate": "validate",
-            "doctor": "doctor",
-            "ls": "ls",
-            "cp": "cp",
-        }.items()
-        if find_spec(f"lrkit.cli.{name}") is not None
+        "train": "lrkit.cli.train:train",
+        "eval": "lrkit.cli.eval:eval_checkpoint",
+        "ask": "lrkit.cli.ask:ask",
+        "export": "lrkit.cli.export:export",
+        "engines": "lrkit.cli.engines:engines",
+        "preflight": "lrkit.cli.preflight:preflight",
+        "profile": "lrkit.cli.profile:profile",
+        "sweep": "lrkit.cli.sweep:sweep",
+        "report": "lrkit.cli.report:report",
+        "compare": "lrkit.cli.compare:compare",
+        "ablate": "lrkit.cli.ablate:ablate",
+        "demo": "lrkit.cli.demo:demo",
+        "validate": "lrkit.cli.validate:validate",
+        "doctor": "lrkit.cli.doctor:doctor",
+        "ls": "lrkit.cli.ls:ls",
+        "cp": "lrkit.cli.cp:cp",
     },
 )
-"""In the order of the help; a verb whose file is not there is not shown."""
+"""In the order of the help."""
 
 INTERRUPTED = 130
 CLOSED_OUTPUT = 141
@@ -56,6 +57,26 @@ CLOSED_OUTPUT = 141
 
 class Interrupted(Exception):
     """Ctrl-C, carrying the sentence that the verb left about how to go on."""
+
+
+class Verb(TyperCommand):
+    """A verb, whose help shows its own options first and then those that it shares with others, by group."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """As in the examples: the library's newest release puts what must be given in braces."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes a section per group; as the library's own, which knows groups only where it may use colours."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for param in self.get_params(ctx):
+            if (record := param.get_help_record(ctx)) is not None:
+                group = "Arguments" if param.param_type_name == "argument" else None
+                sections.setdefault(group or getattr(param, "rich_help_panel", None) or "Options", []).append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
 
 class VerbGroup(TyperGroup):
@@ -68,8 +89,12 @@ class VerbGroup(TyperGroup):
         function = VERBS.load(cmd_name)
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
         examples = _examples(sys.modules[function.__module__].EXAMPLES)
-        single.command(name=cmd_name, help=_description(function), epilog=examples)(function)
-        return typer.main.get_command(single)
+        single.command(name=cmd_name, cls=Verb, help=_description(function), epilog=examples)(function)
+        command = typer.main.get_command(single)
+        for param in command.params:
+            if param.param_type_name == "argument" and param.metavar is None:
+                param.metavar = str(param.name).upper()  # as in the examples; the library's own form changes
+        return command
 
     # The library would say "Aborted" and exit with 1; a verb may have raised it with a sentence on how to go on.
     def make_context(self, *arguments: Any, **options: Any) -> Any:
@@ -87,6 +112,10 @@ def _told() -> Generator[None]:
         yield
     except KeyboardInterrupt as stop:
         raise Interrupted(str(stop) or "interrupted; nothing more was written") from stop
+    except USAGE_ERROR as error:
+        if not is_misuse(error):
+            raise
+        raise misuse(error) from error
 
 
 app = typer.Typer(
@@ -138,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(given: Sequence[str], debug: bool) -> None:
     try:
         try:
-            app(given, prog_name="lrkit")
+            app(modern(given), prog_name="lrkit")
         finally:
             flush_output()  # a full disk is to be seen here, not while Python shuts down
     except (Interrupted, KeyboardInterrupt) as stop:

@@ -1,4 +1,4 @@
-"""`lrkit export THING --check`: what a target would reject or ignore in a program, without building anything.
+"""`lrkit preflight THING`: what a target would reject or ignore in a program, without building anything.
 
 The rules are data (export/rules/*.yaml); lrkit/export/preflight/findings.py applies them. As for `lrkit validate`, the
 exit code is 0 where nothing is rejected and 2 where something is, or where the thing cannot be read; --json tells them
@@ -7,21 +7,23 @@ apart.
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lrkit.cli.shared.console import err, out, printable
-from lrkit.cli.shared.tables import write_json
+from lrkit.cli.shared.export_target import Arch, Changes, FormName, Int4, arch_names, check_form
+from lrkit.cli.shared.tables import json_option, write_json
 from lrkit.contract.bundle.folder import is_bundle
 from lrkit.contract.bundle.io_spec import Form
 from lrkit.contract.bundle.manifest import EngineKind
 from lrkit.errors import ExportError, UnknownNameError, UserError, did_you_mean, require
-from lrkit.resources import find_checkpoint, resolve_checkpoint
+from lrkit.resources import find_checkpoint, random_shape, resolve_checkpoint
 
 if TYPE_CHECKING:
     from lrkit.export.preflight.ask import Opinion
@@ -30,13 +32,25 @@ if TYPE_CHECKING:
     from lrkit.export.preflight.rules import TargetName
     from lrkit.export.targets.target import Target
 
+EXAMPLES = """
+Examples:
+
+    lrkit preflight tiny --target tensorrt-rtx --arch sm89
+
+    lrkit preflight my-bundle
+
+    lrkit preflight my-bundle --target jetson-thor
+
+    lrkit preflight model.onnx --target tensorrt-10 --json findings.json
+"""
+
 MOST_NAMES = 3
 """Places of one rule that the table names; the JSON file has all."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What `--check` was given."""
+    """What is to be looked at, and for which target."""
 
     thing: str
     """An ONNX file, a bundle or a checkpoint."""
@@ -47,8 +61,28 @@ class Asked:
     int4: bool
     form: Form
     archs: tuple[str, ...]
-    pointless: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Options that a check has no use for, by name; refused if given."""
+
+
+def preflight(
+    thing: Annotated[str, typer.Argument(help="A checkpoint, a shipped name (tiny), a bundle, or an .onnx file.")],
+    overrides: Changes = None,
+    target: Annotated[
+        str | None, typer.Option(help="tensorrt-10, tensorrt-11, tensorrt-rtx, ort, or a target (see `lrkit ls`).")
+    ] = None,
+    int4: Int4 = False,
+    form: FormName = "program",
+    arch: Arch = None,
+    json_file: Annotated[Path | None, json_option("Write the findings to this file.")] = None,
+) -> None:
+    """List what a target would reject or do badly in a program, before anything is exported or built.
+
+    A bundle is held against what it was exported for, unless --target says otherwise; a checkpoint is built first, as
+    an export would build it.
+    """
+    check_form(form)
+    if random_shape(thing) is not None:
+        raise UserError(f"{thing} has no program yet; export it, and give the bundle")
+    check(Asked(thing, target, overrides or [], int4, cast(Form, form), arch_names(arch)), json_file)
 
 
 def check(asked: Asked, json_file: Path | None) -> None:
@@ -60,9 +94,6 @@ def check(asked: Asked, json_file: Path | None) -> None:
     """
     if asked.target is not None and not asked.target.strip():
         raise UserError(f"--target is empty; give {', '.join(_target_names())}, or a target file")
-    for name, value in asked.pointless.items():
-        if value:
-            raise UserError(f"{name} was given beside --check, which writes no bundle and no engine; leave one out")
     for package in ("onnx", "onnx_ir"):
         require(package, "export")
     from lrkit.export.preflight.findings import check_graph

@@ -33,7 +33,7 @@ Examples:
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe (see `lrkit ls`) or a YAML file.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the recipe, by dotted path.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes of the recipe, by dotted path.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The run's folder. [default: runs/NAME]")

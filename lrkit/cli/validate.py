@@ -15,7 +15,7 @@ from rich.progress import TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lrkit.cli.shared.console import bars, beside_json
-from lrkit.cli.shared.download import Download
+from lrkit.cli.shared.options import Download, Engine, EngineOption, Provider
 from lrkit.cli.shared.tables import json_option, write_json
 from lrkit.cli.shared.validate_config import CHECKS, check_config, kind_of_config
 from lrkit.errors import UserError
@@ -40,11 +40,9 @@ def validate(
     checkpoint: Annotated[
         str | None, typer.Option(help="Data only: count tokens, and check words, with this checkpoint's tokenizer.")
     ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="Bundles only: onnxruntime, tensorrt-rtx or tensorrt, to run recorded samples.")
-    ] = None,
-    engine_option: Annotated[list[str] | None, typer.Option(help="TensorRT: KEY=VALUE, as device=1; repeat.")] = None,
-    provider: Annotated[str | None, typer.Option(help="Bundles only: ONNX Runtime's provider.")] = None,
+    engine: Engine = None,
+    engine_option: EngineOption = None,
+    provider: Provider = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Checkpoints only: do not read the weights' values in search of NaN.")
     ] = False,

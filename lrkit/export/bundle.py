@@ -85,7 +85,7 @@ class EnginesRefused(ExportError):
         place = report.folder
         super().__init__(
             f"{place} is whole but has no engines: {reason}; it can be used without them, and once that is mended "
-            f"they are added by: lrkit export {place} --engine {kind}"
+            f"they are added by: lrkit engines {place} --engine {kind}"
         )
         self.report = report
 

@@ -1,7 +1,7 @@
 """A reasoner of a given shape with random weights, to export: what a device must hold and how fast it is, before any
 download or training.
 
-    lrkit export --shape qwen2-vl-2b --random-weights --int4 -o bundle
+    lrkit export random:qwen2-vl-2b --int4 -o bundle
 
 Place in the pipeline: profiles/shapes/*.json -> `ShapeSubject` -> bundle.py, as a checkpoint. Every matrix is drawn
 when it is asked for, from a seed made of its name: so two readers see the same weights, and nobody holds all of them.

@@ -1,6 +1,6 @@
 """report.json: written whole, and read back for a comparison as a file of somebody else's.
 
-Place in the pipeline: report.py -> `write_report` -> report.json -> `read_report` -> compare.py.
+Place in the pipeline: report.py -> `write_report` -> report.json -> `read_report` -> pages/compare.py.
 """
 
 import json

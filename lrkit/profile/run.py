@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lrkit.contract.sample import Sample
+from lrkit.errors import DataError, one_line
 from lrkit.evaluate.benchmarks import load_samples
 from lrkit.files import write_text
 from lrkit.profile.ceilings.devices import load_sheet
@@ -73,8 +74,25 @@ def save(report: Report, folder: Path) -> list[Path]:
     Raises:
         FileError: one of them cannot be written.
     """
-    files = [folder / f"report.{ending}" for ending in ("json", "md", "html")]
-    write_report(report, files[0])
-    write_text(files[1], render_markdown(report))
-    write_text(files[2], render_html(report))
+    file = folder / "report.json"
+    write_report(report, file)
+    return [file, *render_pages(report, folder / "report")]
+
+
+def render_pages(report: Report, place: Path) -> list[Path]:
+    """Writes `place`.md and `place`.html.
+
+    Raises:
+        DataError: the report, of somebody else, lacks what a page shows.
+        FileError: one of them cannot be written.
+    """
+    try:
+        pages = {".md": render_markdown(report), ".html": render_html(report)}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"the report lacks what its pages show ({one_line(error, 100)}); give one as lrkit profile wrote it"
+        ) from error
+    files = [place.with_name(place.name + ending) for ending in pages]
+    for file, text in zip(files, pages.values(), strict=True):
+        write_text(file, text)
     return files

@@ -1,4 +1,4 @@
-"""`lrkit export --engine` through the command line, with NVIDIA's real builder: new bundles and old ones, a build that
+"""`lrkit engines` through the command line, with NVIDIA's real builder: new bundles and old ones, a build that
 is stopped or killed, a script for a device, targets. No engine is run: that needs a GPU that they are built for."""
 
 import ast
@@ -104,12 +104,12 @@ def test_engines_are_added_without_torch_and_replace_their_like(bundle):
         "import sys\n"
         "for name in ('torch', 'transformers', 'onnx', 'onnx_ir'): sys.modules[name] = None\n"
         "from lrkit.cli.main import main\n"
-        "main(['export', sys.argv[1], '--engine', 'tensorrt-rtx', '--arch', 'sm89'])\n"
+        "main(['engines', sys.argv[1], '--engine', 'tensorrt-rtx', '--arch', 'sm89'])\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(bundle)], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     first = open_bundle(bundle).manifest.programs["latent"].engines[0].file
-    assert run("export", bundle, "--engine", "tensorrt-rtx", "--arch", "sm89", "engine.options.workspace_mb=512") == 0
+    assert run("engines", bundle, "--engine", "tensorrt-rtx", "--arch", "sm89", "engine.options.workspace_mb=512") == 0
     manifest = open_bundle(bundle).manifest
     (entry,) = manifest.programs["latent"].engines
     assert entry.file != first and entry.options == {"workspace_mb": 512}
@@ -126,7 +126,7 @@ def test_engines_of_the_standard_package(bundle):
         "from lrkit.runtime.engines.tensorrt import library\n"
         "library.PACKAGES['tensorrt'] = 'tensorrt_rtx'\n"
         "from lrkit.cli.main import main\n"
-        "main(['export', sys.argv[1], '--target', 'l4'])\n"
+        "main(['engines', sys.argv[1], '--target', 'l4'])\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(bundle)], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
@@ -209,7 +209,7 @@ def test_a_builder_that_the_system_kills_is_one_sentence(slow_checkpoint, tmp_pa
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    assert run("export", bundle, "--engine", "tensorrt-rtx") == 2
+    assert run("engines", bundle, "--engine", "tensorrt-rtx") == 2
     thread.join()
     said = capsys.readouterr().err
     assert re.search(r"process ended by signal SIGKILL after \d s, holding 0\.\d GB; .* memory runs out", said), said
@@ -225,7 +225,7 @@ def test_a_bundle_stays_whole_when_adding_engines_is_stopped(slow_checkpoint, tm
     bundle, staging = tmp_path / "bundle", tmp_path / "bundle" / ".engines.writing"
     shutil.copytree(exported_slow(slow_checkpoint), bundle)
     before = (bundle / "bundle.json").read_text()
-    command = [sys.executable, "-m", "lrkit", "export", str(bundle), "--engine", "tensorrt-rtx"]
+    command = [sys.executable, "-m", "lrkit", "engines", str(bundle), "--engine", "tensorrt-rtx"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: process.poll() is not None or builders_of(process.pid))
     (builder,) = builders_of(process.pid)
@@ -249,7 +249,7 @@ def exported_slow(checkpoint: Path) -> Path:
 
 def test_a_script_builds_on_a_device_without_lrkit_and_its_engine_joins_the_bundle(bundle, tmp_path, capsys):
     """Only the ONNX file and the script go to the device: a Python that has nothing but the package of the builder."""
-    assert run("export", bundle, "--engine", "tensorrt", "--script", tmp_path / "build_engine.py") == 0
+    assert run("engines", bundle, "--engine", "tensorrt", "--script", tmp_path / "build_engine.py") == 0
     assert "built on the device" in capsys.readouterr().out
     device = tmp_path / "device"
     device.mkdir()
@@ -267,7 +267,7 @@ def test_a_script_builds_on_a_device_without_lrkit_and_its_engine_joins_the_bund
     assert re.search(r"\d+\.\d MB after \d+\.\d s, \d+ layers, at most \d+\.\d+ GB", done.stdout), done.stdout
 
     engines = device / "engines" / "engines.json"
-    assert run("export", bundle, "--engine-file", engines) == 0
+    assert run("engines", bundle, "--take", engines) == 0
     (entry,) = open_bundle(bundle).manifest.programs["latent"].engines
     # The script takes the package that is there: on this machine tensorrt_rtx, for all GPUs that it knows.
     assert entry.kind == "tensorrt-rtx" and entry.archs[0] == "sm80" and "sm75" not in entry.archs
@@ -282,7 +282,7 @@ def test_a_script_builds_on_a_device_without_lrkit_and_its_engine_joins_the_bund
     content = json.loads(engines.read_text())
     content["engines"][0]["onnx_sha256"] = "0" * 64
     engines.write_text(json.dumps(content))
-    assert run("export", bundle, "--engine-file", engines) == 2
+    assert run("engines", bundle, "--take", engines) == 2
     assert "was built from another program" in capsys.readouterr().err
 
 
@@ -317,11 +317,12 @@ def test_what_cannot_be_built_is_one_sentence(checkpoint, bundle, tmp_path, caps
         ((checkpoint, "--target", "l4", "--arch", "sm89"), "builds for the GPU of the machine"),
         ((checkpoint, "--target", "rtx-pc", "engine.options.timing_cache=x"), "timing_cache are for tensorrt"),
         ((bundle, "limits.max_images=3"), "only engine.KEY=VALUE"),
-        ((bundle, "--engine-file", tmp_path / "none.json"), "lists no engines"),
-        ((bundle, "--engine-file", tmp_path / "absent.json"), "no such file"),
-        ((bundle, *rtx, "--engine-file", tmp_path / "none.json"), "with the bundle alone"),
+        ((bundle, "--take", tmp_path / "none.json"), "lists no engines"),
+        ((bundle, "--take", tmp_path / "absent.json"), "no such file"),
+        ((bundle, *rtx, "--take", tmp_path / "none.json"), "with the bundle alone"),
     ):
-        assert run("export", *arguments, *(() if arguments[0] == bundle else ("-o", nothing))) == 2
+        own = () if arguments[0] == bundle else ("-o", nothing)
+        assert run("engines" if arguments[0] == bundle else "export", *arguments, *own) == 2
         said = capsys.readouterr().err
         assert re.search(part, said.strip()), said
         assert not nothing.exists()

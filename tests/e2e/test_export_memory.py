@@ -58,7 +58,7 @@ def test_writing_500_million_weights(dialect):
 @pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
 def test_an_export_of_500_million_weights(dialect, tmp_path):
     """With the comparison: torch's model in float32 has 2.0 GB, and its weights are drawn one by one."""
-    asked = ("export", "--shape", "smolvlm-500m", "--random-weights", "--int4", "--dialect", dialect)
+    asked = ("export", "random:smolvlm-500m", "--int4", f"dialect={dialect}")
     peak = peak_of(SCRIPT, *asked, "-o", tmp_path / "bundle")
     print(f"{dialect}: {peak / GB:.2f} GB")
     assert peak < 5 * GB

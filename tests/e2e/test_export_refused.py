@@ -81,7 +81,7 @@ def test_what_the_parser_refuses_is_known_before_torch_is_asked(checkpoint, tmp_
     photos, refusal, compared = told
     assert photos.startswith("photos will be shrunk") and refusal.startswith("no engine will be built: ")
     assert compared == "compared"
-    assert f"lrkit export {tmp_path / 'own'} --engine tensorrt-rtx" in str(refused.value)
+    assert f"lrkit engines {tmp_path / 'own'} --engine tensorrt-rtx" in str(refused.value)
     assert "\n" not in str(refused.value) and refused.value.report.folder == tmp_path / "own"
     assert_whole_without_engines(tmp_path / "own")
 

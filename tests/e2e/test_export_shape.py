@@ -1,4 +1,4 @@
-"""`lrkit export --shape`: a bundle of random weights, compared with torch, through the command line."""
+"""`lrkit export random:SHAPE`: a bundle of random weights, compared with torch, through the command line."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_an_int4_bundle_of_a_shape(shape, tmp_path, tied, capsys):
     figures = tmp_path / "figures.json"
     changes = ("int4.vision=int4", "int4.block=32", "int4.accuracy_level=0", "limits.max_new_tokens=12")
     place = tmp_path / "bundle"
-    asked = ("export", "--shape", shape, "--random-weights", "--int4", *changes, "-o", place, "--json", figures)
+    asked = ("export", f"random:{shape}", "--int4", *changes, "-o", place, "--json", figures)
     assert run(*asked) == 0, capsys.readouterr().err
     manifest = json.loads(figures.read_text())["manifest"]
     found = manifest["validation"]["latent"]
@@ -67,15 +67,15 @@ def test_wrong_requests_are_one_sentence(shape, tmp_path, capsys):
     small.write_text(json.dumps({**SHAPE, "vocabulary": 40}))
     asked = 0
     for arguments, part in (
-        (("--shape", "qwen2-vl-2", "--random-weights"), "did you mean 'qwen2-vl-2b'"),
-        (("--shape", tmp_path / "absent.json", "--random-weights"), "no such file"),
-        (("--shape", small, "--random-weights"), "vocabulary"),
+        (("random:qwen2-vl-2",), "did you mean 'qwen2-vl-2b'"),
+        ((f"random:{tmp_path / 'absent.json'}",), "no such file"),
+        ((f"random:{small}",), "vocabulary"),
+        (("random:",), "shape"),
+        ((f"random:{shape}", "tiny"), "tiny"),
+        ((f"random:{shape}", "--data", "trail:main"), "leave --data out"),
         (("--shape", shape), "add --random-weights"),
         (("tiny", "--random-weights"), "--random-weights is for --shape"),
-        (("tiny", "--shape", shape, "--random-weights"), "leave tiny out"),
-        (("--shape", shape, "--random-weights", "--data", "trail:main"), "leave --data out"),
-        (("--shape", shape, "--random-weights", "--check"), "leave --check out"),
-        ((), "nothing to export was named"),
+        ((), "MODEL is missing"),
     ):
         assert run("export", *arguments, "-o", tmp_path / "bundle") == 2
         said = capsys.readouterr().err
@@ -88,7 +88,7 @@ def test_wrong_requests_are_one_sentence(shape, tmp_path, capsys):
 def test_without_samples_nothing_is_compared_and_the_bundle_says_so(shape, tmp_path):
     """Torch's model alone may need more memory than there is; what writes the program never loads it."""
     place = tmp_path / "bundle"
-    asked = ("export", "--shape", shape, "--random-weights", "--int4", "--samples", 0, "-o", place)
+    asked = ("export", f"random:{shape}", "--int4", "--samples", 0, "-o", place)
     assert run(*asked) == 2
     assert not place.exists()
     assert run(*asked, "--allow-unproven") == 0

@@ -45,7 +45,7 @@ stages:
 
 # Random weights do not end an answer either.
 SHORT = ("--max-new-tokens", "6")
-QUICK = ("--set", "max_new_tokens=6", "--set", "repeats=1", "--set", "phase_samples=1")
+QUICK = ("max_new_tokens=6", "repeats=1", "phase_samples=1")
 
 
 def lrkit(*arguments: str) -> int:

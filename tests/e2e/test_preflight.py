@@ -1,4 +1,4 @@
-"""`lrkit export THING --check` through the command line: files, bundles and checkpoints."""
+"""`lrkit preflight THING` through the command line: files, bundles and checkpoints."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.preflight.structure import CASES
 
 def run(*arguments: object) -> int:
     with pytest.raises(SystemExit) as stopped:
-        main(["export", *map(str, arguments), "--check"])
+        main(["preflight", *map(str, arguments)])
     return int(stopped.value.code or 0)
 
 
@@ -151,9 +151,11 @@ def test_bad_input_is_one_sentence(tmp_path, bundle, capsys):
         ([file, "--target", "tensorrt-rtz"], "did you mean 'tensorrt-rtx'?"),
         ([file, "--target", "ort", "--int4"], "is built already"),
         ([file, "--target", "ort", "--arch", "sm89"], "leave them out"),
-        ([bundle, "--engine", "tensorrt-rtx"], "--engine was given beside --check"),
+        ([bundle, "--engine", "tensorrt-rtx"], "lrkit preflight has no option --engine"),
         ([tmp_path / "none.onnx", "--target", "ort"], "there is no such file"),
         (["no-such-thing"], "no such checkpoint"),
+        (["random:qwen2-vl-2b"], "has no program yet"),
+        ([file, "--target", "ort", "--form", "steps"], "must be one of program, step"),
     ):
         assert run(*arguments) == 2
         assert said in capsys.readouterr().err.replace("\n", " ")
@@ -162,5 +164,5 @@ def test_bad_input_is_one_sentence(tmp_path, bundle, capsys):
 def test_an_empty_target_is_refused(bundle, capsys):
     """Of a bundle it was passed over, and of a graph it ended in a traceback."""
     for thing in (bundle, bundle / "latent.onnx"):
-        assert run("export", thing, "--check", "--target", " ") == 2
+        assert run(thing, "--target", " ") == 2
         assert "--target is empty; give " in capsys.readouterr().err

@@ -15,7 +15,7 @@ from lrkit.profile.measure.cases import Case
 
 SHAPES = Path(__file__).resolve().parents[2] / "profiles" / "shapes"
 MODES = {"latent", "cot", "direct"}
-FEW = ("--set", "samples.0.count=2", "--set", "max_new_tokens=6", "--set", "phase_samples=1", "--set", "gallery=1")
+FEW = ("samples.0.count=2", "max_new_tokens=6", "phase_samples=1", "gallery=1")
 
 
 def run(*arguments: object) -> int:
@@ -29,7 +29,7 @@ def profiled(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of the checkpoint beside the bundle, and of the bundle."""
     folder = tmp_path_factory.mktemp("profile")
     models = (bundle.parent / "latent", bundle)
-    assert run("profile", *models, "--suite", "latency", "--set", "repeats=2", *FEW, "--threads", 1, "-o", folder) == 0
+    assert run("profile", *models, "--suite", "latency", "repeats=2", *FEW, "--threads", 1, "-o", folder) == 0
     return folder
 
 
@@ -155,7 +155,7 @@ def test_the_page_needs_nothing_else(profiled: Path) -> None:
 
 def test_a_report_compared_with_itself_is_the_same(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = profiled / "report.json"
-    assert run("profile", "--compare", file, file, "--json", profiled / "compared.json") == 0
+    assert run("compare", file, file, "--json", profiled / "compared.json") == 0
     compared = json.loads((profiled / "compared.json").read_text())
     assert {row["verdict"] for row in compared["runs"].values()} == {"same"}
     assert compared["differs"] == {}
@@ -187,7 +187,7 @@ def test_a_failing_answer_is_reported_and_the_others_go_on(
         raise CapacityError("too large for this test")
 
     monkeypatch.setattr(loop, "_ask", sometimes)
-    assert run("profile", bundle, *FEW, "--set", "phase_samples=0", "--set", "repeats=1", "-o", tmp_path) == 0
+    assert run("profile", bundle, *FEW, "phase_samples=0", "repeats=1", "-o", tmp_path) == 0
     runs = runs_of(json.loads((tmp_path / "report.json").read_text()))
     assert runs["cot"]["summary"]["failures"] == 1 and runs["latent"]["summary"]["failures"] == 0
     assert runs["cot"]["rows"][1]["error"] == "CapacityError: too large for this test"
@@ -214,8 +214,8 @@ def test_ctrl_c_leaves_a_partial_report(
 
 
 def test_a_sweep_names_a_setting(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = (bundle.parent / "latent", "--suite", "sweep", *FEW, "--runs", "latent", "-o", tmp_path)
-    assert run("profile", *given, "--sweep", "replay_tokens=0,4", "--sweep", "max_latent_steps=1") == 0
+    given = (bundle.parent / "latent", *FEW, "--runs", "latent", "-o", tmp_path)
+    assert run("sweep", *given, "replay_tokens=0,4", "max_latent_steps=1") == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert [point["settings"]["replay_tokens"] for point in report["sweep"]["points"]] == [0, 4]
     assert runs_of(report)["replay_tokens=4,max_latent_steps=1"]["rows"][0]["replayed_tokens"] == 4
@@ -228,8 +228,8 @@ def test_a_shape_is_profiled_without_weights_of_its_own(tmp_path: Path) -> None:
     small = {"num_layers": 2, "vision_depth": 1, "vision_width": 48, "hidden_size": 144, "intermediate_size": 96}
     file = tmp_path / "small.json"
     file.write_text(json.dumps({**sizes, **small, "vocabulary": 300, "image_size": [128, 128]}))
-    given = ("--shape", file, "--random-weights", "--cot-tokens", 9, "--latent-steps", 2, "--answer-tokens", 3)
-    assert run("profile", *given, "--set", "repeats=1", "--threads", 1, "-o", tmp_path) == 0
+    given = (f"random:{file}", "forced.cot_tokens=9", "forced.latent_steps=2", "forced.answer_tokens=3")
+    assert run("profile", *given, "repeats=1", "--threads", 1, "-o", tmp_path) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     steps = {name: found["rows"][0]["ar_steps"] for name, found in runs_of(report).items()}
     assert steps == {"latent": 2 + 2, "no-replay": 2 + 2, "routing": 2 + 2, "cot": 9 + 3 - 1, "direct": 3 - 1}
@@ -251,8 +251,10 @@ def test_shipped_shapes_have_the_sizes_in_their_names() -> None:
     ("given", "said"),
     [
         ((), "no model was named"),
-        (("--shape", "smolvlm-256m"), "add --random-weights"),
-        (("--shape", "smolvlm", "--random-weights"), "did you mean 'smolvlm-"),
+        (("random:smolvlm",), "did you mean 'smolvlm-"),
+        (("random:smolvlm-256m", "tiny"), "is profiled alone, on a picture of its own; leave tiny out"),
+        (("random:smolvlm-256m", "--data", "trail:main"), "leave --data out"),
+        (("random:smolvlm-256m", "--engine", "tensorrt"), "runs on torch; leave --engine"),
         (("{bundle}", "--device", "cpu"), "only bundles were named"),
         (("{bundle}", "--engine", "tensorrt-rtx"), "no engine of tensorrt-rtx"),
         (("{bundle}", "--engine", "tensort"), "did you mean 'tensorrt'"),

@@ -11,18 +11,18 @@ from lrkit.runtime.engines.common.protocol import AskOptions
 from lrkit.runtime.engines.programs.program_engine import ProgramEngine
 from tests.e2e.test_profile import run
 
-FEW = ("--set", "samples.0.count=6", "--set", "max_new_tokens=6", "--set", "phase_samples=0", "--set", "gallery=0")
+FEW = ("samples.0.count=6", "max_new_tokens=6", "phase_samples=0", "gallery=0")
 
 
 def session(bundle: Path, folder: Path, repeats: int) -> Path:
-    given = ("--runs", "latent,cot", "--set", f"repeats={repeats}", "--threads", 1, "-o", folder)
+    given = ("--runs", "latent,cot", f"repeats={repeats}", "--threads", 1, "-o", folder)
     assert run("profile", bundle, *FEW, *given) == 0
     return folder / "report.json"
 
 
 def compared(before: Path, after: Path) -> dict[str, Any]:
     file = after.parent / "compared.json"
-    assert run("profile", "--compare", before, after, "--json", file) == 0
+    assert run("compare", before, after, "--json", file) == 0
     return json.loads(file.read_text())["runs"]
 
 

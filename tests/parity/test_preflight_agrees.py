@@ -1,4 +1,4 @@
-"""The rules of `lrkit export --check` against the real thing: NVIDIA's parser and builder, and ONNX Runtime.
+"""The rules of `lrkit preflight` against the real thing: NVIDIA's parser and builder, and ONNX Runtime.
 
 For every rule that names TensorRT-RTX: what it calls rejected fails at the stage that it names, the twin builds, and
 what it calls ignored is taken. Likewise for ONNX Runtime. TensorRT-RTX needs no GPU for this; without it its half is

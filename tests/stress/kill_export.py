@@ -82,9 +82,9 @@ class Lab:
         if work in ("export", "force"):
             self.export(place, NEW, *(["--force"] if work == "force" or place.exists() else []))
         elif work == "take":
-            lrkit(["export", str(place), "--engine-file", str(self.device / "engines.json")])
+            lrkit(["engines", str(place), "--take", str(self.device / "engines.json")])
         else:
-            lrkit(["export", str(place), "--engine", "tensorrt-rtx", "--arch", "sm89"])
+            lrkit(["engines", str(place), "--engine", "tensorrt-rtx", "--arch", "sm89"])
 
     def check(self, work: str, place: Path, again: bool = False) -> str:
         """absent, old or new; raises where the folder is anything else. After the work was done `again` it is new, and

@@ -127,13 +127,13 @@ NEEDS: dict[str, list[list[str]]] = {
         ["ask", "tiny", QUESTION], ["ask", "tiny", QUESTION, "--mode", "cot", "--trace", "t.png"], ["eval", "tiny"],
         ["eval", "BUNDLE"], ["train", "smoke"], ["train", "smoke", "--resume"], ["demo"], ["cp", "tiny", "copy"],
         ["ablate", "trail-ablation"], ["profile", "tiny"], ["profile", "BUNDLE"],
-        ["profile", "tiny", "--sweep", "threads=1"],
-        ["profile", "--shape", "smolvlm-256m", "--random-weights"],
+        ["sweep", "tiny", "threads=1"],
+        ["profile", "random:smolvlm-256m"],
     ],
     "export": [
-        ["export", "tiny"], ["export", "tiny", "--int4", "-o", "out"], ["export", "tiny", "--check"],
-        ["export", "BUNDLE", "--check"], ["export", "m.onnx", "--check", "--target", "ort"],
-        ["export", "--shape", "qwen2-vl-2b", "--random-weights"], ["export", "tiny", "--script", "b.py"],
+        ["export", "tiny"], ["export", "tiny", "--int4", "-o", "out"], ["preflight", "tiny"],
+        ["preflight", "BUNDLE"], ["preflight", "m.onnx", "--target", "ort"],
+        ["export", "random:qwen2-vl-2b"], ["export", "tiny", "--script", "b.py"],
     ],
 }  # fmt: skip
 NEEDS_NONE = [

@@ -14,7 +14,7 @@ KINDS = {
 HANDED_ON = (
     "{label}: {reason}",  # files.py: the reason is a sentence of this file
     "{label}{refused}",  # strict_yaml.py: likewise
-    "--sweep {name}: {error}",  # a ConfigError, which has been looked at where it is raised
+    "{name}: {error}",  # sweep.py: a ConfigError, which has been looked at where it is raised
     "{file}: {error}",
     "{self.path}: {wrong}",
     "{where} {problem}",

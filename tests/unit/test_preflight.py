@@ -1,4 +1,4 @@
-"""`lrkit export --check`: each rule finds the graph that breaks it, by name, and leaves its twin alone."""
+"""`lrkit preflight`: each rule finds the graph that breaks it, by name, and leaves its twin alone."""
 
 import pytest
 

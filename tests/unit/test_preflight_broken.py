@@ -1,4 +1,4 @@
-"""Programs of strangers given to `lrkit export --check`: cut, contradictory or with weights elsewhere, each is one
+"""Programs of strangers given to `lrkit preflight`: cut, contradictory or with weights elsewhere, each is one
 sentence that says what to do."""
 
 import os

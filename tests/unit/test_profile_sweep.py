@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lrkit.cli.profile import _settings_after_sweep
+from lrkit.cli.shared.profiling import models_and_values
 from lrkit.errors import UserError
 from lrkit.profile.judge.statistics import summarize_run
 from lrkit.profile.judge.sweep import judge_sweep, parse_axes, replay_sentence, with_sweep
@@ -64,7 +64,7 @@ def replayed(milliseconds: dict[int, float]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("given", ["replay_tokens=a", "replay_tokens=-1", "max_latent_steps=1.5", "threads=0"])
 def test_a_value_that_cannot_be_is_said_in_lrkits_own_words(given: str) -> None:
-    with pytest.raises(UserError, match=rf"^--sweep {given}: .*got .*; input should be [^\[]*$"):
+    with pytest.raises(UserError, match=rf"^{given}: .*got .*; input should be [^\[]*$"):
         with_sweep(load_suite("smoke"), parse_axes([given]))
 
 
@@ -95,11 +95,12 @@ def test_replay_that_stays_cheaper_than_the_chain_is_said_to() -> None:
     assert alone["replay_against_cot"] is None, "one number shows no slope"
 
 
-def test_settings_may_follow_one_sweep_option() -> None:
-    """`--sweep a=1,2 b=3` as it is written in the documents: the command line leaves b=3 among the models."""
-    given = _settings_after_sweep(["tiny", "threads=1,2"], ["replay_tokens=0,1 max_latent_steps=1"])
-    assert given == (["tiny"], ["replay_tokens=0,1", "max_latent_steps=1", "threads=1,2"])
-    assert _settings_after_sweep(["a=b"], []) == (["a=b"], [])
+def test_values_are_told_from_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["tiny", "threads=1,2", "samples.0.count=3", "a=b", "./x=y"]
+    assert models_and_values(words) == (["tiny", "./x=y"], ["threads=1,2", "samples.0.count=3", "a=b"])
+    (tmp_path / "a=b").mkdir()
+    assert models_and_values(["a=b", "c=d"]) == (["a=b"], ["c=d"]), "a folder of that name is a model"
 
 
 def chosen(settings: dict[str, Any], **changed: Any) -> dict[str, Any]:
@@ -111,7 +112,6 @@ def chosen(settings: dict[str, Any], **changed: Any) -> dict[str, Any]:
 
 def test_what_a_program_has_compiled_in_cannot_be_written(bundle: Path) -> None:
     for models, sweep, said in (
-        ([str(bundle)], {}, "add --sweep"),
         ([str(bundle), "tiny"], {"threads": [1]}, "into one bundle"),
         (["tiny"], {"threads": [1]}, "into one bundle"),
         ([str(bundle)], {"replay_tokens": [0, 4]}, "compiled in"),

@@ -146,7 +146,7 @@ def test_another_compute_capability(engine_bundle: Path) -> None:
         choose_engine(engines, GPUS["sm120"], Path("b"), known)
     assert str(caught.value) == (
         "b: its engines of tensorrt-rtx are for sm89, this GPU (RTX 5090) is sm120; build one for it: "
-        "lrkit export b --engine tensorrt-rtx --arch sm120"
+        "lrkit engines b --engine tensorrt-rtx --arch sm120"
     )
     with pytest.raises(
         BundleError, match=r"this GPU \(H100\) is sm90; tensorrt-rtx knows only .*: use engine tensorrt or"
@@ -158,7 +158,7 @@ def test_hardware_compatibility_runs_on_later_gpus(engine_bundle: Path) -> None:
     options = {"hardware_compatibility": "ampere_plus"}
     built = entry_of(engine_bundle).model_copy(update={"kind": "tensorrt", "archs": ("sm86",), "options": options})
     assert choose_engine([built], GPUS["sm90"], Path("b")) is built
-    with pytest.raises(BundleError, match=r"build one for it: lrkit export b --engine tensorrt$"):
+    with pytest.raises(BundleError, match=r"build one for it: lrkit engines b --engine tensorrt$"):
         choose_engine([built.model_copy(update={"options": {}})], GPUS["sm90"], Path("b"))
 
 
@@ -179,7 +179,7 @@ def test_a_bundle_without_such_engines(bundle: Path, engine_bundle: Path) -> Non
     )
     assert message(bundle, "tensorrt").endswith("lrkit export CHECKPOINT --engine tensorrt --target TARGET")
     assert message(engine_bundle, "tensorrt").endswith(
-        "its latent program, only of tensorrt-rtx; add it: " + f"lrkit export {engine_bundle} --engine tensorrt"
+        "its latent program, only of tensorrt-rtx; add it: " + f"lrkit engines {engine_bundle} --engine tensorrt"
     )
 
 
@@ -188,7 +188,7 @@ def test_the_command_that_adds_an_engine(own: Path) -> None:
     values = json.loads(path.read_text())
     values["programs"]["latent"]["engines"] = []
     path.write_text(json.dumps(values))
-    assert message(own).endswith(f"nor of another kind; add it: lrkit export {own} --engine tensorrt-rtx --arch smXX")
+    assert message(own).endswith(f"nor of another kind; add it: lrkit engines {own} --engine tensorrt-rtx --arch smXX")
 
 
 def test_options_of_the_other_engine(bundle: Path) -> None:

@@ -1,4 +1,4 @@
-"""The part of `lrkit export` that is about TensorRT engines: adding them to a bundle, and what is said of them."""
+"""TensorRT engines of a bundle: adding them, and what `lrkit export` and `lrkit engines` say of them."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def engines_into_bundle(
     console = out()
     if engines_file is not None:
         if any(wanted) or script is not None:
-            raise UserError("--engine-file takes engines that were built already; give it with the bundle alone")
+            raise UserError("--take takes engines that were built already; give it with the bundle alone")
         manifest = take_engines(bundle, engines_file)
     else:
         opened = open_bundle(bundle, verify=False)
@@ -58,7 +58,7 @@ def print_engines(console: Console, bundle: Path, manifest: Manifest | None, scr
             f"the engines are built on the device: copy {bundle}{where} there and, with TensorRT installed, run\n"
             f"    python {script.name} BUNDLE\n"
             "then take them into the bundle, here or there:\n"
-            "    lrkit export BUNDLE --engine-file BUNDLE/engines/engines.json", soft_wrap=True,
+            "    lrkit engines BUNDLE --take BUNDLE/engines/engines.json", soft_wrap=True,
         )  # fmt: skip
 
 

@@ -1,12 +1,24 @@
-"""What `lrkit export` was asked for, from its options: the target, and the TensorRT engines among it."""
+"""What `lrkit export`, `engines` and `preflight` were asked for: the target and, in it, the TensorRT engines."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
+import typer
+
+from lrkit.contract.bundle.io_spec import Form
 from lrkit.errors import UserError
 
 if TYPE_CHECKING:
     from lrkit.export.targets.target import EngineTarget, Target
+
+Changes = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes of the target, by dotted path.")
+]
+Int4 = Annotated[bool, typer.Option("--int4", help="Short for --target cpu-int4.")]
+FormName = Annotated[
+    str, typer.Option(help="program: one graph with its loops inside; step: graphs that the host drives.")
+]
+Arch = Annotated[str | None, typer.Option(help="GPUs for tensorrt-rtx: sm89,sm120. [default: all it knows]")]
 
 ENGINE_TARGET = "rtx-pc"
 """The target of --engine tensorrt-rtx alone."""
@@ -102,6 +114,12 @@ def arch_names(arch: str | None) -> tuple[str, ...]:
     if not names:
         raise UserError(f"--arch {arch!r} names no GPU; give compute capabilities, as in --arch sm89,sm120")
     return names
+
+
+def check_form(form: str) -> None:
+    """Raises `UserError` for a form that there is not."""
+    if form not in get_args(Form):
+        raise UserError(f"--form is {form!r}; it must be one of {', '.join(get_args(Form))}")
 
 
 def script_path(script: str | None) -> Path | None:

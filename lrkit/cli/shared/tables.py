@@ -12,6 +12,7 @@ from rich.table import Table
 
 from lrkit import files
 from lrkit.cli.shared.console import STDOUT, err, out
+from lrkit.cli.shared.options import COMMON
 from lrkit.errors import FileError
 from lrkit.files import check_writable
 
@@ -65,7 +66,7 @@ def headline(figures: dict[str, Any]) -> str | None:
 
 def json_option(help: str) -> Any:
     """The option `--json FILE`; whether FILE can be written is looked at before the verb begins its work."""
-    return typer.Option("--json", help=f"{help} -: to standard output.", callback=_check_json)
+    return typer.Option("--json", help=f"{help} -: to standard output.", callback=_check_json, rich_help_panel=COMMON)
 
 
 def _check_json(file: Path | None) -> Path | None:

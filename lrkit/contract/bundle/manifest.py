@@ -249,7 +249,7 @@ class Manifest(Config):
     validation: dict[Role, Validation]
     """Per program."""
     defaults: Defaults | None = None
-    """Written by `lrkit profile --sweep ... --write-choice`."""
+    """Written by `lrkit sweep BUNDLE ... --write-choice`."""
     provenance: dict[str, Any]
     """Versions, commit, machine, checkpoint, time."""
 

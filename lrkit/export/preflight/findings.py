@@ -2,7 +2,7 @@
 
     program --preflight_graph--> View --matchers by rule--> findings --the real parser, where it is there--> Report
 
-Place in the pipeline: `lrkit export THING --check` (lrkit/cli/preflight.py) opens the thing by opening.py and
+Place in the pipeline: `lrkit preflight THING` (lrkit/cli/preflight.py) opens the thing by opening.py and
 calls `check_graph`. Rules are data: export/rules/*.yaml, read by rules.py.
 """
 

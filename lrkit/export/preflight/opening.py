@@ -1,4 +1,4 @@
-"""What `lrkit export THING --check` can be given, as ONNX files: a file, the programs of a bundle, or a checkpoint that
+"""What `lrkit preflight THING` can be given, as ONNX files: a file, the programs of a bundle, or a checkpoint that
 is built into a temporary folder as an export would build it.
 
 Place in the pipeline: lrkit/cli/preflight.py opens a thing here and hands each graph to findings.py.

@@ -3,7 +3,7 @@
     build into a folder inside --> list what will move --> move it under names that nothing uses --> replace bundle.json
         --> drop the old
 
-Place in the pipeline: `lrkit export BUNDLE --engine KIND` -> `add_engines`; `--engine-file FILE` -> `take_engines`,
+Place in the pipeline: `lrkit engines BUNDLE` -> `add_engines`; `--take FILE` -> `take_engines`,
 for what the script of script.py built elsewhere. Only the replacement of bundle.json, which is atomic, changes
 what the bundle is: killed before it, the bundle is the old one beside files that nothing names; after it, the new one.
 The list of what moves stays with the killed process's folder, so that whoever adds engines next takes away the rest.

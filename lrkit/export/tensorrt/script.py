@@ -1,6 +1,6 @@
 """Writes build_engine.py: one script that builds a bundle's engines on a device that has TensorRT but no lrkit.
 
-Place in the pipeline: `lrkit export ... --script FILE`, and targets whose builder is not on this machine. The script
+Place in the pipeline: `lrkit engines ... --script FILE`, and targets whose builder is not on this machine. The script
 is the code that lrkit itself builds with (device/words.py, device/build.py, device/run.py), one behind the
 other, with the jobs, profiles and options of this bundle as a literal.
 """

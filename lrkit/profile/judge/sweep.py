@@ -1,6 +1,6 @@
 """Tries settings of the latent mode against each other and names the one to use on this device.
 
-Place in the pipeline: `--sweep replay_tokens=0,4,8 --sweep threads=1,2` -> runs added to the suite -> `judge_sweep`.
+Place in the pipeline: `lrkit sweep MODEL replay_tokens=0,4,8 threads=1,2` -> runs added to the suite -> `judge_sweep`.
 
 Recommended is the fastest setting whose accuracy is not measurably below that of the most accurate one, on the same
 questions (McNemar, p at least 0.05; without answers the fastest).
@@ -36,19 +36,19 @@ def parse_axes(given: Sequence[str]) -> Axes:
     for text in given:
         key, equals, values = text.partition("=")
         if not equals or not values:
-            raise UserError(f"--sweep {shown(text)}: is no setting; write it as in replay_tokens=0,4,8")
+            raise UserError(f"{shown(text)} is no setting to try; write it as in replay_tokens=0,4,8")
         if key not in KEYS:
-            raise UserError(f"--sweep: unknown setting {shown(key)}; known: {', '.join(KEYS)}{did_you_mean(key, KEYS)}")
+            raise UserError(f"unknown setting {shown(key)}; known: {', '.join(KEYS)}{did_you_mean(key, KEYS)}")
         if key in axes:
-            raise UserError(f"--sweep: {key} is named twice; give all its values at once, as in {key}=1,2")
+            raise UserError(f"{key} is named twice; give all its values at once, as in {key}=1,2")
         axes[key] = [_axis_value(key, value) for value in values.split(",")]
     return axes
 
 
 def _axis_value(key: str, text: str) -> int | str:
-    value = parse_yaml(text, f"--sweep {key}: the value ")
+    value = parse_yaml(text, f"{key}: the value ")
     if isinstance(value, list | dict) or value is None:
-        raise UserError(f"--sweep {key}: {text[:40]!r} is no setting; give whole numbers or words, as in {key}=1,2")
+        raise UserError(f"{key}: {text[:40]!r} is no setting; give whole numbers or words, as in {key}=1,2")
     return value
 
 
@@ -60,7 +60,7 @@ def with_sweep(suite: Suite, axes: Axes) -> Suite:
     """
     combinations = list(itertools.product(*axes.values()))
     if len(combinations) > _MOST_SETTINGS:
-        raise UserError(f"--sweep makes {len(combinations)} settings, above {_MOST_SETTINGS}; give fewer values")
+        raise UserError(f"the sweep has {len(combinations)} settings, above {_MOST_SETTINGS}; give fewer values")
     added: list[RunSettings] = []
     for values in combinations:
         settings = dict(zip(axes, values, strict=True))
@@ -68,7 +68,7 @@ def with_sweep(suite: Suite, axes: Axes) -> Suite:
         try:
             added.append(load_config(RunSettings, {"name": name, "mode": "latent", **settings}))
         except ConfigError as error:
-            raise UserError(f"--sweep {name}: {error}") from error
+            raise UserError(f"{name}: {error}") from error
     return suite.model_copy(update={"runs": (*suite.runs, *added)})
 
 

@@ -181,7 +181,7 @@ def _why_not(model: Model, run: RunSettings, suite: Suite) -> str | None:
     if run.routing_depth == 0 and settings.routing.depth == 0:
         return "the model does not route, so this is the run without the change"
     if run.routing_depth and run.routing_depth != settings.routing.depth and not model.random_weights:
-        return f"the model's routing was trained at depth {settings.routing.depth}; other depths are for --shape"
+        return f"the model's routing was trained at depth {settings.routing.depth}; other depths are for random:SHAPE"
     if run.replay_tokens is not None and bundle and run.replay_tokens != settings.replay.num_tokens:
         return "a bundle has its replay built in; profile its checkpoint, or export one bundle for each number"
     if run.cuda_graphs is not None and not engine.place.startswith("cuda"):

@@ -1,6 +1,6 @@
 """Writes the setting that a sweep named into the bundle, so that the SDK uses it where a caller does not say.
 
-Place in the pipeline: `lrkit profile BUNDLE --sweep ... --write-choice` -> `write_choice` -> `defaults` in bundle.json.
+Place in the pipeline: `lrkit sweep BUNDLE ... --write-choice` -> `write_choice` -> `defaults` in bundle.json.
 
 A program has its replay and its routing compiled in: those settings are chosen by exporting again.
 """
@@ -18,14 +18,12 @@ RUNTIME_KEYS = ("threads", "max_latent_steps", "halting")
 _EXPORTED = {"replay_tokens": ("replay", "num_tokens"), "routing_depth": ("routing", "depth")}
 
 
-def check_choice(models: "list[str]", sweep: Mapping[str, Any] | None) -> None:
+def check_choice(models: "list[str]", sweep: Mapping[str, Any]) -> None:
     """Refuses what could not be written, before anything is measured.
 
     Raises:
-        UserError: no sweep, several models, a checkpoint, or a sweep of nothing but what is compiled in.
+        UserError: several models, a checkpoint, or a sweep of nothing but what is compiled in.
     """
-    if not sweep:
-        raise UserError("--write-choice writes what a sweep chose; add --sweep, as in --sweep threads=1,2")
     if len(models) != 1 or not is_bundle(models[0]):
         raise UserError("--write-choice writes into one bundle; name one, without other models")
     if not any(key in RUNTIME_KEYS for key in sweep):

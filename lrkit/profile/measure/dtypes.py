@@ -1,6 +1,7 @@
 """Which number type a device multiplies fastest: bfloat16 halves the bytes, but not every CPU has its products.
 
-Place in the pipeline: `lrkit profile --shape` without --dtype -> `fastest_dtype` -> shapes.py; the reason is reported.
+Place in the pipeline: `lrkit profile random:SHAPE` without --dtype -> `fastest_dtype` -> shapes.py; the report has the
+reason.
 """
 
 import time

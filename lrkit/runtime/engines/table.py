@@ -14,7 +14,7 @@ from lrkit.runtime.engines.programs.program_engine import ProgramEngine
 from lrkit.runtime.engines.tensorrt.library import KINDS
 
 ENGINES: tuple[str, ...] = ("onnxruntime", *KINDS)
-"""onnxruntime runs every bundle; the others run the engines that `lrkit export --engine` put into it."""
+"""onnxruntime runs every bundle; the others run the engines that `lrkit engines` or an export put into it."""
 
 
 @dataclass(frozen=True)

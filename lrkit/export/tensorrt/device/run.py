@@ -3,10 +3,10 @@
     python build_engine.py [FOLDER] [--package tensorrt_rtx]
 
 FOLDER holds the .onnx files (default: the folder of this file). Engines are written to FOLDER/engines, with an
-engines.json that `lrkit export BUNDLE --engine-file FOLDER/engines/engines.json` takes into a bundle.
+engines.json that `lrkit engines BUNDLE --take FOLDER/engines/engines.json` takes into a bundle.
 
 lrkit itself runs this in a process of its own (tensorrt/process.py), told by a line of JSON on stdin, and
-`lrkit export --script` writes it with REQUEST filled in (tensorrt/script.py): what lrkit tests is what a device runs.
+`lrkit engines --script` writes it with REQUEST filled in (tensorrt/script.py): what lrkit tests is what a device runs.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def _runs_on_later(built: EngineEntry, arch: str) -> bool:
 
 def export_command(bundle: Path, kind: EngineKind, arch: str = "smXX") -> str:
     """What adds engines to a bundle; standard TensorRT builds for the device that it runs on."""
-    return f"lrkit export {bundle} --engine {kind}" + (f" --arch {arch}" if kind == "tensorrt-rtx" else "")
+    return f"lrkit engines {bundle} --engine {kind}" + (f" --arch {arch}" if kind == "tensorrt-rtx" else "")
 
 
 class TensorRtSessions(ProgramSessions):

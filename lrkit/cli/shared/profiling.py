@@ -1,0 +1,124 @@
+"""What `lrkit profile` and `lrkit sweep` measure: models and suite from their words and options, and the measuring."""
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lrkit.cli.shared.progress import ProfileProgress
+from lrkit.errors import UserError
+from lrkit.resources import random_shape
+
+if TYPE_CHECKING:
+    from lrkit.profile.judge.sweep import Axes
+    from lrkit.profile.measure.cases import Model, ModelChoice
+    from lrkit.profile.measure.suite import Suite
+    from lrkit.profile.report import Report
+
+SuiteName = Annotated[str | None, typer.Option("--suite", help="A name of `lrkit ls suite`, or a file.")]
+Runs = Annotated[str, typer.Option(help="Only these runs of the suite, separated by commas.")]
+Data = Annotated[str | None, typer.Option(help="Questions of this .jsonl file or trail set instead.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of the report.")]
+FOLDER = Path("runs/profile")
+MODELS = "Bundles, checkpoints or shipped names; or random:SHAPE, a shape of `lrkit ls shape` with random weights."
+
+
+def models_and_values(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words without KEY= before them are models, and so is a file of such a name."""
+    values = [word for word in words if re.match(r"[\w.]+=", word) and not Path(word).exists()]
+    return [word for word in words if word not in values], values
+
+
+def choose_suite(name: str, changes: Sequence[str], runs: str, data: str | None, models: Sequence[str]) -> "Suite":
+    """The suite with its changes, and of its runs those that were named.
+
+    Raises:
+        ConfigError, UnknownNameError, UserError: no such suite, a wrong value in it, or no such run.
+    """
+    from lrkit.profile.measure.suite import load_suite
+
+    if data is not None and any(random_shape(model) is not None for model in models):
+        raise UserError("a random shape is profiled on a picture of its own; leave --data out")
+    asked = [] if data is None else [f"samples.0.data={data}"]
+    only = [run.strip() for run in runs.split(",") if run.strip()]
+    return load_suite(name, [*asked, *changes], only)
+
+
+def is_random(models: Sequence[str]) -> bool:
+    """Is it the one model of a shape with random weights?
+
+    Raises:
+        UserError: one among others.
+    """
+    shapes = [model for model in models if random_shape(model) is not None]
+    if shapes and len(models) > 1:
+        others = ", ".join(model for model in models if model != shapes[0])
+        raise UserError(f"{shapes[0]} is profiled alone, on a picture of its own; leave {others} out")
+    return bool(shapes)
+
+
+def choose_models(models: Sequence[str], asked: "ModelChoice") -> "list[ModelChoice]":
+    """`asked` for each model; each option goes to the kind of model it is for, and must fit at least one.
+
+    Raises:
+        UserError: no model, or an option that is for none of them.
+    """
+    from lrkit.contract.bundle.folder import is_bundle
+
+    if not models:
+        raise UserError("no model was named; give a bundle, a checkpoint or a shipped name, as in lrkit profile tiny")
+    if is_random(models):
+        if asked.engine or asked.engine_options or asked.provider:
+            raise UserError(f"{models[0]} runs on torch; leave --engine and --provider out, or export it first")
+        return [replace(asked, path=models[0])]
+    kinds = [is_bundle(model) for model in models]
+    if asked.provider is not None and not any(kinds):
+        raise UserError("--provider is for bundles, and none was named; give --device for a checkpoint")
+    if (asked.engine is not None or asked.engine_options) and not any(kinds):
+        raise UserError("--engine runs bundles, and none was named; export the checkpoint first, or leave it out")
+    if (asked.device is not None or asked.dtype is not None) and all(kinds):
+        raise UserError("--device and --dtype are for checkpoints, and only bundles were named; give --provider")
+    if asked.cuda_graphs and all(kinds):
+        raise UserError("--cuda-graphs is for checkpoints; TensorRT takes --engine-option cuda_graphs=[speak] instead")
+    of_bundles = replace(asked, device=None, dtype=None, cuda_graphs=False)
+    of_checkpoints = replace(asked, provider=None, engine=None, engine_options={})
+    return [
+        replace(of_bundles if bundle else of_checkpoints, path=model)
+        for model, bundle in zip(models, kinds, strict=True)
+    ]
+
+
+def measure(
+    choices: "list[ModelChoice]", suite: "Suite", plan: Sequence[str] = (), axes: "Axes | None" = None
+) -> "Report":
+    """Measures and returns the report; Ctrl-C gives that of what was measured.
+
+    Raises:
+        UserError: a model, a sample set or a device sheet that is not there, or no run that could be measured.
+    """
+    from lrkit.contract.settings import ReasonerSettings
+    from lrkit.data.shapes import shape_samples
+    from lrkit.profile.measure.shape_model import open_shape
+    from lrkit.profile.run import profile_models
+
+    count = sum(chosen.count for chosen in suite.samples)
+    shape = random_shape(choices[0].path)
+    samples = None if shape is None else shape_samples(shape, count)
+    with ProfileProgress(count * suite.repeats) as progress:
+        opened: list[ModelChoice | Model] = [*choices]
+        if shape is not None:
+            progress.stage(f"making {shape} with random weights")
+            opened = [open_shape(shape, ReasonerSettings(), replace(choices[0], path=shape))]
+        return profile_models(
+            opened, suite, command=_command(), plan_for=plan, axes=axes, samples=samples, watcher=progress
+        )
+
+
+def _command() -> str:
+    """The command line, for the report; none where a program called the verb."""
+    return shlex.join(["lrkit", *sys.argv[1:]]) if sys.argv[1:2] in (["profile"], ["sweep"]) else ""
