@@ -29,7 +29,7 @@ from lrkit.contract.settings import RoutingSettings
 from lrkit.evaluate.benchmarks import load_samples
 from lrkit.export.check import ProgramRun, Trace, open_program, relative_error
 from lrkit.export.graph.chunks import Chunks
-from lrkit.export.graph.dialect import Dialect
+from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import build_program
 from lrkit.export.graph.tower import write_tower
 from lrkit.export.targets.target import Int4, Target, limits_of
@@ -124,7 +124,7 @@ def answer_all(
     processor = Processor.from_folder(folder)
     source = read_source(reasoner)
     limits = limits_of(target, reasoner.settings.think.max_latent_steps, processor.geometry)
-    dialect = Dialect(target, source.weight, source.dimensions.recipe.norm.epsilon)
+    dialect = writer_for(target, source.weight, source.dimensions.recipe.norm.epsilon)
     tower = write_tower(source, processor.geometry, dialect)
     program = build_program(Chunks(source, dialect, limits, processor.geometry), processor.end_ids, tower)
     with tempfile.TemporaryDirectory() as work:

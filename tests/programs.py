@@ -14,6 +14,7 @@ from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.export.graph.chunks import Chunks
 from lrkit.export.graph.dialect import Dialect
+from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import Program, build_program
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.int4 import block_for, quantize
@@ -40,7 +41,7 @@ def _trace(fp16: bool, fused: bool):
 
 
 def dialect_of(source: Source, target: Target) -> Dialect:
-    return Dialect(target, source.weight, source.dimensions.recipe.norm.epsilon)
+    return writer_for(target, source.weight, source.dimensions.recipe.norm.epsilon)
 
 
 def build(

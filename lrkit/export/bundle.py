@@ -40,7 +40,7 @@ from lrkit.errors import ExportError, FileError, os_sentence
 from lrkit.export.check import CheckSample, ProgramRun, check_program, open_program, open_steps, torch_answers
 from lrkit.export.check_verdict import UNCOMPARED
 from lrkit.export.graph.chunks import Chunks
-from lrkit.export.graph.dialect import Dialect
+from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import Program, build_program
 from lrkit.export.graph.saving import WeightFile, has_twins, save_model, save_models
 from lrkit.export.graph.step_graphs import build_steps, save_steps, step_spec
@@ -223,7 +223,7 @@ class _Export:
         self.progress(f"{role}: reading weights", 0, 0)
         source = origin.source()
         weights = WeightFile(self.staging, f"{role}.onnx.data")
-        dialect = Dialect(self.target, source.weight, source.dimensions.recipe.norm.epsilon, weights)
+        dialect = writer_for(self.target, source.weight, source.dimensions.recipe.norm.epsilon, weights)
         self.progress(f"{role}: tracing the vision tower", 0, 0)
         geometry = self.processor.geometry
         tower = write_tower(source, geometry, dialect)

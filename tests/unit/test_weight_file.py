@@ -20,7 +20,7 @@ import pytest
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import ExportError
 from lrkit.export.graph.chunks import Chunks
-from lrkit.export.graph.dialect import Dialect
+from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import build_program
 from lrkit.export.graph.saving import SMALL, WeightFile, save_model, save_models
 from lrkit.export.graph.step_graphs import build_steps, save_steps
@@ -62,7 +62,7 @@ def parts(dialect: str, precision: str, weights: WeightFile | None) -> tuple[Chu
     source = read_source(tiny_reasoner(SETTINGS))
     watched = Watched(source.weight)
     target = Target(dialect=dialect, precision=precision, int4=INT4)
-    write = Dialect(target, watched, source.dimensions.recipe.norm.epsilon, weights)
+    write = writer_for(target, watched, source.dimensions.recipe.norm.epsilon, weights)
     tower = grafted(_trace(target.computes_fp16, dialect == "ort"), write)
     return Chunks(source, write, limits(SETTINGS), GEOMETRY), tower, watched
 

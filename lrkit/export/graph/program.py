@@ -47,7 +47,7 @@ class _Builder:
         self.spec = program_spec(chunks.shape)
         self.g = Graph(self.dialect.floats)
         # On a CPU a node costs more than to copy the prompt's keys; on a GPU it is the other way round.
-        self.joined = self.dialect.ort and self.steps > 0
+        self.joined = self.dialect.fused and self.steps > 0
 
     def build(self, tower: Tower) -> Program:
         g = self.g
@@ -93,7 +93,7 @@ class _Builder:
                 wants = inner.op("Or", fixed, inner.op("Squeeze", new["wants"], [0]))
                 if joined:
                     return wants, new
-                new["alive"] = inner.op("And", held["alive"], wants)
+                new["alive"] = self.dialect.still(inner, held["alive"], wants)
                 return new["alive"], new
 
             state |= g.loop(most, goes, carried, body, rows)
@@ -118,7 +118,7 @@ class _Builder:
         going = self._goes_on(g, before["token"])
         first = g.op("Where", going, before["token"], EMPTY)
         rest = np.full(capacity - 1, EMPTY, np.int64)
-        growing = self.dialect.ort  # TensorRT's loops carry nothing that changes its shape
+        growing = self.dialect.fused  # TensorRT's loops carry nothing that changes its shape
         caches = self.chunks.empty_caches(g, 0 if growing else capacity)
         state = {name: before[name] for name in ("token", "position")} | caches
         state |= {"fed": g.value([0]), "count": g.cast(g.op("Unsqueeze", going, [0]), INT64), "alive": going}
@@ -144,9 +144,8 @@ class _Builder:
 
     def _note_token(self, g: Graph, held: Carried, new: Carried) -> None:
         """Writes the new token behind the others, unless it is the end token."""
-        alive, going = held["alive"], self._goes_on(g, new["token"])
-        if not self.dialect.ort:
-            going = g.op("And", alive, going)
+        alive = held["alive"]
+        going = self.dialect.still(g, alive, self._goes_on(g, new["token"]))
         at = g.op("Unsqueeze", held["count"], [1])
         written = g.op("ScatterND", held["token_ids"], at, g.op("Where", going, new["token"], EMPTY))
         new["token_ids"] = self.dialect.keep(g, alive, written, held["token_ids"])
@@ -166,7 +165,7 @@ class _Builder:
         g, num_tokens, mask, layers = self.g, read.prompt.num_tokens, None, range(len(read.keys))
         segments = list(zip(read.keys, read.values, strict=True))
         own = [(before[f"key{i}"], before[f"value{i}"]) for i in layers] if self.steps else []
-        if self.steps and self.dialect.ort:
+        if self.steps and self.dialect.fused:
             num_tokens, unused = before["length"], before["unused"]
             segments = [(self._behind(key, unused), self._behind(value, unused)) for key, value in own]
         elif self.steps:
@@ -174,7 +173,7 @@ class _Builder:
             num_tokens = g.op("Add", num_tokens, [self.capacity])
             pairs = zip(segments, own, strict=True)
             segments = [(g.op("Concat", a, c, axis=2), g.op("Concat", b, d, axis=2)) for (a, b), (c, d) in pairs]
-        fixed = None if self.dialect.ort else g.op("Concat", num_tokens, [self.limits.max_new_tokens], axis=0)
+        fixed = None if self.dialect.fused else g.op("Concat", num_tokens, [self.limits.max_new_tokens], axis=0)
 
         def past(inner: Graph, held: Carried) -> Callable[[int], Past]:
             lengths = fixed or inner.op("Concat", num_tokens, inner.op("Add", held["fed"], [1]), axis=0)

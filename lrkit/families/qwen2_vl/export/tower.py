@@ -130,7 +130,7 @@ class Qwen2VLTower:
 
     def write(self, tower: nn.Module, geometry: ImageGeometry, dialect: Dialect) -> Tower:
         """Traces the tower once; the result writes it into a graph."""
-        return grafted(traced_tower(tower, geometry, dialect.target.computes_fp16, dialect.ort), dialect)
+        return grafted(traced_tower(tower, geometry, dialect.target.computes_fp16, dialect.fused), dialect)
 
     def sizes(self, tower: nn.Module) -> TowerSizes:
         """The merger reads merged squares, all else patches."""

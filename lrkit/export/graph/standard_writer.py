@@ -1,0 +1,100 @@
+"""The dialect `tensorrt`: standard ONNX operators only, in the forms that TensorRT's parser and builder take.
+
+Place in the pipeline: dialects.py has it in its table. TensorRT may run a loop's body once more than its condition
+says, so a state is frozen once it has halted.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+
+from lrkit.export.graph.dialect import PIXEL_CENTRE, PIXEL_UNIT, Dialect, Rotation
+from lrkit.export.graph.nodes import Graph, Value
+from lrkit.export.graph.weight_store import Form
+from lrkit.export.weights.int4 import Quantized, dequantize_linear
+
+
+class StandardWriter(Dialect):
+    """Writes what every engine reads."""
+
+    fused: ClassVar[bool] = False
+
+    @staticmethod
+    def encode(quantized: Quantized) -> tuple[np.ndarray, np.ndarray]:
+        """For DequantizeLinear."""
+        return dequantize_linear(quantized)
+
+    def product(
+        self, g: Graph, x: Value, role: str, integers: Value, scales: Value, form: Form, bias: Value | None
+    ) -> Value:  # fmt: skip
+        """Unpacked, then multiplied; the engine makes one kernel of both."""
+        integers = self.store.own_name(g, f"{role}.int{form.bits}", integers)
+        weight = g.early("DequantizeLinear", integers, scales, axis=0, block_size=form.block)
+        product = g.op("MatMul", x, weight)
+        return product if bias is None else g.op("Add", product, bias)
+
+    def rows(self, g: Graph, integers: Value, scales: Value, ids: Value) -> Value:
+        """TensorRT takes 8-bit constants only in front of DequantizeLinear."""
+        return g.op("Gather", g.early("DequantizeLinear", integers, scales, axis=0), ids, axis=0)
+
+    def pixels(self, g: Graph, patches: Value) -> Value:
+        """Spelled out."""
+        centred = g.op("Sub", g.cast(patches, self.floats), float(PIXEL_CENTRE))
+        return g.op("Mul", centred, PIXEL_UNIT)
+
+    def norm(self, g: Graph, x: Value, role: str) -> Value:
+        """Spelled out, in float32."""
+        weight = self.vector(g, role)
+        wide = g.to_float32(x)
+        mean = g.op("ReduceMean", g.op("Mul", wide, wide), [-1], keepdims=1)
+        length = g.op("Sqrt", g.op("Add", mean, np.array(self.epsilon, np.float32)))
+        return g.op("Mul", g.to_floats(g.op("Div", wide, length)), weight)
+
+    def scaled(self, g: Graph, x: Value, length: float, width: int) -> Value:
+        """Spelled out, in float32."""
+        wide = g.to_float32(x)
+        tiny = np.array(np.finfo(np.float32).tiny, np.float32)
+        norm = g.op("Max", g.op("ReduceL2", wide, [1], keepdims=1), tiny)
+        return g.to_floats(g.op("Mul", wide, g.op("Div", np.array(length, np.float32), norm)))
+
+    def softmax(self, g: Graph, x: Value) -> Value:
+        """Of a matrix with one row: TensorRT has no Softmax of one dimension."""
+        return g.op("Squeeze", g.op("Softmax", g.op("Unsqueeze", x, [0]), axis=-1), [0])
+
+    def scores(self, g: Graph, query: Value, keys: Value) -> Value:
+        """With the keys transposed."""
+        return g.op("MatMul", query, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
+
+    def gated(self, g: Graph, x: Value, number: int, inner: int) -> Value:
+        """One product: TensorRT-RTX 1.7.1 fails to build two int4 ones of one operand (Myelin: loops.cpp, loop is
+        null)."""
+        gate, up = g.ops("Split", self.linear(g, x, f"{number}.gate_up"), [inner, inner], outputs=2, axis=-1)
+        return g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
+
+    def rotation(self, g: Graph, angles: Value) -> Rotation:
+        """Tables (S, W), as `rotate` multiplies with them."""
+        cos, sin = g.to_floats(g.op("Cos", angles)), g.to_floats(g.op("Sin", angles))
+        return Rotation(g.op("Concat", cos, cos, axis=-1), g.op("Concat", g.op("Neg", sin), sin, axis=-1))
+
+    def head_rotation(self, g: Graph, angles: Value, tokens: int, heads: int) -> Rotation:
+        """Tables of the angles' own shape."""
+        return self.rotation(g, angles)
+
+    def rotate(self, g: Graph, x: Value, rotation: Rotation, head_width: int) -> Value:
+        """x cos plus x with its halves swapped times sin, whose first half is negative."""
+        half = head_width // 2
+        swapped = g.op("Gather", x, [*range(half, head_width), *range(half)], axis=-1)
+        return g.op("Add", g.op("Mul", x, rotation.cos), g.op("Mul", swapped, rotation.sin))
+
+    def keep(self, g: Graph, alive: Value | None, new: Value, old: Value, logical: bool = False) -> Value:
+        """A choice by `alive`, where the state has it."""
+        if alive is None:
+            return new
+        if not logical:
+            return g.op("Where", alive, new, old)
+        # ONNX Runtime has no Where on bool.
+        return g.op("Or", g.op("And", alive, new), g.op("And", g.op("Not", alive), old))
+
+    def still(self, g: Graph, alive: Value, going: Value) -> Value:
+        """Both."""
+        return g.op("And", alive, going)
