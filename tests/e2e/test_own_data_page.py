@@ -1,0 +1,82 @@
+"""docs/own-data.md, command by command, as a reader follows it: a published layout, forty pictures, few updates."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lrkit.cli.main import main
+from tests.pictures import write_pictures
+from tests.published import write_published
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "own-data.md"
+SHORT = ["--max-new-tokens", "4"]
+SMALLER = {
+    "eval": ["--samples", "2", "--latency-samples", "1", *SHORT],
+    "ask": SHORT,
+    # Random weights know no right answer.
+    "export": ["--samples", "2", "--allow-unproven", "limits.max_new_tokens=4"],
+    "profile": ["--suite", "smoke", "--set", "max_new_tokens=4", "--set", "repeats=1", "--set", "phase_samples=1"],
+}
+"""What makes a command of the page small: verb -> further arguments."""
+VALUES = {
+    r"init: .*": "init: Qwen2-VL-2B-Instruct",
+    r"train: data/train.jsonl": "train: data.jsonl\n  validation: held-out.jsonl",
+    r"epochs: 4": "updates: 1",
+    r"batch_size: 8\naccumulate: 16": "batch_size: 2\naccumulate: 1",
+    r"halting: adaptive": "halting: fixed",
+    r"rank: 64": "rank: 4",
+    r"samples: 100, batch_size: 8, max_new_tokens: 512": "samples: 2, batch_size: 2, max_new_tokens: 4",
+    r"precision: bfloat16": "precision: bfloat16\nmax_pixels: 50176",
+}
+"""What a user who opens mine.yaml changes: pattern -> value."""
+
+
+def commands() -> list[list[str]]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [shlex.split(line) for block in blocks for line in block.splitlines()]
+
+
+def write_home(home: Path) -> None:
+    """What the page takes for granted: a model, and data in two files beside their pictures."""
+    write_published(home / "Qwen2-VL-2B-Instruct", shard="8MB")
+    lines = write_pictures(home).read_text(encoding="utf-8").splitlines(keepends=True)
+    (home / "data.jsonl").write_text("".join(lines[:30]), encoding="utf-8")
+    (home / "held-out.jsonl").write_text("".join(lines[30:]), encoding="utf-8")
+    (home / "chart0.png").rename(home / "cups.png")
+    for name in ("data.jsonl", "held-out.jsonl"):
+        file = home / name
+        file.write_text(file.read_text(encoding="utf-8").replace("chart0.png", "cups.png"), encoding="utf-8")
+
+
+def edit(recipe: Path) -> None:
+    """As the page says, and to a small size."""
+    text = recipe.read_text(encoding="utf-8")
+    for pattern, value in VALUES.items():
+        text, count = re.subn(pattern, value, text)
+        assert count, pattern
+    recipe.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_home(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    ran = [words[1] for words in commands() if run(words)]
+    assert len(ran) >= 15
+    assert {"validate", "eval", "cp", "train", "ask", "export", "profile"} <= set(ran)
+    assert json.loads(Path("after.json").read_text())["modes"]["latent"]["samples"] == 2
+    assert Path("trace.png").is_file() and Path("runs/profile/report.json").is_file()
+
+
+def run(words: list[str]) -> bool:
+    program, verb, *arguments = words
+    assert program == "lrkit"
+    with pytest.raises(SystemExit) as left:
+        main([verb, *arguments, *SMALLER.get(verb, [])])
+    assert left.value.code == 0, words
+    if verb == "cp":
+        edit(Path("mine.yaml"))
+    return True
