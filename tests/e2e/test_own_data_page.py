@@ -18,7 +18,7 @@ SMALLER = {
     "ask": SHORT,
     # Random weights know no right answer.
     "export": ["--samples", "2", "--allow-unproven", "limits.max_new_tokens=4"],
-    "profile": ["--suite", "smoke", "--set", "max_new_tokens=4", "--set", "repeats=1", "--set", "phase_samples=1"],
+    "profile": ["--suite", "smoke", "max_new_tokens=4", "repeats=1", "phase_samples=1"],
 }
 """What makes a command of the page small: verb -> further arguments."""
 VALUES = {

@@ -1,6 +1,6 @@
 """What a language model is made of, as data: sizes, and how one layer is put together.
 
-Place in the pipeline: a family's weights.py reads them off the config (reader.py); decoder.py builds layers from them,
+Place in the pipeline: a family's weights.py reads them off the config (reader.py); graph/decoder.py builds layers from them,
 packing.py its matrices.
 """
 
