@@ -152,7 +152,7 @@ def _build(checkpoint: Path, target: Target, form: Form, folder: Path) -> dict[s
     import torch
 
     from lrkit.export.graph.chunks import Chunks
-    from lrkit.export.graph.dialect import Dialect as Writer
+    from lrkit.export.graph.dialects import writer_for
     from lrkit.export.graph.program import build_program
     from lrkit.export.graph.saving import save_models
     from lrkit.export.graph.step_graphs import build_steps, save_steps
@@ -163,7 +163,7 @@ def _build(checkpoint: Path, target: Target, form: Form, folder: Path) -> dict[s
 
     loaded = load_checkpoint(checkpoint, dtype=torch.float32)
     source = read_source(loaded.reasoner)
-    writer = Writer(target, source.weight, source.dimensions.recipe.norm.epsilon)
+    writer = writer_for(target, source.weight, source.dimensions.recipe.norm.epsilon)
     processor = Processor.from_folder(checkpoint)
     limits = limits_of(target, loaded.reasoner.settings.think.max_latent_steps, processor.geometry)
     chunks = Chunks(source, writer, limits, processor.geometry)
