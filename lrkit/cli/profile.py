@@ -11,7 +11,9 @@ from lrkit.cli.shared.profiling import (
     FOLDER,
     MODELS,
     Data,
+    FailIf,
     Output,
+    Plan,
     Runs,
     SuiteName,
     choose_models,
@@ -19,9 +21,9 @@ from lrkit.cli.shared.profiling import (
     is_random,
     measure,
     models_and_values,
+    refuse_held,
 )
 from lrkit.cli.shared.tables import json_option
-from lrkit.errors import LrkitError
 from lrkit.files import check_writable
 
 EXAMPLES = """
@@ -50,8 +52,8 @@ def profile(
     suite: SuiteName = None,
     runs: Runs = "",
     data: Data = None,
-    plan: Annotated[list[str] | None, typer.Option(help="Least times on this device, by datasheet; repeat.")] = None,
-    fail_if: Annotated[list[str] | None, typer.Option(help="Exit code 2 if it holds; repeat.")] = None,
+    plan: Plan = None,
+    fail_if: FailIf = None,
     output: Output = FOLDER,
     device: Device = None,
     dtype: FastDtype = None,
@@ -69,7 +71,7 @@ def profile(
     shows one again.
     """
     from lrkit.profile.measure.cases import ModelChoice
-    from lrkit.profile.measure.conditions import failures, parse_condition
+    from lrkit.profile.measure.conditions import parse_condition
     from lrkit.runtime.engines.table import parse_options
 
     conditions = [parse_condition(text) for text in fail_if or []]
@@ -81,5 +83,4 @@ def profile(
     choice = ModelChoice("", device, provider, threads, dtype, engine, options, cuda_graphs)
     found = measure(choose_models(models, choice), asked, plan or [])
     save_and_show(found, output, json_file)
-    if held := failures(conditions, found["figures"]):
-        raise LrkitError("; ".join(held))
+    refuse_held(conditions, found)

@@ -7,7 +7,7 @@ import typer
 
 from lrkit.cli.shared.console import out
 from lrkit.cli.shared.profile_shown import show
-from lrkit.errors import LrkitError
+from lrkit.cli.shared.profiling import FailIf, refuse_held
 from lrkit.files import check_writable
 
 EXAMPLES = """
@@ -26,10 +26,10 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder of the pages. [default: that of FILE]")
     ] = None,
-    fail_if: Annotated[list[str] | None, typer.Option(help="Exit code 2 if it holds; repeat.")] = None,
+    fail_if: FailIf = None,
 ) -> None:
     """Show a report again and render its pages, Markdown and HTML, from the JSON."""
-    from lrkit.profile.measure.conditions import failures, parse_condition
+    from lrkit.profile.measure.conditions import parse_condition
     from lrkit.profile.report_file import read_report
     from lrkit.profile.run import render_pages
 
@@ -40,5 +40,4 @@ def report(
     pages = render_pages(found, folder / file.stem)
     show(found, None)
     out(soft_wrap=True).print("pages: " + ", ".join(str(page) for page in pages))
-    if held := failures(conditions, found.get("figures", {})):
-        raise LrkitError("; ".join(held))
+    refuse_held(conditions, found)

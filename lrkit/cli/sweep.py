@@ -12,7 +12,9 @@ from lrkit.cli.shared.profiling import (
     FOLDER,
     MODELS,
     Data,
+    FailIf,
     Output,
+    Plan,
     Runs,
     SuiteName,
     choose_models,
@@ -20,6 +22,7 @@ from lrkit.cli.shared.profiling import (
     is_random,
     measure,
     models_and_values,
+    refuse_held,
 )
 from lrkit.cli.shared.tables import json_option
 from lrkit.errors import UserError
@@ -56,6 +59,8 @@ def sweep(
     write_choice: Annotated[
         bool, typer.Option("--write-choice", help="Write the setting to use into the bundle, for all who ask it.")
     ] = False,
+    plan: Plan = None,
+    fail_if: FailIf = None,
     output: Output = FOLDER,
     device: Device = None,
     dtype: FastDtype = None,
@@ -71,8 +76,10 @@ def sweep(
     from lrkit.profile.judge.sweep import parse_axes
     from lrkit.profile.measure.cases import ModelChoice
     from lrkit.profile.measure.choice import check_choice
+    from lrkit.profile.measure.conditions import parse_condition
     from lrkit.runtime.engines.table import parse_options
 
+    conditions = [parse_condition(text) for text in fail_if or []]
     check_writable(output, folder=True)
     models, values = models_and_values(words)
     changes = [value for value in values if _is_of_suite(value)]
@@ -84,10 +91,11 @@ def sweep(
     asked = choose_suite(suite or ("2b-shape" if is_random(models) else "sweep"), changes, runs, data, models)
     options = parse_options(engine_option or [])
     choice = ModelChoice("", device, provider, threads, dtype, engine, options, cuda_graphs)
-    found = measure(choose_models(models, choice), asked, axes=axes)
+    found = measure(choose_models(models, choice), asked, plan or [], axes)
     save_and_show(found, output, json_file)
     if write_choice:
         _write(models[0], found, json_file)
+    refuse_held(conditions, found)
 
 
 def _write(bundle: str, found: "Report", json_file: Path | None) -> None:

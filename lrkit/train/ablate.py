@@ -28,6 +28,8 @@ from lrkit.provenance import collect
 from lrkit.runtime.sdk import Reasoner
 from lrkit.summary import summarize
 
+GO_ON = "the same command goes on from the last saved update"
+"""`lrkit ablate` always resumes, so it has no option for it."""
 RESULT_FILE = "result.json"
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)]
 
@@ -184,7 +186,7 @@ def run_one(run: Run) -> dict[str, Any]:
     from lrkit.train.run import train
 
     torch.set_num_threads(1)
-    checkpoint = train(recipe, run.folder, resume=True, quiet=True)
+    checkpoint = train(recipe, run.folder, resume=True, quiet=True, go_on=GO_ON)
     reasoner = Reasoner.from_checkpoint(checkpoint)
     options = EvalOptions(modes=(run.sweep.mode,), batch_size=100, latency_samples=0)
     accuracies: dict[str, Any] = {}

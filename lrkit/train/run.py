@@ -33,11 +33,13 @@ def train(
     resume: bool = False,
     quiet: bool = False,
     stop: Callable[[], bool] | None = None,
+    go_on: str = GO_ON,
 ) -> Path:
     """Trains `recipe` into `folder` and returns the folder of the last checkpoint.
 
     `resume` goes on from the folder's state; in an empty folder, or where there is none, the run starts. A finished run
     is not repeated. `stop` is asked between updates whether to save and stop, beside the signals.
+    `go_on` says behind a failure how to go on.
 
     Raises:
         UserError: the recipe cannot be run; `folder` holds a run and `resume` is False, or something else than a run;
@@ -63,7 +65,7 @@ def train(
         origin = _origin(source, start, accelerator)
         notes = compare(saved.origin, origin, folder) if main and saved is not None else []
         accelerator.wait_for_everyone()  # all have looked at the folder before one writes into it
-        with stop_on_signals(stop) as request, Display(quiet or not main) as display, told(GO_ON):
+        with stop_on_signals(stop) as request, Display(quiet or not main) as display, told(go_on):
             if (note := ignored_environment(recipe)) is not None:
                 display.say(note)
             trainer = Trainer(recipe, folder, accelerator, start, source, origin, display, request)

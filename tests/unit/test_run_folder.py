@@ -15,9 +15,10 @@ from lrkit.errors import CheckpointError, ConfigError, DataError, FileError, Use
 from lrkit.folders import locked
 from lrkit.resources import RUN_FILE, STATE_FILE, list_checkpoints, resolve_checkpoint
 from lrkit.runtime.encode.processor import Processor
+from lrkit.train.ablate import Run, Sweep, run_one
 from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.metrics import METRICS_FILE, read_metrics
-from lrkit.train.recipe import Recipe, load_recipe
+from lrkit.train.recipe import Recipe, as_written, load_recipe
 from lrkit.train.report import read_run
 from lrkit.train.run import train
 
@@ -324,6 +325,19 @@ def test_a_limit_on_files_keeps_the_last_state_whole(place, finished, tmp_path):
     assert list(folder.rglob(".*")) == []
     train(recipe(place), folder, resume=True, quiet=True)
     assert curve(folder) == curve(finished)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_ablation_on_a_full_disk_names_no_option_that_it_has_not(place, tmp_path):
+    """`lrkit ablate` resumes by itself: told to add --resume, it answered that there is no such option."""
+    (tmp_path / "recipe.yaml").write_text(json.dumps(as_written(recipe(place))))  # which is YAML too
+    sweep = Sweep(name="full", recipe=str(tmp_path / "recipe.yaml"), variants={"one": ()}, seeds=(0,))
+    run = Run(sweep, "one", 0, stopped(load_recipe(tmp_path / "recipe.yaml", ["seed=0"]), tmp_path / "run", 2))
+    (run.folder / METRICS_FILE).unlink()
+    (run.folder / METRICS_FILE).symlink_to("/dev/full")
+    with pytest.raises(FileError, match=r"the disk is full; free some space; the same command goes on from") as caught:
+        run_one(run)
+    assert "--" not in str(caught.value)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

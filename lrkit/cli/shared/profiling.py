@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrkit.cli.shared.progress import ProfileProgress
-from lrkit.errors import UserError
+from lrkit.errors import LrkitError, UserError
 from lrkit.resources import random_shape
 
 if TYPE_CHECKING:
     from lrkit.profile.judge.sweep import Axes
     from lrkit.profile.measure.cases import Model, ModelChoice
+    from lrkit.profile.measure.conditions import Condition
     from lrkit.profile.measure.suite import Suite
     from lrkit.profile.report import Report
 
 SuiteName = Annotated[str | None, typer.Option("--suite", help="A name of `lrkit ls suite`, or a file.")]
 Runs = Annotated[str, typer.Option(help="Only these runs of the suite, separated by commas.")]
 Data = Annotated[str | None, typer.Option(help="Questions of this .jsonl file or trail set instead.")]
+Plan = Annotated[list[str] | None, typer.Option(help="Least times on this device, by datasheet; repeat.")]
+FailIf = Annotated[list[str] | None, typer.Option(help="Exit code 2 if it holds, as latent.p95_ms > 500; repeat.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of the report.")]
 FOLDER = Path("runs/profile")
 MODELS = "Bundles, checkpoints or shipped names; or random:SHAPE, a shape of `lrkit ls shape` with random weights."
@@ -117,6 +120,14 @@ def measure(
         return profile_models(
             opened, suite, command=_command(), plan_for=plan, axes=axes, samples=samples, watcher=progress
         )
+
+
+def refuse_held(conditions: "Sequence[Condition]", report: "Report") -> None:
+    """Raises `LrkitError` for conditions of --fail-if that hold."""
+    from lrkit.profile.measure.conditions import failures
+
+    if held := failures(conditions, report.get("figures", {})):
+        raise LrkitError("; ".join(held))
 
 
 def _command() -> str:

@@ -110,9 +110,10 @@ def _tiles(report: Values) -> str:
     if pair is None:
         return ""
     difference = pair["accuracy_difference"]
+    time = pair.get("time_ratio", pair["latency_ratio"])  # earlier reports had the latter alone
     tiles = [
         ("the chain's steps, over the latents'", pair["ar_steps_ratio"]["value"], "x", pair["ar_steps_ratio"], 1),
-        ("the chain's time, over the latents'", pair["time_ratio"]["value"], "x", pair["time_ratio"], 1),
+        ("the chain's time, over the latents'", time["value"], "x", time, 1),
     ]
     if difference is not None and difference["difference"] is not None:
         tiles.append(("points of accuracy", 100 * difference["difference"], "", difference, 100))
@@ -160,7 +161,7 @@ def _pairs(pairs: Sequence[Values]) -> str | None:
         return None
     rows = [
         [
-            f"{pair['run']} / {pair['reference']}", interval(pair["time_ratio"]), interval(pair["latency_ratio"]),
+            f"{pair['run']} / {pair['reference']}", interval(pair.get("time_ratio")), interval(pair["latency_ratio"]),
             interval(pair["ar_steps_ratio"]), interval(pair["accuracy_difference"], 100, 1),
             number((pair["accuracy_difference"] or {}).get("p_value"), 3),
         ]

@@ -167,7 +167,7 @@ def _pairs(pairs: Sequence[Values]) -> str | None:
     rows = [
         [
             f"{pair['run']} / {pair['reference']}",
-            interval(pair["time_ratio"]),
+            interval(pair.get("time_ratio")),
             interval(pair["latency_ratio"]),
             interval(pair["ar_steps_ratio"]),
             interval(pair["accuracy_difference"], 100, 1),
