@@ -4,8 +4,8 @@
 
 The bundles are exports of the shipped model (`lrkit export tiny -o FP32_BUNDLE`, `lrkit export tiny --int4 -o
 INT4_BUNDLE`). Engines and modes take turns of some questions each, as an app asks one engine for a while: alternating
-question by question would show each engine the other's caches. A ratio is made within each turn; reported are the
-median and the quartiles over the turns. Pictures are prepared anew for every answer.
+question by question would show each engine the other's caches. A ratio is made within each turn. The report
+holds the median and the quartiles over the turns. Pictures are prepared again for every answer.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     {"image": "a.png", "question": "What is it?", "steps": ["It has wings."], "answer": "a bird", "id": "7"}
 
-`image` is a path or a list of paths, relative to the file; left out or empty, the question has no picture. `id` may be
-left out. What a line must hold: jsonl_line.py. A bad line is named and never ends the scan; a line is read only up to
+`image` is a path or a list of paths, relative to the file. Without it the question has no picture. `id` is optional.
+jsonl_line.py says what a line must hold. A bad line is named and never ends the scan. A line is read only up to
 `MAX_LINE_BYTES`.
+
 Place in the pipeline: file -> `read_jsonl` -> samples -> `collate`; `lrkit validate` -> `check_jsonl`.
 """
 

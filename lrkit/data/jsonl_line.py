@@ -1,7 +1,7 @@
-"""What one line of a data file must hold, and why it cannot be used where it does not. Imports no torch.
+"""Reads one line of a data file, or says why it cannot be used. Imports no torch.
 
-Place in the pipeline: jsonl.py reads a file line by line -> `parse_line` -> `Sample`. Lines come from anywhere: each
-reason is one short phrase, whatever the line holds.
+Place in the pipeline: jsonl.py reads a file line by line -> `parse_line` -> `Sample`. Lines come from anywhere, so
+each reason is one short phrase, whatever the line holds.
 """
 
 import json

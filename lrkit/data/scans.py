@@ -1,8 +1,8 @@
 """Real handwritten digits for the trail data set: scikit-learn's `load_digits`, split by image.
 
-Place in the pipeline: scans -> board -> trail -> `Sample`. A scan is 8 x 8; it is drawn into a tile of 16 x 16 pixels
-by bilinear sampling, in training along a small random shift, rotation and change of size. Numpy alone, all scans
-of a board at once.
+Place in the pipeline: scans -> board -> trail -> `Sample`. A scan has 8 x 8 pixels. It is drawn into a tile of
+16 x 16 pixels by bilinear sampling, in training with a small random shift, rotation and change of size. All scans of a
+board are drawn at once, in numpy.
 """
 
 from dataclasses import dataclass

@@ -1,11 +1,10 @@
-"""The sizes of a published model, with a tokenizer and questions of its own: what is needed to judge a device before
-any download or training.
+"""The sizes of a published model, with a tokenizer and questions, to judge a device before any download or training.
 
 Place in the pipeline: profiles/shapes/*.json -> `Shape` -> random weights on torch (lrkit/profile) or in a program
 (lrkit/export).
 
-Every shape is built as Qwen2-VL with those numbers: families whose blocks differ in detail (windowed attention in
-Qwen2.5-VL's tower, SigLIP in SmolVLM) are stood in for by blocks of the same widths and depths.
+Every shape is built as Qwen2-VL with those numbers. Blocks of the same widths and depths stand in for families whose
+blocks differ in detail (windowed attention in Qwen2.5-VL's tower, SigLIP in SmolVLM).
 """
 
 from typing import Annotated, Any, Self

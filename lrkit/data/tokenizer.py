@@ -1,7 +1,8 @@
-"""A word-level tokenizer for small vocabularies: the embedded default model's, and the tests'. Needs `tokenizers` only.
+"""A word-level tokenizer for small vocabularies: that of the shipped model, and those of tests. Needs `tokenizers`
+only.
 
 Place in the pipeline: a data set's word list -> `build_word_tokenizer` -> `Processor.save` -> a checkpoint folder that
-transformers' AutoTokenizer opens too. Words and runs of punctuation are one token each, and so is a number of any
+transformers' AutoTokenizer opens too. A word is one token. So is a run of punctuation, and so is a number of any
 length.
 """
 

@@ -4,8 +4,8 @@ Place in the pipeline: board -> trail -> `Sample` -> collate -> model. Five task
 
     trail  "Take 4 hops. Which room are you in? Start in room 3", with one sentence of 23 tokens per hop
     terse  the same question, where a step is the number of the next room and nothing else
-    short  terse, but for the last room: it is the answer, which follows anyway
-    brief  "Take 4 hops. Which room? Start in room 3", told as tersely
+    short  as terse, without the last room: that room is the answer, which follows anyway
+    brief  "Take 4 hops. Which room? Start in room 3", with the steps of terse
     read   "Read the signs.", answered by all rooms in random order, each followed by the digit on its sign
 
 Everything follows from a `numpy.random.Generator`: equal seeds give equal samples. The question ends with the

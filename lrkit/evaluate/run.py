@@ -3,9 +3,9 @@
 Place in the pipeline: samples (lrkit/evaluate/benchmarks.py) + `Reasoner` -> `Evaluation` -> `lrkit eval`, `lrkit
 demo`.
 
-Each mode is asked of the weights made for it: a checkpoint declares its chain-of-thought and direct baselines
-(`baselines` in reasoner.json). Accuracy is counted in batches; latency is measured apart, one sample at a time, the
-modes taking turns on each sample, so that a change of the machine's speed meets all of them.
+Each mode runs on the weights that were trained for it: a checkpoint declares its chain-of-thought and direct baselines
+(`baselines` in reasoner.json). Accuracy is counted in batches. Latency is measured apart, one sample at a time, with
+the modes interleaved, so that a change of the machine's speed meets all of them.
 """
 
 from collections import Counter

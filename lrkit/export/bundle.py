@@ -1,15 +1,15 @@
-"""Checkpoint -> bundle: build the programs, write them, prove them, and only then let the folder appear.
+"""Checkpoint -> bundle: builds the programs, writes them, proves them, and only then lets the folder appear.
 
     checkpoint --read--> source --build--> ONNX --write--> staging folder --ask the engines' builder-->
         --check against torch--> engines --rename
 
-The source gives one matrix at a time, and torch's model is loaded when the program is written and let go: the two are
-never in memory together. What the engines' builder refuses is known before the comparison begins; the bundle is
-finished without engines then.
+The source gives one matrix at a time. Torch's model is loaded after the program is written and freed. So the two are
+never in memory together. If the engines' builder refuses a program, that is known before the comparison begins, and the
+bundle is finished without engines.
 
 Place in the pipeline: `lrkit export` calls `export_bundle`; lrkit/contract/bundle/folder.py opens the result.
 Everything is written into a hidden neighbour of the target folder, which takes its place in one step at the end
-(lrkit/folders.py): killed at any moment, an export leaves the old bundle, the new one, or none where none was.
+(lrkit/folders.py). An export that is killed leaves the old bundle, the new one, or none where none was.
 """
 
 import gc

@@ -1,8 +1,8 @@
 """Proves a program equal to the torch model, or measures how far it is from it; part of every export.
 
-Place in the pipeline: bundle.py writes a program; torch answers samples that training did not see (`torch_answers`) and
-is let go; then the program answers them (`check_program`). check_verdict.py judges the differences: the two models are
-never in memory together.
+Place in the pipeline: bundle.py writes a program. Torch answers samples that training did not see (`torch_answers`)
+and is freed. Then the program answers them (`check_program`), so the two models are never in memory together.
+check_verdict.py judges the differences.
 
 What is compared per sample: logits after the prompt, every latent state, every replayed token, the number of latent
 steps, the extra passes of routing, the spoken tokens.

@@ -67,7 +67,7 @@ class Found:
 
     @property
     def lost(self) -> float:
-        """Right answers that torch has and the program has not, as a part of all answers."""
+        """Right answers of torch that the program lost, as a part of all answers."""
         return (self.right["torch"] - self.right["program"]) / max(1, self.num_answers)
 
 

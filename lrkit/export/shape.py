@@ -1,12 +1,13 @@
-"""A reasoner of a given shape with random weights, to export: what a device must hold and how fast it is, before any
-download or training.
+"""A reasoner of a given shape with random weights. Its export shows what a device must hold and how fast it is, before
+any download or training.
 
     lrkit export random:qwen2-vl-2b --int4 -o bundle
 
 Place in the pipeline: profiles/shapes/*.json -> `ShapeSubject` -> bundle.py, as a checkpoint. Every matrix is drawn
-when it is asked for, from a seed made of its name: so two readers see the same weights, and nobody holds all of them.
-Latent steps are forced, as random weights decide nothing. They know no right answers either: torch's model is given
-what the program's integers stand for, so that the comparison shows a wrong graph, whatever rounding does.
+when it is asked for, from a seed made of its name. So two readers see the same weights, and nobody holds all of them.
+
+Latent steps are forced, because random weights decide nothing. They know no right answers either. So torch's model gets
+the values that the program's integers stand for, and the comparison shows a wrong graph, whatever rounding does.
 """
 
 import zlib
@@ -45,7 +46,7 @@ class RandomWeights:
         self.shapes = shapes
 
     def read(self, name: str) -> np.ndarray:
-        """float32, made anew at each call: normal matrices and biases, norms of one."""
+        """float32, made again at each call: normal matrices and biases, norms of one."""
         shape = self.shapes[name]
         if len(shape) == 1 and name.endswith(".weight"):
             return np.ones(shape, np.float32)

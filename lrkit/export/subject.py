@@ -1,5 +1,5 @@
-"""What is exported: the reasoners behind one bundle, each of which can be read matrix by matrix and, later, be loaded
-whole for the comparison with torch.
+"""What is exported: the reasoners behind one bundle. Each can be read matrix by matrix, and later be loaded whole for
+the comparison with torch.
 
 Place in the pipeline: a checkpoint (`CheckpointSubject`) or a shape with random weights (shape.py) -> bundle.py.
 """

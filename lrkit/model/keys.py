@@ -37,7 +37,7 @@ class Keys(Protocol):
 
 
 class GrowingKeys:
-    """Joined anew by every chunk: any length, nothing in vain."""
+    """Joined again by every chunk: takes any length and wastes no memory."""
 
     def __init__(self, may_be_plain: bool = True) -> None:
         """`may_be_plain` lets None stand for a mask; to find out whether it may costs a wait for the device."""

@@ -37,7 +37,7 @@ class LatentToken(Float32Module):
 
     @torch.no_grad()
     def refresh_norm(self, rows: Tensor) -> None:
-        """Measures the embeddings' mean norm anew: after words that started at random were learned, before a latent is.
+        """Measures the embeddings' mean norm again: after words that began at random were learned, before a latent is.
 
         Once latents are in use their scale must stay.
         """

@@ -33,8 +33,8 @@ KEPT = 4
 _COLUMNS, _VISUAL = 256, 64
 """Sizes are rounded up to multiples of these, so that questions of like lengths share a recording."""
 _CARRIED = ("next_position_B", "last_hidden_BD", "saliency_BV", "visited_BV", "latent_steps_B")
-"""Of a state: what a step hands to the next. All that a step replaces must be here: a recording reads the memory of the
-first tensor for ever, whoever owns it by then."""
+"""Of a state: what a step hands to the next. All that a step replaces must be here: a recording keeps reading the
+memory of the first tensor, whoever owns it by then."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Reasoner:
 
         Raises:
             BundleError: no bundle, or one that is damaged, incomplete or of a later schema, or without such an engine.
-            UserError: a provider or GPU that this machine has not.
+            UserError: a provider or GPU that this machine lacks.
             MissingExtraError: the engine's package is not installed.
         """
         choice = _choice(engine, provider, threads, session_config, engine_options, provider_options)
@@ -166,7 +166,7 @@ class Reasoner:
         return self if engine is None else Reasoner(engine)
 
     def _check_mode(self, mode: Mode) -> None:
-        """Refuses a mode that the model has not."""
+        """Refuses a mode that the model does not have."""
         if mode not in self.engine.modes:
             raise UserError(
                 f"this model has no latents, so it cannot be asked in the mode {mode}; ask in the mode "

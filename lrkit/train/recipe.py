@@ -72,7 +72,7 @@ class FreshBackbone(Config):
 
 
 class TrailData(Config):
-    """The embedded data set, drawn anew for every batch."""
+    """The embedded data set. Every batch draws new samples."""
 
     kind: Literal["trail"] = "trail"
     """Trails through rooms with handwritten signs."""

@@ -127,7 +127,7 @@ class TrailSource:
 
 
 class JsonlSource:
-    """Lines of a file, by number of steps; the lines of a length are shuffled anew when all have been seen."""
+    """Lines of a file, by number of steps; the lines of a length are shuffled again when all have been seen."""
 
     def __init__(self, data: JsonlData, seed: int) -> None:
         """Reads the files.

@@ -223,7 +223,7 @@ class Reference:
         return hidden_SD
 
     def deeper_gates(self, layer: int, u: Tensor, owner: list[int], running: list[bool]) -> list[Tensor]:
-        """Gates of the tokens that still run, read anew and normalised within their own chunk; 0 for the others."""
+        """Gates of the tokens that still run, read again and normalised within their own chunk; 0 for the others."""
         gate = [torch.zeros((), dtype=u.dtype)] * len(owner)
         for chunk in sorted(set(owner)):
             mine = [i for i in range(len(owner)) if owner[i] == chunk and running[i]]

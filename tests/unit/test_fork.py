@@ -1,6 +1,6 @@
 """A checkpoint in a process that was forked after torch ran (gunicorn --preload, multiprocessing's fork).
 
-OpenMP's threads are not there after a fork, and the first answer in the child once waited for them for ever.
+OpenMP's threads do not exist after a fork. The first answer in the child once waited for them and never came.
 """
 
 import os

@@ -113,7 +113,7 @@ def test_a_compiled_program_in_a_node(own_bundle: Path) -> None:
 
 
 def test_the_walk_sees_what_a_real_program_names(step_bundle: Path) -> None:
-    """Against the package onnx, which the base install has not."""
+    """Against the package onnx, which the base install lacks."""
     for file in sorted(step_bundle.glob("*.onnx")):
         model = onnx.load(str(file), load_external_data=False)
         expected = {

@@ -172,7 +172,7 @@ def test_exif_turns_a_picture_upright_as_pillow_does(format: str, orientation: i
 
 
 def test_exif_that_cannot_be_written_back_does_not_refuse_the_pixels() -> None:
-    """Pillow's exif_transpose writes EXIF anew, and fails on what it read: here, a height that is a text."""
+    """Pillow's exif_transpose writes EXIF again, and fails on what it read: here, a height that is a text."""
     block = b"Exif\0\0" + exif(6, ">", 2, struct.pack(">HHI4s", 0x0101, 2, 4, b"abc\0") + bytes(4))
     raw = encoded(PHOTO, "JPEG", exif=block)
     with Image.open(io.BytesIO(raw)) as stored:

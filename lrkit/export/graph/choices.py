@@ -1,4 +1,4 @@
-"""Looks a setting of the method up in a table of what a program can be built for: a value that a table lacks is
+"""Looks up a setting of the method in a table of what a program can be built for. A value that the table lacks is
 refused, never taken for another.
 
 Place in the pipeline: replay.py, routing.py and chunks.py own the tables; a test compares their keys with the settings.

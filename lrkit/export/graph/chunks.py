@@ -2,9 +2,8 @@
 
 Place in the pipeline: program.py puts them into loops, step_graphs.py into graphs of their own that a host drives.
 
-Caches have a fixed capacity and are written in place by position. The state only moves while it is alive, so that an
-engine that runs one iteration too many changes nothing: what it writes to a cache is not yet visible, and is
-overwritten.
+Caches have a fixed capacity and are written in place by position. The state only moves while it is alive. So an engine
+that runs one iteration too many changes nothing: what it writes to a cache is not visible yet, and is overwritten.
 
 Legend: P prompt tokens, S tokens of a latent step (K replayed and the latent), N cache slots, D width, H heads, G key
     heads.
@@ -54,7 +53,7 @@ class Chunks:
         self.dims, self.settings = source.dimensions, source.settings
         self.decoder = Decoder(self.dims, dialect)
         self.steps = limits.max_latent_steps
-        # More slots than a prompt can have visual tokens would stay empty for ever.
+        # More slots than a prompt can have visual tokens would always stay empty.
         most_visual = max(1, limits.max_patches // geometry.merge_size**2)
         slots = min(self.settings.replay.num_tokens, most_visual) if self.steps else 0
         self.replay = Replay(self.settings.replay, slots, dialect)

@@ -1,16 +1,15 @@
-"""One transformer layer and its attention, written once: the prompt, latent steps, refinement and speech all use this
-code.
+"""One transformer layer and its attention, for the prompt, latent steps, refinement and speech alike.
 
 Place in the pipeline: program.py and step_graphs.py stack `layer`; routing.py passes it again over the routed tokens.
 
-Attention is spelled out (MatMul, Add, Softmax, MatMul) because the fused operator cannot be used inside a loop by
-TensorRT and does not give the saliency row; keys come in segments (read-only prompt, small carried cache), so that a
-loop copies little.
+Attention is spelled out (MatMul, Add, Softmax, MatMul). TensorRT cannot use the fused operator inside a loop, and that
+operator does not give the saliency row. Keys come in segments (read-only prompt, small carried cache), so that a loop
+copies little.
 
-Heads are sorted by key head. A chunk of many tokens has them as (Q, G, S); one of few, a latent step or a spoken
-token, goes token by token as (S, G, Q): a token's queries are then one matrix per key head, nothing is transposed, and
+Heads are sorted by key head. A chunk of many tokens has them as (Q, G, S). A chunk of few tokens, a latent step or a
+spoken token, has them as (S, G, Q): a token's queries are then one matrix per key head, nothing is transposed, and
 query, key and value come out of one rotation and one split. A latent step that replays many tokens turns its queries
-round before attention (`together`), as every matrix packs all keys anew.
+round before attention (`together`), because every matrix packs all keys again.
 
 Legend: S tokens of the chunk, N keys, H query heads, G key heads, Q = H / G, W head width, D width.
 """

@@ -1,4 +1,4 @@
-"""How a matrix, a norm, a rotation or a frozen state is written: the one place where dialects and precisions differ.
+"""Writes a matrix, a norm, a rotation or a frozen state: the one place where dialects and precisions differ.
 
     ort_writer.py        ONNX Runtime: MatMulNBits for int4, fused norms and rotations of its contrib domain
     standard_writer.py   standard operators only, as TensorRT reads them: DequantizeLinear for int4, norms and rotations

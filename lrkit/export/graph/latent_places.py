@@ -1,8 +1,8 @@
 """Where the tokens of a latent step go: their slots in the cache, what they see of it, and how they turn.
 
 Place in the pipeline: chunks.py asks in every latent step. On a GPU, and where a host drives the steps, places are
-computed when they are needed (`computed`). On a CPU a node costs more than to look a row up, so there `Tables` of all
-slots are made once, before the loop, where caches are joined with the prompt's.
+computed when they are needed (`computed`). On a CPU a node costs more than looking up a row. So where caches are joined
+with the prompt's, `Tables` of all slots are made once, before the loop.
 
 Legend: S tokens of a latent step, C slots for all latent steps, N columns of the cache, T most steps, G key heads, Q
     query heads per key head, W head width.

@@ -2,8 +2,8 @@
 
 Place in the pipeline: program.py calls `Replay.select` in every latent step.
 
-Candidates are columns of the prompt, not visual tokens: so any number of pictures, and none, is one graph. Behind the
-P columns stand K or more that are never free: TopK always finds K, and empty slots have somewhere harmless to point at.
+Candidates are columns of the prompt, not visual tokens. So one graph serves any number of pictures, and none. Behind
+the P columns stand K or more that are never free: TopK always finds K, and empty slots point at a harmless place.
 
 Legend: P prompt tokens, K replayed tokens, D width.
 """

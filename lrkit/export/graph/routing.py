@@ -70,7 +70,7 @@ ROUTERS = {"linear": ("router",), "mlp": ("router.0", "router.2")}
 GATES = {"sigmoid": _sigmoid, "softmax": _softmax}
 """`RoutingSettings.gate` -> function of (graph, dialect, scores, which tokens are real)."""
 POSITIONS = {"keep": False, "rearrange": True}
-"""`RoutingSettings.positions` -> whether routed tokens are counted anew."""
+"""`RoutingSettings.positions` -> whether routed tokens get new positions, counted from 0."""
 
 
 class Router:

@@ -1,7 +1,7 @@
 """Writes graphs with their weights beside them, each tensor once, however many names and graphs use it.
 
-Place in the pipeline: dialect.py and tracing.py give each weight to a `WeightFile` as soon as it is made; of a large
-program it is then on disk, and what the graph holds is where it lies there. bundle.py and step_graphs.py save built
+Place in the pipeline: dialect.py and tracing.py give each weight to a `WeightFile` as soon as it is made. The weights
+of a large program are then on disk, and the graph holds only where they lie. bundle.py and step_graphs.py save built
 models through `save_models`.
 
 Why names share a tensor: TensorRT-RTX 1.7.1 cannot build a network in which the prompt and a loop read one INT4

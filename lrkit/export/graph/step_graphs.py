@@ -1,8 +1,8 @@
 """The form `step`: prompt, think and speak as graphs of their own, which a host runs one after the other.
 
-For engines where a loop inside the graph stands in the way (captured CUDA graphs), and for answers that are streamed.
-What a chunk computes is the same code as in the form `program` (chunks.py);
-lrkit/runtime/engines/programs/step_session.py is the host's loop.
+This form serves engines that cannot have a loop inside the graph (captured CUDA graphs), and answers that are streamed.
+What a chunk computes is the same code as in the form `program` (chunks.py). The host's loop is
+lrkit/runtime/engines/programs/step_session.py.
 
 Every graph takes the state by name and returns it as `new_<name>`; caches have a fixed capacity, so that input and
 output can share their memory. Weights lie once in one data file.

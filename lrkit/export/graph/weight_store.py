@@ -1,8 +1,8 @@
 """The weights of one program: each is read once, when it is first used, rounded where the target asks for integers,
 named, and stored once for all graphs that use it.
 
-A checkpoint's adapter is merged while a matrix is read (lrkit/export/weights/streaming.py): once, therefore. A stored
-weight lies in the `WeightFile`, and nothing of it stays in memory.
+A checkpoint's adapter is merged while a matrix is read (lrkit/export/weights/streaming.py), and so only once. A stored
+weight lies in the `WeightFile`. Nothing of it stays in memory.
 
 Place in the pipeline: dialect.py asks for a vector or a matrix by its role; lrkit/export/weights/int4.py rounds.
 """

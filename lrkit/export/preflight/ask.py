@@ -1,7 +1,7 @@
 """Asks the library itself whether it takes a program: TensorRT's ONNX parser, which needs no GPU, or ONNX Runtime.
 
-Place in the pipeline: findings.py compares the answer with what the rules say. Nothing is built: what only the builder
-refuses, the parser takes.
+Place in the pipeline: findings.py compares the answer with what the rules say. Nothing is built, so a refusal that
+comes from the builder alone is not seen.
 """
 
 import json

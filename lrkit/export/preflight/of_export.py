@@ -2,7 +2,7 @@
 
 Place in the pipeline: export/target_engines.py calls `refusal` as soon as the programs are written. The rules of
 export/rules/*.yaml look for what is known to fail; NVIDIA's parser, in a process of its own, has the last word on what
-it reads. Both take seconds, where the comparison with torch and a build that fails take minutes.
+it reads. Both take seconds. The comparison with torch, and a build that fails, take minutes.
 """
 
 from collections.abc import Mapping

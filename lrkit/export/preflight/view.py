@@ -1,7 +1,7 @@
 """An ONNX program as the matchers read it: every node with the loops and branches around it, and what is constant.
 
-Place in the pipeline: findings.py makes one `View` per program; operators.py, loops.py and
-quantized.py look for one thing each in it. Nothing here knows a target.
+Place in the pipeline: findings.py makes one `View` per program. The matchers of operators.py, loops.py and quantized.py
+look for one thing each in it. Nothing here knows a target.
 """
 
 from collections.abc import Iterator, Mapping

@@ -3,10 +3,10 @@
     build into a folder inside --> list what will move --> move it under names that nothing uses --> replace bundle.json
         --> drop the old
 
-Place in the pipeline: `lrkit engines BUNDLE` -> `add_engines`; `--take FILE` -> `take_engines`,
-for what the script of script.py built elsewhere. Only the replacement of bundle.json, which is atomic, changes
-what the bundle is: killed before it, the bundle is the old one beside files that nothing names; after it, the new one.
-The list of what moves stays with the killed process's folder, so that whoever adds engines next takes away the rest.
+Place in the pipeline: `lrkit engines BUNDLE` -> `add_engines`; `--take FILE` -> `take_engines`, for what the script of
+script.py built elsewhere. Only the replacement of bundle.json changes what the bundle is, and that is atomic. Killed
+before it, the process leaves the old bundle beside files that nothing names; killed after it, the new bundle. The list
+of what moves stays in the killed process's folder, so the next one removes the rest.
 """
 
 import os

@@ -2,10 +2,9 @@
 
 Place in the pipeline: jobs.py -> `build_in_process` -> device/run.py in the child -> device/build.py.
 
-Why a process: the builder spends most of its time in calls that nothing in the same process can stop; a crash or a
-machine out of memory must not take the export along; its peak memory can be measured; and the memory is given back.
-Ctrl-C reaches only the parent, which kills the child; a parent that is killed closes the child's stdin, at which the
-child ends too.
+Why a process: nothing in the same process can stop the builder's calls. A crash, or a machine out of memory, must not
+take the export along. A process also gives its peak memory, and gives the memory back. Ctrl-C reaches only the parent,
+which kills the child. A parent that is killed closes the child's stdin, and then the child ends too.
 """
 
 import contextlib

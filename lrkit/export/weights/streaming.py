@@ -1,4 +1,4 @@
-"""The weights of a checkpoint, read from its files one matrix at a time with the adapter merged in: an export of a
+"""The weights of a checkpoint, read from its files one matrix at a time with the adapter merged in. So the export of a
 large backbone never holds all of it.
 
 Place in the pipeline: subject.py opens a checkpoint, or a plain Hugging Face folder, by `stream_source`.

@@ -25,7 +25,7 @@ def open_shape(name: str, settings: ReasonerSettings, choice: ModelChoice) -> Mo
 
     Raises:
         CapacityError: the machine's memory would not hold the weights.
-        UserError: a device or number type that torch has not here, or CUDA graphs without a GPU.
+        UserError: a device or number type that torch lacks here, or CUDA graphs without a GPU.
         MissingExtraError: torch is not installed.
     """
     for package in ("torch", "transformers", "peft"):
@@ -76,7 +76,7 @@ def _engine(shape: Shape, settings: ReasonerSettings, device: str, dtype: str, c
 
 
 def _fill(model: Any) -> None:
-    """Small uniform values, norms of one; rotary tables are made anew, as they are no weights."""
+    """Small uniform values, norms of one. Rotary tables are computed again, because they are no weights."""
     import torch
 
     generator = torch.Generator(next(model.parameters()).device).manual_seed(0)

@@ -111,7 +111,7 @@ def load_suite(name_or_path: str, overrides: Sequence[str] = (), only: Sequence[
 
     Raises:
         ConfigError, UnknownNameError: no such suite, or wrong values in it.
-        UserError: `only` names a run that the suite has not.
+        UserError: `only` names a run that is not in the suite.
     """
     suite = load_config(Suite, find_suite(name_or_path), overrides)
     names = [run.name for run in suite.runs]

@@ -49,7 +49,7 @@ def check_bundle(folder: Path | str, choice: EngineChoice | None = None) -> Bund
 
     Raises:
         BundleError: the bundle cannot be opened at all; what is found after that is in the report.
-        UserError: a provider or GPU that this machine has not.
+        UserError: a provider or GPU that this machine lacks.
     """
     choice = choice or EngineChoice()
     engine = open_engine(folder, choice)

@@ -3,9 +3,9 @@
 Place in the pipeline: run.py calls `build`, in a process of its own or on a device. Nothing of lrkit is
 imported but words.py, as this file becomes part of the script that builds on a device (tensorrt/script.py).
 
-The package `tensorrt` was never run in lrkit's tests, for want of a GPU: they run `tensorrt_rtx`, which has the same
-classes. What only `tensorrt` does (hardware and version compatibility, timings, building for the GPU at hand) is
-written after its documentation.
+lrkit's tests never ran the package `tensorrt`, for want of a GPU. They run `tensorrt_rtx`, which has the same classes.
+What only `tensorrt` does (hardware and version compatibility, timings, building for the GPU at hand) follows its
+documentation.
 """
 
 from __future__ import annotations
@@ -273,7 +273,7 @@ def memory(key: str) -> int | None:
 
 
 def forget_peak() -> None:
-    """Lets VmHWM begin anew, so that the second engine of a script does not report the first one's memory."""
+    """Resets VmHWM, so that the second engine of a script does not report the first one's memory."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 

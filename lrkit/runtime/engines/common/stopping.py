@@ -132,7 +132,7 @@ class Running:
             )
 
     def was_interrupted(self) -> bool:
-        """Whether a signal ended what was computed; its handler has been called since, and has not raised."""
+        """Whether a signal ended the computation. Its handler has been called since and did not raise."""
         found = self._reason == "interrupt"
         self._reason = None if found else self._reason
         return found

@@ -120,6 +120,6 @@ class OrtEngine(ProgramEngine):
         Raises:
             BundleError: see `open_bundle`.
             CheckpointError: its tokenizer or image settings cannot be read.
-            UserError: a provider that this machine has not, or threads below 1.
+            UserError: a provider that this machine lacks, or threads below 1.
         """
         return cls.over(path, verify, lambda bundle: Sessions(bundle, provider, threads, config, provider_options))

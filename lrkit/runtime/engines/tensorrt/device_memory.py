@@ -165,7 +165,7 @@ class TorchMemory:
         try:
             block = self._torch.empty(num_bytes, dtype=self._torch.uint8, device=self._device)
         except self._torch.OutOfMemoryError as error:
-            raise LrkitError(f"{self._device} has not {num_bytes} bytes left; see what else uses that GPU") from error
+            raise LrkitError(f"{self._device} has too little memory for {num_bytes} bytes; see what uses it") from error
         self._kept[int(block.data_ptr())] = block
         return int(block.data_ptr())
 

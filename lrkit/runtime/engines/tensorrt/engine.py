@@ -156,7 +156,7 @@ class TensorRtSessions(ProgramSessions):
         file = folder / f"{path.stem}.cache"
         cache = config.create_runtime_cache()
         if file.is_file():
-            cache.deserialize(file.read_bytes())  # False where it is of another GPU or version: then it starts anew
+            cache.deserialize(file.read_bytes())  # False where it is of another GPU or version: it then starts empty
         config.set_runtime_cache(cache)
 
         def save() -> None:

@@ -184,7 +184,7 @@ class TorchEngine:
 
     @classmethod
     def _heed_fork(cls, device: str) -> None:
-        """Before torch runs. OpenMP's threads do not outlive a fork, and a child that waits for them waits for ever: it
+        """Before torch runs. OpenMP's threads do not outlive a fork, and a child that waits for them never ends. It
         goes on with its own thread alone, as torch's data loaders do.
 
         Raises:

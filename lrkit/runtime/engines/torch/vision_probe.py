@@ -21,7 +21,7 @@ class VisionProbe:
         self._seconds = 0.0
 
     def take(self) -> float:
-        """The seconds, and begins anew."""
+        """Returns the seconds and starts again from zero."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
