@@ -1,6 +1,6 @@
-"""The command line of the process: behind the script `lrkit` and `python -m lrkit`.
+"""The command line of the process: the script `lrkit`, and `python -m lrkit`.
 
-Imports little, so that a Ctrl-C or a SIGTERM while the modules are read ends in a sentence too.
+It imports little, so that a Ctrl-C or a SIGTERM during the imports ends in a sentence too.
 """
 
 import os

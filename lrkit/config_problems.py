@@ -1,4 +1,4 @@
-"""What is wrong with the values of a config, in words: one line per problem, each with its place and a way out.
+"""Says what is wrong with the values of a config: one line per problem, each with its place and a remedy.
 
 Place in the pipeline: pydantic's ValidationError -> `describe` -> the lines of config.py's ConfigError.
 """

@@ -1,11 +1,11 @@
-"""How many cores this process may use: its affinity, its cpuset and the quota of its container. Imports nothing of
-lrkit.
+"""Counts the cores that this process may use by its affinity, its cpuset and the quota of its container. Imports
+nothing of lrkit.
 
 Place in the pipeline: `usable_cores` is behind the default threads of ONNX Runtime and torch, `lrkit doctor`, the
 profiles and the provenance of every artifact.
 
-A container with a quota of a quarter core still sees every core of its host. Threads beyond the quota only use it up
-sooner: the kernel then stops all of them until the next period.
+A container with a quota of a quarter core still sees every core of its host. Threads beyond the quota only spend it
+sooner, and then the kernel stops all of them until the next period.
 """
 
 import math

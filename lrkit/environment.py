@@ -1,4 +1,5 @@
-"""What this machine and this Python have to run lrkit with: behind `lrkit doctor`, and worth attaching to a report.
+"""What this machine and this Python have to run lrkit with: what `lrkit doctor` prints, and worth attaching to a
+report.
 
 Compares what is installed with what lrkit's own metadata asks for, extra by extra, without importing any of it.
 """

@@ -1,9 +1,9 @@
 """Strict YAML: plain values only, no surprises and no bombs. The reading half of config.py.
 
-Read are texts, whole numbers of 64 bits, numbers, true/false, null, lists and mappings; anchors and merge keys too.
-Keys are texts as they are written (`on: 3` has the key "on"), and so are dates ("2026-01-31"). Refused are tags, keys
-given twice, anything above the bounds below, and what expands above them through anchors: that is counted before a
-value is built.
+It reads texts, whole numbers of 64 bits, numbers, true/false, null, lists and mappings; anchors and merge keys too.
+Keys are texts as they are written (`on: 3` has the key "on"), and so are dates ("2026-01-31"). It refuses tags, keys
+given twice, anything above the bounds below, and anything that expands above them through anchors, which is counted
+before a value is built.
 """
 
 import re

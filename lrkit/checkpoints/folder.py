@@ -1,11 +1,11 @@
 """What a checkpoint folder says of itself: reasoner.json, its settings, where its backbone is. Torch-free.
 
-A folder without reasoner.json that holds a config.json is a plain Hugging Face model: a checkpoint without latents,
-to be asked in the modes cot and direct, and to train from.
+A folder with a config.json and no reasoner.json is a plain Hugging Face model: a checkpoint without latents. It can be
+asked in the modes cot and direct, and training can start from it.
 
-What a path in reasoner.json may be: `base` and `baselines` are relative to the folder and may lead out of it, as a
-checkpoint shares its backbone with others beside it; `base` may be a model of the hub, ORG/NAME. Absolute paths are
-refused, and so are shards of weights that are not in the folder itself.
+`base` and `baselines` in reasoner.json are paths relative to the folder. They may lead out of it, because a checkpoint
+shares its backbone with others beside it. `base` may also be a model of the hub, ORG/NAME. Absolute paths are refused,
+and so are shards of weights that are not in the folder itself.
 """
 
 from collections.abc import Mapping

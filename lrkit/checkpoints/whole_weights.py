@@ -1,7 +1,8 @@
-"""Are the weights of a checkpoint all there, of the right shapes, and made for each other? Torch-free, from headers.
+"""Checks by their headers that the weights of a checkpoint are all there, of the right shapes, and made for each other.
+Torch-free.
 
-Place in the pipeline: the loader asks it before it takes memory, and `lrkit validate` asks it too: so both refuse the
-same checkpoints. Then transformers only meets files that hold what their config.json promises.
+Place in the pipeline: the loader asks before it takes memory, and so does `lrkit validate`, so that both refuse the
+same checkpoints. transformers then only meets files that hold what their config.json promises.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,10 +1,9 @@
-"""Is a spoken answer right, how sure is an accuracy, and do two modes really differ? Torch-free.
+"""Says whether an answer is right, how sure an accuracy is, and whether two modes really differ. Torch-free.
 
 Place in the pipeline: spoken text + reference -> `is_correct` -> `accuracy` per mode -> `compare_paired` between modes.
 
-An answer counts only if it *is* the reference after normalisation: of case, surrounding punctuation, the writing of
-numbers and of multiple-choice letters. Nothing is searched inside a longer text: a matcher that does accepts "not 7"
-for 7.
+An answer counts only if it *is* the reference after normalisation of case, surrounding punctuation, numbers and
+multiple-choice letters. Nothing is searched inside a longer text, because such a matcher would accept "not 7" for 7.
 """
 
 import math

@@ -1,7 +1,6 @@
-"""What a vision-language model must offer to become a reasoner. One class per family implements it; one table row
-names it.
+"""What a vision-language model must offer to become a reasoner. One class per family implements it.
 
-Nothing outside `lrkit/model/backbones` asks which family it is talking to.
+Nothing outside a family's folder asks which family it is talking to.
 
 Legend: B batch, P prompt tokens, S tokens of a chunk, D hidden width, V visual tokens, N patches, C values of a patch.
 """

@@ -1,4 +1,4 @@
-"""Puts a reasoner together: backbone, adapter, extras; and takes its extra weights in and out.
+"""Puts a reasoner together from backbone, adapter and extras. Reads and writes its extra weights.
 
 Place in the pipeline: train/loop.py builds a fresh one; checkpoint.py restores a saved one.
 """

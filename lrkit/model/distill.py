@@ -1,7 +1,7 @@
 """Spatially coherent self-distillation (eq. 7 to 9; method section 4). Training only; nothing here runs at inference.
 
-Each latent step's replay is pooled into a student b(t); the teacher is the same vision tower's view of the window of
-the image that holds most of the replayed tokens, cropped and enlarged to the full input size.
+Each latent step's replay is pooled into a student b(t). The teacher is the same vision tower's view of one window of
+the image, the one with most of the replayed tokens, cropped and enlarged to the full input size.
 
 Legend: B batch, K replayed tokens, D width, W side of the window in merged tokens.
 """

@@ -1,5 +1,5 @@
-"""Keys and values of earlier chunks: growing, as training and most answers use them, or of fixed size, so that a step
-always touches the same memory and can be recorded.
+"""Keys and values of earlier chunks. Training and most answers use growing ones. Those of fixed size always stand in
+the same memory, so that a step can be recorded.
 
 Place in the pipeline: state.py and routing.py hold them, decoder.py and routing.py extend them by each chunk.
 

@@ -1,10 +1,10 @@
 """The training objective (eq. 13 and 14; method section 6): sums over what a batch supervises, and what divides them.
 
-Place in the pipeline: reasoner.py runs a batch -> `objective` -> the loss that train/loop.py goes back from.
+Place in the pipeline: reasoner.py runs a batch -> `objective` -> the loss that train/loop.py differentiates.
 
-Several batches of one update are one large batch only when all are divided by the same counts: a mean of the batches'
-own means would give a word of a short answer more weight than a word of a long one. So the trainer adds up
-`loss_counts` of all its batches first and hands their mean to each.
+Several batches of one update equal one large batch only if all are divided by the same counts. A mean of the batches'
+own means would give a word of a short answer more weight than a word of a long one. So the trainer first adds up
+`loss_counts` of all its batches, and hands their mean to each.
 
 Legend: B batch, S spoken tokens, T latent steps, W vocabulary.
 """

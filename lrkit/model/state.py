@@ -1,7 +1,7 @@
 """Where a batch of reasoning sequences stands: the keys so far, and what the next latent needs.
 
-Order of a sequence (method section 1): prompt, B1, z1, B2, z2, ..., speech. Samples of a batch may differ in
-everything: padding and finished samples are columns that the keys mark as unreal, which no later token attends to.
+A sequence is (method section 1): prompt, B1, z1, B2, z2, ..., speech. Samples of a batch may differ in everything.
+Padding and finished samples are columns that the keys mark as unreal, and no later token attends to them.
 
 Legend: B batch, V visual tokens (padded to the largest sample), K replayed tokens, D width.
 """

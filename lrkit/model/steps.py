@@ -1,4 +1,5 @@
-"""The steps of an answer: think, speak, and what the model wants next. Run one by one here; recorded in recorded.py.
+"""The steps of an answer: think, speak, and what the model wants next. Here they run one by one; recorded.py records
+them.
 
 Place in the pipeline: generate.py decides which step comes next and drives either.
 

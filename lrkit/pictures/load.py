@@ -1,11 +1,11 @@
 """A picture of any kind to an upright RGB picture. Pillow and numpy only.
 
 Place in the pipeline: a path, bytes, an array (input.py) -> `load_image` -> qwen2_vl/geometry.py, which cuts patches.
-Pixels equal those that transformers' Pillow image processor sees, but for two things, on purpose: EXIF rotation is
-applied here, and 16-bit greyscale is scaled to 8 bits, where Pillow's own conversion (which transformers uses) turns
-nearly every 16-bit picture white. Of an animation or a file of several pages the first frame is taken.
+Pixels equal those that transformers' Pillow image processor sees, with two differences on purpose. EXIF rotation is
+applied here. 16-bit greyscale is scaled to 8 bits; Pillow's own conversion, which transformers uses, turns nearly every
+16-bit picture white. Of an animation or a file of several pages the first frame is taken.
 
-Files come from strangers: only the decoders of `FORMATS` are ever tried, whatever one raises becomes one sentence, and
+Files come from strangers. So only the decoders of `FORMATS` are tried, each of their errors becomes one sentence, and
 file size, pixels, memory and time are bounded.
 """
 

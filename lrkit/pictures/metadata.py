@@ -1,4 +1,4 @@
-"""What stands around the pixels of an image file: which way up it is, read leniently, and the file without the rest.
+"""The metadata around the pixels of an image file: reads the orientation leniently, and removes the rest.
 
 Place in the pipeline: load.py asks for the orientation of a decoded picture, and for a file without metadata where
 Pillow refuses one: EXIF, colour profiles and texts that cannot be parsed must not refuse sound pixels.

@@ -1,7 +1,8 @@
-"""Keeps the decoders' own messages off the screen: Pillow's warnings and log, what libtiff writes to standard error.
+"""Keeps the decoders' own messages off the screen: Pillow's warnings and log, and what libtiff writes to standard
+error.
 
-Place in the pipeline: `load_image` decodes files within `quiet()`. What the messages are about becomes a sentence, or
-is passed over on purpose.
+Place in the pipeline: `load_image` decodes files within `quiet()`. lrkit says in a sentence of its own what matters of
+them.
 """
 
 import ctypes

@@ -1,5 +1,5 @@
-"""The demonstration behind `lrkit demo`: the shipped model on pictures it has never seen, three ways, one trace, and
-then the same model as one program without torch.
+"""The demonstration behind `lrkit demo`: the shipped model answers pictures it has never seen in three ways, with one
+trace, and then as one program without torch.
 
 Place in the pipeline: assets/tiny + trail data -> figures, one worked example, trace.png; bundles -> sizes and
 latencies.

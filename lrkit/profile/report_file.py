@@ -1,4 +1,4 @@
-"""report.json: written whole, and read back for a comparison as a file of somebody else's.
+"""report.json: written whole, and read back for a comparison as strictly as a file from a stranger.
 
 Place in the pipeline: report.py -> `write_report` -> report.json -> `read_report` -> pages/compare.py.
 """

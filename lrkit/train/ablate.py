@@ -2,8 +2,8 @@
 
     train/sweeps/NAME.yaml -> every (variant, seed) trained and evaluated -> table.json, table.md
 
-Each run has its own folder; one that already holds its result.json is not run again, so an interrupted sweep goes on
-where it stopped. Runs share nothing and may go side by side (`jobs`).
+Each run has its own folder. A folder that already holds its result.json is not run again, so an interrupted sweep goes
+on where it stopped. Runs share nothing and may run side by side (`jobs`).
 """
 
 import multiprocessing

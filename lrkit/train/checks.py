@@ -1,4 +1,4 @@
-"""Can a recipe be run here? All problems together, before a weight is loaded. Torch-free.
+"""Checks whether a recipe can be run here, and reports all problems together, before a weight is loaded. Torch-free.
 
 recipe -> `check_start`     what every run checks first; seconds, however large the data
        -> `find_problems`   `lrkit train --dry-run`: also every line, text and picture, and all files

@@ -2,8 +2,8 @@
 
     Stage + Source -> samples -> TrainBatch (objective reason) or VisionBatch (objective vision)
 
-All chance comes from one numpy Generator, whose state is saved with the run: a resumed run draws the batches that the
-uninterrupted one would have drawn.
+All chance comes from one numpy Generator, and its state is saved with the run. So a resumed run draws the batches that
+the uninterrupted one would have drawn.
 """
 
 from collections.abc import Mapping, Sequence

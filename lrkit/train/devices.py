@@ -1,4 +1,4 @@
-"""Devices, processes and precision of a run, which are accelerate's business; what its environment may not change.
+"""Devices, processes and precision of a run, by accelerate; and what accelerate's environment may not change.
 
 Place in the pipeline: train/loop.py makes one `Accelerator` per stage.
 """

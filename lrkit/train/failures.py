@@ -1,4 +1,4 @@
-"""What goes wrong while a run trains, in one sentence that says how to go on."""
+"""Says in one sentence what went wrong while a run trained, and how to go on."""
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager

@@ -1,9 +1,9 @@
-"""A run's folder: may it be used, who holds it, and what a killed run left in it. Torch-free.
+"""A run's folder: checks that it may be used, holds it, and removes what a killed run left in it. Torch-free.
 
     RUN/recipe.yaml  RUN/metrics.jsonl  RUN/tensorboard/  RUN/stages/NN-NAME/ (a checkpoint)  RUN/state.pt  RUN/run.json
 
-state.pt is the first file of a run and decides how far it is. All others are made good from it on --resume: metrics are
-cut back, recipe.yaml and run.json written again, half-written checkpoints removed.
+state.pt is the first file of a run and decides how far the run is. --resume repairs all others by it: it cuts metrics
+back, writes recipe.yaml and run.json again, and removes half-written checkpoints.
 """
 
 import os

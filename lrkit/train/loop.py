@@ -2,10 +2,11 @@
 
     for each stage: optimizers, batches, updates, checkpoint -> run.json
 
-The run's folder is described in lrkit/train/folder.py. state.pt is written first, so that a run can go on from whenever
-it is killed; at the end of a stage come the checkpoint, then state.pt, then run.json.
-Devices, processes and bfloat16 are accelerate's business. On a CPU, an interrupted and resumed run is the uninterrupted
-run bit for bit: the state file holds everything that the next update depends on.
+lrkit/train/folder.py describes the run's folder. state.pt is written first, so that a run can be killed at any moment
+and go on. At the end of a stage come the checkpoint, then state.pt, then run.json.
+
+accelerate handles devices, processes and bfloat16. On a CPU, an interrupted and resumed run equals the uninterrupted
+run bit for bit, because the state file holds everything that the next update depends on.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """What a run writes down: metrics.jsonl (one object per line) and a TensorBoard event file with the same numbers.
 
 A resumed run cuts both back to the saved state, so that the curve has each update once. Both files are written in this
-thread and without a buffer: a full disk is found where it happens, and leaves no half line.
+thread, without a buffer. So a full disk is noticed where it happens, and leaves no half line.
 """
 
 import json

@@ -1,7 +1,7 @@
 """What a run depends on beside its recipe: the data's files, the checkpoint it starts from, the machine.
 
-Kept in state.pt. On --resume other data or another start are refused, for the run would silently become another one;
-another machine is noted, for there losses differ in their last digits only.
+state.pt keeps it. --resume refuses other data or another start, because the run would silently become another one. It
+notes another machine, because losses then differ in their last digits only.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What a run leaves beside weights: the recipe as it was run, run.json, and the story inside each checkpoint."""
+"""What a run leaves beside weights: the recipe as it was run, run.json, and the provenance inside each checkpoint."""
 
 import os
 from collections.abc import Mapping

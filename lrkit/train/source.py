@@ -1,7 +1,7 @@
 """Where a stage's samples come from: trails drawn without end, or the lines of a JSONL file in shuffled passes.
 
 Place in the pipeline: recipe.data -> Source -> curriculum -> batches. All trails of a draw are on boards of one kind,
-so that their prompts have one length; their chains have too, where the stage asks for equal batches.
+so that their prompts have one length. Their chains have one length too if the stage asks for equal batches.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """What `--resume` goes on from: one file with weights, optimizers, random states and the place in the curriculum.
 
-Also what asks a run to stop: Ctrl-C and SIGTERM set a flag that the loop reads between two updates.
+It also asks a run to stop: Ctrl-C and SIGTERM set a flag that the loop reads between two updates.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""Validation while training: the model answers by itself, as it will be used; accuracy by chain length.
+"""Validation while training: the model answers by itself, as in use, and accuracy is counted by chain length.
 
-A stage that only reads signs, and the objective `vision`, have no answer of the model's own to score (the order of a
-reading is free): there the share of right predictions under teacher forcing is measured instead.
+A stage that only reads signs, and the objective `vision`, have no answer to score, because the order of a reading is
+free. There the share of right predictions under teacher forcing is measured instead.
 """
 
 from collections.abc import Callable, Sequence

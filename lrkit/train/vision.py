@@ -1,7 +1,7 @@
 """The objective `vision`: classify every visual token by linear read-outs, before the language model learns anything.
 
-A tower with random weights tells nothing about a picture, and a language model that must find that out through its
-answers alone takes very long (the prototype: nothing in 1,000 updates; with this first, under a minute).
+A tower with random weights says nothing about a picture. A language model that must train it through its answers alone
+takes very long (the prototype: nothing in 1,000 updates; with this objective first, under a minute).
 
 Legend: V visual tokens of the whole batch, D width, C classes.
 """

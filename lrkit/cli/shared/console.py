@@ -1,4 +1,4 @@
-"""Where verbs print: consoles that take any text for what it is, and standard streams that take any character.
+"""Where verbs print: consoles that print any text as it is, and standard streams that take any character.
 
 Names, answers and messages come from files of others. So there is no markup ("[/x]" is printed as it stands), control
 characters do not reach the terminal, and a character that the output's encoding lacks is written as an escape.

@@ -1,4 +1,4 @@
-"""How far `lrkit export` and `lrkit profile` are, on stderr: bars on a terminal, a line now and then in a log."""
+"""Shows on stderr how far `lrkit export` and `lrkit profile` are: bars on a terminal, a line now and then in a log."""
 
 import time
 from types import TracebackType

@@ -1,6 +1,6 @@
 """`lrkit validate` of files that hold values: recipes, sweeps, targets, suites, device sheets and shapes.
 
-Which of them a YAML file is follows from its keys: the kind that knows most of them.
+The keys of a YAML file say which it is: the kind that knows most of them.
 """
 
 from collections.abc import Callable

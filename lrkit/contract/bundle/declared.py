@@ -1,8 +1,8 @@
-"""Does what bundle.json declares of its programs agree with itself? Numbers, names and shapes, before anything is
+"""Checks that the numbers, names and shapes that bundle.json declares agree with one another, before anything is
 loaded. Torch-free.
 
-Place in the pipeline: folder.py asks when it opens a bundle. Whether a program's file is what is declared:
-onnxruntime/engine.py asks when it loads it; whether its answers are: answer_check.py.
+Place in the pipeline: folder.py asks when it opens a bundle. onnxruntime/engine.py later holds a program's file against
+the declaration, and answer_check.py its answers.
 """
 
 from collections.abc import Iterator, Mapping

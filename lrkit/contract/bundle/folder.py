@@ -1,4 +1,4 @@
-"""Opens a bundle: is it whole, unaltered and of a schema this lrkit reads? Torch-free.
+"""Opens a bundle that is whole, unaltered and of a schema that this lrkit reads. Torch-free.
 
 Place in the pipeline: bundle folder -> `open_bundle` -> engines/table.py -> onnxruntime/engine.py or
 tensorrt/engine.py. What bundle.json holds: manifest.py.

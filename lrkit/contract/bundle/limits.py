@@ -1,7 +1,7 @@
 """Refuses what a bundle was not made for, before anything is computed. Torch-free.
 
-Place in the pipeline: `Processor.encode_prompt` asks before it decodes a picture and before it cuts one into patches,
-the engine again before it runs. Pictures that are only too large are shrunk before (fitting.py).
+Place in the pipeline: `Processor.encode_prompt` asks before it decodes a picture and before it cuts one into patches.
+The engine asks again before it runs. Pictures that are only too large were shrunk before (fitting.py).
 """
 
 from collections.abc import Sequence

@@ -1,5 +1,5 @@
-"""`bundle.json`: what a bundle holds, may be asked and was validated with. Torch-free; export writes it, the runtime
-reads it.
+"""`bundle.json`: what a bundle holds, how it may be asked, and how it was validated. Torch-free. Export writes it, the
+runtime reads it.
 
 A bundle is a folder: bundle.json, tokenizer.json, tokenizer_config.json, preprocessor_config.json, prompt.json, one
 ONNX file (and, where large, its data file) per program, and the recorded samples that `lrkit validate` runs again.

@@ -1,7 +1,7 @@
 """Qwen2-VL's config.json as lrkit reads it, and the weights that follow from it. Torch-free.
 
-Only the keys named here are handed to transformers. What is left out could name code, another attention kernel or a
-quantizer, or is of no use.
+Only the keys named here are handed to transformers. The others could name code, another attention kernel or a
+quantizer, or have no use.
 
 Legend of shapes: W vocabulary, D width, E width of the vision tower.
 """

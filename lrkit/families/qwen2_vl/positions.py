@@ -1,9 +1,9 @@
 """M-RoPE positions of a prompt, in numpy: one source for training, the torch engine and the runtime without torch.
 
 The prompt keeps the backbone's own spatial positions (method: section 1): text counts on in all three sections. The
-tokens of an image share one temporal position and spread over its rows and columns. Text after it goes on behind the
-longer side of the grid.
-Equal to `Qwen2VLModel.get_rope_index` of transformers (tests/parity/test_positions.py).
+tokens of an image share one temporal position and spread over its rows and columns. The text after it continues
+behind the longer side of the grid. Equal to `Qwen2VLModel.get_rope_index` of transformers
+(tests/parity/test_positions.py).
 """
 
 from collections.abc import Sequence

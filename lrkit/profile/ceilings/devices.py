@@ -1,7 +1,6 @@
 """Datasheets of devices, for planning: the least time an answer could take there. Never a measurement.
 
-Place in the pipeline: profiles/devices/*.yaml -> `load_sheet` -> `plan` -> profile/report.py.
-The verb asks for it by `--plan`.
+Place in the pipeline: profiles/devices/*.yaml -> `load_sheet` -> `plan` -> profile/report.py, by `--plan`.
 """
 
 from collections.abc import Mapping, Sequence

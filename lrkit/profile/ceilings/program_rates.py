@@ -1,8 +1,8 @@
 """How fast ONNX Runtime multiplies the way a program does: int4 weights, activations rounded to int8 or not.
 
-Place in the pipeline: rates.py -> `program_flops` -> the arithmetic ceiling of a bundle on a CPU. A product in float32,
-which numpy can measure, is no ceiling for them: products of int8 are faster. The graph is built with what the extra
-`export` brings; without it the rate is unknown here, and rates.py takes numpy's.
+Place in the pipeline: rates.py -> `program_flops` -> the arithmetic ceiling of a bundle on a CPU. A float32
+product, which numpy can measure, is no ceiling for them, because int8 products are faster. The graph is built with the
+packages of the extra `export`. Without them the rate is unknown here, and rates.py takes numpy's.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""What this device does at most, measured beside the model: how fast it copies memory and multiplies matrices.
+"""Measures beside the model what this device can do at most: how fast it copies memory and multiplies matrices.
 
 Place in the pipeline: `measure_rates` -> roofline.py. Through torch for a checkpoint (its device, number type and
 threads) and on a GPU, through numpy and ONNX Runtime for a bundle on a CPU. The best of several tries counts: a ceiling

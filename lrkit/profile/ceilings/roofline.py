@@ -1,4 +1,4 @@
-"""Ceilings: what each phase must read and compute at least, and how near to what the device can do it came.
+"""Ceilings: what each phase must at least read and compute, and how near it came to what the device can do.
 
 Place in the pipeline: `Engine.counts` + counters of a run + rates.py -> `ceilings` -> profile/report.py.
 

@@ -2,9 +2,9 @@
 
 Place in the pipeline: rows of measure/loop.py -> `depth_map` -> profile/report.py -> charts.py's heat map.
 
-Answers differ in length, so each chunk (the prompt, then each latent step) is cut into as many equal pieces as the map
-has columns for it; where all answers have that many tokens or fewer, a column is a token. In a latent step the last
-column is always the latent, those before it were replayed.
+Answers differ in length. So each chunk (the prompt, then each latent step) is cut into as many equal pieces as the map
+has columns for it. Where no answer has more tokens than that, a column is a token. In a latent step the last column is
+the latent, and those before it were replayed.
 """
 
 from collections.abc import Mapping, Sequence

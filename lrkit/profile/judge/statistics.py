@@ -2,8 +2,8 @@
 
 Place in the pipeline: measure/loop.py -> `summarize_run`, `compare_runs` -> profile/report.py.
 
-Runs are compared sample by sample: the ratio of a sample's two latencies (each the median of its repeats) is free of
-what makes one sample longer than another. The interval is a percentile bootstrap over samples.
+Runs are compared sample by sample. The ratio of a sample's two latencies (each the median of its repeats) does not
+depend on how long that sample is. The interval is a percentile bootstrap over samples.
 """
 
 import statistics

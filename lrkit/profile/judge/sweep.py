@@ -2,8 +2,8 @@
 
 Place in the pipeline: `lrkit sweep MODEL replay_tokens=0,4,8 threads=1,2` -> runs added to the suite -> `judge_sweep`.
 
-Recommended is the fastest setting whose accuracy is not measurably below that of the most accurate one, on the same
-questions (McNemar, p at least 0.05; without answers the fastest).
+It recommends the fastest setting whose accuracy is not measurably below that of the most accurate one on the same
+questions (McNemar, p at least 0.05). Without answers it recommends the fastest.
 """
 
 import itertools

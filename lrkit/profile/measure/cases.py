@@ -2,7 +2,7 @@
 
 Place in the pipeline: `lrkit profile MODEL...` + suite.py -> `make_cases` -> loop.py.
 
-A run that a model cannot do, or that would be the same as the model as it is, is skipped and the reason reported.
+A run that a model cannot do, or that would change nothing, is skipped, and the report says why.
 """
 
 from collections.abc import Mapping, Sequence

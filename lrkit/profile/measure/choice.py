@@ -2,7 +2,7 @@
 
 Place in the pipeline: `lrkit sweep BUNDLE ... --write-choice` -> `write_choice` -> `defaults` in bundle.json.
 
-A program has its replay and its routing compiled in: those settings are chosen by exporting again.
+Replay and routing are compiled into a program. Export again to choose those.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Which number type a device multiplies fastest: bfloat16 halves the bytes, but not every CPU has its products.
+"""Finds the number type that a device multiplies fastest. bfloat16 halves the bytes, but not every CPU multiplies it.
 
 Place in the pipeline: `lrkit profile random:SHAPE` without --dtype -> `fastest_dtype` -> shapes.py; the report has the
 reason.

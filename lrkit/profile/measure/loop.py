@@ -1,9 +1,9 @@
-"""The measuring loop: every case on the same samples, taking turns, each answer a row that is kept.
+"""The measuring loop: every case answers the same samples, interleaved, and each answer is a row that is kept.
 
 Place in the pipeline: cases.py -> `measure` -> statistics.py -> profile/report.py.
 
-The cases take turns on each sample, in an order that rotates, so that a change of the machine's speed meets all of
-them. An answer that fails is a row with its error. Ctrl-C ends the loop; what was measured stays.
+All cases answer a sample before the next one, in an order that rotates, so that a change of the machine's speed meets
+all of them. An answer that fails is a row with its error. Ctrl-C ends the loop, and what was measured stays.
 """
 
 import gc

@@ -1,8 +1,8 @@
 """A backbone of a given shape with random weights: to judge a device before any download or training.
 
-Place in the pipeline: lrkit/data/shapes.py -> `open_shape` -> a `Model` for cases.py. Lengths are forced, as random
-weights decide nothing; what an answer costs does not depend on the values of the weights. The number type is the one
-that the device multiplies fastest, unless one is asked for.
+Place in the pipeline: lrkit/data/shapes.py -> `open_shape` -> a `Model` for cases.py. Lengths are forced, because
+random weights decide nothing. The cost of an answer does not depend on the values of the weights. The number type is
+the one that the device multiplies fastest, unless one is asked for.
 """
 
 import time

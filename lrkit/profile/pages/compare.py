@@ -1,8 +1,8 @@
 """Compares two reports of the same runs: slower, faster or the same, and how sure that is. Torch-free.
 
-Latencies are compared question by question. Two sessions on one machine also differ by what else it did, which no
-question shows; so a change counts only if its interval excludes 1 and it is larger than the drift that either report
-saw within itself, and than `_LEAST`.
+Latencies are compared question by question. Two sessions on one machine also differ by what else the machine did, and
+no question shows that. So a change counts only if its interval excludes 1, and if it is larger than the drift within
+either report and than `_LEAST`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Checks of what callers hand to `Reasoner`: wrong types and values are one sentence, before anything is loaded or run.
+"""Checks what callers hand to `Reasoner`: a wrong type or value is one sentence, before anything is loaded or run.
 
 Place in the pipeline: an application -> runtime/sdk.py -> here. Pictures are checked by pictures/input.py.
 """

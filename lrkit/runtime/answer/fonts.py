@@ -1,7 +1,7 @@
 """Fonts for a drawn trace: Pillow's own, then those of the system for the characters that it lacks. Pillow only.
 
-Place in the pipeline: trace_text.py -> `Fonts` -> text drawn in any script that a font here has. What none has becomes
-a word in its place, "[8 characters]", never a silent box. Right-to-left scripts are shaped by Pillow's raqm.
+Place in the pipeline: trace_text.py -> `Fonts` -> text drawn in any script that a font here has. Characters that
+no font has become a word, "[8 characters]", never a silent box. Pillow's raqm shapes right-to-left scripts.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Is a bundle whole, and does it still answer as it did when it was exported? Torch-free.
+"""Checks that a bundle is whole and still answers as it did when it was exported. Torch-free.
 
 Place in the pipeline: `lrkit validate BUNDLE` -> `check_bundle`. Digests and schema: bundle/folder.py.
 """

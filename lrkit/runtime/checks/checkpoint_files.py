@@ -1,4 +1,4 @@
-"""Are all files of a checkpoint folder there, whole, and made for each other? Torch-free.
+"""Checks that all files of a checkpoint folder are there, whole, and made for each other. Torch-free.
 
 Place in the pipeline: `lrkit validate CHECKPOINT` -> `check_checkpoint`. It refuses what loading refuses: both hold the
 files against each other by lrkit/checkpoints/whole_weights.py and open the same processor.

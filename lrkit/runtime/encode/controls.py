@@ -1,10 +1,9 @@
-"""Control tokens in a user's text: an image token in a question would shift every picture, an end token would end the
-turn. Torch-free.
+"""Refuses control tokens in a user's text: an image token in a question would shift every picture, and an end token
+would end the turn. Torch-free.
 
-What counts as control is decided by what lrkit uses, not by a flag in a file that a stranger may have written: the
-tokens that prompt.json names, and every added token that stands in the prompt around the question. Of the others, those
-that are flagged as special and look like marks (`<|video_pad|>`) are refused too: a model was trained to take them
-as control.
+lrkit decides what a control token is, not a flag in a file that a stranger may have written. Control tokens are those
+that prompt.json names, and every added token that stands in the prompt around the question. Other tokens that are
+flagged as special and look like marks (`<|video_pad|>`) are refused too: a model was trained to take them as control.
 """
 
 import re

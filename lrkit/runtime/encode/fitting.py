@@ -1,11 +1,11 @@
-"""How large pictures may be: those above a limit are shrunk, by the model's own resizing rule, and the answer says so.
+"""Shrinks pictures that are above a limit, by the model's own resizing rule. The answer says so.
 
 Place in the pipeline: `Processor.encode_prompt` -> `fit_pictures` -> a geometry per picture -> `resize_and_cut`; what
 was shrunk ends up in `Answer.resized`. Torch-free.
 
-Limits: the image processor's max_pixels holds for each picture; a bundle's max_patches and max_prompt_tokens for all of
-a prompt together. A shared limit is shared fairly: small pictures keep their size, the others get the same number of
-visual tokens.
+Limits: the image processor's max_pixels holds for each picture. A bundle's max_patches and max_prompt_tokens hold for
+all pictures of a prompt together. They are shared fairly: small pictures keep their size, and the others get the same
+number of visual tokens.
 """
 
 from collections.abc import Sequence

@@ -3,9 +3,8 @@
 Place in the pipeline: `Sample` or a user's question -> `Processor` -> collate (training) or engine (runtime). Works
 with any folder in the style of Qwen2-VL; `prompt.json` there holds lrkit's part.
 
-Segmentation: every spoken piece (a step, the answer marker, the answer) is encoded on its own, with the separator's
-ids in between. So the ids of a piece do not depend on what was replaced by latents before it, and a piece spoken first
-has the ids it has when spoken last.
+Every spoken piece (a step, the answer marker, the answer) is encoded on its own, with the separator's ids in between.
+So the ids of a piece do not depend on what latents replaced before it, and a piece has the same ids first and last.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,8 @@
-"""A tokenizer in the files of a folder: read from tokenizer.json, or from vocab.json and merges.txt as older Qwen
-models have them; written so that transformers opens it with the same ids. Needs `tokenizers` only.
+"""Reads a tokenizer from tokenizer.json, or from vocab.json and merges.txt as older Qwen models have them, and writes
+it so that transformers opens it with the same ids. Needs `tokenizers` only.
 
-The tokenizers package raises bare exceptions, and ends in a panic of its own language on some files; `guarded` turns
-both into lrkit's errors.
+The tokenizers package raises bare exceptions, and panics in Rust on some files. `guarded` turns both into lrkit's
+errors.
 """
 
 from collections.abc import Generator, Mapping

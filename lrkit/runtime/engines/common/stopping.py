@@ -4,10 +4,10 @@ Place in the pipeline: `Reasoner.ask(timeout=, cancel=)` -> `Stop`, in `AskOptio
 around its work -> what computes asks `current()`: between steps by `check`, and within one by telling it how to end
 (`ends_by`).
 
-ONNX Runtime holds the calling thread until a program has answered, and Python calls the handler of Ctrl-C in the main
-thread only after that. So a watcher listens where the system itself writes each signal (`signal.set_wakeup_fd`) and
-ends the run, which costs an answer nothing. Then the handler is called; where it does not raise, the run is done once
-more. A time-out or a cancel is looked for by one more thread, fifty times a second.
+ONNX Runtime holds the calling thread until a program has answered, and only then does Python call the handler of
+Ctrl-C. So a watcher listens where the system writes each signal (`signal.set_wakeup_fd`) and ends the run, which costs
+an answer nothing. Then the handler is called. Where it does not raise, the run is repeated. One more thread looks for
+a time-out or a cancel, fifty times a second.
 """
 
 import math

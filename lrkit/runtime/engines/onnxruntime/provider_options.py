@@ -1,5 +1,5 @@
-"""Which options of ONNX Runtime's providers a bundle may give. All others are refused: some load a library, some write
-or read anywhere, some are addresses in memory. Torch-free; values only.
+"""Lists the options of ONNX Runtime's providers that a bundle may give. All others are refused: some load a library,
+some write or read anywhere, some are addresses in memory. Torch-free; values only.
 
 Place in the pipeline: providers.py checks what a bundle's target gives, and export/targets/target.py what goes into
 one. What a user gives in a call (`provider_options`, `session_config`) is the user's own and is not looked up here.

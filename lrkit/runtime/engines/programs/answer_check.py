@@ -1,5 +1,5 @@
-"""Is what a program gave an answer at all? A file may say anything: counts, ids and shapes are checked before use.
-Torch-free.
+"""Checks that a program's output is an answer. A file may say anything, so counts, ids and shapes are checked before
+use. Torch-free.
 
 Place in the pipeline: program_engine.py asks after each run, before an answer is decoded or streamed.
 """

@@ -1,5 +1,5 @@
-"""From an encoded prompt to the arrays a program reads (io_spec.py). Numpy only: export's check and the runtime share
-it."""
+"""Turns an encoded prompt into the arrays that a program reads (io_spec.py). Numpy only: export's check and the runtime
+share it."""
 
 from collections.abc import Sequence
 from functools import lru_cache

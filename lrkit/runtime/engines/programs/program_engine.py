@@ -4,9 +4,9 @@ Place in the pipeline: lrkit/contract/bundle/folder.py -> `ProgramEngine` over `
 lrkit/runtime/sdk.py. onnxruntime/engine.py gives sessions of ONNX Runtime, tensorrt/engine.py sessions of TensorRT
 engines.
 
-A program answers one prompt from pixels to the last token in one run, so a batch is run prompt by prompt, and what is
-streamed arrives when the run ends: `on_token` then gets the whole answer, token by token. The form `step`
-(step_session.py) streams the tokens of a single prompt as they are spoken.
+A program answers one prompt in one run, from pixels to the last token. So a batch is run prompt by prompt, and
+streaming begins when the run ends: `on_token` then gets the whole answer, token by token. The form `step`
+(step_session.py) streams the tokens of a single prompt as they are generated.
 """
 
 import threading

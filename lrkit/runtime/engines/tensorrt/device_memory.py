@@ -1,7 +1,7 @@
 """Memory, copies and captured work on one NVIDIA GPU, by cuda-python or by torch, whichever is there.
 
 Place in the pipeline: device_array.py keeps arrays in it; session.py enqueues engines on its stream.
-Torch-free unless torch is what there is. All work goes through one stream, so what was enqueued first happens first.
+Torch-free unless torch is all there is. All work goes through one stream, so work happens in the order it was enqueued.
 """
 
 from collections.abc import Callable

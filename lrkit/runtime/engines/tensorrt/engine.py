@@ -1,10 +1,10 @@
 """Runs a bundle's TensorRT engines, of tensorrt_rtx or tensorrt 10 and 11. Torch-free unless torch holds the buffers.
 
 Place in the pipeline: lrkit/contract/bundle/folder.py -> `TensorRtEngine` (a program_engine.py over session.py) ->
-lrkit/runtime/sdk.py. The README's support table says on which devices this has run.
+lrkit/runtime/sdk.py. docs/where-it-runs.md says on which devices this has run.
 
-Everything that can be said without the device is said first: no such engine, package, version, file, GPU, compute
-capability, memory; in that order.
+Everything that can be checked without the device is checked first, in this order: engine, package, version, file, GPU,
+compute capability, memory.
 """
 
 from collections.abc import Mapping, Sequence

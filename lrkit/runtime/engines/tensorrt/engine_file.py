@@ -1,4 +1,4 @@
-"""Is an engine file whole, and built by the package that is here? Its first bytes tell.
+"""Checks by its first bytes that an engine file is whole and was built by the package that is installed here.
 
 Place in the pipeline: engine.py asks before it loads an engine. Torch-free.
 

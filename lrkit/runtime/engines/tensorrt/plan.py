@@ -1,6 +1,6 @@
-"""What a run of an engine needs, worked out before the device is touched: shapes, bytes, profile. Pure functions.
+"""Works out what a run of an engine needs before the device is touched: shapes, bytes, profile. Pure functions.
 
-Place in the pipeline: io_spec.py + a feed -> session.py. They take an engine's facts as plain values, so that
+Place in the pipeline: io_spec.py + a feed -> session.py. The functions take an engine's facts as plain values, so that
 they can be tested on a parsed network where no engine can be loaded. Torch-free.
 """
 

@@ -2,8 +2,8 @@
 
 Place in the pipeline: engine.py loads an engine -> `EngineSession` -> program_engine.py or programs/step_session.py.
 
-One context per engine and one stream per bundle: runs follow one another, which they would on the GPU anyway, so any
-number of threads may call `run`.
+There is one context per engine and one stream per bundle. Runs follow one another, as they would on the GPU anyway, so
+any number of threads may call `run`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
