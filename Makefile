@@ -2,7 +2,7 @@
 #
 #   make demo    the three ways to answer, side by side, on the shipped model
 #   make test    the default tests (CPU, offline)
-#   make road    the whole road with a model of one's own, from a published layout to a TensorRT engine: two minutes
+#   make road    a model of your own from a published layout to a TensorRT engine, and every command of docs/own-data.md
 #   make check   lint, format, types and the documentation site
 #   make docs    the documentation site, in build/site
 #   make tables  the tables of README.md and docs/, from the reports in profiles/reports
@@ -33,7 +33,7 @@ test: $(DEV_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 road: $(DEV_STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/e2e/test_own_model.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/e2e/test_own_model.py tests/e2e/test_pages.py
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .

@@ -1,17 +1,20 @@
-"""docs/own-data.md, command by command, as a reader follows it: a published layout, forty pictures, few updates."""
+"""Commands of the pages are run: those of docs/own-data.md in order, and the one behind the picture of the README."""
 
 import json
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from lrkit.cli.main import main
 from tests.pictures import write_pictures
 from tests.published import write_published
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "own-data.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "own-data.md"
 SHORT = ["--max-new-tokens", "4"]
 SMALLER = {
     "eval": ["--samples", "2", "--latency-samples", "1", *SHORT],
@@ -80,3 +83,21 @@ def run(words: list[str]) -> bool:
     if verb == "cp":
         edit(Path("mine.yaml"))
     return True
+
+
+def test_the_picture_of_the_readme_is_what_its_command_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room by room, not letter by letter: another version of Pillow may draw its font otherwise."""
+    monkeypatch.chdir(ROOT)
+    command = re.search(r"Made by `lrkit (ask [^`]+)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert command is not None
+    drawn = tmp_path / "trace.png"
+    words = [str(drawn) if word == "docs/images/trace.png" else word for word in shlex.split(command[1])]
+    assert str(drawn) in words
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 0
+    with Image.open(drawn) as new, Image.open(ROOT / "docs/images/trace.png") as committed:
+        assert new.size == committed.size
+        below = (0, new.height // 2, *new.size)
+        difference = np.subtract(new.convert("RGB").crop(below), committed.convert("RGB").crop(below), dtype=float)
+    assert np.abs(difference).mean() < 1
