@@ -124,7 +124,7 @@ def answer_all(
     processor = Processor.from_folder(folder)
     source = read_source(reasoner)
     limits = limits_of(target, reasoner.settings.think.max_latent_steps, processor.geometry)
-    dialect = writer_for(target, source.weight, source.dimensions.recipe.norm.epsilon)
+    dialect = writer_for(target, source.weight, source.dimensions.recipe.norm)
     tower = write_tower(source, processor.geometry, dialect)
     program = build_program(Chunks(source, dialect, limits, processor.geometry), processor.end_ids, tower)
     with tempfile.TemporaryDirectory() as work:

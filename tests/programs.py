@@ -41,7 +41,7 @@ def _trace(fp16: bool, fused: bool):
 
 
 def dialect_of(source: Source, target: Target) -> Dialect:
-    return writer_for(target, source.weight, source.dimensions.recipe.norm.epsilon)
+    return writer_for(target, source.weight, source.dimensions.recipe.norm)
 
 
 def build(

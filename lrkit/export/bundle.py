@@ -223,7 +223,7 @@ class _Export:
         self.progress(f"{role}: reading weights", 0, 0)
         source = origin.source()
         weights = WeightFile(self.staging, f"{role}.onnx.data")
-        dialect = writer_for(self.target, source.weight, source.dimensions.recipe.norm.epsilon, weights)
+        dialect = writer_for(self.target, source.weight, source.dimensions.recipe.norm, weights)
         self.progress(f"{role}: tracing the vision tower", 0, 0)
         geometry = self.processor.geometry
         tower = write_tower(source, geometry, dialect)

@@ -133,7 +133,7 @@ def slice_of_2b(folder: Path) -> tuple[Chunks, Tower, Limits]:
     model = open_shape(str(file), settings_of("depth loop"), ModelChoice(path=str(file), dtype="float32"))
     source = read_source(model.reasoner.engine.reasoner)
     target = Target(dialect="tensorrt", precision="int4", activations="fp16")
-    dialect = writer_for(target, source.weight, source.dimensions.recipe.norm.epsilon)
+    dialect = writer_for(target, source.weight, source.dimensions.recipe.norm)
     bounds = Limits(max_prompt_tokens=256, max_patches=64, max_images=1, max_latent_steps=3, max_new_tokens=16)
     geometry = model.reasoner.processor.geometry
     return Chunks(source, dialect, bounds, geometry), write_tower(source, geometry, dialect), bounds

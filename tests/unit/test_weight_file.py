@@ -62,7 +62,7 @@ def parts(dialect: str, precision: str, weights: WeightFile | None) -> tuple[Chu
     source = read_source(tiny_reasoner(SETTINGS))
     watched = Watched(source.weight)
     target = Target(dialect=dialect, precision=precision, int4=INT4)
-    write = writer_for(target, watched, source.dimensions.recipe.norm.epsilon, weights)
+    write = writer_for(target, watched, source.dimensions.recipe.norm, weights)
     tower = grafted(_trace(target.computes_fp16, dialect == "ort"), write)
     return Chunks(source, write, limits(SETTINGS), GEOMETRY), tower, watched
 

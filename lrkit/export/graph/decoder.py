@@ -11,10 +11,11 @@ spoken token, has them as (S, G, Q): a token's queries are then one matrix per k
 query, key and value come out of one rotation and one split. A latent step that replays many tokens turns its queries
 round before attention (`together`), because every matrix packs all keys again.
 
-Legend: S tokens of the chunk, N keys, H query heads, G key heads, Q = H / G, W head width, D width.
+Legend: S tokens of the chunk, N keys, H query heads, G key heads, Q = H / G, W head width, D width, A axes of
+    positions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,11 +23,17 @@ import onnx_ir as ir
 
 from lrkit.export.graph.dialect import Dialect, Rotation
 from lrkit.export.graph.nodes import Graph, Value
-from lrkit.export.weights.recipe import Dimensions
+from lrkit.export.weights.recipe import Activation, Biased, Dimensions, LayerRecipe
 
 SEEN = np.array(0.0, np.float32)
 NEVER = np.array(-1e30, np.float32)
 """Added to the score of a key that must not be seen; scores and softmax are float32 in every precision."""
+ACTIVATIONS: Mapping[Activation, Callable[[Graph, Dialect, Value], Value]] = {
+    "silu": lambda g, write, x: write.silu(g, x),
+    "gelu": lambda g, write, x: g.op("Gelu", x),
+    "gelu_tanh": lambda g, write, x: g.op("Gelu", x, approximate="tanh"),
+}
+"""`LayerRecipe.activation` -> who writes it."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +126,8 @@ class Decoder:
         """One layer over a chunk; `by_token` says how heads are sorted, and that `rotation` is a `head_rotation`.
         `only_last` returns the last token alone (all keys are remembered); `watch` keeps the last token's attention row
         for `take_saliency`; `together` attends with all tokens of a head at once, whatever `by_token` says."""
-        write = self.dialect
-        normed = hidden.norm(g, write, f"{number}.norm1", many=not by_token)
-        qkv = write.linear(g, normed, f"{number}.qkv", write.vector(g, f"{number}.qkv.bias"))
+        read = self._read(g, hidden, f"{number}.norm1", many=not by_token)
+        qkv = self._product(g, read, f"{number}.qkv", "qkv")
         query, key, value = self._split(g, qkv, rotation, by_token)
         seen = remember(key, value)
         if only_last:
@@ -130,10 +136,36 @@ class Decoder:
         if by_token and together:
             query = g.op("Transpose", query, perm=[2, 1, 0, 3])
         mixed = self._attend(g, query, seen, by_token and not together, only_last, watch)
-        hidden = Hidden(hidden.x, write.linear(g, mixed, f"{number}.out"))
-        normed = hidden.norm(g, write, f"{number}.norm2", many=not (by_token or only_last))
-        inner = write.gated(g, normed, number, self.dimensions.inner)
-        return Hidden(hidden.x, write.linear(g, inner, f"{number}.down"))
+        hidden = Hidden(hidden.x, self._made(g, self._product(g, mixed, f"{number}.out", "out"), f"{number}.after1"))
+        read = self._read(g, hidden, f"{number}.norm2", many=not (by_token or only_last))
+        inner = self._inner(g, read, number)
+        return Hidden(hidden.x, self._made(g, self._product(g, inner, f"{number}.down", "mlp"), f"{number}.after2"))
+
+    def _read(self, g: Graph, hidden: Hidden, role: str, many: bool) -> Value:
+        """What attention or the feed-forward part reads."""
+        if "before" in self.recipe.norm_places:
+            return hidden.norm(g, self.dialect, role, many)
+        return hidden.close(g)
+
+    def _made(self, g: Graph, made: Value, role: str) -> Value:
+        """What they add."""
+        return self.dialect.norm(g, made, role) if "after" in self.recipe.norm_places else made
+
+    def _product(self, g: Graph, x: Value, role: str, kind: Biased) -> Value:
+        bias = self.dialect.vector(g, f"{role}.bias") if kind in self.recipe.biases else None
+        return self.dialect.linear(g, x, role, bias)
+
+    def _inner(self, g: Graph, x: Value, number: int) -> Value:
+        """The state inside the feed-forward part: (S, D) -> (S, inner)."""
+        activate = ACTIVATIONS[self.recipe.activation]
+
+        def product(name: str) -> Value:
+            return self._product(g, x, f"{number}.{name}", "mlp")
+
+        if not self.recipe.gated:
+            return activate(g, self.dialect, product("up"))
+        gate, up = self.dialect.gate_and_up(g, product, self.dimensions.inner)
+        return g.op("Mul", activate(g, self.dialect, gate), up)
 
     def take_saliency(self, g: Graph) -> Value:
         """Mean over layers and heads of the rows watched since the last call: (N,), float32 (method section 2)."""
@@ -141,7 +173,7 @@ class Decoder:
         return g.op("ReduceMean", g.op("Concat", *rows, axis=1), [0, 1, 2], keepdims=0)
 
     def angles(self, g: Graph, position: Value) -> Value:
-        """Rotary angles (S, W / 2) of positions (S,) that are equal in all three sections."""
+        """Rotary angles (S, W / 2) of positions (S,) that are equal on all axes."""
         column = g.cast(g.op("Unsqueeze", position, [1]), ir.DataType.FLOAT)
         return g.op("Mul", column, np.array([self.dimensions.inverse_frequencies], np.float32))
 
@@ -157,17 +189,19 @@ class Decoder:
         return self.dialect.head_rotation(g, angles, tokens, len(turns))
 
     def prompt_rotation(self, g: Graph, position: Value) -> Rotation:
-        """The rotation of a prompt at position (3, P): each frequency turns with its own section."""
-        sections = list(self.dimensions.rotary_axes)
-        spread = g.op("Gather", g.op("Transpose", position, perm=[1, 0]), sections, axis=1)
+        """The rotation of a prompt at position (A, P): each frequency turns with its own axis."""
+        axes = list(self.dimensions.rotary_axes)
+        spread = g.op("Gather", g.op("Transpose", position, perm=[1, 0]), axes, axis=1)
         frequencies = np.array([self.dimensions.inverse_frequencies], np.float32)
         return self.dialect.rotation(g, g.op("Mul", g.cast(spread, ir.DataType.FLOAT), frequencies))
 
     def rotation_with_turns(self, g: Graph, position: Value, start: Value, count: int) -> Rotation:
         """The same for ONNX Runtime, in a table that more can be looked up in: row 0 turns nothing, `count` rows are of
         positions from `start` [1] on, and the prompt's are behind them."""
-        ahead = g.op("Add", start, np.arange(count) + np.zeros((3, 1), np.int64))
-        table = self.prompt_rotation(g, g.op("Concat", np.zeros((3, 1), np.int64), ahead, position, axis=1))
+        assert position.shape is not None, "an input of the program"
+        zeros = np.zeros((int(str(position.shape[0])), 1), np.int64)
+        ahead = g.op("Add", start, np.arange(count) + zeros)
+        table = self.prompt_rotation(g, g.op("Concat", zeros, ahead, position, axis=1))
         return replace(table, numbers=g.value([count + 1]))
 
     def _split(self, g: Graph, qkv: Value, rotation: Rotation, by_token: bool) -> tuple[Value, Value, Value]:
@@ -203,6 +237,11 @@ class Decoder:
         """Whether the queries of so many tokens are better sorted by head: G matrices for each of Q heads, not of S
         tokens."""
         return tokens > max(4, self.share)
+
+    @property
+    def recipe(self) -> LayerRecipe:
+        """What a layer is made of."""
+        return self.dimensions.recipe
 
     @property
     def share(self) -> int:

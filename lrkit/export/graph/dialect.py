@@ -23,6 +23,7 @@ from lrkit.export.graph.saving import WeightFile
 from lrkit.export.graph.weight_store import Form, WeightStore
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.int4 import Quantized
+from lrkit.export.weights.recipe import Norm
 
 PIXEL_CENTRE, PIXEL_UNIT = 128, 1 / 64
 """A byte b of a picture enters a program as (b - centre) * unit, -2 to 2, as `ImageGeometry` normalises it but for a
@@ -50,11 +51,11 @@ class Dialect(ABC):
     """Whether ONNX Runtime's own operators may be used, also by the traced vision tower."""
 
     def __init__(
-        self, target: Target, read: Callable[[str], np.ndarray], epsilon: float, file: WeightFile | None = None
+        self, target: Target, read: Callable[[str], np.ndarray], norms: Norm, file: WeightFile | None = None
     ) -> None:
-        """`read` gives a weight by role as float32, matrices as (out, in); `file` takes weights that are too many to be
-        held."""
-        self.target, self.epsilon = target, epsilon
+        """`read` gives a weight by role as float32, matrices as (out, in); `norms` says which the model has; `file`
+        takes weights that are too many to be held."""
+        self.target, self.norms = target, norms
         self.store = WeightStore(target, read, self.encode, file)
 
     @property
@@ -91,6 +92,13 @@ class Dialect(ABC):
         integers, scales = self.store.rows(g, role)
         return self.rows(g, integers, scales, ids)
 
+    def norm(self, g: Graph, x: Value, role: str) -> Value:
+        """The model's norm `role` of (S, D)."""
+        weight, epsilon = self.vector(g, role), self.norms.epsilon
+        if self.norms.kind == "rms":
+            return self.root_mean_square(g, x, weight, epsilon)
+        return g.op("LayerNormalization", x, weight, self.vector(g, f"{role}.bias"), axis=-1, epsilon=epsilon)
+
     def add_norm(self, g: Graph, x: Value, y: Value, role: str, many: bool) -> tuple[Value, Value]:
         """(norm of x + y, x + y); `many` says that there are many rows."""
         total = g.op("Add", x, y)
@@ -116,8 +124,8 @@ class Dialect(ABC):
         """Bytes of pictures, uint8, as numbers around zero."""
 
     @abstractmethod
-    def norm(self, g: Graph, x: Value, role: str) -> Value:
-        """Root-mean-square norm of (S, D)."""
+    def root_mean_square(self, g: Graph, x: Value, weight: Value, epsilon: float) -> Value:
+        """The norm of that name, of (S, D)."""
 
     @abstractmethod
     def scaled(self, g: Graph, x: Value, length: float, width: int) -> Value:
@@ -132,8 +140,12 @@ class Dialect(ABC):
         """Products of queries (..., S, W) with keys (..., N, W): (..., S, N)."""
 
     @abstractmethod
-    def gated(self, g: Graph, x: Value, number: int, inner: int) -> Value:
-        """silu(x gate) * (x up) of layer `number`: (S, D) -> (S, inner)."""
+    def gate_and_up(self, g: Graph, product: Callable[[str], Value], inner: int) -> tuple[Value, Value]:
+        """Both products of a gated feed-forward part, each (S, inner); `product` multiplies by its matrix of a name."""
+
+    @abstractmethod
+    def silu(self, g: Graph, x: Value) -> Value:
+        """x sigmoid(x)."""
 
     @abstractmethod
     def rotation(self, g: Graph, angles: Value) -> Rotation:

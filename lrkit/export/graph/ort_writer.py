@@ -4,6 +4,7 @@ Place in the pipeline: dialects.py has it in its table. ONNX Runtime never runs 
 false, so nothing has to be frozen.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar
 
@@ -45,10 +46,9 @@ class OrtWriter(Dialect):
         unit = np.array(PIXEL_UNIT, self.floats.numpy())
         return g.op("DequantizeLinear", patches, unit, np.array(PIXEL_CENTRE, np.uint8))
 
-    def norm(self, g: Graph, x: Value, role: str) -> Value:
+    def root_mean_square(self, g: Graph, x: Value, weight: Value, epsilon: float) -> Value:
         """In one node."""
-        weight = self.vector(g, role)
-        return g.op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=self.epsilon, stash_type=1)
+        return g.op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=epsilon, stash_type=1)
 
     def scaled(self, g: Graph, x: Value, length: float, width: int) -> Value:
         """The same as a root-mean-square norm with equal weights, in one node."""
@@ -60,11 +60,11 @@ class OrtWriter(Dialect):
         """In one node, but for many rows on a CPU."""
         # ONNX Runtime 1.32's fused norm goes through many rows slower than its sum and its norm do (128 rows of 1536 on
         # one thread: 272 against 153 microseconds); with few, one node less wins. A GPU starts a kernel for each.
-        if many and self.target.provider == "cpu":
+        if self.norms.kind != "rms" or (many and self.target.provider == "cpu"):
             return super().add_norm(g, x, y, role, many)
         out = g.ops(
             "SkipSimplifiedLayerNormalization", x, y, self.vector(g, role), outputs=4, domain=CONTRIB,
-            epsilon=self.epsilon,
+            epsilon=self.norms.epsilon,
         )  # fmt: skip
         for unread in out[1:3]:  # a named output is allocated every time
             unread.name = ""
@@ -78,10 +78,13 @@ class OrtWriter(Dialect):
         """In one node."""
         return g.op("FusedMatMul", query, keys, domain=CONTRIB, transB=1)
 
-    def gated(self, g: Graph, x: Value, number: int, inner: int) -> Value:
-        """Two products: nothing is split afterwards."""
-        gate, up = (self.linear(g, x, f"{number}.{half}") for half in ("gate", "up"))
-        return g.op("Mul", g.op("QuickGelu", gate, domain=CONTRIB, alpha=1.0), up)
+    def gate_and_up(self, g: Graph, product: Callable[[str], Value], inner: int) -> tuple[Value, Value]:
+        """By a matrix each: nothing is split afterwards."""
+        return product("gate"), product("up")
+
+    def silu(self, g: Graph, x: Value) -> Value:
+        """In one node."""
+        return g.op("QuickGelu", x, domain=CONTRIB, alpha=1.0)
 
     def rotation(self, g: Graph, angles: Value) -> Rotation:
         """Tables (S, W / 2)."""

@@ -4,6 +4,7 @@ Place in the pipeline: dialects.py has it in its table. TensorRT may run a loop'
 says, so a state is frozen once it has halted.
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -42,12 +43,11 @@ class StandardWriter(Dialect):
         centred = g.op("Sub", g.cast(patches, self.floats), float(PIXEL_CENTRE))
         return g.op("Mul", centred, PIXEL_UNIT)
 
-    def norm(self, g: Graph, x: Value, role: str) -> Value:
+    def root_mean_square(self, g: Graph, x: Value, weight: Value, epsilon: float) -> Value:
         """Spelled out, in float32."""
-        weight = self.vector(g, role)
         wide = g.to_float32(x)
         mean = g.op("ReduceMean", g.op("Mul", wide, wide), [-1], keepdims=1)
-        length = g.op("Sqrt", g.op("Add", mean, np.array(self.epsilon, np.float32)))
+        length = g.op("Sqrt", g.op("Add", mean, np.array(epsilon, np.float32)))
         return g.op("Mul", g.to_floats(g.op("Div", wide, length)), weight)
 
     def scaled(self, g: Graph, x: Value, length: float, width: int) -> Value:
@@ -65,11 +65,15 @@ class StandardWriter(Dialect):
         """With the keys transposed."""
         return g.op("MatMul", query, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
 
-    def gated(self, g: Graph, x: Value, number: int, inner: int) -> Value:
-        """One product: TensorRT-RTX 1.7.1 fails to build two int4 ones of one operand (Myelin: loops.cpp, loop is
-        null)."""
-        gate, up = g.ops("Split", self.linear(g, x, f"{number}.gate_up"), [inner, inner], outputs=2, axis=-1)
-        return g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
+    def gate_and_up(self, g: Graph, product: Callable[[str], Value], inner: int) -> tuple[Value, Value]:
+        """By one matrix: TensorRT-RTX 1.7.1 fails to build two int4 products of one operand (Myelin: loops.cpp, loop
+        is null)."""
+        gate, up = g.ops("Split", product("gate_up"), [inner, inner], outputs=2, axis=-1)
+        return gate, up
+
+    def silu(self, g: Graph, x: Value) -> Value:
+        """Spelled out."""
+        return g.op("Mul", x, g.op("Sigmoid", x))
 
     def rotation(self, g: Graph, angles: Value) -> Rotation:
         """Tables (S, W), as `rotate` multiplies with them."""

@@ -163,7 +163,7 @@ def _build(checkpoint: Path, target: Target, form: Form, folder: Path) -> dict[s
 
     loaded = load_checkpoint(checkpoint, dtype=torch.float32)
     source = read_source(loaded.reasoner)
-    writer = writer_for(target, source.weight, source.dimensions.recipe.norm.epsilon)
+    writer = writer_for(target, source.weight, source.dimensions.recipe.norm)
     processor = Processor.from_folder(checkpoint)
     limits = limits_of(target, loaded.reasoner.settings.think.max_latent_steps, processor.geometry)
     chunks = Chunks(source, writer, limits, processor.geometry)

@@ -12,6 +12,8 @@ from lrkit.errors import ExportError
 
 NormKind = Literal["rms", "layer"]
 """rms: root mean square, no bias; layer: mean and deviation, with a bias."""
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+"""gelu_tanh is gelu's approximation."""
 Biased = Literal["qkv", "out", "mlp"]
 """Matrices with a bias: queries, keys and values; what mixes heads; all of the feed-forward part."""
 
@@ -35,8 +37,8 @@ class LayerRecipe:
     """Whether attention and the feed-forward part read a normed state, add a normed one, or both."""
     gated: bool = True
     """Whether the feed-forward part has a gate: act(x gate) * (x up), else act(x up)."""
-    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
-    """Of the feed-forward part; gelu_tanh is gelu's approximation."""
+    activation: Activation = "silu"
+    """Of the feed-forward part."""
     rotary_pairs: Literal["halves", "neighbours"] = "halves"
     """Which two numbers of a head turn together: i and i + W / 2, or 2 i and 2 i + 1 of a head W wide."""
 
