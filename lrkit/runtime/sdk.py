@@ -63,12 +63,13 @@ class Reasoner:
         engine_options: Mapping[str, Any] | None = None,
         provider_options: Mapping[str, str] | None = None,
     ) -> "Reasoner":
-        """Runs a bundle (a folder that `lrkit export` wrote); several threads may share it.
+        """Loads a bundle, a folder that `lrkit export` wrote. Several threads may share the result.
 
-        `engine` is onnxruntime, or tensorrt-rtx or tensorrt where the bundle has such engines; `engine_options` are
-        theirs (see `lrkit.runtime.engines.tensorrt.engine.TensorRtOptions`). Of ONNX Runtime: `provider` is cpu, cuda,
-        cuda:1, tensorrt, ...; `threads` those of one operator (None: as many as the process may use); `session_config`
-        its own session entries, `provider_options` the provider's. `verify` compares every file with its SHA-256.
+        `engine` is onnxruntime, or tensorrt-rtx or tensorrt where the bundle has such engines. `engine_options` are
+        theirs (see `lrkit.runtime.engines.tensorrt.engine.TensorRtOptions`). The other options are ONNX Runtime's:
+        `provider` is cpu, cuda, cuda:1, tensorrt, ...; `threads` is the number for one operator (None: as many as the
+        process may use); `session_config` and `provider_options` are its own entries. `verify` compares every file
+        with its SHA-256.
 
         Raises:
             BundleError: no bundle, or one that is damaged, incomplete or of a later schema, or without such an engine.
@@ -89,9 +90,10 @@ class Reasoner:
         engine_options: Mapping[str, Any] | None = None,
         dtype: str | None = None,
     ) -> "Reasoner":
-        """Whatever `path` is: a bundle (`load`), or a checkpoint or a shipped name such as `tiny` (`from_checkpoint`).
+        """Opens whatever `path` is: a bundle (`load`), or a checkpoint or shipped name such as `tiny`
+        (`from_checkpoint`).
 
-        Programs are loaded when first asked, so that asking one role of a bundle does not load another.
+        A program is loaded at its first question, so that asking in one mode does not load the program of another.
 
         Raises:
             UserError: an option of the other kind; what `load` and `from_checkpoint` raise.
@@ -121,13 +123,13 @@ class Reasoner:
         cuda_graphs: bool = False,
         allow_download: bool = False,
     ) -> "Reasoner":
-        """Runs a checkpoint (a folder, or a shipped name such as `tiny`) on torch, or a plain Hugging Face model in the
-        modes cot and direct. Only with `allow_download` a backbone that is named by a hub id is fetched.
+        """Loads a checkpoint (a folder, or a shipped name such as `tiny`) on torch. A plain Hugging Face model answers
+        in the modes cot and direct. A backbone that is named by a hub id is fetched only with `allow_download`.
 
         `dtype` is float32, bfloat16 or float16; None or "auto" is the type that its backbone was trained in.
-        `cuda_graphs` records latent steps and words on a GPU and launches each as one: several times faster where
-        questions of like length follow one another, as the first of a length pays for the recording.
-        A process that is forked afterwards answers on one thread; load in each process to have all, or run a bundle.
+        `cuda_graphs` records latent steps and words on a GPU and launches each as one. That is several times faster
+        where questions of like length follow one another; the first of a length pays for the recording.
+        A process that is forked afterwards answers on one thread. Load in each process to use all, or run a bundle.
 
         Raises:
             CheckpointError: nothing usable there.
@@ -151,7 +153,7 @@ class Reasoner:
         return self.engine.processor
 
     def prepare(self) -> "Reasoner":
-        """Loads what would otherwise be loaded at the first question; returns itself.
+        """Loads now what the first question would load. Returns itself.
 
         Raises:
             BundleError: a program that cannot be loaded.
@@ -160,7 +162,7 @@ class Reasoner:
         return self
 
     def baseline(self, mode: Mode) -> "Reasoner":
-        """The model to ask in `mode`: the baseline that this checkpoint declares for it, or this one."""
+        """Returns the model to ask in `mode`: the baseline that this checkpoint declares for it, or itself."""
         self._check_mode(known_mode(mode))
         engine = None if mode == "latent" else self.engine.baseline(mode)
         return self if engine is None else Reasoner(engine)
@@ -187,12 +189,13 @@ class Reasoner:
         cancel: CancelFlag | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
-        """One answer about one picture, several, or none (None). `on_text` gets the words as they are spoken.
+        """Answers one question about one picture, several, or none (None). `on_text` gets the words as they are
+        generated.
 
         A picture is a path, the bytes of an image file, an open binary file, a PIL image, or a uint8 array of shape
         (height, width), (height, width, 3) or (height, width, 4). Pictures above `max_pixels` (None: the model's own)
-        or the bundle's limits are shrunk; `Answer.resized` names them.
-        `timeout` is in seconds; setting `cancel`, such as a `threading.Event`, from another thread ends the answer.
+        or the bundle's limits are shrunk, and `Answer.resized` names them. `timeout` is in seconds. Another thread ends
+        the answer by setting `cancel`, such as a `threading.Event`.
 
         Raises:
             DataError: a picture or the question cannot be used.
@@ -217,8 +220,8 @@ class Reasoner:
         timeout: float | None = None,
         cancel: CancelFlag | None = None,
     ) -> list[Answer]:
-        """Answers to (image, question) pairs, run as one batch; `timings` are then those of the whole batch, and so is
-        `timeout`. Raises as `ask`."""
+        """Answers (image, question) pairs as one batch. `timings` and `timeout` are those of the whole batch. Raises as
+        `ask`."""
         options = ask_options(mode, max_new_tokens, max_latent_steps, halting)
         options = replace(options, stop=Stop.within(timeout, cancel))
         pairs = question_pairs(questions)

@@ -17,15 +17,15 @@ class Answer:
     """An answer, how it was reached and what that took."""
 
     text: str
-    """All that was said: explicit steps, if any, and the answer."""
+    """Everything that was generated: explicit steps, if any, and the answer."""
     answer: str | None
     """The bare answer; None where the text names none."""
     mode: str
     """latent, cot or direct."""
     latent_steps: int = 0
-    """Latent steps thought."""
+    """Number of latent steps."""
     spoken_tokens: int = 0
-    """Tokens said, without the end token."""
+    """Generated tokens, without the end token."""
     ar_steps: int = 0
     """Forward passes of the language model after the prefill, latent steps included."""
     prefilled_tokens: int = 0
@@ -35,15 +35,16 @@ class Answer:
     depths: tuple[int, ...] = ()
     """Per layer: routed token-depths executed; 0 where a layer does not route."""
     halting: str = "decided"
-    """Thinking ended by: decided (by the model), limit (most steps allowed), fixed (number given), none (no latent)."""
+    """How thinking ended: decided (by the model), limit (most steps allowed), fixed (number given), none (no
+    latent)."""
     regions: tuple[tuple[Region, ...], ...] = ()
     """Per latent step: the replayed parts of the pictures."""
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds by phase, such as preprocess, prefill, think, speak, total."""
     resized: tuple[Resized, ...] = ()
-    """The pictures that the model saw smaller than they were given, because of a limit; empty where none was."""
+    """The pictures that a limit made smaller than they were given."""
     dtype: str = ""
-    """Number type of the weights that answered: float32, bfloat16 or float16; of a bundle fp32, fp16 or int4."""
+    """Number type of the weights that answered: float32, bfloat16 or float16, or of a bundle fp32, fp16 or int4."""
     question: str = ""
     """What was asked."""
     images: tuple[ImageSource, ...] = field(default=(), repr=False)
@@ -62,10 +63,10 @@ class Answer:
         return values
 
     def save_trace(self, path: Path | str, font: Path | str | None = None) -> None:
-        """Draw the pictures once per latent step with the replayed regions on them, under question and answer.
+        """Draws the pictures once per latent step with the replayed regions on them, under question and answer.
 
-        The format follows from the ending: .png, .jpg, .webp, .bmp or .tif. `font` is a font file for the texts; None:
-        Pillow's own, and those of the system for characters that it lacks. What no font has is named in its place.
+        The ending decides the format: .png, .jpg, .webp, .bmp or .tif. `font` is a font file for the texts. The default
+        is Pillow's own, with those of the system for characters that it lacks. A count replaces what no font has.
 
         Raises:
             UserError: `path` or `font` is no path.
