@@ -58,8 +58,8 @@ class Lrkit:
     def _run(self, ids: Sequence[int], tokens: int) -> tuple[float, int]:
         processor = self.engine.processor
         feed = build_feed(
-            ids, [], None, image_id=processor.image_id, merge=processor.geometry.merge_size,
-            patch_bytes=processor.geometry.patch_bytes, think=False, fixed_latents=False, max_latent_steps=0,
+            ids, [], None, image_id=processor.image_id, geometry=processor.geometry, think=False,
+            fixed_latents=False, max_latent_steps=0,
             max_new_tokens=tokens,
         )  # fmt: skip
         started = time.perf_counter()

@@ -31,14 +31,18 @@ class Registry(Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self.rows
 
-    def load(self, name: str) -> T:
-        """The object of the row `name`.
-
-        Raises:
-            UnknownNameError: no such row; the message lists the rows.
-        """
+    def check(self, name: str) -> None:
+        """Raises `UnknownNameError` where there is no such row; the message lists the rows."""
         if name not in self.rows:
             known = ", ".join(self) or "none"
             raise UnknownNameError(f"unknown {self.kind} {name!r}; known: {known}{did_you_mean(name, self.rows)}")
-        module, _, attribute = self.rows[name].partition(":")
+
+    def load(self, name: str, within: str = "") -> T:
+        """The object of the row `name`; of a row that is a package, the object `within` it (".module:attribute").
+
+        Raises:
+            UnknownNameError: as `check`.
+        """
+        self.check(name)
+        module, _, attribute = (self.rows[name] + within).partition(":")
         return cast(T, getattr(import_module(module), attribute))

@@ -19,12 +19,12 @@ from lrkit.export.graph.program import Program, build_program
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.int4 import block_for, quantize
 from lrkit.export.weights.source import Source, read_source
-from lrkit.families.qwen2_vl.export.tower import grafted, traced_tower
+from lrkit.families.qwen2_vl.tower import grafted, traced_tower
 from lrkit.model.generate import Generated, GenerationLimits, generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.engines.programs.feed import build_feed
 from lrkit.runtime.engines.programs.program_engine import routed_tokens
-from tests.tiny import EOS, GEOMETRY, IMAGE, MERGE, Prompt, batch, tiny_reasoner
+from tests.tiny import EOS, GEOMETRY, IMAGE, Prompt, batch, tiny_reasoner
 
 MAX_NEW_TOKENS = 6
 
@@ -79,7 +79,7 @@ class Runner:
         self, prompt: Prompt, think: bool = True, fixed: bool = False, latents: int = 3, tokens: int = MAX_NEW_TOKENS
     ):
         feed = build_feed(
-            prompt.ids, prompt.grids, prompt.patches, image_id=IMAGE, merge=MERGE, patch_bytes=GEOMETRY.patch_bytes,
+            prompt.ids, prompt.grids, prompt.patches, image_id=IMAGE, geometry=GEOMETRY,
             think=think, fixed_latents=fixed, max_latent_steps=latents, max_new_tokens=tokens,
         )  # fmt: skip
         assert self.program.spec.problems(feed) == []

@@ -75,7 +75,7 @@ class Batch:
     input_ids: Tensor
     prompt_mask: Tensor
     pixel_values: Tensor | None
-    image_grid_thw: Tensor | None
+    grids: Tensor | None
     images_per_sample: tuple[int, ...]
     num_latents: Tensor = field(default_factory=lambda: torch.zeros(0))
     may_think: Tensor = field(default_factory=lambda: torch.zeros(0))

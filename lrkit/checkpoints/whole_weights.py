@@ -24,7 +24,8 @@ from lrkit.checkpoints.folder import (
 from lrkit.checkpoints.stored import FLOATS, StoredTensor, is_plain_name, read_header, same_values
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CheckpointError, clean
-from lrkit.families.layout import Layout, Shape, read_layout
+from lrkit.families.layout import Layout, Shape
+from lrkit.families.table import read_layout
 from lrkit.files import read_json
 
 _AGAIN = "copy the checkpoint again"

@@ -103,7 +103,7 @@ def collate_training(
         input_ids=batch.input_ids,
         prompt_mask=batch.prompt_mask,
         pixel_values=batch.pixel_values,
-        image_grid_thw=batch.image_grid_thw,
+        grids=batch.grids,
         images_per_sample=batch.images_per_sample,
         num_latents=torch.tensor(list(num_latents), dtype=torch.int64),
         may_think=torch.tensor([one.may_think for one in spoken_samples], dtype=torch.bool),

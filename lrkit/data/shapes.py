@@ -3,8 +3,8 @@
 Place in the pipeline: profiles/shapes/*.json -> `Shape` -> random weights on torch (lrkit/profile) or in a program
 (lrkit/export).
 
-Every shape is built as Qwen2-VL with those numbers. Blocks of the same widths and depths stand in for families whose
-blocks differ in detail (windowed attention in Qwen2.5-VL's tower, SigLIP in SmolVLM).
+Every shape is built as the table's default family with those numbers. Blocks of the same widths and depths stand in for
+families whose blocks differ in detail (windowed attention in a tower, say).
 """
 
 from typing import Annotated, Any, Self
@@ -17,7 +17,8 @@ from lrkit.contract.sample import Sample
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.data.trail import VOCABULARY
 from lrkit.errors import ConfigError, UserError
-from lrkit.families.qwen2_vl.geometry import ImageGeometry
+from lrkit.families.protocols import ModelSizes, ModelTokens
+from lrkit.families.table import DEFAULT, fresh_models
 from lrkit.files import read_json
 from lrkit.resources import find_resource
 from lrkit.runtime.encode.processor import Processor
@@ -121,50 +122,15 @@ def shape_processor(shape: Shape) -> Processor:
     """A tokenizer of the trail data's words, and pictures of the shape's size."""
     width, height = shape.image_size
     pixels = width * height
-    geometry = ImageGeometry(
-        patch_size=shape.patch_size, merge_size=shape.merge_size, temporal_patch_size=2, min_pixels=pixels,
-        max_pixels=pixels,
-    )  # fmt: skip
+    geometry = fresh_models(DEFAULT).geometry(shape.patch_size, shape.merge_size, pixels, pixels, plain=False)
     return Processor(build_word_tokenizer(VOCABULARY), geometry, PromptFormat())
 
 
 def shape_config(shape: Shape, processor: Processor) -> Any:
-    """The config by which transformers builds it: a Qwen2VLConfig with the special tokens of `processor`."""
-    from transformers import Qwen2VLConfig
-
-    half = shape.hidden_size // shape.num_heads // 2
-    section = half // 4
-    middle = (half - section) // 2
-    rope = {
-        "rope_type": "default",
-        "rope_theta": 1000000.0,
-        "mrope_section": [section, middle, half - section - middle],
-    }
-    return Qwen2VLConfig(
-        text_config={
-            "vocab_size": shape.vocabulary,
-            "hidden_size": shape.hidden_size,
-            "intermediate_size": shape.intermediate_size,
-            "num_hidden_layers": shape.num_layers,
-            "num_attention_heads": shape.num_heads,
-            "num_key_value_heads": shape.num_kv_heads,
-            "tie_word_embeddings": shape.tied_embeddings,
-            "bos_token_id": None,
-            "eos_token_id": processor.eos_id,
-            "pad_token_id": processor.pad_id,
-            "rope_parameters": rope,
-        },
-        vision_config={
-            "depth": shape.vision_depth,
-            "embed_dim": shape.vision_width,
-            "hidden_size": shape.hidden_size,
-            "num_heads": shape.vision_heads,
-            "mlp_ratio": shape.vision_mlp_ratio,
-            "patch_size": shape.patch_size,
-            "spatial_merge_size": shape.merge_size,
-            "temporal_patch_size": 2,
-        },
-        image_token_id=processor.image_id,
-        video_token_id=processor.latent_id,
-        tie_word_embeddings=shape.tied_embeddings,
+    """The config by which transformers builds it, with the special tokens of `processor`."""
+    sizes = ModelSizes(
+        **{name: getattr(shape, name) for name in ModelSizes.__dataclass_fields__ if hasattr(shape, name)},
+        rope_theta=1000000.0,
     )
+    tokens = ModelTokens(processor.image_id, processor.eos_id, processor.pad_id, unused=processor.latent_id)
+    return fresh_models(DEFAULT).config(sizes, processor.geometry, tokens)

@@ -26,14 +26,17 @@ from lrkit.errors import UserError
 from lrkit.export.subject import Origin
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.int4 import block_for, quantize
+from lrkit.export.weights.reader import reader_of
 from lrkit.export.weights.source import Parts, Source, array, assemble
+from lrkit.families.table import DEFAULT, fresh_models
 from lrkit.model.build import build_reasoner
 from lrkit.model.latent_token import LatentToken
+from lrkit.model.open_backbone import backbone_loader
 from lrkit.model.reasoner import LatentReasoner
 
-EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
+_READER = reader_of(DEFAULT)
 SPREAD = 0.02
-"""Standard deviation of every matrix: what transformers starts a Qwen2-VL with."""
+"""Standard deviation of every matrix: what transformers starts such models with."""
 CHECK_TOKENS = 8
 """Spoken tokens compared with torch, which at 2 billion weights takes its time for each."""
 SETTINGS = ReasonerSettings(think=ThinkSettings(halting="fixed"))
@@ -56,7 +59,7 @@ class RandomWeights:
 
 
 class ShapeOrigin:
-    """A Qwen2-VL with a shape's sizes; `target` says what the program rounds."""
+    """A model with a shape's sizes; `target` says what the program rounds."""
 
     settings = SETTINGS
 
@@ -81,29 +84,27 @@ class ShapeOrigin:
 
     def reasoner(self) -> LatentReasoner:
         """What the program's weights stand for, on torch in float32."""
-        from lrkit.families.qwen2_vl.backbone import Qwen2VLBackbone
-
         model = self._empty()
-        names = [name for name, _ in model.named_parameters() if name != HEAD]
+        names = [name for name, _ in model.named_parameters() if name != _READER.head]
         model.load_state_dict({n: torch.from_numpy(self._held(n)) for n in names}, strict=False, assign=True)
         if self.shape.tied_embeddings and self.target.precision != "int4":
             model.tie_weights()
         else:  # integers of the head are not those of the embedding, even where both stand for one matrix
-            model.lm_head.weight = torch.nn.Parameter(torch.from_numpy(self._held(HEAD)))
-        backbone = Qwen2VLBackbone(model.eval())
-        reasoner = build_reasoner(backbone, self.settings, self.latent_id)  # pyright: ignore[reportArgumentType]
+            module, _, weight = _READER.head.rpartition(".")
+            setattr(model.get_submodule(module), weight, torch.nn.Parameter(torch.from_numpy(self._held(_READER.head))))
+        reasoner = build_reasoner(backbone_loader(DEFAULT)(model.eval()), self.settings, self.latent_id)
         reasoner.latent.norm.fill_(float(self._extras()["latent.norm"]))
         return reasoner
 
     def _held(self, name: str) -> np.ndarray:
         """A weight as the program holds it."""
-        tied = name == HEAD and self.shape.tied_embeddings
-        weight, int4 = self.weights.read(EMBEDDING if tied else name), self.target.int4
+        tied = name == _READER.head and self.shape.tied_embeddings
+        weight, int4 = self.weights.read(_READER.embedding if tied else name), self.target.int4
         if self.target.precision != "int4" or weight.ndim != 2:  # the tower's first layer, a convolution, stays float
             return weight
-        if name == EMBEDDING:
+        if name == _READER.embedding:
             return weight if int4.embedding == "float" else quantize(weight, weight.shape[1], 8).dequantize()
-        kept = {HEAD: int4.head, "model.visual": int4.vision}
+        kept = {_READER.head: int4.head, _READER.tower: int4.vision}
         kind = next((kind for start, kind in kept.items() if name.startswith(start)), "int4")
         block = block_for(weight.shape[1], int4.block)
         if kind == "float" or block is None:
@@ -113,15 +114,14 @@ class ShapeOrigin:
     def _empty(self) -> Any:
         """The model without its weights."""
         from accelerate import init_empty_weights
-        from transformers import Qwen2VLForConditionalGeneration
 
         with init_empty_weights(include_buffers=False):
-            return Qwen2VLForConditionalGeneration(self.config)
+            return fresh_models(DEFAULT).model(self.config)
 
     def _extras(self) -> dict[str, np.ndarray]:
         """Latent rows and their scale as a fresh reasoner has them, which reads them off its embedding and head."""
-        rows = torch.from_numpy(self.weights.read(EMBEDDING))
-        head = None if self.shape.tied_embeddings else torch.from_numpy(self.weights.read(HEAD))
+        rows = torch.from_numpy(self.weights.read(_READER.embedding))
+        head = None if self.shape.tied_embeddings else torch.from_numpy(self.weights.read(_READER.head))
         latent = LatentToken(self.latent_id, rows, head, self.settings.think.latent_scale)
         return {f"latent.{name}": array(tensor).copy() for name, tensor in latent.state_dict().items()}
 

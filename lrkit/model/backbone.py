@@ -1,18 +1,39 @@
 """What a vision-language model must offer to become a reasoner. One class per family implements it.
 
-Nothing outside a family's folder asks which family it is talking to.
+Nothing outside a family's folder asks which family it is talking to. A *grid* is the cut of one picture, in the
+family's own numbers (lrkit/families/protocols.py). A batch carries them as an integer tensor, one row per picture.
 
-Legend: B batch, P prompt tokens, S tokens of a chunk, D hidden width, V visual tokens, N patches, C values of a patch.
+Legend: A axes of positions, B batch, P prompt tokens, S tokens of a chunk, D hidden width, V visual tokens, N patches,
+C values of a patch.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
+from lrkit.families.protocols import Grid
 from lrkit.model.keys import LayerCache
 from lrkit.model.routing import Rotary
 from lrkit.model.saliency import SaliencyRow
+
+WeightPart = Literal["vision", "merger", "embedding", "head", "layers"]
+"""Where a weight belongs: each of the tower's is used once per patch, of its merger's once per visual token."""
+
+
+@dataclass(frozen=True)
+class AttentionSizes:
+    """What attention costs."""
+
+    query_width: int
+    """All query heads together."""
+    key_width: int
+    """All key heads together."""
+    vision_width: int
+    """Of the tower."""
+    vision_depth: int
+    """Its layers."""
 
 
 class Backbone(Protocol):
@@ -23,8 +44,11 @@ class Backbone(Protocol):
     hidden_size: int
     num_layers: int
     image_token_id: int
-    merge_size: int
-    """Side, in patches, of the square that becomes one visual token."""
+    axes: int
+    """A, how many positions a token has: 1, or 3 for M-RoPE."""
+    attention: AttentionSizes
+    patches_per_token: int
+    """Patches that one visual token is made of."""
     tied_embeddings: bool
     """True when the language head is the embedding matrix."""
     lora_targets: str
@@ -42,16 +66,17 @@ class Backbone(Protocol):
         """The language head's matrix (vocabulary, D); the embedding matrix where they are tied."""
         ...
 
-    def encode_images(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
-        """Patches (N, C) of all images, with their grids (images, 3) -> visual tokens (V, D), image after image."""
+    def encode_images(self, pixel_values: Tensor, grids: Tensor) -> Tensor:
+        """Patches (N, C) of all images, with their grids, int64, a row each -> visual tokens (V, D), image after
+        image."""
         ...
 
-    def prompt_positions(self, ids: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> Tensor:
-        """(3, P) int64 rotary positions of one prompt without padding, on the CPU."""
+    def prompt_positions(self, ids: Sequence[int], grids: Sequence[Grid]) -> Tensor:
+        """(A, P) int64 rotary positions of one prompt without padding, on the CPU."""
         ...
 
-    def rotary(self, positions_3BS: Tensor, like: Tensor) -> Rotary:
-        """cos and sin of positions (3, B, S), in the type and on the device of `like`."""
+    def rotary(self, positions_ABS: Tensor, like: Tensor) -> Rotary:
+        """cos and sin of positions (A, B, S), in the type and on the device of `like`."""
         ...
 
     def run_layer(
@@ -74,10 +99,23 @@ class Backbone(Protocol):
         """Logits over the backbone's vocabulary, (..., D) -> (..., vocabulary)."""
         ...
 
-    def unpatch(self, patches: Tensor, grid_thw: tuple[int, int, int]) -> Tensor:
+    def picture_sizes(self, grid: Grid) -> tuple[int, int]:
+        """(patches, visual tokens) of one image."""
+        ...
+
+    def token_raster(self, values_V: Tensor, grid: Grid) -> Tensor:
+        """One bool per visual token of an image -> (rows, columns) as they lie over the image; each covers an equal
+        part of it."""
+        ...
+
+    def unpatch(self, patches: Tensor, grid: Grid) -> Tensor:
         """Patches (N, C) of one image -> the processed image (channels, height, width)."""
         ...
 
     def patch(self, image: Tensor) -> Tensor:
         """The inverse of `unpatch`: (channels, height, width) -> patches (N, C)."""
+        ...
+
+    def part_of(self, name: str) -> WeightPart:
+        """Where the weight of that name in `model` belongs."""
         ...

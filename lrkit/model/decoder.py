@@ -2,7 +2,7 @@
 
 Place in the pipeline: `LatentReasoner` (reasoner.py) calls `prefill`, then `run_chunk` for latent steps and speech.
 
-Legend: B batch, P prompt tokens, S tokens of the chunk, N keys, V visual tokens, D width.
+Legend: A axes of positions, B batch, P prompt tokens, S tokens of the chunk, N keys, V visual tokens, D width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lrkit.errors import DataError
+from lrkit.families.protocols import Grid
 from lrkit.model.backbone import Backbone
 from lrkit.model.keys import GrowingKeys, Keys
 from lrkit.model.routing import RefinementState, Rotary, RoutedLayer
@@ -25,7 +26,7 @@ class Prompts(Protocol):
     input_ids: Tensor
     prompt_mask: Tensor
     pixel_values: Tensor | None
-    image_grid_thw: Tensor | None
+    grids: Tensor | None
     images_per_sample: tuple[int, ...]
 
 
@@ -39,7 +40,7 @@ def run_chunk(
     state: Sequences,
     embeds_BSD: Tensor,
     valid_BS: Tensor,
-    positions_3BS: Tensor,
+    positions_ABS: Tensor,
     saliency: SaliencyRow | None = None,
 ) -> Tensor:
     """Runs one chunk through every layer and appends it to the caches: (B, S, D) -> normed (B, S, D).
@@ -47,7 +48,7 @@ def run_chunk(
     `routing` is empty for speech. `valid_BS` False marks padding and samples that have stopped.
     """
     mask = state.keys.extend(valid_BS)
-    rotary = backbone.rotary(positions_3BS, embeds_BSD)
+    rotary = backbone.rotary(positions_ABS, embeds_BSD)
     hidden = embeds_BSD
     for layer in range(backbone.num_layers):
         hidden = backbone.run_layer(layer, hidden, mask, rotary, state.keys.cache, saliency)
@@ -78,7 +79,7 @@ def prefill(
     positions, next_position = prompt_positions(backbone, prompts)
     state = Sequences(
         keys=GrowingKeys(),
-        refinement=RefinementState(lambda at: backbone.rotary(at, embeds)),
+        refinement=RefinementState(lambda at: backbone.rotary(at.expand(backbone.axes, -1, -1), embeds)),
         next_position_B=next_position,
         last_hidden_BD=embeds[:, 0],
         visual=visual,
@@ -105,13 +106,13 @@ def embed_prompts(backbone: Backbone, prompts: Prompts) -> tuple[Tensor, VisualT
     """Input embeddings (B, P, D) with the visual tokens in place, and those tokens per sample (None without images)."""
     embeds_BPD = backbone.embed_tokens(prompts.input_ids)
     is_visual_BP = (prompts.input_ids == backbone.image_token_id) & prompts.prompt_mask
-    if prompts.pixel_values is None or prompts.image_grid_thw is None:
+    if prompts.pixel_values is None or prompts.grids is None:
         if bool(is_visual_BP.any()):
             raise DataError(
                 "a prompt holds image tokens but the batch holds no image; give the image or leave the tokens out"
             )
         return embeds_BPD, None
-    tokens_VD = backbone.encode_images(prompts.pixel_values, prompts.image_grid_thw).to(embeds_BPD.dtype)
+    tokens_VD = backbone.encode_images(prompts.pixel_values, prompts.grids).to(embeds_BPD.dtype)
     count_B = is_visual_BP.sum(1)
     if int(count_B.sum()) != len(tokens_VD):
         raise DataError(
@@ -128,11 +129,11 @@ def embed_prompts(backbone: Backbone, prompts: Prompts) -> tuple[Tensor, VisualT
 
 
 def prompt_positions(backbone: Backbone, prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """The backbone's spatial positions (3, B, P), 0 on padding, and the position (B,) that follows each prompt."""
+    """The backbone's spatial positions (A, B, P), 0 on padding, and the position (B,) that follows each prompt."""
     device = prompts.input_ids.device
     ids_BP, mask_BP = prompts.input_ids.cpu(), prompts.prompt_mask.cpu()
     grids = _grids(prompts)
-    positions = torch.zeros(3, *ids_BP.shape, dtype=torch.long)
+    positions = torch.zeros(backbone.axes, *ids_BP.shape, dtype=torch.long)
     following = torch.zeros(len(ids_BP), dtype=torch.long)
     cursor = 0
     for sample, count in enumerate(prompts.images_per_sample):
@@ -143,7 +144,5 @@ def prompt_positions(backbone: Backbone, prompts: Prompts) -> tuple[Tensor, Tens
     return positions.to(device), following.to(device)
 
 
-def _grids(prompts: Prompts) -> Sequence[tuple[int, int, int]]:
-    if prompts.image_grid_thw is None:
-        return []
-    return [(t, h, w) for t, h, w in prompts.image_grid_thw.tolist()]
+def _grids(prompts: Prompts) -> Sequence[Grid]:
+    return [] if prompts.grids is None else [tuple(grid) for grid in prompts.grids.tolist()]

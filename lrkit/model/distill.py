@@ -3,25 +3,25 @@
 Each latent step's replay is pooled into a student b(t). The teacher is the same vision tower's view of one window of
 the image, the one with most of the replayed tokens, cropped and enlarged to the full input size.
 
-Legend: B batch, K replayed tokens, D width, W side of the window in merged tokens.
+Legend: B batch, K replayed tokens, D width, V visual tokens, W side of the window in visual tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lrkit.families.protocols import Grid
 from lrkit.model.backbone import Backbone
 from lrkit.model.precision import Float32Module, exact, wide
 from lrkit.model.replay import Replay
 
-Grid = tuple[int, int, int]
-
 
 @dataclass(frozen=True)
 class Window:
-    """A window of one image's merged grid, in merged tokens: rows top..bottom-1, columns left..right-1."""
+    """A window of one image, in visual tokens: rows top..bottom-1, columns left..right-1."""
 
     image: int
     top: int
@@ -29,13 +29,13 @@ class Window:
     bottom: int
     right: int
 
-    def pixel_box(self, token_side: int) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) in pixels of the processed image; `token_side` = patch size x merge size."""
+    def pixel_box(self, token_width: int, token_height: int) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom) in pixels of the processed image, by the size of a visual token in it."""
         return (
-            self.left * token_side,
-            self.top * token_side,
-            self.right * token_side,
-            self.bottom * token_side,
+            self.left * token_width,
+            self.top * token_height,
+            self.right * token_width,
+            self.bottom * token_height,
         )
 
 
@@ -54,28 +54,25 @@ class TokenSR(Float32Module):
             return self.map(wide(pooled))
 
 
-def fullest_window(selected: Tensor, grid_thw: Grid, merge: int, side: int) -> tuple[int, int, int, int, int]:
+def fullest_window(marks: Tensor, side: int) -> tuple[int, int, int, int, int]:
     """(count, top, left, height, width) of the window with most tokens; ties go to the first in row-major order.
 
-    `selected` (tokens of one image,) is True for the replayed ones; the window is clipped to the grid.
+    `marks` (rows, columns) of one image is True for the replayed tokens; the window is clipped to the image.
     """
-    rows, columns = grid_thw[1] // merge, grid_thw[2] // merge
-    marks = selected.view(-1, rows, columns).any(0).float()[None, None]
+    rows, columns = marks.shape
     height, width = min(side, rows), min(side, columns)
-    counts = functional.conv2d(marks, torch.ones(1, 1, height, width, device=marks.device))[0, 0]
+    kernel = torch.ones(1, 1, height, width, device=marks.device)
+    counts = functional.conv2d(marks.float()[None, None], kernel)[0, 0]
     best = int(counts.flatten().argmax())
     top, left = divmod(best, counts.shape[1])
     return int(counts[top, left]), top, left, height, width
 
 
-def choose_window(selected: Tensor, grids: list[Grid], merge: int, side: int) -> Window | None:
+def choose_window(rasters: Sequence[Tensor], side: int) -> Window | None:
     """The fullest window over a sample's images (first image on ties); None when nothing is selected."""
     best: tuple[int, Window] | None = None
-    cursor = 0
-    for image, grid in enumerate(grids):
-        count = grid[0] * (grid[1] // merge) * (grid[2] // merge)
-        number, top, left, height, width = fullest_window(selected[cursor : cursor + count], grid, merge, side)
-        cursor += count
+    for image, marks in enumerate(rasters):
+        number, top, left, height, width = fullest_window(marks, side)
         if number > 0 and (best is None or number > best[0]):
             best = (number, Window(image, top, left, top + height, left + width))
     return None if best is None else best[1]
@@ -95,41 +92,49 @@ class Teacher:
         self,
         backbone: Backbone,
         pixel_values: Tensor,
-        image_grid_thw: Tensor,
+        grids: Tensor,
         images_per_sample: tuple[int, ...],
         side: int,
     ) -> None:
         self._backbone = backbone
         self._side = side
-        self._grids: list[Grid] = [(t, h, w) for t, h, w in image_grid_thw.tolist()]
-        patches = pixel_values.split([t * h * w for t, h, w in self._grids])
+        self._grids: list[Grid] = [tuple(grid) for grid in grids.tolist()]
+        sizes = [backbone.picture_sizes(grid) for grid in self._grids]
+        patches = pixel_values.split([count for count, _ in sizes])
         self._images = [backbone.unpatch(p, g) for p, g in zip(patches, self._grids, strict=True)]
+        self._tokens = [count for _, count in sizes]
         ends = torch.tensor(images_per_sample).cumsum(0).tolist()
-        self._first = [end - count for end, count in zip(ends, images_per_sample, strict=True)]
-        self._count = images_per_sample
+        self._of_sample = [range(end - count, end) for end, count in zip(ends, images_per_sample, strict=True)]
 
     @torch.no_grad()
     def features(self, selected_BV: Tensor) -> tuple[Tensor, Tensor]:
         """u_ref (windows, D), mean-pooled, and the samples (windows,) they belong to."""
-        chosen: list[tuple[int, Grid, Tensor]] = []
+        chosen: list[tuple[int, int, Tensor]] = []
         for sample, row in enumerate(selected_BV.cpu()):
-            first, merge = self._first[sample], self._backbone.merge_size
-            grids = self._grids[first : first + self._count[sample]]
-            window = choose_window(row, grids, merge, self._side)
-            if window is None:
-                continue
-            image, grid = self._images[first + window.image], grids[window.image]
-            token_side = image.shape[1] // (grid[1] // merge)
-            crop = crop_and_enlarge(image, window.pixel_box(token_side))
-            chosen.append((sample, grid, self._backbone.patch(crop)))
+            if found := self._window(row, self._of_sample[sample]):
+                chosen.append((sample, *found))
         device = selected_BV.device
         samples = torch.tensor([sample for sample, _, _ in chosen], dtype=torch.long, device=device)
         if not chosen:
             return torch.zeros(0, self._backbone.hidden_size, device=device), samples
-        grid_thw = torch.tensor([grid for _, grid, _ in chosen], device=device)
-        tokens = self._backbone.encode_images(torch.cat([patches for _, _, patches in chosen]), grid_thw)
-        sizes = (grid_thw.prod(1) // self._backbone.merge_size**2).tolist()
+        grids = torch.tensor([self._grids[image] for _, image, _ in chosen], device=device)
+        tokens = self._backbone.encode_images(torch.cat([patches for _, _, patches in chosen]), grids)
+        sizes = [self._tokens[image] for _, image, _ in chosen]
         return torch.stack([part.mean(0) for part in wide(tokens).split(sizes)]), samples
+
+    def _window(self, selected_V: Tensor, images: range) -> tuple[int, Tensor] | None:
+        """(image, patches of its enlarged window) of a sample; None where nothing is selected."""
+        parts = selected_V[: sum(self._tokens[image] for image in images)].split([self._tokens[i] for i in images])
+        rasters = [
+            self._backbone.token_raster(part, self._grids[image]) for image, part in zip(images, parts, strict=True)
+        ]
+        window = choose_window(rasters, self._side)
+        if window is None:
+            return None
+        number = images[window.image]
+        image, (rows, columns) = self._images[number], rasters[window.image].shape
+        box = window.pixel_box(image.shape[2] // columns, image.shape[1] // rows)
+        return number, self._backbone.patch(crop_and_enlarge(image, box))
 
 
 def distillation_loss(

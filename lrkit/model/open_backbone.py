@@ -1,23 +1,39 @@
-"""The families lrkit knows: one row each, from the `model_type` of a checkpoint's config.json to the class that
-wraps it."""
+"""Opens the backbone of a folder through its family's part `backbone` (lrkit/families/table.py)."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from lrkit.checkpoints.whole_weights import check_backbone
-from lrkit.families.layout import Layout, read_layout
+from lrkit.families.layout import Layout
+from lrkit.families.table import load_part, read_layout
 from lrkit.model.backbone import Backbone
-from lrkit.registry import Registry
 
-BACKBONES: Registry[type[Backbone]] = Registry(
-    "backbone",
-    {"qwen2_vl": "lrkit.families.qwen2_vl.backbone:Qwen2VLBackbone"},
-)
+
+class BackboneLoader(Protocol):
+    """The part `backbone` of a family: a class whose objects are a `Backbone`."""
+
+    def __call__(self, model: Any, /) -> Backbone:
+        """The backbone around a model of transformers."""
+        ...
+
+    def from_pretrained(self, path: str, dtype: torch.dtype | None, config: Mapping[str, Any]) -> Backbone:
+        """Loads a local folder, whose config.json lrkit has read as `config`; `dtype` None keeps the type on disk.
+        Nothing is downloaded, and no code of the folder is run."""
+        ...
+
+    def config_from(self, values: Mapping[str, Any]) -> Any:
+        """transformers' config object; `values` stay as they are."""
+        ...
+
+
+def backbone_loader(family: str) -> BackboneLoader:
+    """The family's part on torch. Raises as `load_part`."""
+    return load_part(family, "backbone")
 
 
 def load_backbone(path: str, dtype: torch.dtype | None = None) -> Backbone:
@@ -28,14 +44,13 @@ def load_backbone(path: str, dtype: torch.dtype | None = None) -> Backbone:
     """
     layout = read_layout(Path(path))
     check_backbone(Path(path), layout)
-    family = BACKBONES.load(layout.family)
     with no_progress_bars():
-        return family.from_pretrained(path, dtype, layout.config)  # pyright: ignore
+        return backbone_loader(layout.family).from_pretrained(path, dtype, layout.config)
 
 
 def config_of(layout: Layout) -> Any:
     """The config object of transformers for a backbone, without its weights."""
-    return BACKBONES.load(layout.family).config_from(layout.config)  # pyright: ignore
+    return backbone_loader(layout.family).config_from(layout.config)
 
 
 @contextmanager

@@ -168,28 +168,23 @@ class LatentReasoner(nn.Module):
         return found
 
     def _positions(self, state: Sequences, valid_BS: Tensor) -> Tensor:
-        """(3, B, S): real tokens count on from the largest position so far, equal in all sections. Updates `state`."""
+        """(axes, B, S): real tokens count on from the largest position so far, equal on all axes. Updates `state`."""
         position_BS = state.next_position_B[:, None] + valid_BS.long().cumsum(1) - 1
         state.next_position_B = state.next_position_B + valid_BS.sum(1)
-        return position_BS.clamp_min(0)[None].expand(3, -1, -1)
+        return position_BS.clamp_min(0)[None].expand(self.backbone.axes, -1, -1)
 
     def _latent_positions(self, state: Sequences, valid_BS: Tensor) -> Tensor:
-        """Positions (3, B, S) of replayed tokens and latent; `shared` gives all the latent's. Updates `state`."""
+        """Positions (axes, B, S) of replayed tokens and latent; `shared` gives all the latent's. Updates `state`."""
         if self.settings.replay.positions == "consecutive":
             return self._positions(state, valid_BS)
-        position_3B1 = self._positions(state, valid_BS[:, -1:])
-        return position_3B1.expand(-1, -1, valid_BS.shape[1])
+        position_AB1 = self._positions(state, valid_BS[:, -1:])
+        return position_AB1.expand(-1, -1, valid_BS.shape[1])
 
     def _teacher(self, batch: Supervised) -> Teacher | None:
-        if self.token_sr is None or batch.pixel_values is None or batch.image_grid_thw is None:
+        if self.token_sr is None or batch.pixel_values is None or batch.grids is None:
             return None
-        grids, counts = batch.image_grid_thw, batch.images_per_sample
         return Teacher(
-            self.backbone,
-            batch.pixel_values,
-            grids,
-            counts,
-            self.settings.distill.window,
+            self.backbone, batch.pixel_values, batch.grids, batch.images_per_sample, self.settings.distill.window
         )
 
     def _distill(self, teacher: Teacher, replayed: Replay) -> Distilled:

@@ -41,7 +41,7 @@ class RefinementState:
     """Refinement keys of earlier chunks: those of each routed layer and depth apart."""
 
     make_rotary: MakeRotary
-    """Positions (3, B, A) -> rotary embeddings, for `rearrange`."""
+    """Positions (B, A) -> rotary embeddings, for `rearrange`."""
     keys: dict[tuple[int, int], Keys] = field(default_factory=dict)
     """(layer, depth) -> its keys; absent before the first pass."""
     num_routed: dict[int, Tensor] = field(default_factory=dict)
@@ -153,13 +153,13 @@ class RoutedLayer(Float32Module):
         return update_BAD, depth_BA
 
     def _rearranged(self, valid_BA: Tensor, state: RefinementState) -> Tensor:
-        """Positions (3, B, A) that count the routed tokens of all chunks one after the other from 0. Updates `state`.
+        """Positions (B, A) that count the routed tokens of all chunks one after the other from 0. Updates `state`.
 
         Tokens that the threshold stops count too: where they stop says nothing about where the next ones stand.
         """
         count_BA = valid_BA.long().cumsum(1) + state.num_routed.get(self.layer, 0)
         state.num_routed[self.layer] = count_BA[:, -1:]
-        return (count_BA - 1).clamp_min(0)[None].expand(3, -1, -1)
+        return (count_BA - 1).clamp_min(0)
 
 
 def gather_rotary(rotary: Rotary, index_BA: Tensor) -> Rotary:

@@ -35,7 +35,7 @@ class Sequences:
     """Of all layers; those of routed passes are the refinement's."""
     refinement: RefinementState
     next_position_B: Tensor
-    """M-RoPE position that the next token takes."""
+    """Position that the next token takes."""
     last_hidden_BD: Tensor
     """Hidden state, after the final norm, of the last real token."""
     visual: VisualTokens | None

@@ -279,13 +279,13 @@ class Reasoner:
         )
 
     def _regions(self, prompt: EncodedPrompt, result: Generated) -> list[tuple[Region, ...]]:
-        merge = self.processor.geometry.merge_size
+        geometry = self.processor.geometry
         steps: list[tuple[Region, ...]] = []
         for step in result.replayed:
             total = sum(token.weight for token in step) or 1.0
             shares = [token.weight / total for token in step]
             indices = [token.index for token in step]
-            steps.append(tuple(token_regions(indices, prompt.grids, merge, prompt.sizes, shares)))
+            steps.append(tuple(token_regions(indices, prompt.grids, geometry, prompt.sizes, shares)))
         return steps
 
 

@@ -15,7 +15,8 @@ from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.jsonl import Advance, JsonlScan, check_jsonl
 from lrkit.data.trail import TrailStream
 from lrkit.errors import CheckpointError, ConfigError, LrkitError, MissingExtraError, UserError, require
-from lrkit.families.qwen2_vl.positions import mrope_positions
+from lrkit.families.layout import Layout
+from lrkit.families.table import read_layout
 from lrkit.files import read_json, sha256
 from lrkit.resources import REASONER_FILE, resolve_checkpoint
 from lrkit.runtime.checks.checkpoint_files import check_checkpoint
@@ -72,8 +73,8 @@ class Init:
     """None for random weights and models of the hub."""
     settings: ReasonerSettings
     """Those of the run."""
-    config: dict[str, Any]
-    """config.json of the backbone; empty where it is not known yet."""
+    layout: Layout | None = None
+    """What config.json says of the backbone; None where it is not known yet."""
 
 
 def check_start(recipe: Recipe) -> ReasonerSettings:
@@ -149,18 +150,18 @@ def init_folder(init: str) -> Path:
 def _check_init(recipe: Recipe, problems: Problems) -> Init | None:
     """Folder, settings and shape of the start; None where it is not there."""
     if not isinstance(recipe.init, str):
-        values = {"num_hidden_layers": recipe.init.num_layers}
-        problems.add(ConfigError, _model_problems(recipe.model, values))
-        return Init(None, recipe.model, values)
+        problems.add(ConfigError, _model_problems(recipe.model, recipe.init.num_layers))
+        return Init(None, recipe.model)
     if recipe.init.startswith(HUB_PREFIX):
-        return Init(None, recipe.model, {})
+        return Init(None, recipe.model)
     folder = problems.attempt(init_folder, recipe.init)
     if folder is None:
         return None
     settings = problems.attempt(_settings_of, folder, recipe) or recipe.model
-    config = problems.attempt(read_json, folder / "config.json", CheckpointError, prefix="init: ") or {}
-    problems.add(ConfigError, _model_problems(settings, config))
-    return Init(folder, settings, config)
+    layout = problems.attempt(read_layout, folder, prefix="init: ")
+    if layout is not None:
+        problems.add(ConfigError, _model_problems(settings, layout.num_layers))
+    return Init(folder, settings, layout)
 
 
 def _settings_of(folder: Path, recipe: Recipe) -> ReasonerSettings:
@@ -189,10 +190,9 @@ def _settings_of(folder: Path, recipe: Recipe) -> ReasonerSettings:
     return settings
 
 
-def _model_problems(settings: ReasonerSettings, config: dict[str, Any]) -> Iterator[str]:
-    """Settings that the backbone of this config.json cannot have."""
-    num_layers = _of_text(config, "num_hidden_layers")
-    if isinstance(num_layers, int) and settings.routing.depth:
+def _model_problems(settings: ReasonerSettings, num_layers: int) -> Iterator[str]:
+    """Settings that a backbone of so many layers cannot have."""
+    if settings.routing.depth:
         outside = [layer for layer in settings.routing.chosen_layers(num_layers) if not 0 <= layer < num_layers]
         if outside:
             yield (
@@ -201,20 +201,14 @@ def _model_problems(settings: ReasonerSettings, config: dict[str, Any]) -> Itera
             )
 
 
-def _of_text(config: dict[str, Any], name: str) -> Any:
-    """A value of the language model, which transformers keeps in a section of its own or at the top."""
-    text = config.get("text_config")
-    return text.get(name, config.get(name)) if isinstance(text, dict) else config.get(name)
-
-
 def _check_files(init: Init, recipe: Recipe, problems: Problems) -> Processor | None:
     """All files of `init`; its processor, as training will have it."""
     if init.folder is None:
         return None
     problems.attempt(_check_checkpoint, init.folder, prefix="init: ")
     processor = problems.attempt(Processor.from_folder, init.folder, prefix="init: ")
-    if processor is not None and not (init.folder / REASONER_FILE).is_file():
-        problems.add(CheckpointError, _latent_problems(processor, init.config))
+    if processor is not None and init.layout is not None and not (init.folder / REASONER_FILE).is_file():
+        problems.add(CheckpointError, _latent_problems(processor, init.layout.vocabulary))
     geometry = None if processor is None else problems.attempt(processor.geometry.with_max_pixels, recipe.max_pixels)
     if processor is not None and geometry is not None:
         processor.geometry = geometry
@@ -225,9 +219,8 @@ def _check_checkpoint(folder: Path) -> None:
     check_checkpoint(folder, values=False).raise_if_bad()
 
 
-def _latent_problems(processor: Processor, config: dict[str, Any]) -> Iterator[str]:
-    rows = _of_text(config, "vocab_size")
-    if isinstance(rows, int) and processor.latent_id >= rows:
+def _latent_problems(processor: Processor, rows: int) -> Iterator[str]:
+    if processor.latent_id >= rows:
         yield (
             f"init: the model has {rows} embedding rows and no room for {processor.format.tokens.latent}; enlarge its "
             "embedding first (resize_token_embeddings of transformers)"
@@ -262,11 +255,11 @@ def _scan(path: Path, processor: Processor | None, reading: Callable[[Path], Adv
 
 def _long_samples(path: Path, scan: JsonlScan, init: Init, processor: Processor) -> Iterator[str]:
     """Samples with more positions than the model has; pictures are looked at again only where one may be."""
-    most = _of_text(init.config, "max_position_embeddings")
+    most = None if init.layout is None else init.layout.max_positions
     tokens = [scan.lengths[name].max for name in ("prompt tokens", "spoken tokens") if name in scan.lengths]
     replay = init.settings.replay
     latents = init.settings.think.max_latent_steps * (1 + replay.num_tokens * (replay.positions == "consecutive"))
-    if not isinstance(most, int) or not tokens or sum(value or 0 for value in tokens) + latents <= most:
+    if most is None or not tokens or sum(value or 0 for value in tokens) + latents <= most:
         return
     for sample in scan.samples:
         length = _num_positions(sample, processor, latents)
@@ -280,7 +273,7 @@ def _long_samples(path: Path, scan: JsonlScan, init: Init, processor: Processor)
 def _num_positions(sample: Sample, processor: Processor, latents: int) -> int:
     """Positions of the prompt and the longer of its explicit steps and its latents, each with the answer."""
     prompt = processor.encode_prompt(sample.images, sample.question)
-    places = mrope_positions(prompt.ids, processor.image_id, prompt.grids, processor.geometry.merge_size)
+    places = processor.geometry.positions(prompt.ids, processor.image_id, prompt.grids)
     spoken = len(processor.encode_speech(sample.steps, sample.answer))
     answer = len(processor.encode_speech((), sample.answer))
     return int(places.max()) + 1 + max(spoken, latents + answer)

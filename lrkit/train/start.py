@@ -12,7 +12,7 @@ import torch
 from lrkit.checkpoints.hub import hub_folder
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CheckpointError
-from lrkit.families.layout import read_layout
+from lrkit.families.table import read_layout
 from lrkit.model.backbone import Backbone
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import load_checkpoint, not_finite

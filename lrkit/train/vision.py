@@ -19,7 +19,7 @@ from lrkit.errors import ConfigError
 from lrkit.model.precision import exact, wide
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.encode.processor import Processor
-from lrkit.runtime.engines.torch.prompt_batch import join_pixels
+from lrkit.runtime.engines.torch.prompt_batch import join_grids, join_pixels
 from lrkit.train.recipe import Readout
 
 
@@ -29,8 +29,8 @@ class VisionBatch:
 
     pixel_values: Tensor
     """(N, C) float32 patches."""
-    image_grid_thw: Tensor
-    """(I, 3) int64."""
+    grids: Tensor
+    """(I, G) int64: how each picture was cut."""
     labels: dict[str, Tensor]
     """Read-out name -> (V,) int64, negative where there is nothing to say."""
 
@@ -40,7 +40,7 @@ class VisionBatch:
         return replace(
             self,
             pixel_values=self.pixel_values.to(device),
-            image_grid_thw=self.image_grid_thw.to(device),
+            grids=self.grids.to(device),
             labels=labels,
         )
 
@@ -67,11 +67,11 @@ def collate_vision(processor: Processor, samples: Sequence[Sample], names: Seque
             known = ", ".join(key for key, value in samples[0].info.items() if isinstance(value, np.ndarray))
             raise ConfigError(f"readouts: samples have no label {name!r}; known: {known or 'none'}")
     encoded = [processor.encode_prompt(sample.images, sample.question) for sample in samples]
-    pixels = join_pixels(encoded)
-    assert pixels is not None, "samples with labels of visual tokens have pictures"
+    pixels, grids = join_pixels(encoded), join_grids(encoded)
+    assert pixels is not None and grids is not None, "samples with labels of visual tokens have pictures"
     return VisionBatch(
         pixel_values=pixels,
-        image_grid_thw=torch.tensor([grid for prompt in encoded for grid in prompt.grids], dtype=torch.int64),
+        grids=grids,
         labels={name: torch.from_numpy(np.concatenate([s.info[name] for s in samples])) for name in names},
     )
 
@@ -107,7 +107,7 @@ class VisionObjective(nn.Module):
         `counts` is the mean of `loss_counts` over the batches of an update; None: this batch stands alone.
         """
         backbone = self.reasoner.backbone
-        tokens_VD = backbone.encode_images(batch.pixel_values, batch.image_grid_thw)
+        tokens_VD = backbone.encode_images(batch.pixel_values, batch.grids)
         counts = (self.loss_counts(batch) if counts is None else counts).clamp_min(torch.finfo(torch.float32).tiny)
         losses: list[Tensor] = []
         right: dict[str, tuple[Tensor, Tensor]] = {}

@@ -172,11 +172,11 @@ def numbers(values: list[Any]) -> Tensor:
 def check_window(step: dict[str, Any]) -> None:
     selected = torch.zeros(100, dtype=torch.bool)
     selected[step["chosen"]] = True
-    window = choose_window(selected, [GRID], 2, WINDOW)
+    window = choose_window([selected.view(10, 10)], WINDOW)
     assert window is not None and [window.top, window.left] == step["window_top_left_rc"]
     inside = selected.view(10, 10)[window.top : window.bottom, window.left : window.right]
     assert int(inside.sum()) == step["window_count"]
-    assert list(window.pixel_box(28)) == step["crop_box_x1y1x2y2"]
+    assert list(window.pixel_box(28, 28)) == step["crop_box_x1y1x2y2"]
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_crops_equal_up_to_their_rounding_to_8_bits() -> None:
     picture = backbone.unpatch(pixel_values(), GRID)
     torch.testing.assert_close(picture * STD[:, None, None] + MEAN[:, None, None], image() / 255, rtol=0, atol=1e-6)
     for step, _, top, left, *_ in document("full")["cases"]["all_16"]["window_[pass,row,r,c,count,x1,y1,x2,y2]"]:
-        crop = crop_and_enlarge(picture, Window(0, top, left, top + WINDOW, left + WINDOW).pixel_box(28))
+        crop = crop_and_enlarge(picture, Window(0, top, left, top + WINDOW, left + WINDOW).pixel_box(28, 28))
         mine = (crop * STD[:, None, None] + MEAN[:, None, None]).permute(1, 2, 0) * 255
         cut = thin("crops_u8_hwc", mine[None])[0] - golden["all_16.crops_u8_hwc"][step]
         assert float(cut.min()) > -1e-3 and float(cut.max()) < 1 + 1e-3
@@ -206,7 +206,7 @@ def test_patches_of_a_crop_come_in_the_processors_order() -> None:
     """The crop is ours, cut to 8 bits like the release's: one value in a hundred falls on a step, the next level."""
     golden, backbone = tensors("full"), golden_backbone()
     _, _, top, left, *_ = document("full")["cases"]["all_16"]["window_[pass,row,r,c,count,x1,y1,x2,y2]"][0]
-    box = Window(0, top, left, top + WINDOW, left + WINDOW).pixel_box(28)
+    box = Window(0, top, left, top + WINDOW, left + WINDOW).pixel_box(28, 28)
     patches = backbone.patch(cut_to_8_bits(backbone.unpatch(pixel_values(), GRID), box))[:16]
     name = "crop_step0_pixel_values_first_16_rows"
     apart = (thin(name, patches) - golden[f"all_16.{name}"]).abs()

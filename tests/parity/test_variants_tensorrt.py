@@ -20,7 +20,7 @@ from lrkit.export.preflight.opening import CheckedGraph
 from lrkit.export.preflight.rules import load_rules
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
-from lrkit.families.qwen2_vl.export.tower import grafted
+from lrkit.families.qwen2_vl.tower import grafted
 from lrkit.runtime.engines.tensorrt.library import load_library
 from tests import variants
 from tests.engines import build_engine, needs_builder, profile_for

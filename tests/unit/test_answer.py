@@ -8,22 +8,24 @@ import pytest
 from PIL import Image
 
 from lrkit.errors import DataError, FileError
+from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.runtime.answer.answer import Answer
 from lrkit.runtime.answer.regions import token_regions
 from lrkit.runtime.answer.trace import draw_trace
 
+GEOMETRY = ImageGeometry(patch_size=4, merge_size=2)
 BOARD_GRID, BOARD_SIZE = (1, 8, 20), (80, 32)
 
 
 def answer(images: tuple[Image.Image, ...], *steps: list[int], grids=None, sizes=None, **values) -> Answer:
     grids, sizes = grids or [BOARD_GRID], sizes or [BOARD_SIZE]
-    regions = tuple(tuple(token_regions(step, grids, 2, sizes)) for step in steps)
+    regions = tuple(tuple(token_regions(step, grids, GEOMETRY, sizes)) for step in steps)
     given = {"latent_steps": len(steps), "question": "Take 2 hops. Start in room 3", "images": images, **values}
     return Answer("Answer: 7", "7", "latent", regions=regions, **given)
 
 
 def test_tokens_run_row_by_row_over_the_merged_grid() -> None:
-    first, middle, last = token_regions([0, 11, 39], [BOARD_GRID], 2, [BOARD_SIZE], [0.5, 0.3, 0.2])
+    first, middle, last = token_regions([0, 11, 39], [BOARD_GRID], GEOMETRY, [BOARD_SIZE], [0.5, 0.3, 0.2])
     assert first.box == (0, 0, 8, 8)
     assert middle.box == (8, 8, 16, 16)
     assert last.box == (72, 24, 80, 32)
@@ -31,12 +33,12 @@ def test_tokens_run_row_by_row_over_the_merged_grid() -> None:
 
 
 def test_boxes_are_in_pixels_of_the_original_not_of_the_processed_picture() -> None:
-    (region,) = token_regions([39], [BOARD_GRID], 2, [(1000, 100)])
+    (region,) = token_regions([39], [BOARD_GRID], GEOMETRY, [(1000, 100)])
     assert region.box == (900, 75, 1000, 100)
 
 
 def test_tokens_of_several_pictures_are_counted_on() -> None:
-    regions = token_regions([39, 40, 45], [BOARD_GRID, (1, 4, 6)], 2, [BOARD_SIZE, (24, 16)])
+    regions = token_regions([39, 40, 45], [BOARD_GRID, (1, 4, 6)], GEOMETRY, [BOARD_SIZE, (24, 16)])
     assert [region.image for region in regions] == [0, 1, 1]
     assert regions[1].box == (0, 0, 8, 8)
     assert regions[2].box == (16, 8, 24, 16)
@@ -45,7 +47,7 @@ def test_tokens_of_several_pictures_are_counted_on() -> None:
 @pytest.mark.parametrize("index", [40, -1])
 def test_a_token_outside_the_pictures_is_an_error(index: int) -> None:
     with pytest.raises(IndexError, match=r"outside the prompt's pictures, which have 40 tokens|visual token -1"):
-        token_regions([index], [BOARD_GRID], 2, [BOARD_SIZE])
+        token_regions([index], [BOARD_GRID], GEOMETRY, [BOARD_SIZE])
 
 
 def test_an_answer_is_json_without_its_pictures() -> None:

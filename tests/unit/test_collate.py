@@ -50,8 +50,8 @@ def test_prompts_of_different_lengths_and_pictures_are_padded(processor: Process
         assert (batch.input_ids[row][~batch.prompt_mask[row]] == processor.pad_id).all()
     assert bool(batch.prompt_mask[1, 0]) == (side == "right")
     assert batch.images_per_sample == (1, 0, 2)
-    assert batch.image_grid_thw is not None
-    assert batch.image_grid_thw.tolist() == [[1, 8, 20], [1, 6, 4], [1, 8, 20]]
+    assert batch.grids is not None
+    assert batch.grids.tolist() == [[1, 8, 20], [1, 6, 4], [1, 8, 20]]
     assert batch.pixel_values is not None
     assert batch.pixel_values.shape == (160 + 24 + 160, 96)
     assert (batch.input_ids == processor.image_id).sum() == 40 + 6 + 40
@@ -60,7 +60,7 @@ def test_prompts_of_different_lengths_and_pictures_are_padded(processor: Process
 def test_a_batch_of_text_has_no_pixels(processor: Processor) -> None:
     batch = collate_prompts([processor.encode_prompt([], "Where ?")], processor.pad_id).to("cpu")
     assert batch.pixel_values is None
-    assert batch.image_grid_thw is None
+    assert batch.grids is None
     assert batch.images_per_sample == (0,)
 
 

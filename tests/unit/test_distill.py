@@ -42,24 +42,24 @@ def test_fullest_window_equals_counting_every_window() -> None:
         for top, left in itertools.product(range(rows - high + 1), range(columns - wide + 1)):
             count = int(grid[top : top + high, left : left + wide].sum())
             best = (count, top, left) if count > best[0] else best
-        assert fullest_window(selected, (1, 2 * rows, 2 * columns), 2, side) == (*best, high, wide)
+        assert fullest_window(grid, side) == (*best, high, wide)
 
 
 def test_ties_go_to_the_first_window_in_row_major_order() -> None:
-    assert fullest_window(marks([0, 15], 16), (1, 8, 8), 2, 2)[:3] == (1, 0, 0)
-    assert fullest_window(marks([2, 12], 16), (1, 8, 8), 2, 2)[:3] == (1, 0, 1)
+    assert fullest_window(marks([0, 15], 16).view(4, 4), 2)[:3] == (1, 0, 0)
+    assert fullest_window(marks([2, 12], 16).view(4, 4), 2)[:3] == (1, 0, 1)
 
 
 def test_with_several_images_the_one_with_the_fullest_window_wins() -> None:
-    grids = [(1, 4, 4), (1, 6, 8)]
-    window = choose_window(marks([0, 4 + 5, 4 + 6], 4 + 12), grids, 2, 2)
+    small = torch.zeros(2, 2, dtype=torch.bool)
+    window = choose_window([marks([0], 4).view(2, 2), marks([5, 6], 12).view(3, 4)], 2)
     assert window == Window(1, 0, 1, 2, 3)
-    assert choose_window(marks([0, 4], 16), grids, 2, 2) == Window(0, 0, 0, 2, 2)
-    assert choose_window(marks([], 16), grids, 2, 2) is None
+    assert choose_window([marks([0], 4).view(2, 2), marks([0], 12).view(3, 4)], 2) == Window(0, 0, 0, 2, 2)
+    assert choose_window([small, small], 2) is None
 
 
 def test_pixel_box_of_any_grid_not_only_10_by_10() -> None:
-    assert Window(0, 1, 2, 3, 5).pixel_box(28) == (56, 28, 140, 84)
+    assert Window(0, 1, 2, 3, 5).pixel_box(28, 28) == (56, 28, 140, 84)
 
 
 def test_crop_is_enlarged_bilinearly_to_the_whole_image() -> None:
@@ -146,8 +146,8 @@ def test_distillation_alone_reaches_lora_and_tokensr_and_never_the_tower(formati
 def test_the_teacher_gives_no_gradient_even_where_the_tower_is_trained() -> None:
     reasoner, made = rich_reasoner(settings(**DISTILLED)), training_batch()
     set_trainable(reasoner, "full")
-    assert made.pixel_values is not None and made.image_grid_thw is not None
-    teacher = Teacher(reasoner.backbone, made.pixel_values, made.image_grid_thw, made.images_per_sample, side=2)
+    assert made.pixel_values is not None and made.grids is not None
+    teacher = Teacher(reasoner.backbone, made.pixel_values, made.grids, made.images_per_sample, side=2)
     reference, samples = teacher.features(torch.ones(3, 12, dtype=torch.bool) & torch.tensor([[True], [True], [False]]))
     assert reference.shape == (2, 32) and samples.tolist() == [0, 1] and not reference.requires_grad
 

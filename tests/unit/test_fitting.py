@@ -9,7 +9,7 @@ from lrkit.contract.prompt import PromptFormat
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.errors import CapacityError, DataError, UserError
 from lrkit.export.targets.target import ProgramLimits, Target, limits_of, picture_warning, processor_of
-from lrkit.families.qwen2_vl.geometry import ImageGeometry, resized_size
+from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.pictures import load as pictures
 from lrkit.runtime.encode.fitting import PHOTO, fit_pictures
 from lrkit.runtime.encode.processor import Processor
@@ -26,7 +26,7 @@ def limits(patches: int = 4096, tokens: int = 1536, images: int = 64) -> Limits:
 
 
 def tokens(size: tuple[int, int], geometry: ImageGeometry) -> int:
-    width, height = resized_size(*size, geometry)
+    width, height = geometry.seen_size(*size)
     return width * height // geometry.factor**2
 
 

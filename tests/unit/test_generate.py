@@ -185,7 +185,7 @@ def test_cot_text_without_replay_and_fresh_routing_equals_transformers_generate(
     made = generate(reasoner, prompts, "cot", limits)
     model = reasoner.model
     model.set_attn_implementation("sdpa")
-    images = {"pixel_values": prompts.pixel_values, "image_grid_thw": prompts.image_grid_thw}
+    images = {"pixel_values": prompts.pixel_values, "image_grid_thw": prompts.grids}
     said = model.generate(
         input_ids=prompts.input_ids,
         attention_mask=prompts.prompt_mask.long(),

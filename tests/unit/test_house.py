@@ -26,7 +26,7 @@ FILE_EXCEPTIONS: dict[str, int] = {}
 FUNCTION_EXCEPTIONS: dict[str, int] = {}
 """path:function -> lines allowed. Empty, and meant to stay so."""
 
-TORCH_FOLDERS = {"lrkit/runtime/engines/torch", "lrkit/families/qwen2_vl", "lrkit/families/qwen2_vl/export"}
+TORCH_FOLDERS = {"lrkit/runtime/engines/torch", "lrkit/families/qwen2_vl"}
 """Parts of the torch-free rooms that are made of torch or hold a part that is; imported when they are asked for."""
 LIGHT_ROOMS = {"runtime", "cli", "contract", "pictures", "checkpoints", "families"}
 

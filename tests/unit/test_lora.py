@@ -25,7 +25,7 @@ def plain_logits(model: torch.nn.Module, made: Batch) -> torch.Tensor:
     return model(
         input_ids=made.input_ids,
         pixel_values=made.pixel_values,
-        image_grid_thw=made.image_grid_thw,
+        image_grid_thw=made.grids,
         mm_token_type_ids=kinds,
     ).logits
 

@@ -19,7 +19,7 @@ from lrkit.errors import UserError
 from lrkit.export.subject import CheckpointSubject
 from lrkit.export.weights.source import read_source
 from lrkit.export.weights.streaming import stream_source
-from lrkit.families.layout import read_layout
+from lrkit.families.table import read_layout
 from lrkit.model.build import extra_state
 from lrkit.model.checkpoint import copy_checkpoint, load_checkpoint, save_checkpoint
 from lrkit.model.open_backbone import config_of

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lrkit.errors import CapacityError, CheckpointError, DataError
-from lrkit.families.qwen2_vl.geometry import ImageGeometry, patchify, preprocess
+from lrkit.families.qwen2_vl.geometry import ImageGeometry, preprocess
 from lrkit.pictures.load import load_image
 
 GEOMETRY = ImageGeometry(patch_size=4, min_pixels=64, max_pixels=80 * 32)
@@ -21,8 +21,8 @@ def test_patches_stand_in_merge_order_and_hold_channel_frame_row_column() -> Non
     geometry = GEOMETRY.model_copy(
         update={"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0), "rescale_factor": 1.0}
     )
-    patches, grid = patchify(pixels, geometry)
-    assert grid == (1, 4, 2) and patches.dtype == np.uint8
+    patches = geometry.cut(Image.fromarray(pixels))
+    assert geometry.grid(8, 16) == (1, 4, 2) and patches.dtype == np.uint8
     patches = geometry.pixel_values(patches)
     # The second merge block of a column of two begins at row 2; its last patch is row 3, column 1.
     last = patches[7].reshape(3, 2, 4, 4)

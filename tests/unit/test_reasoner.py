@@ -297,7 +297,7 @@ def test_fresh_routing_without_replay_equals_the_plain_backbone_bit_for_bit(tied
         input_ids=prompts.input_ids,
         attention_mask=prompts.prompt_mask.long(),
         pixel_values=prompts.pixel_values,
-        image_grid_thw=prompts.image_grid_thw,
+        image_grid_thw=prompts.grids,
         mm_token_type_ids=(prompts.input_ids == IMAGE).int(),
         use_cache=True,
         output_hidden_states=True,

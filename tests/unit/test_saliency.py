@@ -18,7 +18,7 @@ def eager_saliency(reasoner, made: Batch) -> torch.Tensor:
         input_ids=made.input_ids,
         attention_mask=made.prompt_mask.long(),
         pixel_values=made.pixel_values,
-        image_grid_thw=made.image_grid_thw,
+        image_grid_thw=made.grids,
         mm_token_type_ids=kinds,
         output_attentions=True,
     ).attentions

@@ -26,10 +26,10 @@ from lrkit.export.graph.saving import SMALL, WeightFile, save_model, save_models
 from lrkit.export.graph.step_graphs import build_steps, save_steps
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
-from lrkit.families.qwen2_vl.export.tower import grafted
+from lrkit.families.qwen2_vl.tower import grafted
 from lrkit.runtime.engines.programs.feed import build_feed
 from tests.programs import _trace, limits
-from tests.tiny import EOS, GEOMETRY, IMAGE, MERGE, tiny_reasoner
+from tests.tiny import EOS, GEOMETRY, IMAGE, tiny_reasoner
 
 SETTINGS = ReasonerSettings.model_validate(
     {"think": {"max_latent_steps": 2}, "replay": {"num_tokens": 2}, "routing": {"depth": 1, "alpha": 4}}
@@ -165,7 +165,7 @@ def test_a_weight_is_unpacked_where_it_is_used(tmp_path):
     )
     ids = [IMAGE + 4] * 6
     session.run(None, build_feed(
-        ids, (), None, image_id=IMAGE, merge=MERGE, patch_bytes=GEOMETRY.patch_bytes, think=False, fixed_latents=False,
+        ids, (), None, image_id=IMAGE, geometry=GEOMETRY, think=False, fixed_latents=False,
         max_latent_steps=0, max_new_tokens=1,
     ))  # fmt: skip
     events = json.loads(Path(session.end_profiling()).read_text())

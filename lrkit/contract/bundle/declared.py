@@ -7,7 +7,7 @@ the declaration, and answer_check.py its answers.
 
 from collections.abc import Iterator, Mapping
 
-from lrkit.contract.bundle.io_spec import IoSpec, ProgramShape, TensorSpec, program_spec
+from lrkit.contract.bundle.io_spec import OWN_INPUTS, IoSpec, ProgramShape, TensorSpec, program_spec
 from lrkit.contract.bundle.manifest import Manifest, ProgramEntry, Role
 from lrkit.contract.generated import WITHOUT_LATENTS
 
@@ -57,7 +57,7 @@ def _whole(manifest: Manifest, role: Role, entry: ProgramEntry) -> Iterator[str]
     capacity = _axis(found, "token_ids", 0)
     steps = _axis(found, "latent_states", 0)
     shape = ProgramShape(
-        patch_bytes=_axis({one.name: one for one in entry.spec.inputs}, "pixel_values", 1),
+        prompt_inputs=tuple(one for one in entry.spec.inputs if one.name not in OWN_INPUTS),
         vocabulary=_axis(found, "prefill_logits", 0),
         width=_axis(found, "latent_states", 1),
         max_latent_steps=steps,
@@ -72,7 +72,12 @@ def _whole(manifest: Manifest, role: Role, entry: ProgramEntry) -> Iterator[str]
     needed = [one for one in expected.outputs if one.name in (*_HOST_MADE, "prefill_logits") or one.name in found]
     if problem := _other("output", entry.spec.outputs, needed):
         yield problem
-    if (size := manifest.limits.max_patches * shape.patch_bytes) > MAX_PICTURE_BYTES:
+    given = {one.name: one for one in entry.spec.inputs}
+    if _kind(given.get("position_ids")) != ("int64", (_axis(given, "position_ids", 0), "P")):
+        yield "no positions (position_ids)"
+    if not (patch := _axis(given, "pixel_values", 1)):
+        yield "no pictures (pixel_values)"
+    if (size := manifest.limits.max_patches * patch) > MAX_PICTURE_BYTES:
         yield f"pictures of {size} bytes (max_patches), where at most {MAX_PICTURE_BYTES} are taken,"
     if manifest.limits.max_new_tokens > capacity:
         yield f"room for {capacity} tokens, below its limit max_new_tokens of {manifest.limits.max_new_tokens},"

@@ -25,6 +25,10 @@ EMPTY = -1
 """What fills the unused part of `token_ids` and `replayed`."""
 
 
+OWN_INPUTS = ("input_ids", "think", "fixed_latents", "max_latent_steps", "max_new_tokens")
+"""Inputs that every program has; the others are what its family makes of a prompt."""
+
+
 class TensorSpec(Config):
     """One input or output."""
 
@@ -87,8 +91,8 @@ class IoSpec(Config):
 class ProgramShape(Config):
     """The numbers that fix the shapes of a program; a bundle's limits and settings in one place."""
 
-    patch_bytes: int
-    """Bytes of one patch: channels * side * side."""
+    prompt_inputs: tuple[TensorSpec, ...]
+    """What the family makes of a prompt beside its ids (`Geometry.program_inputs`)."""
     vocabulary: int
     """Rows of the language head."""
     width: int
@@ -113,18 +117,7 @@ def program_spec(shape: ProgramShape) -> IoSpec:
 def _inputs(shape: ProgramShape) -> list[TensorSpec]:
     return [
         _spec("input_ids", "int64", ("P",), "token ids of the prompt, one image token per visual token"),
-        _spec("position_ids", "int64", (3, "P"), "M-RoPE positions (temporal, height, width) of the prompt"),
-        _spec(
-            "pixel_values",
-            "uint8",
-            ("N", shape.patch_bytes),
-            "bytes of each patch as the picture has them (channel, row, column), picture by picture; without a "
-            "picture: one merged square of zeros",
-        ),
-        _spec("patch_positions", "int64", ("N", 2), "row and column of each patch in its picture"),
-        _spec(
-            "patch_picture", "int64", ("N",), "picture (and frame) that a patch belongs to: patches only see their own"
-        ),
+        *shape.prompt_inputs,
         _spec("think", "bool", (), "false masks the latent token (explicit reasoning or a direct answer)"),
         _spec("fixed_latents", "bool", (), "true takes exactly max_latent_steps, false lets the model decide"),
         _spec("max_latent_steps", "int64", (), f"most latent steps, 0 to {shape.max_latent_steps}"),

@@ -4,12 +4,8 @@ Place in the pipeline: `Processor.encode_prompt` asks before it decodes a pictur
 The engine asks again before it runs. Pictures that are only too large were shrunk before (fitting.py).
 """
 
-from collections.abc import Sequence
-
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.errors import CapacityError
-
-Grid = tuple[int, int, int]
 
 
 def check_images(limits: Limits, num_images: int) -> None:
@@ -21,14 +17,13 @@ def check_images(limits: Limits, num_images: int) -> None:
         )
 
 
-def check_prompt(limits: Limits, num_tokens: int, grids: Sequence[Grid]) -> None:
-    """`num_tokens` of the prompt, visual ones included; `grids` in patches, (frames, rows, columns) per picture.
+def check_prompt(limits: Limits, num_tokens: int, num_images: int, patches: int) -> None:
+    """`num_tokens` of the prompt, visual ones included; `patches` of all its pictures.
 
     Raises:
         CapacityError: naming the limit and the value.
     """
-    check_images(limits, len(grids))
-    patches = sum(frames * rows * columns for frames, rows, columns in grids)
+    check_images(limits, num_images)
     if patches > limits.max_patches:
         raise CapacityError(
             f"the pictures make {patches} patches, above the bundle's limit max_patches of {limits.max_patches}; "

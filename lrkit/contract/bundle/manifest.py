@@ -240,8 +240,12 @@ class Manifest(Config):
     """Largest inputs."""
     tokens: TokenIds
     """Ids with a meaning."""
-    merge_size: int = Field(ge=1, le=64)
-    """Side, in patches, of the square that becomes one visual token."""
+    family: str | None = Field(default=None, max_length=60)
+    """Whose pictures, prompts and positions it reads; null in bundles written before it was recorded."""
+    patches_per_token: int | None = Field(default=None, ge=1, le=4096)
+    """Patches that become one visual token; null in older bundles, which have merge_size."""
+    merge_size: int | None = Field(default=None, ge=1, le=64)
+    """Of older bundles: side, in patches, of the square that becomes one visual token."""
     files: dict[str, FileEntry]
     """Every other file of the folder."""
     samples: tuple[RecordedSample, ...] = Field(default=(), max_length=MAX_SAMPLES)
@@ -252,6 +256,11 @@ class Manifest(Config):
     """Written by `lrkit sweep BUNDLE ... --write-choice`."""
     provenance: dict[str, Any]
     """Versions, commit, machine, checkpoint, time."""
+
+    @property
+    def token_patches(self) -> int:
+        """Patches that become one visual token, whenever the bundle was written."""
+        return self.patches_per_token or (self.merge_size or 1) ** 2
 
     @property
     def modes(self) -> tuple[Mode, ...]:

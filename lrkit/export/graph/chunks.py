@@ -11,7 +11,6 @@ Legend: P prompt tokens, S tokens of a latent step (K replayed and the latent), 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -28,6 +27,7 @@ from lrkit.export.graph.nodes import Carried, Graph, Operand, Value
 from lrkit.export.graph.replay import Prompt, Replay, Replayed
 from lrkit.export.graph.routing import Refined, Router, places
 from lrkit.export.weights.source import Source
+from lrkit.families.protocols import Geometry
 
 FLOAT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 
@@ -47,14 +47,14 @@ class Read:
 class Chunks:
     """Writes chunks of one reasoner."""
 
-    def __init__(self, source: Source, dialect: Dialect, limits: Limits, geometry: Any) -> None:
+    def __init__(self, source: Source, dialect: Dialect, limits: Limits, geometry: Geometry) -> None:
         """`geometry` is the family's: how the pictures of its prompts are cut."""
         self.source, self.dialect, self.limits, self.geometry = source, dialect, limits, geometry
         self.dims, self.settings = source.dimensions, source.settings
         self.decoder = Decoder(self.dims, dialect)
         self.steps = limits.max_latent_steps
         # More slots than a prompt can have visual tokens would always stay empty.
-        most_visual = max(1, limits.max_patches // geometry.merge_size**2)
+        most_visual = max(1, limits.max_patches // geometry.patches_per_token)
         slots = min(self.settings.replay.num_tokens, most_visual) if self.steps else 0
         self.replay = Replay(self.settings.replay, slots, dialect)
         self.chunk = self.replay.num_tokens + 1
@@ -68,7 +68,7 @@ class Chunks:
     def shape(self) -> ProgramShape:
         """What fixes the inputs and outputs."""
         return ProgramShape(
-            patch_bytes=self.geometry.patch_bytes, vocabulary=self.dims.vocabulary, width=self.dims.width,
+            prompt_inputs=self.geometry.program_inputs, vocabulary=self.dims.vocabulary, width=self.dims.width,
             max_latent_steps=self.steps, max_new_tokens=self.limits.max_new_tokens, replay_slots=self.replay.slots,
             routed_layers=tuple(self.routers), latent_chunk=self.chunk,
         )  # fmt: skip

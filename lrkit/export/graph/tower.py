@@ -16,7 +16,7 @@ from lrkit.errors import ExportError, UnknownNameError
 from lrkit.export.graph.dialect import Dialect
 from lrkit.export.graph.nodes import Carried, Graph, Value
 from lrkit.export.weights.source import Source
-from lrkit.registry import Registry
+from lrkit.families.table import load_part
 
 Tower = Callable[[Graph, Carried], Value]
 """(graph, inputs of the program by name) -> visual tokens (V, D), picture by picture."""
@@ -52,9 +52,6 @@ class TowerWriter(Protocol):
         ...
 
 
-WRITERS: Registry[TowerWriter] = Registry("backbone", {"qwen2_vl": "lrkit.families.qwen2_vl.export.tower:PART"})
-
-
 def writer_of(family: str) -> TowerWriter:
     """The writer of a family.
 
@@ -62,7 +59,7 @@ def writer_of(family: str) -> TowerWriter:
         ExportError: there is none.
     """
     try:
-        return WRITERS.load(family)
+        return load_part(family, "tower")
     except UnknownNameError as error:
         raise ExportError(f"no program can be built for this backbone: {error}") from error
 

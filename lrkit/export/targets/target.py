@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from lrkit.config import Config
 from lrkit.contract.bundle.manifest import Dialect, EngineKind, Limits, Precision
-from lrkit.families.qwen2_vl.geometry import ImageGeometry
+from lrkit.families.protocols import Geometry
 from lrkit.runtime.encode.fitting import photo_warning
 from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.onnxruntime.provider_options import problem_of
@@ -175,14 +175,14 @@ class Target(Config):
         return (self.activations or ("fp16" if self.precision == "fp16" else "fp32")) == "fp16"
 
 
-def limits_of(target: Target, latent_steps: int, geometry: ImageGeometry) -> Limits:
+def limits_of(target: Target, latent_steps: int, geometry: Geometry) -> Limits:
     """The limits of a bundle for a checkpoint that takes up to `latent_steps` and whose image processor is
     `geometry`."""
     given = target.limits
-    patches = given.max_patches or min(_MOST_PATCHES, given.max_images * geometry.max_pixels // geometry.patch_size**2)
+    patches = given.max_patches or min(_MOST_PATCHES, geometry.most_patches(given.max_images))
     steps = latent_steps if given.max_latent_steps is None else given.max_latent_steps
     return Limits(
-        max_prompt_tokens=given.max_prompt_tokens or patches // geometry.merge_size**2 + _TEXT_TOKENS,
+        max_prompt_tokens=given.max_prompt_tokens or geometry.most_prompt_tokens(patches) + _TEXT_TOKENS,
         max_patches=patches,
         max_images=given.max_images,
         max_latent_steps=steps,

@@ -18,6 +18,7 @@ from lrkit.errors import ExportError, FileError, MissingExtraError
 from lrkit.export.targets.target import EngineTarget
 from lrkit.export.tensorrt.device.words import default_archs, known_archs
 from lrkit.export.tensorrt.process import build_in_process
+from lrkit.families.table import DEFAULT
 from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.tensorrt.library import PACKAGES, load_library
 
@@ -117,7 +118,7 @@ def plan_jobs(folder: Path, manifest: Manifest, plan: Plan) -> list[Job]:
     taken = set(manifest.files)
     jobs: list[Job] = []
     for role, entry in manifest.programs.items():
-        sizes = axis_sizes(manifest.limits, manifest.merge_size, entry.spec, *usual)
+        sizes = axis_sizes(manifest.limits, manifest.token_patches, entry.spec, *usual)
         for graph, file, spec in graphs_of(entry):
             name = free_name(role, graph, plan.kind, plan.archs, taken)
             taken.add(name)
@@ -167,10 +168,10 @@ def parse_program(folder: Path, file: str, plan: Plan) -> None:
     )
 
 
-def axis_sizes(limits: Limits, merge_size: int, answer: IoSpec, tokens: int, patches: int) -> dict[str, Sizes]:
-    """Sizes of each free axis of a program: P prompt tokens, N patches of all pictures (whole merged squares), K slots
-    of replay. `answer` is the spec of a whole answer; `tokens` and `patches` are to be fastest at."""
-    square = merge_size**2
+def axis_sizes(limits: Limits, square: int, answer: IoSpec, tokens: int, patches: int) -> dict[str, Sizes]:
+    """Sizes of each free axis of a program: P prompt tokens, N patches of all pictures (whole visual tokens of
+    `square` patches), K slots of replay. `answer` is the spec of a whole answer; `tokens` and `patches` are to be
+    fastest at."""
     slots = next((spec.shape[1] for spec in answer.outputs if spec.name == "replayed"), 0)
     assert isinstance(slots, int)
     most = max(1, limits.max_patches // square) * square
@@ -193,7 +194,7 @@ def _usual_sizes(folder: Path, manifest: Manifest, plan: Plan) -> tuple[int, int
     if tokens is None or patches is None:
         seen = [(manifest.limits.max_prompt_tokens // 4, manifest.limits.max_patches // 4)]
         if manifest.samples:
-            processor = Processor.from_folder(folder)
+            processor = Processor.from_folder(folder, manifest.family or DEFAULT)
             prompts = [
                 processor.encode_prompt([folder / name for name in sample.images], sample.question)
                 for sample in manifest.samples

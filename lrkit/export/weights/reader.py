@@ -11,7 +11,7 @@ from torch import nn
 
 from lrkit.errors import ExportError, UnknownNameError
 from lrkit.export.weights.recipe import Dimensions
-from lrkit.registry import Registry
+from lrkit.families.table import load_part
 
 Read = Callable[[str], np.ndarray]
 """A weight of the backbone by the name it has in transformers, adapters merged: a float32 array that nobody else
@@ -51,9 +51,6 @@ class WeightReader(Protocol):
         ...
 
 
-READERS: Registry[WeightReader] = Registry("backbone", {"qwen2_vl": "lrkit.families.qwen2_vl.export.weights:PART"})
-
-
 def reader_of(family: str) -> WeightReader:
     """The reader of a family.
 
@@ -61,6 +58,6 @@ def reader_of(family: str) -> WeightReader:
         ExportError: there is none.
     """
     try:
-        return READERS.load(family)
+        return load_part(family, "weights")
     except UnknownNameError as error:
         raise ExportError(f"no program can be built for this backbone: {error}") from error

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+from lrkit.families.protocols import Grid
 from lrkit.families.qwen2_vl.positions import mrope_positions
+from lrkit.model.backbone import AttentionSizes, WeightPart
 from lrkit.model.keys import LayerCache
 from lrkit.model.routing import Rotary
 from lrkit.model.saliency import SaliencyRow, register
@@ -35,7 +37,15 @@ class Qwen2VLBackbone:
         self.hidden_size: int = text.hidden_size
         self.num_layers: int = text.num_hidden_layers
         self.image_token_id: int = model.config.image_token_id
-        self.merge_size: int = self._vision.spatial_merge_size
+        self.axes = 3
+        self._merge: int = self._vision.spatial_merge_size
+        self.patches_per_token = self._merge**2
+        self.attention = AttentionSizes(
+            query_width=text.hidden_size,
+            key_width=text.num_key_value_heads * (text.hidden_size // text.num_attention_heads),
+            vision_width=self._vision.embed_dim,
+            vision_depth=self._vision.depth,
+        )
         self.tied_embeddings: bool = model.lm_head.weight is self._text.embed_tokens.weight
 
     @classmethod
@@ -69,15 +79,15 @@ class Qwen2VLBackbone:
     def head_rows(self) -> Tensor:
         return self.model.lm_head.weight
 
-    def encode_images(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
+    def encode_images(self, pixel_values: Tensor, grids: Tensor) -> Tensor:
         tower = self.model.model.visual
-        return tower(pixel_values.to(tower.dtype), grid_thw=grid_thw).pooler_output
+        return tower(pixel_values.to(tower.dtype), grid_thw=grids).pooler_output
 
-    def prompt_positions(self, ids: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> Tensor:
-        return torch.from_numpy(mrope_positions(ids, self.image_token_id, grids, self.merge_size))
+    def prompt_positions(self, ids: Sequence[int], grids: Sequence[Grid]) -> Tensor:
+        return torch.from_numpy(mrope_positions(ids, self.image_token_id, grids, self._merge))
 
-    def rotary(self, positions_3BS: Tensor, like: Tensor) -> Rotary:
-        return self._text.rotary_emb(like, positions_3BS)
+    def rotary(self, positions_ABS: Tensor, like: Tensor) -> Rotary:
+        return self._text.rotary_emb(like, positions_ABS)
 
     def run_layer(
         self,
@@ -103,11 +113,18 @@ class Qwen2VLBackbone:
     def head(self, hidden: Tensor) -> Tensor:
         return self.model.lm_head(hidden)
 
-    def unpatch(self, patches: Tensor, grid_thw: tuple[int, int, int]) -> Tensor:
+    def picture_sizes(self, grid: Grid) -> tuple[int, int]:
+        frames, rows, columns = grid
+        return frames * rows * columns, frames * (rows // self._merge) * (columns // self._merge)
+
+    def token_raster(self, values_V: Tensor, grid: Grid) -> Tensor:
+        return values_V.view(-1, grid[1] // self._merge, grid[2] // self._merge).any(0)
+
+    def unpatch(self, patches: Tensor, grid: Grid) -> Tensor:
         """See model/backbone.py. The patch order is (t, h/m, w/m, m, m) and a patch is (channel, frame, row,
         column)."""
-        time, height, width = grid_thw
-        merge, size = self.merge_size, self._vision.patch_size
+        time, height, width = grid
+        merge, size = self._merge, self._vision.patch_size
         shape = (
             time,
             height // merge,
@@ -124,7 +141,7 @@ class Qwen2VLBackbone:
 
     def patch(self, image: Tensor) -> Tensor:
         merge, size, frames = (
-            self.merge_size,
+            self._merge,
             self._vision.patch_size,
             self._vision.temporal_patch_size,
         )
@@ -133,3 +150,12 @@ class Qwen2VLBackbone:
         tiles = image.reshape(channels, rows, merge, size, columns, merge, size).permute(1, 4, 2, 5, 0, 3, 6)
         tiles = tiles[:, :, :, :, :, None].expand(-1, -1, -1, -1, -1, frames, -1, -1)
         return tiles.reshape(rows * columns * merge * merge, channels * frames * size * size)
+
+    def part_of(self, name: str) -> WeightPart:
+        if "visual.merger" in name:
+            return "merger"
+        table: dict[str, WeightPart] = {"visual": "vision", "embed_tokens": "embedding", "lm_head": "head"}
+        return next((part for piece, part in table.items() if piece in name), "layers")
+
+
+PART = Qwen2VLBackbone

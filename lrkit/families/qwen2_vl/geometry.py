@@ -1,38 +1,51 @@
 """Pictures to vision patches in numpy and Pillow, as the image processor of Qwen2-VL does it. Torch-free.
 
-Place in the pipeline: image file -> `load_image` (upright RGB, pictures/load.py) -> `resize_and_cut` (patches of bytes,
-which programs read as they are) -> `ImageGeometry.pixel_values` (normalised, for the torch model). Values equal those
-of transformers' Pillow image processor bit for bit; a parity test holds them.
+Place in the pipeline: image file -> `load_image` (upright RGB, pictures/load.py) -> `ImageGeometry.cut` (patches of
+bytes, which programs read as they are) -> `ImageGeometry.pixel_values` (normalised, for the torch model). Values equal
+those of transformers' Pillow image processor bit for bit; a parity test holds them.
 """
 
-import math
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
 from lrkit.config import Config
-from lrkit.errors import CheckpointError, DataError, UserError, one_line
+from lrkit.contract.bundle.io_spec import TensorSpec
+from lrkit.errors import CheckpointError, UserError, one_line
+from lrkit.families.protocols import Box, Grid, Size
+from lrkit.families.qwen2_vl.places import patch_pictures, patch_positions
+from lrkit.families.qwen2_vl.positions import mrope_positions
+from lrkit.families.qwen2_vl.resizing import check_aspect, smart_size
 from lrkit.files import read_json
 from lrkit.pictures.input import ImageSource
 from lrkit.pictures.load import MAX_INPUT_PIXELS, load_image
 
-Grid = tuple[int, int, int]
-"""Patches of one picture: (frames, rows, columns), before spatial merge."""
-
-MAX_ASPECT_RATIO = 200
-"""Longest side over shortest side that Qwen2-VL's resizing accepts."""
-
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _PROCESSOR_TYPES = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
+_MEANINGS = {
+    "position_ids": "M-RoPE positions (temporal, height, width) of the prompt",
+    "pixel_values": "bytes of each patch as the picture has them (channel, row, column), picture by picture; without a "
+    "picture: one merged square of zeros",
+    "patch_positions": "row and column of each patch in its picture",
+    "patch_picture": "picture (and frame) that a patch belongs to: patches only see their own",
+}
 
 
 class ImageGeometry(Config):
-    """How a picture becomes patches; read from and written to `preprocessor_config.json`."""
+    """How a picture becomes patches; read from and written to `preprocessor_config.json`. Implements `Geometry`.
+
+    A grid is (frames, rows, columns) of patches, before spatial merge.
+    """
+
+    family: ClassVar[str] = "qwen2_vl"
+    axes: ClassVar[int] = 3
+    markers: ClassVar[tuple[str, ...]] = ()
 
     patch_size: int = Field(default=14, ge=1, le=512)
     """Side of a patch in pixels."""
@@ -81,13 +94,32 @@ class ImageGeometry(Config):
             values[:, channel] = levels.take(patches.reshape(count, 3, 1, square)[:, channel])
         return values.reshape(count, 3 * frames * square)
 
-    def grid(self, width: int, height: int) -> Grid:
-        """The patches of a picture of this size in pixels.
+    @property
+    def patches_per_token(self) -> int:
+        """Patches of the square that becomes one visual token."""
+        return self.merge_size**2
+
+    @property
+    def smallest_grid(self) -> Grid:
+        """One visual token."""
+        return 1, self.merge_size, self.merge_size
+
+    @classmethod
+    def check_size(cls, width: int, height: int) -> None:
+        """Raises `DataError` where one side is more than 200 times the other."""
+        check_aspect(width, height)
+
+    def seen_size(self, width: int, height: int) -> Size:
+        """(width, height) in pixels after resizing: multiples of the token side, within the limits, aspect ratio kept.
 
         Raises:
             DataError: the picture is more than 200 times as long as wide.
         """
-        new_width, new_height = resized_size(width, height, self)
+        return smart_size(width, height, self.factor, self.min_pixels, self.max_pixels)
+
+    def grid(self, width: int, height: int) -> Grid:
+        """The patches of a picture of this size in pixels. Raises as `seen_size`."""
+        new_width, new_height = self.seen_size(width, height)
         return 1, new_height // self.patch_size, new_width // self.patch_size
 
     def with_max_pixels(self, max_pixels: int | None) -> Self:
@@ -105,10 +137,98 @@ class ImageGeometry(Config):
             )
         return self.model_copy(update={"max_pixels": max_pixels, "min_pixels": min(self.min_pixels, max_pixels)})
 
+    def within(self, size: Size, patches: int, tokens: int) -> Self:
+        """The same with the largest max_pixels by which a picture of this size has at most so many patches and tokens.
+
+        The rule rounds, and keeps one token on the shorter side: so what fits is found by trying.
+        """
+        most = min(patches // self.patches_per_token, tokens)
+        fits, too_large = 1, max(2, most * self.factor**2 + 1)
+        while too_large - fits > 1:
+            middle = (fits + too_large) // 2
+            if self.num_visual_tokens(self._limited(middle).grid(*size)) <= most:
+                fits = middle
+            else:
+                too_large = middle
+        return self._limited(fits)
+
+    def _limited(self, max_pixels: int) -> Self:
+        # Unlike with_max_pixels, down to a single pixel: the rule still leaves a token.
+        return self.model_copy(update={"max_pixels": max_pixels, "min_pixels": min(self.min_pixels, max_pixels)})
+
+    def num_patches(self, grid: Grid) -> int:
+        """Patches of a picture with this grid."""
+        frames, rows, columns = grid
+        return frames * rows * columns
+
     def num_visual_tokens(self, grid: Grid) -> int:
         """Visual tokens of a picture with this grid, after spatial merge."""
         frames, rows, columns = grid
         return frames * (rows // self.merge_size) * (columns // self.merge_size)
+
+    def num_prompt_tokens(self, grid: Grid) -> int:
+        """The visual tokens: nothing stands between them."""
+        return self.num_visual_tokens(grid)
+
+    def picture_ids(self, grid: Grid, image_id: int, marker_ids: Sequence[int]) -> list[int]:
+        """One image token for each visual token."""
+        return [image_id] * self.num_visual_tokens(grid)
+
+    def most_patches(self, num_images: int) -> int:
+        """Patches of pictures with `max_pixels` each."""
+        return num_images * self.max_pixels // self.patch_size**2
+
+    def most_prompt_tokens(self, patches: int) -> int:
+        """Visual tokens of so many patches."""
+        return patches // self.patches_per_token
+
+    def cut(self, picture: Image.Image) -> np.ndarray:
+        """Patches, uint8 (N, patch_bytes), of a picture that `load_image` gave: upright and RGB.
+
+        They are in the order of the spatial merge, (rows / m, columns / m, m, m). Raises as `seen_size`.
+        """
+        size = self.seen_size(*picture.size)
+        if size != picture.size:
+            picture = picture.resize(size, resample=self.resample)
+        # What np.asarray makes of a picture, by a shorter way.
+        pixels = np.frombuffer(picture.tobytes(), np.uint8)
+        patch, merge = self.patch_size, self.merge_size
+        rows, columns = picture.height // patch, picture.width // patch
+        cut = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
+        return cut.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, self.patch_bytes)
+
+    def positions(self, ids: Sequence[int], image_id: int, grids: Sequence[Grid]) -> np.ndarray:
+        """(3, P): see positions.py."""
+        return mrope_positions(ids, image_id, grids, self.merge_size)
+
+    def token_box(self, index: int, grid: Grid, size: Size) -> Box:
+        """Visual tokens run row by row."""
+        _, rows, columns = grid
+        (wide, high), merge = size, self.merge_size
+        merged_rows, merged_columns = rows // merge, columns // merge
+        row, column = divmod(index % (merged_rows * merged_columns), merged_columns)
+        width, height = wide * merge / columns, high * merge / rows
+        return column * width, row * height, (column + 1) * width, (row + 1) * height
+
+    @property
+    def program_inputs(self) -> tuple[TensorSpec, ...]:
+        """Positions, patches, and where each patch lies."""
+        return program_inputs(self.patch_bytes)
+
+    def program_feed(
+        self, ids: Sequence[int], image_id: int, grids: Sequence[Grid], patches: np.ndarray | None
+    ) -> dict[str, np.ndarray]:
+        """The arrays of `program_inputs`. Raises as `positions`."""
+        seen = grids
+        if patches is None:  # the tower needs something to read; no image token refers to it
+            seen = [self.smallest_grid]
+            patches = np.zeros((self.patches_per_token, self.patch_bytes), np.uint8)
+        return {
+            "position_ids": self.positions(ids, image_id, grids),
+            "pixel_values": np.ascontiguousarray(patches, np.uint8),
+            "patch_positions": patch_positions(seen, self.merge_size),
+            "patch_picture": patch_pictures(seen),
+        }
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
@@ -176,75 +296,29 @@ class ImageGeometry(Config):
         }
 
 
-def check_aspect(width: int, height: int) -> None:
-    """Raises `DataError` where one side is more than 200 times the other."""
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise DataError(
-            f"the picture has {width} x {height} pixels; the longer side may be at most "
-            f"{MAX_ASPECT_RATIO} times the shorter, so crop it"
+def program_inputs(patch_bytes: int) -> tuple[TensorSpec, ...]:
+    """See `ImageGeometry.program_inputs`."""
+    shapes: dict[str, tuple[int | str, ...]] = {
+        "position_ids": (3, "P"), "pixel_values": ("N", patch_bytes), "patch_positions": ("N", 2),
+        "patch_picture": ("N",),
+    }  # fmt: skip
+    return tuple(
+        TensorSpec(
+            name=name, dtype="uint8" if name == "pixel_values" else "int64", shape=shape, meaning=_MEANINGS[name]
         )
-
-
-def resized_size(width: int, height: int, geometry: ImageGeometry, max_pixels: int | None = None) -> tuple[int, int]:
-    """(width, height) in pixels after resizing: multiples of the token side, within the limits, aspect ratio kept.
-
-    `max_pixels` takes the place of the geometry's own.
-
-    The arithmetic, rounding included, is that of transformers' `smart_resize`.
-
-    Raises:
-        DataError: the picture is more than 200 times as long as wide.
-    """
-    check_aspect(width, height)
-    factor = geometry.factor
-    new_height = round(height / factor) * factor
-    new_width = round(width / factor) * factor
-    most = geometry.max_pixels if max_pixels is None else max_pixels
-    if new_height * new_width > most:
-        shrink = math.sqrt((height * width) / most)
-        new_height = max(factor, math.floor(height / shrink / factor) * factor)
-        new_width = max(factor, math.floor(width / shrink / factor) * factor)
-    elif new_height * new_width < geometry.min_pixels:
-        grow = math.sqrt(geometry.min_pixels / (height * width))
-        new_height = math.ceil(height * grow / factor) * factor
-        new_width = math.ceil(width * grow / factor) * factor
-    return new_width, new_height
+        for name, shape in shapes.items()
+    )
 
 
 def preprocess(image: ImageSource, geometry: ImageGeometry) -> tuple[np.ndarray, Grid]:
-    """`ImageGeometry.pixel_values` of one picture, and its grid (frames, rows, columns).
-
-    Patches are in the order of the spatial merge, (frame, rows / m, columns / m, m, m); each holds (channel, T, p, p).
+    """What the torch model reads of one picture, float32 (N, 3 * T * p * p), and its grid.
 
     Raises:
         DataError: the picture cannot be read or is more than 200 times as long as wide.
         CapacityError: the picture has more than `MAX_INPUT_PIXELS` pixels.
     """
-    patches, grid = resize_and_cut(load_image(image), geometry)
-    return geometry.pixel_values(patches), grid
-
-
-def resize_and_cut(picture: Image.Image, geometry: ImageGeometry) -> tuple[np.ndarray, Grid]:
-    """Patches, uint8 (rows * columns, 3 * p * p), and grid of a picture that `load_image` gave: upright and RGB.
-
-    Raises:
-        DataError: it is more than 200 times as long as wide.
-    """
-    size = resized_size(*picture.size, geometry)
-    if size != picture.size:
-        picture = picture.resize(size, resample=geometry.resample)
-    # What np.asarray makes of a picture, by a shorter way.
-    pixels = np.frombuffer(picture.tobytes(), np.uint8).reshape(picture.height, picture.width, 3)
-    return patchify(pixels, geometry)
-
-
-def patchify(pixels: np.ndarray, geometry: ImageGeometry) -> tuple[np.ndarray, Grid]:
-    """Cut uint8 (height, width, 3), sides multiples of `geometry.factor`, into patches and grid."""
-    height, width, _ = pixels.shape
-    patch, merge = geometry.patch_size, geometry.merge_size
-    rows, columns = height // patch, width // patch
-    cut = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
-    return cut.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, geometry.patch_bytes), (1, rows, columns)
+    picture = load_image(image)
+    return geometry.pixel_values(geometry.cut(picture)), geometry.grid(*picture.size)
 
 
 @lru_cache(maxsize=16)
@@ -252,3 +326,6 @@ def _normalised_values(scale: float, mean: tuple[float, ...], std: tuple[float, 
     """float32 (3, 256): each 8-bit value after rescaling and normalisation, rounded as transformers rounds."""
     values = (np.arange(256, dtype=np.float64) * scale).astype(np.float32)
     return (values - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
+
+
+PART = ImageGeometry

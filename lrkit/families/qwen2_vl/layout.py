@@ -118,6 +118,7 @@ def read_qwen2_vl(values: Mapping[str, Any], label: str) -> Layout:
         width=text.hidden_size,
         num_layers=text.num_hidden_layers,
         vocabulary=text.vocab_size,
+        max_positions=text.max_position_embeddings,
         image_id=outer.image_token_id,
         cut={
             "patch_size": vision.patch_size,
@@ -238,3 +239,6 @@ def _for_transformers(text: _Text, vision: _Vision, outer: _Outer, tied: bool) -
         **given, "architectures": ["Qwen2VLForConditionalGeneration"], "tie_word_embeddings": tied, "dtype": dtype,
         "text_config": inner, "vision_config": vision.model_dump(),
     }  # fmt: skip
+
+
+PART = read_qwen2_vl

@@ -12,12 +12,13 @@ from functools import lru_cache
 import numpy as np
 
 from lrkit.errors import DataError
+from lrkit.families.protocols import Grid
 
 
 def mrope_positions(
     ids: Sequence[int],
     image_token_id: int,
-    grids: Sequence[tuple[int, int, int]],
+    grids: Sequence[Grid],
     merge: int,
 ) -> np.ndarray:
     """Positions (3, P) int64 (temporal, height, width) of the P tokens `ids`, without padding.
@@ -46,7 +47,7 @@ def mrope_positions(
 
 
 @lru_cache(maxsize=64)
-def _layout(length: int, starts: tuple[int, ...], grids: tuple[tuple[int, int, int], ...], merge: int) -> np.ndarray:
+def _layout(length: int, starts: tuple[int, ...], grids: tuple[Grid, ...], merge: int) -> np.ndarray:
     """Positions (3, length) of a prompt whose images begin at `starts`; kept, as an app asks about pictures of few
     sizes."""
     positions = np.empty((3, length), dtype=np.int64)

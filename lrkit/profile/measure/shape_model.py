@@ -11,6 +11,7 @@ from typing import Any
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.shapes import Shape, load_shape, shape_config, shape_processor
 from lrkit.errors import CapacityError, UserError, require
+from lrkit.families.table import DEFAULT, fresh_models
 from lrkit.profile.measure.cases import Model, ModelChoice
 from lrkit.profile.measure.dtypes import fastest_dtype
 from lrkit.profile.measure.meters import MemoryMeter
@@ -55,10 +56,9 @@ def open_shape(name: str, settings: ReasonerSettings, choice: ModelChoice) -> Mo
 
 def _engine(shape: Shape, settings: ReasonerSettings, device: str, dtype: str, cuda_graphs: bool) -> Any:
     import torch
-    from transformers import Qwen2VLForConditionalGeneration
 
-    from lrkit.families.qwen2_vl.backbone import Qwen2VLBackbone
     from lrkit.model.build import build_reasoner
+    from lrkit.model.open_backbone import backbone_loader
     from lrkit.runtime.engines.torch.engine import TorchEngine
 
     processor = shape_processor(shape)
@@ -66,12 +66,12 @@ def _engine(shape: Shape, settings: ReasonerSettings, device: str, dtype: str, c
     torch.set_default_dtype(getattr(torch, dtype))
     try:
         with torch.device("meta"):
-            model = Qwen2VLForConditionalGeneration(shape_config(shape, processor))
+            model = fresh_models(DEFAULT).model(shape_config(shape, processor))
         model = model.to_empty(device=device)
         _fill(model)
     finally:
         torch.set_default_dtype(previous)
-    reasoner = build_reasoner(Qwen2VLBackbone(model.eval()), settings, processor.latent_id)  # pyright: ignore
+    reasoner = build_reasoner(backbone_loader(DEFAULT)(model.eval()), settings, processor.latent_id)
     return TorchEngine(reasoner.to(getattr(torch, dtype)), processor, device, cuda_graphs=cuda_graphs)
 
 

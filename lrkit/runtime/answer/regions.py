@@ -5,10 +5,9 @@ Place in the pipeline: token indices that the model replayed in a latent step ->
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
-from lrkit.families.qwen2_vl.geometry import Grid
+from lrkit.families.protocols import Box, Geometry, Grid, Size
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class Region:
 
     image: int
     """Which of the question's pictures, from 0."""
-    box: tuple[float, float, float, float]
+    box: Box
     """(left, top, right, bottom) in pixels of the upright original picture."""
     weight: float
     """Its share of the step's attention to all its regions, or 1 where no scores are known."""
@@ -30,7 +29,7 @@ class Region:
 def token_regions(
     indices: Sequence[int],
     grids: Sequence[Grid],
-    merge_size: int,
+    geometry: Geometry,
     sizes: Sequence[tuple[int, int]],
     weights: Sequence[float] | None = None,
 ) -> list[Region]:
@@ -38,31 +37,25 @@ def token_regions(
 
     Args:
         indices: visual tokens, counted from 0 over all pictures of the prompt in order.
-        grids: per picture (frames, rows, columns) in patches, before spatial merge.
-        merge_size: patches per side of a visual token.
+        grids: per picture how it was cut.
+        geometry: what reads a grid.
         sizes: per picture (width, height) in pixels of the original.
         weights: one per index; None gives every region weight 1.
 
     Raises:
         IndexError: an index is outside the prompt's visual tokens.
     """
-    given = tuple(grids), merge_size, tuple(sizes)
     weights = [1.0] * len(indices) if weights is None else weights
-    return [Region(*_place(i, *given), float(weight)) for i, weight in zip(indices, weights, strict=True)]
+    places = (_place(index, grids, geometry, sizes) for index in indices)
+    return [Region(*place, float(weight)) for place, weight in zip(places, weights, strict=True)]
 
 
-@lru_cache(maxsize=4096)
-def _place(
-    index: int, grids: tuple[Grid, ...], merge_size: int, sizes: tuple[tuple[int, int], ...]
-) -> tuple[int, tuple[float, float, float, float]]:
-    """(picture, its box) of a visual token; tokens run row by row. Kept, as an app asks about pictures of few sizes."""
+def _place(index: int, grids: Sequence[Grid], geometry: Geometry, sizes: Sequence[Size]) -> tuple[int, Box]:
+    """(picture, its box) of a visual token."""
     left = index
-    for image, ((frames, rows, columns), (wide, high)) in enumerate(zip(grids, sizes, strict=True)):
-        merged_rows, merged_columns = rows // merge_size, columns // merge_size
-        count = frames * merged_rows * merged_columns
+    for image, (grid, size) in enumerate(zip(grids, sizes, strict=True)):
+        count = geometry.num_visual_tokens(grid)
         if 0 <= left < count:
-            row, column = divmod(left % (merged_rows * merged_columns), merged_columns)
-            width, height = wide * merge_size / columns, high * merge_size / rows
-            return image, (column * width, row * height, (column + 1) * width, (row + 1) * height)
+            return image, geometry.token_box(left, grid, size)
         left -= count
     raise IndexError(f"visual token {index} is outside the prompt's pictures, which have {index - left} tokens")

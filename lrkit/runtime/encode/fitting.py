@@ -1,6 +1,6 @@
 """Shrinks pictures that are above a limit, by the model's own resizing rule. The answer says so.
 
-Place in the pipeline: `Processor.encode_prompt` -> `fit_pictures` -> a geometry per picture -> `resize_and_cut`; what
+Place in the pipeline: `Processor.encode_prompt` -> `fit_pictures` -> a geometry per picture -> `Geometry.cut`; what
 was shrunk ends up in `Answer.resized`. Torch-free.
 
 Limits: the image processor's max_pixels holds for each picture. A bundle's max_patches and max_prompt_tokens hold for
@@ -14,12 +14,14 @@ from typing import Any, Literal
 
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.errors import DataError
-from lrkit.families.qwen2_vl.geometry import ImageGeometry, resized_size
+from lrkit.families.protocols import Geometry, Grid, Size
 
 LimitName = Literal["max_pixels", "max_patches", "max_prompt_tokens"]
 _NO_LIMIT = 1 << 60
 PHOTO = (4000, 3000)
 """Width and height of a photo of 12 megapixels."""
+_PHOTO_TEXT = 64
+"""Tokens of a question about it."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,14 @@ class Resized:
 class Fitted:
     """The pictures of one prompt, within all limits where that is possible."""
 
-    geometries: list[ImageGeometry]
+    geometries: list[Geometry]
     """One per picture."""
     resized: list[Resized]
     """Those that a limit made smaller."""
 
 
 def fit_pictures(
-    sizes: Sequence[tuple[int, int]], geometry: ImageGeometry, limits: Limits | None = None, text_tokens: int = 0
+    sizes: Sequence[Size], geometry: Geometry, limits: Limits | None = None, text_tokens: int = 0
 ) -> Fitted:
     """Geometries by which pictures of these sizes (width, height) fit beside `text_tokens` tokens of text.
 
@@ -69,94 +71,81 @@ def fit_pictures(
     natural = [_natural(index, size, geometry, len(sizes)) for index, size in enumerate(sizes, start=1)]
     geometries = [geometry] * len(sizes)
     name: LimitName = "max_pixels"
-    if limits is not None:
-        by_patches = limits.max_patches // geometry.merge_size**2
-        by_tokens = limits.max_prompt_tokens - text_tokens
-        name = "max_patches" if by_patches <= by_tokens else "max_prompt_tokens"
-        budget = min(by_patches, by_tokens)
-        if len(sizes) <= budget < sum(natural):
-            geometries = _share(sizes, natural, geometry, budget)
+    if limits is not None and sizes:
+        room = _Room(limits.max_patches, limits.max_prompt_tokens - text_tokens)
+        wanted = _Room(sum(one.patches for one in natural), sum(one.tokens for one in natural))
+        smallest = _room(geometry, geometry.smallest_grid)
+        name = "max_patches" if room.patches * wanted.tokens // wanted.patches <= room.tokens else "max_prompt_tokens"
+        if not wanted.fits(room) and smallest.times(len(sizes)).fits(room):
+            geometries = _share(sizes, natural, geometry, room)
     return Fitted(geometries, _report(sizes, geometry, geometries, name))
 
 
-def _natural(number: int, size: tuple[int, int], geometry: ImageGeometry, count: int) -> int:
-    """Visual tokens of a picture by its own; a complaint names which of several it is about."""
+@dataclass(frozen=True)
+class _Room:
+    """What pictures take, or may take."""
+
+    patches: int
+    tokens: int
+    """Of the prompt."""
+
+    def fits(self, room: "_Room") -> bool:
+        return self.patches <= room.patches and self.tokens <= room.tokens
+
+    def times(self, count: int) -> "_Room":
+        return _Room(self.patches * count, self.tokens * count)
+
+
+def _room(geometry: Geometry, grid: Grid) -> _Room:
+    return _Room(geometry.num_patches(grid), geometry.num_prompt_tokens(grid))
+
+
+def _natural(number: int, size: Size, geometry: Geometry, count: int) -> _Room:
+    """What a picture takes by its own; a complaint names which of several it is about."""
     try:
-        return _tokens(size, geometry)
+        return _room(geometry, geometry.grid(*size))
     except DataError as error:
         if count == 1:
             raise
         raise DataError(str(error).replace("the picture", f"picture {number}", 1)) from error
 
 
-def _share(
-    sizes: Sequence[tuple[int, int]], natural: Sequence[int], geometry: ImageGeometry, budget: int
-) -> list[ImageGeometry]:
+def _share(sizes: Sequence[Size], natural: Sequence[_Room], geometry: Geometry, room: _Room) -> list[Geometry]:
     """One geometry per picture, from the smallest on: what a picture leaves of its share goes to the larger ones."""
     geometries = [geometry] * len(sizes)
-    left = budget
-    order = sorted(range(len(sizes)), key=lambda index: natural[index])
+    left = room
+    order = sorted(range(len(sizes)), key=lambda index: natural[index].tokens)
     for done, index in enumerate(order):
-        share = left // (len(sizes) - done)
-        if natural[index] > share:
-            geometries[index] = _within(sizes[index], geometry, share)
-        left -= _tokens(sizes[index], geometries[index])
+        others = len(sizes) - done
+        share = _Room(left.patches // others, left.tokens // others)
+        if not natural[index].fits(share):
+            geometries[index] = geometry.within(sizes[index], share.patches, share.tokens)
+        taken = _room(geometry, geometries[index].grid(*sizes[index]))
+        left = _Room(left.patches - taken.patches, left.tokens - taken.tokens)
     return geometries
 
 
-def _within(size: tuple[int, int], geometry: ImageGeometry, tokens: int) -> ImageGeometry:
-    """The geometry with the largest max_pixels by which a picture makes at most so many visual tokens.
-
-    The rule rounds, and keeps one token on the shorter side: so what fits is found by trying.
-    """
-    fits, too_large = 1, max(2, tokens * geometry.factor**2 + 1)
-    while too_large - fits > 1:
-        middle = (fits + too_large) // 2
-        if _tokens(size, _limited(geometry, middle)) <= tokens:
-            fits = middle
-        else:
-            too_large = middle
-    return _limited(geometry, fits)
-
-
-def _limited(geometry: ImageGeometry, max_pixels: int) -> ImageGeometry:
-    # Unlike ImageGeometry.with_max_pixels, down to a single pixel: the rule still leaves a token.
-    return geometry.model_copy(update={"max_pixels": max_pixels, "min_pixels": min(geometry.min_pixels, max_pixels)})
-
-
-def _tokens(size: tuple[int, int], geometry: ImageGeometry) -> int:
-    width, height = resized_size(*size, geometry)
-    return (width // geometry.factor) * (height // geometry.factor)
-
-
 def _report(
-    sizes: Sequence[tuple[int, int]], geometry: ImageGeometry, fitted: Sequence[ImageGeometry], name: LimitName
+    sizes: Sequence[Size], geometry: Geometry, fitted: Sequence[Geometry], name: LimitName
 ) -> list[Resized]:
     """The pictures that would be larger without any limit: rounding to whole tokens is no shrinking."""
     found: list[Resized] = []
     for index, (size, used) in enumerate(zip(sizes, fitted, strict=True)):
-        seen, free = resized_size(*size, used), resized_size(*size, geometry, _NO_LIMIT)
+        seen, free = used.seen_size(*size), geometry.with_max_pixels(_NO_LIMIT).seen_size(*size)
         if seen[0] * seen[1] < free[0] * free[1]:
             found.append(Resized(index, size, seen, "max_pixels" if used is geometry else name))
     return found
 
 
-def photo_sizes(
-    geometry: ImageGeometry, limits: Limits, text_tokens: int = 64
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(width, height) in pixels of a 12-megapixel photo as the checkpoint alone would see it, and within `limits`."""
-    (fitted,) = fit_pictures([PHOTO], geometry, limits, text_tokens).geometries
-    return resized_size(*PHOTO, geometry), resized_size(*PHOTO, fitted)
-
-
-def photo_warning(geometry: ImageGeometry, limits: Limits, own: ImageGeometry | None = None) -> str | None:
+def photo_warning(geometry: Geometry, limits: Limits, own: Geometry | None = None) -> str | None:
     """One line for whoever exports: how much smaller than by the checkpoint's own image processor (`own`; None: the
     bundle's) a photo will be seen; None where it is not."""
-    before = resized_size(*PHOTO, own or geometry)
-    _, after = photo_sizes(geometry, limits)
+    free = own or geometry
+    (fitted,) = fit_pictures([PHOTO], geometry, limits, _PHOTO_TEXT).geometries
+    before, after = free.seen_size(*PHOTO), fitted.seen_size(*PHOTO)
     if after == before:
         return None
-    seen, kept = (width * height // geometry.factor**2 for width, height in (before, after))
+    seen, kept = (one.num_visual_tokens(one.grid(*PHOTO)) for one in (free, fitted))
     return (
         f"photos will be shrunk: one of 12 megapixels, {before[0]} x {before[1]} pixels ({seen:,} visual tokens) by "
         f"the checkpoint's max_pixels, to {after[0]} x {after[1]} ({kept:,} tokens) by this bundle's limits; raise "

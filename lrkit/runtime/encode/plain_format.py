@@ -12,13 +12,16 @@ from tokenizers import Tokenizer
 
 from lrkit.contract.prompt import PromptFormat, SpecialTokens
 from lrkit.errors import CheckpointError, clean
+from lrkit.families.protocols import PromptStyle
 from lrkit.files import read_json
 from lrkit.runtime.encode.chat_template import QUESTION_MARK, find_template, render_chat
 
 _MAX_ENDS = 16
 
 
-def plain_format(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> PromptFormat:
+def plain_format(
+    folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer, style: PromptStyle
+) -> PromptFormat:
     """The chat template around one user turn, with what ends a turn and all that ends an answer. `config` is
     tokenizer_config.json. Without a chat template the plain default is taken.
 
@@ -27,7 +30,7 @@ def plain_format(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) 
             another type than a text.
         MissingExtraError: there is a template and jinja2 is not installed.
     """
-    image_token, image = _image(folder, tokenizer)
+    image_token, image = _image(folder, tokenizer, style)
     ends = _ends(folder, config, tokenizer)
     pad = next(_texts(folder, config, "pad_token"), None)
     template = find_template(folder, config)
@@ -52,17 +55,15 @@ def plain_format(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) 
     return PromptFormat(**values, tokens=tokens)
 
 
-def _image(folder: Path, tokenizer: Tokenizer) -> tuple[str, str]:
-    """The image token and the text of one picture: by the ids in config.json, where it names them."""
-    usual = SpecialTokens().image
+def _image(folder: Path, tokenizer: Tokenizer, style: PromptStyle) -> tuple[str, str]:
+    """The image token and the text of one picture, as the family has them."""
     config = read_json(folder / "config.json", CheckpointError, missing_ok=True)
-    keys = ("vision_start_token_id", "image_token_id", "vision_end_token_id")
-    ids = [config.get(key) for key in keys]
-    named = [tokenizer.id_to_token(index) if type(index) is int and 0 <= index < 1 << 31 else None for index in ids]
-    start, image, end = (name or "" for name in named)
-    if not image:
-        return usual, str(PromptFormat.model_fields["image"].default)
-    return image, f"{start}{image}{end}"
+
+    def name_of(index: Any) -> str | None:
+        return tokenizer.id_to_token(index) if type(index) is int and 0 <= index < 1 << 31 else None
+
+    found = style.picture_text(config, name_of)
+    return (SpecialTokens().image, str(PromptFormat.model_fields["image"].default)) if found is None else found
 
 
 def _ends(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:

@@ -1,7 +1,7 @@
 """Questions, pictures and steps to token ids and patches, and ids back to text. Torch-free: shared by all engines.
 
 Place in the pipeline: `Sample` or a user's question -> `Processor` -> collate (training) or engine (runtime). Works
-with any folder in the style of Qwen2-VL; `prompt.json` there holds lrkit's part.
+with the folders of every family; `prompt.json` there holds lrkit's part.
 
 Every spoken piece (a step, the answer marker, the answer) is encoded on its own, with the separator's ids in between.
 So the ids of a piece do not depend on what latents replaced before it, and a piece has the same ids first and last.
@@ -19,8 +19,9 @@ from lrkit.config import load_config
 from lrkit.contract.bundle.limits import check_images, check_prompt
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.prompt import PromptFormat
-from lrkit.errors import CheckpointError, ConfigError, DataError, one_line
-from lrkit.families.qwen2_vl.geometry import Grid, ImageGeometry, resize_and_cut
+from lrkit.errors import CheckpointError, ConfigError, DataError, UnknownNameError, one_line
+from lrkit.families.protocols import Geometry, Grid
+from lrkit.families.table import family_of, geometry_of, prompt_style
 from lrkit.files import read_json, write_json, write_text
 from lrkit.pictures.input import ImageSource
 from lrkit.pictures.load import Pictures
@@ -40,19 +41,19 @@ class EncodedPrompt:
     ids: list[int]
     """Token ids; the visual tokens are those equal to the image token's id."""
     patches: np.ndarray | None
-    """uint8 (all pictures' patches, 3 * p * p); None without a picture."""
+    """uint8 (all pictures' patches, bytes of a patch); None without a picture."""
     grids: list[Grid]
-    """Per picture: (frames, rows, columns) in patches, before spatial merge."""
+    """Per picture: how it was cut, in the family's own numbers."""
     sizes: list[tuple[int, int]] = field(default_factory=list)
     """Per picture: (width, height) in pixels as given, upright."""
-    geometry: ImageGeometry | None = None
+    geometry: Geometry | None = None
     """How the patches were cut; None without a picture."""
     resized: tuple[Resized, ...] = ()
     """The pictures that a limit made smaller."""
 
     @property
     def pixel_values(self) -> np.ndarray | None:
-        """The patches as the torch model reads them (`ImageGeometry.pixel_values`); None without a picture."""
+        """The patches as the torch model reads them (`Geometry.pixel_values`); None without a picture."""
         if self.patches is None:
             return None
         assert self.geometry is not None, "patches without the geometry that they were cut by"
@@ -65,7 +66,7 @@ class Processor:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        geometry: ImageGeometry,
+        geometry: Geometry,
         format: PromptFormat,
         tokenizer_config: dict[str, Any] | None = None,
     ):
@@ -88,6 +89,7 @@ class Processor:
         self.latent_id = self._special_id("latent", names.latent)
         self.eos_id = self._special_id("eos", names.eos)
         self.pad_id = self._special_id("pad", names.pad)
+        self._marker_ids = [self._special_id("pictures", name) for name in geometry.markers]
         self.end_ids = (self.eos_id, *(self._special_id("more_ends", name) for name in names.more_ends))
         """Tokens that end an answer; the first is the one that training ends it with."""
         self.answer_prefix_ids: list[int] = self._encode(format.answer_marker)
@@ -106,26 +108,32 @@ class Processor:
             )
 
     @classmethod
-    def from_folder(cls, folder: Path | str) -> Self:
+    def from_folder(cls, folder: Path | str, family: str | None = None) -> Self:
         """Read tokenizer.json (or vocab.json and merges.txt), tokenizer_config.json, preprocessor_config.json and
         prompt.json.
 
-        Without prompt.json (a plain Hugging Face folder) the format comes from the folder's chat template.
+        Without prompt.json (a plain Hugging Face folder) the format comes from the folder's chat template. `family`
+        is whose image processor it is; None: as config.json says.
 
         Raises:
-            CheckpointError: a file is missing or cannot be used.
+            CheckpointError: a file is missing or cannot be used, or the family is unknown.
             MissingExtraError: a chat template, and the package that renders it is not installed.
         """
         folder = Path(folder)
         config = read_json(folder / CONFIG_FILE, CheckpointError, missing_ok=True)
-        tokenizer = read_tokenizer(folder, config)
+        family = family_of(folder) if family is None else family
+        try:
+            geometry, style = geometry_of(family), prompt_style(family)
+        except UnknownNameError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
+        tokenizer = read_tokenizer(folder, config, style)
         prompt = folder / PROMPT_FILE
         if prompt.exists():
             format = _read_format(prompt)
         else:
-            format = plain_format(folder, config, tokenizer)
+            format = plain_format(folder, config, tokenizer, style)
             config = {**config, **_template_to_keep(folder, config)}
-        return cls(tokenizer, ImageGeometry.from_folder(folder), format, config)
+        return cls(tokenizer, geometry.from_folder(folder), format, config)
 
     def save(self, folder: Path | str) -> None:
         """Write the four files of `from_folder`; transformers reads the first three, with the same ids.
@@ -146,7 +154,8 @@ class Processor:
     def encode_prompt(
         self, images: Sequence[ImageSource], question: str, max_pixels: int | None = None
     ) -> EncodedPrompt:
-        """Ids and patches of a question about pictures; each picture's image token is repeated per visual token.
+        """Ids and patches of a question about pictures; each picture's image token becomes one per visual token, with
+        the family's markers between them.
 
         Pictures above `max_pixels` (None: the image processor's own) or too large for `limits` together are shrunk by
         the processor's own resizing rule; `EncodedPrompt.resized` names them.
@@ -172,13 +181,13 @@ class Processor:
         text_tokens = len(text_ids) - len(images) + len(self.answer_prefix_ids)
         fitted = fit_pictures(sizes, geometry, self.limits, text_tokens)
         grids = [used.grid(*size) for used, size in zip(fitted.geometries, sizes, strict=True)]
-        counts = iter([geometry.num_visual_tokens(grid) for grid in grids])
+        expanded = iter([geometry.picture_ids(grid, self.image_id, self._marker_ids) for grid in grids])
         ids: list[int] = []
         for token in text_ids:
-            ids.extend([token] * next(counts) if token == self.image_id else [token])
+            ids.extend(next(expanded) if token == self.image_id else [token])
         if self.limits is not None:
-            check_prompt(self.limits, len(ids), grids)
-        cut = [resize_and_cut(pictures.take(index), used)[0] for index, used in enumerate(fitted.geometries)]
+            check_prompt(self.limits, len(ids), len(grids), sum(map(geometry.num_patches, grids)))
+        cut = [used.cut(pictures.take(index)) for index, used in enumerate(fitted.geometries)]
         patches = (cut[0] if len(cut) == 1 else np.concatenate(cut)) if cut else None
         return EncodedPrompt(ids, patches, grids, sizes, geometry if cut else None, tuple(fitted.resized))
 

@@ -1,4 +1,4 @@
-"""Reads a tokenizer from tokenizer.json, or from vocab.json and merges.txt as older Qwen models have them, and writes
+"""Reads a tokenizer from tokenizer.json, or from vocab.json and merges.txt as older folders have them, and writes
 it so that transformers opens it with the same ids. Needs `tokenizers` only.
 
 The tokenizers package raises bare exceptions, and panics in Rust on some files. `guarded` turns both into lrkit's
@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from lrkit.errors import CheckpointError, LrkitError, UserError, clean, one_line
+from lrkit.families.protocols import PromptStyle
 from lrkit.files import read_json, read_text
 
 FILE = "tokenizer.json"
@@ -20,10 +21,6 @@ CONFIG_FILE = "tokenizer_config.json"
 _AGAIN = "copy the file again"
 _MAX_BYTES = 64 << 20
 _MAX_ID = 1 << 24
-# How Qwen2 splits text before the merges; tokenizer.json of those models holds the same.
-_QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 @contextmanager
@@ -44,7 +41,7 @@ def guarded(what: str, error: type[UserError], remedy: str) -> Generator[None]:
         raise error(f"{what} ({one_line(reason)}); {remedy}") from reason
 
 
-def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+def read_tokenizer(folder: Path, config: Mapping[str, Any], style: PromptStyle) -> Tokenizer:
     """The tokenizer of a folder, with the added tokens that only `config` (tokenizer_config.json) names.
 
     Raises:
@@ -55,12 +52,11 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
         text = read_text(path, CheckpointError, _MAX_BYTES)
         with guarded(f"{path}: is not a usable tokenizer", CheckpointError, _AGAIN):
             tokenizer = Tokenizer.from_str(text)
-    elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        tokenizer = _from_merges(folder)
+    elif style.split is not None and (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        tokenizer = _from_merges(folder, style.split)
     else:
-        raise CheckpointError(
-            f"{folder}: has no {FILE}, nor vocab.json and merges.txt; give a folder with a fast tokenizer"
-        )
+        older = ", nor vocab.json and merges.txt" if style.split is not None else ""
+        raise CheckpointError(f"{folder}: has no {FILE}{older}; give a folder with a fast tokenizer")
     with guarded(f"{folder}: the added tokens cannot be used", CheckpointError, _AGAIN):
         _add_missing(tokenizer, folder, config)
         tokenizer.no_padding()
@@ -68,7 +64,7 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _from_merges(folder: Path) -> Tokenizer:
+def _from_merges(folder: Path, pattern: str) -> Tokenizer:
     vocabulary = read_json(folder / "vocab.json", CheckpointError)
     if not all(type(index) is int and 0 <= index < _MAX_ID for index in vocabulary.values()):
         raise CheckpointError(f"{folder / 'vocab.json'}: an entry has no id; {_AGAIN}")
@@ -80,7 +76,7 @@ def _from_merges(folder: Path) -> Tokenizer:
     with guarded(f"{folder}: vocab.json and merges.txt are not a usable tokenizer", CheckpointError, _AGAIN):
         tokenizer: Any = Tokenizer(models.BPE(vocabulary, pairs, byte_fallback=False, fuse_unk=False))
         tokenizer.normalizer = normalizers.NFC()
-        split = pre_tokenizers.Split(Regex(_QWEN2_SPLIT), "isolated")
+        split = pre_tokenizers.Split(Regex(pattern), "isolated")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)

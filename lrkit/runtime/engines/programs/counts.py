@@ -29,7 +29,7 @@ def count_program(manifest: Manifest, entry: ProgramEntry) -> ModelCounts:
         query_width=s.num_heads * s.head_width, key_width=s.num_key_heads * s.head_width, cache_bytes=s.cache_bytes,
         vision_width=s.vision_width, vision_depth=s.vision_depth,
     )  # fmt: skip
-    return ModelCounts(size, weights, layers, manifest.merge_size**2, entry.settings, widths)
+    return ModelCounts(size, weights, layers, manifest.token_patches, entry.settings, widths)
 
 
 def _count_by_bytes(manifest: Manifest, entry: ProgramEntry, size: Mapping[str, float]) -> ModelCounts:
@@ -47,7 +47,7 @@ def _count_by_bytes(manifest: Manifest, entry: ProgramEntry, size: Mapping[str, 
         dict(size),
         {**weights, "merger": 0.0},
         entry.num_layers,
-        manifest.merge_size**2,
+        manifest.token_patches,
         entry.settings,
         None,
         notes,

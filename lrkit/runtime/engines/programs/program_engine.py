@@ -20,13 +20,14 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from lrkit.contract.bundle.folder import Bundle, open_bundle
-from lrkit.contract.bundle.io_spec import HALTING, IoSpec
+from lrkit.contract.bundle.io_spec import HALTING, OWN_INPUTS, IoSpec
 from lrkit.contract.bundle.limits import check_asked, check_prompt
 from lrkit.contract.bundle.manifest import Defaults, GraphName, ProgramEntry, Role
 from lrkit.contract.generated import Generated, Halting, Mode, ReplayedToken
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import BundleError, UserError
+from lrkit.families.table import DEFAULT
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.common.counts import ModelCounts
 from lrkit.runtime.engines.common.protocol import AskOptions, OnToken, Phases
@@ -148,7 +149,7 @@ class ProgramEngine:
         """
         bundle = open_bundle(path, verify)
         sessions = make(bundle)
-        processor = Processor.from_folder(bundle.folder)
+        processor = Processor.from_folder(bundle.folder, bundle.manifest.family or DEFAULT)
         _agree(bundle, processor)
         processor.limits = bundle.manifest.limits
         return cls(sessions, processor, bundle.manifest.first_role)
@@ -232,15 +233,16 @@ class ProgramEngine:
         halting = options.halting or given.halting or think.halting
         steps = given.max_latent_steps if options.max_latent_steps is None else options.max_latent_steps
         ids = prompt.ids + self.processor.answer_prefix_ids if options.mode == "direct" else prompt.ids
-        check_prompt(manifest.limits, len(ids), prompt.grids)
+        check_prompt(
+            manifest.limits, len(ids), len(prompt.grids), 0 if prompt.patches is None else len(prompt.patches)
+        )
         most = check_asked("max_latent_steps", steps, manifest.limits.max_latent_steps)
         return build_feed(
             ids,
             prompt.grids,
             prompt.patches,
+            geometry=self.processor.geometry,
             image_id=manifest.tokens.image,
-            merge=manifest.merge_size,
-            patch_bytes=self.processor.geometry.patch_bytes,
             think=options.mode == "latent",
             fixed_latents=halting == "fixed",
             max_latent_steps=min(most, think.max_latent_steps) if steps is None else most,
@@ -287,13 +289,17 @@ def _agree(bundle: Bundle, processor: Processor) -> None:
         BundleError: naming what differs.
     """
     manifest, geometry = bundle.manifest, processor.geometry
-    pairs = {
+    pairs: dict[str, tuple[object, object]] = {
         "the id of the image token": (manifest.tokens.image, processor.image_id),
         "the id of the end token": (manifest.tokens.eos, processor.eos_id),
-        "the merge size": (manifest.merge_size, geometry.merge_size),
+        "the number of patches of a visual token": (manifest.token_patches, geometry.patches_per_token),
     }
     for entry in manifest.programs.values():
         pairs |= {"the bytes of a patch": (entry.spec.input("pixel_values").shape[1], geometry.patch_bytes)}
+        found = {one.name: f"{one.dtype} {list(one.shape)}" for one in entry.spec.inputs}
+        for one in geometry.program_inputs:
+            pairs[f"the input {one.name}"] = found.pop(one.name, "missing"), f"{one.dtype} {list(one.shape)}"
+        pairs |= {f"the input {name}": (kind, "none") for name, kind in found.items() if name not in OWN_INPUTS}
     for what, (declared, real) in pairs.items():
         if declared != real:
             raise BundleError(

@@ -3,7 +3,8 @@
 Place in the pipeline: `EncodedPrompt` -> `PromptBatch` -> model/generate.py. The prompts of a training batch are
 padded here too.
 
-Shapes: B samples, P prompt tokens, I pictures of the whole batch, N patches of the whole batch, C values of one patch.
+Shapes: B samples, P prompt tokens, I pictures of the whole batch, G numbers of one cut, N patches of the whole batch, C
+values of one patch.
 """
 
 import dataclasses
@@ -29,8 +30,8 @@ class PromptBatch:
     """(B, P) bool; False is padding."""
     pixel_values: torch.Tensor | None
     """(N, C) float32; None where no sample has a picture."""
-    image_grid_thw: torch.Tensor | None
-    """(I, 3) int64: frames, rows, columns in patches; None where no sample has a picture."""
+    grids: torch.Tensor | None
+    """(I, G) int64: how each picture was cut, in the family's own numbers; None where no sample has a picture."""
     images_per_sample: tuple[int, ...]
     """B numbers, which sum to I."""
 
@@ -47,14 +48,19 @@ def collate_prompts(encoded: Sequence[EncodedPrompt], pad_id: int, side: Side = 
     Shapes: in, B prompts; out, see `PromptBatch`.
     """
     input_ids, prompt_mask = pad_rows([prompt.ids for prompt in encoded], pad_id, side)
-    grids = [grid for prompt in encoded for grid in prompt.grids]
     return PromptBatch(
         input_ids=input_ids,
         prompt_mask=prompt_mask,
         pixel_values=join_pixels(encoded),
-        image_grid_thw=torch.tensor(grids, dtype=torch.int64) if grids else None,
+        grids=join_grids(encoded),
         images_per_sample=tuple(len(prompt.grids) for prompt in encoded),
     )
+
+
+def join_grids(encoded: Sequence[EncodedPrompt]) -> torch.Tensor | None:
+    """The cuts of all pictures in turn, int64 (I, G); None where no prompt has a picture."""
+    grids = [grid for prompt in encoded for grid in prompt.grids]
+    return torch.tensor(grids, dtype=torch.int64) if grids else None
 
 
 def join_pixels(encoded: Sequence[EncodedPrompt]) -> torch.Tensor | None:

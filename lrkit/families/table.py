@@ -1,0 +1,96 @@
+"""The families of backbones that lrkit knows: one row each, from the `model_type` of a config.json to its folder.
+
+A family's folder is a package of parts. Each part is a module with a fixed name that offers one object called `PART`:
+
+    layout     a `LayoutReader`     config.json -> what the files of the weights must hold (layout.py)
+    geometry   a class, `Geometry`  pictures -> patches, image tokens, positions, regions (protocols.py)
+    prompt     a `PromptStyle`      how a plain folder of the family shows pictures (protocols.py)
+    backbone   a `BackboneLoader`   the model on torch (lrkit/model/open_backbone.py)
+    fresh      a `FreshModels`      models with random weights, of given sizes (protocols.py)
+    weights    what an export reads (lrkit/export/weights/source.py)
+    tower      how an export writes the vision tower (lrkit/export/graph/vision.py)
+
+Parts are imported when they are asked for, so that the runtime without torch never meets one that needs it. They may
+use the rooms above this one; nobody else imports them.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lrkit.errors import CheckpointError, UnknownNameError, clean
+from lrkit.families.layout import Layout
+from lrkit.families.protocols import FreshModels, Geometry, PromptStyle
+from lrkit.files import read_json
+from lrkit.registry import Registry
+
+FAMILIES: Registry[Any] = Registry("backbone", {"qwen2_vl": "lrkit.families.qwen2_vl"})
+"""model_type -> the package of its parts."""
+
+DEFAULT = "qwen2_vl"
+"""The family where nothing names one: bundles written before they did, and models with random weights."""
+
+LayoutReader = Callable[[Mapping[str, Any], str], Layout]
+"""Takes the values of config.json and the file's name for messages."""
+
+
+def load_part(family: str, part: str) -> Any:
+    """A part of a family.
+
+    Raises:
+        UnknownNameError: no such family; the message lists those that there are.
+    """
+    return FAMILIES.load(family, f".{part}:PART")
+
+
+def geometry_of(family: str) -> type[Geometry]:
+    """How the family's pictures are read. Raises as `load_part`."""
+    return load_part(family, "geometry")
+
+
+def prompt_style(family: str) -> PromptStyle:
+    """How the family's plain folders show pictures. Raises as `load_part`."""
+    return load_part(family, "prompt")
+
+
+def fresh_models(family: str) -> FreshModels:
+    """How models with random weights are made. Raises as `load_part`."""
+    return load_part(family, "fresh")
+
+
+def family_of(folder: Path) -> str:
+    """The family of a folder with a config.json; the default where it has none.
+
+    Raises:
+        CheckpointError: config.json cannot be used, or names no family that lrkit knows.
+    """
+    file = folder / "config.json"
+    return _family(read_json(file, CheckpointError), file) if file.exists() else DEFAULT
+
+
+def read_layout(folder: Path) -> Layout:
+    """The layout of a backbone's folder.
+
+    Raises:
+        CheckpointError: no usable config.json, a family that lrkit does not know, or sizes that do not go together.
+    """
+    file = folder / "config.json"
+    if not file.exists():
+        raise CheckpointError(
+            f"{folder} has no config.json, so it holds no backbone; give a folder that transformers can load"
+        )
+    values = read_json(file, CheckpointError)
+    reader: LayoutReader = load_part(_family(values, file), "layout")
+    return reader(values, str(file))
+
+
+def _family(values: Mapping[str, Any], file: Path) -> str:
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise CheckpointError(f"{file} names no model_type; give a folder that transformers can load")
+    name = clean(model_type)[:60]
+    try:
+        FAMILIES.check(name)
+    except UnknownNameError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    return name
