@@ -26,7 +26,7 @@ def test_positions_equal_get_rope_index_on_forty_prompts() -> None:
             prompts.append(prompt(100 * round_ + sample, grids, length=chance.randint(1, 12)))
             seen.add(number)
         made = batch(prompts, side=chance.choice(["left", "right"]), extra_pad=chance.randint(0, 3))
-        want, _ = rope_index(backbone.model, made.input_ids, made.prompt_mask, made.image_grid_thw)
+        want, _ = rope_index(backbone.model, made.input_ids, made.prompt_mask, made.grids)
         got, following = prompt_positions(backbone, made)
         real = made.prompt_mask[None].expand(3, -1, -1)
         assert torch.equal(got[real], want[real].long())

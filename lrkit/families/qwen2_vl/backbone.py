@@ -17,6 +17,11 @@ from lrkit.model.routing import Rotary
 from lrkit.model.saliency import SaliencyRow, register
 
 
+_PARTS: dict[str, WeightPart] = {
+    "visual.merger": "merger", "visual": "vision", "embed_tokens": "embedding", "lm_head": "head"
+}  # fmt: skip
+
+
 class Qwen2VLBackbone:
     """Implements `Backbone` (model/backbone.py) for Qwen2VLForConditionalGeneration."""
 
@@ -152,10 +157,7 @@ class Qwen2VLBackbone:
         return tiles.reshape(rows * columns * merge * merge, channels * frames * size * size)
 
     def part_of(self, name: str) -> WeightPart:
-        if "visual.merger" in name:
-            return "merger"
-        table: dict[str, WeightPart] = {"visual": "vision", "embed_tokens": "embedding", "lm_head": "head"}
-        return next((part for piece, part in table.items() if piece in name), "layers")
+        return next((part for piece, part in _PARTS.items() if piece in name), "layers")
 
 
 PART = Qwen2VLBackbone
