@@ -16,7 +16,6 @@ from lrkit.model.keys import LayerCache
 from lrkit.model.routing import Rotary
 from lrkit.model.saliency import SaliencyRow, register
 
-
 _PARTS: dict[str, WeightPart] = {
     "visual.merger": "merger", "visual": "vision", "embed_tokens": "embedding", "lm_head": "head"
 }  # fmt: skip
