@@ -1,27 +1,79 @@
 """lrkit: vision-language models that reason in a few latent steps, from training to the device.
 
-The public names, imported on first use so that `import lrkit` stays cheap and silent:
+The public names. Each is imported on first use, so that `import lrkit` stays cheap and silent:
 
     from lrkit import Reasoner
+
     answer = Reasoner.load("bundle").ask("rooms.png", "Take 4 hops. Which room are you in? Start in room 3")
+
+| to ... | there is |
+|---|---|
+| ask | `Reasoner`, `Answer` |
+| train | `train_recipe`, `load_recipe`, `Recipe` |
+| export | `export_model`, `Target`; `open_bundle`, `check_bundle`, `Bundle` |
+| measure | `evaluate_model`, `Evaluation`, `profile_models`; `load_samples`, `Sample` |
+| catch | `LrkitError`, and of it `UserError`: something that the caller can mend |
+
+`lrkit.train`, `lrkit.export`, `lrkit.evaluate` and `lrkit.profile` are packages, so the functions say in their names
+what they work on. Modules, and names in them, may change from release to release; these names stay.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lrkit.errors import LrkitError
+    from lrkit.api import check_bundle, evaluate_model, export_model, profile_models, train_recipe
+    from lrkit.contract.bundle.folder import Bundle, open_bundle
+    from lrkit.contract.sample import Sample
+    from lrkit.errors import LrkitError, UserError
+    from lrkit.evaluate.benchmarks import load_samples
+    from lrkit.evaluate.run import Evaluation
+    from lrkit.export.targets.target import Target
     from lrkit.runtime.answer.answer import Answer
     from lrkit.runtime.sdk import Reasoner
+    from lrkit.train.recipe import Recipe, load_recipe
 
 __version__ = "0.1.0"
 
-__all__ = ["Answer", "LrkitError", "Reasoner", "__version__"]
+__all__ = [
+    "Answer",
+    "Bundle",
+    "Evaluation",
+    "LrkitError",
+    "Reasoner",
+    "Recipe",
+    "Sample",
+    "Target",
+    "UserError",
+    "__version__",
+    "check_bundle",
+    "evaluate_model",
+    "export_model",
+    "load_recipe",
+    "load_samples",
+    "open_bundle",
+    "profile_models",
+    "train_recipe",
+]
 
 _LAZY = {
     "Answer": "lrkit.runtime.answer.answer",
+    "Bundle": "lrkit.contract.bundle.folder",
+    "Evaluation": "lrkit.evaluate.run",
     "LrkitError": "lrkit.errors",
     "Reasoner": "lrkit.runtime.sdk",
+    "Recipe": "lrkit.train.recipe",
+    "Sample": "lrkit.contract.sample",
+    "Target": "lrkit.export.targets.target",
+    "UserError": "lrkit.errors",
+    "check_bundle": "lrkit.api",
+    "evaluate_model": "lrkit.api",
+    "export_model": "lrkit.api",
+    "load_recipe": "lrkit.train.recipe",
+    "load_samples": "lrkit.evaluate.benchmarks",
+    "open_bundle": "lrkit.contract.bundle.folder",
+    "profile_models": "lrkit.api",
+    "train_recipe": "lrkit.api",
 }
 
 

@@ -18,6 +18,7 @@ from lrkit.contract.sample import Spoken
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.board import NUM_ROOMS, BoardKind, TrailSettings
 from lrkit.data.trail import MAX_HOPS, Task
+from lrkit.resources import find_recipe
 
 SCHEMA_VERSION = 1
 HUB_PREFIX = "hub:"
@@ -332,13 +333,14 @@ def _readout_problems(stage: Stage, boards: Mapping[BoardKind, float]) -> Iterat
             yield f"readouts.{name}: has {readout.classes} classes for labels from 0 to {classes[name] - 1}; raise it"
 
 
-def load_recipe(source: Path | Mapping[str, object], overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from a YAML file or a mapping, with dotted overrides.
+def load_recipe(source: str | Path | Mapping[str, object], overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by its shipped name, from a YAML file or from a mapping, with dotted overrides.
 
     Raises:
+        UnknownNameError: no recipe of that name.
         ConfigError: with a line for each problem.
     """
-    return load_config(Recipe, source, overrides)
+    return load_config(Recipe, find_recipe(source) if isinstance(source, str) else source, overrides)
 
 
 def overlay(base: ConfigT, given: ConfigT) -> ConfigT:

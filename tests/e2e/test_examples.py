@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lrkit.errors import LrkitError
 from lrkit.runtime.sdk import Reasoner
 from tests.bundles import QUESTION, picture
 
@@ -22,7 +24,19 @@ def run(command: list[str | Path], where: Path = EXAMPLES.parent) -> subprocess.
 
 def test_every_example_is_tested() -> None:
     kept = {path.name for path in EXAMPLES.iterdir()} - {"__pycache__"}
-    assert kept == {"README.md", "ask_bundle.py", "node"}
+    assert kept == {"README.md", "ask_bundle.py", "node", "whole_road.py"}
+
+
+def test_the_whole_road_through_the_public_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process, which has torch already."""
+    road = runpy.run_path(str(EXAMPLES / "whole_road.py"))
+    road["travel"](tmp_path)
+    told = capsys.readouterr().out
+    assert "trained smoke: " in told and "bytes, 0 problems" in told and "latent steps, then" in told
+    report = json.loads((tmp_path / "profile" / "report.json").read_text())
+    assert {run["id"] for run in report["runs"]} >= {"02-think/latent", "bundle/latent", "bundle/cot"}
+    with pytest.raises(LrkitError, match="holds a run already"):
+        road["travel"](tmp_path)
 
 
 def test_ask_bundle_answers_a_folder(bundle: Path, tmp_path: Path) -> None:

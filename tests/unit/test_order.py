@@ -16,8 +16,8 @@ ORDER = (
     "pictures", "ground",
 )  # fmt: skip
 """From the top; a module imports its own room and those below. The ground: what lies directly in lrkit/."""
-DOORS = {"lrkit", "lrkit.__main__"}
-"""The public names and the command line: they open rooms above the ground, on demand."""
+DOORS = {"lrkit", "lrkit.__main__", "lrkit.api"}
+"""The public names and the command line: they open rooms above the ground, on demand; no module imports them."""
 
 
 def module_name(file: Path) -> str:
