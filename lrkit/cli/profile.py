@@ -22,6 +22,7 @@ from lrkit.cli.shared.profiling import (
     measure,
     models_and_values,
     refuse_held,
+    where_to_run,
 )
 from lrkit.cli.shared.tables import json_option
 from lrkit.files import check_writable
@@ -70,17 +71,14 @@ def profile(
     `lrkit sweep` finds the setting to use, `lrkit compare` holds two reports against each other, and `lrkit report`
     shows one again.
     """
-    from lrkit.profile.measure.cases import ModelChoice
     from lrkit.profile.measure.conditions import parse_condition
-    from lrkit.runtime.engines.table import parse_options
 
     conditions = [parse_condition(text) for text in fail_if or []]
     check_writable(output, folder=True)
     models, changes = models_and_values(words)
     named = suite or ("2b-shape" if is_random(models) else "smoke")
     asked = choose_suite(named, changes, runs, data, models)
-    options = parse_options(engine_option or [])
-    choice = ModelChoice("", device, provider, threads, dtype, engine, options, cuda_graphs)
-    found = measure(choose_models(models, choice), asked, plan or [])
+    place = where_to_run(device, dtype, engine, engine_option, provider, threads, cuda_graphs)
+    found = measure(choose_models(models, place), asked, plan or [])
     save_and_show(found, output, json_file)
     refuse_held(conditions, found)

@@ -23,6 +23,7 @@ from lrkit.cli.shared.profiling import (
     measure,
     models_and_values,
     refuse_held,
+    where_to_run,
 )
 from lrkit.cli.shared.tables import json_option
 from lrkit.errors import UserError
@@ -74,10 +75,8 @@ def sweep(
 ) -> None:
     """Try settings of the latent mode against each other and name the fastest that answers as well as the best."""
     from lrkit.profile.judge.sweep import parse_axes
-    from lrkit.profile.measure.cases import ModelChoice
     from lrkit.profile.measure.choice import check_choice
     from lrkit.profile.measure.conditions import parse_condition
-    from lrkit.runtime.engines.table import parse_options
 
     conditions = [parse_condition(text) for text in fail_if or []]
     check_writable(output, folder=True)
@@ -89,9 +88,8 @@ def sweep(
     if write_choice:
         check_choice(models, axes)
     asked = choose_suite(suite or ("2b-shape" if is_random(models) else "sweep"), changes, runs, data, models)
-    options = parse_options(engine_option or [])
-    choice = ModelChoice("", device, provider, threads, dtype, engine, options, cuda_graphs)
-    found = measure(choose_models(models, choice), asked, plan or [], axes)
+    place = where_to_run(device, dtype, engine, engine_option, provider, threads, cuda_graphs)
+    found = measure(choose_models(models, place), asked, plan or [], axes)
     save_and_show(found, output, json_file)
     if write_choice:
         _write(models[0], found, json_file)

@@ -165,9 +165,7 @@ class PromptStyle(Protocol):
         """Regular expression by which vocab.json and merges.txt split text; None: there always is tokenizer.json."""
         ...
 
-    def picture_text(
-        self, config: Mapping[str, Any], name_of: Callable[[Any], str | None]
-    ) -> tuple[str, str] | None:
+    def picture_text(self, config: Mapping[str, Any], name_of: Callable[[Any], str | None]) -> tuple[str, str] | None:
         """(name of the image token, text of one picture with that token once) by config.json; None: the usual ones.
         `name_of` gives the name of a token id, None for what is none."""
         ...

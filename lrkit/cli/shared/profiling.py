@@ -65,6 +65,26 @@ def is_random(models: Sequence[str]) -> bool:
     return bool(shapes)
 
 
+def where_to_run(
+    device: str | None,
+    dtype: str | None,
+    engine: str | None,
+    engine_option: Sequence[str] | None,
+    provider: str | None,
+    threads: int | None,
+    cuda_graphs: bool,
+) -> "ModelChoice":
+    """The options of that group, for a model that is not named yet.
+
+    Raises:
+        UserError: an engine option that is no KEY=VALUE.
+    """
+    from lrkit.profile.measure.cases import ModelChoice
+    from lrkit.runtime.engines.table import parse_options
+
+    return ModelChoice("", device, provider, threads, dtype, engine, parse_options(engine_option or []), cuda_graphs)
+
+
 def choose_models(models: Sequence[str], asked: "ModelChoice") -> "list[ModelChoice]":
     """`asked` for each model; each option goes to the kind of model it is for, and must fit at least one.
 

@@ -13,9 +13,7 @@ class Qwen2VLPrompt:
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
 
-    def picture_text(
-        self, config: Mapping[str, Any], name_of: Callable[[Any], str | None]
-    ) -> tuple[str, str] | None:
+    def picture_text(self, config: Mapping[str, Any], name_of: Callable[[Any], str | None]) -> tuple[str, str] | None:
         """The image token between those that start and end a picture; None where config.json names none."""
         keys = ("vision_start_token_id", "image_token_id", "vision_end_token_id")
         start, image, end = (name_of(config.get(key)) or "" for key in keys)

@@ -125,9 +125,7 @@ def _share(sizes: Sequence[Size], natural: Sequence[_Room], geometry: Geometry, 
     return geometries
 
 
-def _report(
-    sizes: Sequence[Size], geometry: Geometry, fitted: Sequence[Geometry], name: LimitName
-) -> list[Resized]:
+def _report(sizes: Sequence[Size], geometry: Geometry, fitted: Sequence[Geometry], name: LimitName) -> list[Resized]:
     """The pictures that would be larger without any limit: rounding to whole tokens is no shrinking."""
     found: list[Resized] = []
     for index, (size, used) in enumerate(zip(sizes, fitted, strict=True)):

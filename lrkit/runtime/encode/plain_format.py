@@ -19,9 +19,7 @@ from lrkit.runtime.encode.chat_template import QUESTION_MARK, find_template, ren
 _MAX_ENDS = 16
 
 
-def plain_format(
-    folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer, style: PromptStyle
-) -> PromptFormat:
+def plain_format(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer, style: PromptStyle) -> PromptFormat:
     """The chat template around one user turn, with what ends a turn and all that ends an answer. `config` is
     tokenizer_config.json. Without a chat template the plain default is taken.
 
