@@ -196,3 +196,17 @@ def test_every_decision_is_a_short_page_with_a_row() -> None:
     assert all(len((ROOT / "docs/decisions" / name).read_text().splitlines()) <= 40 for name in pages)
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     assert settings["strict"] is True and settings["theme"]["font"] is False
+
+
+def test_figures_in_the_sentences_of_the_readme_are_those_of_the_tables() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line.strip("| ").split(" | ") for line in (ROOT / "docs/results.md").read_text().splitlines()]
+    rows = {(row[0], row[1], row[3]): row for row in lines if len(row) == 9}
+    cpu = next(row for (name, device, _), row in rows.items() if (name, device) == ("qwen2-vl-2b", "AMD EPYC"))
+    gpu = rows["qwen2-vl-2b", "NVIDIA H200", "yes"]
+    assert cpu[6] == gpu[6]
+    said = rf"steps fall {cpu[6]}-fold; time falls {cpu[7]}-fold on a CPU and {gpu[7]}-fold on an H200"
+    assert said in " ".join(readme.split())
+    main = next(row for row in lines if row[0] == "`trail:main`")
+    words, latent = main[4].split(" / ")
+    assert f"Steps fall {float(words) / float(latent):.0f}-fold" in readme
