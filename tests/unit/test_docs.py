@@ -17,6 +17,7 @@ import yaml
 
 import lrkit
 from lrkit.cli.main import app
+from lrkit.families.table import load_part
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -158,6 +159,15 @@ def test_every_public_name_is_documented() -> None:
     documented = {name.rpartition(".")[2] for name in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE)}
     for name in set(lrkit.__all__) - {"__version__"}:
         assert name in documented or issubclass(getattr(lrkit, name), Exception), f"docs/api.md lacks {name}"
+
+
+def test_every_part_of_a_family_is_documented() -> None:
+    page = (ROOT / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
+    parts = re.findall(r"^\| `(\w+)` \| an? `(\w+)`", page, re.MULTILINE)
+    assert len(parts) == 7
+    told = ast.get_docstring(ast.parse((ROOT / "lrkit/families/table.py").read_text(encoding="utf-8"))) or ""
+    assert re.findall(r"^ {4}(\w+) +an? (?:class, )?`(\w+)`", told, re.MULTILINE) == parts
+    assert all(load_part("qwen2_vl", part) is not None for part, _ in parts)
 
 
 class Requests(HTMLParser):

@@ -1,7 +1,7 @@
 """The chat template of a plain Hugging Face folder: where it lies, and what text it makes of a question with a
 picture, and of a finished turn. Torch-free.
 
-Place in the pipeline: prompt.py asks `render_chat` once, for a folder without prompt.json.
+Place in the pipeline: plain_format.py asks `render_chat` once, for a folder without prompt.json.
 """
 
 import json
