@@ -4,8 +4,6 @@ report.
 Compares what is installed with what lrkit's own metadata asks for, extra by extra, without importing any of it.
 """
 
-import shutil
-import subprocess
 import tomllib
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires
@@ -45,7 +43,7 @@ class Part:
 
 
 def inspect_environment() -> dict[str, Any]:
-    """Provenance, cores, memory, ONNX Runtime providers, GPUs, parts and notes, as plain JSON values."""
+    """Provenance, cores, memory, ONNX Runtime providers, parts and notes, as plain JSON values."""
     parts = check_parts()
     providers = onnxruntime_providers()
     return {
@@ -53,7 +51,6 @@ def inspect_environment() -> dict[str, Any]:
         "cores": asdict(find_cores()),
         "memory_bytes": memory_bytes(),
         "onnxruntime_providers": providers,
-        "gpus": nvidia_gpus(),
         "parts": {
             part.name: {**asdict(part), "present": part.present, "command": None if part.present else part.command}
             for part in parts
@@ -92,20 +89,6 @@ def onnxruntime_providers() -> list[str]:
     except ImportError:
         return []
     return list(onnxruntime.get_available_providers())
-
-
-def nvidia_gpus() -> list[dict[str, str]]:
-    """Name, memory and driver of each NVIDIA GPU that the driver reports."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    rows = [line.split(", ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
-    return [dict(zip(("name", "memory", "driver"), row, strict=True)) for row in rows if len(row) == 3]
 
 
 def _from_pyproject(file: Path) -> dict[str, list[Requirement]]:

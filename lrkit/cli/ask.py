@@ -61,7 +61,7 @@ def ask(
     if trace is not None:
         trace_format(trace)
         check_writable(trace)
-    options = parse_options(engine_option or [])
+    options = parse_options(engine_option or [], engine)
     reasoner = Reasoner.open(model, device, provider, threads, engine, options, dtype).baseline(chosen).prepare()
     say_note(reasoner)
     answer = reasoner.ask(

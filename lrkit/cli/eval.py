@@ -58,19 +58,19 @@ def eval_checkpoint(
     from lrkit.evaluate.benchmarks import load_samples
     from lrkit.evaluate.run import EvalOptions, evaluate
     from lrkit.provenance import collect
-    from lrkit.runtime.engines.table import EngineChoice, parse_options
+    from lrkit.runtime.engines.table import parse_options
     from lrkit.runtime.sdk import Reasoner
 
     console = beside_json(json_file)
     named = None if modes is None else parse_modes(modes)
     sets = {name: load_samples(name, samples, seed=seed) for name in data or ["trail:main"]}
-    choice = EngineChoice(engine, provider, threads, options=parse_options(engine_option or []))
-    reasoner = Reasoner.open(model, device, provider, threads, engine, choice.options, dtype)
+    options = parse_options(engine_option or [], engine)
+    reasoner = Reasoner.open(model, device, provider, threads, engine, options, dtype)
     say_note(reasoner)
     chosen = named or reasoner.engine.modes
     options = EvalOptions(chosen, batch_size, latency_samples, max_new_tokens, max_latent_steps, max_pixels)
-    runs_on = {"engine": reasoner.engine.name, "device": device or choice.place, "threads": threads}
-    runs_on |= {"dtype": reasoner.engine.dtype}
+    place = device or provider or reasoner.engine.place
+    runs_on = {"engine": reasoner.engine.name, "device": place, "threads": threads, "dtype": reasoner.engine.dtype}
     report: dict[str, Any] = {"schema": 1, "kind": "eval", "model": model, "runs_on": runs_on, "seed": seed, "sets": {}}
     for name, drawn in sets.items():
         with bars(MofNCompleteColumn(), TimeRemainingColumn()) as progress:

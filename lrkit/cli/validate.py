@@ -159,9 +159,9 @@ def _check_bundle(
     from lrkit.runtime.checks.bundle_check import check_bundle
     from lrkit.runtime.engines.table import EngineChoice, parse_options
 
-    report = check_bundle(path, EngineChoice(engine, provider, options=parse_options(options)))
+    report = check_bundle(path, EngineChoice.of(engine, parse_options(options, engine), provider=provider))
     manifest = report.bundle.manifest
-    findings |= {"engine": report.engine, "provider": report.place}
+    findings |= {"engine": report.engine, "provider": provider or report.place}
     findings["files"] = {name: entry.bytes for name, entry in manifest.files.items()}
     findings["programs"] = {role: entry.precision for role, entry in manifest.programs.items()}
     findings["samples"] = {"run": report.samples, "same": report.same}

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lrkit.contract.sample import Sample
-from lrkit.environment import nvidia_gpus, onnxruntime_providers
+from lrkit.environment import onnxruntime_providers
 from lrkit.errors import LrkitError
+from lrkit.gpus import find_gpus
 from lrkit.profile.ceilings.devices import load_sheet, plan
 from lrkit.profile.ceilings.rates import MeasuredRates, measure_rates
 from lrkit.profile.ceilings.roofline import Work, ceilings, phase_work
@@ -222,7 +223,7 @@ def _model(model: Model, rates: MeasuredRates | None) -> Report:
 def _machine(started: Mapping[str, Any]) -> Report:
     return {
         "memory_bytes": memory_bytes(),
-        "gpus": nvidia_gpus(),
+        "gpus": [gpu.summary() for gpu in find_gpus().found],
         "onnxruntime_providers": onnxruntime_providers(),
         "at_start": dict(started),
         "at_end": machine_state(),

@@ -16,10 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lrkit.checkpoints.folder import download_bases
 from lrkit.contract.bundle.folder import is_bundle
 from lrkit.contract.generated import Generated, Mode
-from lrkit.errors import UserError, require
+from lrkit.errors import UserError
 from lrkit.pictures.input import ImageSource, as_pictures
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.answer.answer import Answer
@@ -40,7 +39,7 @@ from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.common.number_types import known_dtype
 from lrkit.runtime.engines.common.protocol import AskOptions, Engine
 from lrkit.runtime.engines.common.stopping import CancelFlag, Stop
-from lrkit.runtime.engines.table import EngineChoice, open_engine
+from lrkit.runtime.engines.table import EngineChoice, open_checkpoint, open_engine
 
 Images = ImageSource | Iterable[ImageSource] | None
 
@@ -65,18 +64,18 @@ class Reasoner:
     ) -> "Reasoner":
         """Loads a bundle, a folder that `lrkit export` wrote. Several threads may share the result.
 
-        `engine` is onnxruntime, or tensorrt-rtx or tensorrt where the bundle has such engines. `engine_options` are
-        theirs (see `lrkit.runtime.engines.tensorrt.engine.TensorRtOptions`). The other options are ONNX Runtime's:
-        `provider` is cpu, cuda, cuda:1, tensorrt, ...; `threads` is the number for one operator (None: as many as the
-        process may use); `session_config` and `provider_options` are its own entries. `verify` compares every file
-        with its SHA-256.
+        `engine` is a name of lrkit/runtime/engines/table.py: onnxruntime, or tensorrt-rtx or tensorrt where the bundle
+        has such engines; `engine_options` are its own (the row's class of options). Those of ONNX Runtime may be given
+        by name: `provider` is cpu, cuda, cuda:1, tensorrt, ...; `threads` those of one operator (None: as many as the
+        process may use); `session_config` its own session entries, `provider_options` the provider's. `verify` compares
+        every file with its SHA-256.
 
         Raises:
             BundleError: no bundle, or one that is damaged, incomplete or of a later schema, or without such an engine.
             UserError: a provider or GPU that this machine lacks.
             MissingExtraError: the engine's package is not installed.
         """
-        choice = _choice(engine, provider, threads, session_config, engine_options, provider_options)
+        choice = _choice(engine, engine_options, provider, threads, session_config, provider_options)
         return cls(open_engine(model_path(path), choice, flag("verify", verify))).prepare()
 
     @classmethod
@@ -99,7 +98,7 @@ class Reasoner:
             UserError: an option of the other kind; what `load` and `from_checkpoint` raise.
         """
         path, device, dtype = model_path(path), text_or_none("device", device), text_or_none("dtype", dtype)
-        choice = _choice(engine, provider, threads, None, engine_options)
+        choice = _choice(engine, engine_options, provider, threads)
         if is_bundle(path):
             if device is not None:
                 raise UserError(f"{path} is a bundle, and device is for checkpoints; give a provider instead")
@@ -110,9 +109,10 @@ class Reasoner:
             return cls(open_engine(path, choice))
         if provider is not None or threads is not None:
             raise UserError(f"{path} is no bundle, and provider and threads are for bundles; give a device instead")
-        if engine is not None or engine_options:
+        if engine is None and engine_options:
             raise UserError(f"{path} is no bundle, and an engine runs bundles; export it first, or leave engine out")
-        return cls.from_checkpoint(path, device or "cpu", dtype)
+        chosen = EngineChoice.of(engine, choice.options, device=device, dtype=dtype)
+        return cls(open_checkpoint(resolve_checkpoint(path), chosen))
 
     @classmethod
     def from_checkpoint(
@@ -138,14 +138,9 @@ class Reasoner:
         """
         folder = resolve_checkpoint(model_path(path))
         device, dtype = text_or_none("device", device) or "cpu", text_or_none("dtype", dtype)
-        require("torch", "train")
-        require("transformers", "train")
-        require("peft", "train")
-        from lrkit.runtime.engines.torch.engine import TorchEngine
-
-        if flag("allow_download", allow_download):
-            download_bases(folder)
-        return cls(TorchEngine.from_checkpoint(folder, device, dtype, flag("cuda_graphs", cuda_graphs)))
+        options = {"dtype": dtype, "cuda_graphs": flag("cuda_graphs", cuda_graphs)}
+        options |= {"device": device, "allow_download": flag("allow_download", allow_download)}
+        return cls(open_checkpoint(folder, EngineChoice(None, options)))
 
     @property
     def processor(self) -> Processor:
@@ -318,13 +313,15 @@ class _Speaker:
 
 
 def _choice(
-    engine: Any, provider: Any, threads: Any, session_config: Any, engine_options: Any, provider_options: Any = None
+    engine: Any, options: Any, provider: Any, threads: Any, session_config: Any = None, provider_options: Any = None
 ) -> EngineChoice:
-    return EngineChoice(
+    return EngineChoice.of(
         text_or_none("engine", engine),
-        text_or_none("provider", provider),
-        whole_number("threads", threads, 1),
-        None if session_config is None else texts("session_config", session_config, of_texts=True),
-        None if provider_options is None else texts("provider_options", provider_options, of_texts=True),
-        texts("engine_options", engine_options, of_texts=False),
+        texts("engine_options", options, of_texts=False),
+        provider=text_or_none("provider", provider),
+        threads=whole_number("threads", threads, 1),
+        session_config=None if session_config is None else texts("session_config", session_config, of_texts=True),
+        provider_options=None
+        if provider_options is None
+        else texts("provider_options", provider_options, of_texts=True),
     )

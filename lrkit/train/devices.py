@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from torch import Tensor
 
+from lrkit.gpus import torch_can_use
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.train.recipe import Recipe
 
@@ -21,7 +22,7 @@ _ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 def make_accelerator(recipe: Recipe) -> Accelerator:
     """Device, processes and precision as the recipe says."""
     half = recipe.precision == "bfloat16" or (
-        recipe.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        recipe.precision == "auto" and torch_can_use() and torch.cuda.is_bf16_supported()
     )
     # Routers, TokenSR and the tower have no part in every batch.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)

@@ -10,6 +10,7 @@ import yaml
 
 from lrkit.errors import CheckpointError
 from lrkit.files import read_json, write_json, write_text
+from lrkit.gpus import torch_can_use
 from lrkit.provenance import collect
 from lrkit.resources import RUN_FILE, resolve_checkpoint
 from lrkit.train.folder import RECIPE_FILE
@@ -68,7 +69,7 @@ def checkpoint_info(
         mode: os.path.relpath(resolve_checkpoint(where).absolute(), folder.absolute())
         for mode, where in recipe.baselines.items()
     }
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    device = torch.cuda.get_device_name() if torch_can_use() else "cpu"
     provenance = collect(
         recipe=as_written(recipe),
         data_sha256=data_digest,

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from lrkit.errors import ConfigError, one_line, os_sentence
 from lrkit.files import replacing
+from lrkit.gpus import torch_can_use
 from lrkit.resources import STATE_FILE
 from lrkit.train.failures import StateError
 from lrkit.train.origin import Origin
@@ -203,7 +204,7 @@ def random_state() -> dict[str, Any]:
         "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, gauss],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if torch_can_use():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -215,7 +216,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     name, words, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, np.array(words, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
+    if "cuda" in state and torch_can_use():
         torch.cuda.set_rng_state(state["cuda"])
 
 

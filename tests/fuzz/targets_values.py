@@ -111,7 +111,7 @@ def _run_options(case: tuple[list[str], list[str], list[str]]) -> None:
     parsers = (
         lambda: with_sweep(load_suite("smoke"), parse_axes(axes)),
         lambda: failures([parse_condition(text) for text in conditions], {"latent": {"p95_ms": 2.0}}),
-        lambda: parse_options(options),
+        lambda: parse_options(options, "tensorrt-rtx"),
     )
     refused: list[Exception] = []
     for parse in parsers:

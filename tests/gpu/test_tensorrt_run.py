@@ -16,9 +16,9 @@ from lrkit.errors import CapacityError
 from lrkit.export.bundle import export_bundle
 from lrkit.export.targets.target import EngineOptions, EngineTarget
 from lrkit.export.tensorrt.into_bundle import add_engines
+from lrkit.gpus import find_gpus
 from lrkit.runtime.answer.answer import Answer
 from lrkit.runtime.checks.bundle_check import check_bundle
-from lrkit.runtime.engines.common.nvidia import find_gpus
 from lrkit.runtime.engines.table import EngineChoice
 from lrkit.runtime.engines.tensorrt.library import KINDS, installed_version, load_library
 from lrkit.runtime.sdk import Reasoner

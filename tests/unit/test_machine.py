@@ -2,9 +2,9 @@
 
 import pytest
 
+from lrkit.gpus import Gpu, Gpus
 from lrkit.profile.ceilings.machine import engine_states, inspect_machine, known_gpus
 from lrkit.provenance import installed_version
-from lrkit.runtime.engines.common.nvidia import Gpu, Gpus
 from lrkit.runtime.engines.tensorrt.library import installed_version as engine_version
 
 NONE = Gpus((), "there is no NVIDIA driver")
@@ -32,10 +32,12 @@ def test_a_gpu_that_the_packages_cannot_use_is_said_with_what_brings_them() -> N
         assert found[kind].usable is there and "NVIDIA L4 (sm89)" in found[kind].runs_on
 
 
-def test_what_nvidia_smi_does_not_say_is_null() -> None:
+def test_what_the_driver_does_not_say_is_null() -> None:
     (gpu,) = known_gpus(ONE)
     assert (gpu["name"], gpu["compute_capability"]) == ("NVIDIA L4", "sm89")
-    assert gpu["memory"] is None or gpu["memory"].endswith("MiB")
+    assert gpu["memory"] is gpu["driver"] is None
+    (gpu,) = known_gpus(Gpus((Gpu(0, "NVIDIA L4", "sm89", 24_152_899_584, "550.54.15"),)))
+    assert (gpu["memory"], gpu["driver"]) == ("23034 MiB", "550.54.15")
 
 
 @pytest.mark.parametrize("measure", [False, True])

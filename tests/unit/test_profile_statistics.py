@@ -9,6 +9,7 @@ import pytest
 
 from lrkit.config import load_config
 from lrkit.errors import ConfigError, DataError, UserError
+from lrkit.gpus import GpuMeter
 from lrkit.profile.ceilings.devices import DeviceSheet, load_sheet, plan
 from lrkit.profile.ceilings.roofline import Rates, Work, ceilings
 from lrkit.profile.judge.depth_map import depth_map
@@ -16,7 +17,6 @@ from lrkit.profile.judge.statistics import compare_runs, drift, geometric_ratio,
 from lrkit.profile.measure.conditions import failures, parse_condition
 from lrkit.profile.measure.loop import Row
 from lrkit.profile.measure.meters import EnergyMeter, MemoryMeter, clock_cost
-from lrkit.profile.measure.nvml import Nvml
 from lrkit.profile.measure.suite import Suite, load_suite
 from lrkit.profile.pages.compare import compare_reports, render_comparison, verdict
 from lrkit.profile.pages.markdown import table
@@ -250,8 +250,9 @@ def test_energy_counters_that_can_be_read(tmp_path: Path) -> None:
 
 
 def test_a_gpu_that_cannot_be_asked_is_unknown_not_zero() -> None:
-    gpu = Nvml(9999)  # no machine has as many: the library is missing, or knows no such GPU
-    assert gpu.joules() is None and gpu.used_bytes() is None
+    for bus in (None, "ffff:ff:1f.7"):  # not asked for, and no machine's
+        gpu = GpuMeter(bus)
+        assert gpu.joules() is gpu.total_bytes() is gpu.driver_version() is None
     meter = EnergyMeter("cuda:9999")
     meter.start()
     assert (meter.source, meter.stop()) == (None, None)

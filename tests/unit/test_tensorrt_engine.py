@@ -13,8 +13,8 @@ from lrkit.cli.main import app
 from lrkit.contract.bundle.folder import open_bundle
 from lrkit.contract.bundle.manifest import EngineEntry
 from lrkit.errors import BundleError, ConfigError, LrkitError, MissingExtraError, UnknownNameError, UserError
+from lrkit.gpus import Gpu, find_gpus
 from lrkit.runtime.checks.bundle_check import check_bundle
-from lrkit.runtime.engines.common.nvidia import Gpu, find_gpus
 from lrkit.runtime.engines.table import EngineChoice, open_engine, parse_options
 from lrkit.runtime.engines.tensorrt.engine import choose_engine, deserialize
 from lrkit.runtime.engines.tensorrt.engine_file import HEADER_BYTES, check_version, open_engine_file, read_header
@@ -194,7 +194,7 @@ def test_the_command_that_adds_an_engine(own: Path) -> None:
 def test_options_of_the_other_engine(bundle: Path) -> None:
     assert "provider is for engine onnxruntime, and the engine is tensorrt-rtx" in message(bundle, provider="cpu")
     assert "threads is for engine onnxruntime" in message(bundle, threads=1)
-    assert "engine options are for tensorrt-rtx, tensorrt" in message(
+    assert "device is for engine tensorrt-rtx or tensorrt or torch, and the engine is onnxruntime" in message(
         bundle, "onnxruntime", engine_options={"device": 1}
     )
     with pytest.raises(
@@ -206,13 +206,13 @@ def test_options_of_the_other_engine(bundle: Path) -> None:
 
 
 def test_engine_options_are_strict(bundle: Path) -> None:
-    assert parse_options(["device=1", "cuda_graphs=[speak, think]", "runtime_cache=kernels"]) == {
+    assert parse_options(["device=1", "cuda_graphs=[speak, think]", "runtime_cache=kernels"], "tensorrt-rtx") == {
         "device": 1, "cuda_graphs": ["speak", "think"], "runtime_cache": "kernels"
     }  # fmt: skip
     with pytest.raises(ConfigError, match="devise"):
-        parse_options(["devise=1"])
+        parse_options(["devise=1"], "tensorrt")
     with pytest.raises(ConfigError, match="weight_budget_bytes"):
-        parse_options(["weight_budget_bytes=-1"])
+        parse_options(["weight_budget_bytes=-1"], "tensorrt-rtx")
     assert "cuda_graphs names speak, and" in message(bundle, engine_options={"cuda_graphs": ["speak"]})
     assert "export with --form step" in message(bundle, engine_options={"cuda_graphs": ["speak"]})
     cached = {"runtime_cache": "kernels"}
@@ -226,7 +226,7 @@ def test_the_step_form_has_an_engine_for_each_graph(step_engine_bundle: Path) ->
     if not find_gpus().found:
         assert "runs on an NVIDIA GPU" in message(step_engine_bundle, engine_options=recorded)
     whole = message(step_engine_bundle, engine_options={"cuda_graphs": ["program"]})
-    assert "TensorRtOptions: cuda_graphs.0" in whole and "'prompt', 'think' or 'speak'" in whole
+    assert "engine tensorrt-rtx: cuda_graphs.0" in whole and "'prompt', 'think' or 'speak'" in whole
 
 
 def test_memory_for_an_output_that_only_the_run_tells(engine_bundle: Path) -> None:

@@ -82,7 +82,8 @@ def where_to_run(
     from lrkit.profile.measure.cases import ModelChoice
     from lrkit.runtime.engines.table import parse_options
 
-    return ModelChoice("", device, provider, threads, dtype, engine, parse_options(engine_option or []), cuda_graphs)
+    options = parse_options(engine_option or [], engine)
+    return ModelChoice("", device, provider, threads, dtype, engine, options, cuda_graphs)
 
 
 def choose_models(models: Sequence[str], asked: "ModelChoice") -> "list[ModelChoice]":

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lrkit.cores import usable_cores
+from lrkit.gpus import torch_can_use
 from lrkit.profile.ceilings.program_rates import program_flops
 from lrkit.profile.ceilings.roofline import Rates
 from lrkit.runtime.engines.common.protocol import Engine
@@ -97,11 +98,7 @@ def _large(device: str) -> int:
 
 def _of_gpu(precision: str, working_set: int) -> MeasuredRates | None:
     """Through torch, where it is installed and sees the GPU."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    if not torch.cuda.is_available():
+    if not torch_can_use():
         return None
     return _by_torch("cuda", "float32" if precision == "fp32" else "float16", working_set)
 

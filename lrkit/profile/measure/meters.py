@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lrkit.profile.measure.nvml import Nvml
+from lrkit.gpus import GpuMeter, find_gpus
 
 _KIB = 1024
 
@@ -98,7 +98,8 @@ def _rapl(folder: Path) -> tuple[str | None, Reading]:
 
 
 def _nvml(device: str) -> tuple[str | None, Reading]:
-    gpu = Nvml(int(device.partition(":")[2] or 0))
+    index, found = int(device.partition(":")[2] or 0), find_gpus().found
+    gpu = GpuMeter(found[index].bus if index < len(found) else None)
     return ("nvml", gpu.joules) if gpu.joules() is not None else (None, lambda: None)
 
 

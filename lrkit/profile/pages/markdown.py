@@ -74,7 +74,7 @@ def machine_lines(report: Values) -> str:
     share, timer = report["timer"]["share"], report["timer"]
     rows = {
         "CPU": f"{made['cpu'] or 'unknown'}, {made['num_cpus']} usable; threads: {threads}",
-        "GPU": ", ".join(f"{gpu['name']}, driver {gpu['driver']}" for gpu in machine["gpus"]) or "none",
+        "GPU": ", ".join(f"{gpu['name']}, driver {gpu['driver'] or 'unknown'}" for gpu in machine["gpus"]) or "none",
         "load average": f"{load} (1 minute; above the number of CPUs the machine was busy with other work)",
         "measured": f"{count} questions, {report.get('repeats', suite['repeats'])} times each, batch 1, "
         f"{suite['warmup']} warm-up rounds, runs interleaved",

@@ -26,7 +26,7 @@ class BundleReport:
     engine: str
     """What ran its samples."""
     place: str
-    """Where: a provider, or a GPU."""
+    """Where, as `Engine.place` says."""
     samples: int = 0
     """Recorded samples run again."""
     same: int = 0
@@ -51,9 +51,8 @@ def check_bundle(folder: Path | str, choice: EngineChoice | None = None) -> Bund
         BundleError: the bundle cannot be opened at all; what is found after that is in the report.
         UserError: a provider or GPU that this machine lacks.
     """
-    choice = choice or EngineChoice()
     engine = open_engine(folder, choice)
-    report = BundleReport(engine.bundle, engine.name, choice.place)
+    report = BundleReport(engine.bundle, engine.name, engine.place)
     engines: dict[Role, ProgramEngine] = {}
     for role in engine.bundle.manifest.programs:
         try:

@@ -1,45 +1,75 @@
-"""The engines that can run a bundle, by name. Torch-free; a package is imported when its engine is asked for.
+"""The engines, by name: one row each, imported when it is asked for. Torch-free.
 
-Place in the pipeline: `Reasoner.load(engine=...)`, `lrkit ask|eval|validate --engine` -> `open_engine` ->
-onnxruntime/engine.py or tensorrt/engine.py.
+Place in the pipeline: `Reasoner.load(engine=...)`, `lrkit ask|eval|validate|profile --engine` -> `open_engine` or
+`open_checkpoint` -> the row's own file. A new engine is that file and a row here.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from lrkit.config import Config, load_config
 from lrkit.errors import UnknownNameError, UserError, did_you_mean, one_line
+from lrkit.registry import Registry
+from lrkit.runtime.engines.common.protocol import Engine
+from lrkit.runtime.engines.common.row import EngineRow
 from lrkit.runtime.engines.programs.program_engine import ProgramEngine
-from lrkit.runtime.engines.tensorrt.library import KINDS
 
-ENGINES: tuple[str, ...] = ("onnxruntime", *KINDS)
-"""onnxruntime runs every bundle; the others run the engines that `lrkit engines` or an export put into it."""
+ENGINES: Registry[EngineRow] = Registry(
+    "engine",
+    {
+        "onnxruntime": "lrkit.runtime.engines.onnxruntime.row:ROW",
+        "tensorrt-rtx": "lrkit.runtime.engines.tensorrt.row:RTX",
+        "tensorrt": "lrkit.runtime.engines.tensorrt.row:STANDARD",
+        "torch": "lrkit.runtime.engines.torch.row:ROW",
+    },
+)
+"""onnxruntime runs every bundle, tensorrt-rtx and tensorrt the engines that `lrkit engines` or an export put into one, torch
+checkpoints."""
+FOR_BUNDLES, FOR_CHECKPOINTS = "onnxruntime", "torch"
+"""What runs them where no engine is named."""
 
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """What runs a bundle, and how."""
+    """What runs a model, and how."""
 
     name: str | None = None
-    """One of ENGINES; None: onnxruntime."""
-    provider: str | None = None
-    """onnxruntime: cpu, cuda, cuda:1, tensorrt, ...; None: cpu."""
-    threads: int | None = None
-    """onnxruntime: of one operator; None: as many as the process may use (lrkit/cores.py), which then do not spin."""
-    session_config: Mapping[str, str] | None = None
-    """onnxruntime: its own session entries."""
-    provider_options: Mapping[str, str] | None = None
-    """onnxruntime: the provider's own options; a bundle may give a few of them, the caller any."""
+    """A name of ENGINES; None: the one for that kind of model."""
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """tensorrt-rtx and tensorrt: see lrkit.runtime.engines.tensorrt.engine.TensorRtOptions."""
+    """Values of the row's options."""
 
-    @property
-    def place(self) -> str:
-        """Where it runs, for a report: a provider, or a GPU."""
-        if (self.name or ENGINES[0]) == ENGINES[0]:
-            return self.provider or "cpu"
-        return f"cuda:{self.options.get('device', 0)}"
+    @classmethod
+    def of(cls, name: str | None, options: Mapping[str, Any], **given: Any) -> Self:
+        """`given` are options that callers may give by name, such as threads; None where one is not given.
+
+        Raises:
+            UserError: one that `options` gives too.
+        """
+        named = {key: value for key, value in given.items() if value is not None}
+        if twice := next((key for key in named if key in options), None):
+            raise UserError(f"{twice} is given twice, by itself and among the engine's options; give it once")
+        return cls(name, {**named, **options})
+
+
+def engine_row(name: str) -> EngineRow:
+    """The row of that name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if name not in ENGINES:
+        rows = list(ENGINES.rows)
+        raise UnknownNameError(
+            f"unknown engine {one_line(repr(name), 80)}; known are {', '.join(rows)}{did_you_mean(name, rows)}"
+        )
+    return ENGINES.load(name)
+
+
+def engine_rows() -> list[EngineRow]:
+    """All rows, in the order of the table."""
+    return [ENGINES.load(name) for name in ENGINES.rows]
 
 
 def open_engine(path: Path | str, choice: EngineChoice | None = None, verify: bool = True) -> ProgramEngine:
@@ -52,37 +82,48 @@ def open_engine(path: Path | str, choice: EngineChoice | None = None, verify: bo
         UserError: an option that is wrong, or for another engine.
     """
     choice = choice or EngineChoice()
-    name = choice.name or ENGINES[0]
-    if name not in ENGINES:
-        raise UnknownNameError(
-            f"unknown engine {one_line(repr(name), 80)}; known are {', '.join(ENGINES)}{did_you_mean(name, ENGINES)}"
-        )
-    if name == ENGINES[0]:
-        if choice.options:
-            raise UserError(f"engine options are for {', '.join(KINDS)}, and the engine is {name}; leave them out")
-        from lrkit.runtime.engines.onnxruntime.engine import OrtEngine
-
-        return OrtEngine.from_bundle(
-            path, choice.provider or "cpu", choice.threads, verify, choice.session_config, choice.provider_options
-        )
-    names = ("provider", "threads", "session_config", "provider_options")
-    given = {name: getattr(choice, name) for name in names}
-    if wrong := [key for key, value in given.items() if value is not None]:
-        raise UserError(f"{wrong[0]} is for engine onnxruntime, and the engine is {name}; leave it out")
-    from lrkit.runtime.engines.tensorrt.engine import TensorRtEngine
-
-    return TensorRtEngine.from_bundle(path, KINDS[ENGINES.index(name) - 1], choice.options, verify)
+    row = engine_row(choice.name or FOR_BUNDLES)
+    if row.checkpoints:
+        raise UserError(f"{path} is opened as a bundle, and engine {row.name} runs checkpoints; leave engine out")
+    return row.open(path, read_options(row, choice.options), verify)
 
 
-def parse_options(given: Sequence[str]) -> dict[str, Any]:
-    """Engine options from "cuda_graphs=[speak]", "device=1": values as in YAML.
+def open_checkpoint(folder: Path, choice: EngineChoice) -> Engine:
+    """Loads a checkpoint with what runs it.
 
     Raises:
+        CheckpointError: nothing usable there.
+        UserError: an option that is wrong, or for another engine, or an engine that runs bundles.
+        MissingExtraError: the engine's packages are not installed.
+    """
+    row = engine_row(choice.name or FOR_CHECKPOINTS)
+    if not row.checkpoints:
+        raise UserError(f"{folder} is no bundle, and an engine runs bundles; export it first, or leave engine out")
+    return row.open(folder, read_options(row, choice.options), True)
+
+
+def read_options(row: EngineRow, given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """The options of an engine from values and from texts such as "device=1", whose values are read as YAML.
+
+    Raises:
+        UserError: an option of another engine.
         ConfigError: an option that there is not, or a wrong value.
     """
+    named = [*given, *(text.partition("=")[0].strip().split(".")[0] for text in overrides)]
+    for key in named:
+        if key not in row.options.model_fields and (others := _engines_with(key)):
+            raise UserError(f"{key} is for engine {' or '.join(others)}, and the engine is {row.name}; leave it out")
+    return load_config(row.options, given, overrides, f"engine {row.name}")
+
+
+def parse_options(given: Sequence[str], engine: str | None = None) -> dict[str, Any]:
+    """Engine options from "cuda_graphs=[speak]", "device=1": values as in YAML. Raises as `engine_row` and
+    `read_options`."""
     if not given:
         return {}
-    from lrkit.config import load_config
-    from lrkit.runtime.engines.tensorrt.engine import TensorRtOptions
+    row = engine_row(engine or FOR_BUNDLES)
+    return read_options(row, {}, given).model_dump(mode="json", exclude_unset=True)
 
-    return load_config(TensorRtOptions, {}, given).model_dump(mode="json", exclude_unset=True)
+
+def _engines_with(option: str) -> list[str]:
+    return [row.name for row in engine_rows() if option in row.options.model_fields]

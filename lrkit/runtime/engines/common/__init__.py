@@ -1,1 +1,1 @@
-"""What all engines share: the protocol, number types, stopping, finding a GPU."""
+"""What all engines share: the protocol, number types, sizes, stopping."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lrkit.errors import LrkitError, MissingExtraError, one_line
+from lrkit.gpus import torch_can_use
 
 
 class DeviceMemory(Protocol):
@@ -88,11 +89,7 @@ def _cuda_python() -> Any | None:
 
 
 def _torch_with_cuda() -> Any | None:
-    try:
-        torch = import_module("torch")
-    except ImportError:
-        return None
-    return torch if torch.cuda.is_available() else None
+    return import_module("torch") if torch_can_use() else None
 
 
 class CudaPythonMemory:

@@ -7,18 +7,18 @@ Everything that can be checked without the device is checked first, in this orde
 compute capability, memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from lrkit.config import Config, load_config
+from lrkit.config import Config
 from lrkit.contract.bundle.folder import Bundle
 from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import EngineEntry, EngineKind, GraphName, ProgramEntry, Role, StepName
 from lrkit.errors import BundleError, UserError, one_line
-from lrkit.runtime.engines.common.nvidia import Gpu, require_gpu
+from lrkit.gpus import Gpu, require_gpu
 from lrkit.runtime.engines.programs.program_engine import ProgramEngine, ProgramSessions
 from lrkit.runtime.engines.tensorrt.device_array import Pool
 from lrkit.runtime.engines.tensorrt.device_memory import open_memory
@@ -213,14 +213,13 @@ class TensorRtEngine(ProgramEngine):
 
     @classmethod
     def from_bundle(
-        cls, path: Path | str, kind: EngineKind, options: Mapping[str, Any] | None = None, verify: bool = True
+        cls, path: Path | str, kind: EngineKind, options: TensorRtOptions, verify: bool = True
     ) -> "TensorRtEngine":
-        """Opens a bundle; its engines are loaded when first asked. `options`: see `TensorRtOptions`.
+        """Opens a bundle; its engines are loaded when first asked.
 
         Raises:
             BundleError: see `open_bundle`; the bundle has no engines of that kind.
             CheckpointError: its tokenizer or image settings cannot be read.
-            ConfigError, UserError: an option that is wrong, or wrong for this bundle.
+            UserError: an option that is wrong for this bundle.
         """
-        asked = load_config(TensorRtOptions, options or {})
-        return cls.over(path, verify, lambda bundle: TensorRtSessions(bundle, kind, asked))
+        return cls.over(path, verify, lambda bundle: TensorRtSessions(bundle, kind, options))

@@ -17,6 +17,7 @@ from lrkit.contract.generated import MODES, WITHOUT_LATENTS, Generated, Generati
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.cores import find_cores
 from lrkit.errors import UserError, one_line
+from lrkit.gpus import torch_can_use
 from lrkit.model.build import build_reasoner, extra_state, load_extra_state
 from lrkit.model.checkpoint import load_checkpoint
 from lrkit.model.generate import generate
@@ -224,7 +225,7 @@ def check_device(name: str, cuda_graphs: bool = False) -> None:
         kind = torch.device(name).type
     except RuntimeError as error:
         raise UserError(f"unknown device {one_line(repr(name), 80)}; give cpu, cuda or cuda:0") from error
-    if kind == "cuda" and not torch.cuda.is_available():
+    if kind == "cuda" and not torch_can_use():
         raise UserError(f"device {name!r} was asked for, but torch sees no GPU here; give cpu")
     if cuda_graphs and kind != "cuda":
         raise UserError(f"CUDA graphs are for GPUs, and the device is {name}; leave them out, or give device cuda")
