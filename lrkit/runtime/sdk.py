@@ -111,7 +111,7 @@ class Reasoner:
             raise UserError(f"{path} is no bundle, and provider and threads are for bundles; give a device instead")
         if engine is None and engine_options:
             raise UserError(f"{path} is no bundle, and an engine runs bundles; export it first, or leave engine out")
-        chosen = EngineChoice.of(engine, choice.options, device=device, dtype=dtype)
+        chosen = EngineChoice.of(engine, choice.options, device=device, dtype=known_dtype(dtype))
         return cls(open_checkpoint(resolve_checkpoint(path), chosen))
 
     @classmethod

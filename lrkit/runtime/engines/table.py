@@ -25,8 +25,8 @@ ENGINES: Registry[EngineRow] = Registry(
         "torch": "lrkit.runtime.engines.torch.row:ROW",
     },
 )
-"""onnxruntime runs every bundle, tensorrt-rtx and tensorrt the engines that `lrkit engines` or an export put into one, torch
-checkpoints."""
+"""onnxruntime runs every bundle, tensorrt-rtx and tensorrt the engines that `lrkit engines` or an export put into one,
+torch checkpoints."""
 FOR_BUNDLES, FOR_CHECKPOINTS = "onnxruntime", "torch"
 """What runs them where no engine is named."""
 
