@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lrkit.config_problems import describe, hidden_problems, shown
-from lrkit.errors import ConfigError
+from lrkit.config_problems import describe, hidden_problems
+from lrkit.errors import ConfigError, shown
 from lrkit.strict_yaml import Dumper, load_yaml, parse_yaml
 
 __all__ = ["Config", "dump_yaml", "load_config", "load_yaml"]

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from lrkit.errors import did_you_mean
+from lrkit.errors import did_you_mean, shown
 
 _MOST_DETAILS = 200
 """Of pydantic's findings in one set of values: a list of thousands of wrong items is one mistake."""
@@ -76,12 +76,6 @@ def hidden_problems(
         whole = all(details["type"] == "value_error" for details in _details(again))
         return [line for line in found if whole and not any(re.search(rf"\b{re.escape(n)}\b", line) for n in names)]
     return []
-
-
-def shown(value: Any, limit: int = 80) -> str:
-    """A value in a message: as Python writes it, control characters escaped, cut at `limit`."""
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def _details(error: ValidationError) -> list[ErrorDetails]:

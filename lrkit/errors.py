@@ -190,8 +190,15 @@ def clean(text: str) -> str:
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:
     """What a library's error says, as one clean line of at most `limit` characters; its class where it says nothing."""
-    text = " ".join(clean(str(error)).split()) or type(error).__name__
+    text = " ".join(clean(str(error)).split())
+    if not text and isinstance(error, BaseException):
+        text = type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A value in a message: as Python writes it, as one clean line of at most `limit` characters."""
+    return one_line(ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value), limit)
 
 
 def is_write_failure(error: BaseException) -> bool:

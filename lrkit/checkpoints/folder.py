@@ -15,7 +15,7 @@ from typing import Any
 from lrkit.checkpoints.hub import hub_folder, is_hub_id
 from lrkit.config import load_config
 from lrkit.contract.settings import SCHEMA_VERSION, ReasonerSettings
-from lrkit.errors import CheckpointError, ConfigError, clean
+from lrkit.errors import CheckpointError, ConfigError, shown
 from lrkit.files import read_json
 
 INFO_FILE = "reasoner.json"
@@ -59,12 +59,12 @@ def read_info(folder: Path) -> dict[str, Any]:
     info = read_json(file, CheckpointError)
     if info.get("schema") != SCHEMA_VERSION or isinstance(info.get("schema"), bool):
         raise CheckpointError(
-            f"{file} has schema {_shown(info.get('schema'))}, this lrkit reads {SCHEMA_VERSION}; use the lrkit that "
+            f"{file} has schema {shown(info.get('schema'))}, this lrkit reads {SCHEMA_VERSION}; use the lrkit that "
             "wrote it"
         )
     for key, right, allowed in _rules(info):
         if not right:
-            raise CheckpointError(f"{file}: {key} is {_shown(info.get(key))} where {allowed}; copy the file again")
+            raise CheckpointError(f"{file}: {key} is {shown(info.get(key))} where {allowed}; copy the file again")
     return info
 
 
@@ -155,15 +155,10 @@ def inside_or_beside(folder: Path, where: str, key: str) -> Path:
     absolute = PurePosixPath(where).is_absolute() or PureWindowsPath(where).drive or where.startswith("\\")
     if absolute or not where.strip() or not where.isprintable():
         raise CheckpointError(
-            f"{folder / INFO_FILE}: {key} is {_shown(where)}, which is no path relative to the checkpoint; put a copy "
+            f"{folder / INFO_FILE}: {key} is {shown(where)}, which is no path relative to the checkpoint; put a copy "
             "beside it and name that"
         )
     try:
         return (folder / where).resolve()
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{folder / INFO_FILE}: {key} leads in a circle; copy the checkpoint again") from error
-
-
-def _shown(value: Any) -> str:
-    text = clean(repr(value))
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -23,7 +23,7 @@ from lrkit.checkpoints.folder import (
 )
 from lrkit.checkpoints.stored import FLOATS, StoredTensor, is_plain_name, read_header, same_values
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.errors import CheckpointError, clean
+from lrkit.errors import CheckpointError, clean, shown
 from lrkit.families.layout import Layout, Shape
 from lrkit.families.table import read_layout
 from lrkit.files import read_json
@@ -138,8 +138,7 @@ def check_adapter(folder: Path, layout: Layout, settings: ReasonerSettings) -> d
     config = read_json(file, CheckpointError)
     for key, right, allowed in _adapter_rules(config, settings):
         if not right:
-            shown = clean(repr(config.get(key)))[:60]
-            raise CheckpointError(f"{file}: {key} is {shown} where {allowed}; {_AGAIN}")
+            raise CheckpointError(f"{file}: {key} is {shown(config.get(key), 60)} where {allowed}; {_AGAIN}")
     rank = settings.lora.rank
     wanted: dict[str, Shape] = {}
     for module, (inputs, outputs) in layout.adapted.items():

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.contract.sample import Sample
-from lrkit.errors import DataError, did_you_mean, one_line
+from lrkit.errors import DataError, did_you_mean, one_line, shown
 from lrkit.files import load_strict
-from lrkit.pictures.input import shown
 
 KEYS = ("image", "question", "steps", "answer", "id")
 MAX_IMAGES = 64
@@ -109,9 +108,9 @@ def _image_problems(values: dict[str, Any], folder: Path) -> Iterator[str]:
         return
     for name in names:
         if name.startswith(("http://", "https://", "data:")):
-            yield f"image {shown(name[:60])!r} is no path; save the picture and give its path relative to the data file"
+            yield f"image {shown(name, 60)} is no path; save the picture and give its path relative to the data file"
         elif (reason := _why_no_file(folder, name)) is not None:
-            yield f"image {shown(name)!r} {reason}"
+            yield f"image {shown(name, 300)} {reason}"
 
 
 def _why_no_file(folder: Path, name: str) -> str | None:

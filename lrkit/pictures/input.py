@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from lrkit.errors import CapacityError, DataError, clean, os_sentence
+from lrkit.errors import CapacityError, DataError, one_line, os_sentence
 from lrkit.files import NotOrdinaryError, open_ordinary
 
 ImageSource = Image.Image | os.PathLike[str] | str | bytes | bytearray | memoryview | np.ndarray[Any, Any] | IO[bytes]
@@ -64,7 +64,7 @@ def _held(given: Any, name: str) -> ImageSource:
 def name_of(source: Any) -> str:
     """What a message calls a picture: its path, cut where it is long; never its content."""
     path = path_text(source)
-    return "the picture" if path is None else shown(path)
+    return "the picture" if path is None else path_line(path)
 
 
 def path_text(source: Any) -> str | None:
@@ -104,13 +104,10 @@ def kind_of(value: Any) -> str:
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
-def shown(text: str | bytes) -> str:
-    """A path as a message shows it: no control characters, no half surrogates, cut where it is no path at all."""
-    if isinstance(text, bytes):
-        text = os.fsdecode(text)
-    limit = 40 if text[:5].lower() == "data:" else 300
-    cut = text if len(text) <= limit else f"{text[:40]}...{text[-20:]} ({len(text)} characters)"
-    return clean(cut)
+def path_line(path: str | bytes) -> str:
+    """A path as a message shows it; that of a picture in base64, which is no path at all, is cut soon."""
+    text = os.fsdecode(path)
+    return one_line(text, 60 if text[:5].lower() == "data:" else 300)
 
 
 def _path(source: str | os.PathLike[str]) -> str:
@@ -125,7 +122,7 @@ def _path(source: str | os.PathLike[str]) -> str:
 
 
 def _read_file(path: str) -> bytes:
-    name = shown(path)
+    name = path_line(path)
     try:
         with open_ordinary(path) as file:
             return _refuse_large(file.read(MAX_FILE_BYTES + 1), name)

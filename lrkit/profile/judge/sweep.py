@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from lrkit.config import load_config
-from lrkit.config_problems import shown
 from lrkit.contract.scoring import compare_paired
-from lrkit.errors import ConfigError, UserError, did_you_mean
+from lrkit.errors import ConfigError, UserError, did_you_mean, shown
 from lrkit.profile.measure.suite import RunSettings, Suite
 from lrkit.strict_yaml import parse_yaml
 
@@ -48,7 +47,7 @@ def parse_axes(given: Sequence[str]) -> Axes:
 def _axis_value(key: str, text: str) -> int | str:
     value = parse_yaml(text, f"{key}: the value ")
     if isinstance(value, list | dict) or value is None:
-        raise UserError(f"{key}: {text[:40]!r} is no setting; give whole numbers or words, as in {key}=1,2")
+        raise UserError(f"{key}: {shown(text, 40)} is no setting; give whole numbers or words, as in {key}=1,2")
     return value
 
 

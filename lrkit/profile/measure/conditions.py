@@ -5,8 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lrkit.config_problems import shown
-from lrkit.errors import UserError, did_you_mean
+from lrkit.errors import UserError, did_you_mean, shown
 
 Figures = Mapping[str, Mapping[str, float | int | None]]
 

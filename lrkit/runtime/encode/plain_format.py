@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lrkit.contract.prompt import PromptFormat, SpecialTokens
-from lrkit.errors import CheckpointError, clean
+from lrkit.errors import CheckpointError, shown
 from lrkit.families.protocols import PromptStyle
 from lrkit.files import read_json
 from lrkit.runtime.encode.chat_template import QUESTION_MARK, find_template, render_chat
@@ -73,7 +73,7 @@ def _ends(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> list
     ids = read_json(file, CheckpointError, missing_ok=True).get("eos_token_id")
     listed: list[Any] = ids if isinstance(ids, list) else [] if ids is None else [ids]
     if not all(type(index) is int and 0 <= index < 1 << 31 for index in listed):
-        raise CheckpointError(f"{file}: eos_token_id is {clean(repr(ids))[:60]} where token ids belong; copy it again")
+        raise CheckpointError(f"{file}: eos_token_id is {shown(ids, 60)} where token ids belong; copy it again")
     return found + [name for index in listed if (name := tokenizer.id_to_token(index))]
 
 
@@ -85,7 +85,7 @@ def _texts(folder: Path, config: Mapping[str, Any], key: str) -> Iterator[str]:
         text = one.get("content") if isinstance(one, dict) else one
         if text is not None and (not isinstance(text, str) or not text):
             raise CheckpointError(
-                f"{folder / 'tokenizer_config.json'}: {key} is {clean(repr(value))[:60]} where a text belongs; copy "
+                f"{folder / 'tokenizer_config.json'}: {key} is {shown(value, 60)} where a text belongs; copy "
                 "the file again, or add a prompt.json"
             )
         if text is not None:
