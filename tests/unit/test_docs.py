@@ -90,6 +90,27 @@ def test_commands_of_lrkit_are_parsed(page: Path, tmp_path: Path, monkeypatch: p
                 pytest.fail(f"{where(page)}: {shlex.join(words)}: {error}")
 
 
+def test_commands_in_yaml_docstrings_and_the_makefile_are_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [file for name in ("train", "export", "profiles") for file in (ROOT / name).rglob("*.yaml")]
+    files += [*(ROOT / "lrkit").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), ROOT / "Makefile"]
+    found = [
+        (file, line)
+        for file in files
+        for line in re.findall(
+            r"^(?:#| {4}|\t\$\(BIN\)/) *(lrkit [a-z]+ [^\n]*)$", file.read_text(encoding="utf-8"), re.M
+        )
+    ]
+    assert len(found) > 40
+    monkeypatch.chdir(tmp_path)
+    for file, line in found:
+        try:
+            parse(shlex.split(line, comments=True)[1:])
+        except UsageError as error:
+            pytest.fail(f"{where(file)}: {line}: {error}")
+
+
 def test_the_sweep_sees_the_commands() -> None:
     found = [words for page in CURRENT for words in commands(page.read_text(encoding="utf-8"))]
     assert len([words for words in found if words[0] == "lrkit"]) > 60
