@@ -6,11 +6,12 @@ Place in the pipeline: state.py and routing.py hold them, decoder.py and routing
 Legend: B batch, S tokens of a chunk, N keys, H key heads, D head width.
 """
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from lrkit.model.saliency import visible_mask
@@ -22,6 +23,12 @@ class LayerCache(Protocol):
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, /) -> tuple[Tensor, Tensor]:
         """Appends a chunk's keys and values (B, H, S, D) and gives all of that layer, (B, H, N, D)."""
         ...
+
+
+def cache_argument(layer: nn.Module) -> str:
+    """The name by which a layer of transformers takes its cache."""
+    # transformers 5.24 calls it cache, and warns at every layer where it is called past_key_values.
+    return "cache" if "cache" in inspect.signature(type(layer).forward).parameters else "past_key_values"
 
 
 class Keys(Protocol):

@@ -1,7 +1,6 @@
 """Qwen2-VL of any size, by transformers: its own layers, vision tower and rotary positions, wrapped and not copied."""
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from lrkit.families.protocols import Grid
 from lrkit.families.qwen2_vl.positions import mrope_positions
 from lrkit.model.backbone import AttentionSizes, WeightPart
-from lrkit.model.keys import LayerCache
+from lrkit.model.keys import LayerCache, cache_argument
 from lrkit.model.routing import Rotary
 from lrkit.model.saliency import SaliencyRow, register
 
@@ -32,9 +31,7 @@ class Qwen2VLBackbone:
         # Only the language model reads saliency; the tower keeps plain SDPA.
         model.set_attn_implementation({"text_config": register(), "vision_config": "sdpa"})
         self._text = model.model.language_model
-        # transformers 5.24 calls it cache, and warns at every layer where it is called past_key_values.
-        taken = inspect.signature(type(self._text.layers[0]).forward).parameters
-        self._cache_name = "cache" if "cache" in taken else "past_key_values"
+        self._cache_name = cache_argument(self._text.layers[0])
         # transformers declares its sub-configs as dict or None too; a model's own always are config objects.
         text: Any = model.config.text_config
         self._vision: Any = model.config.vision_config

@@ -21,12 +21,12 @@ _MARK = re.compile(r"<\S+>|\[\S+\]|</?s>")
 class ControlTokens:
     """The control tokens of one model."""
 
-    def __init__(self, tokenizer: Tokenizer, format: PromptFormat) -> None:
+    def __init__(self, tokenizer: Tokenizer, format: PromptFormat, markers: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         names = format.tokens
         around = format.template + format.image
-        used = {names.image, names.latent, names.eos, names.pad, *names.more_ends}
+        used = {names.image, names.latent, names.eos, names.pad, *names.more_ends, *markers}
         used |= {token.content for token in added.values() if token.content.strip() and token.content in around}
         marks = {token.content for token in added.values() if token.special and _MARK.fullmatch(token.content.strip())}
         self.texts = sorted(used | marks)

@@ -97,7 +97,7 @@ class Processor:
         self.limits: Limits | None = None
         """What a bundle was made for; None (a checkpoint) sets no limit."""
         self._separator_ids = self._encode(format.step_separator) if format.step_separator else []
-        self._controls = ControlTokens(tokenizer, format)
+        self._controls = ControlTokens(tokenizer, format, geometry.markers)
         around = self._encode(format.prompt_text("", 1))
         self._controls.check_prompt(around, "", 1)
         unknown = getattr(tokenizer.model, "unk_token", None)
