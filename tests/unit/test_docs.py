@@ -16,7 +16,7 @@ import typer
 import yaml
 
 import lrkit
-from lrkit.cli.main import app
+from lrkit.cli.main import VERBS, app
 from lrkit.families.table import load_part
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,6 +173,11 @@ def test_the_readme_is_short_and_begins_with_the_set_up() -> None:
     assert len(text.splitlines()) <= 150
     assert [words[:2] for words in commands(text)[:2]] == [["make", "demo"], ["make", "test"]]
     assert text.index("make test") < text.index("docs/images/trace.png") < text.index("## ")
+
+
+def test_the_page_on_the_command_line_has_every_verb() -> None:
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    assert {words[1] for words in commands(page)} == set(VERBS)
 
 
 def test_every_public_name_is_documented() -> None:
