@@ -7,7 +7,7 @@ Shapes: B samples, S spoken tokens; those of prompts are in prompt_batch.py.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import TypeVar
@@ -137,12 +137,12 @@ def _speak(
         prompt = processor.encode_prompt(sample.images, sample.question)
         ids = processor.encode_speech(sample.steps[replaced:] if spoken == "rest" else (), sample.answer)
     marker = 0 if spoken == "rest" else len(processor.answer_prefix_ids)
-    asked = prompt.ids + ids[:marker] if spoken == "none" else prompt.ids
+    asked = processor.asked_in(prompt, "direct") if spoken == "none" else prompt
     pattern = sample.info.get("weight_pattern", (1.0,))
     weights = [weigh(token) * pattern[i % len(pattern)] for i, token in enumerate(ids)]
     # Explicit steps left to speak are steps that were asked for: the model did not choose to stop thinking there.
     may_think = spoken != "none" and replaced == len(sample.steps)
-    return _Spoken(replace(prompt, ids=asked), ids[marker:], weights[marker:], may_think)
+    return _Spoken(asked, ids[marker:], weights[marker:], may_think)
 
 
 class _TokenWeigher:

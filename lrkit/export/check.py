@@ -10,7 +10,7 @@ steps, the extra passes of routing, the spoken tokens.
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,7 @@ class ProgramRun:
         """
         think = self.settings.think
         feed = build_feed(
-            prompt_ids(self.processor, prompt, self.role),
+            self.processor.asked_in(prompt, self.role).ids,
             prompt.grids,
             prompt.patches,
             geometry=self.processor.geometry,
@@ -207,11 +207,6 @@ class ProgramRun:
             out["prefill_logits"], out["latent_states"][:steps] if steps else np.zeros((0, 0)), replayed, passes,
         )  # fmt: skip
         return self.last
-
-
-def prompt_ids(processor: Processor, prompt: EncodedPrompt, role: Role) -> list[int]:
-    """What the model reads: in the role `direct` the beginning of the answer too."""
-    return prompt.ids + processor.answer_prefix_ids if role == "direct" else prompt.ids
 
 
 class _Watched:
@@ -240,7 +235,7 @@ def torch_traces(
     reasoner: LatentReasoner, processor: Processor, prompts: Sequence[EncodedPrompt], role: Role, limits: Limits
 ) -> list[Trace]:
     """The torch model's answers to a batch of prompts."""
-    asked = [replace(prompt, ids=prompt_ids(processor, prompt, role)) for prompt in prompts]
+    asked = [processor.asked_in(prompt, role) for prompt in prompts]
     watched = _Watched(reasoner)
     most = min(reasoner.settings.think.max_latent_steps, limits.max_latent_steps)
     bounds = GenerationLimits(processor.eos_id, limits.max_new_tokens, most, more_ends=processor.end_ids[1:])

@@ -5,7 +5,7 @@ free. There the share of right predictions under teacher forcing is measured ins
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -111,13 +111,11 @@ class Validator:
 
     def _encoded(self, length: int) -> list[EncodedPrompt]:
         if length not in self._prompts:
-            # In the mode direct the answer's marker ends the prompt (method section 1).
-            prefix = self._processor.answer_prefix_ids if self._stage.mode == "direct" else []
             made: list[EncodedPrompt] = []
             for sample in self._samples[length]:
                 with naming(sample):
                     prompt = self._processor.encode_prompt(sample.images, sample.question)
-                made.append(replace(prompt, ids=prompt.ids + prefix))
+                made.append(self._processor.asked_in(prompt, self._stage.mode))
             self._prompts[length] = made
         return self._prompts[length]
 

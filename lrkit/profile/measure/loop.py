@@ -195,8 +195,8 @@ def _ask(
     row.device_peak_bytes = case.engine.peak_bytes()
     row.patches = 0 if prompt.patches is None else len(prompt.patches)
     if result.routed_tokens:
-        ids = prompt.ids + [0] * (result.prefilled_tokens - len(prompt.ids))  # the mode direct adds its marker
-        row.visual = [token == case.reasoner.processor.image_id for token in ids]
+        read = case.reasoner.processor.asked_in(prompt, case.options.mode)
+        row.visual = [token == case.reasoner.processor.image_id for token in read.ids]
     _fill(row, result, encoded - started, total, None if probe is None else probe.take())
     row.answer = case.reasoner.processor.format.find_answer(said, case.options.mode)
     row.correct = (row.answer is not None and answers_match(row.answer, sample.answer)) if scored else None

@@ -8,7 +8,7 @@ So the ids of a piece do not depend on what latents replaced before it, and a pi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer
 from lrkit.config import load_config
 from lrkit.contract.bundle.limits import check_images, check_prompt
 from lrkit.contract.bundle.manifest import Limits
+from lrkit.contract.generated import Mode
 from lrkit.contract.prompt import PromptFormat
 from lrkit.errors import CheckpointError, ConfigError, DataError, UnknownNameError, one_line
 from lrkit.families.protocols import Geometry, Grid
@@ -190,6 +191,11 @@ class Processor:
         cut = [used.cut(pictures.take(index)) for index, used in enumerate(fitted.geometries)]
         patches = (cut[0] if len(cut) == 1 else np.concatenate(cut)) if cut else None
         return EncodedPrompt(ids, patches, grids, sizes, geometry if cut else None, tuple(fitted.resized))
+
+    def asked_in(self, prompt: EncodedPrompt, mode: Mode) -> EncodedPrompt:
+        """What the model reads in that mode. In `direct` the bare answer is asked for by beginning it: the answer's
+        marker ends the prompt, in training as in use (method section 1)."""
+        return replace(prompt, ids=prompt.ids + self.answer_prefix_ids) if mode == "direct" else prompt
 
     def encode_speech(self, steps: Sequence[str], answer: str) -> list[int]:
         """Ids of the spoken steps, the answer and the end token.

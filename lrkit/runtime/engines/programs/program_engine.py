@@ -232,7 +232,7 @@ class ProgramEngine:
         given = manifest.defaults or _NO_DEFAULTS
         halting = options.halting or given.halting or think.halting
         steps = given.max_latent_steps if options.max_latent_steps is None else options.max_latent_steps
-        ids = prompt.ids + self.processor.answer_prefix_ids if options.mode == "direct" else prompt.ids
+        ids = self.processor.asked_in(prompt, options.mode).ids
         check_prompt(manifest.limits, len(ids), len(prompt.grids), 0 if prompt.patches is None else len(prompt.patches))
         most = check_asked("max_latent_steps", steps, manifest.limits.max_latent_steps)
         return build_feed(

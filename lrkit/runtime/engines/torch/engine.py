@@ -6,7 +6,6 @@ Place in the pipeline: lrkit/model/checkpoint.py -> TorchEngine -> lrkit/runtime
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -171,11 +170,8 @@ class TorchEngine:
         self, prompts: Sequence[EncodedPrompt], options: AskOptions, on_token: OnToken | None = None
     ) -> list[Generated]:
         self._heed_fork(self.device)
-        if options.mode == "direct":
-            # The bare answer is asked for by beginning it: its marker ends the prompt (method section 1).
-            prefix = self.processor.answer_prefix_ids
-            prompts = [replace(prompt, ids=prompt.ids + prefix) for prompt in prompts]
-        batch = collate_prompts(prompts, self.processor.pad_id).to(self.device)
+        asked = [self.processor.asked_in(prompt, options.mode) for prompt in prompts]
+        batch = collate_prompts(asked, self.processor.pad_id).to(self.device)
         most = DEFAULT_MAX_NEW_TOKENS if options.max_new_tokens is None else options.max_new_tokens
         end, *others = (-1,) if options.ignore_end else self.processor.end_ids
         limits = GenerationLimits(end, most, options.max_latent_steps, options.halting, tuple(others))
