@@ -168,6 +168,12 @@ def test_python_in_the_pages_uses_names_that_exist(page: Path) -> None:
                 assert all(hasattr(module, name.name) for name in node.names), block
 
 
+def test_words_that_nobody_says_are_not_written() -> None:
+    files = [*CURRENT, *(file for name in ("lrkit", "benchmarks", "examples") for file in (ROOT / name).rglob("*.py"))]
+    found = [(where(file), *re.findall(r"\b(?:anew|for ever|by turns)\b", file.read_text("utf-8"))) for file in files]
+    assert [words for words in found if len(words) > 1] == []
+
+
 def test_the_readme_is_short_and_begins_with_the_set_up() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 150
