@@ -3,22 +3,22 @@
 Place in the pipeline: profiles/shapes/*.json -> `Shape` -> random weights on torch (lrkit/profile) or in a program
 (lrkit/export).
 
-Every shape is built as the table's default family with those numbers. Blocks of the same widths and depths stand in for
-families whose blocks differ in detail (windowed attention in a tower, say).
+The family that a shape names builds it. Blocks of the same widths and depths stand in for those of other families,
+which differ in detail (windowed attention in a tower, say).
 """
 
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lrkit.config import Config, load_config
 from lrkit.contract.prompt import PromptFormat
 from lrkit.contract.sample import Sample
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.data.trail import VOCABULARY
-from lrkit.errors import ConfigError, UserError
+from lrkit.errors import ConfigError, UnknownNameError, UserError
 from lrkit.families.protocols import ModelSizes, ModelTokens
-from lrkit.families.table import DEFAULT, fresh_models
+from lrkit.families.table import DEFAULT, FAMILIES, fresh_models
 from lrkit.files import read_json
 from lrkit.resources import find_resource
 from lrkit.runtime.encode.processor import Processor
@@ -36,6 +36,8 @@ class Shape(Config):
 
     description: str
     """Which model has these numbers."""
+    family: str = DEFAULT
+    """Who builds it."""
     hidden_size: int = Field(ge=8, le=131072)
     """Width of the language model."""
     num_layers: int = Field(ge=1, le=1000)
@@ -66,6 +68,15 @@ class Shape(Config):
     """Width and height of the picture that is asked about, in pixels; multiples of patch_size * merge_size."""
     note: str = ""
     """In what the stand-in differs from the model."""
+
+    @field_validator("family")
+    @classmethod
+    def _known(cls, family: str) -> str:
+        try:
+            FAMILIES.check(family)
+        except UnknownNameError as error:
+            raise ValueError(str(error)) from error
+        return family
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -122,7 +133,7 @@ def shape_processor(shape: Shape) -> Processor:
     """A tokenizer of the trail data's words, and pictures of the shape's size."""
     width, height = shape.image_size
     pixels = width * height
-    geometry = fresh_models(DEFAULT).geometry(shape.patch_size, shape.merge_size, pixels, pixels, plain=False)
+    geometry = fresh_models(shape.family).geometry(shape.patch_size, shape.merge_size, pixels, pixels, plain=False)
     return Processor(build_word_tokenizer(VOCABULARY), geometry, PromptFormat())
 
 
@@ -133,4 +144,4 @@ def shape_config(shape: Shape, processor: Processor) -> Any:
         rope_theta=1000000.0,
     )
     tokens = ModelTokens(processor.image_id, processor.eos_id, processor.pad_id, unused=processor.latent_id)
-    return fresh_models(DEFAULT).config(sizes, processor.geometry, tokens)
+    return fresh_models(shape.family).config(sizes, processor.geometry, tokens)

@@ -28,13 +28,13 @@ from lrkit.export.targets.target import Target
 from lrkit.export.weights.int4 import block_for, quantize
 from lrkit.export.weights.reader import reader_of
 from lrkit.export.weights.source import Parts, Source, array, assemble
-from lrkit.families.table import DEFAULT, fresh_models
+from lrkit.families.table import fresh_models
 from lrkit.model.build import build_reasoner
 from lrkit.model.latent_token import LatentToken
 from lrkit.model.open_backbone import backbone_loader
 from lrkit.model.reasoner import LatentReasoner
+from lrkit.runtime.encode.processor import Processor
 
-_READER = reader_of(DEFAULT)
 SPREAD = 0.02
 """Standard deviation of every matrix: what transformers starts such models with."""
 CHECK_TOKENS = 8
@@ -63,20 +63,23 @@ class ShapeOrigin:
 
     settings = SETTINGS
 
-    def __init__(self, shape: Shape, latent_id: int, config: Any, target: Target) -> None:
-        self.shape, self.latent_id, self.config, self.target = shape, latent_id, config, target
+    def __init__(self, shape: Shape, processor: Processor, target: Target) -> None:
+        self.shape, self.target = shape, target
+        self.image_id, self.latent_id = processor.image_id, processor.latent_id
+        self.config = shape_config(shape, processor)
+        self.reader = reader_of(shape.family)
         self.weights = RandomWeights({name: tuple(p.shape) for name, p in self._empty().named_parameters()})
 
     def source(self) -> Source:
         """Weights drawn as asked for; only the vision tower is made whole."""
         return assemble(
             Parts(
-                family=str(self.config.model_type),
+                family=self.shape.family,
                 config=self.config,
                 read=self.weights.read,
                 tied=self.shape.tied_embeddings,
                 settings=self.settings,
-                image_id=self.config.image_token_id,
+                image_id=self.image_id,
                 latent_id=self.latent_id,
                 extras=self._extras(),
             )
@@ -85,26 +88,27 @@ class ShapeOrigin:
     def reasoner(self) -> LatentReasoner:
         """What the program's weights stand for, on torch in float32."""
         model = self._empty()
-        names = [name for name, _ in model.named_parameters() if name != _READER.head]
+        names = [name for name, _ in model.named_parameters() if name != self.reader.head]
         model.load_state_dict({n: torch.from_numpy(self._held(n)) for n in names}, strict=False, assign=True)
         if self.shape.tied_embeddings and self.target.precision != "int4":
             model.tie_weights()
         else:  # integers of the head are not those of the embedding, even where both stand for one matrix
-            module, _, weight = _READER.head.rpartition(".")
-            setattr(model.get_submodule(module), weight, torch.nn.Parameter(torch.from_numpy(self._held(_READER.head))))
-        reasoner = build_reasoner(backbone_loader(DEFAULT)(model.eval()), self.settings, self.latent_id)
+            module, _, weight = self.reader.head.rpartition(".")
+            held = torch.nn.Parameter(torch.from_numpy(self._held(self.reader.head)))
+            setattr(model.get_submodule(module), weight, held)
+        reasoner = build_reasoner(backbone_loader(self.shape.family)(model.eval()), self.settings, self.latent_id)
         reasoner.latent.norm.fill_(float(self._extras()["latent.norm"]))
         return reasoner
 
     def _held(self, name: str) -> np.ndarray:
         """A weight as the program holds it."""
-        tied = name == _READER.head and self.shape.tied_embeddings
-        weight, int4 = self.weights.read(_READER.embedding if tied else name), self.target.int4
+        tied = name == self.reader.head and self.shape.tied_embeddings
+        weight, int4 = self.weights.read(self.reader.embedding if tied else name), self.target.int4
         if self.target.precision != "int4" or weight.ndim != 2:  # the tower's first layer, a convolution, stays float
             return weight
-        if name == _READER.embedding:
+        if name == self.reader.embedding:
             return weight if int4.embedding == "float" else quantize(weight, weight.shape[1], 8).dequantize()
-        kept = {_READER.head: int4.head, _READER.tower: int4.vision}
+        kept = {self.reader.head: int4.head, self.reader.tower: int4.vision}
         kind = next((kind for start, kind in kept.items() if name.startswith(start)), "int4")
         block = block_for(weight.shape[1], int4.block)
         if kind == "float" or block is None:
@@ -116,12 +120,12 @@ class ShapeOrigin:
         from accelerate import init_empty_weights
 
         with init_empty_weights(include_buffers=False):
-            return fresh_models(DEFAULT).model(self.config)
+            return fresh_models(self.shape.family).model(self.config)
 
     def _extras(self) -> dict[str, np.ndarray]:
         """Latent rows and their scale as a fresh reasoner has them, which reads them off its embedding and head."""
-        rows = torch.from_numpy(self.weights.read(_READER.embedding))
-        head = None if self.shape.tied_embeddings else torch.from_numpy(self.weights.read(_READER.head))
+        rows = torch.from_numpy(self.weights.read(self.reader.embedding))
+        head = None if self.shape.tied_embeddings else torch.from_numpy(self.weights.read(self.reader.head))
         latent = LatentToken(self.latent_id, rows, head, self.settings.think.latent_scale)
         return {f"latent.{name}": array(tensor).copy() for name, tensor in latent.state_dict().items()}
 
@@ -154,8 +158,7 @@ class ShapeSubject:
 
     def origins(self, baselines: bool) -> dict[Role, Origin]:
         """One latent reasoner: random weights have no baselines."""
-        config = shape_config(self.shape, self.processor)
-        return {"latent": ShapeOrigin(self.shape, self.processor.latent_id, config, self.target)}
+        return {"latent": ShapeOrigin(self.shape, self.processor, self.target)}
 
     def samples(self, count: int) -> list[Sample]:
         """Questions about a grey picture of the shape's size; random weights have no right answer to them."""

@@ -63,13 +63,15 @@ def test_random_weights_are_the_same_for_every_reader():
 
 
 def test_wrong_requests_are_one_sentence(shape, tmp_path, capsys):
-    small = tmp_path / "small.json"
+    small, strange = tmp_path / "small.json", tmp_path / "strange.json"
     small.write_text(json.dumps({**SHAPE, "vocabulary": 40}))
+    strange.write_text(json.dumps({**SHAPE, "family": "qwen2_v"}))
     asked = 0
     for arguments, part in (
         (("random:qwen2-vl-2",), "did you mean 'qwen2-vl-2b'"),
         ((f"random:{tmp_path / 'absent.json'}",), "no such file"),
         ((f"random:{small}",), "vocabulary"),
+        ((f"random:{strange}",), "did you mean 'qwen2_vl'"),
         (("random:",), "shape"),
         ((f"random:{shape}", "tiny"), "tiny"),
         ((f"random:{shape}", "--data", "trail:main"), "leave --data out"),
@@ -81,7 +83,7 @@ def test_wrong_requests_are_one_sentence(shape, tmp_path, capsys):
         said = capsys.readouterr().err
         assert part in said and len(said.strip().splitlines()) == 1, said
         asked += 1
-    assert asked == 9
+    assert asked == 10
     assert not (tmp_path / "bundle").exists()
 
 

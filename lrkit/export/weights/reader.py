@@ -18,6 +18,14 @@ Read = Callable[[str], np.ndarray]
 holds."""
 
 
+LLAMA_PARTS = {
+    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "out": "self_attn.o_proj",
+    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj", "norm1": "input_layernorm",
+    "norm2": "post_attention_layernorm",
+}  # fmt: skip
+"""Part of a layer -> its module inside the layer, as Llama named them and many families after it."""
+
+
 class WeightReader(Protocol):
     """How the language model of one family lies in its weights. Names are those of transformers."""
 

@@ -6,21 +6,10 @@ import numpy as np
 from torch import nn
 
 from lrkit.errors import ExportError
-from lrkit.export.weights.reader import Read
+from lrkit.export.weights.reader import LLAMA_PARTS, Read
 from lrkit.export.weights.recipe import Dimensions, LayerRecipe, Norm, known
 
 _TEXT = "model.language_model"
-_PARTS = {
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "out": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-    "norm1": "input_layernorm",
-    "norm2": "post_attention_layernorm",
-}
 
 
 class Qwen2VLWeights:
@@ -69,7 +58,7 @@ class Qwen2VLWeights:
 
     def layer(self, read: Read, number: int, part: str, kind: str) -> np.ndarray:
         """Every part is a tensor of its own."""
-        return read(f"{_TEXT}.layers.{number}.{_PARTS[part]}.{kind}")
+        return read(f"{_TEXT}.layers.{number}.{LLAMA_PARTS[part]}.{kind}")
 
 
 PART = Qwen2VLWeights()

@@ -11,7 +11,7 @@ from typing import Any
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.shapes import Shape, load_shape, shape_config, shape_processor
 from lrkit.errors import CapacityError, UserError, require
-from lrkit.families.table import DEFAULT, fresh_models
+from lrkit.families.table import fresh_models
 from lrkit.profile.measure.cases import Model, ModelChoice
 from lrkit.profile.measure.dtypes import fastest_dtype
 from lrkit.profile.measure.meters import MemoryMeter
@@ -66,12 +66,12 @@ def _engine(shape: Shape, settings: ReasonerSettings, device: str, dtype: str, c
     torch.set_default_dtype(getattr(torch, dtype))
     try:
         with torch.device("meta"):
-            model = fresh_models(DEFAULT).model(shape_config(shape, processor))
+            model = fresh_models(shape.family).model(shape_config(shape, processor))
         model = model.to_empty(device=device)
         _fill(model)
     finally:
         torch.set_default_dtype(previous)
-    reasoner = build_reasoner(backbone_loader(DEFAULT)(model.eval()), settings, processor.latent_id)
+    reasoner = build_reasoner(backbone_loader(shape.family)(model.eval()), settings, processor.latent_id)
     return TorchEngine(reasoner.to(getattr(torch, dtype)), processor, device, cuda_graphs=cuda_graphs)
 
 
