@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lrkit.cli.main import main
 from tests.bundles import QUESTION, picture
+from tests.commands import lrkit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,12 +45,6 @@ def rooms(tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    return left.value.code if isinstance(left.value.code, int) else 0
-
-
 def recorded(bundle: Path) -> list[dict]:
     return json.loads((bundle / "bundle.json").read_text())["samples"]
 
@@ -72,7 +66,7 @@ def test_ask_prints_the_answer_and_writes_its_history(
     bundle: Path, rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = tmp_path / "answer.json"
-    assert run("ask", bundle, "--image", rooms, QUESTION, "--threads", 1, "--json", report) == 0
+    assert lrkit("ask", bundle, "--image", rooms, QUESTION, "--threads", 1, "--json", report) == 0
     captured = capsys.readouterr()
     answer = json.loads(report.read_text())
     assert captured.out.strip() == answer["text"] != ""
@@ -83,7 +77,7 @@ def test_ask_prints_the_answer_and_writes_its_history(
 def test_eval_asks_each_program_of_the_bundle(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "eval.json"
     given = ("--modes", "latent,cot", "--samples", 4, "--latency-samples", 2, "--json", report)
-    assert run("eval", bundle, *given) == 0
+    assert lrkit("eval", bundle, *given) == 0
     figures = json.loads(report.read_text())
     assert figures["runs_on"] == {"engine": "onnxruntime", "device": "cpu", "threads": None, "dtype": "fp32"}
     assert figures["modes"]["latent"]["latent_steps_histogram"] == {"3": 4}
@@ -93,7 +87,7 @@ def test_eval_asks_each_program_of_the_bundle(bundle: Path, tmp_path: Path, caps
 
 def test_validate_runs_the_recorded_samples(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "findings.json"
-    assert run("validate", bundle, "--json", report) == 0
+    assert lrkit("validate", bundle, "--json", report) == 0
     assert "4 of 4 recorded samples" in capsys.readouterr().out
     findings = json.loads(report.read_text())
     assert findings["kind"] == "bundle" and findings["ok"]
@@ -106,7 +100,7 @@ def test_validate_names_the_sample_that_answers_otherwise(own_bundle: Path, caps
     manifest = json.loads(path.read_text())
     manifest["samples"][2]["token_ids"][0] += 1
     path.write_text(json.dumps(manifest))
-    assert run("validate", own_bundle) == 2
+    assert lrkit("validate", own_bundle) == 2
     captured = capsys.readouterr()
     assert "3 of 4 recorded samples" in captured.out
     assert f"{own_bundle}: recorded sample 2 (cot) gives" in captured.err and "recorded sample 0" not in captured.err
@@ -119,7 +113,7 @@ def test_a_damaged_bundle_ends_every_verb_with_one_message(
     path = own_bundle / "latent.onnx"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     rest = ("Read the signs.",) if verb == "ask" else ()
-    assert run(verb, own_bundle, *rest) == 2
+    assert lrkit(verb, own_bundle, *rest) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert line.startswith("error: ") and "latent.onnx is cut off" in line
 
@@ -130,17 +124,17 @@ def test_ask_and_eval_say_that_a_picture_was_shrunk(
     """A picture ten times as long as the bundle takes; before, it was refused."""
     picture().resize((800, 320)).save(tmp_path / "large.png")
     report = tmp_path / "answer.json"
-    assert run("ask", bundle, "--image", tmp_path / "large.png", QUESTION, "--json", report) == 0
+    assert lrkit("ask", bundle, "--image", tmp_path / "large.png", QUESTION, "--json", report) == 0
     printed = capsys.readouterr()
     (resized,) = json.loads(report.read_text())["resized"]
     width, height = resized["used"]
     note = f"note: the model saw picture 1 from 800 x 320 to {width} x {height} pixels (max_patches)"
     assert note in printed.err and "note" not in printed.out
     smaller = ("ask", bundle, "--image", tmp_path / "large.png", QUESTION, "--max-pixels", 1000, "--json", report)
-    assert run(*smaller) == 0 and "(max_pixels)" in capsys.readouterr().err
+    assert lrkit(*smaller) == 0 and "(max_pixels)" in capsys.readouterr().err
     line = {"image": "large.png", "question": QUESTION, "steps": [], "answer": "3"}
     (tmp_path / "data.jsonl").write_text(json.dumps(line) + "\n")
     given = ("--data", tmp_path / "data.jsonl", "--modes", "latent", "--latency-samples", 0, "--json", report)
-    assert run("eval", bundle, *given) == 0
+    assert lrkit("eval", bundle, *given) == 0
     assert json.loads(report.read_text())["modes"]["latent"]["pictures_resized"] == 1
     assert "note: pictures were shrunk to the model's limits" in capsys.readouterr().err

@@ -9,7 +9,6 @@ import onnx_ir as ir
 import pytest
 from PIL import Image
 
-from lrkit.cli.main import main
 from lrkit.contract.sample import Sample
 from lrkit.errors import ExportError
 from lrkit.export import bundle as bundle_module
@@ -20,6 +19,7 @@ from lrkit.runtime.checks.bundle_check import check_bundle
 from lrkit.runtime.engines.common.protocol import AskOptions
 from lrkit.runtime.engines.onnxruntime.engine import OrtEngine
 from tests.bundles import CAPACITY, QUESTION, SETTINGS, TARGET, picture, processor, torch_reasoner
+from tests.commands import lrkit
 from tests.tiny import PATCH, tiny_reasoner
 
 LIMITS = [f"limits.{name}={value}" for name, value in CAPACITY.items()]
@@ -32,12 +32,6 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "latent"
     save_checkpoint(folder, tiny_reasoner(SETTINGS["latent"]), processor(), base=None, info={"stage": "latent"})
     return folder
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return int(stopped.value.code or 0)
 
 
 def ask(folder, on_token=None):
@@ -53,17 +47,17 @@ def test_int4_bundle_from_the_command_line(checkpoint, tmp_path, capsys):
     place, figures = tmp_path / "small", tmp_path / "figures.json"
     place.symlink_to(tmp_path / "real")  # which is followed and stays
     asked = ("export", checkpoint, "--int4", "--samples", 2, "-o", place, "--json", figures, *LIMITS)
-    assert run(*asked) == 2, "the model is not trained: it has no right answers, and rounding changes all it says"
+    assert lrkit(*asked) == 2, "the model is not trained: it has no right answers, and rounding changes all it says"
     refused = capsys.readouterr().err.strip().splitlines()[-1]
     assert refused.startswith("error: nothing proves the latent program") and not place.exists()
-    assert run(*asked, "--allow-unproven") == 0
+    assert lrkit(*asked, "--allow-unproven") == 0
     said = capsys.readouterr().out
     assert "against torch" in said and "weights, MB" in said
     written = json.loads(figures.read_text())["manifest"]["programs"]["latent"]
     assert (written["precision"], written["accuracy_level"]) == ("int4", 4)
     assert check_bundle(place).problems == []
     assert place.is_symlink() and sorted(path.name for path in tmp_path.iterdir()) == ["figures.json", "real", "small"]
-    assert run("export", checkpoint, "--samples", 2, "-o", place) == 2
+    assert lrkit("export", checkpoint, "--samples", 2, "-o", place) == 2
     assert "--force" in capsys.readouterr().err
 
 
@@ -156,7 +150,7 @@ def test_wrong_requests_are_one_sentence(checkpoint, tmp_path, capsys):
         ((checkpoint, "-o", tmp_path / ("n" * 300)), "the name is too long; shorten it"),
         ((checkpoint, "-o", "/proc/self/bundle"), "check the path"),
     ):
-        assert run("export", *arguments) == 2
+        assert lrkit("export", *arguments) == 2
         said = capsys.readouterr().err
         assert part in said and len(said.strip().splitlines()) == 1, said
     assert (tmp_path / "mine" / "notes.txt").read_text() == file.read_text() == "keep"
@@ -179,7 +173,7 @@ def test_folders_that_nothing_can_replace_are_refused_at_once(tmp_path, monkeypa
 
 def test_two_exports_into_one_folder_are_refused(checkpoint, tmp_path, capsys):
     with locked(tmp_path / "bundle", "writes into"):
-        assert run("export", checkpoint, "-o", tmp_path / "bundle", "--samples", 1, *LIMITS) == 2
+        assert lrkit("export", checkpoint, "-o", tmp_path / "bundle", "--samples", 1, *LIMITS) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.endswith("another process writes into it; wait until it is done, or give another folder"), said
     assert list(tmp_path.iterdir()) == []

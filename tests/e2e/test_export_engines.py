@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from lrkit.cli.main import main
 from lrkit.contract.bundle.folder import open_bundle
 from lrkit.contract.bundle.manifest import SCHEMA
 from lrkit.contract.settings import ReasonerSettings
@@ -25,6 +24,7 @@ from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import save_checkpoint
 from lrkit.runtime.engines.tensorrt.library import installed_version
 from tests.bundles import CAPACITY, processor
+from tests.commands import lrkit
 from tests.engines import needs_builder
 from tests.tiny import LATENT, tiny_backbone
 
@@ -60,7 +60,7 @@ def slow_checkpoint(tmp_path_factory) -> Path:
 def exported(checkpoint) -> Path:
     """A bundle whose programs engines can be built from; shared, so copy it to alter it."""
     place = checkpoint.parent / "plain"
-    assert run("export", checkpoint, "--target", "rtx-pc", "--samples", 2, "-o", place, *LIMITS, "engine=null") == 0
+    assert lrkit("export", checkpoint, "--target", "rtx-pc", "--samples", 2, "-o", place, *LIMITS, "engine=null") == 0
     return place
 
 
@@ -69,16 +69,10 @@ def bundle(exported, tmp_path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / "bundle"))
 
 
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return int(stopped.value.code or 0)
-
-
 def test_a_new_bundle_with_an_engine_for_two_gpus(checkpoint, tmp_path, capsys):
     place, figures = tmp_path / "pc", tmp_path / "figures.json"
     wanted = ("--engine", "tensorrt-rtx", "--arch", "sm89,sm120", "--json", figures)
-    assert run("export", checkpoint, *wanted, "--samples", 2, "-o", place, *LIMITS) == 0
+    assert lrkit("export", checkpoint, *wanted, "--samples", 2, "-o", place, *LIMITS) == 0
     assert "TensorRT engines" in capsys.readouterr().out
     manifest = json.loads(figures.read_text())["manifest"]
     assert manifest["schema_version"] == SCHEMA
@@ -91,7 +85,7 @@ def test_a_new_bundle_with_an_engine_for_two_gpus(checkpoint, tmp_path, capsys):
     most = CAPACITY["max_prompt_tokens"]
     assert entry["profile"]["position_ids"][0] == [3, 1] and entry["profile"]["position_ids"][2] == [3, most]
     assert (place / entry["file"]).stat().st_size == manifest["files"][entry["file"]]["bytes"]
-    assert run("validate", place) == 0
+    assert lrkit("validate", place) == 0
 
     (place / entry["file"]).write_bytes((place / entry["file"]).read_bytes()[:-1])
     with pytest.raises(BundleError, match=r"engines/latent\S+ is cut off"):
@@ -109,13 +103,15 @@ def test_engines_are_added_without_torch_and_replace_their_like(bundle):
     done = subprocess.run([sys.executable, "-c", program, str(bundle)], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     first = open_bundle(bundle).manifest.programs["latent"].engines[0].file
-    assert run("engines", bundle, "--engine", "tensorrt-rtx", "--arch", "sm89", "engine.options.workspace_mb=512") == 0
+    assert (
+        lrkit("engines", bundle, "--engine", "tensorrt-rtx", "--arch", "sm89", "engine.options.workspace_mb=512") == 0
+    )
     manifest = open_bundle(bundle).manifest
     (entry,) = manifest.programs["latent"].engines
     assert entry.file != first and entry.options == {"workspace_mb": 512}
     assert [path.relative_to(bundle).as_posix() for path in bundle.glob("engines/*")] == [entry.file]
     assert first not in manifest.files
-    assert run("validate", bundle) == 0
+    assert lrkit("validate", bundle) == 0
 
 
 def test_engines_of_the_standard_package(bundle):
@@ -137,7 +133,7 @@ def test_engines_of_the_standard_package(bundle):
 def test_every_graph_of_the_form_step_gets_an_engine(checkpoint, tmp_path):
     place = tmp_path / "steps"
     wanted = ("--form", "step", "--engine", "tensorrt-rtx", "--arch", "sm89")
-    assert run("export", checkpoint, *wanted, "--samples", 2, "-o", place, *LIMITS) == 0
+    assert lrkit("export", checkpoint, *wanted, "--samples", 2, "-o", place, *LIMITS) == 0
     entries = open_bundle(place).manifest.programs["latent"].engines
     assert [entry.graph for entry in entries] == ["prompt", "think", "speak"]
     assert entries[1].file == "engines/latent.think.tensorrt-rtx.sm89.engine"
@@ -190,7 +186,7 @@ def test_ctrl_c_while_building_leaves_no_half_bundle_and_no_process(slow_checkpo
     thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
     wanted = ("--engine", "tensorrt-rtx", "--arch", "sm89", "--samples", 1, "-o", tmp_path / "out")
-    assert run("export", slow_checkpoint, *wanted, *LIMITS) == 130
+    assert lrkit("export", slow_checkpoint, *wanted, *LIMITS) == 130
     thread.join()
     assert "interrupted" in capsys.readouterr().err
     assert len(builders) == 1 and is_gone(builders[0])
@@ -209,7 +205,7 @@ def test_a_builder_that_the_system_kills_is_one_sentence(slow_checkpoint, tmp_pa
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    assert run("engines", bundle, "--engine", "tensorrt-rtx") == 2
+    assert lrkit("engines", bundle, "--engine", "tensorrt-rtx") == 2
     thread.join()
     said = capsys.readouterr().err
     assert re.search(r"process ended by signal SIGKILL after \d s, holding 0\.\d GB; .* memory runs out", said), said
@@ -243,13 +239,15 @@ def exported_slow(checkpoint: Path) -> Path:
     """A bundle of it, made once."""
     place = checkpoint.parent / "slow-bundle"
     if not place.exists():
-        assert run("export", checkpoint, "--target", "rtx-pc", "--samples", 1, "-o", place, *LIMITS, "engine=null") == 0
+        assert (
+            lrkit("export", checkpoint, "--target", "rtx-pc", "--samples", 1, "-o", place, *LIMITS, "engine=null") == 0
+        )
     return place
 
 
 def test_a_script_builds_on_a_device_without_lrkit_and_its_engine_joins_the_bundle(bundle, tmp_path, capsys):
     """Only the ONNX file and the script go to the device: a Python that has nothing but the package of the builder."""
-    assert run("engines", bundle, "--engine", "tensorrt", "--script", tmp_path / "build_engine.py") == 0
+    assert lrkit("engines", bundle, "--engine", "tensorrt", "--script", tmp_path / "build_engine.py") == 0
     assert "built on the device" in capsys.readouterr().out
     device = tmp_path / "device"
     device.mkdir()
@@ -267,12 +265,12 @@ def test_a_script_builds_on_a_device_without_lrkit_and_its_engine_joins_the_bund
     assert re.search(r"\d+\.\d MB after \d+\.\d s, \d+ layers, at most \d+\.\d+ GB", done.stdout), done.stdout
 
     engines = device / "engines" / "engines.json"
-    assert run("engines", bundle, "--take", engines) == 0
+    assert lrkit("engines", bundle, "--take", engines) == 0
     (entry,) = open_bundle(bundle).manifest.programs["latent"].engines
     # The script takes the package that is there: on this machine tensorrt_rtx, for all GPUs that it knows.
     assert entry.kind == "tensorrt-rtx" and entry.archs[0] == "sm80" and "sm75" not in entry.archs
     assert entry.file == f"engines/latent.tensorrt-rtx.{'-'.join(entry.archs)}.engine"
-    assert run("validate", bundle) == 0
+    assert lrkit("validate", bundle) == 0
 
     (device / "latent.onnx").write_bytes(b"another")
     refused = subprocess.run(
@@ -282,7 +280,7 @@ def test_a_script_builds_on_a_device_without_lrkit_and_its_engine_joins_the_bund
     content = json.loads(engines.read_text())
     content["engines"][0]["onnx_sha256"] = "0" * 64
     engines.write_text(json.dumps(content))
-    assert run("engines", bundle, "--take", engines) == 2
+    assert lrkit("engines", bundle, "--take", engines) == 2
     assert "was built from another program" in capsys.readouterr().err
 
 
@@ -295,10 +293,10 @@ def test_targets_of_devices_leave_a_script_where_their_builder_is_missing(checkp
     if installed_version("tensorrt") is not None:
         pytest.skip("the package tensorrt is installed: its engine would be built")
     place = tmp_path / "thor"
-    assert run("export", checkpoint, "--target", "jetson-thor", "--samples", 2, "-o", place, *LIMITS) == 0
+    assert lrkit("export", checkpoint, "--target", "jetson-thor", "--samples", 2, "-o", place, *LIMITS) == 0
     assert f"copy {place} there" in capsys.readouterr().out
     assert "build_engine.py" in open_bundle(place).manifest.files
-    assert run("validate", place) == 0
+    assert lrkit("validate", place) == 0
     (place / "build_engine.py").write_text("print('hello')")
     with pytest.raises(BundleError, match=r"build_engine\.py is cut off"):
         open_bundle(place)
@@ -322,7 +320,7 @@ def test_what_cannot_be_built_is_one_sentence(checkpoint, bundle, tmp_path, caps
         ((bundle, *rtx, "--take", tmp_path / "none.json"), "with the bundle alone"),
     ):
         own = () if arguments[0] == bundle else ("-o", nothing)
-        assert run("engines" if arguments[0] == bundle else "export", *arguments, *own) == 2
+        assert lrkit("engines" if arguments[0] == bundle else "export", *arguments, *own) == 2
         said = capsys.readouterr().err
         assert re.search(part, said.strip()), said
         assert not nothing.exists()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from lrkit.cli.main import main
 from lrkit.contract.bundle.folder import open_bundle
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.trail import trail_set
@@ -23,6 +22,7 @@ from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import save_checkpoint
 from lrkit.runtime.checks.bundle_check import check_bundle
 from tests.bundles import CAPACITY, processor
+from tests.commands import lrkit
 from tests.e2e.test_export_engines import builders_of, on_linux, wait_for
 from tests.engines import needs_builder
 from tests.tiny import LATENT, tiny_backbone
@@ -44,12 +44,6 @@ def checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("refused") / "paper"
     save_checkpoint(folder, reasoner, processor(), base=None, info={"stage": "latent"})
     return folder
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return int(stopped.value.code or 0)
 
 
 def assert_whole_without_engines(place: Path) -> None:
@@ -101,7 +95,7 @@ def test_what_only_the_builder_refuses_is_known_by_the_rules(checkpoint, tmp_pat
         "--json",
         figures,
     )
-    assert run("export", checkpoint, "-o", place, *asked, *LIMITS) == 2
+    assert lrkit("export", checkpoint, "-o", place, *asked, *LIMITS) == 2
     captured = capsys.readouterr()
     *_, last = captured.err.strip().splitlines()
     (note,) = [line for line in captured.err.splitlines() if "no engine will be built: " in line]
@@ -125,7 +119,7 @@ def test_a_builder_that_is_killed_leaves_the_bundle(checkpoint, tmp_path, capsys
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    assert run("export", checkpoint, "-o", tmp_path / "own", *RTX, *LIMITS) == 2
+    assert lrkit("export", checkpoint, "-o", tmp_path / "own", *RTX, *LIMITS) == 2
     thread.join()
     assert "ended by signal SIGKILL" in capsys.readouterr().err
     assert_whole_without_engines(tmp_path / "own")

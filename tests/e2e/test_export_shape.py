@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from lrkit.cli.main import main
 from lrkit.export.shape import RandomWeights
 from lrkit.runtime.checks.bundle_check import check_bundle
+from tests.commands import lrkit
 
 SHAPE = {
     "description": "a few thousand weights", "hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,
@@ -23,12 +23,6 @@ def shape(tmp_path):
     return file
 
 
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return int(stopped.value.code or 0)
-
-
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_int4_bundle_of_a_shape(shape, tmp_path, tied, capsys):
     """With activations in float32 the program computes what torch does with the values of its integers."""
@@ -37,7 +31,7 @@ def test_an_int4_bundle_of_a_shape(shape, tmp_path, tied, capsys):
     changes = ("int4.vision=int4", "int4.block=32", "int4.accuracy_level=0", "limits.max_new_tokens=12")
     place = tmp_path / "bundle"
     asked = ("export", f"random:{shape}", "--int4", *changes, "-o", place, "--json", figures)
-    assert run(*asked) == 0, capsys.readouterr().err
+    assert lrkit(*asked) == 0, capsys.readouterr().err
     manifest = json.loads(figures.read_text())["manifest"]
     found = manifest["validation"]["latent"]
     assert found["passed"] and found["num_samples"] == 1 and "weights are random" in found["tolerance_reason"]
@@ -79,7 +73,7 @@ def test_wrong_requests_are_one_sentence(shape, tmp_path, capsys):
         (("tiny", "--random-weights"), "--random-weights is for --shape"),
         ((), "MODEL is missing"),
     ):
-        assert run("export", *arguments, "-o", tmp_path / "bundle") == 2
+        assert lrkit("export", *arguments, "-o", tmp_path / "bundle") == 2
         said = capsys.readouterr().err
         assert part in said and len(said.strip().splitlines()) == 1, said
         asked += 1
@@ -91,9 +85,9 @@ def test_without_samples_nothing_is_compared_and_the_bundle_says_so(shape, tmp_p
     """Torch's model alone may need more memory than there is; what writes the program never loads it."""
     place = tmp_path / "bundle"
     asked = ("export", f"random:{shape}", "--int4", "--samples", 0, "-o", place)
-    assert run(*asked) == 2
+    assert lrkit(*asked) == 2
     assert not place.exists()
-    assert run(*asked, "--allow-unproven") == 0
+    assert lrkit(*asked, "--allow-unproven") == 0
     manifest = json.loads((place / "bundle.json").read_text())
     found = manifest["validation"]["latent"]
     assert (found["passed"], found["num_samples"], manifest["samples"]) == (False, 0, [])

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lrkit import Reasoner
-from lrkit.cli.main import main
+from tests.commands import lrkit
 from tests.pictures import write_pictures
 from tests.published import LATENT_ID, write_published
 
@@ -46,12 +46,6 @@ stages:
 # Random weights do not end an answer either.
 SHORT = ("--max-new-tokens", "6")
 QUICK = ("max_new_tokens=6", "repeats=1", "phase_samples=1")
-
-
-def lrkit(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(arguments)
-    return int(left.value.code or 0)
 
 
 def train(*arguments: str, stop_after: int | None = None) -> tuple[int, str]:

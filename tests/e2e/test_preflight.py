@@ -5,20 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from lrkit.cli.main import main
 from lrkit.cli.preflight import Asked, target_to_build
 from lrkit.export.preflight.rules import TARGETS
 from lrkit.runtime.engines.tensorrt.library import installed_version
+from tests.commands import lrkit
 from tests.preflight import quantized
 from tests.preflight.make import save
 from tests.preflight.operators import ABS
 from tests.preflight.structure import CASES
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main(["preflight", *map(str, arguments)])
-    return int(stopped.value.code or 0)
 
 
 @pytest.fixture
@@ -45,7 +39,7 @@ def checkpoint(tmp_path_factory) -> Path:
 def test_a_file_that_would_be_rejected_exits_with_2_and_says_where(tmp_path, capsys, findings):
     file = save(CASES["loop-growing-state"].bad, 21, tmp_path / "grow.onnx")
     options, read = findings
-    assert run(file, "--target", "tensorrt-10", *options) == 2
+    assert lrkit("preflight", file, "--target", "tensorrt-10", *options) == 2
     captured = capsys.readouterr()
     assert "step (state h: Concat" in captured.out
     assert "tensorrt-10 would reject grow.onnx at 1 place (loop-growing-state)" in captured.err
@@ -58,7 +52,7 @@ def test_a_file_that_would_be_rejected_exits_with_2_and_says_where(tmp_path, cap
 def test_a_file_that_would_be_taken_exits_with_0(tmp_path, capsys, findings):
     options, read = findings
     for target in TARGETS:
-        assert run(save(ABS, 21, tmp_path / "abs.onnx"), "--target", target, *options) == 0
+        assert lrkit("preflight", save(ABS, 21, tmp_path / "abs.onnx"), "--target", target, *options) == 0
         assert f"nothing that {target} would reject was found" in capsys.readouterr().out
         assert read()["ok"] is True
     assert read()["reports"][0]["asked"]["takes"] is True
@@ -66,17 +60,17 @@ def test_a_file_that_would_be_taken_exits_with_0(tmp_path, capsys, findings):
 
 def test_a_bundle_is_checked_for_what_it_was_exported_for(bundle, capsys, findings):
     options, read = findings
-    assert run(bundle, *options) == 0
+    assert lrkit("preflight", bundle, *options) == 0
     assert [(r["graph"], r["target"], r["agrees"]) for r in read()["reports"]] == [
         ("latent", "ort", True), ("cot", "ort", True),
     ]  # fmt: skip
-    assert run(bundle, "--target", "tensorrt-11") == 2
+    assert lrkit("preflight", bundle, "--target", "tensorrt-11") == 2
     assert "operator-unsupported" in capsys.readouterr().err
 
 
 def test_the_graphs_of_the_step_form_are_checked_one_by_one(step_bundle, findings):
     options, read = findings
-    assert run(step_bundle, *options) == 0
+    assert lrkit("preflight", step_bundle, *options) == 0
     assert [r["graph"] for r in read()["reports"]] == ["latent.prompt", "latent.think", "latent.speak"]
 
 
@@ -84,7 +78,7 @@ def test_the_graphs_of_the_step_form_are_checked_one_by_one(step_bundle, finding
 def test_what_lrkit_writes_for_tensorrt_passes(checkpoint, precision, findings):
     options, read = findings
     precise = [f"precision={precision}", "int4.block=32", *options]
-    assert run(checkpoint, "--target", "tensorrt-rtx", *precise) == 0
+    assert lrkit("preflight", checkpoint, "--target", "tensorrt-rtx", *precise) == 0
     (report,) = read()["reports"]
     assert {f["verdict"] for f in report["findings"]} == {"note"}
     if installed_version("tensorrt-rtx") is not None:
@@ -93,7 +87,7 @@ def test_what_lrkit_writes_for_tensorrt_passes(checkpoint, precision, findings):
 
 def test_the_other_dialect_is_rejected_with_the_loops_around_its_nodes(bundle, capsys, findings):
     options, read = findings
-    assert run(bundle, "--target", "tensorrt-rtx", *options) == 2
+    assert lrkit("preflight", bundle, "--target", "tensorrt-rtx", *options) == 2
     rejected = [f for f in read()["reports"][0]["findings"] if f["verdict"] == "rejected"]
     assert "operator-unsupported" in {f["rule"] for f in rejected}
     assert any(f["name"] == "think/Loop > think/layer0/QuickGelu" for f in rejected), rejected
@@ -120,11 +114,11 @@ def test_a_target_file_says_what_to_check_for_and_how_to_build():
 def test_gpus_are_checked(tmp_path, capsys, findings):
     options, read = findings
     file = save(quantized.CASES["arch-int4"].bad, 21, tmp_path / "int4.onnx")
-    assert run(file, "--target", "tensorrt-rtx", "--arch", "sm75,sm89", *options) == 2
+    assert lrkit("preflight", file, "--target", "tensorrt-rtx", "--arch", "sm75,sm89", *options) == 2
     rejected = {f["rule"]: f["reason"] for f in read()["reports"][0]["findings"] if f["verdict"] == "rejected"}
     assert rejected == {"arch-int4": "sm75: Turing has no int4."}
-    assert run(file, "--target", "tensorrt-rtx", "--arch", "sm86,sm89") == 0
-    assert run("tiny", "--target", "tensorrt-rtx", "--arch", "sm87") == 2
+    assert lrkit("preflight", file, "--target", "tensorrt-rtx", "--arch", "sm86,sm89") == 0
+    assert lrkit("preflight", "tiny", "--target", "tensorrt-rtx", "--arch", "sm87") == 2
     assert "cannot build for sm87" in capsys.readouterr().err
 
 
@@ -139,7 +133,7 @@ def test_a_program_that_crashes_the_parser_is_refused(tmp_path, capsys, findings
     file = tmp_path / "itself.onnx"
     file.write_bytes(onnx.parser.parse_model(f"{text} {again}").SerializeToString())
     options, read = findings
-    assert run(file, "--target", "tensorrt-rtx", *options) == 2
+    assert lrkit("preflight", file, "--target", "tensorrt-rtx", *options) == 2
     assert "ended by signal SIGSEGV while it read the program" in " ".join(capsys.readouterr().out.split())
     assert read()["reports"][0]["asked"]["takes"] is False
 
@@ -157,12 +151,12 @@ def test_bad_input_is_one_sentence(tmp_path, bundle, capsys):
         (["random:qwen2-vl-2b"], "has no program yet"),
         ([file, "--target", "ort", "--form", "steps"], "must be one of program, step"),
     ):
-        assert run(*arguments) == 2
+        assert lrkit("preflight", *arguments) == 2
         assert said in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_an_empty_target_is_refused(bundle, capsys):
     """Of a bundle it was passed over, and of a graph it ended in a traceback."""
     for thing in (bundle, bundle / "latent.onnx"):
-        assert run(thing, "--target", " ") == 2
+        assert lrkit("preflight", thing, "--target", " ") == 2
         assert "--target is empty; give " in capsys.readouterr().err

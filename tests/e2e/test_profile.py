@@ -12,16 +12,11 @@ from lrkit.data.shapes import load_shape
 from lrkit.errors import CapacityError
 from lrkit.profile.measure import loop
 from lrkit.profile.measure.cases import Case
+from tests.commands import lrkit
 
 SHAPES = Path(__file__).resolve().parents[2] / "profiles" / "shapes"
 MODES = {"latent", "cot", "direct"}
 FEW = ("samples.0.count=2", "max_new_tokens=6", "phase_samples=1", "gallery=1")
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    return left.value.code if isinstance(left.value.code, int) else 0
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +24,7 @@ def profiled(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of the checkpoint beside the bundle, and of the bundle."""
     folder = tmp_path_factory.mktemp("profile")
     models = (bundle.parent / "latent", bundle)
-    assert run("profile", *models, "--suite", "latency", "repeats=2", *FEW, "--threads", 1, "-o", folder) == 0
+    assert lrkit("profile", *models, "--suite", "latency", "repeats=2", *FEW, "--threads", 1, "-o", folder) == 0
     return folder
 
 
@@ -113,7 +108,7 @@ def test_a_programs_phases_are_differences_of_runs_that_stop_early(report: dict[
 
 def test_a_step_bundle_tells_its_phases_itself(step_bundle: Path, tmp_path: Path) -> None:
     given = ("--runs", "latent,direct", "--threads", 1, "-o", tmp_path)
-    assert run("profile", step_bundle, *FEW, *given) == 0
+    assert lrkit("profile", step_bundle, *FEW, *given) == 0
     found = runs_of(json.loads((tmp_path / "report.json").read_text()))["latent"]
     assert found["summary"]["phase_source"] == "host"
     row = found["rows"][0]
@@ -155,7 +150,7 @@ def test_the_page_needs_nothing_else(profiled: Path) -> None:
 
 def test_a_report_compared_with_itself_is_the_same(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = profiled / "report.json"
-    assert run("compare", file, file, "--json", profiled / "compared.json") == 0
+    assert lrkit("compare", file, file, "--json", profiled / "compared.json") == 0
     compared = json.loads((profiled / "compared.json").read_text())
     assert {row["verdict"] for row in compared["runs"].values()} == {"same"}
     assert compared["differs"] == {}
@@ -166,7 +161,7 @@ def test_a_condition_fails_the_command_after_the_report(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = (bundle, *FEW, "--runs", "latent,cot", "--threads", 1, "-o", tmp_path, "--plan", "l4")
-    assert run("profile", *given, "--fail-if", "latent.ar_steps > 1", "--fail-if", "latent.accuracy > 1") == 2
+    assert lrkit("profile", *given, "--fail-if", "latent.ar_steps > 1", "--fail-if", "latent.accuracy > 1") == 2
     assert "error: latent.ar_steps > 1 (it is 8)" in capsys.readouterr().err
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["plan"][0]["device"] == "l4" and report["plan"][0]["measured"] is False
@@ -187,7 +182,7 @@ def test_a_failing_answer_is_reported_and_the_others_go_on(
         raise CapacityError("too large for this test")
 
     monkeypatch.setattr(loop, "_ask", sometimes)
-    assert run("profile", bundle, *FEW, "phase_samples=0", "repeats=1", "-o", tmp_path) == 0
+    assert lrkit("profile", bundle, *FEW, "phase_samples=0", "repeats=1", "-o", tmp_path) == 0
     runs = runs_of(json.loads((tmp_path / "report.json").read_text()))
     assert runs["cot"]["summary"]["failures"] == 1 and runs["latent"]["summary"]["failures"] == 0
     assert runs["cot"]["rows"][1]["error"] == "CapacityError: too large for this test"
@@ -205,7 +200,7 @@ def test_ctrl_c_leaves_a_partial_report(
         return ask(*given)
 
     monkeypatch.setattr(loop, "_ask", until_stopped)
-    assert run("profile", bundle, *FEW, "--threads", 1, "-o", tmp_path) == 130
+    assert lrkit("profile", bundle, *FEW, "--threads", 1, "-o", tmp_path) == 130
     assert "interrupted; the report of what was measured" in capsys.readouterr().err
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["partial"] is True
@@ -215,7 +210,7 @@ def test_ctrl_c_leaves_a_partial_report(
 
 def test_a_sweep_names_a_setting(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = (bundle.parent / "latent", *FEW, "--runs", "latent", "-o", tmp_path)
-    assert run("sweep", *given, "replay_tokens=0,4", "max_latent_steps=1") == 0
+    assert lrkit("sweep", *given, "replay_tokens=0,4", "max_latent_steps=1") == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert [point["settings"]["replay_tokens"] for point in report["sweep"]["points"]] == [0, 4]
     assert runs_of(report)["replay_tokens=4,max_latent_steps=1"]["rows"][0]["replayed_tokens"] == 4
@@ -229,7 +224,7 @@ def test_a_shape_is_profiled_without_weights_of_its_own(tmp_path: Path) -> None:
     file = tmp_path / "small.json"
     file.write_text(json.dumps({**sizes, **small, "vocabulary": 300, "image_size": [128, 128]}))
     given = (f"random:{file}", "forced.cot_tokens=9", "forced.latent_steps=2", "forced.answer_tokens=3")
-    assert run("profile", *given, "repeats=1", "--threads", 1, "-o", tmp_path) == 0
+    assert lrkit("profile", *given, "repeats=1", "--threads", 1, "-o", tmp_path) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     steps = {name: found["rows"][0]["ar_steps"] for name, found in runs_of(report).items()}
     assert steps == {"latent": 2 + 2, "no-replay": 2 + 2, "routing": 2 + 2, "cot": 9 + 3 - 1, "direct": 3 - 1}
@@ -269,7 +264,7 @@ def test_mistakes_are_one_message(
     bundle: Path, tmp_path: Path, given: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     filled = [text.replace("{bundle}", str(bundle)) for text in given]
-    assert run("profile", *filled, *FEW, "-o", tmp_path) == 2
+    assert lrkit("profile", *filled, *FEW, "-o", tmp_path) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("error: ") == 1
 

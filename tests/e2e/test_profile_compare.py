@@ -9,20 +9,20 @@ import pytest
 
 from lrkit.runtime.engines.common.protocol import AskOptions
 from lrkit.runtime.engines.programs.program_engine import ProgramEngine
-from tests.e2e.test_profile import run
+from tests.commands import lrkit
 
 FEW = ("samples.0.count=6", "max_new_tokens=6", "phase_samples=0", "gallery=0")
 
 
 def session(bundle: Path, folder: Path, repeats: int) -> Path:
     given = ("--runs", "latent,cot", f"repeats={repeats}", "--threads", 1, "-o", folder)
-    assert run("profile", bundle, *FEW, *given) == 0
+    assert lrkit("profile", bundle, *FEW, *given) == 0
     return folder / "report.json"
 
 
 def compared(before: Path, after: Path) -> dict[str, Any]:
     file = after.parent / "compared.json"
-    assert run("compare", before, after, "--json", file) == 0
+    assert lrkit("compare", before, after, "--json", file) == 0
     return json.loads(file.read_text())["runs"]
 
 

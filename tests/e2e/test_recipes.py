@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from lrkit import Reasoner
-from lrkit.cli.main import main
 from lrkit.data.trail import trail_set
 from lrkit.resources import find_recipe, list_resources
 from lrkit.train.metrics import read_metrics
 from lrkit.train.recipe import HUB_PREFIX, JsonlData, Recipe, load_recipe
+from tests.commands import lrkit
 from tests.published import write_drawn_samples, write_published
 
 pytest.importorskip("sklearn")
@@ -44,12 +44,6 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_drawn_samples(tmp_path_factory.mktemp("drawn"), count=6)
-
-
-def lrkit(*arguments: object) -> None:
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    assert not left.value.code, arguments
 
 
 def smaller(recipe: Recipe, published: Path, lines: Path) -> list[str]:
@@ -86,7 +80,7 @@ def train(name: str, folder: Path, published: Path, lines: Path, *more: str) -> 
     """Trains a smaller recipe into `folder`/run; checks its losses, weights and number types."""
     recipe = load_recipe(find_recipe(name))
     changes = [*smaller(recipe, published, lines), *more]
-    lrkit("train", name, *changes, "-o", folder / "run")
+    assert lrkit("train", name, *changes, "-o", folder / "run") == 0
     updates = [line for line in read_metrics(folder / "run") if line["kind"] == "train"]
     assert {line["stage"] for line in updates} == {stage.name for stage in recipe.stages if stage.updates != 0}
     assert all(torch.isfinite(torch.tensor([line["loss"], line["grad_norm"]])).all() for line in updates)
@@ -105,10 +99,10 @@ def use(recipe: Recipe, folder: Path, lines: Path) -> None:
     """Evaluates and asks what was trained, with latent steps whether it learned to take them or not."""
     picture, question, data = asked(recipe, lines, folder)
     run, few = folder / "run", ("--samples", 2, "--max-new-tokens", 4)
-    lrkit("eval", run, "--data", data, *few, "--latency-samples", 1, "--json", folder / "eval.json")
+    assert lrkit("eval", run, "--data", data, *few, "--latency-samples", 1, "--json", folder / "eval.json") == 0
     report = json.loads((folder / "eval.json").read_text())
     assert set(report["modes"]) == {"latent", "cot", "direct"}
-    lrkit("ask", run, "--image", picture, question, "--max-new-tokens", 4, "--json", folder / "answer.json")
+    assert lrkit("ask", run, "--image", picture, question, "--max-new-tokens", 4, "--json", folder / "answer.json") == 0
     assert json.loads((folder / "answer.json").read_text())["dtype"] == report["runs_on"]["dtype"]
     reasoner = Reasoner.open(run)
     answer = reasoner.ask(picture, question, max_new_tokens=3, max_latent_steps=2, halting="fixed")
@@ -122,21 +116,26 @@ def export_and_ask(recipe: Recipe, folder: Path, lines: Path) -> None:
     picture, question, data = asked(recipe, lines, folder)
     bundle = folder / "bundle"
     small = ("limits.max_new_tokens=8",)
-    lrkit(
-        "export",
-        folder / "run",
-        "--int4",
-        "--no-baselines",
-        "-o",
-        bundle,
-        "--data",
-        data,
-        "--samples",
-        2,
-        "--allow-unproven",
-        *small,
+    assert (
+        lrkit(
+            "export",
+            folder / "run",
+            "--int4",
+            "--no-baselines",
+            "-o",
+            bundle,
+            "--data",
+            data,
+            "--samples",
+            2,
+            "--allow-unproven",
+            *small,
+        )
+        == 0
     )
-    lrkit("ask", bundle, "--image", picture, question, "--max-new-tokens", 4, "--json", folder / "bundle.json")
+    assert (
+        lrkit("ask", bundle, "--image", picture, question, "--max-new-tokens", 4, "--json", folder / "bundle.json") == 0
+    )
     assert json.loads((folder / "bundle.json").read_text())["dtype"] == "int4"
 
 

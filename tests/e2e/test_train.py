@@ -12,20 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from lrkit.cli.main import main
 from lrkit.train.fresh import fresh_backbone, trail_processor
 from lrkit.train.recipe import FreshBackbone
+from tests.commands import lrkit
 
 pytest.importorskip("sklearn")
 
 # Long enough to be interrupted, short enough to wait for.
 LONGER = ["stages.0.updates=8", "stages.1.updates=40", "stages.2.updates=6", "eval.every=20"]
-
-
-def lrkit(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(arguments)
-    return int(left.value.code or 0)
 
 
 def records(folder: Path) -> list[dict]:

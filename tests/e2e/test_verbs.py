@@ -6,17 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lrkit.cli.main import main
 from lrkit.data.trail import trail_set
 from lrkit.train.ablate import _alone
+from tests.commands import lrkit
 
 pytest.importorskip("sklearn")
-
-
-def lrkit(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(arguments)
-    return int(left.value.code or 0)
 
 
 @pytest.fixture

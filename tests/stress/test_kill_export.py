@@ -1,10 +1,10 @@
 """A killed export leaves the old bundle, the new one, or none: a few chosen moments, and many random ones."""
 
 import os
-import subprocess
-import sys
 
 import pytest
+
+from tests.commands import killer
 
 pytest.importorskip("onnx")
 
@@ -25,16 +25,6 @@ MORE = {
 }
 
 
-def kill(*arguments: str) -> list[str]:
-    """The lines that the killer prints."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.stress.kill_export", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines()
-
-
 def test_an_export_killed_between_two_renames_leaves_a_whole_bundle() -> None:
     """--force once moved the old bundle away first: killed then, nothing had its name."""
     assert_at(CHOSEN)
@@ -47,10 +37,10 @@ def test_an_export_killed_at_other_chosen_moments_leaves_a_whole_bundle() -> Non
 
 def assert_at(moments: dict[str, str]) -> None:
     options = [argument for moment in moments for argument in ("--at", moment)]
-    assert kill(*options) == [f"{moment}: {seen}" for moment, seen in moments.items()]
+    assert killer("kill_export", *options) == [f"{moment}: {seen}" for moment, seen in moments.items()]
 
 
 @pytest.mark.slow
 def test_exports_killed_at_random_moments_leave_whole_bundles() -> None:
-    lines = kill("--kills", "40", "--seed", "3")
+    lines = killer("kill_export", "--kills", "40", "--seed", "3")
     assert lines[-1].startswith("40 kills: ")

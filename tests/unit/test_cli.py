@@ -9,20 +9,14 @@ from pathlib import Path
 import pytest
 
 from lrkit import __version__
-from lrkit.cli.main import VERBS, main
+from lrkit.cli.main import VERBS
+from tests.commands import lrkit
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(arguments)
-    code = left.value.code
-    return code if isinstance(code, int) else 0
-
-
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--version") == 0
+    assert lrkit("--version") == 0
     assert capsys.readouterr().out == f"lrkit {__version__}\n"
 
 
@@ -41,26 +35,26 @@ def test_help_shows_every_verb_without_torch() -> None:
 
 @pytest.mark.parametrize("verb", list(VERBS.rows))
 def test_every_verb_has_help_with_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(verb, "--help") == 0
+    assert lrkit(verb, "--help") == 0
     text = capsys.readouterr().out
     assert "Examples:" in text
     assert f"    lrkit {verb}" in text, "examples stand on lines of their own"
 
 
 def test_an_unknown_verb_is_corrected(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("docter") == 2
+    assert lrkit("docter") == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: unknown verb 'docter'") and "did you mean 'doctor'" in captured.err
 
 
 def test_an_unknown_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("doctor", "--nonsense") == 2
+    assert lrkit("doctor", "--nonsense") == 2
     assert "--nonsense" in capsys.readouterr().err
 
 
 def test_an_error_is_one_message_and_with_debug_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("cp", "no-such-recipe") == 2
+    assert lrkit("cp", "no-such-recipe") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: unknown resource 'no-such-recipe'; known: ") and "Traceback" not in error
     done = subprocess.run(
@@ -72,7 +66,7 @@ def test_an_error_is_one_message_and_with_debug_a_traceback(capsys: pytest.Captu
 
 def test_a_file_that_cannot_be_written_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    assert run("ls", "--json", str(tmp_path / "file" / "names.json")) == 2
+    assert lrkit("ls", "--json", str(tmp_path / "file" / "names.json")) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file'}")
 
 
@@ -86,14 +80,14 @@ def test_ctrl_c_is_one_sentence_and_130(
         raise stop
 
     monkeypatch.setattr("lrkit.cli.doctor.inspect_environment", interrupted)
-    assert run("doctor") == 130
+    assert lrkit("doctor") == 130
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and says in lines[0]
 
 
 def test_doctor_reports_the_machine_and_the_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "new" / "doctor.json"
-    assert run("doctor", "--no-rates", "--json", str(file)) == 0
+    assert lrkit("doctor", "--no-rates", "--json", str(file)) == 0
     shown = capsys.readouterr().out
     report = json.loads(file.read_text())
     assert (report["kind"], report["lrkit"]) == ("doctor", __version__)
@@ -110,16 +104,16 @@ def test_doctor_reports_the_machine_and_the_parts(tmp_path: Path, capsys: pytest
 
 def test_ls_and_cp_agree_on_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "names.json"
-    assert run("ls", "recipe", "--json", str(file)) == 0
+    assert lrkit("ls", "recipe", "--json", str(file)) == 0
     names = [row["name"] for row in json.loads(file.read_text())["resources"]]
     assert names
     shown = capsys.readouterr().out
     for name in names:
         assert name in shown
-        assert run("cp", f"recipe/{name}", str(tmp_path)) == 0
+        assert lrkit("cp", f"recipe/{name}", str(tmp_path)) == 0
         assert (tmp_path / f"{name}.yaml").read_text() == (ROOT / f"train/recipes/{name}.yaml").read_text()
-    assert run("cp", f"recipe/{names[0]}", str(tmp_path)) == 2
-    assert run("cp", f"recipe/{names[0]}", str(tmp_path), "--force") == 0
+    assert lrkit("cp", f"recipe/{names[0]}", str(tmp_path)) == 2
+    assert lrkit("cp", f"recipe/{names[0]}", str(tmp_path), "--force") == 0
 
 
 @pytest.mark.parametrize("name", ["bundle.json", "reasoner.json", "config.json"])
@@ -128,6 +122,6 @@ def test_one_file_of_a_folder_is_answered_with_the_folder(
 ) -> None:
     """Read as the shape of a model, it was 25 lines of unknown keys."""
     (tmp_path / name).write_text("{}")
-    assert run("validate", str(tmp_path / name)) == 2
+    assert lrkit("validate", str(tmp_path / name)) == 2
     said = capsys.readouterr().err.strip()
     assert said.endswith(f"is one file of a bundle or checkpoint; give its folder, {tmp_path}")

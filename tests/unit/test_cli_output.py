@@ -12,17 +12,11 @@ import pytest
 from rich.progress import Progress
 from rich.table import Table
 
-from lrkit.cli.main import main
 from lrkit.cli.shared.console import PlainTextColumn, err, out
+from tests.commands import lrkit as run
 
 ROOT = Path(__file__).resolve().parents[2]
 LINE = '{"question":"q","steps":["a"],"answer":"b"}\n'
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(arguments)
-    return left.value.code if isinstance(left.value.code, int) else 0
 
 
 def lrkit(

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from lrkit import Reasoner
-from lrkit.cli.main import main
 from lrkit.errors import UserError
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.engines.common.number_types import TrainedIn
+from tests.commands import lrkit
 
 QUESTION = "Take 2 hops. Which room are you in? Start in room 0"
 
@@ -37,12 +37,6 @@ def trained_in(checkpoint: Path, numbers: object) -> Path:
     info = json.loads(file.read_text())
     file.write_text(json.dumps({**info, "provenance": {**info["provenance"], "numbers": numbers}}))
     return checkpoint
-
-
-def lrkit(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(arguments)
-    return int(left.value.code or 0)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -6,15 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lrkit.cli.main import main
+from tests.commands import lrkit
 
 REPORTS = Path(__file__).resolve().parents[2] / "profiles" / "reports"
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    return int(left.value.code or 0)
 
 
 def profiles() -> list[Path]:
@@ -26,7 +20,7 @@ def test_reports_are_shown_again_and_their_pages_are_what_they_were(
 ) -> None:
     assert len(profiles()) >= 4
     for file in profiles():
-        assert run("report", file, "-o", tmp_path) == 0
+        assert lrkit("report", file, "-o", tmp_path) == 0
         shown = capsys.readouterr().out
         assert json.loads(file.read_text())["headlines"][0] in shown and str(tmp_path / f"{file.stem}.md") in shown
         assert "<svg" in (tmp_path / f"{file.stem}.html").read_text()
@@ -37,9 +31,9 @@ def test_pages_lie_beside_the_report_and_conditions_are_checked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = Path(shutil.copy(REPORTS / "tiny-int4-cpu.json", tmp_path / "report.json"))
-    assert run("report", file, "--fail-if", "latent.accuracy < 0.9") == 0
+    assert lrkit("report", file, "--fail-if", "latent.accuracy < 0.9") == 0
     assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.md", "report.html"}
-    assert run("report", file, "--fail-if", "cot_over_latent.time < 20") == 2
+    assert lrkit("report", file, "--fail-if", "cot_over_latent.time < 20") == 2
     assert "error: cot_over_latent.time < 20 (it is " in capsys.readouterr().err
 
 
@@ -55,15 +49,15 @@ def test_a_report_that_lacks_something_is_one_sentence(
     del place[last]
     file = tmp_path / "report.json"
     file.write_text(json.dumps(report))
-    assert run("report", file, "--fail-if", "latent.accuracy < 0.9") == 2
+    assert lrkit("report", file, "--fail-if", "latent.accuracy < 0.9") == 2
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1 and "; " in said and "Traceback" not in said
     assert {path.name for path in tmp_path.iterdir()} == {"report.json"} or lost == "figures"
 
 
 def test_what_is_no_report_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("report", REPORTS / "tiny-eval.json", "-o", tmp_path) == 2
+    assert lrkit("report", REPORTS / "tiny-eval.json", "-o", tmp_path) == 2
     assert "is no report of lrkit profile; give its report.json" in capsys.readouterr().err
-    assert run("report", tmp_path / "absent.json") == 2
+    assert lrkit("report", tmp_path / "absent.json") == 2
     assert "no such file" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
