@@ -28,9 +28,9 @@ from lrkit.contract.bundle.manifest import Dialect as Dialects
 from lrkit.contract.settings import RoutingSettings
 from lrkit.evaluate.benchmarks import load_samples
 from lrkit.export.check import ProgramRun, Trace, open_program, relative_error
-from lrkit.export.graph.chunks import Chunks
 from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import build_program
+from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.tower import write_tower
 from lrkit.export.targets.target import Int4, Target, limits_of
 from lrkit.export.weights.source import read_source
@@ -126,7 +126,7 @@ def answer_all(
     limits = limits_of(target, reasoner.settings.think.max_latent_steps, processor.geometry)
     dialect = writer_for(target, source.weight, source.dimensions.recipe.norm)
     tower = write_tower(source, processor.geometry, dialect)
-    program = build_program(Chunks(source, dialect, limits, processor.geometry), processor.end_ids, tower)
+    program = build_program(Stack(source, dialect, limits, processor.geometry), processor.end_ids, tower)
     with tempfile.TemporaryDirectory() as work:
         file = Path(work) / "latent.onnx"
         ir.save(program.model, file)

@@ -12,10 +12,10 @@ import torch
 from lrkit.contract.bundle.io_spec import HALTING
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.export.graph.chunks import Chunks
 from lrkit.export.graph.dialect import Dialect
 from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import Program, build_program
+from lrkit.export.graph.stack import Stack
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.int4 import block_for, quantize
 from lrkit.export.weights.source import Source, read_source
@@ -59,7 +59,7 @@ def build(
     bounds = limits(reasoner.settings, **changes)
     of = target.computes_fp16, target.dialect == "ort"
     traced = traced_tower(source.tower, GEOMETRY, *of) if fresh_tower else _trace(*of)
-    return build_program(Chunks(source, dialect, bounds, GEOMETRY), ends, grafted(traced, dialect))
+    return build_program(Stack(source, dialect, bounds, GEOMETRY), ends, grafted(traced, dialect))
 
 
 class Runner:

@@ -39,10 +39,10 @@ from lrkit.contract.sample import Sample
 from lrkit.errors import ExportError, FileError, os_sentence
 from lrkit.export.check import CheckSample, ProgramRun, check_program, open_program, open_steps, torch_answers
 from lrkit.export.check_verdict import UNCOMPARED
-from lrkit.export.graph.chunks import Chunks
 from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import Program, build_program
 from lrkit.export.graph.saving import WeightFile, has_twins, save_model, save_models
+from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.step_graphs import build_steps, save_steps, step_spec
 from lrkit.export.graph.tower import Tower, write_tower
 from lrkit.export.sizes import program_sizes
@@ -229,7 +229,7 @@ class _Export:
         tower = write_tower(source, geometry, dialect)
         self.seconds[f"{role}.vision"] = time.perf_counter() - started
         self.progress(f"{role}: building the graph", 0, 0)
-        entry = self._written(role, Chunks(source, dialect, limits, geometry), tower)
+        entry = self._written(role, Stack(source, dialect, limits, geometry), tower)
         self.seconds[f"{role}.build"] = time.perf_counter() - started
         self.errors[role] = dict(dialect.store.errors)
         return entry
@@ -258,25 +258,25 @@ class _Export:
         reasons = filter(None, (validation.tolerance_reason, self.subject.check_note))
         return validation.model_copy(update={"tolerance_reason": "; ".join(reasons)})
 
-    def _written(self, role: Role, chunks: Chunks, tower: Tower) -> ProgramEntry:
+    def _written(self, role: Role, stack: Stack, tower: Tower) -> ProgramEntry:
         """Builds and writes one program in the asked form."""
         nbits = self.target.precision == "int4" and self.target.dialect == "ort"
         steps: dict[StepName, StepEntry] = {}
         if self.form == "program":
-            program = build_program(chunks, self.processor.end_ids, tower)
+            program = build_program(stack, self.processor.end_ids, tower)
             spec, file = program.spec, f"{role}.onnx"
-            data = self._save(program, file, chunks.dialect.store.file)
+            data = self._save(program, file, stack.dialect.store.file)
         else:
-            built, spec = build_steps(chunks, tower), step_spec(chunks)
+            built, spec = build_steps(stack, tower), step_spec(stack)
             self.progress(f"{role}: writing", 0, 0)
-            files, data = save_steps(built, self.staging, role, chunks.dialect.store.file)
+            files, data = save_steps(built, self.staging, role, stack.dialect.store.file)
             steps = {name: StepEntry(file=files[name], spec=step.spec) for name, step in built.items()}
             file = files["prompt"]
         return ProgramEntry(
             file=file, data=data, dialect=self.target.dialect, precision=self.target.precision,
             accuracy_level=self.target.int4.accuracy_level if nbits else None, spec=spec, steps=steps,
-            settings=chunks.settings, num_layers=chunks.dims.num_layers, routed_layers=tuple(chunks.routers),
-            bytes_by_part=dict(chunks.dialect.store.part_bytes), sizes=program_sizes(chunks),
+            settings=stack.settings, num_layers=stack.dims.num_layers, routed_layers=tuple(stack.routers),
+            bytes_by_part=dict(stack.dialect.store.part_bytes), sizes=program_sizes(stack),
         )  # fmt: skip
 
     def _opened(self, entry: ProgramEntry) -> Any:

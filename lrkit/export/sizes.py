@@ -5,17 +5,17 @@ them.
 """
 
 from lrkit.contract.bundle.manifest import ProgramSizes
-from lrkit.export.graph.chunks import Chunks
+from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.tower import writer_of
 
 
-def program_sizes(chunks: Chunks) -> ProgramSizes:
+def program_sizes(stack: Stack) -> ProgramSizes:
     """Of the reasoner behind one program. Embeddings, norms and biases are no products and are left out."""
-    dims, source = chunks.dims, chunks.source
+    dims, source = stack.dims, stack.source
     tower = writer_of(source.family).sizes(source.tower)
     return ProgramSizes(
         width=dims.width, num_heads=dims.num_heads, num_key_heads=dims.num_key_heads, head_width=dims.head_width,
-        inner=dims.inner, vocabulary=dims.vocabulary, cache_bytes=chunks.dialect.floats.itemsize,
+        inner=dims.inner, vocabulary=dims.vocabulary, cache_bytes=stack.dialect.floats.itemsize,
         vision_width=tower.width, vision_depth=tower.depth, vision_weights=tower.weights,
         merger_weights=tower.merger_weights,
     )  # fmt: skip

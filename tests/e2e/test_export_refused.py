@@ -15,8 +15,8 @@ from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.trail import trail_set
 from lrkit.export import bundle as bundle_module
 from lrkit.export.bundle import EnginesRefused, export_bundle
-from lrkit.export.graph.dialect import Dialect
 from lrkit.export.graph.nodes import Graph, Value
+from lrkit.export.graph.standard_writer import StandardWriter
 from lrkit.export.targets.target import Target
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import save_checkpoint
@@ -53,14 +53,14 @@ def assert_whole_without_engines(place: Path) -> None:
     assert [path.name for path in place.parent.iterdir()] == [place.name]
 
 
-def one_axis(self: Dialect, g: Graph, x: Value) -> Value:
+def one_axis(self: StandardWriter, g: Graph, x: Value) -> Value:
     """As programs were written once: what TensorRT-RTX's parser refuses."""
     return g.op("Softmax", x, axis=-1)
 
 
 def test_what_the_parser_refuses_is_known_before_torch_is_asked(checkpoint, tmp_path, monkeypatch):
     """It was found after minutes of comparison, and the bundle was thrown away."""
-    monkeypatch.setattr(Dialect, "softmax", one_axis)
+    monkeypatch.setattr(StandardWriter, "softmax", one_axis)
     told: list[str] = []
     honest = bundle_module.check_program
 

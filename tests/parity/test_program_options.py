@@ -11,10 +11,10 @@ from pydantic import BaseModel
 
 from lrkit.contract.settings import ReasonerSettings, ReplaySettings, RoutingSettings, ThinkSettings
 from lrkit.errors import ExportError
-from lrkit.export.graph.chunks import SHARED
 from lrkit.export.graph.latent_input import SCALES
 from lrkit.export.graph.replay import FORMATIONS, WEIGHTINGS
 from lrkit.export.graph.routing import GATES, POSITIONS, ROUTERS
+from lrkit.export.graph.stack import SHARED
 from lrkit.export.targets.target import Target
 from tests.programs import Runner, assert_equal, build
 from tests.tiny import prompt, tiny_reasoner

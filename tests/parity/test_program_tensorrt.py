@@ -13,9 +13,9 @@ from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.shapes import load_shape
 from lrkit.errors import ExportError
-from lrkit.export.graph.chunks import Chunks
 from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import Program, Tower, build_program
+from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.step_graphs import build_steps
 from lrkit.export.graph.tower import write_tower
 from lrkit.export.targets.target import Target
@@ -120,7 +120,7 @@ def test_a_build_that_fails_says_so_in_the_builders_words(tmp_path):
     assert not list(tmp_path.glob("*.engine*"))
 
 
-def slice_of_2b(folder: Path) -> tuple[Chunks, Tower, Limits]:
+def slice_of_2b(folder: Path) -> tuple[Stack, Tower, Limits]:
     """Two layers of Qwen2-VL-2B's language model with a small vocabulary and tower, and random weights."""
     changes = {
         "num_layers": 2, "vocabulary": 512, "vision_depth": 1, "vision_width": 64, "vision_heads": 2,
@@ -136,23 +136,23 @@ def slice_of_2b(folder: Path) -> tuple[Chunks, Tower, Limits]:
     dialect = writer_for(target, source.weight, source.dimensions.recipe.norm)
     bounds = Limits(max_prompt_tokens=256, max_patches=64, max_images=1, max_latent_steps=3, max_new_tokens=16)
     geometry = model.reasoner.processor.geometry
-    return Chunks(source, dialect, bounds, geometry), write_tower(source, geometry, dialect), bounds
+    return Stack(source, dialect, bounds, geometry), write_tower(source, geometry, dialect), bounds
 
 
 def test_an_engine_with_three_loops_stores_its_weights_once(tmp_path):
     """int4, two layers of the 2B shape. The prompt, the latent loop, its depth loop and the speech loop all use the
     layers' weights; the engine of the prompt's graph alone uses them once."""
-    chunks, tower, bounds = slice_of_2b(tmp_path)
-    program = build_program(chunks, [1], tower=tower)
+    stack, tower, bounds = slice_of_2b(tmp_path)
+    program = build_program(stack, [1], tower=tower)
     weights = sum(program.part_bytes.values())
-    steps = build_steps(chunks, tower)
+    steps = build_steps(stack, tower)
     sizes = {}
     for name, model, spec in (
         ("program", program.model, program.spec),
         ("prompt", steps["prompt"].model, steps["prompt"].spec),
     ):
         (tmp_path / name).mkdir()
-        profile = profile_for(spec, program.spec, bounds, chunks.geometry.merge_size)
+        profile = profile_for(spec, program.spec, bounds, stack.geometry.merge_size)
         sizes[name] = build_engine(model, tmp_path / name, profile).num_bytes
     assert weights > 48e6
     # Beside the weights an engine holds code for each chunk, which does not grow with them.

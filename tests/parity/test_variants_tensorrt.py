@@ -12,8 +12,8 @@ import pytest
 
 from lrkit.contract.bundle.io_spec import IoSpec, program_spec
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.export.graph.chunks import Chunks
 from lrkit.export.graph.program import build_program
+from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.step_graphs import build_steps
 from lrkit.export.preflight.findings import check_graph
 from lrkit.export.preflight.opening import CheckedGraph
@@ -41,14 +41,14 @@ def graphs(settings: ReasonerSettings, target: Target, form: str) -> Iterator[tu
     """(name, model, its own inputs and outputs, those of a whole answer) of each graph."""
     source = read_source(tiny_reasoner(settings))
     dialect = dialect_of(source, target)
-    chunks = Chunks(source, dialect, limits(settings, max_patches=PATCHES), GEOMETRY)
+    stack = Stack(source, dialect, limits(settings, max_patches=PATCHES), GEOMETRY)
     tower = grafted(shared_trace(target.computes_fp16, False), dialect)
     if form == "program":
-        program = build_program(chunks, (EOS,), tower)
+        program = build_program(stack, (EOS,), tower)
         yield "program", program.model, program.spec, program.spec
         return
-    whole = program_spec(chunks.shape)
-    for name, step in build_steps(chunks, tower).items():
+    whole = program_spec(stack.shape)
+    for name, step in build_steps(stack, tower).items():
         yield name, step.model, step.spec, whole
 
 

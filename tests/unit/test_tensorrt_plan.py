@@ -9,7 +9,7 @@ import pytest
 from lrkit.contract.bundle.io_spec import IoSpec, TensorSpec
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CapacityError
-from lrkit.export.graph.chunks import Chunks
+from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.step_graphs import build_steps
 from lrkit.export.graph.tower import write_tower
 from lrkit.export.targets.target import Target
@@ -116,8 +116,8 @@ def networks() -> list[tuple[str, IoSpec, ir.Model]]:
     program = build(reasoner, PORTABLE)
     source = read_source(reasoner)
     dialect = dialect_of(source, PORTABLE)
-    chunks = Chunks(source, dialect, limits(SETTINGS), GEOMETRY)
-    steps = build_steps(chunks, write_tower(source, GEOMETRY, dialect))
+    stack = Stack(source, dialect, limits(SETTINGS), GEOMETRY)
+    steps = build_steps(stack, write_tower(source, GEOMETRY, dialect))
     return [("program", program.spec, program.model)] + [(name, s.spec, s.model) for name, s in steps.items()]
 
 

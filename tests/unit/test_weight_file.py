@@ -19,10 +19,10 @@ import pytest
 
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import ExportError
-from lrkit.export.graph.chunks import Chunks
 from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import build_program
 from lrkit.export.graph.saving import SMALL, WeightFile, save_model, save_models
+from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.step_graphs import build_steps, save_steps
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
@@ -58,21 +58,21 @@ class Watched:
         self.alive -= 1
 
 
-def parts(dialect: str, precision: str, weights: WeightFile | None) -> tuple[Chunks, object, Watched]:
+def parts(dialect: str, precision: str, weights: WeightFile | None) -> tuple[Stack, object, Watched]:
     source = read_source(tiny_reasoner(SETTINGS))
     watched = Watched(source.weight)
     target = Target(dialect=dialect, precision=precision, int4=INT4)
     write = writer_for(target, watched, source.dimensions.recipe.norm, weights)
     tower = grafted(_trace(target.computes_fp16, dialect == "ort"), write)
-    return Chunks(source, write, limits(SETTINGS), GEOMETRY), tower, watched
+    return Stack(source, write, limits(SETTINGS), GEOMETRY), tower, watched
 
 
 @pytest.mark.parametrize(("dialect", "precision"), [("ort", "int4"), ("tensorrt", "int4"), ("ort", "fp16")])
 def test_one_matrix_is_alive_at_a_time_and_each_is_read_once(dialect, precision, tmp_path):
-    chunks, tower, watched = parts(dialect, precision, WeightFile(tmp_path, "data", in_memory=0))
+    stack, tower, watched = parts(dialect, precision, WeightFile(tmp_path, "data", in_memory=0))
     gc.disable()  # what only the collector would free counts as held
     try:
-        program = build_program(chunks, [EOS], tower)
+        program = build_program(stack, [EOS], tower)
         assert (watched.most, watched.alive) == (1, 0)
     finally:
         gc.enable()
@@ -84,11 +84,11 @@ def test_one_matrix_is_alive_at_a_time_and_each_is_read_once(dialect, precision,
 @pytest.mark.parametrize(("dialect", "precision"), [("tensorrt", "int4"), ("ort", "fp32")])
 def test_a_streamed_program_holds_what_another_holds_in_memory(dialect, precision, tmp_path):
     """Same graph, same values of every tensor, in a file that ONNX Runtime loads."""
-    chunks, tower, _ = parts(dialect, precision, None)
-    held = build_program(chunks, [EOS], tower).model
+    stack, tower, _ = parts(dialect, precision, None)
+    held = build_program(stack, [EOS], tower).model
     weights = WeightFile(tmp_path, "program.onnx.data", in_memory=3000)
-    chunks, tower, _ = parts(dialect, precision, weights)
-    save_models({"program.onnx": build_program(chunks, [EOS], tower).model}, tmp_path, "program.onnx.data", weights)
+    stack, tower, _ = parts(dialect, precision, weights)
+    save_models({"program.onnx": build_program(stack, [EOS], tower).model}, tmp_path, "program.onnx.data", weights)
     read = ir.load(tmp_path / "program.onnx")
     assert [node.name for node in read.graph.all_nodes()] == [node.name for node in held.graph.all_nodes()]
     assert list(read.graph.initializers) == list(held.graph.initializers)
@@ -108,8 +108,8 @@ def test_a_streamed_program_holds_what_another_holds_in_memory(dialect, precisio
 
 def test_steps_share_what_was_streamed(tmp_path):
     weights = WeightFile(tmp_path, "latent.onnx.data", in_memory=0)
-    chunks, tower, watched = parts("tensorrt", "int4", weights)
-    files, data = save_steps(build_steps(chunks, tower), tmp_path, "latent", weights)
+    stack, tower, watched = parts("tensorrt", "int4", weights)
+    files, data = save_steps(build_steps(stack, tower), tmp_path, "latent", weights)
     assert set(watched.reads.values()) == {1}
     places = {
         (name, value.const_value.offset)
@@ -155,8 +155,8 @@ def test_a_weight_is_unpacked_where_it_is_used(tmp_path):
     """ONNX Runtime runs nodes in an order that follows from the file's: with each DequantizeLinear behind the node that
     makes its operand, the float values of all layers were in memory at once (500 million weights: 5.0 GB; 2.2 since).
     A session's profile has the nodes in the order in which they ran."""
-    chunks, tower, _ = parts("tensorrt", "int4", None)
-    model = build_program(chunks, [EOS], tower).model
+    stack, tower, _ = parts("tensorrt", "int4", None)
+    model = build_program(stack, [EOS], tower).model
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # which rename nodes
     options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")

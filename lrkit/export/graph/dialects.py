@@ -1,21 +1,38 @@
-"""The table of dialects: who writes each.
+"""The table of dialects: who writes each, and how its programs lay out their caches.
 
-Place in the pipeline: bundle.py asks for the writer of a target.
+Place in the pipeline: bundle.py asks for the writer of a target, program.py for the layout.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from lrkit.contract.bundle.manifest import Dialect as Name
+from lrkit.export.graph.caches import Caches
 from lrkit.export.graph.dialect import Dialect
+from lrkit.export.graph.joined_caches import JoinedCaches
 from lrkit.export.graph.ort_writer import OrtWriter
 from lrkit.export.graph.saving import WeightFile
+from lrkit.export.graph.separate_caches import SeparateCaches
 from lrkit.export.graph.standard_writer import StandardWriter
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.recipe import Norm
 
-WRITERS: Mapping[Name, type[Dialect]] = {"ort": OrtWriter, "tensorrt": StandardWriter}
+
+@dataclass(frozen=True)
+class DialectParts:
+    """One dialect."""
+
+    writer: type[Dialect]
+    caches: type[Caches]
+    """Of the form `program`; graphs that a host drives have separate caches in every dialect."""
+
+
+DIALECTS: Mapping[Name, DialectParts] = {
+    "ort": DialectParts(OrtWriter, JoinedCaches),
+    "tensorrt": DialectParts(StandardWriter, SeparateCaches),
+}
 """By `Target.dialect`."""
 
 
@@ -23,4 +40,4 @@ def writer_for(
     target: Target, read: Callable[[str], np.ndarray], norms: Norm, file: WeightFile | None = None
 ) -> Dialect:
     """The writer of the target's dialect; the rest as `Dialect` takes it."""
-    return WRITERS[target.dialect](target, read, norms, file)
+    return DIALECTS[target.dialect].writer(target, read, norms, file)

@@ -1,6 +1,6 @@
 """A hidden state as the next latent's input embedding (eq. 1; method section 1).
 
-Place in the pipeline: chunks.py begins every latent step with it.
+Place in the pipeline: think.py begins every latent step with it.
 """
 
 from collections.abc import Callable

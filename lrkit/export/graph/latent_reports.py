@@ -1,7 +1,8 @@
 """What latent steps report, a row per step: hidden state, replayed tokens and their weights, routed passes.
 
-Place in the pipeline: chunks.py makes a step's rows. ONNX Runtime's loop collects them (`collected`). TensorRT's
-loops cannot, and neither can a host's. There they are written into states that have a row for every step (`written`).
+Place in the pipeline: think.py makes a step's rows. The loop over joined caches collects them (`collected`). TensorRT's
+loops cannot, and neither can a host's. With separate caches they are therefore written into states that have a row for
+every step (`written`).
 
 Legend: T most latent steps, K replay slots, D width, S tokens of a latent step.
 """

@@ -1,8 +1,8 @@
 """The form `step`: prompt, think and speak as graphs of their own, which a host runs one after the other.
 
 This form serves engines that cannot have a loop inside the graph (captured CUDA graphs), and answers that are streamed.
-What a chunk computes is the same code as in the form `program` (chunks.py). The host's loop is
-lrkit/runtime/engines/programs/step_session.py.
+What a chunk computes is the same code as in the form `program` (read_prompt.py, think.py,
+speak.py). The host's loop is lrkit/runtime/engines/programs/step_session.py.
 
 Every graph takes the state by name and returns it as `new_<name>`; caches have a fixed capacity, so that input and
 output can share their memory. Weights lie once in one data file.
@@ -17,12 +17,17 @@ import onnx_ir as ir
 
 from lrkit.contract.bundle.io_spec import DType, IoSpec, TensorSpec, program_spec
 from lrkit.contract.bundle.manifest import StepName
-from lrkit.export.graph.chunks import FLOAT32, INT64, Chunks, Types
 from lrkit.export.graph.decoder import Past, Segment
+from lrkit.export.graph.latent_reports import Types
 from lrkit.export.graph.nodes import Carried, Graph, Value
 from lrkit.export.graph.program import DTYPES
+from lrkit.export.graph.read_prompt import read_prompt
 from lrkit.export.graph.replay import Prompt
 from lrkit.export.graph.saving import WeightFile, save_models
+from lrkit.export.graph.separate_caches import SeparateCaches
+from lrkit.export.graph.speak import speak
+from lrkit.export.graph.stack import FLOAT32, INT64, Stack
+from lrkit.export.graph.think import think
 from lrkit.export.graph.tower import Tower
 
 DTYPE_NAMES: dict[ir.DataType, DType] = {dtype: name for name, dtype in DTYPES.items()}
@@ -37,19 +42,19 @@ class Step:
     spec: IoSpec
 
 
-def build_steps(chunks: Chunks, tower: Tower) -> dict[StepName, Step]:
+def build_steps(stack: Stack, tower: Tower) -> dict[StepName, Step]:
     """prompt, speak and, where the checkpoint thinks, think."""
-    writer = _Writer(chunks)
+    writer = _Writer(stack)
     made: dict[StepName, Step] = {"prompt": writer.prompt(tower)}
-    if chunks.steps:
+    if stack.steps:
         made["think"] = writer.think()
     made["speak"] = writer.speak()
     return made
 
 
-def step_spec(chunks: Chunks) -> IoSpec:
+def step_spec(stack: Stack) -> IoSpec:
     """Inputs and outputs of a whole answer: those of the form `program`."""
-    return program_spec(chunks.shape).model_copy(update={"form": "step"})
+    return program_spec(stack.shape).model_copy(update={"form": "step"})
 
 
 def save_steps(
@@ -64,70 +69,70 @@ def save_steps(
 
 
 class _Writer:
-    def __init__(self, chunks: Chunks) -> None:
-        self.chunks, self.dims = chunks, chunks.dims
+    def __init__(self, stack: Stack) -> None:
+        self.stack, self.dims, self.caches = stack, stack.dims, SeparateCaches(stack)
 
     def prompt(self, tower: Tower) -> Step:
         """Reads the prompt: what thinking starts from, and the prompt's keys."""
         g = self._graph()
-        asked = [spec for spec in program_spec(self.chunks.shape).inputs if spec.name in PROMPT_INPUTS]
+        asked = [spec for spec in program_spec(self.stack.shape).inputs if spec.name in PROMPT_INPUTS]
         given = {spec.name: g.input(spec.name, DTYPES[spec.dtype], spec.shape) for spec in asked}
         with g.scope("vision"):
             visual = tower(g, given)
         with g.scope("prompt"):
-            read = self.chunks.prompt(g, given, visual)
+            read = read_prompt(g, self.caches, given, visual)
             vocabulary = self.dims.vocabulary
             types: Types = {"prefill_logits": (FLOAT32, (vocabulary,))} | self._prompt_types()
             kept = {f"prompt_key{i}": key for i, key in enumerate(read.keys)}
             kept |= {f"prompt_value{i}": value for i, value in enumerate(read.values)}
             kept |= {"prompt_embeds": read.prompt.embeds, "visual_index": read.prompt.visual_index}
-            state = read.state | kept | {"token": self.chunks.spoken(g, read.state["logits"])}
-            thinks = {name: kind for name, kind in self.chunks.think_types().items() if name in state}
-            if not self.chunks.steps:
+            state = read.state | kept | {"token": self.stack.spoken(g, read.state["logits"])}
+            thinks = {name: kind for name, kind in self.caches.think_types.items() if name in state}
+            if not self.stack.steps:
                 names = {"token", "wants", "position", "routed_depths"}
                 thinks = {name: kind for name, kind in thinks.items() if name in names}
             types |= thinks
             if "routed_prompt" in read.state:
-                types["routed_prompt"] = (INT64, (len(self.chunks.routers), "P"))
+                types["routed_prompt"] = (INT64, (len(self.stack.routers), "P"))
         return self._finish(g, given, {name: state[name] for name in types}, types, prefix="")
 
     def think(self) -> Step:
         """One latent step."""
         g = self._graph()
-        types = {name: kind for name, kind in self.chunks.think_types().items() if name != "alive"}
+        types = {name: kind for name, kind in self.caches.think_types.items() if name != "alive"}
         held, given = self._inputs(g, types), self._inputs(g, self._prompt_types())
         prompt = Prompt(given["prompt_embeds"], given["visual_index"], g.shape_of(given["prompt_embeds"], 0))
-        lengths = g.op("Concat", prompt.num_tokens, [self.chunks.capacity], axis=0)
+        latents = self.caches.latents(g, prompt, lambda layer: self._prompt_segment(given, layer))
         with g.scope("think"):
-            new = self.chunks.think(g, held, prompt, lambda i: Past((self._prompt_segment(given, i),), lengths))
+            new = think(g, self.caches, held, latents)
         return self._finish(g, held | given, new, types)
 
     def speak(self) -> Step:
         """Feeds one token and reads the next."""
         g = self._graph()
-        types, capacity = self.chunks.speak_types(), self.chunks.limits.max_new_tokens
+        types, capacity = self.caches.speak_types, self.stack.limits.max_new_tokens
         held = self._inputs(g, types)
         keys = {
             name: kind for name, kind in self._prompt_types().items() if name.startswith(("prompt_key", "prompt_value"))
         }
         latent: Types = {}
-        if self.chunks.steps:
-            caches = self.chunks.cache_types(self.chunks.capacity)
+        if self.stack.steps:
+            caches = self.caches.types(self.stack.capacity)
             latent = {f"latent_{name}": kind for name, kind in caches.items()} | {"length": (INT64, (1,))}
         given = self._inputs(g, keys | latent)
         with g.scope("speak"):
             past = self._speech_past(g, given, capacity)
-            new = self.chunks.speak(g, held, past)
+            new = speak(g, self.caches, held, past)
         return self._finish(g, held | given, new, types)
 
     def _speech_past(self, g: Graph, given: Carried, capacity: int) -> Callable[[int], Past]:
         num_tokens = g.shape_of(given["prompt_value0"], 2)
-        if not self.chunks.steps:
+        if not self.stack.steps:
             lengths = g.op("Concat", num_tokens, [capacity], axis=0)
             return lambda i: Past((self._prompt_segment(given, i),), lengths)
-        lengths = g.op("Concat", num_tokens, [self.chunks.capacity, capacity], axis=0)
-        filled = g.op("Unsqueeze", g.op("Less", np.arange(self.chunks.capacity), given["length"]), [0])
-        mask = self.chunks.decoder.row_mask(g, filled)
+        lengths = g.op("Concat", num_tokens, [self.stack.capacity, capacity], axis=0)
+        filled = g.op("Unsqueeze", g.op("Less", np.arange(self.stack.capacity), given["length"]), [0])
+        mask = self.stack.decoder.row_mask(g, filled)
 
         def past(layer: int) -> Past:
             latent = Segment(given[f"latent_key{layer}"], given[f"latent_value{layer}"], mask)
@@ -140,16 +145,16 @@ class _Writer:
 
     def _prompt_types(self) -> Types:
         """What the prompt leaves for later chunks to read."""
-        heads, width, floats = self.dims.num_key_heads, self.dims.head_width, self.chunks.dialect.floats
+        heads, width, floats = self.dims.num_key_heads, self.dims.head_width, self.stack.dialect.floats
         names = [f"prompt_{kind}{i}" for i in range(self.dims.num_layers) for kind in ("key", "value")]
         types: Types = dict.fromkeys(names, (floats, (1, heads, "P", width)))
-        if self.chunks.steps:
+        if self.stack.steps:
             types |= {"prompt_embeds": (floats, ("P", self.dims.width)), "visual_index": (INT64, ("P",))}
         return types
 
     def _graph(self) -> Graph:
-        self.chunks.dialect.store.another_graph()
-        return Graph(self.chunks.dialect.floats)
+        self.stack.dialect.store.another_graph()
+        return Graph(self.stack.dialect.floats)
 
     def _inputs(self, g: Graph, types: Types) -> Carried:
         return {name: g.input(name, *kind) for name, kind in types.items()}

@@ -151,10 +151,10 @@ def _build(checkpoint: Path, target: Target, form: Form, folder: Path) -> dict[s
     """Name -> file of the graphs, written into `folder`."""
     import torch
 
-    from lrkit.export.graph.chunks import Chunks
     from lrkit.export.graph.dialects import writer_for
     from lrkit.export.graph.program import build_program
     from lrkit.export.graph.saving import save_models
+    from lrkit.export.graph.stack import Stack
     from lrkit.export.graph.step_graphs import build_steps, save_steps
     from lrkit.export.graph.tower import write_tower
     from lrkit.export.weights.source import read_source
@@ -166,11 +166,11 @@ def _build(checkpoint: Path, target: Target, form: Form, folder: Path) -> dict[s
     writer = writer_for(target, source.weight, source.dimensions.recipe.norm)
     processor = Processor.from_folder(checkpoint)
     limits = limits_of(target, loaded.reasoner.settings.think.max_latent_steps, processor.geometry)
-    chunks = Chunks(source, writer, limits, processor.geometry)
+    stack = Stack(source, writer, limits, processor.geometry)
     tower = write_tower(source, processor.geometry, writer)
     if form == "step":
-        files, _ = save_steps(build_steps(chunks, tower), folder, "latent")
+        files, _ = save_steps(build_steps(stack, tower), folder, "latent")
         return {f"latent.{name}": file for name, file in files.items()}
-    program = build_program(chunks, processor.end_ids, tower)
+    program = build_program(stack, processor.end_ids, tower)
     save_models({"latent.onnx": program.model}, folder, "latent.onnx.data")
     return {"latent": "latent.onnx"}

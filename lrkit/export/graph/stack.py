@@ -1,0 +1,147 @@
+"""What the prompt, a latent step and a spoken token have in common: the sizes of a program, all layers with their
+routing, and the head.
+
+Place in the pipeline: read_prompt.py, think.py and speak.py run a `Stack`; program.py puts them into loops,
+step_graphs.py into graphs of their own that a host drives.
+
+Legend: P prompt tokens, S tokens of a chunk, D width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from lrkit.contract.bundle.io_spec import ProgramShape
+from lrkit.contract.bundle.manifest import Limits
+from lrkit.export.graph.choices import choice
+from lrkit.export.graph.decoder import Decoder, Hidden, Remember
+from lrkit.export.graph.dialect import Dialect, Rotation
+from lrkit.export.graph.latent_reports import LatentReports
+from lrkit.export.graph.nodes import Carried, Graph, Value
+from lrkit.export.graph.replay import Replay
+from lrkit.export.graph.routing import Refined, Router
+from lrkit.export.weights.source import Source
+from lrkit.families.protocols import Geometry
+
+FLOAT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
+SHARED = {"consecutive": False, "shared": True}
+"""`ReplaySettings.positions` -> whether a step's tokens share the latent's position."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens that go through all layers together: the prompt, or those of a latent step."""
+
+    embeds: Value
+    """(S, D)."""
+    rotation: Rotation
+    routed_rotation: Rotation | None
+    """The same as the routers read it; None where nothing routes."""
+    remember: Callable[[int], Remember]
+    """By layer: where new keys go."""
+    refined: dict[int, Refined]
+    """By routed layer: its cache."""
+    valid: Value | None = None
+    """Which tokens are real, (S,); None: all are."""
+    step: Value | None = None
+    """Latent steps before this one, [1]; None: the chunk is the prompt."""
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What the layers made of a chunk."""
+
+    hidden: Value
+    """The last token's state after the final norm, (1, D)."""
+    refined: dict[int, Refined]
+    passes: list[Value]
+    """By routed layer: extra passes of each token, (S,)."""
+
+
+class Stack:
+    """The layers of one reasoner, and the sizes of its program."""
+
+    def __init__(self, source: Source, dialect: Dialect, limits: Limits, geometry: Geometry) -> None:
+        """`geometry` is the family's: how the pictures of its prompts are cut."""
+        self.source, self.dialect, self.limits, self.geometry = source, dialect, limits, geometry
+        self.dims, self.settings = source.dimensions, source.settings
+        self.decoder = Decoder(self.dims, dialect)
+        self.steps = limits.max_latent_steps
+        # More slots than a prompt can have visual tokens would always stay empty.
+        most_visual = max(1, limits.max_patches // geometry.patches_per_token)
+        slots = min(self.settings.replay.num_tokens, most_visual) if self.steps else 0
+        self.replay = Replay(self.settings.replay, slots, dialect)
+        self.step_tokens = self.replay.num_tokens + 1
+        """Tokens of a latent step: those replayed, and the latent."""
+        # TopK must find K columns whatever the prompt, also where the K tokens are mixed into one.
+        self.capacity = max(self.steps * self.step_tokens, slots)
+        """Cache slots of all latent steps."""
+        self.shares_positions = choice(SHARED, self.settings.replay.positions, "replay.positions")
+        routing, tokens = self.settings.routing, self.step_tokens
+        layers = routing.chosen_layers(self.dims.num_layers)
+        self.routers = {i: Router(self.decoder, routing, i, tokens, self.steps) for i in layers}
+        self.reports = LatentReports(self.steps, self.dims.width, slots, len(self.routers), tokens)
+
+    @property
+    def shape(self) -> ProgramShape:
+        """What fixes the inputs and outputs."""
+        return ProgramShape(
+            prompt_inputs=self.geometry.program_inputs, vocabulary=self.dims.vocabulary, width=self.dims.width,
+            max_latent_steps=self.steps, max_new_tokens=self.limits.max_new_tokens, replay_slots=self.replay.slots,
+            routed_layers=tuple(self.routers), latent_chunk=self.step_tokens,
+        )  # fmt: skip
+
+    def run(self, g: Graph, chunk: Chunk) -> Passed:
+        """All layers over the prompt or a latent step, with routing. Where latent steps replay, attention is watched
+        for `Decoder.take_saliency`."""
+        hidden, refined, passes = Hidden(chunk.embeds), dict(chunk.refined), []
+        last = self.dims.num_layers - 1
+        by_token, watch = chunk.step is not None, self.replay.slots > 0
+        single = by_token and self.step_tokens == 1
+        together = by_token and self.decoder.together(self.step_tokens)
+        # Only the last token of the last layer is ever read, unless that layer routes.
+        shortened = last not in self.routers and not single
+        for i in range(self.dims.num_layers):
+            with g.scope(f"layer{i}"):
+                only_last, remember = shortened and i == last, chunk.remember(i)
+                hidden = self.decoder.layer(
+                    g, i, hidden, chunk.rotation, remember, by_token, only_last, watch, together
+                )  # fmt: skip
+                if i in self.routers:
+                    assert chunk.routed_rotation is not None
+                    routed = self.routers[i].route(
+                        g, hidden.close(g), chunk.valid, chunk.routed_rotation, refined[i], chunk.step
+                    )  # fmt: skip
+                    hidden, refined[i] = Hidden(routed.hidden), routed.cache
+                    passes.append(routed.passes)
+        if last in self.routers and not single:
+            hidden = Hidden(g.op("Gather", hidden.close(g), [-1], axis=0))
+        return Passed(hidden.norm(g, self.dialect, "norm"), refined, passes)
+
+    def decide(self, g: Graph, hidden: Value) -> Carried:
+        """Reads the head once: does the model want to think on? `spoken` tells what it would say otherwise."""
+        logits = self._logits(g, hidden)
+        best = g.op("ArgMax", logits, axis=-1, keepdims=0)
+        return {"logits": logits, "wants": g.op("Equal", best, [self.source.latent_id])}
+
+    def spoken(self, g: Graph, logits: Value) -> Value:
+        """The token [1] that is said where thinking ends."""
+        return g.op("ArgMax", g.op("Add", logits, self._never_latent), axis=-1, keepdims=0)
+
+    def said(self, g: Graph, hidden: Value) -> Value:
+        """The token [1] that is said next: `spoken` of the head's logits, in fewer nodes."""
+        return g.op("ArgMax", self._logits(g, hidden, g.value(self._never_latent)), axis=-1, keepdims=0)
+
+    def _logits(self, g: Graph, hidden: Value, bias: Value | None = None) -> Value:
+        # Tied float weights are stored once, under the embedding's name.
+        floats = self.dialect.target.precision != "int4"
+        role = "embedding" if self.source.tied and floats else "head"
+        return self.dialect.linear(g, hidden, role, bias, part=role)
+
+    @property
+    def _never_latent(self) -> np.ndarray:
+        mask = np.zeros(self.dims.vocabulary, self.dialect.floats.numpy())
+        mask[self.source.latent_id] = -3e4 if self.dialect.target.computes_fp16 else -1e30
+        return mask
