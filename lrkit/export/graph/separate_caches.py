@@ -38,7 +38,8 @@ class SeparateCaches(Caches):
     @property
     def counter_types(self) -> Types:
         """A body that runs once too often finds that it is no longer alive."""
-        return dict.fromkeys(("token", "position", "steps"), (INT64, (1,))) | {"alive": (BOOL, ())}
+        types: Types = dict.fromkeys(("token", "position", "steps"), (INT64, (1,)))
+        return types | {"alive": (BOOL, ())}
 
     @property
     def report_types(self) -> Types:
