@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,17 @@ def step_engine_bundle(bundle: Path) -> Path:
     from tests.bundles import write_engine_bundle
 
     return write_engine_bundle(bundle, "step")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, which sums in one order and does not wait for others."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from lrkit.train import metrics
 from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.recipe import Recipe, load_recipe
 from lrkit.train.run import train
+from tests.runs import curve
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 UPDATES = [f"stages.{stage}.updates={count}" for stage, count in enumerate((2, 3, 5))]
@@ -161,11 +162,6 @@ def differences(whole: Path, folder: Path) -> list[str]:
     ]
     reports = [json.loads((place / "run.json").read_text()) | {"wall_time_sec": 0} for place in (whole, folder)]
     return found + ([] if reports[0] == reports[1] else ["run.json differs"])
-
-
-def curve(folder: Path) -> list[dict[str, Any]]:
-    """All records without the clock."""
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in metrics.read_metrics(folder)]
 
 
 def report(what: str, kills: int, code: int, differing: list[str]) -> None:

@@ -1,7 +1,7 @@
 """A run whose state or folder somebody altered: refused in one sentence before anything is trained, or made good."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,7 @@ from lrkit.train.metrics import METRICS_FILE, TENSORBOARD_FOLDER, read_metrics
 from lrkit.train.recipe import Recipe, load_recipe
 from lrkit.train.run import train
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -9,19 +9,14 @@ from safetensors.torch import load_file
 from lrkit.errors import CheckpointError, ConfigError
 from lrkit.resources import STATE_FILE, find_recipe, resolve_checkpoint
 from lrkit.train.loop import TrainingInterrupted
-from lrkit.train.metrics import read_metrics
 from lrkit.train.recipe import Recipe, load_recipe
 from lrkit.train.run import train
+from tests.runs import curve
 
 pytest.importorskip("sklearn")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +69,6 @@ class StopAt:
     def __call__(self) -> bool:
         self._asked += 1
         return self._asked in self._numbers
-
-
-def curve(folder: Path) -> list[dict]:
-    """All records without the clock."""
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in read_metrics(folder)]
 
 
 def run_with_stops(recipe: Recipe, folder: Path, stop: StopAt) -> int:

@@ -21,14 +21,9 @@ from lrkit.train.metrics import METRICS_FILE, read_metrics
 from lrkit.train.recipe import Recipe, as_written, load_recipe
 from lrkit.train.report import read_run
 from lrkit.train.run import train
+from tests.runs import curve
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +94,6 @@ def stopped(made: Recipe, folder: Path, updates: int = 2) -> Path:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def curve(folder: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in read_metrics(folder)]
 
 
 @pytest.mark.parametrize(
