@@ -84,7 +84,7 @@ class TrailData(Config):
 
 
 class JsonlData(Config):
-    """Data of the user's own: one JSON object per line with image, question, steps, answer."""
+    """Your own data: one JSON object per line with image, question, steps, answer."""
 
     kind: Literal["jsonl"]
     """JSONL files."""
@@ -241,12 +241,12 @@ class Recipe(Config):
     model: ReasonerSettings = ReasonerSettings()
     """Settings given here replace those of a checkpoint in `init`; the others stay."""
     data: Annotated[TrailData | JsonlData, Field(discriminator="kind")] = TrailData()
-    """What is learned from."""
+    """The training data."""
     max_pixels: int | None = Field(default=None, ge=1)
     """Pictures are shrunk to at most this many pixels, in training and in use, instead of the limit of `init`; written
     into the checkpoint's preprocessor_config.json."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """How."""
+    """How weights are updated."""
     batch_size: int = Field(default=32, ge=1, le=MOST_AT_ONCE)
     """Samples of one update on one device, before accumulation."""
     accumulate: int = Field(default=1, ge=1, le=MOST_AT_ONCE)
@@ -258,7 +258,7 @@ class Recipe(Config):
     baselines: dict[Literal["cot", "direct"], str] = {}
     """Checkpoints to hold this one against: mode -> name or path; recorded in the checkpoint."""
     seed: int = Field(default=0, ge=0)
-    """Of weights, dropout and draws."""
+    """Seed of initial weights, dropout and draws."""
     save_every: int = Field(default=200, ge=1)
     """Updates between saves of the state that --resume goes on from."""
     log_every: int = Field(default=10, ge=1)

@@ -17,6 +17,7 @@ import yaml
 
 import lrkit
 from lrkit.cli.main import VERBS, app
+from lrkit.config import Config
 from lrkit.families.table import load_part
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,6 +192,17 @@ def test_every_public_name_is_documented() -> None:
     documented = {name.rpartition(".")[2] for name in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE)}
     for name in set(lrkit.__all__) - {"__version__"}:
         assert name in documented or issubclass(getattr(lrkit, name), Exception), f"docs/api.md lacks {name}"
+
+
+def test_every_value_of_a_file_is_documented() -> None:
+    page = (ROOT / "docs" / "values.md").read_text(encoding="utf-8")
+    named = re.findall(r"^::: (lrkit\.[\w.]+)\.(\w+)$", page, re.MULTILINE)
+    modules = {module for module, _ in named}
+    assert {"lrkit.train.recipe", "lrkit.contract.settings", "lrkit.export.targets.target"} < modules
+    for module in modules:
+        classes = [value for value in vars(import_module(module)).values() if isinstance(value, type)]
+        own = {value.__name__ for value in classes if issubclass(value, Config) and value.__module__ == module}
+        assert own == {name for other, name in named if other == module}, module
 
 
 def test_every_part_of_a_family_is_documented() -> None:
