@@ -3,9 +3,9 @@
     python benchmarks/cold_start.py BUNDLE --json cold_start.json
     python benchmarks/cold_start.py BUNDLE --python .venv/bin/python     # an environment that is there: no install
 
-Makes a fresh virtual environment in a temporary folder and installs this checkout into it without extras (from the
-package index that pip is set to); what that adds to the disk is counted. Every measurement is a new Python. Processor
-time says what the work costs; wall clock is the same on an idle machine and more on a busy one (the report
+It makes a fresh virtual environment in a temporary folder, installs this checkout into it without extras (from the
+package index that pip is set to), and counts what that adds to the disk. Every measurement is a new Python. Processor
+time says what the work costs. The wall clock says the same on an idle machine and more on a busy one (the report
 holds the load). The goals are those of the project: 150 MB, 0.3 s, 2 s.
 """
 

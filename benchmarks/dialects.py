@@ -1,13 +1,13 @@
-"""Do the two dialects say the same? The `tensorrt` one against `ort`, both in ONNX Runtime on the CPU.
+"""Compares the answers of the two dialects, `tensorrt` and `ort`, both in ONNX Runtime on the CPU.
 
     python benchmarks/dialects.py
     python benchmarks/dialects.py --samples 32 --variants fp32 --json few.json
 
-No engine can be run without its GPU, but the program that engines are built from can: ONNX Runtime runs it too. Each
-variant is built in both dialects from one checkpoint, answers the same pictures, which training has not seen, and the
-answers, latent steps, replayed tokens, extra passes and numbers are compared sample by sample. Variants are compared
-with the float32 program too, which says what rounding costs. In float32 any difference of a choice is an error: the
-exit code is then 1. The JSON is the source; the Markdown beside it is rendered from it.
+No engine runs without its GPU, but ONNX Runtime also runs the program that engines are built from. Each variant is
+built in both dialects from one checkpoint and answers the same pictures, which training has not seen. Answers, latent
+steps, replayed tokens, extra passes and numbers are compared sample by sample. Variants are compared with the float32
+program too, which says what rounding costs. In float32 any difference of a choice is an error, and the exit code is 1.
+The JSON is the source; the Markdown beside it is rendered from it.
 """
 
 import argparse

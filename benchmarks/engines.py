@@ -1,11 +1,11 @@
-"""The same answers by torch, the fp32 program and the int4 program: how much faster, end to end, one by one.
+"""Times the same answers by torch, the fp32 program and the int4 program, end to end, one by one.
 
     python benchmarks/engines.py FP32_BUNDLE INT4_BUNDLE --threads 2 --output engines.json
 
 The bundles are exports of the shipped model (`lrkit export tiny -o FP32_BUNDLE`, `lrkit export tiny --int4 -o
-INT4_BUNDLE`). Engines and modes take turns of some questions each, as an app asks one engine for a while: alternating
-question by question would show each engine the other's caches. A ratio is made within each turn. The report
-holds the median and the quartiles over the turns. Pictures are prepared again for every answer.
+INT4_BUNDLE`). Engines and modes are interleaved in turns of some questions, because an app asks one engine for a
+while: alternating question by question would show each engine the other's caches. A ratio is made within each turn.
+The report holds the median and the quartiles over the turns. Pictures are prepared again for every answer.
 """
 
 import argparse

@@ -5,8 +5,8 @@
     python benchmarks/int4_decode.py lrkit-int4 genai-int4 --threads 1 2 --prompt 128 256
 
 QWEN2 is a folder with the text part of that shape (random weights will do). Both models are loaded in one process, with
-the same number of threads, and take turns: each repeat runs both, first one, then the other ahead, so that what else
-the machine does falls on both alike. The ratio is taken within each repeat.
+the same number of threads, and interleaved: each repeat runs both, and the order alternates, so that other work on the
+machine affects both alike. The ratio is taken within each repeat.
 
 lrkit's loop is inside its program, so a token is the time of an answer of N + 1 tokens less that of one token, over N;
 onnxruntime-genai is timed from token to token. Its prompt is `append_tokens`; lrkit's is the answer of one token, which

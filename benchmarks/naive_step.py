@@ -1,9 +1,9 @@
 """The baseline of training_step.py: a training step that does what lrkit's does, the way the released code would.
 
 At every latent step the whole sequence so far is read again from its first token, without a KV cache, by eager
-attention that stores every (S, S) map; the saliency row is cut out of those maps. Unlike the released code it is right:
-gradient flows through every latent, routing is chunk by chunk, and loss and gradients equal lrkit's (training_step.py
-checks it).
+attention that stores every (S, S) map; the saliency row is cut out of those maps. Unlike the released code it is
+correct: gradient flows through every latent, routing is chunk by chunk, and loss and gradients equal lrkit's, as
+training_step.py checks.
 
 All samples of the batch have the same shape, so that there is no padding to spend time on.
 

@@ -1,4 +1,5 @@
-"""Thousands of questions to one reasoner: does its memory stay flat, and do all threads get the same answers?
+"""Asks one reasoner thousands of questions, to see that its memory stays flat and that all threads get the same
+answers.
 
     python benchmarks/soak.py BUNDLE --asks 10000 --workers 8 --output soak
 

@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.training_step [--pairs 15] [--json FILE]
 
 A step is forward and backward of the loss on one batch, without the optimizer. Both sides first show the same loss and
-the same gradients; then they run alternately, each in its own process on one thread, so that peak memory is each side's
-own and a slow moment of the machine meets both. Reported: median and quartiles of each, and of the ratio within pairs;
-by the clock, and by the CPU time of the process, which other work on the machine touches less.
+the same gradients; then they run alternately, each in its own process on one thread, so that peak memory is each
+side's own and a slow moment of the machine meets both. The report holds the median and quartiles of each and of the
+ratio within pairs, by the clock and by the CPU time of the process, which other work on the machine affects less.
 """
 
 import argparse
