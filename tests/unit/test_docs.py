@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
@@ -192,6 +193,16 @@ def test_every_public_name_is_documented() -> None:
     documented = {name.rpartition(".")[2] for name in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE)}
     for name in set(lrkit.__all__) - {"__version__"}:
         assert name in documented or issubclass(getattr(lrkit, name), Exception), f"docs/api.md lacks {name}"
+
+
+def test_every_package_has_a_row() -> None:
+    page = (ROOT / "docs" / "packages.md").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: needs for name, needs in project["optional-dependencies"].items() if name != "dev"}
+    needed = [*project["dependencies"], *(need for needs in extras.values() for need in needs)]
+    names = {re.split(r"[\[<>=;]", need)[0] for need in needed} - {"lrkit"}
+    assert len(names) > 15
+    assert [name for name in sorted(names) if name not in page] == []
 
 
 def test_every_value_of_a_file_is_documented() -> None:
