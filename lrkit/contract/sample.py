@@ -31,7 +31,7 @@ class Sample:
     id: str = ""
     """Name of the sample within its data set."""
     info: Mapping[str, Any] = field(default_factory=dict)
-    """What else is known of it (hops, split, source line); never shown to the model."""
+    """What else is known about it (hops, split, source line); never shown to the model."""
 
     @property
     def place(self) -> str:

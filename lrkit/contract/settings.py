@@ -23,7 +23,7 @@ class ThinkSettings(Config):
     max_latent_steps: int = Field(default=4, ge=0, le=64)
     """Most latent steps of one answer (the paper: 4)."""
     halting: Literal["adaptive", "fixed"] = "adaptive"
-    """adaptive: the model says when it stops, by not predicting <|latent|>; fixed: exactly max_latent_steps."""
+    """adaptive: the model stops by predicting another token than <|latent|>; fixed: exactly max_latent_steps."""
     latent_scale: Literal["embedding", "none", "learned"] = "embedding"
     """embedding: each latent is rescaled to the mean norm of the token embeddings; none: as it is (the paper);
     learned: one scalar, which starts at the mean norm over sqrt(width)."""
@@ -64,7 +64,8 @@ class RoutingSettings(Config):
     alpha: int = Field(default=32, ge=1, le=4096)
     """A, routed tokens per chunk and layer."""
     alpha_end: int | None = Field(default=None, ge=1, le=4096)
-    """Set: alpha falls from `alpha` in the first layer to this in the last by a cosine (eq. 15, corrected)."""
+    """If given, the number falls from `alpha` in the first layer to this in the last, by a cosine (eq. 15,
+    corrected)."""
     threshold: float = Field(default=0.0, ge=0.0, lt=1.0)
     """tau: a routed token stops at the first depth whose gate is below it; 0 always runs all depths."""
     router: Literal["linear", "mlp"] = "linear"

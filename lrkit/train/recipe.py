@@ -125,7 +125,7 @@ class EvalConfig(Config):
     batch_size: int = Field(default=64, ge=1, le=MOST_AT_ONCE)
     """Samples generated at once."""
     max_new_tokens: int = Field(default=160, ge=1)
-    """Longest speech."""
+    """Most generated tokens of an answer."""
     show: int = Field(default=3, ge=0)
     """Samples printed at the end of each stage."""
 
@@ -169,7 +169,7 @@ class Stage(Config):
     """mixed: the length is drawn for each sample; equal: for each batch, which then needs no padding, but lets the last
     length drawn push the others out of a small model."""
     latent_steps: Annotated[int, Field(ge=0)] | Literal["all"] = 0
-    """So many first steps of each chain are latent."""
+    """How many steps at the start of each chain are latent."""
     spoken_steps: Spoken = "rest"
     """rest: the steps that are not latent are spoken before the answer; none: only the answer is, as in mode direct;
     bare: only the answer is, without its marker, once all steps are latent."""

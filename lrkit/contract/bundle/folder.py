@@ -30,7 +30,7 @@ class Bundle:
     folder: Path
     manifest: Manifest
     seen: Seen = field(default_factory=dict[str, tuple[int, ...]], repr=False, compare=False)
-    """Of the files when it was opened: see `require_unchanged`."""
+    """State of the files when it was opened: see `require_unchanged`."""
 
     def program(self, role: Role) -> ProgramEntry:
         """The program of that role.
@@ -54,7 +54,7 @@ class Bundle:
         return sum(entry.bytes for entry in self.manifest.files.values())
 
     def check_unchanged(self, *names: str | None) -> None:
-        """Before files are loaded.
+        """Checks files before they are loaded.
 
         Raises:
             BundleError: one was altered after the bundle was opened.

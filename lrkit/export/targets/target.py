@@ -23,7 +23,7 @@ MOST = 1 << 20
 MOST_LATENT_STEPS = 64
 """As many as a checkpoint may take."""
 _MOST_PATCHES = 4096
-"""Default: what a device answers about in a time that one waits."""
+"""Default: a device answers about so many within a time that a person waits."""
 _TEXT_TOKENS = 512
 """Default room for text beside pictures."""
 
@@ -60,7 +60,7 @@ class ProgramLimits(Config):
 
 
 class EngineOptions(Config):
-    """What TensorRT's builder is asked for beyond its defaults; null leaves the default."""
+    """Options of TensorRT's builder; null leaves its default."""
 
     workspace_mb: int | None = Field(default=None, ge=1, le=MOST)
     """Most scratch memory of a layer, in MiB."""
@@ -69,7 +69,7 @@ class EngineOptions(Config):
     tf32: bool | None = None
     """Whether float32 products may be rounded to 10 bits of mantissa; NVIDIA's default is yes."""
     layer_details: Literal["none", "layer_names_only", "detailed"] | None = None
-    """What an engine can tell of its layers when it is profiled."""
+    """What an engine can say about its layers when it is profiled."""
     weight_streaming: bool | None = None
     """Whether weights may stay in the host's memory and be streamed while it runs."""
     timing_cache: str | None = None
@@ -104,9 +104,9 @@ class EngineTarget(Config):
     options: EngineOptions = EngineOptions()
     """For the builder."""
     usual_prompt_tokens: int | None = Field(default=None, ge=1, le=MOST)
-    """Prompt length to be fastest at; null: that of the bundle's recorded samples."""
+    """Prompt length that engines are tuned for; null: that of the bundle's recorded samples."""
     usual_patches: int | None = Field(default=None, ge=1, le=MOST)
-    """Patches to be fastest at; null: those of the bundle's recorded samples."""
+    """Patches that engines are tuned for; null: those of the bundle's recorded samples."""
 
     @model_validator(mode="after")
     def _archs_are_compute_capabilities(self) -> "EngineTarget":
@@ -145,7 +145,7 @@ class Target(Config):
     max_pixels: int | None = Field(default=None, ge=1)
     """Larger pictures are shrunk to so many pixels; null: the checkpoint's own max_pixels."""
     provider: str = "cpu"
-    """Where ONNX Runtime is meant to run it: cpu, cuda, tensorrt, tensorrt-rtx, ..."""
+    """ONNX Runtime's provider that the bundle is meant for: cpu, cuda, tensorrt, tensorrt-rtx, ..."""
     provider_options: dict[str, str | bool | int | float] = {}
     """Options of that provider, as trt_engine_cache_enable; those that begin with ep. are session entries. Paths are
     inside the bundle's folder; lrkit/runtime/engines/onnxruntime/provider_options.py lists what a bundle may give."""

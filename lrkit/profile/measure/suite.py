@@ -22,7 +22,7 @@ class SampleSet(Config):
     count: int = Field(ge=1)
     """Samples taken from it."""
     seed: int = Field(default=0, ge=0)
-    """Of the pictures drawn from a trail set."""
+    """Seed of the pictures drawn from a trail set."""
 
 
 class RunSettings(Config):
@@ -39,8 +39,8 @@ class RunSettings(Config):
     replay_tokens: int | None = Field(default=None, ge=0)
     """Visual tokens replayed before each latent step; a bundle has its number built in."""
     routing_depth: int | None = Field(default=None, ge=0, le=8)
-    """0 turns routing off; other depths than the model's own need weights that were not trained, so they are for
-    shapes with random weights. A bundle has it built in."""
+    """0 turns routing off. Depths other than the model's own are for shapes with random weights, because their weights
+    were not trained. A bundle has its depth built in."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of one operator."""
     cuda_graphs: bool | None = None
@@ -73,7 +73,7 @@ class Forced(Config):
 
 
 class Suite(Config):
-    """Everything that is measured in one go."""
+    """What is measured together, in one report."""
 
     description: str = ""
     """One sentence for `lrkit ls`."""
@@ -84,18 +84,18 @@ class Suite(Config):
     warmup: int = Field(default=1, ge=0)
     """Rounds over the first sample that are not recorded."""
     repeats: int = Field(default=1, ge=1)
-    """Times that every sample is asked in every run."""
+    """How often every sample is asked in every run."""
     max_new_tokens: int | None = Field(default=None, ge=1)
-    """Longest speech; null: a bundle's own limit, 256 for a checkpoint."""
+    """Most generated tokens of an answer; null: a bundle's own limit, 256 for a checkpoint."""
     phase_samples: int = Field(default=10, ge=0)
-    """One-graph programs: samples on which the phases are told apart by runs of fixed length."""
+    """One-graph programs: on so many samples, runs of fixed length tell the phases apart."""
     gallery: int = Field(default=3, ge=0, le=8)
     """Traced examples in the report."""
     forced: Forced = Forced()
     """Forced lengths."""
     budget_sec: float | None = Field(default=None, gt=0)
-    """No further repeat is begun after that many seconds of measuring; every question is asked once whatever it takes.
-    Null: no limit."""
+    """No further repeat begins after that many seconds of measuring. Every question is asked at least once. Null: no
+    limit."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

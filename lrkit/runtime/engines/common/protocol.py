@@ -29,7 +29,7 @@ graphs of the form step; or only the difference of two runs of which one stops e
 
 @dataclass(frozen=True)
 class AskOptions:
-    """How an answer is sought."""
+    """How to answer."""
 
     mode: Mode = "latent"
     max_new_tokens: int | None = None
@@ -39,9 +39,9 @@ class AskOptions:
     halting: Literal["adaptive", "fixed"] | None = None
     """None: the model's own way."""
     ignore_end: bool = False
-    """Speak on to `max_new_tokens` whatever the model says: forced lengths, for profiling. Checkpoints only."""
+    """Generate `max_new_tokens`, past any end token: forced lengths, for profiling. Checkpoints only."""
     stop: Stop = field(default=Stop(), repr=False, compare=False)
-    """When to end before the end."""
+    """When to stop early."""
 
 
 class Probe(Protocol):
@@ -60,16 +60,16 @@ class Probe(Protocol):
 
 
 class Engine(Protocol):
-    """Runs a reasoner. What runs a bundle derives from `ProgramEngine`, which has all of this."""
+    """Runs a reasoner. Engines of bundles derive from `ProgramEngine`, which has all of this."""
 
     name: str
     """As its row in lrkit/runtime/engines/table.py."""
     processor: Processor
     num_layers: int
     modes: tuple[Mode, ...]
-    """What it can be asked in: without latent for a plain model, which has none."""
+    """The modes it can be asked in. A plain model lacks latent."""
     note: str | None
-    """What a user should know before asking, such as that the model was trained in another number type."""
+    """What a user should know before asking, for example that the model was trained in another number type."""
 
     @property
     def dtype(self) -> str:
@@ -88,8 +88,8 @@ class Engine(Protocol):
 
     @property
     def bundle(self) -> Bundle | None:
-        """What it runs, with replay, routing and the end of an answer compiled in; None for a checkpoint, where they
-        can be changed."""
+        """The bundle it runs, with replay, routing and the end of an answer compiled in. None for a checkpoint, whose
+        settings can be changed."""
         ...
 
     @property
@@ -113,7 +113,7 @@ class Engine(Protocol):
         ...
 
     def load(self) -> None:
-        """Reads the weights now, where they would otherwise be read at the first question."""
+        """Reads the weights now instead of at the first question."""
         ...
 
     def generate(
@@ -133,8 +133,8 @@ class Engine(Protocol):
         ...
 
     def patience(self, tokens: int | None = None) -> float | None:
-        """Seconds after which a question with at most `tokens` passes counts as one that never ends; None where lrkit
-        itself ends it."""
+        """Seconds after which a question with at most `tokens` passes counts as endless. None where lrkit itself ends
+        it."""
         ...
 
     def counts(self) -> ModelCounts:
