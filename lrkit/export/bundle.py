@@ -71,7 +71,7 @@ class ExportReport:
     folder: Path
     manifest: Manifest
     quantization_errors: dict[str, dict[str, float]]
-    """Program -> matrix -> relative error; empty without int4."""
+    """Program -> matrix -> relative error; empty without integers."""
     seconds: dict[str, float]
     """Per program and stage."""
     script: Path | None = None
@@ -249,7 +249,7 @@ class _Export:
         )  # fmt: skip
         session, known = self._opened(entry), (entry.settings, entry.routed_layers, self.processor)
         validation = check_program(
-            expected, ProgramRun(session, entry.spec, *known, bounds, role), self.encoded, self.target.precision,
+            expected, ProgramRun(session, entry.spec, *known, bounds, role), self.encoded, self.target.scheme.tolerance,
             rounded=self.subject.check_rounded, allow_unproven=self.allow_unproven,
             progress=lambda done: self.progress(f"{role}: comparing with torch", done, count),
         )  # fmt: skip
@@ -260,7 +260,7 @@ class _Export:
 
     def _written(self, role: Role, stack: Stack, tower: Tower) -> ProgramEntry:
         """Builds and writes one program in the asked form."""
-        nbits = self.target.precision == "int4" and self.target.dialect == "ort"
+        nbits = self.target.scheme.encoding(self.target.dialect) == "MatMulNBits"
         steps: dict[StepName, StepEntry] = {}
         if self.form == "program":
             program = build_program(stack, self.processor.end_ids, tower)

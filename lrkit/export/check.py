@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from lrkit.contract.bundle.io_spec import HALTING, IoSpec
-from lrkit.contract.bundle.manifest import Limits, Precision, Role, StepEntry, StepName, Validation
+from lrkit.contract.bundle.manifest import Limits, Role, StepEntry, StepName, Validation
 from lrkit.contract.generated import Generated, GenerationLimits, Mode
+from lrkit.contract.schemes import Tolerance
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import ExportError, LrkitError, is_write_failure, one_line
 from lrkit.export.check_verdict import Found, judge
@@ -98,7 +99,7 @@ def check_program(
     expected: Sequence[Trace],
     run: "ProgramRun",
     samples: Sequence[CheckSample],
-    precision: Precision,
+    tolerance: Tolerance,
     *,
     rounded: bool = False,
     allow_unproven: bool = False,
@@ -110,7 +111,7 @@ def check_program(
     says that torch held the values that the program's integers stand for.
 
     Raises:
-        ExportError: the program differs from torch by more than TOLERANCES allow; or nothing is proven by these
+        ExportError: the program differs from torch by more than `tolerance` allows; or nothing is proven by these
             samples, and that is not allowed.
     """
     found = Found(num_samples=len(samples))
@@ -118,7 +119,7 @@ def check_program(
         _compare(found, number, reference, run.trace(sample.prompt))
         _score(found, run.processor, sample, run.role, (reference, run.last))
         progress(number + 1)
-    return judge(found, precision, run.role, rounded=rounded, allow_unproven=allow_unproven)
+    return judge(found, tolerance, run.role, rounded=rounded, allow_unproven=allow_unproven)
 
 
 def open_program(file: Path, spec: IoSpec, optimizers_off: Sequence[str] = ()) -> Any:

@@ -3,38 +3,24 @@
 Place in the pipeline: check.py collects the differences in `Found`; `judge` gives the verdict that the bundle keeps.
 
 What proves a program:
-    fp32, fp16   numbers and spoken tokens: few samples show a wrong graph
-    int4         rounding changes numbers and tokens, so right answers are counted. Where torch has next to none to
+    floats       numbers and spoken tokens: few samples show a wrong graph
+    integers     rounding changes numbers and tokens, so right answers are counted. Where torch has next to none to
                  lose (too few samples, samples without answers, an untrained model), any program would pass that
                  bound; numbers and tokens are bounded instead, wider than for fp16
-    int4, where torch holds the values of the integers: numbers, as for fp32
+    integers whose values torch holds: numbers, as for floats
+
+How much is allowed is in the row of the scheme (lrkit/contract/schemes.py).
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from lrkit.contract.bundle.manifest import Precision, Role, Validation
+from lrkit.contract.bundle.manifest import Role, Validation
+from lrkit.contract.schemes import Bounds, Tolerance
 from lrkit.errors import ExportError
 
-TOLERANCES: dict[Precision, dict[str, float]] = {
-    "fp32": {"numbers": 1e-4, "agreement": 1.0, "accuracy_drop": 0.0},
-    "fp16": {"numbers": 5e-2, "agreement": 0.9, "accuracy_drop": 0.02},
-    "int4": {"accuracy_drop": 0.05},
-}
-UNANSWERED = {"numbers": 0.25, "agreement": 0.5}
-"""int4 where torch answers next to nothing right. The shipped model's logits are 0.12 off at most; those of two models
-that have nothing in common are 1 off or more."""
-ROUNDED = {"numbers": 0.1}
-"""int4 where torch holds what the integers stand for: activations are rounded to int8, which flips near ties."""
-REASONS: dict[Precision, str] = {
-    "fp32": "same float32 operations in another order: numbers within 1e-4 of the largest, every choice the same",
-    "fp16": "11 significant bits through every layer; a choice between near equals may fall the other way",
-    "int4": "4-bit weights are another model: numbers are reported, only the loss of right answers is bounded",
-}
-"""Why each tolerance is what it is; kept in the bundle."""
 MIN_RIGHT = 20
 """Right answers that torch must have for a loss of 5% to be seen."""
 
@@ -79,49 +65,46 @@ UNCOMPARED = Validation(
 
 
 def judge(
-    found: Found, precision: Precision, role: Role, *, rounded: bool = False, allow_unproven: bool = False
+    found: Found, tolerance: Tolerance, role: Role, *, rounded: bool = False, allow_unproven: bool = False
 ) -> Validation:
     """The verdict. `rounded` and `allow_unproven` as in `check_program`.
 
     Raises:
         ExportError: the program differs by more than allowed, or nothing is proven and that is not allowed.
     """
-    allowed, reason = dict(TOLERANCES[precision]), REASONS[precision]
+    allowed, reason = dict(tolerance.bounds), tolerance.reason
     if found.lost > allowed["accuracy_drop"]:
         raise ExportError(_complaint(found, allowed, reason, role))
     proof: Proof = "numbers"
-    if precision != "int4":
-        if not _within(found, allowed, precision):
+    if "numbers" in allowed:
+        if not _within(found, allowed, tolerance.every_choice):
             raise ExportError(_complaint(found, allowed, reason, role))
     elif rounded:
-        allowed |= ROUNDED
-        reason = "torch held the values of the integers: numbers within a tenth of the largest"
-        if not _within(found, ROUNDED, precision):
+        allowed |= tolerance.held
+        reason = f"torch held the values of the integers: numbers within {tolerance.held['numbers']:g} of the largest"
+        if not _within(found, tolerance.held):
             raise ExportError(_complaint(found, allowed, reason, role))
     elif found.right["torch"] >= MIN_RIGHT:
         proof = "answers"
     else:
-        allowed |= UNANSWERED
+        allowed |= tolerance.unanswered
         reason += f"; torch has {found.right['torch']} right answers to lose, so numbers and spoken tokens are bounded"
-        if not _within(found, UNANSWERED, precision):
+        if not _within(found, tolerance.unanswered):
             if not allow_unproven:
                 raise ExportError(_unproven(found, role))
-            proof, reason = "none", f"{REASONS[precision]}; NOTHING IS PROVEN by these samples, which was allowed"
+            proof, reason = "none", f"{tolerance.reason}; NOTHING IS PROVEN by these samples, which was allowed"
     return Validation(
         passed=proof != "none", num_samples=found.num_samples, tolerance=allowed, tolerance_reason=reason,
         measured=_measured(found, proof),
     )  # fmt: skip
 
 
-def _within(found: Found, allowed: dict[str, float], precision: Precision) -> bool:
+def _within(found: Found, allowed: Bounds, every_choice: bool = False) -> bool:
+    agreement = found.agreement
+    bounded = agreement.values() if every_choice else [agreement.get("spoken tokens", 1.0)]
     # A number that is none compares as false: it must not pass.
-    agreed = min(_bounded(found.agreement, precision), default=1.0)
+    agreed = min(bounded, default=1.0)
     return found.num_samples > 0 and found.off <= allowed["numbers"] and agreed >= allowed.get("agreement", 0.0)
-
-
-def _bounded(agreement: dict[str, float], precision: Precision) -> Iterable[float]:
-    """In fp16 a near tie may replay or route another token without changing an answer: only answers are bounded."""
-    return agreement.values() if precision == "fp32" else [agreement.get("spoken tokens", 1.0)]
 
 
 def _measured(found: Found, proof: Proof) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from lrkit.config import load_config
 from lrkit.contract.bundle.declared import spec_problems
 from lrkit.contract.bundle.files import AGAIN, Seen, file_problems, look, names_problems, require_unchanged
 from lrkit.contract.bundle.manifest import BUNDLE_FILE, SCHEMA, Manifest, ProgramEntry, Role
-from lrkit.errors import BundleError, ConfigError, one_line
+from lrkit.contract.schemes import SCHEMES
+from lrkit.errors import BundleError, ConfigError, did_you_mean, one_line
 from lrkit.files import read_json, write_text
 
 MAX_MANIFEST_BYTES = 8 << 20
@@ -131,6 +132,12 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         if (entry.spec.form == "step") != bool(entry.steps):
             given = f"the form {entry.spec.form} and {len(entry.steps)} steps"
             yield f"{BUNDLE_FILE} gives the {role} program {given}; {AGAIN}"
+        if entry.precision not in SCHEMES:
+            yield (
+                f"{BUNDLE_FILE} says that the {role} program holds its weights as {one_line(ascii(entry.precision))}, "
+                f"where this lrkit knows {', '.join(SCHEMES)}{did_you_mean(entry.precision, SCHEMES)}; update lrkit, "
+                "or export the checkpoint again"
+            )
     for user, name in dict.fromkeys(_used(manifest)):
         if name not in manifest.files:
             yield f"{BUNDLE_FILE} has no entry for {one_line(name)}, which {user} needs; {AGAIN}"

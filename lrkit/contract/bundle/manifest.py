@@ -35,7 +35,6 @@ TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Sizes = tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...]
 Arch = Annotated[str, Field(pattern=r"^sm\d{2,3}$")]
 Role = Literal["latent", "cot", "direct"]
-Precision = Literal["fp32", "fp16", "int4"]
 StepName = Literal["prompt", "think", "speak"]
 Dialect = Literal["ort", "tensorrt"]
 EngineKind = Literal["tensorrt-rtx", "tensorrt"]
@@ -158,8 +157,8 @@ class ProgramEntry(Config):
     """External weights beside it, where the file has any."""
     dialect: Dialect
     """ort: ONNX Runtime's int4 nodes; tensorrt: standard operators only."""
-    precision: Precision
-    """Weights of the language model."""
+    precision: str = Field(max_length=40)
+    """How the weights of the language model are held: the name of a row of lrkit/contract/schemes.py."""
     accuracy_level: int | None = Field(default=None, ge=0, le=4)
     """Of int4 nodes: 0 or 1 computes in float32, 4 with int8 activations; null without int4 nodes."""
     spec: IoSpec

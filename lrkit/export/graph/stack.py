@@ -136,7 +136,7 @@ class Stack:
 
     def _logits(self, g: Graph, hidden: Value, bias: Value | None = None) -> Value:
         # Tied float weights are stored once, under the embedding's name.
-        floats = self.dialect.target.precision != "int4"
+        floats = not self.dialect.target.scheme.integers
         role = "embedding" if self.source.tied and floats else "head"
         return self.dialect.linear(g, hidden, role, bias, part=role)
 

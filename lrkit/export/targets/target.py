@@ -1,4 +1,4 @@
-"""What an export is for: precision, int4 blocks, dialect, limits. Values only; `export/targets/*.yaml` are such
+"""What an export is for: precision, blocks of integers, dialect, limits. Values only; `export/targets/*.yaml` are such
 configs.
 
 Place in the pipeline: `lrkit export --target NAME` -> `Target` -> dialect.py (how nodes are written), bundle.py
@@ -6,13 +6,17 @@ Place in the pipeline: `lrkit export --target NAME` -> `Target` -> dialect.py (h
 """
 
 import re
+from collections.abc import Iterator, Mapping
 from copy import copy
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from lrkit.config import Config
-from lrkit.contract.bundle.manifest import Dialect, EngineKind, Limits, Precision
+from lrkit.config_problems import shown
+from lrkit.contract.bundle.manifest import Dialect, EngineKind, Limits
+from lrkit.contract.schemes import FLOAT, SCHEMES, Scheme, computed_in, scheme_named
+from lrkit.errors import did_you_mean
 from lrkit.families.protocols import Geometry
 from lrkit.runtime.encode.fitting import photo_warning
 from lrkit.runtime.encode.processor import Processor
@@ -29,17 +33,18 @@ _TEXT_TOKENS = 512
 
 
 class Int4(Config):
-    """Four-bit weights: symmetric, rounded to nearest, one scale per block along the input."""
+    """Weights as integers, one scale per block along the input. What may be chosen, and what is taken where nothing is
+    said, is in the row of the scheme; the defaults here are those of int4."""
 
-    block: Literal[32, 64, 128] = 128
-    """Weights per scale; a width that it does not divide falls back to 64 or 32."""
+    block: int = 128
+    """Weights per scale; a width that it does not divide falls back to the next smaller block."""
     accuracy_level: Literal[0, 1, 4] = 4
     """ort dialect: 0 or 1 computes in float32, 4 with activations rounded to int8 (faster)."""
-    head: Literal["float", "int8", "int4"] = "int4"
+    head: str = "int4"
     """Language head. A head of its own type is stored beside the embedding, which it shares otherwise."""
-    embedding: Literal["float", "int8"] = "int8"
+    embedding: str = "int8"
     """Token embedding: one scale per row."""
-    vision: Literal["float", "int4"] = "float"
+    vision: str = FLOAT
     """Matrices of the vision tower."""
 
 
@@ -134,12 +139,13 @@ class Target(Config):
     """One sentence, shown by `lrkit ls`."""
     dialect: Dialect = "ort"
     """ort: ONNX Runtime's own fused and int4 operators; tensorrt: standard operators only."""
-    precision: Precision = "fp32"
-    """Weights; fp16 also computes in fp16, int4 computes in fp32 (ort on a CPU) unless `activations` says fp16."""
+    precision: Annotated[str, AfterValidator(lambda name: scheme_named(name).name)] = "fp32"
+    """How weights are held, a row of lrkit/contract/schemes.py: fp32, fp16, int4, int8. fp16 also computes in fp16,
+    integers compute in fp32 (ort on a CPU) unless `activations` says fp16."""
     activations: Literal["fp32", "fp16"] | None = None
     """What the graph computes in; null: fp16 for precision fp16, fp32 otherwise."""
     int4: Int4 = Int4()
-    """Read where precision is int4."""
+    """Read where weights become integers: by precision int4, and by any other that does so."""
     limits: ProgramLimits = ProgramLimits()
     """Capacities."""
     max_pixels: int | None = Field(default=None, ge=1)
@@ -151,6 +157,23 @@ class Target(Config):
     inside the bundle's folder; lrkit/runtime/engines/onnxruntime/provider_options.py lists what a bundle may give."""
     engine: EngineTarget | None = None
     """TensorRT engines to add; null: none."""
+
+    @model_validator(mode="after")
+    def _choices_of_the_scheme(self) -> "Target":
+        """Takes what was not chosen from the row of the scheme, and refuses what it does not have."""
+        scheme = self.scheme if self.scheme.integers else SCHEMES["int4"]
+        defaults = {part: names[0] for part, names in scheme.parts.items() if part in Int4.model_fields}
+        chosen = {"block": scheme.blocks[0], **defaults, **self.int4.model_dump(exclude_unset=True)}
+        if problems := list(_choice_problems(scheme, chosen)):
+            raise ValueError("\n".join(problems))
+        object.__setattr__(self, "int4", Int4.model_validate(chosen))
+        if self.scheme.integers and self.scheme.encoding(self.dialect) is None:
+            known = ", ".join(scheme.encodings)
+            raise ValueError(
+                f"precision {scheme.name} has no operator in the dialect {self.dialect}; set dialect={known}, or "
+                "another precision"
+            )
+        return self
 
     @model_validator(mode="after")
     def _options_that_a_bundle_may_give(self) -> "Target":
@@ -170,9 +193,32 @@ class Target(Config):
         return self
 
     @property
+    def scheme(self) -> Scheme:
+        """How weights are held."""
+        return scheme_named(self.precision)
+
+    def scheme_of(self, part: str) -> Scheme | None:
+        """How the matrices of a part of the model (layers, head, embedding, vision, routing) become integers; None:
+        they stay float."""
+        if part not in self.scheme.parts:
+            return None
+        name = getattr(self.int4, part, self.scheme.parts[part][0])
+        return None if name == FLOAT else scheme_named(name)
+
+    @property
     def computes_fp16(self) -> bool:
         """Whether activations are fp16."""
-        return (self.activations or ("fp16" if self.precision == "fp16" else "fp32")) == "fp16"
+        return computed_in(self.precision, self.activations) == "fp16"
+
+
+def _choice_problems(scheme: Scheme, chosen: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each choice that the scheme does not have."""
+    allowed: dict[str, tuple[Any, ...]] = {"block": scheme.blocks, **scheme.parts}
+    for name, value in chosen.items():
+        if value not in allowed.get(name, (value,)):
+            hint = did_you_mean(value, scheme.parts[name]) if isinstance(value, str) else ""
+            known = ", ".join(map(str, allowed[name]))
+            yield f"int4.{name} is {shown(value)}, and {scheme.name} takes {known}{hint}"
 
 
 def limits_of(target: Target, latent_steps: int, geometry: Geometry) -> Limits:

@@ -14,6 +14,7 @@ from typing import Any
 from lrkit.config import load_config
 from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import EngineEntry, EngineKind, GraphName, Limits, Manifest, ProgramEntry, Role
+from lrkit.contract.schemes import scheme_named
 from lrkit.errors import ExportError, FileError, MissingExtraError
 from lrkit.export.targets.target import EngineTarget
 from lrkit.export.tensorrt.device.words import default_archs, known_archs
@@ -105,9 +106,9 @@ def check_programs(programs: Mapping[Role, ProgramEntry], archs: tuple[str, ...]
                 f"the {role} program is in the dialect {entry.dialect}, and engines are built from the dialect "
                 "tensorrt; export the checkpoint again with --dialect tensorrt or a target made for it"
             )
-        if entry.precision == "int4" and "sm75" in archs:
+        if scheme_named(entry.precision).bits == 4 and "sm75" in archs:
             raise ExportError(
-                f"the {role} program has int4 weights, which sm75 cannot compute with; leave sm75 out, or export with "
+                f"the {role} program has {entry.precision} weights, which sm75 cannot compute with; leave sm75 out, or export with "
                 "precision=fp16"
             )
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from lrkit.contract.bundle.folder import Bundle
 from lrkit.contract.bundle.io_spec import IoSpec
-from lrkit.contract.bundle.manifest import Dialect, GraphName, Precision, ProgramEntry, Role
+from lrkit.contract.bundle.manifest import Dialect, GraphName, ProgramEntry, Role
+from lrkit.contract.schemes import scheme_named
 from lrkit.cores import find_cores
 from lrkit.errors import BundleError, StoppedError, UserError
 from lrkit.runtime.encode.processor import Processor
@@ -19,13 +20,14 @@ from lrkit.runtime.engines.onnxruntime.session import OrtGraph, load_session, sa
 from lrkit.runtime.engines.programs.program_engine import ProgramEngine, ProgramSessions
 
 
-def optimizers_off(dialect: Dialect, precision: Precision) -> list[str]:
+def optimizers_off(dialect: Dialect, precision: str) -> list[str]:
     """ONNX Runtime's graph transformers that a program must be loaded without.
 
-    QDQSelectorActionTransformer turns the tensorrt dialect's DequantizeLinear into its own int4 nodes: it fails where
-    the weights lie outside the loop that uses them, and elsewhere would round activations to int8 unasked.
+    QDQSelectorActionTransformer turns DequantizeLinear into ONNX Runtime's own nodes for integers: it fails where the
+    weights lie outside the loop that uses them, and elsewhere would round activations to int8 unasked.
     """
-    return ["QDQSelectorActionTransformer"] if dialect == "tensorrt" and precision == "int4" else []
+    standard = scheme_named(precision).encoding(dialect) == "DequantizeLinear"
+    return ["QDQSelectorActionTransformer"] if standard else []
 
 
 class Sessions(ProgramSessions):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from lrkit.contract.bundle.manifest import BUNDLE_FILE, Manifest
+from lrkit.contract.schemes import computed_in
 from lrkit.errors import BundleError, UnknownNameError, UserError, did_you_mean, one_line
 from lrkit.runtime.engines.onnxruntime.provider_options import is_path, problem_of, resolve
 from lrkit.runtime.engines.onnxruntime.session import said
@@ -71,7 +72,7 @@ def bundle_options(manifest: Manifest, provider: str, folder: Path) -> tuple[dic
     options = {
         key: _written(f"{where}.{one_line(key, 80)}", key, value, short, folder, listed) for key, value in given.items()
     }
-    computes = manifest.target.get("activations") or ("fp16" if manifest.target.get("precision") == "fp16" else "fp32")
+    computes = computed_in(manifest.target.get("precision"), manifest.target.get("activations"))
     for name in _PRECISIONS:
         if options.get(name, "").casefold() in ("true", "1") and (name, computes) != ("trt_fp16_enable", "fp16"):
             raise BundleError(

@@ -1,0 +1,160 @@
+"""Schemes, one row each: how a program holds its weights, and how near to torch it then has to be. Torch-free.
+
+A target calls it `precision`, and bundle.json records its name for each program. Whoever needs to know more reads the
+row: the writer of matrices (bits, encodings), the comparison with torch (tolerance), the runtime (encodings) and the
+ceilings of a profile (bytes per weight).
+
+A new scheme is a row here and, where its integers are made in a new way, a file in lrkit/export/weights/quantizers/.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lrkit.errors import UnknownNameError, did_you_mean
+
+FLOAT = "float"
+"""What a target says of a part whose matrices stay in the number type that the program computes in."""
+Floats = Literal["fp32", "fp16"]
+Encoding = Literal["MatMulNBits", "DequantizeLinear"]
+"""Operator that reads integers: ONNX Runtime's own, or the standard one."""
+Bounds = Mapping[str, float]
+"""numbers: largest relative error of logits and latent states; agreement: share of the samples without a difference;
+accuracy_drop: right answers lost, as a share of all answers."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a program may be from torch."""
+
+    bounds: Bounds
+    """Always. Without `numbers`, rounding makes another model, whose right answers are counted."""
+    reason: str
+    """Where the bounds come from; kept in the bundle."""
+    every_choice: bool = False
+    """Whether `agreement` is about every choice, not of spoken tokens alone: a near tie may replay or route another
+    token without changing an answer."""
+    unanswered: Bounds = field(default_factory=dict[str, float])
+    """Instead of right answers, where torch has next to none to lose."""
+    held: Bounds = field(default_factory=dict[str, float])
+    """Instead of right answers, where torch holds the values that the integers stand for."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way of holding weights. Of integers, value = integer * scale: zero stays zero."""
+
+    name: str
+    bits: int
+    """Of a weight."""
+    tolerance: Tolerance
+    computes: Floats = "fp32"
+    """What the program computes in, where the target does not say."""
+    quantizer: str | None = None
+    """What makes the integers, as "module:class" (lrkit/export/weights/quantizers/protocol.py); None: floats."""
+    blocks: tuple[int, ...] = ()
+    """Weights per scale along the input that a target may ask for, the largest first, which is the default."""
+    encodings: Mapping[str, Encoding] = field(default_factory=dict[str, Encoding])
+    """Dialect -> the operator that reads the integers there; a dialect without one cannot hold them."""
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """Part of the model -> schemes (or FLOAT) that a target may choose for its matrices, the default first. A part
+    that is not named stays float, and so does the first matrix of the vision tower."""
+
+    @property
+    def integers(self) -> bool:
+        """Whether weights become integers."""
+        return self.quantizer is not None
+
+    def bytes_per_weight(self, block: int | None = None) -> float:
+        """As stored, with a float32 scale for each `block` weights where they are integers."""
+        return self.bits / 8 + (4 / (block or self.blocks[0]) if self.integers else 0.0)
+
+    def encoding(self, dialect: str) -> Encoding | None:
+        """The operator that reads its integers in a dialect; None where there is none, or no integers."""
+        return self.encodings.get(dialect)
+
+
+_ROUNDED = "lrkit.export.weights.quantizers.rounded:Rounded"
+_BOTH: Mapping[str, Encoding] = {"ort": "MatMulNBits", "tensorrt": "DequantizeLinear"}
+_UNANSWERED = {"numbers": 0.25, "agreement": 0.5}
+"""The shipped model's logits are 0.12 off at most in int4; those of two models that have nothing in common are 1 off or
+more."""
+_HELD = {"numbers": 0.1}
+"""Activations are rounded to int8, which flips near ties."""
+
+_ROWS = (
+    Scheme(
+        name="fp32",
+        bits=32,
+        tolerance=Tolerance(
+            {"numbers": 1e-4, "agreement": 1.0, "accuracy_drop": 0.0},
+            "same float32 operations in another order: numbers within 1e-4 of the largest, every choice the same",
+            every_choice=True,
+        ),
+    ),
+    Scheme(
+        name="fp16",
+        bits=16,
+        computes="fp16",
+        tolerance=Tolerance(
+            {"numbers": 5e-2, "agreement": 0.9, "accuracy_drop": 0.02},
+            "11 significant bits through every layer; a choice between near equals may fall the other way",
+        ),
+    ),
+    Scheme(
+        name="int4",
+        bits=4,
+        quantizer=_ROUNDED,
+        blocks=(128, 64, 32),
+        encodings=_BOTH,
+        parts={
+            "layers": ("int4",), "head": ("int4", "int8", FLOAT), "embedding": ("int8", FLOAT),
+            "vision": (FLOAT, "int4"),
+        },
+        tolerance=Tolerance(
+            {"accuracy_drop": 0.05},
+            "4-bit weights are another model: numbers are reported, only the loss of right answers is bounded",
+            unanswered=_UNANSWERED,
+            held=_HELD,
+        ),
+    ),
+    Scheme(
+        name="int8",
+        bits=8,
+        quantizer=_ROUNDED,
+        blocks=(128, 64, 32),
+        encodings=_BOTH,
+        parts={
+            "layers": ("int8",), "head": ("int8", "int4", FLOAT), "embedding": ("int8", FLOAT),
+            "vision": (FLOAT, "int8", "int4"),
+        },
+        tolerance=Tolerance(
+            {"accuracy_drop": 0.05},
+            "8-bit weights, and activations rounded to int8: numbers are reported, the loss of right answers is bounded",
+            unanswered=_UNANSWERED,
+            held=_HELD,
+        ),
+    ),
+)  # fmt: skip
+
+SCHEMES: Mapping[str, Scheme] = {scheme.name: scheme for scheme in _ROWS}
+"""Name -> row."""
+
+
+def scheme_named(name: str) -> Scheme:
+    """The row of that name.
+
+    Raises:
+        UnknownNameError: there is none; the message lists the rows.
+    """
+    if name not in SCHEMES:
+        raise UnknownNameError(
+            f"unknown precision {name[:40]!r}; known: {', '.join(SCHEMES)}{did_you_mean(name[:40], SCHEMES)}"
+        )
+    return SCHEMES[name]
+
+
+def computed_in(precision: object, activations: object = None) -> str:
+    """The number type that a program computes in, by what its target says, which may hold anything in a bundle."""
+    known = SCHEMES.get(precision) if isinstance(precision, str) else None
+    return str(activations or (known.computes if known else "fp32"))
