@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from lrkit.contract.schemes import SCHEMES
 from lrkit.contract.settings import ReasonerSettings, ReplaySettings, RoutingSettings, ThinkSettings
 from lrkit.export.targets.target import Int4, Target
 
@@ -89,12 +90,13 @@ def target_variants() -> dict[str, Target]:
 
 def _targets() -> Iterator[tuple[str, Target]]:
     activations = [None, *literals(Target.model_fields["activations"].annotation)]
-    for precision in literals(Target.model_fields["precision"].annotation):
+    for precision in SCHEMES:
         for kind in activations:
             changed: dict[str, Any] = {"precision": precision, "activations": kind, "int4": {"block": 32}}
             yield f"{precision} {kind}", Target.model_validate({"dialect": "tensorrt", **changed})
-    for field, info in Int4.model_fields.items():
-        for value in literals(info.annotation) if field != "accuracy_level" else []:  # a matter of the dialect ort
+    scheme = SCHEMES["int4"]
+    for field, choices in {"block": scheme.blocks, **scheme.parts}.items():
+        for value in choices if field in Int4.model_fields else ():
             int4 = {"block": 32, field: value}
             values = {"dialect": "tensorrt", "precision": "int4", "activations": "fp16", "int4": int4}
             yield f"int4.{field}={value}", Target.model_validate(values)

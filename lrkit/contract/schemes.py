@@ -9,7 +9,7 @@ A new scheme is a row here and, where its integers are made in a new way, a file
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, cast
 
 from lrkit.errors import UnknownNameError, did_you_mean
 
@@ -130,7 +130,7 @@ _ROWS = (
         },
         tolerance=Tolerance(
             {"accuracy_drop": 0.05},
-            "8-bit weights, and activations rounded to int8: numbers are reported, the loss of right answers is bounded",
+            "8-bit weights, and activations rounded to int8: numbers are reported, loss of right answers is bounded",
             unanswered=_UNANSWERED,
             held=_HELD,
         ),
@@ -152,6 +152,15 @@ def scheme_named(name: str) -> Scheme:
             f"unknown precision {name[:40]!r}; known: {', '.join(SCHEMES)}{did_you_mean(name[:40], SCHEMES)}"
         )
     return SCHEMES[name]
+
+
+def chosen(target: Mapping[str, Any], scheme: Scheme, name: str) -> Any:
+    """What the target in a bundle, which may hold anything, chose of a scheme of integers: `block`, or the scheme (or
+    FLOAT) of a part. The default where it chose nothing, or nothing that there is."""
+    allowed: tuple[Any, ...] = scheme.blocks if name == "block" else scheme.parts.get(name, (FLOAT,))
+    section = target.get("int4")
+    value = cast(dict[str, Any], section).get(name) if isinstance(section, dict) else None
+    return value if value in allowed else allowed[0]
 
 
 def computed_in(precision: object, activations: object = None) -> str:

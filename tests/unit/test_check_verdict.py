@@ -10,10 +10,13 @@ import pytest
 
 from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import Limits
+from lrkit.contract.schemes import SCHEMES
 from lrkit.errors import CheckpointError, ExportError
 from lrkit.export.check import open_program, torch_answers
 from lrkit.export.check_verdict import MIN_RIGHT, Found, judge
 from tests.bundles import processor
+
+INT4 = SCHEMES["int4"].tolerance
 
 
 def found(off: float = 0.1, same: float = 1.0, torch: int = 0, program: int = 0, answers: int = 0, samples: int = 100):
@@ -36,7 +39,7 @@ def found(off: float = 0.1, same: float = 1.0, torch: int = 0, program: int = 0,
     ],
 )
 def test_int4_is_proven_by_right_answers_or_else_by_numbers(seen, proof):
-    validation = judge(seen, "int4", "latent")
+    validation = judge(seen, INT4, "latent")
     assert validation.passed and validation.measured["proof"] == proof
     assert ("numbers" in validation.tolerance) == (proof == "numbers")
 
@@ -56,9 +59,9 @@ def test_int4_without_right_answers_needs_equal_ones(seen):
     with pytest.raises(
         ExportError, match=r"^nothing proves the cot program: torch has \d+ right answers on"
     ) as refused:
-        judge(seen, "int4", "cot")
+        judge(seen, INT4, "cot")
     assert "--allow-unproven" in str(refused.value) and "\n" not in str(refused.value)
-    allowed = judge(seen, "int4", "cot", allow_unproven=True)
+    allowed = judge(seen, INT4, "cot", allow_unproven=True)
     assert (
         not allowed.passed and allowed.measured["proof"] == "none" and "NOTHING IS PROVEN" in allowed.tolerance_reason
     )
@@ -67,25 +70,25 @@ def test_int4_without_right_answers_needs_equal_ones(seen):
 def test_lost_answers_are_never_allowed():
     for seen in (found(torch=60, program=50, answers=100), found(torch=10, program=0, answers=10, samples=10)):
         with pytest.raises(ExportError, match=r"latent program differs .* right answers \d+ of \d+, torch \d+"):
-            judge(seen, "int4", "latent", allow_unproven=True)
+            judge(seen, INT4, "latent", allow_unproven=True)
 
 
 @pytest.mark.parametrize(("off", "same", "passes"), [(0.02, 0.0, True), (0.2, 1.0, False), (math.nan, 1.0, False)])
 def test_random_weights_are_compared_with_what_the_integers_stand_for(off, same, passes):
     seen = found(off=off, same=same, samples=1)
     if passes:
-        assert judge(seen, "int4", "latent", rounded=True).measured["proof"] == "numbers"
+        assert judge(seen, INT4, "latent", rounded=True).measured["proof"] == "numbers"
     else:
         with pytest.raises(ExportError, match="differs from torch"):
-            judge(seen, "int4", "latent", rounded=True, allow_unproven=True)
+            judge(seen, INT4, "latent", rounded=True, allow_unproven=True)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_exact_programs_are_proven_by_few_samples(precision):
-    assert judge(found(off=1e-5, samples=1), precision, "latent").measured["proof"] == "numbers"
+    assert judge(found(off=1e-5, samples=1), SCHEMES[precision].tolerance, "latent").measured["proof"] == "numbers"
     for seen in (found(off=0.3), found(off=1e-5, same=0.5), found(off=math.nan), found(off=0.0, samples=0)):
         with pytest.raises(ExportError, match="latent program differs from torch") as refused:
-            judge(seen, precision, "latent", allow_unproven=True)
+            judge(seen, SCHEMES[precision].tolerance, "latent", allow_unproven=True)
         assert "\n" not in str(refused.value)
 
 

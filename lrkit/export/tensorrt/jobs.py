@@ -108,8 +108,8 @@ def check_programs(programs: Mapping[Role, ProgramEntry], archs: tuple[str, ...]
             )
         if scheme_named(entry.precision).bits == 4 and "sm75" in archs:
             raise ExportError(
-                f"the {role} program has {entry.precision} weights, which sm75 cannot compute with; leave sm75 out, or export with "
-                "precision=fp16"
+                f"the {role} program has {entry.precision} weights, which sm75 cannot compute with; leave sm75 out, or "
+                "export with precision=fp16"
             )
 
 

@@ -1,4 +1,4 @@
-"""How fast ONNX Runtime multiplies the way a program does: int4 weights, activations rounded to int8 or not.
+"""How fast ONNX Runtime multiplies the way a program does: weights as integers, activations rounded to int8 or not.
 
 Place in the pipeline: rates.py -> `program_flops` -> the arithmetic ceiling of a bundle on a CPU. A float32
 product, which numpy can measure, is no ceiling for them, because int8 products are faster. The graph is built with the
@@ -6,21 +6,24 @@ packages of the extra `export`. Without them the rate is unknown here, and rates
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from lrkit.contract.bundle.manifest import ProgramEntry
+from lrkit.contract.schemes import chosen, scheme_named
 
 ROWS, WIDTH = 256, 1024
 """A prompt's worth of tokens through a square matrix."""
 _SECONDS = 0.4
 
 
-def program_flops(entry: ProgramEntry, block: int, threads: int | None) -> tuple[float, str] | None:
-    """(operations per second of the fastest try, how); None where it cannot be measured or the program has no such
-    products."""
-    if entry.precision != "int4" or entry.dialect != "ort":
+def program_flops(entry: ProgramEntry, target: Mapping[str, Any], threads: int | None) -> tuple[float, str] | None:
+    """(operations per second of the fastest try, how) of a program by its bundle's target; None where it cannot be
+    measured or the program has no such products."""
+    scheme = scheme_named(entry.precision)
+    if scheme.encoding(entry.dialect) != "MatMulNBits":
         return None
     try:
         import onnx_ir as ir
@@ -30,7 +33,8 @@ def program_flops(entry: ProgramEntry, block: int, threads: int | None) -> tuple
     options = onnxruntime.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
-    model = ir.serde.serialize_model(_graph(block, entry.accuracy_level or 0)).SerializeToString()
+    block = chosen(target, scheme, "block")
+    model = ir.serde.serialize_model(_graph(scheme.bits, block, entry.accuracy_level or 0)).SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     feed = {"x": np.random.default_rng(0).standard_normal((ROWS, WIDTH), dtype=np.float32)}
     session.run(["y"], feed)
@@ -43,12 +47,12 @@ def program_flops(entry: ProgramEntry, block: int, threads: int | None) -> tuple
     return rate, f"onnxruntime MatMulNBits, block {block}, accuracy level {entry.accuracy_level}"
 
 
-def _graph(block: int, accuracy_level: int) -> Any:
+def _graph(bits: int, block: int, accuracy_level: int) -> Any:
     import onnx_ir as ir
 
     random, blocks = np.random.default_rng(1), WIDTH // block
     weights = {
-        "b": random.integers(0, 256, (WIDTH, blocks, block // 2), dtype=np.uint8),
+        "b": random.integers(0, 256, (WIDTH, blocks, block * bits // 8), dtype=np.uint8),
         "scales": np.full(WIDTH * blocks, 0.01, np.float32),
     }
     x = ir.Value(name="x", shape=ir.Shape((ROWS, WIDTH)), type=ir.TensorType(ir.DataType.FLOAT))
@@ -59,7 +63,7 @@ def _graph(block: int, accuracy_level: int) -> Any:
     attributes = [
         ir.AttrInt64(name, number)
         for name, number in (
-            ("K", WIDTH), ("N", WIDTH), ("bits", 4), ("block_size", block), ("accuracy_level", accuracy_level),
+            ("K", WIDTH), ("N", WIDTH), ("bits", bits), ("block_size", block), ("accuracy_level", accuracy_level),
         )
     ]  # fmt: skip
     y = ir.Value(name="y", shape=ir.Shape((ROWS, WIDTH)), type=ir.TensorType(ir.DataType.FLOAT))

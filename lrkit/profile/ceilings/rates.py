@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lrkit.contract.schemes import scheme_named
 from lrkit.cores import usable_cores
 from lrkit.gpus import torch_can_use
 from lrkit.profile.ceilings.program_rates import program_flops
@@ -73,8 +74,7 @@ def measure_rates(engine: Engine, weight_bytes: int, threads: int | None = None)
     if engine.place != "cpu":
         return _of_gpu(engine.dtype, working_set)
     rates = _by_numpy(working_set, threads or usable_cores())
-    block = int((engine.bundle.manifest.target.get("int4") or {}).get("block", 128))
-    product = program_flops(engine.entry, block, threads)
+    product = program_flops(engine.entry, engine.bundle.manifest.target, threads)
     if product is None:
         return rates
     by = f"numpy; products of the language model by {product[1]}"
@@ -100,7 +100,7 @@ def _of_gpu(precision: str, working_set: int) -> MeasuredRates | None:
     """Through torch, where it is installed and sees the GPU."""
     if not torch_can_use():
         return None
-    return _by_torch("cuda", "float32" if precision == "fp32" else "float16", working_set)
+    return _by_torch("cuda", "float32" if scheme_named(precision).bits == 32 else "float16", working_set)
 
 
 def _by_torch(on: str, dtype: str, working_set: int) -> MeasuredRates:

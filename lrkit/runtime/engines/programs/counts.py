@@ -4,16 +4,14 @@ Place in the pipeline: `ProgramEngine.counts` -> lrkit/profile/ceilings/roofline
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from lrkit.contract.bundle.manifest import Manifest, ProgramEntry
+from lrkit.contract.schemes import FLOAT, Scheme, chosen, scheme_named
 from lrkit.runtime.engines.common.counts import PARTS, Attention, ModelCounts
-
-_BYTES = {"fp32": 4.0, "fp16": 2.0, "float": 4.0, "int8": 1.0}
 
 
 def count_program(manifest: Manifest, entry: ProgramEntry) -> ModelCounts:
-    """Bytes as stored (int4 as int4), weights and widths from the sizes that the bundle records."""
+    """Bytes as stored (integers as integers), weights and widths from the sizes that the bundle records."""
     size = {part: float(entry.bytes_by_part.get(part, 0)) for part in PARTS}
     # A tied head is stored once, as the embedding, and read whole for every token.
     size["head"] = size["head"] or size["embedding"]
@@ -34,14 +32,8 @@ def count_program(manifest: Manifest, entry: ProgramEntry) -> ModelCounts:
 
 def _count_by_bytes(manifest: Manifest, entry: ProgramEntry, size: Mapping[str, float]) -> ModelCounts:
     """For bundles that do not record their sizes: weights from their bytes, and no attention."""
-    per_weight = dict.fromkeys(PARTS, _BYTES.get(entry.precision, 4.0))
-    if entry.precision == "int4":
-        asked: Mapping[str, Any] = manifest.target.get("int4") or {}
-        four_bits = 0.5 + 4 / int(asked.get("block", 128))  # a float32 scale for each block
-        per_weight = dict.fromkeys(PARTS, four_bits)
-        per_weight["head"] = _BYTES.get(str(asked.get("head")), four_bits)
-        per_weight["vision"] = _BYTES.get(str(asked.get("vision")), four_bits)
-    weights = {part: size[part] / per_weight[part] for part in ("vision", "layers", "head")}
+    parts = ("vision", "layers", "head")
+    weights = {part: size[part] / _bytes_per_weight(manifest, scheme_named(entry.precision), part) for part in parts}
     notes = ("the bundle records no sizes (export it again): weights counted from bytes, attention not at all",)
     return ModelCounts(
         dict(size),
@@ -52,3 +44,11 @@ def _count_by_bytes(manifest: Manifest, entry: ProgramEntry, size: Mapping[str, 
         None,
         notes,
     )
+
+
+def _bytes_per_weight(manifest: Manifest, scheme: Scheme, part: str) -> float:
+    if not scheme.integers:
+        return scheme.bytes_per_weight()
+    name = chosen(manifest.target, scheme, part)
+    held = scheme_named("fp32" if name == FLOAT else name)
+    return held.bytes_per_weight(chosen(manifest.target, scheme, "block"))
