@@ -17,7 +17,7 @@ from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import Program, build_program
 from lrkit.export.graph.stack import Stack
 from lrkit.export.targets.target import Target
-from lrkit.export.weights.int4 import block_for, quantize
+from lrkit.export.weights.quantizers.protocol import Calibrate, quantized, quantized_rows, uncalibrated
 from lrkit.export.weights.source import Source, read_source
 from lrkit.families.qwen2_vl.tower import grafted, traced_tower
 from lrkit.model.generate import Generated, GenerationLimits, generate
@@ -27,6 +27,8 @@ from lrkit.runtime.engines.programs.program_engine import routed_tokens
 from tests.tiny import EOS, GEOMETRY, IMAGE, Prompt, batch, tiny_reasoner
 
 MAX_NEW_TOKENS = 6
+PARTS = {"language_model.layers": "layers", "visual": "vision"}
+"""In the names of torch's modules."""
 
 
 def limits(settings: ReasonerSettings, **changes: int) -> Limits:
@@ -179,31 +181,35 @@ def teach_to_stop_after(reasoner: LatentReasoner, prompt: Prompt, steps: int, la
         reasoner.latent.head_row_D.copy_(torch.linalg.pinv(torch.cat(hidden).double()) @ wanted.double())
 
 
-def with_rounded_weights(reasoner: LatentReasoner, target: Target) -> LatentReasoner:
-    """A copy whose matrices hold the values that the target's integers stand for."""
-    rounded, bits = copy.deepcopy(reasoner), target.int4
+def with_rounded_weights(
+    reasoner: LatentReasoner, target: Target, calibrate: Calibrate = uncalibrated
+) -> LatentReasoner:  # fmt: skip
+    """A copy whose matrices hold the values that the target's integers stand for. `calibrate` goes by the names of
+    torch's modules."""
+    rounded = copy.deepcopy(reasoner)
     model = rounded.backbone.model
 
-    def rewrite(weight: torch.Tensor, num_bits: int, block: int | None) -> None:
-        width = weight.shape[1]
-        chosen = width if block is None else block_for(width, block)
-        if chosen is not None:
-            values = quantize(weight.detach().numpy(), chosen, num_bits).dequantize()
-            weight.copy_(torch.from_numpy(values))
+    def rewrite(weight: torch.Tensor, part: str, name: str) -> None:
+        scheme, values = target.scheme_of(part), weight.detach().numpy()
+        if scheme is None:
+            return
+        if part == "embedding":
+            made = quantized_rows(values, scheme, name)
+        else:
+            made = quantized(values, scheme, target.int4.block, name, calibrate(name))
+        if made is not None:
+            weight.copy_(torch.from_numpy(made.dequantize()))
 
     with torch.no_grad():
         # Untied first: head and embedding are rounded in their own ways.
         head = model.lm_head.weight.detach().clone()
         head[rounded.latent.token_id] = rounded.latent.head_row_D
-        embedding = model.model.language_model.embed_tokens.weight
-        if bits.embedding == "int8":
-            rewrite(embedding, 8, None)
-        if bits.head != "float":
-            rewrite(head, 4 if bits.head == "int4" else 8, bits.block)
+        rewrite(model.model.language_model.embed_tokens.weight, "embedding", "embed_tokens")
+        rewrite(head, "head", "lm_head")
         model.lm_head.weight = torch.nn.Parameter(head)
         rounded.latent.head_row_D.copy_(head[rounded.latent.token_id])
         for name, module in model.named_modules():
-            inside = "language_model.layers" in name or ("visual" in name and bits.vision == "int4")
-            if isinstance(module, torch.nn.Linear) and inside:
-                rewrite(module.weight, 4, bits.block)
+            part = next((part for kind, part in PARTS.items() if kind in name), None)
+            if isinstance(module, torch.nn.Linear) and part is not None:
+                rewrite(module.weight, part, name)
     return rounded

@@ -38,6 +38,8 @@ class Tolerance:
     """Instead of right answers, where torch has next to none to lose."""
     held: Bounds = field(default_factory=dict[str, float])
     """Instead of right answers, where torch holds the values that the integers stand for."""
+    held_reason: str = ""
+    """Where those come from; kept in the bundle."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ _UNANSWERED = {"numbers": 0.25, "agreement": 0.5}
 more."""
 _HELD = {"numbers": 0.1}
 """Activations are rounded to int8, which flips near ties."""
+_HELD_REASON = "torch held the values of the integers: numbers within a tenth of the largest"
 
 _ROWS = (
     Scheme(
@@ -116,6 +119,7 @@ _ROWS = (
             "4-bit weights are another model: numbers are reported, only the loss of right answers is bounded",
             unanswered=_UNANSWERED,
             held=_HELD,
+            held_reason=_HELD_REASON,
         ),
     ),
     Scheme(
@@ -133,6 +137,7 @@ _ROWS = (
             "8-bit weights, and activations rounded to int8: numbers are reported, loss of right answers is bounded",
             unanswered=_UNANSWERED,
             held=_HELD,
+            held_reason=_HELD_REASON,
         ),
     ),
 )  # fmt: skip

@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from lrkit.export.sizes import program_sizes
 from lrkit.export.subject import CheckpointSubject, Origin, Subject
 from lrkit.export.target_engines import Say, TargetEngines
 from lrkit.export.targets.target import Target, limits_of, picture_warning, processor_of
+from lrkit.export.weights.quantizers.protocol import Calibration, uncalibrated
 from lrkit.folders import locked, staged_folder
 from lrkit.pictures.input import ImageSource
 from lrkit.pictures.load import load_image
@@ -60,6 +62,8 @@ from lrkit.runtime.engines.onnxruntime.engine import optimizers_off
 NUM_RECORDED = 2
 """Samples per program that `lrkit validate` runs again."""
 
+CalibrateProgram = Callable[[Role, str], Calibration | None]
+"""(program, matrix by its role) -> what it is multiplied with; None where that is not known."""
 Progress = Callable[[str, int, int], None]
 """(what is going on, done, total); total 0 where it cannot be counted."""
 
@@ -101,6 +105,7 @@ def export_bundle(
     force: bool = False,
     allow_unproven: bool = False,
     script: Path | None = None,
+    calibrate: CalibrateProgram = uncalibrated,
     progress: Progress = lambda what, done, total: None,
     say: Say = lambda text: None,
 ) -> ExportReport:
@@ -109,7 +114,8 @@ def export_bundle(
     `form` is one graph per program, or `step`: graphs that the host drives. `samples`, unseen in training, are what
     the programs are checked on. With `baselines` the checkpoint's own cot and direct baselines become programs too.
     An existing bundle is replaced when `force` is set. Samples that prove nothing of a program end the export, unless
-    `allow_unproven` is set: then there may be none, and torch's model is never loaded. `say` gets what is urgent.
+    `allow_unproven` is set: then there may be none, and torch's model is never loaded. `calibrate` says what each
+    matrix is multiplied with, for schemes whose quantizer asks. `say` gets what is urgent.
 
     Where the target asks for TensorRT engines they are built too; or, with `script`, the script that builds them on a
     device is written there. Standard TensorRT builds on the device itself: without it here, that script goes into the
@@ -132,7 +138,7 @@ def export_bundle(
         say(warning)
     with locked(output, "writes into"), staged_folder(output, replace=True) as staging:
         refuse_taken(output, force)  # another process may have been quicker
-        export = _Export(subject, staging, target, form, samples, progress, allow_unproven)
+        export = _Export(subject, staging, target, form, samples, progress, allow_unproven, calibrate)
         manifest = export.run(baselines, lambda programs: engines.ask(staging, programs, progress, say))
         manifest = engines.add(manifest, staging, export.seconds, progress)
         (staging / BUNDLE_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -179,8 +185,9 @@ class _Export:
         samples: Sequence[Sample],
         progress: Progress,
         allow_unproven: bool = False,
+        calibrate: CalibrateProgram = uncalibrated,
     ) -> None:
-        self.allow_unproven = allow_unproven
+        self.allow_unproven, self.calibrate = allow_unproven, calibrate
         self.subject, self.staging, self.target, self.progress = subject, staging, target, progress
         self.form: Form = form
         self.processor: Processor = processor_of(target, subject.processor)
@@ -223,7 +230,8 @@ class _Export:
         self.progress(f"{role}: reading weights", 0, 0)
         source = origin.source()
         weights = WeightFile(self.staging, f"{role}.onnx.data")
-        dialect = writer_for(self.target, source.weight, source.dimensions.recipe.norm, weights)
+        norms, calibrate = source.dimensions.recipe.norm, partial(self.calibrate, role)
+        dialect = writer_for(self.target, source.weight, norms, weights, calibrate)
         self.progress(f"{role}: tracing the vision tower", 0, 0)
         geometry = self.processor.geometry
         tower = write_tower(source, geometry, dialect)

@@ -81,7 +81,7 @@ def judge(
             raise ExportError(_complaint(found, allowed, reason, role))
     elif rounded:
         allowed |= tolerance.held
-        reason = f"torch held the values of the integers: numbers within {tolerance.held['numbers']:g} of the largest"
+        reason = tolerance.held_reason
         if not _within(found, tolerance.held):
             raise ExportError(_complaint(found, allowed, reason, role))
     elif found.right["torch"] >= MIN_RIGHT:

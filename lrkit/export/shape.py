@@ -25,7 +25,7 @@ from lrkit.data.shapes import Shape, load_shape, shape_config, shape_processor, 
 from lrkit.errors import UserError
 from lrkit.export.subject import Origin
 from lrkit.export.targets.target import Target
-from lrkit.export.weights.int4 import block_for, quantize
+from lrkit.export.weights.quantizers.protocol import quantized, quantized_rows
 from lrkit.export.weights.reader import reader_of
 from lrkit.export.weights.source import Parts, Source, array, assemble
 from lrkit.families.table import fresh_models
@@ -90,7 +90,7 @@ class ShapeOrigin:
         model = self._empty()
         names = [name for name, _ in model.named_parameters() if name != self.reader.head]
         model.load_state_dict({n: torch.from_numpy(self._held(n)) for n in names}, strict=False, assign=True)
-        if self.shape.tied_embeddings and self.target.precision != "int4":
+        if self.shape.tied_embeddings and not self.target.scheme.integers:
             model.tie_weights()
         else:  # integers of the head are not those of the embedding, even where both stand for one matrix
             module, _, weight = self.reader.head.rpartition(".")
@@ -103,17 +103,16 @@ class ShapeOrigin:
     def _held(self, name: str) -> np.ndarray:
         """A weight as the program holds it."""
         tied = name == self.reader.head and self.shape.tied_embeddings
-        weight, int4 = self.weights.read(self.reader.embedding if tied else name), self.target.int4
-        if self.target.precision != "int4" or weight.ndim != 2:  # the tower's first layer, a convolution, stays float
+        weight = self.weights.read(self.reader.embedding if tied else name)
+        parts = {self.reader.embedding: "embedding", self.reader.head: "head", self.reader.tower: "vision"}
+        part = next((part for start, part in parts.items() if name.startswith(start)), "layers")
+        scheme = self.target.scheme_of(part)
+        if scheme is None or weight.ndim != 2:  # the tower's first layer, a convolution, stays float
             return weight
-        if name == self.reader.embedding:
-            return weight if int4.embedding == "float" else quantize(weight, weight.shape[1], 8).dequantize()
-        kept = {self.reader.head: int4.head, self.reader.tower: int4.vision}
-        kind = next((kind for start, kind in kept.items() if name.startswith(start)), "int4")
-        block = block_for(weight.shape[1], int4.block)
-        if kind == "float" or block is None:
-            return weight
-        return quantize(weight, block, 8 if kind == "int8" else 4).dequantize()
+        if part == "embedding":
+            return quantized_rows(weight, scheme, name).dequantize()
+        made = quantized(weight, scheme, self.target.int4.block, name)
+        return weight if made is None else made.dequantize()
 
     def _empty(self) -> Any:
         """The model without its weights."""

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from lrkit.export.weights.int4 import block_for, dequantize_linear, error_of, matmul_nbits, quantize
+from lrkit.contract.schemes import SCHEMES
+from lrkit.export.weights.integers import block_for, dequantize_linear, error_of, matmul_nbits
+from lrkit.export.weights.quantizers.rounded import quantize
 
 
 def matrix(rows: int = 24, width: int = 256, seed: int = 0) -> np.ndarray:
@@ -54,5 +56,6 @@ def test_both_encodings_hold_the_same_values(bits):
 
 
 def test_blocks_shrink_where_the_width_asks_for_it():
-    assert [block_for(width, 128) for width in (256, 192, 96, 100)] == [128, 64, 32, None]
-    assert block_for(256, 32) == 32
+    blocks = SCHEMES["int4"].blocks
+    assert [block_for(width, 128, blocks) for width in (256, 192, 96, 100)] == [128, 64, 32, None]
+    assert block_for(256, 32, blocks) == 32

@@ -1,8 +1,8 @@
 """Writes a matrix, a norm, a rotation or a frozen state: the one place where dialects and precisions differ.
 
-    ort_writer.py        ONNX Runtime: MatMulNBits for int4, fused norms and rotations of its contrib domain
-    standard_writer.py   standard operators only, as TensorRT reads them: DequantizeLinear for int4, norms and rotations
-                         spelled out, states frozen once halted
+    ort_writer.py        ONNX Runtime: MatMulNBits for integers, fused norms and rotations of its contrib domain
+    standard_writer.py   standard operators only, as TensorRT reads them: DequantizeLinear for integers, norms and
+                         rotations spelled out, states frozen once halted
 
 Place in the pipeline: decoder.py, routing.py and stack.py write through a `Dialect`, which takes weights from a
 `WeightStore`; dialects.py is the table of dialects.
@@ -22,7 +22,8 @@ from lrkit.export.graph.nodes import Graph, Value
 from lrkit.export.graph.saving import WeightFile
 from lrkit.export.graph.weight_store import Form, WeightStore
 from lrkit.export.targets.target import Target
-from lrkit.export.weights.int4 import Quantized
+from lrkit.export.weights.integers import Quantized
+from lrkit.export.weights.quantizers.protocol import Calibrate, uncalibrated
 from lrkit.export.weights.recipe import Norm
 
 PIXEL_CENTRE, PIXEL_UNIT = 128, 1 / 64
@@ -51,22 +52,18 @@ class Dialect(ABC):
     """Whether ONNX Runtime's own operators may be used, also by the traced vision tower."""
 
     def __init__(
-        self, target: Target, read: Callable[[str], np.ndarray], norms: Norm, file: WeightFile | None = None
-    ) -> None:
+        self, target: Target, read: Callable[[str], np.ndarray], norms: Norm, file: WeightFile | None = None,
+        calibrate: Calibrate = uncalibrated,
+    ) -> None:  # fmt: skip
         """`read` gives a weight by role as float32, matrices as (out, in); `norms` says which the model has; `file`
-        takes weights that are too many to be held."""
+        takes weights that are too many to be held; `calibrate` tells quantizers what a matrix is multiplied with."""
         self.target, self.norms = target, norms
-        self.store = WeightStore(target, read, self.encode, file)
+        self.store = WeightStore(target, read, self.encode, file, calibrate)
 
     @property
     def floats(self) -> ir.DataType:
         """Type of the activations."""
         return self.store.floats
-
-    @property
-    def quantizes_vision(self) -> bool:
-        """Whether the tower's matrices become int4."""
-        return self.target.precision == "int4" and self.target.int4.vision == "int4"
 
     def vector(self, g: Graph, role: str, part: str = "layers") -> Value:
         """A weight in the activations' type, as it is."""
@@ -86,11 +83,8 @@ class Dialect(ABC):
 
     def embed(self, g: Graph, ids: Value) -> Value:
         """Rows of the token embedding: (S,) -> (S, D)."""
-        role = "embedding"
-        if self.target.precision != "int4" or self.target.int4.embedding == "float":
-            return g.op("Gather", self.vector(g, role, role), ids, axis=0)
-        integers, scales = self.store.rows(g, role)
-        return self.rows(g, integers, scales, ids)
+        table, *scales = self.store.rows(g, "embedding")
+        return self.rows(g, table, scales[0], ids) if scales else g.op("Gather", table, ids, axis=0)
 
     def norm(self, g: Graph, x: Value, role: str) -> Value:
         """The model's norm `role` of (S, D)."""

@@ -17,6 +17,7 @@ from lrkit.export.graph.saving import WeightFile
 from lrkit.export.graph.separate_caches import SeparateCaches
 from lrkit.export.graph.standard_writer import StandardWriter
 from lrkit.export.targets.target import Target
+from lrkit.export.weights.quantizers.protocol import Calibrate, uncalibrated
 from lrkit.export.weights.recipe import Norm
 
 
@@ -37,7 +38,8 @@ DIALECTS: Mapping[Name, DialectParts] = {
 
 
 def writer_for(
-    target: Target, read: Callable[[str], np.ndarray], norms: Norm, file: WeightFile | None = None
-) -> Dialect:
+    target: Target, read: Callable[[str], np.ndarray], norms: Norm, file: WeightFile | None = None,
+    calibrate: Calibrate = uncalibrated,
+) -> Dialect:  # fmt: skip
     """The writer of the target's dialect; the rest as `Dialect` takes it."""
-    return DIALECTS[target.dialect].writer(target, read, norms, file)
+    return DIALECTS[target.dialect].writer(target, read, norms, file, calibrate)

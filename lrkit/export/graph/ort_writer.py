@@ -1,4 +1,4 @@
-"""The dialect `ort`: ONNX Runtime's own operators, fused and for int4.
+"""The dialect `ort`: ONNX Runtime's own operators, fused and for integers.
 
 Place in the pipeline: dialects.py has it in its table. ONNX Runtime never runs a loop's body once its condition is
 false, so nothing has to be frozen.
@@ -13,7 +13,7 @@ import numpy as np
 from lrkit.export.graph.dialect import PIXEL_CENTRE, PIXEL_UNIT, Dialect, Rotation
 from lrkit.export.graph.nodes import CONTRIB, Graph, Value
 from lrkit.export.graph.weight_store import Form
-from lrkit.export.weights.int4 import Quantized, matmul_nbits
+from lrkit.export.weights.integers import Quantized, matmul_nbits
 
 
 class OrtWriter(Dialect):

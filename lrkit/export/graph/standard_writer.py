@@ -12,7 +12,7 @@ import numpy as np
 from lrkit.export.graph.dialect import PIXEL_CENTRE, PIXEL_UNIT, Dialect, Rotation
 from lrkit.export.graph.nodes import Graph, Value
 from lrkit.export.graph.weight_store import Form
-from lrkit.export.weights.int4 import Quantized, dequantize_linear
+from lrkit.export.weights.integers import Quantized, dequantize_linear
 
 
 class StandardWriter(Dialect):

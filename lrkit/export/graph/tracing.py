@@ -72,8 +72,8 @@ def _quiet() -> Generator[None]:
 
 
 def graft(g: Graph, dialect: Dialect, made: ir.Graph, given: Sequence[Value]) -> Value:
-    """Copies the traced nodes into `g`: inputs replaced by `given`, matrices through the dialect, so that they may be
-    int4. Returns the first output."""
+    """Copies the traced nodes into `g`: inputs replaced by `given`, matrices through the dialect, so that they may
+    become integers. Returns the first output."""
     known: dict[Value, Value] = dict(zip(made.inputs, given, strict=True))
     arrays = {value: _array(value) for value in made.initializers.values()}
     arrays |= {
@@ -85,7 +85,7 @@ def graft(g: Graph, dialect: Dialect, made: ir.Graph, given: Sequence[Value]) ->
         weight = node.inputs[1] if len(node.inputs) > 1 else None
         # The first matrix reads bytes and stays float: what it is in Qwen2-VL anyway, where no block divides its width.
         inner = node.op_type == "Gemm" and node.inputs[0] not in made.inputs
-        if inner and weight in arrays and dialect.quantizes_vision:
+        if inner and weight in arrays and dialect.target.scheme_of("vision") is not None:
             assert weight is not None and node.inputs[0] is not None
             role = f"vision.{weight.name}"
             matrix = arrays[weight] if node.attributes.get_int("transB", 0) else arrays[weight].T

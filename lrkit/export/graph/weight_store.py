@@ -4,7 +4,7 @@ named, and stored once for all graphs that use it.
 A checkpoint's adapter is merged while a matrix is read (lrkit/export/weights/streaming.py), and so only once. A stored
 weight lies in the `WeightFile`. Nothing of it stays in memory.
 
-Place in the pipeline: dialect.py asks for a vector or a matrix by its role; lrkit/export/weights/int4.py rounds.
+Place in the pipeline: dialect.py asks for a vector or a matrix by its role; lrkit/export/weights/quantizers/ rounds.
 """
 
 from collections.abc import Callable
@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from lrkit.contract.schemes import Scheme
 from lrkit.export.graph.nodes import Graph, Value
 from lrkit.export.graph.saving import WeightFile
 from lrkit.export.targets.target import Target
-from lrkit.export.weights.int4 import Quantized, block_for, error_of, quantize
+from lrkit.export.weights.integers import Quantized, error_of
+from lrkit.export.weights.quantizers.protocol import Calibrate, quantized, quantized_rows, uncalibrated
 
 Encode = Callable[[Quantized], tuple[np.ndarray, np.ndarray]]
-"""A rounded matrix -> (integers, scales) as a dialect's operator reads them."""
+"""A matrix of integers -> (integers, scales) as a dialect's operator reads them."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class WeightStore:
     encode: Encode
     file: WeightFile | None = None
     """Where weights go that are too many to be held; None: all are held."""
+    calibrate: Calibrate = uncalibrated
+    """What a matrix is rounded by, where its quantizer wants to know."""
     part_bytes: dict[str, int] = field(default_factory=dict)
     """Weight bytes by part: filled as weights are stored."""
     errors: dict[str, float] = field(default_factory=dict)
@@ -77,17 +81,20 @@ class WeightStore:
     def matrix(self, g: Graph, role: str, part: str, given: np.ndarray | None = None) -> Matrix:
         """The matrix `role` (out, in), rounded where the target rounds `part`. `given` is the matrix where the source
         does not have it."""
-        bits = bits_of(self.target, part)
-        if bits is not None and role not in self._forms:
-            self._round(role, bits, part, self.read(role) if given is None else given)
-        form = self._forms[role] if bits is not None else None
+        scheme = self.target.scheme_of(part)
+        if scheme is not None and role not in self._forms:
+            self._round(role, scheme, part, self.read(role) if given is None else given)
+        form = self._forms[role] if scheme is not None else None
         if form is None:
             return Matrix([self.vector(g, role, part)], None)
         return Matrix(self._value(g, f"{role}.int{form.bits}", part), form)
 
     def rows(self, g: Graph, role: str) -> list[Value]:
-        """A matrix from which rows are looked up, with 8 bits and one scale for each row: integers and scales."""
-        return self._value(g, f"{role}.int8", role, lambda: self._rounded_rows(role))
+        """A matrix from which rows are looked up: floats; or integers, a byte each, and one scale for each row."""
+        scheme = self.target.scheme_of(role)
+        if scheme is None:
+            return [self.vector(g, role, role)]
+        return self._value(g, f"{role}.int{scheme.bits}", role, lambda: self._rounded_rows(role, scheme))
 
     def own_name(self, g: Graph, role: str, value: Value) -> Value:
         """The same tensor under a name of its own in each loop: TensorRT-RTX 1.7.1 fails to build a network whose
@@ -108,22 +115,20 @@ class WeightStore:
     def _as_floats(self, array: np.ndarray) -> np.ndarray:
         return array.astype(self.floats.numpy(), copy=False)
 
-    def _round(self, role: str, bits: int, part: str, weight: np.ndarray) -> None:
+    def _round(self, role: str, scheme: Scheme, part: str, weight: np.ndarray) -> None:
         """Makes the integers of a matrix, or leaves it float where no block divides its width."""
-        block = block_for(weight.shape[1], self.target.int4.block)
-        if block is None:
+        made = quantized(weight, scheme, self.target.int4.block, role, self.calibrate(role))
+        if made is None:
             self._forms[role] = None
             return self._keep(role, part, [self._as_floats(weight)])
-        self._forms[role] = Form(bits, block, weight.shape[0], weight.shape[1])
-        quantized = quantize(weight, block, bits)
-        self.errors[role] = error_of(weight, quantized)
-        integers, scales = self.encode(quantized)
-        self._keep(f"{role}.int{bits}", part, [integers, scales.astype(self.floats.numpy())])
+        self._forms[role] = Form(made.bits, made.block, *made.shape)
+        self.errors[role] = error_of(weight, made)
+        integers, scales = self.encode(made)
+        self._keep(f"{role}.int{made.bits}", part, [integers, self._as_floats(scales)])
 
-    def _rounded_rows(self, role: str) -> list[np.ndarray]:
-        table = self.read(role)
-        quantized = quantize(table, table.shape[1], bits=8)
-        return [quantized.integers[:, 0], quantized.scales[:, 0].astype(self.floats.numpy())]
+    def _rounded_rows(self, role: str, scheme: Scheme) -> list[np.ndarray]:
+        made = quantized_rows(self.read(role), scheme, role)
+        return [made.integers[:, 0], self._as_floats(made.scales[:, 0])]
 
     def _value(
         self, g: Graph, role: str, part: str, make: Callable[[], list[np.ndarray]] | None = None
@@ -141,11 +146,3 @@ class WeightStore:
         tensors: list[ir.TensorProtocol] = [ir.tensor(np.ascontiguousarray(array)) for array in arrays]
         self.part_bytes[part] = self.part_bytes.get(part, 0) + sum(tensor.nbytes for tensor in tensors)
         self._tensors[role] = tensors if self.file is None else [self.file.take(tensor) for tensor in tensors]
-
-
-def bits_of(target: Target, part: str) -> int | None:
-    """4 or 8 for matrices to round; None for those that stay float."""
-    if target.precision != "int4" or part == "routing":
-        return None
-    wanted = {"head": target.int4.head, "vision": target.int4.vision}.get(part, "int4")
-    return {"float": None, "int8": 8, "int4": 4}[wanted]

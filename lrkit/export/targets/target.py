@@ -13,10 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from lrkit.config import Config
-from lrkit.config_problems import shown
 from lrkit.contract.bundle.manifest import Dialect, EngineKind, Limits
 from lrkit.contract.schemes import FLOAT, SCHEMES, Scheme, computed_in, scheme_named
-from lrkit.errors import did_you_mean
+from lrkit.errors import did_you_mean, shown
 from lrkit.families.protocols import Geometry
 from lrkit.runtime.encode.fitting import photo_warning
 from lrkit.runtime.encode.processor import Processor

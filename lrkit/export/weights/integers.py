@@ -1,19 +1,18 @@
-"""Four and eight bit weights: rounded to nearest, symmetric, one scale per block; and the two ways ONNX writes them.
+"""Matrices of four and eight bit integers, symmetric, one scale per block; and the two ways ONNX writes them.
 
-Place in the pipeline: dialect.py asks `quantize` once per matrix and then for one encoding of the same values:
+Place in the pipeline: quantizers/ -> `Quantized` -> weight_store.py, which asks for one encoding of the values:
 MatMulNBits (ONNX Runtime: unsigned, zero point 8 implied, (out, blocks, block / 2)) or DequantizeLinear (standard:
 signed INT4 blocks along the input of an (in, out) matrix).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
 
-BLOCKS = (128, 64, 32)
 PIECE = 1 << 18
-"""Weights that are rounded at a time."""
+"""Weights that are worked on at a time."""
 
 
 @dataclass(frozen=True)
@@ -43,41 +42,16 @@ class Quantized:
         return (self.integers * self.scales[..., None]).reshape(self.shape)
 
 
-def block_for(width: int, wanted: int) -> int | None:
-    """The largest block up to `wanted` that divides `width`; None where not even 32 does."""
-    return next((block for block in BLOCKS if block <= wanted and width % block == 0), None)
+def block_for(width: int, wanted: int, blocks: Sequence[int]) -> int | None:
+    """The largest of `blocks` up to `wanted` that divides `width`; None where none does."""
+    return max((block for block in blocks if block <= wanted and width % block == 0), default=None)
 
 
-def quantize(weight: np.ndarray, block: int, bits: int = 4) -> Quantized:
-    """Symmetric round to nearest of a matrix (out, in) whose `in` is a multiple of `block`.
-
-    Scales are positive (TensorRT refuses others) and the smallest that clip nothing: 4 bits reach from -8 to 7.
-    """
-    rows, width = weight.shape
-    integers = np.empty((rows, width // block, block), np.int8)
-    scales = np.empty((rows, width // block), np.float32)
-    for part in _pieces(rows, width):
-        integers[part], scales[part] = _rounded(weight[part].reshape(-1, width // block, block), bits)
-    return Quantized(integers, scales, bits)
-
-
-def _pieces(rows: int, width: int) -> Iterator[slice]:
+def pieces(rows: int, width: int) -> Iterator[slice]:
     """Rows in pieces that stay in a core's cache: three times as fast as a large matrix at once, without its
     copies."""
     step = max(1, PIECE // width)
     return (slice(start, start + step) for start in range(0, rows, step))
-
-
-def _rounded(blocks: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    blocks = blocks.astype(np.float32, copy=False)
-    if bits == 8:
-        scales = np.abs(blocks).max(-1) / 127
-        low, high = -127, 127
-    else:
-        scales = np.maximum(-blocks.min(-1) / 8, blocks.max(-1) / 7)
-        low, high = -8, 7
-    scales = np.where(scales > 0, scales, 1.0).astype(np.float32)
-    return np.clip(np.rint(blocks / scales[..., None]), low, high).astype(np.int8), scales
 
 
 def matmul_nbits(quantized: Quantized) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +75,7 @@ def error_of(weight: np.ndarray, quantized: Quantized) -> float:
     """Relative error ||w - q|| / ||w||."""
     rows, width = weight.shape
     wrong = total = 0.0
-    for part in _pieces(rows, width):
+    for part in pieces(rows, width):
         own = weight[part]
         held = quantized.integers[part] * quantized.scales[part, :, None]
         wrong += float(np.linalg.norm(own - held.reshape(own.shape))) ** 2

@@ -1,0 +1,63 @@
+"""The seam of quantizers: what one is given and gives, and how a scheme's own is found.
+
+Place in the pipeline: weight_store.py, and shape.py for torch's side of the comparison -> `quantized` -> the quantizer
+that the scheme's row names (lrkit/contract/schemes.py), loaded when it is first asked -> integers.py.
+
+Legend: a matrix is (out, in), float32.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from lrkit.contract.schemes import Scheme
+from lrkit.export.weights.integers import Quantized, block_for
+from lrkit.registry import Registry
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What one matrix was multiplied with while the model ran."""
+
+    inputs: np.ndarray
+    """float32 (tokens, in)."""
+
+
+Calibrate = Callable[[str], Calibration | None]
+"""Role of a matrix, as "3.gate_up" -> its calibration; None where nothing was gathered."""
+
+
+def uncalibrated(*asked: str) -> None:
+    """Nothing is known of any matrix: an export without data."""
+
+
+class Quantizer(Protocol):
+    """Made of (scheme, weights per scale), then asked matrix by matrix."""
+
+    def __call__(self, weight: np.ndarray, role: str, calibration: Calibration | None) -> Quantized:
+        """The integers of a matrix whose `in` is a multiple of the block. Rows are independent of each other: a
+        program joins the rows of several matrices that read the same input."""
+        ...
+
+
+def quantizer_of(scheme: Scheme, block: int) -> Quantizer:
+    """The quantizer that the row of a scheme of integers names."""
+    assert scheme.quantizer is not None, "floats have none"
+    table = Registry[Callable[[Scheme, int], Quantizer]]("quantizer", {scheme.name: scheme.quantizer})
+    return table.load(scheme.name)(scheme, block)
+
+
+def quantized(
+    weight: np.ndarray, scheme: Scheme, wanted: int, role: str, calibration: Calibration | None = None
+) -> Quantized | None:
+    """A matrix as integers, with at most `wanted` weights per scale; None where no block of the scheme divides its
+    width, so that it stays float."""
+    block = block_for(weight.shape[1], wanted, scheme.blocks)
+    return None if block is None else quantizer_of(scheme, block)(weight, role, calibration)
+
+
+def quantized_rows(table: np.ndarray, scheme: Scheme, role: str) -> Quantized:
+    """A matrix from which rows are looked up, with one scale for each row. Nothing is multiplied with it."""
+    return quantizer_of(scheme, table.shape[1])(table, role, None)
