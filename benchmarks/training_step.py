@@ -92,7 +92,7 @@ def build(shape: Shape):  # type: ignore[no-untyped-def]
             "lora": {"rank": shape.lora_rank, "alpha": 2.0 * shape.lora_rank, "dropout": 0.0},
         }
     )
-    reasoner = build_reasoner(Qwen2VLBackbone(model), settings, LATENT, trainable="lora")  # pyright: ignore
+    reasoner = build_reasoner(Qwen2VLBackbone(model), settings, LATENT, trainable="lora")
     for name, parameter in reasoner.named_parameters():
         if "lora_B" in name or "step_encoding" in name:
             torch.nn.init.normal_(parameter, std=0.02)

@@ -54,7 +54,7 @@ def tiny_reasoner(
     settings: ReasonerSettings, seed: int = 0, trainable: str = "none", tied: bool = True, encodings: float = 0.3
 ) -> LatentReasoner:
     """A reasoner whose step encodings and latent rows are off their starting values (`encodings` 0 keeps them zero)."""
-    reasoner = build_reasoner(tiny_backbone(seed, tied), settings, LATENT, trainable=trainable)  # pyright: ignore
+    reasoner = build_reasoner(tiny_backbone(seed, tied), settings, LATENT, trainable=trainable)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in reasoner.extra_parameters().items():

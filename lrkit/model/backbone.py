@@ -7,7 +7,7 @@ Legend: A axes of positions, B batch, P prompt tokens, S tokens of a chunk, D hi
 C values of a patch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -36,11 +36,22 @@ class AttentionSizes:
     """Its layers."""
 
 
+def part_by_piece(name: str, pieces: Mapping[str, WeightPart]) -> WeightPart:
+    """For `Backbone.part_of`: the part of the first piece that a weight's name holds; the layers without one."""
+    for piece, part in pieces.items():
+        if piece in name:
+            return part
+    return "layers"
+
+
 class Backbone(Protocol):
     """A pretrained VLM, opened up at the places where latent reasoning enters."""
 
-    model: nn.Module
-    """The transformers model; LoRA is injected into it in place."""
+    @property
+    def model(self) -> nn.Module:
+        """The transformers model; LoRA is injected into it in place."""
+        ...
+
     hidden_size: int
     num_layers: int
     image_token_id: int

@@ -1,6 +1,6 @@
 """A picture of any kind to an upright RGB picture. Pillow and numpy only.
 
-Place in the pipeline: a path, bytes, an array (input.py) -> `load_image` -> qwen2_vl/geometry.py, which cuts patches.
+Place in the pipeline: a path, bytes, an array (input.py) -> `load_image` -> a family's `Geometry.cut`.
 Pixels equal those that transformers' Pillow image processor sees, with two differences on purpose. EXIF rotation is
 applied here. 16-bit greyscale is scaled to 8 bits; Pillow's own conversion, which transformers uses, turns nearly every
 16-bit picture white. Of an animation or a file of several pages the first frame is taken.

@@ -31,7 +31,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100)]
 
 
 class FreshBackbone(Config):
-    """A Qwen2-VL with random weights and the tokenizer of the data set."""
+    """A model with random weights and the tokenizer of the data set."""
 
     hidden_size: int = Field(default=128, ge=8)
     """Width of the language model, and of a visual token."""

@@ -13,7 +13,6 @@ from lrkit.checkpoints.hub import hub_folder
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CheckpointError
 from lrkit.families.table import read_layout
-from lrkit.model.backbone import Backbone
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import load_checkpoint, not_finite
 from lrkit.model.open_backbone import load_backbone
@@ -47,7 +46,7 @@ def load_start(recipe: Recipe, settings: ReasonerSettings, dtype: torch.dtype) -
     """
     if isinstance(recipe.init, FreshBackbone):
         processor = _limited(trail_processor(), recipe)
-        backbone: Backbone = fresh_backbone(recipe.init, processor)  # pyright: ignore[reportAssignmentType]
+        backbone = fresh_backbone(recipe.init, processor)
         reasoner = build_reasoner(backbone, settings, processor.latent_id, None, recipe.trainable)
         return Start(reasoner, processor, None, dict)
     hub_id = recipe.init.removeprefix(HUB_PREFIX) if recipe.init.startswith(HUB_PREFIX) else None

@@ -60,7 +60,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
         yield home
 
 
-def updates(run: str) -> list[dict]:
+def updates(run: str) -> list[dict[str, Any]]:
     """What was logged of each update, but the time it took."""
     lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{k: v for k, v in one.items() if "sec" not in k} for one in lines if one["kind"] == "train"]
@@ -100,7 +100,8 @@ def test_it_answers_with_regions_in_the_users_own_picture(home: Path, capsys: py
     prompt = reasoner.processor.encode_prompt(["data/1.png", "data/0.png"], "Which colour ?")
     assert prompt.grids == [(4, 6), (3, 5)]
     row = reasoner.processor.tokenizer.token_to_id(ROW)
-    assert prompt.ids.count(row) == 3 + 2 and prompt.ids.count(reasoner.processor.image_id) == 24 + 15
+    assert row is not None and prompt.ids.count(row) == 3 + 2
+    assert prompt.ids.count(reasoner.processor.image_id) == 24 + 15
     answer = reasoner.ask(["data/1.png", "data/0.png"], "Which colour ?", max_new_tokens=3)
     assert answer.latent_steps == 2 and answer.replayed_tokens == 8
     for region in (region for step in answer.regions for region in step):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lrkit.families.protocols import Grid
-from lrkit.model.backbone import AttentionSizes, WeightPart
+from lrkit.model.backbone import AttentionSizes, WeightPart, part_by_piece
 from lrkit.model.keys import LayerCache, cache_argument
 from lrkit.model.routing import Rotary
 from lrkit.model.saliency import SaliencyRow, register
@@ -112,7 +112,7 @@ class RowwiseBackbone:
         return tiles.permute(1, 3, 2, 4, 0).reshape(rows * columns, -1)
 
     def part_of(self, name: str) -> WeightPart:
-        return next((part for piece, part in _PARTS.items() if piece in name), "layers")
+        return part_by_piece(name, _PARTS)
 
 
 PART = RowwiseBackbone

@@ -26,8 +26,6 @@ class RowwiseGeometry(Config):
     family: ClassVar[str] = "rowwise"
     axes: ClassVar[int] = 1
     markers: ClassVar[tuple[str, ...]] = (ROW,)
-    patches_per_token: ClassVar[int] = 1
-    smallest_grid: ClassVar[Grid] = (1, 1)
 
     patch_size: int = Field(default=8, ge=1)
     max_pixels: int = Field(default=128 * 128, ge=1)
@@ -71,6 +69,14 @@ class RowwiseGeometry(Config):
         scale = min(1.0, (self.max_pixels / (width * height)) ** 0.5, MAX_SIDE * self.patch_size / max(width, height))
         rows, columns = (max(1, int(side * scale / self.patch_size + 1e-9)) for side in (height, width))
         return rows, columns
+
+    @property
+    def smallest_grid(self) -> Grid:
+        return 1, 1
+
+    @property
+    def patches_per_token(self) -> int:
+        return 1
 
     def cut(self, picture: Image.Image) -> np.ndarray:
         size, side = self.seen_size(*picture.size), self.patch_size

@@ -22,7 +22,7 @@ class RowwiseConfig(PretrainedConfig):
         image_token_id: int = 0,
         **rest: Any,
     ) -> None:
-        super().__init__(tie_word_embeddings=False, **{k: v for k, v in rest.items() if k != "tie_word_embeddings"})
+        super().__init__(**{**rest, "tie_word_embeddings": False})
         self.text, self.eye, self.image_token_id = text or {}, {"most": MAX_SIDE, **(eye or {})}, image_token_id
 
 

@@ -331,7 +331,7 @@ def test_latent_passes_of_plain_layers(
         think={"max_latent_steps": 4, "halting": "fixed", "latent_scale": "none"},
         replay={"num_tokens": k, "weighting": "softmax"},
     )
-    reasoner = build_reasoner(golden_backbone(), chosen, latent_id=8).eval()  # pyright: ignore
+    reasoner = build_reasoner(golden_backbone(), chosen, latent_id=8).eval()
     orders = iter(golden["selected_order"])
 
     def in_official_order(score: Tensor, free: Tensor, number: int, slots: int | None) -> tuple[Tensor, Tensor]:

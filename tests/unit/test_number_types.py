@@ -136,7 +136,7 @@ def fresh(settings: ReasonerSettings, trainable: Trainable, dtype: torch.dtype, 
     backbone = tiny_backbone(tied=trainable == "lora", layers=2)
     nn.Module.to(backbone.model, dtype)
     torch.manual_seed(1)
-    reasoner = build_reasoner(backbone, settings, LATENT, trainable=trainable)  # pyright: ignore
+    reasoner = build_reasoner(backbone, settings, LATENT, trainable=trainable)
     with torch.no_grad():
         for name, weight in reasoner.named_parameters():
             if "step_encoding" in name or "lora_B" in name:

@@ -5,7 +5,9 @@ by name, so they may use the rooms above the table, and nobody imports them.
 """
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,9 +30,14 @@ def module_name(file: Path) -> str:
 FILES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py"))}
 
 
+@cache
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 def imported(file: Path) -> Iterator[str]:
     """The modules of lrkit that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in FILES)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lrkit."):
@@ -94,3 +101,45 @@ def test_no_folder_imports_in_a_circle() -> None:
 def test_a_circle_would_be_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
     assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_nobody_imports_a_family() -> None:
+    """The table loads them by name."""
+    wrong = [
+        f"{name} imports {target}"
+        for name, targets in IMPORTS.items()
+        for target in targets
+        if is_plugin(target) and folder(name) != folder(target)
+    ]
+    assert wrong == [] and any(is_plugin(name) for name in FILES)
+
+
+FAMILY_WORDS = re.compile(r"qwen|smolvlm|grid_thw|mrope", re.IGNORECASE)
+SHAPES = sorted(file.stem for file in (ROOT / "profiles" / "shapes").glob("*.json"))
+A_MODELS_NAME = re.compile("|".join(map(re.escape, [*SHAPES, "Qwen2-VL-2B-Instruct"])))
+"""Of a shipped shape, and of a model on the hub: in examples of the command line."""
+MAY_NAME_A_FAMILY = {"lrkit/families/table.py": "the table"}
+
+
+def words_of(file: Path) -> Iterator[str]:
+    """The names and texts of a file; docstrings and comments are none."""
+    tree = tree_of(file)
+    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
+            yield node.value
+        for field in ("id", "attr", "arg", "name", "asname"):
+            if isinstance(word := getattr(node, field, None), str):
+                yield word
+
+
+def test_no_other_room_names_a_family() -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)}: {word[:60]!r}"
+        for name, file in FILES.items()
+        if not is_plugin(name) and file.relative_to(ROOT).as_posix() not in MAY_NAME_A_FAMILY
+        for word in words_of(file)
+        if FAMILY_WORDS.search(A_MODELS_NAME.sub("", word))
+    ]
+    assert wrong == []
+    assert any(FAMILY_WORDS.search(word) for word in words_of(PACKAGE / "families" / "table.py")), "it would be found"

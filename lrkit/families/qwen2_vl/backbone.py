@@ -10,7 +10,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from lrkit.families.protocols import Grid
 from lrkit.families.qwen2_vl.positions import mrope_positions
-from lrkit.model.backbone import AttentionSizes, WeightPart
+from lrkit.model.backbone import AttentionSizes, WeightPart, part_by_piece
 from lrkit.model.keys import LayerCache, cache_argument
 from lrkit.model.routing import Rotary
 from lrkit.model.saliency import SaliencyRow, register
@@ -153,7 +153,7 @@ class Qwen2VLBackbone:
         return tiles.reshape(rows * columns * merge * merge, channels * frames * size * size)
 
     def part_of(self, name: str) -> WeightPart:
-        return next((part for piece, part in _PARTS.items() if piece in name), "layers")
+        return part_by_piece(name, _PARTS)
 
 
 PART = Qwen2VLBackbone
