@@ -43,7 +43,7 @@ class Sample:
 
 @contextmanager
 def naming(sample: Sample) -> Generator[None]:
-    """Within: what is wrong with the sample is told with its place."""
+    """A context in which an error about the sample names its place."""
     try:
         yield
     except UserError as error:

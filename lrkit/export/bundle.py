@@ -149,7 +149,7 @@ def export_bundle(
 
 
 def refuse_taken(output: Path, force: bool) -> None:
-    """Whether a bundle may be written there at all, before anything is computed.
+    """Checks, before anything is computed, that a bundle may be written there.
 
     Raises:
         ExportError: something else than a bundle is there, a bundle without `force`, or a folder that cannot be

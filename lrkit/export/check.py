@@ -70,7 +70,7 @@ def torch_answers(
     limits: Limits,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Trace]:
-    """What torch's model answers; it is loaded here and let go again, before a program is opened.
+    """Returns what torch's model answers. The model is loaded here and freed before a program is opened.
 
     Raises:
         ExportError: torch cannot answer, as when the weights do not fit together.

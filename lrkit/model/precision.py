@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 
 def wide(values: Tensor) -> Tensor:
-    """In float32, where they are in less."""
+    """Casts to float32 what has a smaller type."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def exact(like: Tensor) -> AbstractContextManager[object]:
-    """Within, autocast leaves types alone on the device of `like`."""
+    """A context in which autocast is off on the device of `like`."""
     kind = like.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 

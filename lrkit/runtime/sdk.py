@@ -303,7 +303,7 @@ class _Speaker:
             self._say(text)
 
     def finish(self) -> None:
-        """Says what waited for the rest of a character that never came, so that the parts make the whole answer."""
+        """Gives out what waited for the rest of a character, so that all parts together are the whole answer."""
         self._say(self._processor.decode(self._ids))
 
     def _say(self, text: str) -> None:

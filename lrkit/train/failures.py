@@ -43,7 +43,7 @@ def check_finite(weights: Mapping[str, Tensor], stage: str, update: int) -> None
 
 @contextmanager
 def told(then: str = "") -> Generator[None]:
-    """Within: a full disk, a limit on files, too little memory become one sentence, to which `then` is added.
+    """A context in which a full disk, a limit on files or too little memory becomes one sentence that ends with `then`.
 
     Raises:
         UserError: in place of what torch, safetensors and the system raise. Mistakes of the program pass through.

@@ -305,7 +305,8 @@ class Trainer:
 
     @contextmanager
     def _saving(self, now: StageRun) -> Generator[None]:
-        """Within: data that cannot be read end the run with its state saved as it was before, so that nothing is lost.
+        """A context in which data that cannot be read end the run, with its earlier state saved, so that nothing is
+        lost.
 
         Not with several processes: all take part in saving, and the others have not stopped.
         """

@@ -234,7 +234,8 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(also: Callable[[], bool] | None = None) -> Generator[StopRequest]:
-    """Within: the first SIGINT or SIGTERM (or a true `also`) makes the request, a second signal ends the program."""
+    """A context in which the first SIGINT or SIGTERM (or a true `also`) makes the request. A second ends the
+    program."""
     request = StopRequest(also)
     before: dict[int, Any] = {}
 

@@ -84,7 +84,7 @@ class Report:
         return [finding for finding in self.findings if finding.verdict == "rejected"]
 
     def to_dict(self) -> dict[str, Any]:
-        """For a JSON report."""
+        """Plain values for a JSON report."""
         return {**asdict(self), "ok": not self.rejected}
 
 

@@ -22,7 +22,7 @@ class Region:
     """Its share of the step's attention to all its regions, or 1 where no scores are known."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For a JSON report."""
+        """Plain values for a JSON report."""
         return asdict(self)
 
 

@@ -91,7 +91,7 @@ def _check_processor(report: CheckpointReport, checked: CheckedWeights | None) -
 
 
 def check_fit(processor: Processor, checked: CheckedWeights) -> None:
-    """Do the processor's files and the weights belong together?
+    """Checks that the processor's files and the weights belong together.
 
     Raises:
         CheckpointError: the latent token is another one, or as `check_model`.
@@ -106,8 +106,8 @@ def check_fit(processor: Processor, checked: CheckedWeights) -> None:
 
 
 def check_model(processor: Processor, layout: Layout, folder: Path, plain: bool) -> None:
-    """Do the processor's files and a backbone belong together? `folder` is where the processor was read; the latent
-    token that lrkit adds to the tokenizer of a `plain` model needs no row, as it is never fed to it.
+    """Checks that the processor's files and a backbone belong together. `folder` is where the processor was read; the
+    latent token that lrkit adds to the tokenizer of a `plain` model needs no row, as it is never fed to it.
 
     Raises:
         CheckpointError: the image token is another one, a token has no row in the embedding, or pictures are cut in

@@ -43,7 +43,7 @@ class Resized:
         return f"picture {self.image + 1} from {before} to {after} pixels ({self.limit})"
 
     def to_dict(self) -> dict[str, Any]:
-        """For a JSON report."""
+        """Plain values for a JSON report."""
         return asdict(self)
 
 

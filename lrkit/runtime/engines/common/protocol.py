@@ -55,7 +55,7 @@ class Probe(Protocol):
         ...
 
     def installed(self) -> AbstractContextManager[None]:
-        """Within, it counts."""
+        """A context in which the probe counts."""
         ...
 
 
@@ -83,7 +83,7 @@ class Engine(Protocol):
 
     @property
     def settings(self) -> ReasonerSettings:
-        """What the weights were made for."""
+        """The settings that the weights were made for."""
         ...
 
     @property
@@ -138,15 +138,15 @@ class Engine(Protocol):
         ...
 
     def counts(self) -> ModelCounts:
-        """Sizes of the weights behind it."""
+        """Sizes of its weights."""
         ...
 
     def use_threads(self, threads: int | None) -> None:
-        """From now on so many; does nothing for None, and where `threads` is None."""
+        """Sets the threads. Does nothing for None, or where `threads` is None."""
         ...
 
     def begin_peak(self) -> None:
-        """Before a question whose peak of device memory is wanted."""
+        """Starts to measure the peak of device memory."""
         ...
 
     def peak_bytes(self) -> int | None:

@@ -115,7 +115,7 @@ class Running:
             end()
 
     def check(self) -> None:
-        """Between two steps, and after one that failed: is the run to end?
+        """Ends the run here if it is to end: called between two steps, and after one that failed.
 
         Raises:
             TimeoutExceeded: its time is over.

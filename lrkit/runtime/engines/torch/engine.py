@@ -111,16 +111,16 @@ class TorchEngine:
 
     @property
     def settings(self) -> ReasonerSettings:
-        """Those of the reasoner."""
+        """The reasoner's settings."""
         return self.reasoner.settings
 
     @property
     def threads(self) -> int:
-        """What torch uses now, in all of the process."""
+        """The threads that torch uses now in the whole process."""
         return torch.get_num_threads()
 
     def use_threads(self, threads: int | None) -> None:
-        """For all that torch does in this process from now on."""
+        """Sets the threads of everything that torch does in this process."""
         if threads is not None and torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
 
@@ -129,7 +129,7 @@ class TorchEngine:
         return count_reasoner(self.reasoner)
 
     def patience(self, tokens: int | None = None) -> None:
-        """Its loops are lrkit's own and end."""
+        """None: its loops are lrkit's own, and they end."""
 
     def begin_peak(self) -> None:
         """Resets torch's high-water mark."""
@@ -145,7 +145,7 @@ class TorchEngine:
         return self.device.startswith("cuda")
 
     def vision_probe(self) -> VisionProbe:
-        """Of the backbone, which several engines may share."""
+        """A probe of the backbone, which several engines may share."""
         return VisionProbe(self.reasoner.backbone, self.device)
 
     def with_settings(self, settings: ReasonerSettings) -> "TorchEngine":
@@ -164,7 +164,7 @@ class TorchEngine:
         return engine
 
     def load(self) -> None:
-        """Nothing is left to load."""
+        """Does nothing: the weights are loaded already."""
 
     def generate(
         self, prompts: Sequence[EncodedPrompt], options: AskOptions, on_token: OnToken | None = None
@@ -212,7 +212,7 @@ def _heed_quota() -> None:
 
 
 def check_device(name: str, cuda_graphs: bool = False) -> None:
-    """Before weights are loaded: whether torch can run there.
+    """Checks, before weights are loaded, that torch can run there.
 
     Raises:
         UserError: an unknown device, a GPU that torch does not see, or CUDA graphs on a device that is none.
