@@ -10,7 +10,8 @@ A region is what stands between two lines of a Markdown file:
     ...
     <!-- end -->
 
-The JSON is the source and nobody edits a region by hand. A table that shows one row per machine reads every report that
+The pages beside the reports (profiles/reports/*.md) are rendered whole. The JSON is the source and nobody edits a
+region or such a page by hand. A table that shows one row per machine reads every report that
 matches its pattern, so a measurement on another device needs a file and no code.
 """
 
@@ -20,17 +21,25 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = Path("profiles/reports")
-PAGES = ("README.md", "CONTRIBUTING.md", "*/README.md", "docs/**/*.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "*/README.md", "docs/**/*.md", "profiles/reports/*.md")
 REGION = re.compile(
     r"^(?P<open><!-- table: (?P<name>[\w-]+) -->)\n(?P<body>.*?)^(?P<close><!-- end -->)$", re.DOTALL | re.MULTILINE
 )
 OPENING = re.compile(r"^<!-- table:.*$", re.MULTILINE)
 DIALECT_COUNTS = ("spoken tokens", "latent steps", "replayed tokens", "extra passes")
+
+WHOLE = {
+    "profile": "lrkit.profile.pages.markdown:render_markdown",
+    "ablation": "lrkit.train.ablate:render",
+    "dialects": "benchmarks.dialects:render",
+}
+"""Kind of report -> what renders the page beside it."""
 
 Report = dict[str, Any]
 Rows = Iterable[Sequence[str]]
@@ -168,8 +177,7 @@ def _support(report: Report) -> Rows:
 
 
 def _cpu(made: Report) -> str:
-    features = made.get("cpu_features")
-    return ", ".join([made["cpu"] or "unknown", *(features or [])])
+    return made["cpu"] or "unknown"
 
 
 def _ms(seconds: float) -> str:
@@ -257,9 +265,19 @@ def pages(root: Path = ROOT) -> list[Path]:
     return sorted({file for pattern in PAGES for file in root.glob(pattern)})
 
 
+def fresh(page: Path, root: Path = ROOT) -> str:
+    """The page as the reports have it: whole beside a report, its regions elsewhere."""
+    report = page.with_suffix(".json")
+    if page.parent != root / REPORTS or not report.is_file():
+        return rendered(page.read_text(encoding="utf-8"), root)
+    values = json.loads(report.read_text(encoding="utf-8"))
+    module, _, name = WHOLE[values["kind"]].partition(":")
+    return getattr(import_module(module), name)(values)
+
+
 def stale(root: Path = ROOT) -> list[Path]:
     """Pages that differ from what the reports say."""
-    return [page for page in pages(root) if rendered(text := page.read_text(encoding="utf-8"), root) != text]
+    return [page for page in pages(root) if fresh(page, root) != page.read_text(encoding="utf-8")]
 
 
 def main() -> None:
@@ -275,7 +293,7 @@ def main() -> None:
     for page in found:
         print(f"{page.relative_to(ROOT)} is stale" if args.check else f"wrote {page.relative_to(ROOT)}")
         if not args.check:
-            page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
+            page.write_text(fresh(page), encoding="utf-8")
     sys.exit(1 if args.check and found else 0)
 
 

@@ -302,6 +302,24 @@ def test_targets_of_devices_leave_a_script_where_their_builder_is_missing(checkp
         open_bundle(place)
 
 
+def test_the_earlier_spelling_of_engines_is_known(bundle, tmp_path, capsys):
+    """`lrkit export BUNDLE` added engines to it."""
+    (tmp_path / "none.json").write_text("{}")
+    for arguments, part in (
+        ((bundle, "--engine", "tensorrt-rtx", "--arch", "sm87"), "does not build for sm87"),
+        ((bundle, "--engine-file", tmp_path / "none.json"), "lists no engines"),
+        ((bundle, "limits.max_images=3"), "only engine.KEY=VALUE"),
+        (
+            (bundle, "--engine", "tensorrt-rtx", "-o", tmp_path / "other"),
+            "is a bundle already, and `lrkit engines` adds",
+        ),
+    ):
+        assert lrkit("export", *arguments) == 2
+        said = capsys.readouterr().err
+        assert part in said and len(said.strip().splitlines()) == 1, said
+    assert not (tmp_path / "other").exists()
+
+
 def test_what_cannot_be_built_is_one_sentence(checkpoint, bundle, tmp_path, capsys):
     (tmp_path / "none.json").write_text("{}")
     rtx, nothing = ("--engine", "tensorrt-rtx"), tmp_path / "nothing"

@@ -155,6 +155,14 @@ def test_bad_input_is_one_sentence(tmp_path, bundle, capsys):
         assert said in capsys.readouterr().err.replace("\n", " ")
 
 
+def test_the_earlier_spelling_checks_too(bundle, capsys, findings):
+    options, read = findings
+    assert lrkit("export", "--check", bundle, *options) == 0
+    assert read()["kind"] == "preflight" and "nothing that ort would reject was found" in capsys.readouterr().out
+    assert lrkit("export", bundle, "--check", "--engine", "tensorrt-rtx") == 2
+    assert "lrkit preflight has no option --engine" in capsys.readouterr().err
+
+
 def test_an_empty_target_is_refused(bundle, capsys):
     """Of a bundle it was passed over, and of a graph it ended in a traceback."""
     for thing in (bundle, bundle / "latent.onnx"):

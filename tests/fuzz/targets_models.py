@@ -23,7 +23,8 @@ _bundle: list[Path] = []
 _OPTIONS = (
     "--json", "--mode", "--threads", "--provider", "--engine", "--engine-option", "--data", "--seed", "--set",
     "--trace", "--image", "--checkpoint", "--force", "--help", "--debug", "--version", "-o", "--runs", "--modes",
-    "--max-new-tokens", "--target", "--shape", "--fail-if", "--sweep", "--suite", "--plan", "--compare",
+    "--max-new-tokens", "--target", "--shape", "--fail-if", "--sweep", "--suite", "--plan", "--compare", "--check",
+    "--engine-file", "--take", "--script", "--arch", "--write-choice", "--random-weights", "--dialect",
 )  # fmt: skip
 QUESTION = "Take 2 hops. Which room are you in? Start in room 3"
 _CHECKPOINT_FILES = (
@@ -160,7 +161,9 @@ def _cli_case(rng: Random) -> list[str]:
         "ls": ["recipe"], "cp": ["smoke", "copy.yaml"], "validate": ["data.jsonl"], "doctor": ["--no-rates"],
         "train": ["smoke", "--dry-run", "-o", "run"], "ask": ["BUNDLE", QUESTION, "--image", "a.png"],
         "eval": ["BUNDLE", "--samples", "1", "--latency-samples", "0"], "profile": ["--compare", "a.json", "b.json"],
-        "export": ["model.onnx", "--check", "--target", "ort"], "ablate": ["none.yaml"], "nonsense": [],
+        "compare": ["a.json", "b.json"], "report": ["a.json"], "sweep": ["no-such-thing", "threads=1,2"],
+        "preflight": ["model.onnx", "--target", "ort"], "export": ["model.onnx", "--check", "--target", "ort"],
+        "engines": ["BUNDLE", "--take", "a.json"], "ablate": ["none.yaml"], "nonsense": [],
     }  # fmt: skip
     verb = rng.choice(tuple(good))
     words = [verb, *(str(_bundle[0]) if word == "BUNDLE" else word for word in good[verb])]
@@ -180,10 +183,12 @@ def _cli_case(rng: Random) -> list[str]:
             words[place:place] = [rng.choice((f"{odd}={odd}", f"seed={odd}", odd))]
         else:
             del words[place:]
-    # `train`, `profile` and `export` of the shipped model would do their work.
-    if verb in ("train", "export", "profile", "ablate", "demo") and not {"--dry-run", "--compare", "--check"} & set(
-        words
-    ):
+    # These verbs would do their work on the shipped model.
+    if verb in ("train", "export", "profile", "sweep", "ablate", "demo") and not {
+        "--dry-run",
+        "--compare",
+        "--check",
+    } & set(words):
         words[1:2] = ["no-such-thing"]
     if verb == "doctor" and "--no-rates" not in words:  # it would measure for half a minute
         words.append("--no-rates")

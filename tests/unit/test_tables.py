@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tables import REPORTS, ROOT, TABLES, pages, rendered, stale
+from benchmarks.tables import REPORTS, ROOT, TABLES, fresh, pages, rendered, stale
 
 
 def region(name: str) -> str:
@@ -17,6 +17,16 @@ def test_no_page_is_stale() -> None:
     """`python -m benchmarks.tables` writes them."""
     assert len(pages()) > 5, "the sweep must see the pages"
     assert [str(page) for page in stale()] == []
+
+
+def test_a_page_beside_a_report_is_rendered_whole(tmp_path: Path) -> None:
+    for name in ("trail-ablation.json", "trail-ablation.md"):
+        (tmp_path / REPORTS).mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / REPORTS / name, tmp_path / REPORTS)
+    assert stale(tmp_path) == []
+    page = tmp_path / REPORTS / "trail-ablation.md"
+    page.write_text(page.read_text().replace("98.3", "99.3"))
+    assert stale(tmp_path) == [page] and "| base | 98.3 +- 0.7 |" in fresh(page, tmp_path)
 
 
 @pytest.mark.parametrize("name", TABLES)
