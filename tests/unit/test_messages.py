@@ -16,6 +16,8 @@ HANDED_ON = (
     "{label}{refused}",  # strict_yaml.py: likewise
     "{name}: {error}",  # sweep.py: a ConfigError, which has been looked at where it is raised
     "{file}: {error}",
+    "{folder}: {error}",
+    "no program can be built for this backbone: {error}",  # of an unknown name, which lists the known ones
     "{self.path}: {wrong}",
     "{where} {problem}",
     "{run.variant}, seed {run.seed}: {error}",
