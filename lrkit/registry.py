@@ -7,7 +7,7 @@ the names imports nothing, and a wrong name is answered with the right ones.
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from types import MappingProxyType
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from lrkit.errors import UnknownNameError, did_you_mean
 
@@ -44,5 +44,10 @@ class Registry(Generic[T]):
             UnknownNameError: as `check`.
         """
         self.check(name)
-        module, _, attribute = (self.rows[name] + within).partition(":")
-        return cast(T, getattr(import_module(module), attribute))
+        return cast(T, load_object(self.rows[name] + within))
+
+
+def load_object(place: str) -> Any:
+    """What "module:attribute" names, imported."""
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)

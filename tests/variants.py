@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from lrkit.contract.schemes import SCHEMES
 from lrkit.contract.settings import ReasonerSettings, ReplaySettings, RoutingSettings, ThinkSettings
+from lrkit.contract.weightings import WEIGHTINGS
 from lrkit.export.targets.target import Int4, Target
 
 Change = tuple[str, str, Any]
@@ -27,13 +28,14 @@ BASE = {
 NUMBERS: Mapping[tuple[str, str], tuple[Any, ...]] = {
     ("think", "max_latent_steps"): (0, 1, 5),
     ("replay", "num_tokens"): (0, 1, 32),
+    ("replay", "weighting"): tuple(WEIGHTINGS),
     ("routing", "depth"): (0, 1, 3),
     ("routing", "layers"): ((0,), (1, 3)),
     ("routing", "alpha"): (1, 32),
     ("routing", "alpha_end"): (1, 6),
     ("routing", "threshold"): (0.4,),
 }
-"""What to try of fields that are more than a choice of names."""
+"""What to try of fields that are no `Literal`."""
 
 
 def literals(annotation: Any) -> list[Any]:

@@ -8,11 +8,12 @@ unless the field says otherwise.
 """
 
 import math
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from lrkit.config import Config
+from lrkit.contract.weightings import known_weighting
 
 SCHEMA_VERSION = 1
 
@@ -34,8 +35,9 @@ class ReplaySettings(Config):
 
     num_tokens: int = Field(default=32, ge=0, le=4096)
     """K, visual tokens replayed before each latent; 0 turns replay off."""
-    weighting: Literal["softmax", "relative", "none"] = "relative"
-    """softmax: eq. 6; relative: score / mean score of the selection; none: embeddings as they are."""
+    weighting: Annotated[str, AfterValidator(known_weighting)] = "relative"
+    """A row of weightings.py. softmax: eq. 6; relative: score / mean score of the selection; none: embeddings as they
+    are."""
     formation: Literal["tokens", "soft_mix"] = "tokens"
     """tokens: K separate tokens; soft_mix: their weighted sum as one token."""
     positions: Literal["consecutive", "shared"] = "consecutive"

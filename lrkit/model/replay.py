@@ -4,13 +4,20 @@ what weight.
 Legend: B batch, V visual tokens of the prompt (padded to the largest sample), K replayed tokens, D hidden width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lrkit.contract.settings import ReplaySettings
+from lrkit.contract.weightings import WEIGHTINGS
 from lrkit.model.precision import wide
+from lrkit.registry import load_object
+
+Weigh = Callable[[Tensor, Tensor], Tensor]
+"""(scores (B, K), which slots hold a token (B, K)) -> weights (B, K), 0 in empty slots. The scores of these are
+meaningless."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +54,26 @@ def select(score_BV: Tensor, free_BV: Tensor, num_tokens: int, slots: int | None
 
 
 def weigh(score_BK: Tensor, valid_BK: Tensor, weighting: str) -> Tensor:
-    """Weights (B, K) of the selected tokens (eq. 6 for `softmax`), 0 in empty slots.
+    """Weights (B, K) of the selected tokens, 0 in empty slots; `weighting` is a row of lrkit/contract/weightings.py."""
+    function: Weigh = load_object(WEIGHTINGS[weighting].torch)
+    return function(score_BK, valid_BK)
 
-    `relative` divides the scores by their mean, so that the average token keeps its norm; `none` gives 1.
-    """
-    if weighting == "softmax":
-        return score_BK.masked_fill(~valid_BK, torch.finfo(score_BK.dtype).min).softmax(1).masked_fill(~valid_BK, 0.0)
-    if weighting == "none":
-        return valid_BK.to(score_BK.dtype)
+
+def by_softmax(score_BK: Tensor, valid_BK: Tensor) -> Tensor:
+    """Eq. 6."""
+    return score_BK.masked_fill(~valid_BK, torch.finfo(score_BK.dtype).min).softmax(1).masked_fill(~valid_BK, 0.0)
+
+
+def by_mean(score_BK: Tensor, valid_BK: Tensor) -> Tensor:
+    """Scores divided by their mean, so that the average token keeps its norm."""
     score_BK = score_BK.masked_fill(~valid_BK, 0.0)
     count_B1 = valid_BK.sum(1, keepdim=True).clamp_min(1)
     return score_BK / (score_BK.sum(1, keepdim=True) / count_B1).clamp_min(torch.finfo(score_BK.dtype).tiny)
+
+
+def alike(score_BK: Tensor, valid_BK: Tensor) -> Tensor:
+    """1 each."""
+    return valid_BK.to(score_BK.dtype)
 
 
 def replay(

@@ -1,6 +1,6 @@
 """Visual replay in the graph (method section 3): which visual tokens come back before a latent, and with what weight.
 
-Place in the pipeline: program.py calls `Replay.select` in every latent step.
+Place in the pipeline: think.py calls `Replay.select` in every latent step.
 
 Candidates are columns of the prompt, not visual tokens. So one graph serves any number of pictures, and none. Behind
 the P columns stand K or more that are never free: TopK always finds K, and empty slots point at a harmless place.
@@ -15,9 +15,11 @@ import numpy as np
 import onnx_ir as ir
 
 from lrkit.contract.settings import ReplaySettings
+from lrkit.contract.weightings import WEIGHTINGS
 from lrkit.export.graph.choices import choice
 from lrkit.export.graph.dialect import Dialect
 from lrkit.export.graph.nodes import Graph, Value
+from lrkit.registry import load_object
 
 INT64, FLOAT32 = ir.DataType.INT64, ir.DataType.FLOAT
 LAST = np.array(2**31)
@@ -96,11 +98,9 @@ def _relative_one(g: Graph, write: Dialect, score: Value, valid: Value) -> Value
     return g.cast(g.op("Greater", score, np.array(0, np.float32)), FLOAT32)
 
 
-WEIGHTINGS = {
-    "softmax": Weighting(_softmax, _ones), "relative": Weighting(_relative, _relative_one),
-    "none": Weighting(_ones, _ones),
-}  # fmt: skip
-"""By `ReplaySettings.weighting`, as `lrkit.model.replay.weigh` has them."""
+SOFTMAX = Weighting(_softmax, _ones)
+RELATIVE = Weighting(_relative, _relative_one)
+ALIKE = Weighting(_ones, _ones)
 FORMATIONS = {"tokens": False, "soft_mix": True}
 """`ReplaySettings.formation` -> whether a step's tokens are summed into one."""
 
@@ -114,7 +114,8 @@ class Replay:
 
     def __init__(self, settings: ReplaySettings, slots: int, dialect: Dialect) -> None:
         self.settings, self.slots, self.dialect = settings, slots, dialect
-        self.weighting = choice(WEIGHTINGS, settings.weighting, "replay.weighting")
+        row = choice(WEIGHTINGS, settings.weighting, "replay.weighting")
+        self.weighting: Weighting = load_object(row.graph)
         self.mixes = choice(FORMATIONS, settings.formation, "replay.formation")
 
     @property

@@ -1,6 +1,6 @@
 """Routing depth scaling in the graph (method section 5): hard tokens pass again through their layer.
 
-Place in the pipeline: program.py calls `Router.route` after each routed layer of the prompt and of every latent step.
+Place in the pipeline: stack.py calls `Router.route` after each routed layer of the prompt and of every latent step.
 
 Keys of the refined pass live in slots: the prompt's routed tokens first, then those of each latent step. Slots are in
 the order of the tokens, so a token may see the slots up to its own; a slot whose token stopped early stays masked.
