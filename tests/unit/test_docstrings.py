@@ -6,7 +6,7 @@ import io
 import keyword
 import re
 import tokenize
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
 
@@ -14,10 +14,14 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "lrkit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 FOLDERS = ("lrkit", "tests", "benchmarks", "examples", "docs", "train", "export", "profiles")
-FILES = sorted(
-    [f"/{path.relative_to(ROOT).as_posix()}" for name in FOLDERS for path in (ROOT / name).rglob("*") if path.is_file()]
-    + [f"/{path.name}" for path in ROOT.iterdir() if path.is_file()]
+FILES = [path for name in FOLDERS for path in (ROOT / name).rglob("*") if path.is_file()]
+ENDS = Counter(
+    "/".join(parts[start:])
+    for path in [*FILES, *(path for path in ROOT.iterdir() if path.is_file())]
+    for parts in [path.relative_to(ROOT).parts]
+    for start in range(len(parts))
 )
+"""Every end of a path, such as graph/nodes.py, and how many files have it."""
 
 WRITTEN = {"build_engine.py"}
 """Files that lrkit writes for its users."""
@@ -58,7 +62,7 @@ def is_there(name: str, file: Path) -> bool:
     """`name` lies beside `file`, or is the unique end of the path of one file of the repository."""
     if (file.parent / name).is_file() or name in WRITTEN:
         return True
-    return sum(path.endswith(f"/{name}") for path in FILES) == 1
+    return ENDS[name.removeprefix("/")] == 1
 
 
 def test_every_file_that_is_named_is_there() -> None:
