@@ -137,14 +137,14 @@ def evaluate_model(
 
 
 def profile_models(
-    models: Sequence[NameOrPath],
+    models: NameOrPath | Sequence[NameOrPath],
     suite: NameOrPath = "smoke",
     changes: Sequence[str] = (),
     *,
     output: NameOrPath | None = None,
     threads: int | None = None,
 ) -> "Report":
-    """Measures bundles and checkpoints by a suite: accuracy, steps, latency by phase, memory and ceilings of each mode.
+    """Measures a model, or several, by a suite: accuracy, steps, latency by phase, memory and ceilings of each mode.
 
     Returns the report, as profiles/README.md describes it: times in seconds, sizes in bytes, unknown values None. With
     `output` that folder gets report.json, report.md and report.html. `threads` are CPU threads of one operator.
@@ -162,7 +162,8 @@ def profile_models(
     asked = load_suite(str(suite), changes)
     if not models:
         raise UserError("no model was named; give a bundle, a checkpoint or a shipped name, as in ['tiny']")
-    report = measure([ModelChoice(str(model), threads=threads) for model in models], asked)
+    named = [models] if isinstance(models, str | PathLike) else models
+    report = measure([ModelChoice(str(model), threads=threads) for model in named], asked)
     if output is not None:
         save(report, Path(output))
     return report

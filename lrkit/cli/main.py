@@ -62,6 +62,11 @@ class Interrupted(Exception):
 class Verb(TyperCommand):
     """A verb, whose help shows its own options first and then those that it shares with others, by group."""
 
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """The first sentence, whole; the library would cut it at the width of the terminal."""
+        first = (self.help or "").partition("\n\n")[0].replace("\n", " ")
+        return first.rstrip(".")
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """As in the examples: the library's newest release puts what must be given in braces."""
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]

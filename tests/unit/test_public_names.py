@@ -81,6 +81,7 @@ def test_all_names_are_imported_without_torch_and_lrkit_without_numpy() -> None:
         (lambda place: evaluate_model("tiny", place / "none.jsonl"), "is no file"),
         (lambda place: profile_models([]), "no model was named; give a bundle"),
         (lambda place: profile_models(["tiny"], "smok"), "did you mean 'smoke'"),
+        (lambda place: profile_models("tinny"), "did you mean 'tiny'"),
         (lambda place: profile_models(["tinny"], output=place / "out"), "did you mean 'tiny'"),
         (lambda place: check_bundle(place), "is no bundle"),
         (lambda place: lrkit.open_bundle(place / "none"), "no such folder"),
