@@ -38,9 +38,14 @@ def load_part(family: str, part: str) -> Any:
     """A part of a family.
 
     Raises:
-        UnknownNameError: no such family; the message lists those that there are.
+        UnknownNameError: no such family, where the message lists those that there are, or one without this part.
     """
-    return FAMILIES.load(family, f".{part}:PART")
+    try:
+        return FAMILIES.load(family, f".{part}:PART")
+    except ModuleNotFoundError as error:
+        if error.name != f"{FAMILIES.rows[family]}.{part}":
+            raise
+        raise UnknownNameError(f"{family} has no part {part}; write {error.name}, or take another family") from error
 
 
 def geometry_of(family: str) -> type[Geometry]:

@@ -124,6 +124,11 @@ def test_a_row_is_found_by_name_and_only_while_it_is_there() -> None:
         load_part(NAME, "geometry")
 
 
+def test_a_part_that_a_family_lacks_is_named() -> None:
+    with installed(), pytest.raises(UnknownNameError, match=f"{NAME} has no part tune"):
+        load_part(NAME, "tune")
+
+
 def test_parts_that_serve_bundles_need_no_torch() -> None:
     program = (
         "import sys\n"

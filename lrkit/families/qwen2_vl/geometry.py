@@ -5,7 +5,7 @@ bytes, which programs read as they are) -> `ImageGeometry.pixel_values` (normali
 those of transformers' Pillow image processor bit for bit; a parity test holds them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,14 +20,13 @@ from lrkit.errors import CheckpointError, UserError, one_line
 from lrkit.families.protocols import Box, Grid, Size
 from lrkit.families.qwen2_vl.places import patch_pictures, patch_positions
 from lrkit.families.qwen2_vl.positions import mrope_positions
+from lrkit.families.qwen2_vl.preprocessor_file import fields_of, read_values, values_for
 from lrkit.families.qwen2_vl.resizing import check_aspect, smart_size
-from lrkit.files import read_json
 from lrkit.pictures.input import ImageSource
 from lrkit.pictures.load import MAX_INPUT_PIXELS, load_image
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_PROCESSOR_TYPES = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
 _MEANINGS = {
     "position_ids": "M-RoPE positions (temporal, height, width) of the prompt",
     "pixel_values": "bytes of each patch as the picture has them (channel, row, column), picture by picture; without a "
@@ -237,46 +236,16 @@ class ImageGeometry(Config):
         Raises:
             CheckpointError: neither file is there, or it describes another kind of image processor.
         """
-        for name in ("preprocessor_config.json", "processor_config.json"):
-            path = folder / name
-            if not path.is_file():
-                continue
-            values = read_json(path, CheckpointError)
-            if name == "processor_config.json":
-                values = values.get("image_processor", {})
-                if not isinstance(values, dict):
-                    raise CheckpointError(f"{path}: image_processor is no mapping; copy the file again")
-            return cls.from_hf(values, str(path))
-        raise CheckpointError(
-            f"{folder}: has no preprocessor_config.json; give a folder with the image processor's file"
-        )
+        return cls.from_hf(*read_values(folder))
 
     @classmethod
-    def from_hf(cls, values: dict[str, Any], source: str = "preprocessor_config.json") -> Self:
+    def from_hf(cls, values: Mapping[str, Any], source: str = "preprocessor_config.json") -> Self:
         """Read the values of a Hugging Face image processor file; what lrkit does not use is passed over.
 
         Raises:
             CheckpointError: another kind of image processor, or one that does not resize.
         """
-        kind = values.get("image_processor_type", _PROCESSOR_TYPES[0])
-        if kind not in _PROCESSOR_TYPES:
-            raise CheckpointError(
-                f"{source}: image_processor_type is {one_line(str(kind), 60)}; "
-                f"lrkit reads {', '.join(_PROCESSOR_TYPES)}"
-            )
-        if not values.get("do_resize", True):
-            raise CheckpointError(f"{source}: do_resize is false, but patches need resized pictures; set it to true")
-        size = values.get("size") or {}
-        if not isinstance(size, dict):
-            raise CheckpointError(f"{source}: size is {one_line(str(size), 60)}, not a mapping; copy the file again")
-        fields = {name: values[name] for name in cls.model_fields if values.get(name) is not None}
-        for name, alias in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
-            if name not in fields and (limit := size.get(alias, size.get(name))) is not None:
-                fields[name] = limit
-        if not values.get("do_rescale", True):
-            fields["rescale_factor"] = 1.0
-        if not values.get("do_normalize", True):
-            fields |= {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
+        fields = fields_of(values, source, cls.model_fields)
         try:
             return cls(**fields)
         except ValueError as error:
@@ -284,16 +253,7 @@ class ImageGeometry(Config):
 
     def to_hf(self) -> dict[str, Any]:
         """Values for a `preprocessor_config.json` that transformers reads as the same processor."""
-        values = self.model_dump(mode="json", exclude={"min_pixels", "max_pixels"})
-        return values | {
-            "image_processor_type": _PROCESSOR_TYPES[0],
-            "processor_class": "Qwen2VLProcessor",
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "do_rescale": True,
-            "do_normalize": True,
-            "size": {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels},
-        }
+        return values_for(self.model_dump(mode="json"))
 
 
 def program_inputs(patch_bytes: int) -> tuple[TensorSpec, ...]:
