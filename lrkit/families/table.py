@@ -64,13 +64,14 @@ def fresh_models(family: str) -> FreshModels:
 
 
 def family_of(folder: Path) -> str:
-    """The family of a folder with a config.json; the default where it has none.
+    """The family that a folder's config.json names; the default where there is none or it names none.
 
     Raises:
-        CheckpointError: config.json cannot be used, or names no family that lrkit knows.
+        CheckpointError: config.json cannot be used, or names a family that lrkit does not know.
     """
     file = folder / "config.json"
-    return _family(read_json(file, CheckpointError), file) if file.exists() else DEFAULT
+    values = read_json(file, CheckpointError, missing_ok=True)
+    return _family(values, file) if "model_type" in values else DEFAULT
 
 
 def read_layout(folder: Path) -> Layout:

@@ -276,7 +276,7 @@ def test_routed_layer_and_its_repeated_block(variant: str) -> None:
         seen.update(tokens=tokens, out=out)
         return out
 
-    refined = RefinementState(lambda at: backbone.rotary(at, once))
+    refined = RefinementState(lambda at: backbone.rotary(at.expand(backbone.axes, -1, -1), once))
     valid = torch.ones(once.shape[:2], dtype=torch.bool)
     got = routed(golden["block1_out"], valid, rotary, refined, 0, run)
     assert torch.equal(refined.log[0].index_BA, golden["topk_indices_sorted"])

@@ -30,7 +30,7 @@ def rotary(batch: int, size: int) -> tuple[Tensor, Tensor]:
 
 
 def state() -> RefinementState:
-    return RefinementState(lambda at: (at[0, :, :, None].float(), at[0, :, :, None].float()))
+    return RefinementState(lambda at: (at[:, :, None].float(), at[:, :, None].float()))
 
 
 def double(tokens: Tensor, mask: Tensor | None, at: tuple[Tensor, Tensor], cache: object) -> Tensor:
