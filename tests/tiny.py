@@ -10,7 +10,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.families.qwen2_vl.backbone import Qwen2VLBackbone
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
-from lrkit.model.build import build_reasoner
+from lrkit.model.build import Trainable, build_reasoner
 from lrkit.model.reasoner import LatentReasoner
 
 PAD, EOS, VISION_START, VISION_END, IMAGE, LATENT = 0, 1, 2, 3, 4, 5
@@ -51,7 +51,7 @@ def tiny_backbone(seed: int = 0, tied: bool = True, layers: int = 4, width: int 
 
 
 def tiny_reasoner(
-    settings: ReasonerSettings, seed: int = 0, trainable: str = "none", tied: bool = True, encodings: float = 0.3
+    settings: ReasonerSettings, seed: int = 0, trainable: Trainable = "none", tied: bool = True, encodings: float = 0.3
 ) -> LatentReasoner:
     """A reasoner whose step encodings and latent rows are off their starting values (`encodings` 0 keeps them zero)."""
     reasoner = build_reasoner(tiny_backbone(seed, tied), settings, LATENT, trainable=trainable)

@@ -22,7 +22,8 @@ class RowwiseConfig(PretrainedConfig):
         image_token_id: int = 0,
         **rest: Any,
     ) -> None:
-        super().__init__(**{**rest, "tie_word_embeddings": False})
+        given: dict[str, Any] = {**rest, "tie_word_embeddings": False}
+        super().__init__(**given)
         self.text, self.eye, self.image_token_id = text or {}, {"most": MAX_SIDE, **(eye or {})}, image_token_id
 
 
