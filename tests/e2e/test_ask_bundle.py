@@ -13,7 +13,7 @@ from tests.commands import lrkit
 ROOT = Path(__file__).resolve().parents[2]
 
 BASE_ONLY = """
-import importlib.abc, sys, time
+import importlib.abc, sys
 
 EXTRA = {"torch", "transformers", "peft", "accelerate", "datasets", "sklearn", "scipy", "safetensors", "onnx",
          "onnx_ir", "onnxscript", "matplotlib", "tensorboard", "jinja2", "huggingface_hub"}
@@ -24,9 +24,8 @@ class Absent(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
-started = time.perf_counter()
 import lrkit
-imported = time.perf_counter() - started
+imported = len(sys.modules)
 from lrkit import Reasoner
 answer = Reasoner.load(sys.argv[1], threads=1).ask(sys.argv[2], sys.argv[3])
 answer.save_trace(sys.argv[4])
@@ -58,7 +57,7 @@ def test_the_base_install_answers_without_torch(bundle: Path, rooms: Path, tmp_p
     answer = json.loads(first)
     assert answer["latent_steps"] == recorded(bundle)[0]["latent_steps"] == 3
     assert answer["text"] == spoken != ""
-    assert answer["imported"] < 0.3, "seconds that `import lrkit` takes"
+    assert answer["imported"] < 200, "modules after `import lrkit`: it loads what is used when it is used"
     assert trace.stat().st_size > 1000
 
 

@@ -10,8 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +25,7 @@ from tests.bundles import CAPACITY, processor
 from tests.commands import lrkit
 from tests.engines import needs_builder
 from tests.tiny import LATENT, tiny_backbone
+from tests.waiting import until
 
 pytestmark = needs_builder
 
@@ -154,11 +153,12 @@ def builders_of(parent: int) -> list[int]:
     return found
 
 
-def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
+def working(parent: int) -> list[int]:
+    """Those of `builders_of` that have loaded the builder's library."""
+    try:
+        return [pid for pid in builders_of(parent) if "libtensorrt" in Path(f"/proc/{pid}/maps").read_text()]
+    except OSError:  # it has ended meanwhile
+        return []
 
 
 def is_gone(pid: int) -> bool:
@@ -178,9 +178,8 @@ def test_ctrl_c_while_building_leaves_no_half_bundle_and_no_process(slow_checkpo
     builders: list[int] = []
 
     def interrupt() -> None:
-        wait_for(lambda: builders_of(os.getpid()))
+        until(lambda: working(os.getpid()))
         builders.extend(builders_of(os.getpid()))
-        time.sleep(1)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt, daemon=True)
@@ -199,8 +198,7 @@ def test_a_builder_that_the_system_kills_is_one_sentence(slow_checkpoint, tmp_pa
     bundle = Path(shutil.copytree(exported_slow(slow_checkpoint), tmp_path / "bundle"))
 
     def kill() -> None:
-        wait_for(lambda: builders_of(os.getpid()))
-        time.sleep(1)
+        until(lambda: working(os.getpid()))
         os.kill(builders_of(os.getpid())[0], signal.SIGKILL)
 
     thread = threading.Thread(target=kill, daemon=True)
@@ -223,13 +221,12 @@ def test_a_bundle_stays_whole_when_adding_engines_is_stopped(slow_checkpoint, tm
     before = (bundle / "bundle.json").read_text()
     command = [sys.executable, "-m", "lrkit", "engines", str(bundle), "--engine", "tensorrt-rtx"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: process.poll() is not None or builders_of(process.pid))
+    until(lambda: working(process.pid), lambda: process.poll() is None)
     (builder,) = builders_of(process.pid)
-    time.sleep(1)
     process.send_signal(how)
     said = process.communicate(timeout=30)[1]
     assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), said
-    wait_for(lambda: is_gone(builder), 10)
+    until(lambda: is_gone(builder))
     assert (bundle / "bundle.json").read_text() == before
     open_bundle(bundle)
     assert staging.exists() == (how == signal.SIGKILL)

@@ -1,12 +1,14 @@
 """Two sessions on one machine: the same thing is called the same, a mode that was slowed down is found."""
 
 import json
-import time
 from pathlib import Path
+from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from lrkit.profile.measure import loop
 from lrkit.runtime.engines.common.protocol import AskOptions
 from lrkit.runtime.engines.programs.program_engine import ProgramEngine
 from tests.commands import lrkit
@@ -30,13 +32,15 @@ def test_a_deliberately_slowed_mode_is_found(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = session(bundle, tmp_path / "before", 3)
-    generate = ProgramEngine.generate
+    generate, late = ProgramEngine.generate, [0.0]
 
     def slowly(self: ProgramEngine, prompts: Any, options: AskOptions, on_token: Any = None) -> Any:
-        if options.mode == "cot":
-            time.sleep(0.15)  # many times an answer of this model, so that no other work on the machine hides it
+        late[0] += options.mode == "cot"
         return generate(self, prompts, options, on_token)
 
+    # The clock that answers are timed by goes on by a second with each of them, which no other work can hide.
+    clock = SimpleNamespace(perf_counter=lambda: perf_counter() + late[0])
+    monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(ProgramEngine, "generate", slowly)
     found = compared(before, session(bundle, tmp_path / "after", 3))
     assert found["cot"]["verdict"] == "slower" and found["cot"]["latency_ratio"]["low"] > 2

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from PIL import Image
 from lrkit.train.fresh import fresh_backbone, trail_processor
 from lrkit.train.recipe import FreshBackbone
 from tests.commands import lrkit
+from tests.waiting import until
 
 pytest.importorskip("sklearn")
 
@@ -77,11 +77,7 @@ def test_ctrl_c_saves_and_resume_gives_the_uninterrupted_losses(tmp_path):
 
 
 def wait_for_lines(path: Path, count: int, process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists() or path.read_bytes().count(b"\n") < count:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: path.exists() and path.read_bytes().count(b"\n") >= count, lambda: process.poll() is None)
 
 
 def test_a_bad_recipe_is_told_whole_with_exit_code_2_and_nothing_is_written(tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +43,7 @@ def _misbehave(index: int) -> None:
     if index == 0:
         os.kill(os.getpid(), signal.SIGSEGV)
     elif index == 1:
-        time.sleep(3600)
+        signal.pause()
     elif index == 2:
         _ = 1 / 0
     elif index == 3:
