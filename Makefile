@@ -8,11 +8,17 @@
 #   make tables  the tables of README.md and docs/, from the reports in profiles/reports
 #   make fuzz    50,000 seeded inputs of every kind, in about half an hour of one core; CASES, SEED and WORKERS change it
 #
+#   make coverage     the default tests, and which lines of lrkit/ they ran: build/coverage, and a table
+#   make constraints  constraints.txt, out of what is in .venv
+#
 # PYTHON picks the interpreter of a new .venv; PIP_FLAGS goes to pip, for example
 #   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# constraints.txt has the versions that the default tests ran with; `make test CONSTRAINTS=` takes the newest ones.
 
 PYTHON ?= python3
 PIP_FLAGS ?=
+CONSTRAINTS ?= constraints.txt
+CONSTRAINED := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 BIN := .venv/bin
 RUN_STAMP := .venv/.lrkit-run
 DEV_STAMP := .venv/.lrkit-dev
@@ -23,7 +29,7 @@ CASES ?= 50000
 SEED ?= 0
 WORKERS ?= 2
 
-.PHONY: demo test road check docs tables fuzz clean
+.PHONY: demo test road check docs tables fuzz coverage constraints clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/lrkit demo
@@ -47,6 +53,15 @@ docs: $(DEV_STAMP)
 tables: $(DEV_STAMP)
 	$(BIN)/python -m benchmarks.tables
 
+# In processes of its own as well: those that tests begin are measured too.
+coverage: $(DEV_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile \
+		--cov=lrkit --cov-report=term:skip-covered --cov-report=html:build/coverage --cov-report=json:build/coverage.json
+
+constraints: $(DEV_STAMP)
+	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' | sort -f; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
 fuzz: $(DEV_STAMP)
 	$(BIN)/python -m tests.fuzz.run --cases $(CASES) --seed $(SEED) --workers $(WORKERS)
 
@@ -54,12 +69,12 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("lrkit needs Python 3.11 or newer: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 
-$(RUN_STAMP): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -e '.[export,report]'
+$(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -e '.[export]' $(CONSTRAINED)
 	@touch $@
 
-$(DEV_STAMP): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -e '.[train,export,report,dev]'
+$(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -e '.[export,dev]' $(CONSTRAINED)
 	@touch $(RUN_STAMP) $@
 
 clean:

@@ -90,11 +90,10 @@ class MissingExtraError(LrkitError, ImportError):
 
 _EXTRA_OF = {
     **dict.fromkeys(
-        ("torch", "transformers", "peft", "accelerate", "datasets", "sklearn", "tensorboard", "safetensors", "jinja2",
+        ("torch", "transformers", "peft", "accelerate", "sklearn", "tensorboard", "safetensors", "jinja2",
          "huggingface_hub"), "train",
     ),
     **dict.fromkeys(("onnx", "onnx_ir", "onnxscript"), "export"),
-    "matplotlib": "report",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
     "cuda": "tensorrt",

@@ -31,8 +31,8 @@ def test_the_drawn_error_tree_is_the_real_one() -> None:
 
 
 def test_a_missing_package_names_the_extra_that_brings_it() -> None:
-    with pytest.raises(MissingExtraError, match=re.escape('pip install "lrkit[gptq]"')) as caught:
-        require("no_such_package.part", "gptq")
+    with pytest.raises(MissingExtraError, match=re.escape('pip install "lrkit[export]"')) as caught:
+        require("no_such_package.part", "export")
     assert "no_such_package," in str(caught.value)
 
 
@@ -145,7 +145,7 @@ def test_git_state_is_of_lrkits_own_checkout_only(tmp_path: Path) -> None:
 
 def test_parts_of_the_installed_package_are_those_of_pyproject() -> None:
     declared = environment.declared_requirements()
-    extras = {"train", "export", "gpu", "tensorrt", "tensorrt-rtx", "flash", "gptq", "report", "dev"}
+    extras = {"train", "export", "gpu", "tensorrt", "tensorrt-rtx", "docs", "dev"}
     assert set(declared) == {"base", *extras}
     assert "torch" not in {requirement.name for requirement in declared["base"]}
     parts = {part.name: part for part in environment.check_parts()}
