@@ -23,7 +23,8 @@ def is_slow(node: ast.AST) -> bool:
 
 def uses(node: ast.AST) -> Iterator[int]:
     """Lines that name a clock, outside functions that the default run leaves out."""
-    if is_slow(node):
+    gives_way = isinstance(node, ast.Call) and ast.unparse(node).endswith("sleep(0)")
+    if is_slow(node) or gives_way:
         return
     name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
     if isinstance(node, ast.alias):
