@@ -213,7 +213,7 @@ def test_a_builder_that_the_system_kills_is_one_sentence(slow_checkpoint, tmp_pa
 
 
 @on_linux
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_bundle_stays_whole_when_adding_engines_is_stopped(slow_checkpoint, tmp_path, how):
     """Killed outright, lrkit cannot clean up: its builder ends by itself, and the next run drops what was left."""
     bundle, staging = tmp_path / "bundle", tmp_path / "bundle" / ".engines.writing"

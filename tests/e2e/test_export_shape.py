@@ -23,7 +23,7 @@ def shape(tmp_path):
     return file
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_int4_bundle_of_a_shape(shape, tmp_path, tied, capsys):
     """With activations in float32 the program computes what torch does with the values of its integers."""
     shape.write_text(json.dumps({**SHAPE, "tied_embeddings": tied}))

@@ -68,7 +68,7 @@ def test_thresholds_stop_some_tokens_and_not_others():
     assert 0 < out["routed_depths"].sum() < 4 * (6 * 2 + 3 * 5 * 2)
 
 
-@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+@pytest.mark.parametrize("dialect", ["ort", pytest.param("tensorrt", marks=pytest.mark.slow)])
 def test_halting_is_exact(dialect):
     """Zero latent steps, some, the maximum, a lower limit, a fixed number, masked latents; counts are carried, not
     inferred."""

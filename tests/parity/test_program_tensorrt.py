@@ -61,12 +61,12 @@ def engine_of(name: str, precision: str, folder) -> BuiltEngine:
 @pytest.mark.parametrize(
     ("name", "precision"),
     [
-        ("no routing, no replay", "fp16"),
         ("one pass", "int4"),
         ("depth loop, 32 replayed", "fp16"),
         *(
             pytest.param(name, precision, marks=pytest.mark.slow)
             for name, precision in (
+                ("no routing, no replay", "fp16"),
                 ("no routing, no replay", "int4"),
                 ("one pass", "fp16"),
                 ("depth loop", "int4"),
@@ -139,6 +139,7 @@ def slice_of_2b(folder: Path) -> tuple[Stack, Tower, Limits]:
     return Stack(source, dialect, bounds, geometry), write_tower(source, geometry, dialect), bounds
 
 
+@pytest.mark.slow
 def test_an_engine_with_three_loops_stores_its_weights_once(tmp_path):
     """int4, two layers of the 2B shape. The prompt, the latent loop, its depth loop and the speech loop all use the
     layers' weights; the engine of the prompt's graph alone uses them once."""
