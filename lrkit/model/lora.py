@@ -3,7 +3,6 @@
 import warnings
 from pathlib import Path
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
@@ -81,8 +80,3 @@ def freeze_all(module: nn.Module) -> None:
     """No gradient for any weight of `module`."""
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-
-
-def num_trainable(parameters: "list[nn.Parameter]") -> int:
-    """Numbers that training changes."""
-    return sum(int(torch.numel(p)) for p in parameters if p.requires_grad)

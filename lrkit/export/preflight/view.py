@@ -94,10 +94,6 @@ class View:
         """Nodes of these operators, given as NAME or DOMAIN::NAME."""
         return (site for site in self.sites if operator_of(site.node) in operators)
 
-    def site_of(self, node: ir.Node) -> Site:
-        """Where a node stands."""
-        return self._site_of[node]
-
     def constants(self) -> Iterator[ir.Value]:
         """Initializers of all graphs."""
         seen: set[ir.Value] = set()
