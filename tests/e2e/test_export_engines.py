@@ -18,6 +18,7 @@ from lrkit.contract.bundle.folder import open_bundle
 from lrkit.contract.bundle.manifest import SCHEMA
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import BundleError
+from lrkit.export.tensorrt import jobs
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import save_checkpoint
 from lrkit.runtime.engines.tensorrt.library import installed_version
@@ -193,14 +194,20 @@ def test_ctrl_c_while_building_leaves_no_half_bundle_and_no_process(slow_checkpo
 
 
 @on_linux
-def test_a_builder_that_the_system_kills_is_one_sentence(slow_checkpoint, tmp_path, capsys):
+def test_a_builder_that_the_system_kills_is_one_sentence(slow_checkpoint, tmp_path, capsys, monkeypatch):
     """What a machine does that runs out of memory."""
     bundle = Path(shutil.copytree(exported_slow(slow_checkpoint), tmp_path / "bundle"))
 
+    told, build = threading.Event(), jobs.build_in_process
+
+    def listened_to(request, sign):
+        return build(request, lambda message: (sign(message), told.set()))
+
     def kill() -> None:
-        until(lambda: working(os.getpid()))
+        until(told.is_set)  # it has said how much it holds
         os.kill(builders_of(os.getpid())[0], signal.SIGKILL)
 
+    monkeypatch.setattr(jobs, "build_in_process", listened_to)
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     assert lrkit("engines", bundle, "--engine", "tensorrt-rtx") == 2
