@@ -155,7 +155,7 @@ def write(output: Path, rows: list[Row], report: dict[str, Any]) -> None:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        print('no plot: pip install matplotlib', file=sys.stderr)
+        print("no plot: pip install matplotlib", file=sys.stderr)
         return
     axes = (figure := Figure(figsize=(7, 3.2), layout="constrained")).subplots()
     axes.plot([row[0] for row in rows], [row[2] / 1e6 for row in rows], linewidth=1)

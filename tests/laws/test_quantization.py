@@ -6,14 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from lrkit.export.weights.int4 import (
-    Quantized,
-    block_for,
-    dequantize_linear,
-    error_of,
-    matmul_nbits,
-    quantize,
-)
+from lrkit.export.weights.integers import Quantized, block_for, dequantize_linear, error_of, matmul_nbits
+from lrkit.export.weights.quantizers.rounded import quantize
 
 values = st.one_of(
     st.floats(-4, 4, width=32, allow_subnormal=False),
@@ -94,8 +88,13 @@ def test_the_told_error_is_that_of_the_matrix(case: tuple[np.ndarray, int], bits
         assert error_of(weight, held) == pytest.approx(wrong / total, rel=1e-3, abs=1e-7)
 
 
-@given(st.integers(1, 4096), st.integers(1, 256))
-def test_a_block_divides_the_width_and_is_the_largest_of_those_allowed(width: int, wanted: int) -> None:
-    block = block_for(width, wanted)
-    fitting = [size for size in (32, 64, 128) if size <= wanted and width % size == 0]
+blocks = st.sets(st.sampled_from([16, 32, 64, 128, 256]), min_size=1).map(lambda sizes: sorted(sizes, reverse=True))
+
+
+@given(st.integers(1, 4096), st.integers(1, 300), blocks)
+def test_a_block_divides_the_width_and_is_the_largest_of_those_allowed(
+    width: int, wanted: int, blocks: list[int]
+) -> None:
+    block = block_for(width, wanted, blocks)
+    fitting = [size for size in blocks if size <= wanted and width % size == 0]
     assert block == (max(fitting) if fitting else None)
