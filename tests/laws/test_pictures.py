@@ -10,7 +10,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from lrkit.errors import DataError
 from lrkit.families.qwen2_vl.backbone import Qwen2VLBackbone
-from lrkit.families.qwen2_vl.geometry import ImageGeometry, patchify, resize_and_cut, resized_size
+from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.families.qwen2_vl.positions import mrope_positions
 from tests.tiny import IMAGE, tiny_backbone
 
@@ -30,9 +30,9 @@ def test_sizes_equal_smart_resize(width: int, height: int, geometry: ImageGeomet
         theirs = smart_resize(height, width, geometry.factor, geometry.min_pixels, geometry.max_pixels)
     except ValueError:
         with pytest.raises(DataError, match="200 times"):
-            resized_size(width, height, geometry)
+            geometry.seen_size(width, height)
         return
-    new_width, new_height = resized_size(width, height, geometry)
+    new_width, new_height = geometry.seen_size(width, height)
     assert (new_height, new_width) == theirs
     assert new_width % geometry.factor == new_height % geometry.factor == 0
     frames, rows, columns = geometry.grid(width, height)
@@ -44,10 +44,10 @@ def test_sizes_equal_smart_resize(width: int, height: int, geometry: ImageGeomet
 def test_a_picture_that_was_resized_is_resized_no_further(width: int, height: int, geometry: ImageGeometry) -> None:
     if max(width, height) > 200 * min(width, height):
         return
-    once = resized_size(width, height, geometry)
+    once = geometry.seen_size(width, height)
     within = geometry.min_pixels <= once[0] * once[1] <= geometry.max_pixels
     if within and max(once) <= 200 * min(once):
-        assert resized_size(*once, geometry) == once
+        assert geometry.seen_size(*once) == once
 
 
 def noise(height: int, width: int, seed: int) -> np.ndarray:
@@ -59,9 +59,10 @@ def test_patches_hold_every_pixel_once_and_in_merge_order(
     rows: int, columns: int, patch: int, merge: int, seed: int
 ) -> None:
     """The number of a patch says where it comes from: squares of merged patches row by row, patches inside them too."""
-    geometry = ImageGeometry(patch_size=patch, merge_size=merge)
+    geometry = ImageGeometry(patch_size=patch, merge_size=merge, min_pixels=1)
     pixels = noise(rows * geometry.factor, columns * geometry.factor, seed)
-    patches, grid = patchify(pixels, geometry)
+    patches, grid = geometry.cut(Image.fromarray(pixels)), geometry.grid(pixels.shape[1], pixels.shape[0])
+    assert len(patches) == geometry.num_patches(grid)
     assert grid == (1, rows * merge, columns * merge) and patches.shape == (rows * columns * merge**2, 3 * patch**2)
     again = np.empty_like(pixels)
     for number, one in enumerate(patches):
@@ -83,12 +84,12 @@ def test_patch_and_unpatch_undo_each_other_and_agree_with_the_runtimes(
 ) -> None:
     vision = backbone.model.config.vision_config
     geometry = ImageGeometry(
-        patch_size=vision.patch_size, merge_size=backbone.merge_size, temporal_patch_size=vision.temporal_patch_size,
+        patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, temporal_patch_size=vision.temporal_patch_size,
         min_pixels=1, max_pixels=10**6,
     )  # fmt: skip
     picture = Image.fromarray(noise(rows * geometry.factor, columns * geometry.factor, seed))
-    cut, grid = resize_and_cut(picture, geometry)
-    patches = torch.from_numpy(geometry.pixel_values(cut))
+    grid = geometry.grid(*picture.size)
+    patches = torch.from_numpy(geometry.pixel_values(geometry.cut(picture)))
     image = backbone.unpatch(patches, grid)
     assert image.shape == (3, picture.height, picture.width)
     assert torch.equal(backbone.patch(image), patches)
@@ -104,7 +105,7 @@ pieces = st.lists(
 def test_positions_equal_get_rope_index(
     backbone: Qwen2VLBackbone, pictures: list[tuple[int, int, int]], words: int
 ) -> None:
-    merge = backbone.merge_size
+    merge = backbone.model.config.vision_config.spatial_merge_size
     # Without a word between two pictures, transformers cannot tell where one ends.
     pictures = [(before + 1, rows, columns) for before, rows, columns in pictures]
     ids, grids = prompt_of(pictures, words, merge)
