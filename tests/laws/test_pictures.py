@@ -84,8 +84,8 @@ def test_patch_and_unpatch_undo_each_other_and_agree_with_the_runtimes(
 ) -> None:
     vision = backbone.model.config.vision_config
     geometry = ImageGeometry(
-        patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, temporal_patch_size=vision.temporal_patch_size,
-        min_pixels=1, max_pixels=10**6,
+        patch_size=vision.patch_size, merge_size=vision.spatial_merge_size,
+        temporal_patch_size=vision.temporal_patch_size, min_pixels=1, max_pixels=10**6,
     )  # fmt: skip
     picture = Image.fromarray(noise(rows * geometry.factor, columns * geometry.factor, seed))
     grid = geometry.grid(*picture.size)
