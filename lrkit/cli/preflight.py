@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lrkit.cli.shared.console import err, out, printable
-from lrkit.cli.shared.export_target import Arch, Changes, FormName, Int4, arch_names, check_form
+from lrkit.cli.shared.export_target import Arch, Changes, FormName, arch_names, check_form
 from lrkit.cli.shared.tables import json_option, write_json
 from lrkit.contract.bundle.folder import is_bundle
 from lrkit.contract.bundle.io_spec import Form
@@ -69,7 +69,7 @@ def preflight(
     target: Annotated[
         str | None, typer.Option(help="tensorrt-10, tensorrt-11, tensorrt-rtx, ort, or a target (see `lrkit ls`).")
     ] = None,
-    int4: Int4 = False,
+    int4: Annotated[bool, typer.Option("--int4", help="A checkpoint: with weights of four bits.")] = False,
     form: FormName = "program",
     arch: Arch = None,
     json_file: Annotated[Path | None, json_option("Write the findings to this file.")] = None,

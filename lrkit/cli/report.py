@@ -30,7 +30,7 @@ def report(
 ) -> None:
     """Show a report again and render its pages, Markdown and HTML, from the JSON."""
     from lrkit.profile.measure.conditions import parse_condition
-    from lrkit.profile.report_file import read_report
+    from lrkit.profile.report_file import read_report, whole
     from lrkit.profile.run import render_pages
 
     conditions = [parse_condition(text) for text in fail_if or []]
@@ -38,6 +38,8 @@ def report(
     check_writable(folder, folder=True)
     found = read_report(file)
     pages = render_pages(found, folder / file.stem)
-    show(found, None)
+    with whole(file):
+        show(found, None)
     out(soft_wrap=True).print("pages: " + ", ".join(str(page) for page in pages))
-    refuse_held(conditions, found)
+    with whole(file):
+        refuse_held(conditions, found)

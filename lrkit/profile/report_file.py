@@ -5,6 +5,8 @@ Place in the pipeline: report.py -> `write_report` -> report.json -> `read_repor
 
 import json
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +34,19 @@ def write_report(report: Report, file: Path) -> None:
         rows = ",\n".join("    " + json.dumps(row, allow_nan=False) for row in run["rows"])
         text = text.replace('"rows": []', f'"rows": [\n{rows}\n   ]' if rows else '"rows": [ ]', 1)
     write_text(file, text + "\n")
+
+
+@contextmanager
+def whole(file: Path) -> Generator[None]:
+    """Within: what a report of somebody else lacks, or has of another kind, is one sentence.
+
+    Raises:
+        DataError: in place of what Python says of it.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise DataError(f"{file}: lacks what a report shows ({one_line(error, 100)}); {_HOW}") from error
 
 
 class _Part(BaseModel):

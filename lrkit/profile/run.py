@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from lrkit.contract.sample import Sample
-from lrkit.errors import DataError, one_line
 from lrkit.evaluate.benchmarks import load_samples
 from lrkit.files import write_text
 from lrkit.profile.ceilings.devices import load_sheet
@@ -21,7 +20,7 @@ from lrkit.profile.measure.suite import Suite
 from lrkit.profile.pages.html import render_html
 from lrkit.profile.pages.markdown import render_markdown
 from lrkit.profile.report import Context, Report, build_report
-from lrkit.profile.report_file import write_report
+from lrkit.profile.report_file import whole, write_report
 
 
 def profile_models(
@@ -86,12 +85,8 @@ def render_pages(report: Report, place: Path) -> list[Path]:
         DataError: the report, of somebody else, lacks what a page shows.
         FileError: one of them cannot be written.
     """
-    try:
+    with whole(place):
         pages = {".md": render_markdown(report), ".html": render_html(report)}
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"the report lacks what its pages show ({one_line(error, 100)}); give one as lrkit profile wrote it"
-        ) from error
     files = [place.with_name(place.name + ending) for ending in pages]
     for file, text in zip(files, pages.values(), strict=True):
         write_text(file, text)

@@ -1,8 +1,11 @@
 """`lrkit report`: every report in the repository is shown and rendered again; one that lacks something is refused."""
 
+import copy
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +56,42 @@ def test_a_report_that_lacks_something_is_one_sentence(
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1 and "; " in said and "Traceback" not in said
     assert {path.name for path in tmp_path.iterdir()} == {"report.json"} or lost == "figures"
+
+
+def test_nothing_in_a_report_becomes_a_tag_of_its_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Reports of others are rendered too: what binds a phase once stood in the page as it came."""
+    report = json.loads((REPORTS / "tiny-int4-cpu.json").read_text())
+    for run in report["runs"]:
+        run["rows"] = run["rows"][:1]
+    # One of each kind: what is told of the second run is written by the same code as of the first.
+    kinds = {tuple("*" if isinstance(key, int) else key for key in place): place for place in texts(report)}
+    places = [place for kind, place in kinds.items() if kind[0] != "suite" and kind[:2] != ("provenance", "packages")]
+    assert len(places) > 30
+    rendered = 0
+    for number, place in enumerate(places):
+        altered = copy.deepcopy(report)
+        inside = altered
+        for key in place[:-1]:
+            inside = inside[key]
+        inside[place[-1]] = '"><script>alert(1)</script>'
+        file = tmp_path / f"{number}.json"
+        file.write_text(json.dumps(altered))
+        code = lrkit("report", file)
+        said = capsys.readouterr()
+        assert code == 0 or (len(said.err.splitlines()) == 1 and "Traceback" not in said.err), place
+        if code == 0:
+            rendered += 1
+            assert "<script" not in (tmp_path / f"{number}.html").read_text(), place
+    assert rendered > 20
+
+
+def texts(values: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where the texts in JSON values are."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    if isinstance(values, str):
+        yield place
+    for key, value in items:
+        yield from texts(value, (*place, key))
 
 
 def test_what_is_no_report_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

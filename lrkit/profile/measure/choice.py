@@ -60,7 +60,7 @@ def write_choice(bundle: str | Path, report: Mapping[str, Any]) -> Defaults:
 
 def chosen_settings(sweep: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the point that the sweep recommends."""
-    return next(point["settings"] for point in sweep["points"] if point["run"] == sweep["use"])
+    return {point["run"]: point["settings"] for point in sweep["points"]}[sweep["use"]]
 
 
 def how_to_export(settings: Mapping[str, Any], model: Mapping[str, Any]) -> str | None:

@@ -92,7 +92,7 @@ def _head(report: Values) -> str:
     more = "".join(f'<p class="lead">{escape(line)}</p>' for line in report["headlines"][1:])
     models = "".join(f"<li>{escape(_model(model))}</li>" for model in report["models"])
     where = report["machine"]["gpus"][0]["name"] if report["machine"]["gpus"] else report["provenance"]["cpu"]
-    top = f"lrkit profile &middot; {escape(str(where))} &middot; {report['provenance']['time_utc'][:10]}"
+    top = f"lrkit profile &middot; {escape(str(where))} &middot; {escape(report['provenance']['time_utc'][:10])}"
     return (
         f'<header><p class="eyebrow">{top}</p><h1>{escape(said)}</h1>'
         f"{more}{warn}<ul>{models}</ul>{_tiles(report)}</header>"
@@ -199,11 +199,13 @@ def _gallery(examples: Sequence[Values]) -> str:
     cards: list[str] = []
     for example in examples:
         said = "".join(
-            f"<dt>{escape(run)}, {answer['ar_steps']} steps</dt><dd>{escape(answer['text'])}</dd>"
+            f"<dt>{escape(run)}, {escape(str(answer['ar_steps']))} steps</dt><dd>{escape(answer['text'])}</dd>"
             for run, answer in example["answers"].items()
         )
         trace = example["trace_png"]
-        image = f'<img alt="where each latent step looked" src="data:image/png;base64,{trace}">' if trace else ""
+        image = (
+            f'<img alt="where each latent step looked" src="data:image/png;base64,{escape(trace)}">' if trace else ""
+        )
         question = f"{escape(example['question'])} <span>(right: {escape(example['expected'])})</span>"
         cards.append(f"<article><h3>{question}</h3>{image}<dl>{said}</dl></article>")
     return _section("Examples", "".join(cards)) if cards else ""

@@ -31,30 +31,30 @@ def labelled(label: str, drawing: str, note: str = "") -> str:
 
 def legend(items: Sequence[tuple[str, str]]) -> str:
     """(class, name) pairs."""
-    spans = "".join(f'<span><i class="{css}"></i>{escape(name)}</span>' for css, name in items)
+    spans = "".join(f'<span><i class="{escape(css)}"></i>{escape(name)}</span>' for css, name in items)
     return f'<div class="legend">{spans}</div>'
 
 
 def rect(x: float, y: float, width: float, height: float, css: str, title: str = "") -> str:
     """A bar from `x` percent, `width` percent wide; `title` shows under the pointer."""
     place = f'x="{x:.2f}%" y="{y:g}" width="{max(0.0, width):.2f}%" height="{height:g}"'
-    return f'<rect {place} class="{css}">{_title(title)}</rect>'
+    return f'<rect {place} class="{escape(css)}">{_title(title)}</rect>'
 
 
 def dot(x: float, y: float, radius: float, css: str, title: str = "") -> str:
     """A circle."""
-    return f'<circle cx="{x:.2f}%" cy="{y:.1f}" r="{radius:g}" class="{css}">{_title(title)}</circle>'
+    return f'<circle cx="{x:.2f}%" cy="{y:.1f}" r="{radius:g}" class="{escape(css)}">{_title(title)}</circle>'
 
 
 def line(x1: float, y1: float, x2: float, y2: float, css: str, title: str = "") -> str:
     """A straight line."""
     place = f'x1="{x1:.2f}%" y1="{y1:g}" x2="{x2:.2f}%" y2="{y2:g}"'
-    return f'<line {place} class="{css}">{_title(title)}</line>'
+    return f'<line {place} class="{escape(css)}">{_title(title)}</line>'
 
 
 def text(x: float, y: float, words: str, anchor: str = "start", css: str = "tick") -> str:
     """Words; `anchor` is start, middle or end."""
-    return f'<text x="{x:.2f}%" y="{y:g}" text-anchor="{anchor}" class="{css}">{escape(words)}</text>'
+    return f'<text x="{x:.2f}%" y="{y:g}" text-anchor="{anchor}" class="{escape(css)}">{escape(words)}</text>'
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
