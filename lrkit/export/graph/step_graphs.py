@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from lrkit.contract.bundle.io_spec import DType, IoSpec, TensorSpec, program_spec
+from lrkit.contract.bundle.io_spec import OWN_INPUTS, DType, IoSpec, TensorSpec, program_spec
 from lrkit.contract.bundle.manifest import StepName
 from lrkit.export.graph.decoder import Past, Segment
 from lrkit.export.graph.latent_reports import Types
@@ -31,7 +31,8 @@ from lrkit.export.graph.think import think
 from lrkit.export.graph.tower import Tower
 
 DTYPE_NAMES: dict[ir.DataType, DType] = {dtype: name for name, dtype in DTYPES.items()}
-PROMPT_INPUTS = ("input_ids", "position_ids", "pixel_values", "patch_positions", "patch_picture")
+HOST_INPUTS = set(OWN_INPUTS) - {"input_ids"}
+"""Inputs of a program that the host's loop decides by."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class _Writer:
     def prompt(self, tower: Tower) -> Step:
         """Reads the prompt: what thinking starts from, and the prompt's keys."""
         g = self._graph()
-        asked = [spec for spec in program_spec(self.stack.shape).inputs if spec.name in PROMPT_INPUTS]
+        asked = [spec for spec in program_spec(self.stack.shape).inputs if spec.name not in HOST_INPUTS]
         given = {spec.name: g.input(spec.name, DTYPES[spec.dtype], spec.shape) for spec in asked}
         with g.scope("vision"):
             visual = tower(g, given)

@@ -20,9 +20,9 @@ from lrkit.export.graph.dialect import Dialect
 from lrkit.export.graph.nodes import OPSET, Graph, Value
 
 
-def traced(module: nn.Module, example: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, Any]]) -> ir.Graph:
-    """The module as torch.onnx sees it. `example` are its inputs by name, in order; `axes` are those that stay free, as
-    torch.export wants them: input -> axis -> `torch.export.Dim`.
+def traced(module: nn.Module, example: Mapping[str, Tensor], free: Mapping[int, Any]) -> ir.Graph:
+    """The module as torch.onnx sees it. `example` are its inputs by name, in order; `free` are the axes of each of
+    them that stay free, as torch.export wants them: axis -> `torch.export.Dim`.
 
     Raises:
         ExportError: torch.onnx could not trace it.
@@ -34,7 +34,7 @@ def traced(module: nn.Module, example: Mapping[str, Tensor], axes: Mapping[str, 
                 tuple(example.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=tuple(axes[name] for name in example),
+                dynamic_shapes=(free,) * len(example),
                 input_names=list(example),
                 verbose=False,
             )

@@ -112,7 +112,7 @@ def traced_tower(tower: nn.Module, geometry: ImageGeometry, fp16: bool, fused: b
         torch.zeros(count, dtype=torch.long),
     )
     free = {0: merge * torch.export.Dim("squares", min=1)}
-    return traced(traceable, dict(zip(INPUTS, example, strict=True)), dict.fromkeys(INPUTS, free))
+    return traced(traceable, dict(zip(INPUTS, example, strict=True)), free)
 
 
 def grafted(made: ir.Graph, dialect: Dialect) -> Tower:

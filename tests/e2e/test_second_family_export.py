@@ -1,0 +1,113 @@
+"""A second family takes the rest of the road: exported, validated, asked without torch, and profiled as a bundle.
+
+The fake family of tests/fake_family; an export compares logits, states and every spoken token with torch.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from lrkit.cli.main import main
+from lrkit.contract.settings import ReasonerSettings
+from lrkit.model.build import build_reasoner
+from lrkit.model.checkpoint import save_checkpoint
+from tests.fake_family import installed
+from tests.fake_family.backbone import RowwiseBackbone
+from tests.fake_family.folder import rowwise_model, rowwise_processor, write_data
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = ReasonerSettings.model_validate(
+    {
+        "think": {"max_latent_steps": 2, "halting": "fixed"},
+        "replay": {"num_tokens": 4},
+        "routing": {"depth": 1, "alpha": 4},
+    }
+)
+QUESTION = "Which colour ?"
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "transformers", "peft", "onnx", "onnx_ir"):
+    sys.modules[name] = None
+from lrkit.cli.main import main
+from tests.fake_family import installed
+with installed():
+    main(["ask", sys.argv[1], "--image", sys.argv[2], "--image", sys.argv[3], sys.argv[4]])
+"""
+
+
+def lrkit(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    return int(left.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
+    """A working folder with a checkpoint of random weights, data, and the bundle of its fp32 program."""
+    home = tmp_path_factory.mktemp("rowwise-export")
+    with installed(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        processor = rowwise_processor()
+        backbone = RowwiseBackbone(rowwise_model(processor, seed=5))  # says more than one word
+        reasoner = build_reasoner(backbone, SETTINGS, processor.latent_id).eval()
+        save_checkpoint(home / "trained", reasoner, processor, base=None, info={})
+        write_data(home / "data")
+        assert export("fp32", "--target", "cpu-fp32") == 0
+        yield home
+
+
+def export(name: str, *options: str) -> int:
+    small = ("limits.max_images=2", "limits.max_new_tokens=6")
+    data = ("--data", "data/data.jsonl", "--samples", "5", "--allow-unproven")
+    return lrkit("export", "trained", *options, *small, *data, "-o", name, "--json", f"{name}.json")
+
+
+def report(name: str) -> dict:
+    return json.loads(Path(f"{name}.json").read_text(encoding="utf-8"))
+
+
+def measured(name: str) -> dict:
+    return report(name)["manifest"]["validation"]["latent"]["measured"]
+
+
+def test_its_program_is_torchs_model_token_by_token(home: Path) -> None:
+    found = measured("fp32")
+    assert max(found["prefill_logits"], found["latent_states"]) < 1e-5
+    assert set(found["agreement"].values()) == {1.0} and "spoken tokens" in found["agreement"]
+    manifest = report("fp32")["manifest"]
+    inputs = {one["name"]: one["shape"] for one in manifest["programs"]["latent"]["spec"]["inputs"]}
+    assert (inputs["position_ids"], inputs["patch_places"]) == ([1, "P"], ["N", 3])
+    assert manifest["family"] == "rowwise"
+
+
+def test_its_bundle_is_valid_and_answers_without_torch(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Answers of the checkpoint on torch are those of the bundle in a Python that has no torch."""
+    assert lrkit("validate", "fp32") == 0
+    pictures = ["data/1.png", "data/0.png"]
+    capsys.readouterr()
+    asked = ("--image", pictures[0], "--image", pictures[1], QUESTION, "--max-new-tokens", "6")
+    assert lrkit("ask", "trained", *asked) == 0
+    command = [sys.executable, "-c", WITHOUT_TORCH, "fp32", *pictures, QUESTION]
+    path = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=home, env=path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == capsys.readouterr().out != "\n"
+
+
+def test_its_int4_program_in_standard_operators_for_a_host_to_drive(home: Path) -> None:
+    """The other precision, dialect and form; how far integers are from floats is theirs, what was decided is not."""
+    assert export("int4", "--int4", "--dialect", "tensorrt", "--form", "step") == 0
+    agreement = measured("int4")["agreement"]
+    assert agreement["latent steps"] == agreement["halting"] == 1.0
+    assert len(report("int4")["quantization_errors"]["latent"]) == 3 * 4 + 1, "qkv, out, gate and up, down; the head"
+    assert lrkit("validate", "int4") == 0
+
+
+def test_its_bundle_is_profiled(home: Path) -> None:
+    small = ("max_new_tokens=3", "repeats=1", "phase_samples=1")
+    assert lrkit("profile", "fp32", "--suite", "smoke", "--data", "data/data.jsonl", "-o", "profile", *small) == 0
+    assert json.loads(Path("profile/report.json").read_text(encoding="utf-8"))
