@@ -23,9 +23,10 @@ from lrkit.model.checkpoint import save_checkpoint
 from lrkit.runtime.checks.bundle_check import check_bundle
 from tests.bundles import CAPACITY, processor
 from tests.commands import lrkit
-from tests.e2e.test_export_engines import builders_of, on_linux, wait_for
+from tests.e2e.test_export_engines import builders_of, on_linux
 from tests.engines import needs_builder
 from tests.tiny import LATENT, tiny_backbone
+from tests.waiting import until
 
 pytestmark = needs_builder
 
@@ -112,9 +113,9 @@ def test_what_only_the_builder_refuses_is_known_by_the_rules(checkpoint, tmp_pat
 def test_a_builder_that_is_killed_leaves_the_bundle(checkpoint, tmp_path, capsys):
     def kill() -> None:
         # The first process only parses; the second builds.
-        wait_for(lambda: builders_of(os.getpid()))
+        until(lambda: builders_of(os.getpid()))
         (parser,) = builders_of(os.getpid())
-        wait_for(lambda: set(builders_of(os.getpid())) - {parser})
+        until(lambda: set(builders_of(os.getpid())) - {parser})
         os.kill(builders_of(os.getpid())[0], signal.SIGKILL)
 
     thread = threading.Thread(target=kill, daemon=True)
