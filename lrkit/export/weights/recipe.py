@@ -1,7 +1,7 @@
 """What a language model is made of, as data: sizes, and how one layer is put together.
 
-Place in the pipeline: a family's weights.py reads them off the config (reader.py). graph/decoder.py builds layers from
-them, and packing.py builds their matrices.
+Place in the pipeline: a family's `WeightReader` (reader.py) reads them off the config; decoder.py builds layers from
+them, packing.py its matrices.
 """
 
 from collections.abc import Collection
