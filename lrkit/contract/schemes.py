@@ -133,9 +133,11 @@ _ROWS = (
             "vision": (FLOAT, "int8", "int4"),
         },
         tolerance=Tolerance(
-            {"accuracy_drop": 0.05},
-            "8-bit weights, and activations rounded to int8: numbers are reported, loss of right answers is bounded",
-            unanswered=_UNANSWERED,
+            {"accuracy_drop": 0.02},
+            "8-bit weights are another model: numbers are reported, only the loss of right answers is bounded",
+            # The shipped model, 200 pictures, activations rounded to int8: numbers 0.03 off at most, 99% of the answers
+            # the same, none lost.
+            unanswered={"numbers": 0.1, "agreement": 0.9},
             held=_HELD,
             held_reason=_HELD_REASON,
         ),

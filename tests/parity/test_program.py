@@ -211,20 +211,22 @@ def test_weights_are_stored_once():
 
 
 @pytest.mark.parametrize(
-    ("dialect", "changes"),
+    ("dialect", "precision", "changes"),
     [
-        ("ort", {"vision": "int4"}),
-        ("ort", {"head": "int8", "embedding": "float"}),
-        ("ort", {"head": "float"}),
-        ("tensorrt", {"vision": "int4"}),
+        ("ort", "int4", {"vision": "int4"}),
+        ("ort", "int4", {"head": "int8", "embedding": "float"}),
+        ("ort", "int4", {"head": "float"}),
+        ("ort", "int8", {"vision": "int8"}),
+        ("tensorrt", "int4", {"vision": "int4"}),
+        ("tensorrt", "int8", {"head": "int4"}),
     ],
 )
-def test_int4_computes_what_its_weights_say(dialect, changes):
-    """Level 0 against torch with the rounded weights put back: the rounding is all that int4 changes."""
+def test_integers_compute_what_they_stand_for(dialect, precision, changes):
+    """Level 0 against torch with the rounded weights put back: the rounding is all that integers change."""
     from tests.programs import with_rounded_weights
 
     reasoner = tiny_reasoner(settings({"num_tokens": 3}, {"depth": 1, "alpha": 4}))
-    target = Target(precision="int4", dialect=dialect, int4={"block": 32, "accuracy_level": 0, **changes})
+    target = Target(precision=precision, dialect=dialect, int4={"block": 32, "accuracy_level": 0, **changes})
     program = build(reasoner, target)
     assert len(program.errors) >= 4 * 4
     # ONNX Runtime would turn DequantizeLinear back into its own int4 nodes, with int8 activations.

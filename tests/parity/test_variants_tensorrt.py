@@ -33,7 +33,7 @@ PATCHES = 160
 """Room for 40 visual tokens, so that 32 can be replayed."""
 ONCE = {"program": "fp16 None", "step": "int4 fp16"}
 """Form -> number types of what is not tried in all."""
-FEW = ("fp32 None", "fp32 fp16", "int4 None", "int4.vision=int4")
+FEW = ("fp32 None", "fp32 fp16", "int4 None", "int8 fp16", "int4.vision=int4")
 """Number types of the default run beside those."""
 
 

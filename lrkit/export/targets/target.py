@@ -29,21 +29,23 @@ _MOST_PATCHES = 4096
 """Default: a device answers about so many within a time that a person waits."""
 _TEXT_TOKENS = 512
 """Default room for text beside pictures."""
+_INT4 = SCHEMES["int4"]
+"""What a target chooses of where its precision is one of floats, and chooses nothing of."""
 
 
 class Int4(Config):
     """Weights as integers, one scale per block along the input. What may be chosen, and what is taken where nothing is
     said, is in the row of the scheme; the defaults here are those of int4."""
 
-    block: int = 128
+    block: int = _INT4.blocks[0]
     """Weights per scale; a width that it does not divide falls back to the next smaller block."""
     accuracy_level: Literal[0, 1, 4] = 4
     """ort dialect: 0 or 1 computes in float32, 4 with activations rounded to int8 (faster)."""
-    head: str = "int4"
+    head: str = _INT4.parts["head"][0]
     """Language head. A head of its own type is stored beside the embedding, which it shares otherwise."""
-    embedding: str = "int8"
+    embedding: str = _INT4.parts["embedding"][0]
     """Token embedding: one scale per row."""
-    vision: str = FLOAT
+    vision: str = _INT4.parts["vision"][0]
     """Matrices of the vision tower."""
 
 
@@ -160,7 +162,7 @@ class Target(Config):
     @model_validator(mode="after")
     def _choices_of_the_scheme(self) -> "Target":
         """Takes what was not chosen from the row of the scheme, and refuses what it does not have."""
-        scheme = self.scheme if self.scheme.integers else SCHEMES["int4"]
+        scheme = self.scheme if self.scheme.integers else _INT4
         defaults = {part: names[0] for part, names in scheme.parts.items() if part in Int4.model_fields}
         chosen = {"block": scheme.blocks[0], **defaults, **self.int4.model_dump(exclude_unset=True)}
         if problems := list(_choice_problems(scheme, chosen)):
