@@ -13,7 +13,7 @@ import lrkit
 ROOT = Path(__file__).resolve().parents[2]
 SOME = (
     *(f"tests/unit/test_{name}.py" for name in ("base", "clock", "config", "constraints", "house", "order", "project")),
-    "tests/laws", "tests/parity/test_golden.py", "tests/parity/test_positions.py", "tests/e2e/test_verbs.py",
+    "tests/laws/test_strict_files.py", "tests/laws/test_configs.py", "tests/parity/test_golden.py",
 )  # fmt: skip
 """Those that read most of the archive: documents, workflows, recipes, golden vectors, shipped weights."""
 
