@@ -31,7 +31,9 @@ def test_workflows_run_what_there_is(workflow: Path) -> None:
 
 def test_workflows_check_test_and_install() -> None:
     said = "\n".join(command for workflow in WORKFLOWS for command in commands(workflow))
-    for piece in ("make check", "make test", "python -m build", "twine check", "bin/lrkit validate bundle"):
+    pieces = ("make check", "make test", "make docs", "make coverage", "python -m build", "twine check",
+              "bin/lrkit validate bundle", "bin/lrkit ask bundle", "tests/unit/test_source_archive.py")  # fmt: skip
+    for piece in pieces:
         assert piece in said
     matrix = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -53,7 +55,11 @@ def test_the_source_archive_holds_what_tests_read() -> None:
 
 def test_the_package_is_typed_and_can_be_cited() -> None:
     assert (ROOT / "lrkit" / "py.typed").is_file()
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == lrkit.__version__
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == lrkit.__version__
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    assert urls["Homepage"] == cited["repository-code"]
+    assert all(url.startswith(urls["Homepage"]) for url in urls.values())
 
 
 def test_forms_for_issues_are_forms() -> None:
