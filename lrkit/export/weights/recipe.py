@@ -1,7 +1,7 @@
 """What a language model is made of, as data: sizes, and how one layer is put together.
 
-Place in the pipeline: a family's `WeightReader` (reader.py) reads them off the config; decoder.py builds layers from
-them, packing.py its matrices.
+Place in the pipeline: a family's `WeightReader` (reader.py) reads them off the config; graph/decoder.py builds layers
+from them, packing.py their matrices.
 """
 
 from collections.abc import Collection
