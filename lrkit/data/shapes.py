@@ -10,6 +10,7 @@ which differ in detail (windowed attention in a tower, say).
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
+from tokenizers import AddedToken
 
 from lrkit.config import Config, load_config
 from lrkit.contract.prompt import PromptFormat
@@ -130,11 +131,13 @@ def shape_samples(name: str, count: int) -> list[Sample]:
 
 
 def shape_processor(shape: Shape) -> Processor:
-    """A tokenizer of the trail data's words, and pictures of the shape's size."""
+    """A tokenizer of the trail data's words and the family's markers, and pictures of the shape's size."""
     width, height = shape.image_size
     pixels = width * height
     geometry = fresh_models(shape.family).geometry(shape.patch_size, shape.merge_size, pixels, pixels, plain=False)
-    return Processor(build_word_tokenizer(VOCABULARY), geometry, PromptFormat())
+    tokenizer = build_word_tokenizer(VOCABULARY)
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in geometry.markers])
+    return Processor(tokenizer, geometry, PromptFormat())
 
 
 def shape_config(shape: Shape, processor: Processor) -> Any:

@@ -15,7 +15,7 @@ from lrkit.cli.main import main
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import save_checkpoint
-from tests.fake_family import installed
+from tests.fake_family import NAME, installed
 from tests.fake_family.backbone import RowwiseBackbone
 from tests.fake_family.folder import rowwise_model, rowwise_processor, write_data
 
@@ -33,10 +33,16 @@ import sys
 for name in ("torch", "transformers", "peft", "onnx", "onnx_ir"):
     sys.modules[name] = None
 from lrkit.cli.main import main
-from tests.fake_family import installed
+from tests.fake_family import NAME, installed
 with installed():
     main(["ask", sys.argv[1], "--image", sys.argv[2], "--image", sys.argv[3], sys.argv[4]])
 """
+SHAPE = {
+    "description": "a few thousand weights", "family": NAME, "hidden_size": 32, "num_layers": 2, "num_heads": 4,
+    "num_kv_heads": 2, "intermediate_size": 64, "vocabulary": 256, "tied_embeddings": False, "vision_depth": 1,
+    "vision_width": 32, "vision_heads": 2, "vision_mlp_ratio": 2, "patch_size": 8, "merge_size": 1,
+    "image_size": [48, 32],
+}  # fmt: skip
 
 
 def lrkit(*arguments: str) -> int:
@@ -81,7 +87,7 @@ def test_its_program_is_torchs_model_token_by_token(home: Path) -> None:
     manifest = report("fp32")["manifest"]
     inputs = {one["name"]: one["shape"] for one in manifest["programs"]["latent"]["spec"]["inputs"]}
     assert (inputs["position_ids"], inputs["patch_places"]) == ([1, "P"], ["N", 3])
-    assert manifest["family"] == "rowwise"
+    assert manifest["family"] == NAME
 
 
 def test_its_bundle_is_valid_and_answers_without_torch(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,16 +104,22 @@ def test_its_bundle_is_valid_and_answers_without_torch(home: Path, capsys: pytes
     assert done.stdout == capsys.readouterr().out != "\n"
 
 
-def test_its_int4_program_in_standard_operators_for_a_host_to_drive(home: Path) -> None:
-    """The other precision, dialect and form; how far integers are from floats is theirs, what was decided is not."""
-    assert export("int4", "--int4", "--dialect", "tensorrt", "--form", "step") == 0
-    agreement = measured("int4")["agreement"]
-    assert agreement["latent steps"] == agreement["halting"] == 1.0
-    assert len(report("int4")["quantization_errors"]["latent"]) == 3 * 4 + 1, "qkv, out, gate and up, down; the head"
-    assert lrkit("validate", "int4") == 0
-
-
 def test_its_bundle_is_profiled(home: Path) -> None:
     small = ("max_new_tokens=3", "repeats=1", "phase_samples=1")
     assert lrkit("profile", "fp32", "--suite", "smoke", "--data", "data/data.jsonl", "-o", "profile", *small) == 0
     assert json.loads(Path("profile/report.json").read_text(encoding="utf-8"))
+
+
+def test_a_shape_that_names_it_becomes_a_bundle(home: Path) -> None:
+    """The other precision, dialect and form. In int4 too the program is torch's model token by token, where torch holds
+    what the integers stand for."""
+    Path("shape.json").write_text(json.dumps(SHAPE), encoding="utf-8")
+    other = ("--int4", "--dialect", "tensorrt", "--form", "step", "int4.block=32", "limits.max_new_tokens=4")
+    assert lrkit("export", "random:shape.json", *other, "-o", "shape", "--json", "shape.report.json") == 0
+    found = measured("shape.report")
+    assert max(found["prefill_logits"], found["latent_states"]) < 1e-5
+    assert set(found["agreement"].values()) == {1.0}
+    assert len(report("shape.report")["quantization_errors"]["latent"]) == 2 * 4 + 1, (
+        "qkv, out, gate and up, down; head"
+    )
+    assert lrkit("validate", "shape") == 0
