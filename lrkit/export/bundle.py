@@ -132,10 +132,7 @@ def export_bundle(
     subject = CheckpointSubject(resolve_checkpoint(checkpoint)) if isinstance(checkpoint, str | Path) else checkpoint
     refuse_taken(output, force)
     engines = TargetEngines.of(target, script)
-    if not samples and not allow_unproven:
-        raise ExportError("no samples were given to check the program on; give at least one, or allow_unproven")
-    if (warning := picture_warning(target, subject.processor)) is not None:
-        say(warning)
+    _look_ahead(subject, target, samples or allow_unproven, say)
     with locked(output, "writes into"), staged_folder(output, replace=True) as staging:
         refuse_taken(output, force)  # another process may have been quicker
         export = _Export(subject, staging, target, form, samples, progress, allow_unproven, calibrate)
@@ -146,6 +143,14 @@ def export_bundle(
     if engines.refusal is not None and engines.engine is not None:
         raise EnginesRefused(report, engines.engine.kind, engines.refusal)
     return report
+
+
+def _look_ahead(subject: Subject, target: Target, provable: object, say: Say) -> None:
+    """What can be refused or warned of before anything is written."""
+    if not provable:
+        raise ExportError("no samples were given to check the program on; give at least one, or allow_unproven")
+    if (warning := picture_warning(target, subject.processor)) is not None:
+        say(warning)
 
 
 def refuse_taken(output: Path, force: bool) -> None:
