@@ -192,6 +192,8 @@ def resolve_checkpoint(name_or_path: str | Path) -> Path:
         CheckpointError: no such name or folder, or a folder that is no checkpoint.
     """
     text = str(name_or_path)
+    if not text:
+        raise CheckpointError("the model's path is empty; give a folder or a name")
     shipped = _shipped_checkpoints()
     if text in shipped and (shipped[text] / REASONER_FILE).is_file():
         return shipped[text]

@@ -131,7 +131,7 @@ def test_wrong_requests_are_one_sentence(checkpoint, tmp_path, capsys):
         ((checkpoint, "--target", "cpu-int5"), "did you mean 'cpu-int4'"),
         ((checkpoint, "int4.block=7"), "int4.block"),
         ((tmp_path / "absent",), "no such checkpoint"),
-        (("", "--int4"), "nothing to export was named; give a checkpoint"),
+        (("", "--int4"), "the model's path is empty; give a folder or a name"),
         ((checkpoint, "--samples", 0), "nothing would be compared with torch; give 1 or more, or --allow-unproven"),
         ((checkpoint, "--samples", -7), "--samples is -7; give 1"),
         ((checkpoint, "--samples", 10**20), "give 1 to 100,000"),
