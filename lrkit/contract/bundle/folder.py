@@ -45,10 +45,6 @@ class Bundle:
             raise BundleError(f"{self.folder}: has no {role} program, only {known}; export again with it")
         return entry
 
-    def program_path(self, role: Role) -> Path:
-        """The ONNX file of that role."""
-        return self.folder / self.program(role).file
-
     @property
     def num_bytes(self) -> int:
         """Size of all files but bundle.json."""
