@@ -53,7 +53,7 @@ docs: $(DEV_STAMP)
 tables: $(DEV_STAMP)
 	$(BIN)/python -m benchmarks.tables
 
-# In processes of its own as well: those that tests begin are measured too.
+# What only runs in processes that tests begin (command lines, builders, killed trainings) is not counted.
 coverage: $(DEV_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile \
 		--cov=lrkit --cov-report=term:skip-covered --cov-report=html:build/coverage --cov-report=json:build/coverage.json
