@@ -12,10 +12,10 @@ import torch
 from lrkit.contract.bundle.io_spec import HALTING
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.export.graph.dialect import Dialect
 from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import Program, build_program
 from lrkit.export.graph.stack import Stack
+from lrkit.export.graph.writer import Writer
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.quantizers.protocol import Calibrate, quantized, quantized_rows, uncalibrated
 from lrkit.export.weights.source import Source, read_source
@@ -42,7 +42,7 @@ def _trace(fp16: bool, fused: bool):
     return traced_tower(read_source(tiny_reasoner(ReasonerSettings())).tower, GEOMETRY, fp16, fused)
 
 
-def dialect_of(source: Source, target: Target) -> Dialect:
+def dialect_of(source: Source, target: Target) -> Writer:
     return writer_for(target, source.weight, source.dimensions.recipe.norm)
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lrkit.export.graph.dialect import PIXEL_CENTRE, PIXEL_UNIT, Dialect
 from lrkit.export.graph.nodes import Carried, Graph, Value
 from lrkit.export.graph.tower import Tower, TowerSizes
 from lrkit.export.graph.tracing import graft, traced
+from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT, Writer
 from tests.fake_family.geometry import RowwiseGeometry
 
 INPUTS = ("pixel_values", "patch_places")
@@ -18,7 +18,7 @@ INPUTS = ("pixel_values", "patch_places")
 class RowwiseTower:
     """Implements `TowerWriter` (lrkit/export/graph/tower.py)."""
 
-    def write(self, tower: nn.Module, geometry: RowwiseGeometry, dialect: Dialect) -> Tower:
+    def write(self, tower: nn.Module, geometry: RowwiseGeometry, dialect: Writer) -> Tower:
         dtype = torch.float16 if dialect.target.computes_fp16 else torch.float32
         example = (torch.zeros(4, geometry.patch_bytes, dtype=dtype), torch.zeros(4, 3, dtype=torch.long))
         free = {0: torch.export.Dim("patches", min=1)}
@@ -40,7 +40,7 @@ class RowwiseTower:
 
 
 def _reads_bytes(tower: nn.Module) -> nn.Module:
-    """A copy whose first matrix makes of `Dialect.pixels` what the tower's makes of `Geometry.pixel_values`."""
+    """A copy whose first matrix makes of `Writer.pixels` what the tower's makes of `Geometry.pixel_values`."""
     eye: Any = copy.deepcopy(tower)
     weight = eye.patch.weight.detach().double()
     eye.patch.bias.data = (eye.patch.bias.double() + weight.sum(1) * (PIXEL_CENTRE - 127.5) / 127.5).float()

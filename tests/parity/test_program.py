@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.export.graph.dialect import PIXEL_CENTRE, PIXEL_UNIT
+from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
 from lrkit.families.qwen2_vl.tower import TraceableTower, folded

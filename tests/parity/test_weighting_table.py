@@ -13,9 +13,9 @@ from lrkit.config import load_config
 from lrkit.contract.settings import ReasonerSettings, ReplaySettings
 from lrkit.contract.weightings import WEIGHTINGS, WeightingRow
 from lrkit.errors import ConfigError
-from lrkit.export.graph.dialect import Dialect
 from lrkit.export.graph.nodes import Graph, Value
 from lrkit.export.graph.replay import Weighting
+from lrkit.export.graph.writer import Writer
 from lrkit.export.targets.target import Target
 from lrkit.model.replay import weigh
 from lrkit.registry import load_object
@@ -32,7 +32,7 @@ def saturating(score_BK: Tensor, valid_BK: Tensor) -> Tensor:
     return score_BK / (score_BK + 0.1)
 
 
-def _write_saturating(g: Graph, write: Dialect, score: Value, valid: Value) -> Value:
+def _write_saturating(g: Graph, write: Writer, score: Value, valid: Value) -> Value:
     score = g.op("Where", valid, score, np.array(0, np.float32))
     return g.op("Div", score, g.op("Add", score, np.array(0.1, np.float32)))
 

@@ -21,14 +21,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from lrkit.export.graph.dialect import Dialect, Rotation
 from lrkit.export.graph.nodes import Graph, Value
+from lrkit.export.graph.writer import Rotation, Writer
 from lrkit.export.weights.recipe import Activation, Biased, Dimensions, LayerRecipe
 
 SEEN = np.array(0.0, np.float32)
 NEVER = np.array(-1e30, np.float32)
 """Added to the score of a key that must not be seen; scores and softmax are float32 in every precision."""
-ACTIVATIONS: Mapping[Activation, Callable[[Graph, Dialect, Value], Value]] = {
+ACTIVATIONS: Mapping[Activation, Callable[[Graph, Writer, Value], Value]] = {
     "silu": lambda g, write, x: write.silu(g, x),
     "gelu": lambda g, write, x: g.op("Gelu", x),
     "gelu_tanh": lambda g, write, x: g.op("Gelu", x, approximate="tanh"),
@@ -87,8 +87,8 @@ class Hidden:
     x: Value
     added: Value | None = None
 
-    def norm(self, g: Graph, dialect: Dialect, role: str, many: bool = False) -> Value:
-        """The normed state; closes the addition. `many` as in `Dialect.add_norm`."""
+    def norm(self, g: Graph, dialect: Writer, role: str, many: bool = False) -> Value:
+        """The normed state; closes the addition. `many` as in `Writer.add_norm`."""
         if self.added is None:
             return dialect.norm(g, self.x, role)
         normed, self.x = dialect.add_norm(g, self.x, self.added, role, many)
@@ -107,7 +107,7 @@ class Decoder:
     """Layers of one language model."""
 
     dimensions: Dimensions
-    dialect: Dialect
+    dialect: Writer
     rows: list[Value] = field(default_factory=list)
     """Attention rows collected since the last `take_saliency`, each (Q, G, 1, N) or (1, G, Q, N)."""
 

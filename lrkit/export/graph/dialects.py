@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lrkit.contract.bundle.manifest import Dialect as Name
+from lrkit.contract.bundle.manifest import Dialect
 from lrkit.export.graph.caches import Caches
-from lrkit.export.graph.dialect import Dialect
 from lrkit.export.graph.joined_caches import JoinedCaches
 from lrkit.export.graph.ort_writer import OrtWriter
 from lrkit.export.graph.saving import WeightFile
 from lrkit.export.graph.separate_caches import SeparateCaches
 from lrkit.export.graph.standard_writer import StandardWriter
+from lrkit.export.graph.writer import Writer
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.quantizers.protocol import Calibrate, uncalibrated
 from lrkit.export.weights.recipe import Norm
@@ -25,12 +25,12 @@ from lrkit.export.weights.recipe import Norm
 class DialectParts:
     """One dialect."""
 
-    writer: type[Dialect]
+    writer: type[Writer]
     caches: type[Caches]
     """Of the form `program`; graphs that a host drives have separate caches in every dialect."""
 
 
-DIALECTS: Mapping[Name, DialectParts] = {
+DIALECTS: Mapping[Dialect, DialectParts] = {
     "ort": DialectParts(OrtWriter, JoinedCaches),
     "tensorrt": DialectParts(StandardWriter, SeparateCaches),
 }
@@ -40,6 +40,6 @@ DIALECTS: Mapping[Name, DialectParts] = {
 def writer_for(
     target: Target, read: Callable[[str], np.ndarray], norms: Norm, file: WeightFile | None = None,
     calibrate: Calibrate = uncalibrated,
-) -> Dialect:  # fmt: skip
-    """The writer of the target's dialect; the rest as `Dialect` takes it."""
+) -> Writer:  # fmt: skip
+    """The writer of the target's dialect; the rest as `Writer` takes it."""
     return DIALECTS[target.dialect].writer(target, read, norms, file, calibrate)

@@ -17,10 +17,10 @@ import numpy as np
 
 from lrkit.export.graph.caches import Caches, Latents, PastOf, Places, Read
 from lrkit.export.graph.decoder import NEVER, SEEN, Past, Remember, Seen, Segment
-from lrkit.export.graph.dialect import Rotation
 from lrkit.export.graph.latent_reports import Types
 from lrkit.export.graph.nodes import Carried, Graph, Value
 from lrkit.export.graph.replay import Prompt
+from lrkit.export.graph.writer import Rotation
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from lrkit.export.graph.dialect import PIXEL_CENTRE, PIXEL_UNIT, Dialect, Rotation
 from lrkit.export.graph.nodes import CONTRIB, Graph, Value
 from lrkit.export.graph.weight_store import Form
+from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT, Rotation, Writer
 from lrkit.export.weights.integers import Quantized, matmul_nbits
 
 
-class OrtWriter(Dialect):
+class OrtWriter(Writer):
     """Writes for ONNX Runtime."""
 
     fused: ClassVar[bool] = True

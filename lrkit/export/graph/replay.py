@@ -17,8 +17,8 @@ import onnx_ir as ir
 from lrkit.contract.settings import ReplaySettings
 from lrkit.contract.weightings import WEIGHTINGS
 from lrkit.export.graph.choices import choice
-from lrkit.export.graph.dialect import Dialect
 from lrkit.export.graph.nodes import Graph, Value
+from lrkit.export.graph.writer import Writer
 from lrkit.registry import load_object
 
 INT64, FLOAT32 = ir.DataType.INT64, ir.DataType.FLOAT
@@ -69,23 +69,23 @@ class Weighting:
     """How a step's tokens are weighed: functions of (graph, dialect, scores, which are valid) that give float32, 0 in
     empty slots."""
 
-    several: Callable[[Graph, Dialect, Value, Value], Value]
+    several: Callable[[Graph, Writer, Value, Value], Value]
     """(K,) for K above 1."""
-    one: Callable[[Graph, Dialect, Value, Value], Value]
+    one: Callable[[Graph, Writer, Value, Value], Value]
     """What it gives for K = 1, in fewer nodes."""
 
 
-def _ones(g: Graph, write: Dialect, score: Value, valid: Value) -> Value:
+def _ones(g: Graph, write: Writer, score: Value, valid: Value) -> Value:
     return g.cast(valid, FLOAT32)
 
 
-def _softmax(g: Graph, write: Dialect, score: Value, valid: Value) -> Value:
+def _softmax(g: Graph, write: Writer, score: Value, valid: Value) -> Value:
     """Eq. 6."""
     shares = write.softmax(g, g.op("Where", valid, score, np.array(-1e30, np.float32)))
     return g.op("Mul", shares, _ones(g, write, score, valid))
 
 
-def _relative(g: Graph, write: Dialect, score: Value, valid: Value) -> Value:
+def _relative(g: Graph, write: Writer, score: Value, valid: Value) -> Value:
     ones = _ones(g, write, score, valid)
     score = g.op("Where", valid, score, np.array(0, np.float32))
     count = g.op("Max", g.op("ReduceSum", ones, [0], keepdims=1), np.array(1, np.float32))
@@ -93,7 +93,7 @@ def _relative(g: Graph, write: Dialect, score: Value, valid: Value) -> Value:
     return g.op("Div", score, g.op("Max", mean, TINY))
 
 
-def _relative_one(g: Graph, write: Dialect, score: Value, valid: Value) -> Value:
+def _relative_one(g: Graph, write: Writer, score: Value, valid: Value) -> Value:
     """The weight stays 0 where the score is; an empty slot's is below."""
     return g.cast(g.op("Greater", score, np.array(0, np.float32)), FLOAT32)
 
@@ -112,7 +112,7 @@ class Replay:
         ExportError: a setting that no program can be built for.
     """
 
-    def __init__(self, settings: ReplaySettings, slots: int, dialect: Dialect) -> None:
+    def __init__(self, settings: ReplaySettings, slots: int, dialect: Writer) -> None:
         self.settings, self.slots, self.dialect = settings, slots, dialect
         row = choice(WEIGHTINGS, settings.weighting, "replay.weighting")
         self.weighting: Weighting = load_object(row.graph)

@@ -17,8 +17,8 @@ import onnx_ir as ir
 from lrkit.contract.settings import RoutingSettings
 from lrkit.export.graph.choices import choice
 from lrkit.export.graph.decoder import NEVER, SEEN, Decoder, Hidden, Mask, Seen, Segment
-from lrkit.export.graph.dialect import Dialect, Rotation
 from lrkit.export.graph.nodes import Carried, Graph, State, Value
+from lrkit.export.graph.writer import Rotation, Writer
 
 FLOAT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 
@@ -57,11 +57,11 @@ class Routed:
     """Extra passes executed by each token of the chunk; int64 (S,)."""
 
 
-def _sigmoid(g: Graph, write: Dialect, score: Value, valid: Value) -> Value:
+def _sigmoid(g: Graph, write: Writer, score: Value, valid: Value) -> Value:
     return g.op("Sigmoid", score)
 
 
-def _softmax(g: Graph, write: Dialect, score: Value, valid: Value) -> Value:
+def _softmax(g: Graph, write: Writer, score: Value, valid: Value) -> Value:
     return write.softmax(g, g.op("Where", valid, score, NEVER))
 
 

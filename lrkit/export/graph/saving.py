@@ -1,11 +1,12 @@
 """Writes graphs with their weights beside them, each tensor once, however many names and graphs use it.
 
-Place in the pipeline: dialect.py and tracing.py give each weight to a `WeightFile` as soon as it is made. The weights
+Place in the pipeline: weight_store.py gives each weight to a `WeightFile` as soon as it is made. The weights
 of a large program are then on disk, and the graph holds only where they lie. bundle.py and step_graphs.py save built
 models through `save_models`.
 
 Why names share a tensor: TensorRT-RTX 1.7.1 cannot build a network in which the prompt and a loop read one INT4
-constant (dialect.py gives each loop a name of its own); its engine keeps equal constants once, and so does the file.
+constant (weight_store.py gives each loop a name of its own). Its engine keeps equal constants once, and so does the
+file.
 """
 
 from collections import Counter

@@ -17,11 +17,11 @@ from lrkit.contract.bundle.io_spec import ProgramShape
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.export.graph.choices import choice
 from lrkit.export.graph.decoder import Decoder, Hidden, Remember
-from lrkit.export.graph.dialect import Dialect, Rotation
 from lrkit.export.graph.latent_reports import LatentReports
 from lrkit.export.graph.nodes import Carried, Graph, Value
 from lrkit.export.graph.replay import Replay
 from lrkit.export.graph.routing import Refined, Router
+from lrkit.export.graph.writer import Rotation, Writer
 from lrkit.export.weights.source import Source
 from lrkit.families.protocols import Geometry
 
@@ -63,7 +63,7 @@ class Passed:
 class Stack:
     """The layers of one reasoner, and the sizes of its program."""
 
-    def __init__(self, source: Source, dialect: Dialect, limits: Limits, geometry: Geometry) -> None:
+    def __init__(self, source: Source, dialect: Writer, limits: Limits, geometry: Geometry) -> None:
         """`geometry` is the family's: how the pictures of its prompts are cut."""
         self.source, self.dialect, self.limits, self.geometry = source, dialect, limits, geometry
         self.dims, self.settings = source.dimensions, source.settings

@@ -9,13 +9,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from lrkit.export.graph.dialect import PIXEL_CENTRE, PIXEL_UNIT, Dialect, Rotation
 from lrkit.export.graph.nodes import Graph, Value
 from lrkit.export.graph.weight_store import Form
+from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT, Rotation, Writer
 from lrkit.export.weights.integers import Quantized, dequantize_linear
 
 
-class StandardWriter(Dialect):
+class StandardWriter(Writer):
     """Writes what every engine reads."""
 
     fused: ClassVar[bool] = False

@@ -45,7 +45,7 @@ class Step:
 
 def build_steps(stack: Stack, tower: Tower) -> dict[StepName, Step]:
     """prompt, speak and, where the checkpoint thinks, think."""
-    writer = _Writer(stack)
+    writer = _Steps(stack)
     made: dict[StepName, Step] = {"prompt": writer.prompt(tower)}
     if stack.steps:
         made["think"] = writer.think()
@@ -69,7 +69,7 @@ def save_steps(
     return files, data
 
 
-class _Writer:
+class _Steps:
     def __init__(self, stack: Stack) -> None:
         self.stack, self.dims, self.caches = stack, stack.dims, SeparateCaches(stack)
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from torch import nn
 
 from lrkit.errors import ExportError, UnknownNameError
-from lrkit.export.graph.dialect import Dialect
 from lrkit.export.graph.nodes import Carried, Graph, Value
+from lrkit.export.graph.writer import Writer
 from lrkit.export.weights.source import Source
 from lrkit.families.table import load_part
 
@@ -38,9 +38,9 @@ class TowerSizes:
 class TowerWriter(Protocol):
     """Writes the tower of one family."""
 
-    def write(self, tower: nn.Module, geometry: Any, dialect: Dialect) -> Tower:
+    def write(self, tower: nn.Module, geometry: Any, dialect: Writer) -> Tower:
         """`tower` is what `WeightReader.new_tower` made, with its weights; it stays as it is. `geometry` is the
-        family's, whose `program_inputs` the result reads; pictures come as bytes (`Dialect.pixels`).
+        family's, whose `program_inputs` the result reads; pictures come as bytes (`Writer.pixels`).
 
         Raises:
             ExportError: no program can be built for this tower.
@@ -64,6 +64,6 @@ def writer_of(family: str) -> TowerWriter:
         raise ExportError(f"no program can be built for this backbone: {error}") from error
 
 
-def write_tower(source: Source, geometry: Any, dialect: Dialect) -> Tower:
+def write_tower(source: Source, geometry: Any, dialect: Writer) -> Tower:
     """The source's tower, for pictures that `geometry` describes. Raises as `TowerWriter.write`."""
     return writer_of(source.family).write(source.tower, geometry, dialect)

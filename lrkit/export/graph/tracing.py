@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lrkit.errors import ExportError
-from lrkit.export.graph.dialect import Dialect
 from lrkit.export.graph.nodes import OPSET, Graph, Value
+from lrkit.export.graph.writer import Writer
 
 
 def traced(module: nn.Module, example: Mapping[str, Tensor], free: Mapping[int, Any]) -> ir.Graph:
@@ -71,7 +71,7 @@ def _quiet() -> Generator[None]:
             logger.setLevel(before)
 
 
-def graft(g: Graph, dialect: Dialect, made: ir.Graph, given: Sequence[Value]) -> Value:
+def graft(g: Graph, dialect: Writer, made: ir.Graph, given: Sequence[Value]) -> Value:
     """Copies the traced nodes into `g`: inputs replaced by `given`, matrices through the dialect, so that they may
     become integers. Returns the first output."""
     known: dict[Value, Value] = dict(zip(made.inputs, given, strict=True))
@@ -107,7 +107,7 @@ def _array(value: Value) -> np.ndarray:
 
 
 def _operand(
-    g: Graph, dialect: Dialect, value: Value, known: dict[Value, Value], arrays: dict[Value, np.ndarray]
+    g: Graph, dialect: Writer, value: Value, known: dict[Value, Value], arrays: dict[Value, np.ndarray]
 ) -> Value:
     if value not in known:
         array = arrays[value]

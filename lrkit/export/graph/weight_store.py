@@ -4,7 +4,7 @@ named, and stored once for all graphs that use it.
 A checkpoint's adapter is merged while a matrix is read (lrkit/export/weights/streaming.py), and so only once. A stored
 weight lies in the `WeightFile`. Nothing of it stays in memory.
 
-Place in the pipeline: dialect.py asks for a vector or a matrix by its role; lrkit/export/weights/quantizers/ rounds.
+Place in the pipeline: writer.py asks for a vector or a matrix by its role; lrkit/export/weights/quantizers/ rounds.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """What an export is for: precision, blocks of integers, dialect, limits. Values only; `export/targets/*.yaml` are such
 configs.
 
-Place in the pipeline: `lrkit export --target NAME` -> `Target` -> dialect.py (how nodes are written), bundle.py
+Place in the pipeline: `lrkit export --target NAME` -> `Target` -> writer.py (how nodes are written), bundle.py
 (limits).
 """
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lrkit.export.graph.dialect import PIXEL_CENTRE, PIXEL_UNIT, Dialect
 from lrkit.export.graph.nodes import CONTRIB, Carried, Graph, Value
 from lrkit.export.graph.tower import Tower, TowerSizes
 from lrkit.export.graph.tracing import graft, traced
+from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT, Writer
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
 
 INPUTS = ("pixel_values", "patch_positions", "patch_picture")
@@ -37,7 +37,7 @@ class TraceableTower(nn.Module):
         self.rotate = _rotate_fused if fused else _rotate
 
     def forward(self, pixel_values: Tensor, patch_positions: Tensor, patch_picture: Tensor) -> Tensor:
-        """(N, C) from `Dialect.pixels`, (N, 2), (N,) -> (V, D)."""
+        """(N, C) from `Writer.pixels`, (N, 2), (N,) -> (V, D)."""
         tower = self.tower
         same_NN = patch_picture[:, None] == patch_picture[None, :]
         mask_NN = torch.where(same_NN, 0.0, -1e30).to(torch.float32)
@@ -69,7 +69,7 @@ class TraceableTower(nn.Module):
 
 
 def folded(proj: Any, geometry: ImageGeometry) -> tuple[Tensor, Tensor]:
-    """Kernel (E, C) and bias (E,) that make of `Dialect.pixels` what the tower's own, (E, 3, T, p, p), makes of
+    """Kernel (E, C) and bias (E,) that make of `Writer.pixels` what the tower's own, (E, 3, T, p, p), makes of
     normalised pixels. All frames of a still picture are alike, so their kernels are summed."""
     # A normalised pixel is factor * number + offset, by colour; the number is (byte - PIXEL_CENTRE) * PIXEL_UNIT.
     mean_3, std_3 = (torch.tensor(values, dtype=torch.float64) for values in (geometry.image_mean, geometry.image_std))
@@ -115,7 +115,7 @@ def traced_tower(tower: nn.Module, geometry: ImageGeometry, fp16: bool, fused: b
     return traced(traceable, dict(zip(INPUTS, example, strict=True)), free)
 
 
-def grafted(made: ir.Graph, dialect: Dialect) -> Tower:
+def grafted(made: ir.Graph, dialect: Writer) -> Tower:
     """Writes a traced tower into a graph."""
 
     def write(g: Graph, given: Carried) -> Value:
@@ -128,7 +128,7 @@ def grafted(made: ir.Graph, dialect: Dialect) -> Tower:
 class Qwen2VLTower:
     """See export/graph/tower.py."""
 
-    def write(self, tower: nn.Module, geometry: ImageGeometry, dialect: Dialect) -> Tower:
+    def write(self, tower: nn.Module, geometry: ImageGeometry, dialect: Writer) -> Tower:
         """Traces the tower once; the result writes it into a graph."""
         return grafted(traced_tower(tower, geometry, dialect.target.computes_fp16, dialect.fused), dialect)
 
