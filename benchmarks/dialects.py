@@ -26,7 +26,7 @@ from rich.progress import track
 
 from lrkit.contract.bundle.manifest import Dialect as Dialects
 from lrkit.contract.settings import RoutingSettings
-from lrkit.evaluate.benchmarks import load_samples
+from lrkit.data.sources import load_samples
 from lrkit.export.check import ProgramRun, Trace, open_program, relative_error
 from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import build_program

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from lrkit.api import check_bundle, evaluate_model, export_model, profile_models, train_recipe
     from lrkit.contract.bundle.folder import Bundle, open_bundle
     from lrkit.contract.sample import Sample
+    from lrkit.data.sources import load_samples
     from lrkit.errors import LrkitError, UserError
-    from lrkit.evaluate.benchmarks import load_samples
     from lrkit.evaluate.run import Evaluation
     from lrkit.export.targets.target import Target
     from lrkit.runtime.answer.answer import Answer
@@ -70,7 +70,7 @@ _LAZY = {
     "evaluate_model": "lrkit.api",
     "export_model": "lrkit.api",
     "load_recipe": "lrkit.train.recipe",
-    "load_samples": "lrkit.evaluate.benchmarks",
+    "load_samples": "lrkit.data.sources",
     "open_bundle": "lrkit.contract.bundle.folder",
     "profile_models": "lrkit.api",
     "train_recipe": "lrkit.api",

@@ -95,7 +95,7 @@ def export_model(
     for package in ("torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript"):
         require(package, "export")
     from lrkit.contract.bundle.folder import open_bundle
-    from lrkit.evaluate.benchmarks import load_samples
+    from lrkit.data.sources import load_samples
     from lrkit.export.bundle import export_bundle
 
     asked_on = load_samples("trail:main", 500) if samples is None else samples
@@ -123,7 +123,7 @@ def evaluate_model(
         UserError: no such model or data, bad lines in it, or an unknown mode.
         StoppedError: a bundle's program seems to have no end.
     """
-    from lrkit.evaluate.benchmarks import load_samples
+    from lrkit.data.sources import load_samples
     from lrkit.evaluate.run import EvalOptions, evaluate
     from lrkit.runtime.answer.arguments import known_mode, whole_number
     from lrkit.runtime.sdk import Reasoner

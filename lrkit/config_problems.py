@@ -169,5 +169,7 @@ def _models_at(cls: type[BaseModel], location: Sequence[str | int]) -> set[type[
 
 def _models_in(annotation: Any) -> set[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return {annotation}
+        # A class that stands for the rows of a table (lrkit/data/sources.py) names them.
+        alternatives: Callable[[], list[type[BaseModel]]] | None = getattr(annotation, "alternatives", None)
+        return {annotation} if alternatives is None else set(alternatives())
     return {model for argument in get_args(annotation) for model in _models_in(argument)}

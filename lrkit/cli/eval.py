@@ -55,7 +55,7 @@ def eval_checkpoint(
     json_file: Annotated[Path | None, json_option("Write all figures to this file.")] = None,
 ) -> None:
     """Measure accuracy, autoregressive steps and latency of the modes on the same samples."""
-    from lrkit.evaluate.benchmarks import load_samples
+    from lrkit.data.sources import load_samples
     from lrkit.evaluate.run import EvalOptions, evaluate
     from lrkit.provenance import collect
     from lrkit.runtime.engines.table import parse_options

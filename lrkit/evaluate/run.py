@@ -1,6 +1,6 @@
 """Accuracy, steps and latency of the three modes on the same samples.
 
-Place in the pipeline: samples (lrkit/evaluate/benchmarks.py) + `Reasoner` -> `Evaluation` -> `lrkit eval`, `lrkit
+Place in the pipeline: samples (lrkit/data/sources.py) + `Reasoner` -> `Evaluation` -> `lrkit eval`, `lrkit
 demo`.
 
 Each mode runs on the weights that were trained for it: a checkpoint declares its chain-of-thought and direct baselines

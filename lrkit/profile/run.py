@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lrkit.contract.sample import Sample
-from lrkit.evaluate.benchmarks import load_samples
+from lrkit.data.sources import load_samples
 from lrkit.files import write_text
 from lrkit.profile.ceilings.devices import load_sheet
 from lrkit.profile.judge.sweep import Axes, judge_sweep, with_sweep

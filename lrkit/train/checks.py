@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from lrkit.config import load_config
 from lrkit.contract.sample import Sample
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.data.jsonl import Advance, JsonlScan, check_jsonl
-from lrkit.data.trail import TrailStream
+from lrkit.data.jsonl import Advance, JsonlScan
+from lrkit.data.sources import length_problems
 from lrkit.errors import CheckpointError, ConfigError, LrkitError, MissingExtraError, UserError, require
 from lrkit.families.layout import Layout
 from lrkit.families.table import read_layout
@@ -22,8 +22,7 @@ from lrkit.resources import REASONER_FILE, resolve_checkpoint
 from lrkit.runtime.checks.checkpoint_files import check_checkpoint
 from lrkit.runtime.encode.processor import Processor
 from lrkit.train.folder import RECIPE_FILE, check_folder
-from lrkit.train.recipe import HUB_PREFIX, JsonlData, Recipe, TrailData, as_written, differences, load_recipe, overlay
-from lrkit.train.source import check_data_file, data_files, length_problems
+from lrkit.train.recipe import HUB_PREFIX, Recipe, as_written, differences, load_recipe, overlay
 
 T = TypeVar("T")
 
@@ -31,7 +30,6 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "tensorboard", "sklea
 """What training imports beside the base install."""
 
 ADAPTER_FILE = "adapter_config.json"
-_NUM_DRAWN = 4
 
 
 @dataclass
@@ -107,10 +105,9 @@ def find_problems(recipe: Recipe, folder: Path, resume: bool, reading: Callable[
         found = problems.attempt(resolve_checkpoint, where, prefix=f"baselines.{mode}: ")
         if found is not None:
             problems.attempt(_check_checkpoint, found, prefix=f"baselines.{mode}: ")
-    if isinstance(recipe.data, JsonlData):
-        _check_lines(recipe, recipe.data, init, processor, problems, reading)
-    elif missing_package() is None:
-        problems.attempt(_draw_trails, recipe, recipe.data, processor, prefix="data: ")
+    _check_lines(recipe, init, processor, problems, reading)
+    if not recipe.data.drawn or missing_package() is None:
+        problems.attempt(recipe.data.try_out, recipe.stages, recipe.seed, processor, prefix="data: ")
     if problems.attempt(check_folder, folder, resume):
         problems.attempt(_check_recipe_of if missing_package() is not None else _check_state, folder, recipe)
     problems.raise_if_any()
@@ -128,8 +125,8 @@ def missing_package() -> str | None:
 
 def unchecked(recipe: Recipe) -> Iterator[str]:
     """What `find_problems` cannot look at, in words."""
-    if isinstance(recipe.data, TrailData) and missing_package() is not None:
-        yield "the trails, which take a package of the train extra to draw"
+    if recipe.data.drawn and missing_package() is not None:
+        yield recipe.data.drawn
     if isinstance(recipe.init, str) and recipe.init.startswith(HUB_PREFIX):
         yield f"{recipe.init}, which is fetched from the network when the run starts, and the data's words in it"
 
@@ -229,15 +226,14 @@ def _latent_problems(processor: Processor, rows: int) -> Iterator[str]:
 
 def _check_lines(
     recipe: Recipe,
-    data: JsonlData,
     init: Init | None,
     processor: Processor | None,
     problems: Problems,
     reading: Callable[[Path], Advance] | None,
 ) -> None:
     """Every line, text and picture of the data's files."""
-    for part, path in data_files(data).items():
-        scan = problems.attempt(_scan, path, processor, reading)
+    for part, path in recipe.data.files().items():
+        scan = problems.attempt(recipe.data.scan, path, processor, None if reading is None else reading(path))
         if scan is None:
             continue
         problems.attempt(scan.raise_if_bad)
@@ -246,11 +242,6 @@ def _check_lines(
             problems.add(UserError, iter(length_problems(recipe.stages, path, lengths)))
         if init is not None and processor is not None:
             problems.add(UserError, _long_samples(path, scan, init, processor))
-
-
-def _scan(path: Path, processor: Processor | None, reading: Callable[[Path], Advance] | None) -> JsonlScan:
-    check_data_file(path)
-    return check_jsonl(path, processor, None if reading is None else reading(path))
 
 
 def _long_samples(path: Path, scan: JsonlScan, init: Init, processor: Processor) -> Iterator[str]:
@@ -279,26 +270,13 @@ def _num_positions(sample: Sample, processor: Processor, latents: int) -> int:
     return int(places.max()) + 1 + max(spoken, latents + answer)
 
 
-def _draw_trails(recipe: Recipe, data: TrailData, processor: Processor | None) -> None:
-    """A few trails of every stage can be drawn, and said in the words of the model."""
-    stream = TrailStream("train", recipe.seed, data.drawing)
-    for stage in recipe.stages:
-        for kind in stage.boards or data.boards:
-            for task in stage.tasks or {"trail": 1.0}:
-                for sample in stream.draw(_NUM_DRAWN, kind=kind, task=task, hops=stage.lengths or None):
-                    if processor is not None:
-                        processor.encode_prompt(sample.images, sample.question)
-                        processor.encode_speech(sample.steps, sample.answer)
-
-
 def _check_state(folder: Path, recipe: Recipe) -> None:
     """The run in the folder was started with this recipe and with these data."""
     from lrkit.train.origin import changed
     from lrkit.train.state import load_state
 
     before = load_state(folder, recipe).origin.data
-    files = data_files(recipe.data) if isinstance(recipe.data, JsonlData) else {}
-    now = {part: sha256(path)[0] for part, path in files.items() if path.is_file()}
+    now = {part: sha256(path)[0] for part, path in recipe.data.files().items() if path.is_file()}
     if problems := list(changed("data", before, now)):
         raise ConfigError("\n".join(f"{folder} cannot go on: {problem}" for problem in problems))
 

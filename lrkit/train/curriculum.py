@@ -14,9 +14,9 @@ import numpy as np
 
 from lrkit.contract.sample import Sample
 from lrkit.data.collate import TrainBatch, collate_training
+from lrkit.data.sources import Source
 from lrkit.runtime.encode.processor import Processor
 from lrkit.train.recipe import Recipe, Stage
-from lrkit.train.source import Source
 from lrkit.train.vision import VisionBatch, collate_vision
 
 

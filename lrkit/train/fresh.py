@@ -3,6 +3,8 @@
 Place in the pipeline: a recipe whose `init` holds values instead of a checkpoint; everything else starts from a folder.
 """
 
+from collections.abc import Sequence
+
 from lrkit.contract.prompt import PromptFormat
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.data.trail import VOCABULARY
@@ -14,15 +16,15 @@ from lrkit.runtime.encode.processor import Processor
 from lrkit.train.recipe import FreshBackbone
 
 
-def trail_processor() -> Processor:
-    """Word-level tokenizer, 16-pixel visual tokens, plain prompt."""
+def fresh_processor(words: Sequence[str] = VOCABULARY) -> Processor:
+    """Word-level tokenizer of `words`, 16-pixel visual tokens, plain prompt."""
     # A room is 16 pixels: four patches, merged into one visual token. Boards are drawn in whole tokens, so no picture
     # is ever resized. Smaller patches, or more tokens a room, read signs a little better and make prompt and replay two
     # to four times as long (docs/log.md).
     geometry = fresh_models(DEFAULT).geometry(
         patch_size=8, merge_size=2, min_pixels=16 * 16, max_pixels=256 * 256, plain=True
     )
-    return Processor(build_word_tokenizer(VOCABULARY), geometry, PromptFormat())
+    return Processor(build_word_tokenizer(words), geometry, PromptFormat())
 
 
 def fresh_backbone(values: FreshBackbone, processor: Processor) -> Backbone:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrkit.data.collate import TrainBatch
+from lrkit.data.sources import Source
 from lrkit.errors import UserError, one_line
 from lrkit.model.checkpoint import save_checkpoint
 from lrkit.train.curriculum import Curriculum, num_updates
@@ -36,7 +37,6 @@ from lrkit.train.optim import build_optimizers, learning_rate, set_learning_rate
 from lrkit.train.origin import Origin
 from lrkit.train.recipe import FreshBackbone, OptimizerConfig, Recipe, Stage, overlay
 from lrkit.train.report import checkpoint_info, write_recipe, write_run
-from lrkit.train.source import Source
 from lrkit.train.start import Start
 from lrkit.train.state import (
     Place,

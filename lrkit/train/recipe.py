@@ -11,13 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, WrapValidator, model_validator
 
 from lrkit.config import Config, load_config
 from lrkit.contract.sample import Spoken
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.data.board import NUM_ROOMS, BoardKind, TrailSettings
-from lrkit.data.trail import MAX_HOPS, Task
+from lrkit.data.board import BoardKind
+from lrkit.data.sources import DataSource, read_data
+from lrkit.data.trail import Task
+from lrkit.data.trail_source import TrailData
 from lrkit.resources import find_recipe
 
 SCHEMA_VERSION = 1
@@ -70,28 +72,6 @@ class FreshBackbone(Config):
                 "per head; change one of them"
             )
         return _raise_together(self, problems)
-
-
-class TrailData(Config):
-    """The embedded data set. Every batch draws new samples."""
-
-    kind: Literal["trail"] = "trail"
-    """Trails through rooms with handwritten signs."""
-    boards: dict[BoardKind, Weight] = {"main": 1.0}
-    """Kinds of boards and how often each is drawn, relative to the others."""
-    drawing: TrailSettings = TrailSettings()
-    """How boards are drawn."""
-
-
-class JsonlData(Config):
-    """Your own data: one JSON object per line with image, question, steps, answer."""
-
-    kind: Literal["jsonl"]
-    """JSONL files."""
-    train: Path
-    """Training lines."""
-    validation: Path | None = None
-    """Validation lines; left out: no accuracy is measured."""
 
 
 class OptimizerConfig(Config):
@@ -240,7 +220,7 @@ class Recipe(Config):
     """full: every weight; lora: an adapter on the language model, routers, F_SR and the rows of <|latent|>."""
     model: ReasonerSettings = ReasonerSettings()
     """Settings given here replace those of a checkpoint in `init`; the others stay."""
-    data: Annotated[TrailData | JsonlData, Field(discriminator="kind")] = TrailData()
+    data: Annotated[SerializeAsAny[DataSource], WrapValidator(read_data)] = Field(default_factory=TrailData)
     """The training data."""
     max_pixels: int | None = Field(default=None, ge=1)
     """Pictures are shrunk to at most this many pixels, in training and in use, instead of the limit of `init`; written
@@ -275,10 +255,9 @@ class Recipe(Config):
     def _problems(self) -> Iterator[str]:
         if self.trainable == "lora" and isinstance(self.init, FreshBackbone):
             yield "trainable: lora on random weights learns nothing; set trainable: full or give init a checkpoint"
-        if isinstance(self.init, FreshBackbone) and isinstance(self.data, JsonlData):
+        if isinstance(self.init, FreshBackbone) and self.data.words() is None:
             yield "a fresh backbone gets its words from trail data; give init a checkpoint or hub:ORG/NAME"
-        if isinstance(self.data, TrailData) and not any(self.data.boards.values()):
-            yield "data.boards have weight 0 throughout; give at least one a positive weight"
+        yield from self.data.problems()
         if all(stage.updates == 0 for stage in self.stages):
             yield "every stage has updates 0, so nothing is trained; give at least one a budget"
         for pattern in self.token_weights:
@@ -297,19 +276,12 @@ class Recipe(Config):
             yield "the name is taken by an earlier stage; choose another"
         if stage.objective == "vision" and self.trainable == "lora":
             yield "objective vision trains the vision tower; set trainable: full"
-        if isinstance(self.data, TrailData) and stage.epochs is not None:
-            yield "epochs count lines of a file; give updates for trail data, which is drawn without end"
-        if isinstance(self.data, JsonlData) and (stage.tasks or stage.boards or stage.objective == "vision"):
-            yield "tasks, boards and objective vision need trail data; remove them"
-        if isinstance(self.data, TrailData) and any(not 1 <= length <= MAX_HOPS for length in stage.lengths):
-            yield f"lengths {list(stage.lengths)} are not all possible; a trail has 1 to {MAX_HOPS} hops"
-        if isinstance(self.data, TrailData):
-            yield from _readout_problems(stage, stage.boards or self.data.boards)
+        yield from self.data.stage_problems(stage)
         if stage.until and not self.eval.samples:
             yield "until needs validation; set eval.samples above 0"
         if stage.until and not self.eval.every:
             yield "until needs validation during the stage; set eval.every above 0"
-        if stage.until and isinstance(self.data, JsonlData) and self.data.validation is None:
+        if stage.until and not self.data.validates:
             yield "until needs validation; give data.validation"
         yield from self._rehearsal_problems(stage, earlier)
 
@@ -321,16 +293,6 @@ class Recipe(Config):
                 yield f"rehearses {name!r}; allowed are earlier stages that reason: {known}"
         if stage.rehearsal_fraction and not reasoning:
             yield "rehearsal_fraction is set but no earlier stage reasons; set it to 0 or add a stage before"
-
-
-def _readout_problems(stage: Stage, boards: Mapping[BoardKind, float]) -> Iterator[str]:
-    """What the pictures of trails are labelled with, and how many classes that takes."""
-    classes = {"token_digits": 10, "token_rooms": max(NUM_ROOMS[kind] for kind in boards)}
-    for name, readout in stage.readouts.items():
-        if name not in classes:
-            yield f"readouts: samples have no label {name!r}; known: {', '.join(classes)}"
-        elif readout.classes < classes[name]:
-            yield f"readouts.{name}: has {readout.classes} classes for labels from 0 to {classes[name] - 1}; raise it"
 
 
 def load_recipe(source: str | Path | Mapping[str, object], overrides: Sequence[str] = ()) -> Recipe:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from lrkit.data.sources import Source
 from lrkit.errors import CheckpointError
 from lrkit.resources import REASONER_FILE
 from lrkit.train.checks import check_start
@@ -21,7 +22,6 @@ from lrkit.train.loop import Trainer
 from lrkit.train.origin import Origin, compare, environment, sizes_digest
 from lrkit.train.recipe import Recipe
 from lrkit.train.report import write_recipe, write_run
-from lrkit.train.source import Source, make_source
 from lrkit.train.start import Start, load_start
 from lrkit.train.state import Saved, load_state, stop_on_signals
 
@@ -48,7 +48,7 @@ def train(
     """
     settings = check_start(recipe)
     check_folder(folder, resume)
-    source = make_source(recipe)
+    source = recipe.data.open(recipe.seed, recipe.stages)
     accelerator = make_accelerator(recipe)
     main = accelerator.is_main_process
     with held_folder(folder) if main else nullcontext():

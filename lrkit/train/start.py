@@ -21,7 +21,7 @@ from lrkit.resources import REASONER_FILE
 from lrkit.runtime.checks.checkpoint_files import check_fit, check_model
 from lrkit.runtime.encode.processor import Processor
 from lrkit.train.checks import init_folder
-from lrkit.train.fresh import fresh_backbone, trail_processor
+from lrkit.train.fresh import fresh_backbone, fresh_processor
 from lrkit.train.origin import files_digest
 from lrkit.train.recipe import HUB_PREFIX, FreshBackbone, Recipe
 
@@ -45,7 +45,7 @@ def load_start(recipe: Recipe, settings: ReasonerSettings, dtype: torch.dtype) -
         CheckpointError: files are missing, damaged, do not fit or hold NaN or infinity.
     """
     if isinstance(recipe.init, FreshBackbone):
-        processor = _limited(trail_processor(), recipe)
+        processor = _limited(fresh_processor(recipe.data.words() or ()), recipe)
         backbone = fresh_backbone(recipe.init, processor)
         reasoner = build_reasoner(backbone, settings, processor.latent_id, None, recipe.trainable)
         return Start(reasoner, processor, None, dict)

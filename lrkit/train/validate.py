@@ -13,13 +13,13 @@ from lrkit.contract.generated import GenerationLimits
 from lrkit.contract.sample import Sample, naming
 from lrkit.contract.scoring import is_correct
 from lrkit.data.collate import TrainBatch
+from lrkit.data.sources import Source
 from lrkit.model.generate import generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.torch.prompt_batch import collate_prompts
 from lrkit.train.curriculum import Curriculum
 from lrkit.train.recipe import EvalConfig, Stage
-from lrkit.train.source import Source
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from lrkit import Reasoner
+from lrkit.data.jsonl_source import JsonlData
 from lrkit.data.trail import trail_set
 from lrkit.resources import find_recipe, list_resources
 from lrkit.train.metrics import read_metrics
-from lrkit.train.recipe import HUB_PREFIX, JsonlData, Recipe, load_recipe
+from lrkit.train.recipe import HUB_PREFIX, Recipe, load_recipe
 from tests.commands import lrkit
 from tests.published import write_drawn_samples, write_published
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lrkit.train.fresh import fresh_backbone, trail_processor
+from lrkit.train.fresh import fresh_backbone, fresh_processor
 from lrkit.train.recipe import FreshBackbone
 from tests.commands import lrkit
 from tests.waiting import until
@@ -93,7 +93,7 @@ def test_a_bad_recipe_is_told_whole_with_exit_code_2_and_nothing_is_written(tmp_
 def test_a_plain_hugging_face_model_learns_from_a_jsonl_file(tmp_path, capsys):
     """The way of the paper's recipe: somebody's Qwen2-VL, somebody's data, an adapter that names its base."""
     torch.manual_seed(0)
-    processor = trail_processor()
+    processor = fresh_processor()
     values = FreshBackbone(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, num_kv_heads=1)
     fresh_backbone(values, processor).model.save_pretrained(tmp_path / "model")
     processor.save(tmp_path / "model")

@@ -24,13 +24,12 @@ from lrkit.model.build import build_reasoner
 from lrkit.resources import STATE_FILE
 from lrkit.train.curriculum import Curriculum
 from lrkit.train.devices import make_accelerator
-from lrkit.train.fresh import fresh_backbone, trail_processor
+from lrkit.train.fresh import fresh_backbone, fresh_processor
 from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.metrics import read_metrics
 from lrkit.train.optim import build_optimizers
 from lrkit.train.recipe import FreshBackbone, Readout, load_recipe
 from lrkit.train.run import train
-from lrkit.train.source import make_source
 from lrkit.train.start import load_start
 from lrkit.train.vision import VisionBatch, VisionObjective, collate_vision
 
@@ -115,7 +114,7 @@ def test_small_batches_of_unlike_samples_are_one_large_batch(stage: str, lines: 
 
 def test_read_outs_of_small_batches_are_those_of_one_large_batch() -> None:
     """A token without a label is left out, and batches have other numbers of those."""
-    processor = trail_processor()
+    processor = fresh_processor()
     samples = trail_set("main", "val", 4)
     names = tuple(VISION["readouts"])
     whole = collate_vision(processor, samples, names)
@@ -214,8 +213,11 @@ def test_processes_are_one_large_batch(lines: Path, tmp_path: Path) -> None:
     asked = load_recipe(values)
     torch.manual_seed(asked.seed)
     start = load_start(asked, asked.model, torch.float32)
-    source, limit = make_source(asked), start.reasoner.settings.think.max_latent_steps
-    drawn = [Curriculum(asked, make_source(asked), start.processor, limit, rank) for rank in range(RANKS)]
+    source, limit = asked.data.open(asked.seed, asked.stages), start.reasoner.settings.think.max_latent_steps
+    drawn = [
+        Curriculum(asked, asked.data.open(asked.seed, asked.stages), start.processor, limit, rank)
+        for rank in range(RANKS)
+    ]
     samples = [sample for one in drawn for _ in range(2) for sample in one.draw(0).samples]
     union = Curriculum(asked, source, start.processor, limit).collate(asked.stages[0], samples)
     start.reasoner.train()

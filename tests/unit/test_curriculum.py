@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from lrkit.data.collate import TrainBatch
+from lrkit.data.sources import choose
 from lrkit.errors import DataError
 from lrkit.train.curriculum import Curriculum, num_latents, num_updates, rehearsed
-from lrkit.train.fresh import trail_processor
+from lrkit.train.fresh import fresh_processor
 from lrkit.train.optim import is_hidden_matrix, learning_rate
 from lrkit.train.recipe import OptimizerConfig, Recipe, Stage, load_recipe
-from lrkit.train.source import JsonlSource, TrailSource, choose, make_source
 
 pytest.importorskip("sklearn")
 
@@ -28,7 +28,7 @@ def recipe(*stages, **changes) -> Recipe:
 
 
 def curriculum(made: Recipe, process: int = 0) -> Curriculum:
-    return Curriculum(made, make_source(made), trail_processor(), 4, process)
+    return Curriculum(made, made.data.open(made.seed, made.stages), fresh_processor(), 4, process)
 
 
 def same(first: TrainBatch, second: TrainBatch) -> bool:
@@ -89,7 +89,7 @@ def test_a_sample_never_gets_more_latents_than_steps_or_than_the_limit():
 
 def test_replaced_steps_are_not_spoken():
     made = recipe({**SAY, "lengths": [3]}, {**SAY, "name": "two", "lengths": [3], "latent_steps": 2})
-    draws, processor = curriculum(made), trail_processor()
+    draws, processor = curriculum(made), fresh_processor()
     say, two = draws.batch(0), draws.batch(1)
     assert processor.decode(say.speech_ids[0].tolist()).count("Step") == 3
     assert processor.decode(two.speech_ids[0].tolist()).startswith("Step 3")
@@ -125,7 +125,7 @@ def test_seeds_draw_different_batches_and_equal_seeds_equal_ones():
 
 def test_validation_never_shows_training_scans():
     made = recipe(THINK)
-    source = TrailSource(made.data, 0)  # pyright: ignore
+    source = made.data.open(0, made.stages)
     held_out = source.validation(made.stages[0], 5)
     assert sorted(held_out) == [1, 2, 3] and all(len(s.steps) == n for n, part in held_out.items() for s in part)
     again = source.validation(made.stages[0], 5)
@@ -146,7 +146,7 @@ def jsonl(tmp_path, lengths, batches="equal"):
 
 def test_jsonl_passes_over_every_line_before_any_line_comes_twice(tmp_path):
     made = jsonl(tmp_path, [2] * 6)
-    source, rng = JsonlSource(made.data, 0), np.random.default_rng(0)  # pyright: ignore
+    source, rng = made.data.open(0, made.stages), np.random.default_rng(0)
     epochs = [[s.question for _ in range(2) for s in source.draw(made.stages[0], 3, rng)] for _ in range(3)]
     assert all(sorted(epoch) == [f"q{i}" for i in range(6)] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1  # in another order each time
@@ -154,7 +154,7 @@ def test_jsonl_passes_over_every_line_before_any_line_comes_twice(tmp_path):
 
 def test_jsonl_batches_hold_one_length_and_never_a_line_twice(tmp_path):
     made = jsonl(tmp_path, [1, 1, 1, 1, 1, 3, 3])
-    source, rng = JsonlSource(made.data, 0), np.random.default_rng(0)  # pyright: ignore
+    source, rng = made.data.open(0, made.stages), np.random.default_rng(0)
     drawn = [source.draw(made.stages[0], 4, rng) for _ in range(30)]
     assert {len(s.steps) for batch in drawn for s in batch} == {1, 3}
     assert all(len({len(s.steps) for s in batch}) == 1 for batch in drawn)
@@ -164,10 +164,10 @@ def test_jsonl_batches_hold_one_length_and_never_a_line_twice(tmp_path):
 @pytest.mark.parametrize("batches", ["equal", "mixed"])
 def test_jsonl_continues_from_a_saved_state(tmp_path, batches):
     made = jsonl(tmp_path, [1] * 5 + [2] * 4, batches)
-    source, rng = JsonlSource(made.data, 0), np.random.default_rng(0)  # pyright: ignore
+    source, rng = made.data.open(0, made.stages), np.random.default_rng(0)
     for _ in range(5):
         source.draw(made.stages[0], 2, rng)
-    other, other_rng = JsonlSource(made.data, 0), np.random.default_rng(9)  # pyright: ignore
+    other, other_rng = made.data.open(0, made.stages), np.random.default_rng(9)
     other.load_state(source.state())
     other_rng.bit_generator.state = rng.bit_generator.state
     for _ in range(8):
@@ -180,7 +180,7 @@ def test_a_length_that_the_file_lacks_is_named_with_those_it_has(tmp_path):
     made = jsonl(tmp_path, [1, 2])
     bad = load_recipe({**made.model_dump(mode="json", exclude_unset=True)}, ["stages.0.lengths=[2, 5]"])
     with pytest.raises(DataError, match=r"stage say draws chains of 5 steps.*only lengths \[1, 2\]"):
-        make_source(bad)
+        bad.data.open(bad.seed, bad.stages)
 
 
 def test_epochs_become_updates_rounded_up():

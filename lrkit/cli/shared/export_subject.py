@@ -36,7 +36,7 @@ def open_subject(
 
         drawn = ShapeSubject(shape, target)
         return drawn, drawn.samples(1 if samples is None else samples), drawn.name
-    from lrkit.evaluate.benchmarks import load_samples
+    from lrkit.data.sources import load_samples
     from lrkit.export.subject import CheckpointSubject
     from lrkit.resources import resolve_checkpoint
 

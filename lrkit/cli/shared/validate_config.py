@@ -46,20 +46,17 @@ def check_config(kind: Kind, path: Path, findings: Findings) -> str:
 
 
 def _recipe(path: Path, findings: Findings) -> str:
-    from lrkit.data.jsonl import check_jsonl
-    from lrkit.train.recipe import JsonlData, load_recipe
-    from lrkit.train.source import JsonlSource
+    from lrkit.train.recipe import load_recipe
 
     recipe = load_recipe(path)
     findings["name"] = recipe.name
     findings["stages"] = [stage.name for stage in recipe.stages]
-    if isinstance(recipe.data, JsonlData):
-        files = [file for file in (recipe.data.train, recipe.data.validation) if file is not None]
-        scans = [check_jsonl(file) for file in files]
+    scans = [recipe.data.scan(file) for file in recipe.data.files().values()]
+    if scans:
         findings["samples"] = {str(scan.path): len(scan.samples) for scan in scans}
-        for scan in scans:
-            scan.raise_if_bad()
-        JsonlSource(recipe.data, recipe.seed).check(recipe.stages)
+    for scan in scans:
+        scan.raise_if_bad()
+    recipe.data.open(recipe.seed, recipe.stages)
     return f"recipe {recipe.name}: {recipe.description}\nstages: {', '.join(findings['stages'])}"
 
 

@@ -1,7 +1,6 @@
 """What the table of engines holds of each: how it is opened, its own options, and whether it can run here. Torch-free.
 
-Place in the pipeline: an engine's file makes its `EngineRow` -> engines/table.py names it -> `Reasoner.load`, `lrkit
-doctor`.
+Place in the pipeline: an engine's file makes its `EngineRow` -> engines/table.py -> `Reasoner.load`, `lrkit doctor`.
 """
 
 from collections.abc import Callable

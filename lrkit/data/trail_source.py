@@ -1,0 +1,143 @@
+"""The embedded trails as a data set: drawn without end for training, in fixed sets for evaluation.
+
+Place in the pipeline: sources.py's table -> `TrailData` -> `TrailSource` -> curriculum -> batches. All trails of a draw
+are on boards of one kind, so that their prompts have one length. Their chains have one length too if the stage asks for
+equal batches.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args
+
+import numpy as np
+from pydantic import Field
+
+from lrkit import __version__
+from lrkit.contract.sample import Sample
+from lrkit.data.board import NUM_ROOMS, BoardKind, TrailSettings
+from lrkit.data.scans import Split
+from lrkit.data.sources import DataSource, KeyT, Plan, choose
+from lrkit.data.trail import HOPS, MAX_HOPS, VOCABULARY, TrailStream, trail_set
+from lrkit.errors import UnknownNameError, did_you_mean
+from lrkit.runtime.encode.processor import Processor
+
+_MANY = 1000
+"""Pictures of a fixed set where no number is asked for."""
+_NUM_DRAWN = 4
+
+
+class TrailData(DataSource):
+    """The embedded data set. Every batch draws new samples."""
+
+    kind: Literal["trail"] = "trail"
+    """Trails through rooms with handwritten signs."""
+    boards: dict[BoardKind, Annotated[float, Field(ge=0.0)]] = {"main": 1.0}
+    """Kinds of boards and how often each is drawn, relative to the others."""
+    drawing: TrailSettings = TrailSettings()
+    """How boards are drawn."""
+
+    drawn: ClassVar[str] = "the trails, which take a package of the train extra to draw"
+
+    @classmethod
+    def sets(cls) -> tuple[str, ...]:
+        return tuple(f"trail:{kind}" for kind in get_args(BoardKind))
+
+    @classmethod
+    def samples(cls, name: str, count: int | None, split: Split, seed: int) -> list[Sample]:
+        sets = cls.sets()
+        if name not in sets:
+            raise UnknownNameError(f"unknown sample set {name!r}; known: {', '.join(sets)}{did_you_mean(name, sets)}")
+        kind = cast(BoardKind, name.partition(":")[2])
+        return trail_set(kind, split, _MANY if count is None else count, seed)
+
+    def open(self, seed: int, stages: Sequence[Plan]) -> "TrailSource":
+        return TrailSource(self, seed)
+
+    def words(self) -> tuple[str, ...]:
+        return VOCABULARY
+
+    def problems(self) -> Iterator[str]:
+        if not any(self.boards.values()):
+            yield "data.boards have weight 0 throughout; give at least one a positive weight"
+
+    def stage_problems(self, stage: Plan) -> Iterator[str]:
+        if stage.epochs is not None:
+            yield "epochs count lines of a file; give updates for trail data, which is drawn without end"
+        if any(not 1 <= length <= MAX_HOPS for length in stage.lengths):
+            yield f"lengths {list(stage.lengths)} are not all possible; a trail has 1 to {MAX_HOPS} hops"
+        yield from _readout_problems(stage, stage.boards or self.boards)
+
+    def try_out(self, stages: Sequence[Plan], seed: int, processor: Processor | None) -> None:
+        stream = TrailStream("train", seed, self.drawing)
+        for stage in stages:
+            for kind in stage.boards or self.boards:
+                for task in stage.tasks or {"trail": 1.0}:
+                    for sample in stream.draw(_NUM_DRAWN, kind=kind, task=task, hops=stage.lengths or None):
+                        if processor is not None:
+                            processor.encode_prompt(sample.images, sample.question)
+                            processor.encode_speech(sample.steps, sample.answer)
+
+
+class TrailSource:
+    """The embedded data set."""
+
+    def __init__(self, data: TrailData, seed: int) -> None:
+        self._data = data
+        self._stream = TrailStream("train", seed, data.drawing)
+
+    def draw(self, stage: Plan, count: int, rng: np.random.Generator) -> list[Sample]:
+        self._stream.rng = rng
+        kind = choose(stage.boards or self._data.boards, rng)
+        task = choose(stage.tasks or {"trail": 1.0}, rng)
+        if task == "read":
+            return self._stream.draw(count, kind=kind, task=task)
+        lengths = stage.lengths or HOPS[kind]
+        weights = dict(zip(lengths, stage.length_weights or (1.0,) * len(lengths), strict=True))
+        if stage.batches == "equal":
+            return self._stream.draw(count, kind=kind, task=task, hops=choose(weights, rng))
+        return [self._stream.draw(1, kind=kind, task=task, hops=choose(weights, rng))[0] for _ in range(count)]
+
+    def validation(self, stage: Plan, count: int) -> dict[int, list[Sample]]:
+        kind = _heaviest(stage.boards or self._data.boards)
+        lengths = stage.lengths or HOPS[kind]
+        drawing = self._data.drawing
+        return {n: trail_set(kind, "val", count, hops=(n,), settings=drawing) for n in sorted(set(lengths))}
+
+    def held_out(self, stage: Plan, count: int) -> list[Sample]:
+        kind, task = _heaviest(stage.boards or self._data.boards), _heaviest(stage.tasks or {"read": 1.0})
+        return TrailStream("val", 0, self._data.drawing).draw(count, kind=kind, task=task)
+
+    def num_samples(self, stage: Plan) -> int | None:
+        return None
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        pass
+
+    def digest(self) -> str:
+        # Drawn by code from the recipe's seed: the code's version and the drawing settings are the data.
+        text = f"trail {__version__} {self._data.model_dump_json()}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def files(self) -> dict[str, str]:
+        return {}
+
+    def pictures(self) -> Iterator[Path]:
+        return iter(())
+
+
+def _readout_problems(stage: Plan, boards: Mapping[BoardKind, float]) -> Iterator[str]:
+    """What the pictures of trails are labelled with, and how many classes that takes."""
+    classes = {"token_digits": 10, "token_rooms": max(NUM_ROOMS[kind] for kind in boards)}
+    for name, readout in stage.readouts.items():
+        if name not in classes:
+            yield f"readouts: samples have no label {name!r}; known: {', '.join(classes)}"
+        elif readout.classes < classes[name]:
+            yield f"readouts.{name}: has {readout.classes} classes for labels from 0 to {classes[name] - 1}; raise it"
+
+
+def _heaviest(weights: Mapping[KeyT, float]) -> KeyT:
+    return max(weights, key=lambda key: weights[key])
