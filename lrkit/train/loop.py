@@ -28,6 +28,7 @@ from lrkit.data.collate import TrainBatch
 from lrkit.data.sources import Source
 from lrkit.errors import UserError, one_line
 from lrkit.model.checkpoint import save_checkpoint
+from lrkit.train.ahead import Ahead
 from lrkit.train.curriculum import Curriculum, num_updates
 from lrkit.train.devices import make_accelerator, mean_over_processes, number_types
 from lrkit.train.display import Display
@@ -97,6 +98,7 @@ class Trainer:
         self.meter: dict[str, Tensor] = {}
         limit = start.reasoner.settings.think.max_latent_steps
         self.curriculum = Curriculum(recipe, source, start.processor, limit, accelerator.process_index)
+        self.batches = Ahead(self.curriculum)
 
     def run(self, saved: Saved | None, notes: Sequence[str] = ()) -> Path:
         """All stages that are left; returns the last checkpoint. `notes` tell what is other than before a break."""
@@ -116,9 +118,12 @@ class Trainer:
         purge = None if saved is None else self.place.total_updates
         with MetricsWriter(self.folder if main else None, self.place.metrics_bytes, purge) as self.metrics:
             self._note([*notes, *filter(None, [self.metrics.note])])
-            for index in range(self.place.stage, len(self.recipe.stages)):
-                if self.recipe.stages[index].updates != 0:  # else it is there for later stages to rehearse
-                    self._run_stage(index, saved if saved is not None and index == saved.place.stage else None)
+            try:
+                for index in range(self.place.stage, len(self.recipe.stages)):
+                    if self.recipe.stages[index].updates != 0:  # else it is there for later stages to rehearse
+                        self._run_stage(index, saved if saved is not None and index == saved.place.stage else None)
+            finally:
+                self.batches.stop()
         return self.folder / self.place.finished[-1]["checkpoint"]
 
     def _trained_from(self, index: int) -> int:
@@ -168,7 +173,7 @@ class Trainer:
         self.meter = {name: value.to(self.accelerator.device) for name, value in saved.meter.items()}
         try:
             own = saved.processes[self.accelerator.process_index]
-            self.curriculum.load_state(own["curriculum"])
+            self.batches.load_state(own["curriculum"])
             set_random_state(own["random"])
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
             raise StateError(
@@ -191,7 +196,7 @@ class Trainer:
         accelerator = self.accelerator
         set_learning_rate(now.optimizers, learning_rate(now.config, self.place.update, now.total))
         with self._saving(now):
-            batches = [self.curriculum.batch(now.index) for _ in range(self.recipe.accumulate)]
+            batches = [self.batches.batch(now.index) for _ in range(self.recipe.accumulate)]
         counts = self._mean_counts(now, batches)
         for batch in batches:
             with accelerator.accumulate(now.model):
@@ -310,12 +315,12 @@ class Trainer:
 
         Not with several processes: all take part in saving, and the others have not stopped.
         """
-        drawn = self.curriculum.state()
+        drawn = self.batches.state()
         try:
             yield
         except (UserError, OSError):
             if self.accelerator.num_processes == 1:
-                self.curriculum.load_state(drawn)
+                self.batches.load_state(drawn)
                 self._save(now)
             raise
 
@@ -323,7 +328,7 @@ class Trainer:
         """Writes the state; without a stage, that of a run which begins."""
         self.place.metrics_bytes = self.metrics.num_bytes() if now is not None else 0
         self.place.seconds = self._seconds()
-        own = {"random": random_state(), "curriculum": self.curriculum.state()}
+        own = {"random": random_state(), "curriculum": self.batches.state()}
         processes = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
         if self.accelerator.is_main_process:
             owner, optimizers = self._state_owner(now), now.optimizers if now is not None else []
