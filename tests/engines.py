@@ -34,7 +34,8 @@ class BuiltEngine:
 
 
 def profile_for(spec: IoSpec, answer: IoSpec, limits: Limits, merge: int) -> Profile:
-    return profile_of(spec, axis_sizes(limits, merge, answer, limits.max_prompt_tokens // 2, limits.max_patches // 2))
+    usual = limits.max_prompt_tokens // 2, limits.max_patches // 2
+    return profile_of(spec, axis_sizes(limits, merge**2, answer, *usual))
 
 
 def build_engine(model: ir.Model, folder: Path, profile: Profile, archs: tuple[str, ...] = ("sm89",), **options: Any):
