@@ -9,17 +9,16 @@ which differ in detail (windowed attention in a tower, say).
 
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
-from tokenizers import AddedToken
+from pydantic import Field, model_validator
 
 from lrkit.config import Config, load_config
 from lrkit.contract.prompt import PromptFormat
 from lrkit.contract.sample import Sample
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.data.trail import VOCABULARY
-from lrkit.errors import ConfigError, UnknownNameError, UserError
+from lrkit.errors import ConfigError, UserError
 from lrkit.families.protocols import ModelSizes, ModelTokens
-from lrkit.families.table import DEFAULT, FAMILIES, fresh_models
+from lrkit.families.table import DEFAULT, FamilyName, fresh_models
 from lrkit.files import read_json
 from lrkit.resources import find_resource
 from lrkit.runtime.encode.processor import Processor
@@ -37,7 +36,7 @@ class Shape(Config):
 
     description: str
     """Which model has these numbers."""
-    family: str = DEFAULT
+    family: FamilyName = DEFAULT
     """Who builds it."""
     hidden_size: int = Field(ge=8, le=131072)
     """Width of the language model."""
@@ -69,15 +68,6 @@ class Shape(Config):
     """Width and height of the picture that is asked about, in pixels; multiples of patch_size * merge_size."""
     note: str = ""
     """In what the stand-in differs from the model."""
-
-    @field_validator("family")
-    @classmethod
-    def _known(cls, family: str) -> str:
-        try:
-            FAMILIES.check(family)
-        except UnknownNameError as error:
-            raise ValueError(str(error)) from error
-        return family
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -131,13 +121,11 @@ def shape_samples(name: str, count: int) -> list[Sample]:
 
 
 def shape_processor(shape: Shape) -> Processor:
-    """A tokenizer of the trail data's words and the family's markers, and pictures of the shape's size."""
+    """A tokenizer of the trail data's words, and pictures of the shape's size."""
     width, height = shape.image_size
     pixels = width * height
     geometry = fresh_models(shape.family).geometry(shape.patch_size, shape.merge_size, pixels, pixels, plain=False)
-    tokenizer = build_word_tokenizer(VOCABULARY)
-    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in geometry.markers])
-    return Processor(tokenizer, geometry, PromptFormat())
+    return Processor(build_word_tokenizer(VOCABULARY, markers=geometry.markers), geometry, PromptFormat())
 
 
 def shape_config(shape: Shape, processor: Processor) -> Any:

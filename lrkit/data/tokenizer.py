@@ -6,7 +6,7 @@ transformers' AutoTokenizer opens too. A word is one token. So is a run of punct
 length.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -25,8 +25,11 @@ ANSWER_MARKER = "Answer:"
 """One token (after the special ones), so that the mode `direct` forces one id."""
 
 
-def build_word_tokenizer(words: Iterable[str], answer_marker: str = ANSWER_MARKER) -> Tokenizer:
-    """A tokenizer that knows `words` (in this order, repeats dropped), the special tokens and the answer marker.
+def build_word_tokenizer(
+    words: Iterable[str], answer_marker: str = ANSWER_MARKER, markers: Sequence[str] = ()
+) -> Tokenizer:
+    """A tokenizer that knows `words` (in this order, repeats dropped), the special tokens and the answer marker,
+    and after all those the `markers` that a family puts between image tokens (`Geometry.markers`).
 
     Decoding puts a space between words and none before . , ; : ! ? so that text comes back readable.
 
@@ -46,5 +49,6 @@ def build_word_tokenizer(words: Iterable[str], answer_marker: str = ANSWER_MARKE
     closing = decoders.Replace(Regex(r"^ (?=[.,;:!?]+$)"), "")
     tokenizer.decoder = decoders.Sequence([decoders.WordPiece(prefix="##", cleanup=False), closing])  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in markers])
     tokenizer.add_tokens([AddedToken(answer_marker, special=False, normalized=False)])
     return tokenizer

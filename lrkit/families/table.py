@@ -16,7 +16,9 @@ use the rooms above this one; nobody else imports them.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from lrkit.errors import CheckpointError, UnknownNameError, clean
 from lrkit.families.layout import Layout
@@ -32,6 +34,18 @@ DEFAULT = "qwen2_vl"
 
 LayoutReader = Callable[[Mapping[str, Any], str], Layout]
 """Takes the values of config.json and the file's name for messages."""
+
+
+def _known(family: str) -> str:
+    try:
+        FAMILIES.check(family)
+    except UnknownNameError as error:
+        raise ValueError(str(error)) from error
+    return family
+
+
+FamilyName = Annotated[str, AfterValidator(_known)]
+"""A row of the table, in a config."""
 
 
 def load_part(family: str, part: str) -> Any:

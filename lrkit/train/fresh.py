@@ -16,20 +16,20 @@ from lrkit.runtime.encode.processor import Processor
 from lrkit.train.recipe import FreshBackbone
 
 
-def fresh_processor(words: Sequence[str] = VOCABULARY) -> Processor:
+def fresh_processor(words: Sequence[str] = VOCABULARY, family: str = DEFAULT) -> Processor:
     """Word-level tokenizer of `words`, 16-pixel visual tokens, plain prompt."""
     # A room is 16 pixels: four patches, merged into one visual token. Boards are drawn in whole tokens, so no picture
     # is ever resized. Smaller patches, or more tokens a room, read signs a little better and make prompt and replay two
     # to four times as long (docs/log.md).
-    geometry = fresh_models(DEFAULT).geometry(
+    geometry = fresh_models(family).geometry(
         patch_size=8, merge_size=2, min_pixels=16 * 16, max_pixels=256 * 256, plain=True
     )
-    return Processor(build_word_tokenizer(words), geometry, PromptFormat())
+    return Processor(build_word_tokenizer(words, markers=geometry.markers), geometry, PromptFormat())
 
 
 def fresh_backbone(values: FreshBackbone, processor: Processor) -> Backbone:
     """Random weights from torch's current generator."""
-    models, tokenizer = fresh_models(DEFAULT), processor.tokenizer
+    models, tokenizer = fresh_models(values.family), processor.tokenizer
     sizes = ModelSizes(
         hidden_size=values.hidden_size, num_layers=values.num_layers, num_heads=values.num_heads,
         num_kv_heads=values.num_kv_heads, intermediate_size=values.intermediate_size,
@@ -41,4 +41,4 @@ def fresh_backbone(values: FreshBackbone, processor: Processor) -> Backbone:
         image=processor.image_id, eos=processor.eos_id, pad=processor.pad_id, unused=processor.latent_id,
         picture_start=tokenizer.token_to_id("<|vision_start|>"), picture_end=tokenizer.token_to_id("<|vision_end|>"),
     )  # fmt: skip
-    return backbone_loader(DEFAULT)(models.model(models.config(sizes, processor.geometry, tokens)))
+    return backbone_loader(values.family)(models.model(models.config(sizes, processor.geometry, tokens)))

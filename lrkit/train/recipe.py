@@ -20,6 +20,7 @@ from lrkit.data.board import BoardKind
 from lrkit.data.sources import DataSource, read_data
 from lrkit.data.trail import Task
 from lrkit.data.trail_source import TrailData
+from lrkit.families.table import DEFAULT, FamilyName
 from lrkit.resources import find_recipe
 
 SCHEMA_VERSION = 1
@@ -35,6 +36,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100)]
 class FreshBackbone(Config):
     """A model with random weights and the tokenizer of the data set."""
 
+    family: FamilyName = DEFAULT
+    """Whose model it is."""
     hidden_size: int = Field(default=128, ge=8)
     """Width of the language model, and of a visual token."""
     intermediate_size: int = Field(default=384, ge=8)

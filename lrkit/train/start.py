@@ -45,7 +45,7 @@ def load_start(recipe: Recipe, settings: ReasonerSettings, dtype: torch.dtype) -
         CheckpointError: files are missing, damaged, do not fit or hold NaN or infinity.
     """
     if isinstance(recipe.init, FreshBackbone):
-        processor = _limited(fresh_processor(recipe.data.words() or ()), recipe)
+        processor = _limited(fresh_processor(recipe.data.words() or (), recipe.init.family), recipe)
         backbone = fresh_backbone(recipe.init, processor)
         reasoner = build_reasoner(backbone, settings, processor.latent_id, None, recipe.trainable)
         return Start(reasoner, processor, None, dict)

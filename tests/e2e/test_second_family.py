@@ -130,6 +130,15 @@ def count_of_the_towers_weights() -> float:
     return counts.weights["vision"]
 
 
+def test_it_is_trained_from_random_weights_on_the_embedded_data(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its trail boards have a token a room, as those of the first family, so that read-outs of the tower fit."""
+    assert lrkit("train", "smoke", "-o", "fresh", f"init.family={NAME}", "eval.samples=2") == 0
+    assert lrkit("validate", "fresh") == 0
+    assert json.loads(Path("fresh/stages/02-think/config.json").read_text(encoding="utf-8"))["model_type"] == NAME
+    assert lrkit("train", "smoke", "-o", "other", "init.family=rowvise") == 2
+    assert "unknown backbone 'rowvise'; known: qwen2_vl, rowwise" in capsys.readouterr().err
+
+
 def test_another_family_than_the_table_has_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = home / "base" / "config.json"
     values = json.loads(config.read_text(encoding="utf-8"))

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import AddedToken
 
 from lrkit.contract.prompt import PromptFormat
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.runtime.encode.processor import Processor
-from tests.fake_family.geometry import ROW, RowwiseGeometry
+from tests.fake_family.geometry import RowwiseGeometry
 from tests.fake_family.model import RowwiseConfig, RowwiseModel
 
 WORDS = ("Which", "colour", "?", "It", "is", "red", "green", "blue", "First", "look", "then", "say")
@@ -21,9 +20,9 @@ COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
 def rowwise_processor() -> Processor:
     """Words, the marker, the picture's text without anything around it."""
-    tokenizer = build_word_tokenizer(WORDS)
-    tokenizer.add_special_tokens([AddedToken(ROW, special=True, normalized=False)])
-    return Processor(tokenizer, RowwiseGeometry(), PromptFormat(image="<|image_pad|>"))
+    geometry = RowwiseGeometry()
+    tokenizer = build_word_tokenizer(WORDS, markers=geometry.markers)
+    return Processor(tokenizer, geometry, PromptFormat(image="<|image_pad|>"))
 
 
 def rowwise_model(processor: Processor, seed: int = 0) -> RowwiseModel:
