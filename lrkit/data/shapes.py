@@ -121,7 +121,7 @@ def shape_samples(name: str, count: int) -> list[Sample]:
 
 
 def shape_processor(shape: Shape) -> Processor:
-    """A tokenizer of the trail data's words, and pictures of the shape's size."""
+    """A tokenizer of the trail data's words and the family's markers, and pictures of the shape's size."""
     width, height = shape.image_size
     pixels = width * height
     geometry = fresh_models(shape.family).geometry(shape.patch_size, shape.merge_size, pixels, pixels, plain=False)
