@@ -143,3 +143,29 @@ def test_no_other_room_names_a_family() -> None:
     ]
     assert wrong == []
     assert any(FAMILY_WORDS.search(word) for word in words_of(PACKAGE / "families" / "table.py")), "it would be found"
+
+
+SHARED_OF_ENGINES = {
+    "lrkit.runtime.engines.torch.prompt_batch": "training and export pad prompts as the engine does",
+    "lrkit.runtime.engines.torch.engine": "a shape with random weights is put into an engine without a checkpoint",
+    "lrkit.runtime.engines.onnxruntime.engine": "export compares programs with the optimizers that the engine uses",
+    "lrkit.runtime.engines.onnxruntime.provider_options": "a target may give no option that its bundle is refused for",
+    "lrkit.runtime.engines.tensorrt.library": "export builds with the packages that run what they built",
+}
+"""Modules of an engine's folder that others import, and why they have no other home."""
+
+
+def is_engine(module: str) -> bool:
+    place = folder(module)
+    return place.startswith("lrkit/runtime/engines/") and not place.endswith(("/common", "/programs"))
+
+
+def test_an_engine_is_imported_by_its_table_alone() -> None:
+    """By string, so that a package is imported when its engine is asked for."""
+    imported = {
+        target
+        for name, targets in IMPORTS.items()
+        for target in targets
+        if is_engine(target) and folder(name) != folder(target)
+    }
+    assert imported == set(SHARED_OF_ENGINES), "take out what is no longer imported, too"
