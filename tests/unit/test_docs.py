@@ -20,6 +20,7 @@ import lrkit
 from lrkit.cli.main import VERBS, app
 from lrkit.config import Config
 from lrkit.families.table import load_part
+from tests.unit.test_docstrings import classes
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -159,6 +160,15 @@ def test_files_that_are_named_exist(page: Path) -> None:
     named = re.findall(rf"`((?:{folders})/[\w./-]*[\w/])`", page.read_text(encoding="utf-8"))
     placeholders = re.compile(r"\b[A-Z]{4,}\b(?!\.md)")
     assert [name for name in named if not placeholders.search(name) and not (ROOT / name).exists()] == []
+
+
+@each_current_page
+def test_members_of_classes_that_are_named_exist(page: Path) -> None:
+    named = re.findall(r"(?<!`)`([A-Z]\w*[a-z]\w*)\.(\w+)(?:\([^`]*\))?`(?!`)", page.read_text(encoding="utf-8"))
+    wrong = [
+        pair for pair in named if pair[1] not in classes().get(pair[0], ()) and pair[1] not in ("md", "py", "json")
+    ]
+    assert wrong == []
 
 
 @each_current_page
