@@ -8,13 +8,16 @@ import subprocess
 import sys
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lrkit import Reasoner
 from lrkit.cli.main import main
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import save_checkpoint
+from lrkit.runtime.engines.programs.counts import count_program
 from tests.fake_family import NAME, installed
 from tests.fake_family.backbone import RowwiseBackbone
 from tests.fake_family.folder import rowwise_model, rowwise_processor, write_data
@@ -66,6 +69,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
         yield home
 
 
+def load_engine(what: str) -> Any:
+    load = Reasoner.load if what == "fp32" else Reasoner.from_checkpoint
+    return load(what).engine
+
+
 def export(name: str, *options: str) -> int:
     small = ("limits.max_images=2", "limits.max_new_tokens=6")
     data = ("--data", "data/data.jsonl", "--samples", "5", "--allow-unproven")
@@ -108,6 +116,18 @@ def test_its_bundle_is_profiled(home: Path) -> None:
     small = ("max_new_tokens=3", "repeats=1", "phase_samples=1")
     assert lrkit("profile", "fp32", "--suite", "smoke", "--data", "data/data.jsonl", "-o", "profile", *small) == 0
     assert json.loads(Path("profile/report.json").read_text(encoding="utf-8"))
+
+
+def test_weights_are_counted_from_its_bundle_as_on_torch(home: Path) -> None:
+    """What its profile's ceilings come from. Without a gate a layer has one matrix less."""
+    engine = load_engine("fp32")
+    on_torch, counted = load_engine("trained").counts().weights, engine.counts().weights
+    same = ("merger", "layers", "head")
+    assert [counted[part] for part in same] == [on_torch[part] for part in same]
+    assert counted["vision"] == on_torch["vision"] - 2 * 32 * 24, "tables that patches look up are no products"
+    sizes = engine.entry.sizes.model_copy(update={"inner_matrices": 2})
+    without = count_program(engine.bundle.manifest, engine.entry.model_copy(update={"sizes": sizes})).weights
+    assert counted["layers"] - without["layers"] == 3 * 32 * 64
 
 
 def test_a_shape_that_names_it_becomes_a_bundle(home: Path) -> None:

@@ -134,6 +134,8 @@ class ProgramSizes(Config):
     """Of each."""
     inner: Count
     """Width of the feed-forward part."""
+    inner_matrices: Count = 3
+    """Matrices between it and `width`, per layer: 3 with a gate."""
     vocabulary: Count
     """Rows of the language head."""
     cache_bytes: float = Field(ge=0, le=64)

@@ -83,7 +83,7 @@ def graft(g: Graph, dialect: Writer, made: ir.Graph, given: Sequence[Value]) -> 
         if node.op_type == "Constant":
             continue
         weight = node.inputs[1] if len(node.inputs) > 1 else None
-        # The first matrix reads bytes and stays float: what it is in Qwen2-VL anyway, where no block divides its width.
+        # The first matrix reads bytes and stays float: it is small, and what it takes in is no activation.
         inner = node.op_type == "Gemm" and node.inputs[0] not in made.inputs
         if inner and weight in arrays and dialect.target.scheme_of("vision") is not None:
             assert weight is not None and node.inputs[0] is not None

@@ -21,7 +21,7 @@ def count_program(manifest: Manifest, entry: ProgramEntry) -> ModelCounts:
     attention = (s.num_heads + 2 * s.num_key_heads) * s.head_width * s.width + s.num_heads * s.head_width * s.width
     weights = {
         "vision": float(s.vision_weights), "merger": float(s.merger_weights), "head": float(s.width * s.vocabulary),
-        "layers": float(layers * (attention + 3 * s.width * s.inner)),
+        "layers": float(layers * (attention + s.inner_matrices * s.width * s.inner)),
     }  # fmt: skip
     widths = Attention(
         query_width=s.num_heads * s.head_width, key_width=s.num_key_heads * s.head_width, cache_bytes=s.cache_bytes,
