@@ -158,7 +158,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
     """But for placeholders, as FAMILY.py."""
     folders = "lrkit|tests|benchmarks|docs|profiles|export|examples|train"
     named = re.findall(rf"`((?:{folders})/[\w./-]*[\w/])`", page.read_text(encoding="utf-8"))
-    placeholders = re.compile(r"\b[A-Z]{4,}\b(?!\.md)")
+    placeholders = re.compile(r"(?<![A-Za-z])[A-Z]{4,}(?![A-Za-z]|\.md)")
     assert [name for name in named if not placeholders.search(name) and not (ROOT / name).exists()] == []
 
 
