@@ -31,7 +31,7 @@ from lrkit.export.check import ProgramRun, Trace, open_program, relative_error
 from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import build_program
 from lrkit.export.graph.stack import Stack
-from lrkit.export.graph.tower import write_tower
+from lrkit.export.graph.tower_writer import write_tower
 from lrkit.export.targets.target import Int4, Target, limits_of
 from lrkit.export.weights.source import read_source
 from lrkit.model.checkpoint import load_checkpoint

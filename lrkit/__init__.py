@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lrkit.api import check_bundle, evaluate_model, export_model, profile_models, train_recipe
-    from lrkit.contract.bundle.folder import Bundle, open_bundle
+    from lrkit.contract.bundle.bundle_folder import Bundle, open_bundle
     from lrkit.contract.sample import Sample
     from lrkit.data.sources import load_samples
     from lrkit.errors import LrkitError, UserError
-    from lrkit.evaluate.run import Evaluation
+    from lrkit.evaluate.evaluation import Evaluation
     from lrkit.export.targets.target import Target
     from lrkit.runtime.answer.answer import Answer
     from lrkit.runtime.sdk import Reasoner
@@ -58,8 +58,8 @@ __all__ = [
 
 _LAZY = {
     "Answer": "lrkit.runtime.answer.answer",
-    "Bundle": "lrkit.contract.bundle.folder",
-    "Evaluation": "lrkit.evaluate.run",
+    "Bundle": "lrkit.contract.bundle.bundle_folder",
+    "Evaluation": "lrkit.evaluate.evaluation",
     "LrkitError": "lrkit.errors",
     "Reasoner": "lrkit.runtime.sdk",
     "Recipe": "lrkit.train.recipe",
@@ -71,7 +71,7 @@ _LAZY = {
     "export_model": "lrkit.api",
     "load_recipe": "lrkit.train.recipe",
     "load_samples": "lrkit.data.sources",
-    "open_bundle": "lrkit.contract.bundle.folder",
+    "open_bundle": "lrkit.contract.bundle.bundle_folder",
     "profile_models": "lrkit.api",
     "train_recipe": "lrkit.api",
 }

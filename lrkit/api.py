@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 from lrkit.errors import UserError, require
 
 if TYPE_CHECKING:
-    from lrkit.contract.bundle.folder import Bundle
+    from lrkit.contract.bundle.bundle_folder import Bundle
     from lrkit.contract.generated import Mode
     from lrkit.contract.sample import Sample
-    from lrkit.evaluate.run import Evaluation
+    from lrkit.evaluate.evaluation import Evaluation
     from lrkit.export.targets.target import Target
     from lrkit.profile.report import Report
     from lrkit.runtime.sdk import Reasoner
@@ -94,7 +94,7 @@ def export_model(
     asked = load_config(Target, chosen, changes)
     for package in ("torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript"):
         require(package, "export")
-    from lrkit.contract.bundle.folder import open_bundle
+    from lrkit.contract.bundle.bundle_folder import open_bundle
     from lrkit.data.sources import load_samples
     from lrkit.export.bundle import export_bundle
 
@@ -124,7 +124,7 @@ def evaluate_model(
         StoppedError: a bundle's program seems to have no end.
     """
     from lrkit.data.sources import load_samples
-    from lrkit.evaluate.run import EvalOptions, evaluate
+    from lrkit.evaluate.evaluation import EvalOptions, evaluate
     from lrkit.runtime.answer.arguments import known_mode, whole_number
     from lrkit.runtime.sdk import Reasoner
 
@@ -156,8 +156,8 @@ def profile_models(
     """
     from lrkit.profile.measure.cases import ModelChoice
     from lrkit.profile.measure.suite import load_suite
-    from lrkit.profile.run import profile_models as measure
-    from lrkit.profile.run import save
+    from lrkit.profile.profile_models import profile_models as measure
+    from lrkit.profile.profile_models import save
 
     asked = load_suite(str(suite), changes)
     if not models:

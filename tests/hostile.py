@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from lrkit.contract.bundle.folder import open_bundle
+from lrkit.contract.bundle.bundle_folder import open_bundle
 from lrkit.errors import LrkitError
 from lrkit.runtime.sdk import Reasoner
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from lrkit.config import Config
-from lrkit.contract.bundle.folder import Bundle
+from lrkit.contract.bundle.bundle_folder import Bundle
 from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import GraphName, ProgramEntry, Role
 from lrkit.gpus import Gpus

@@ -7,7 +7,7 @@ import numpy as np
 
 from lrkit.contract.schemes import FLOAT, Scheme, Tolerance
 from lrkit.export.weights.integers import Quantized
-from lrkit.export.weights.quantizers.protocol import Calibration
+from lrkit.export.weights.quantizers.quantizer import Calibration
 from lrkit.export.weights.quantizers.rounded import quantize
 
 NAME = "int4-search"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrkit.checkpoints.folder import (
+from lrkit.checkpoints.checkpoint_folder import (
     ADAPTER_FILE,
     ADAPTER_WEIGHTS,
     EXTRAS_FILE,

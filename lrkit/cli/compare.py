@@ -23,7 +23,7 @@ def compare(
     json_file: Annotated[Path | None, json_option("Write the comparison to this file too.")] = None,
 ) -> None:
     """Compare two reports of the same runs, and say what changed by more than the machine drifts."""
-    from lrkit.profile.pages.compare import compare_reports, render_comparison
+    from lrkit.profile.pages.comparison import compare_reports, render_comparison
     from lrkit.profile.report_file import read_report
 
     compared = compare_reports(read_report(before), read_report(after))

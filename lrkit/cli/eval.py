@@ -56,7 +56,7 @@ def eval_checkpoint(
 ) -> None:
     """Measure accuracy, autoregressive steps and latency of the modes on the same samples."""
     from lrkit.data.sources import load_samples
-    from lrkit.evaluate.run import EvalOptions, evaluate
+    from lrkit.evaluate.evaluation import EvalOptions, evaluate
     from lrkit.provenance import collect
     from lrkit.runtime.engines.table import parse_options
     from lrkit.runtime.sdk import Reasoner

@@ -13,7 +13,7 @@ from lrkit.cli.shared.export_target import Arch, Changes, FormName, Int4, check_
 from lrkit.cli.shared.options import Download
 from lrkit.cli.shared.progress import ExportProgress
 from lrkit.cli.shared.tables import json_option, write_json
-from lrkit.contract.bundle.folder import is_bundle
+from lrkit.contract.bundle.bundle_folder import is_bundle
 from lrkit.errors import UserError, require
 from lrkit.resources import find_checkpoint, random_shape
 

@@ -19,14 +19,14 @@ from rich.text import Text
 from lrkit.cli.shared.console import err, out, printable
 from lrkit.cli.shared.export_target import Arch, Changes, FormName, arch_names, check_form
 from lrkit.cli.shared.tables import json_option, write_json
-from lrkit.contract.bundle.folder import is_bundle
+from lrkit.contract.bundle.bundle_folder import is_bundle
 from lrkit.contract.bundle.io_spec import Form
 from lrkit.contract.bundle.manifest import EngineKind
 from lrkit.errors import ExportError, UnknownNameError, UserError, did_you_mean, require
 from lrkit.resources import find_checkpoint, random_shape, resolve_checkpoint
 
 if TYPE_CHECKING:
-    from lrkit.export.preflight.ask import Opinion
+    from lrkit.export.preflight.ask_library import Opinion
     from lrkit.export.preflight.findings import Finding, Report
     from lrkit.export.preflight.opening import CheckedGraph
     from lrkit.export.preflight.rules import TargetName

@@ -30,8 +30,8 @@ def report(
 ) -> None:
     """Show a report again and render its pages, Markdown and HTML, from the JSON."""
     from lrkit.profile.measure.conditions import parse_condition
+    from lrkit.profile.profile_models import render_pages
     from lrkit.profile.report_file import read_report, whole
-    from lrkit.profile.run import render_pages
 
     conditions = [parse_condition(text) for text in fail_if or []]
     folder = output or file.parent

@@ -66,7 +66,7 @@ def train(
     for package in PACKAGES:
         require(package, "train")
     from lrkit.train import run
-    from lrkit.train.report import read_run
+    from lrkit.train.run_report import read_run
 
     checkpoint = run.train(asked, folder, resume=resume)
     if os.environ.get("RANK", "0") != "0":  # another process of the same run tells it

@@ -77,7 +77,7 @@ def kind_of(path: str) -> Kind | Literal["data", "checkpoint", "bundle"]:
     Raises:
         UserError: it is neither there nor the name of something shipped, or of a kind that cannot be checked.
     """
-    from lrkit.contract.bundle.folder import is_bundle
+    from lrkit.contract.bundle.bundle_folder import is_bundle
     from lrkit.resources import find_any, list_checkpoints
 
     given = Path(path)

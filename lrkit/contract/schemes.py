@@ -53,7 +53,7 @@ class Scheme:
     computes: Floats = "fp32"
     """What the program computes in, where the target does not say."""
     quantizer: str | None = None
-    """What makes the integers, as "module:class" (lrkit/export/weights/quantizers/protocol.py); None: floats."""
+    """What makes the integers, as "module:class" (lrkit/export/weights/quantizers/quantizer.py); None: floats."""
     blocks: tuple[int, ...] = ()
     """Weights per scale along the input that a target may ask for, the largest first, which is the default."""
     encodings: Mapping[str, Encoding] = field(default_factory=dict[str, Encoding])

@@ -1,7 +1,7 @@
 """The replay weightings that a reasoner may have: one row each, with the function that torch trains by and what writes
 the same into a program.
 
-Place in the pipeline: settings.py allows these names; lrkit/model/replay.py and lrkit/export/graph/replay.py load their
+Place in the pipeline: settings.py allows these names; lrkit/model/replay.py and lrkit/export/graph/replay_nodes.py load their
 half of a row when they weigh. A new weighting is both halves and a row here.
 
 Legend: B batch, K replayed tokens.
@@ -19,13 +19,13 @@ class WeightingRow:
     torch: str
     """A `Weigh` of lrkit/model/replay.py: (scores (B, K), which slots hold a token (B, K)) -> weights (B, K)."""
     graph: str
-    """A `Weighting` of lrkit/export/graph/replay.py."""
+    """A `Weighting` of lrkit/export/graph/replay_nodes.py."""
 
 
 WEIGHTINGS: dict[str, WeightingRow] = {
-    "softmax": WeightingRow("lrkit.model.replay:by_softmax", "lrkit.export.graph.replay:SOFTMAX"),
-    "relative": WeightingRow("lrkit.model.replay:by_mean", "lrkit.export.graph.replay:RELATIVE"),
-    "none": WeightingRow("lrkit.model.replay:alike", "lrkit.export.graph.replay:ALIKE"),
+    "softmax": WeightingRow("lrkit.model.replay:by_softmax", "lrkit.export.graph.replay_nodes:SOFTMAX"),
+    "relative": WeightingRow("lrkit.model.replay:by_mean", "lrkit.export.graph.replay_nodes:RELATIVE"),
+    "none": WeightingRow("lrkit.model.replay:alike", "lrkit.export.graph.replay_nodes:ALIKE"),
 }
 """By `ReplaySettings.weighting`."""
 

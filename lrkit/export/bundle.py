@@ -7,7 +7,7 @@ The source gives one matrix at a time. Torch's model is loaded after the program
 never in memory together. If the engines' builder refuses a program, that is known before the comparison begins, and the
 bundle is finished without engines.
 
-Place in the pipeline: `lrkit export` calls `export_bundle`; lrkit/contract/bundle/folder.py opens the result.
+Place in the pipeline: `lrkit export` calls `export_bundle`; lrkit/contract/bundle/bundle_folder.py opens the result.
 Everything is written into a hidden neighbour of the target folder, which takes its place in one step at the end
 (lrkit/folders.py). An export that is killed leaves the old bundle, the new one, or none where none was.
 """
@@ -45,12 +45,12 @@ from lrkit.export.graph.program import Program, build_program
 from lrkit.export.graph.saving import WeightFile, has_twins, save_model, save_models
 from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.step_graphs import build_steps, save_steps, step_spec
-from lrkit.export.graph.tower import Tower, write_tower
+from lrkit.export.graph.tower_writer import Tower, write_tower
 from lrkit.export.sizes import program_sizes
 from lrkit.export.subject import CheckpointSubject, Origin, Subject
 from lrkit.export.target_engines import Say, TargetEngines
 from lrkit.export.targets.target import Target, limits_of, picture_warning, processor_of
-from lrkit.export.weights.quantizers.protocol import Calibration, uncalibrated
+from lrkit.export.weights.quantizers.quantizer import Calibration, uncalibrated
 from lrkit.folders import locked, staged_folder
 from lrkit.pictures.input import ImageSource
 from lrkit.pictures.load import load_image

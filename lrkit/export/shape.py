@@ -25,7 +25,7 @@ from lrkit.data.shapes import Shape, load_shape, shape_config, shape_processor, 
 from lrkit.errors import UserError
 from lrkit.export.subject import Origin
 from lrkit.export.targets.target import Target
-from lrkit.export.weights.quantizers.protocol import quantized, quantized_rows
+from lrkit.export.weights.quantizers.quantizer import quantized, quantized_rows
 from lrkit.export.weights.reader import reader_of
 from lrkit.export.weights.source import Parts, Source, array, assemble
 from lrkit.families.table import fresh_models

@@ -6,7 +6,7 @@ them.
 
 from lrkit.contract.bundle.manifest import ProgramSizes
 from lrkit.export.graph.stack import Stack
-from lrkit.export.graph.tower import writer_of
+from lrkit.export.graph.tower_writer import writer_of
 
 
 def program_sizes(stack: Stack) -> ProgramSizes:

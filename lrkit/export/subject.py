@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from lrkit.checkpoints.folder import baselines_of, read_info, read_settings
+from lrkit.checkpoints.checkpoint_folder import baselines_of, read_info, read_settings
 from lrkit.checkpoints.whole_weights import check_weights
 from lrkit.contract.bundle.manifest import Role
 from lrkit.contract.generated import WITHOUT_LATENTS

@@ -8,7 +8,7 @@ A family's folder is a package of parts. Each part is a module with a fixed name
     backbone   a `BackboneLoader`   the model on torch (lrkit/model/open_backbone.py)
     fresh      a `FreshModels`      models with random weights, of given sizes (protocols.py)
     weights    a `WeightReader`     what an export reads (lrkit/export/weights/reader.py)
-    tower      a `TowerWriter`      how an export writes the vision tower (lrkit/export/graph/tower.py)
+    tower      a `TowerWriter`      how an export writes the vision tower (lrkit/export/graph/tower_writer.py)
 
 Parts are imported when they are asked for, so that the runtime without torch never meets one that needs it. They may
 use the rooms above this one; nobody else imports them.

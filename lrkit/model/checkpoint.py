@@ -19,7 +19,15 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file, save_file
 
-from lrkit.checkpoints.folder import ADAPTER_FILE, EXTRAS_FILE, INFO_FILE, base_of, baselines_of, is_plain, read_info
+from lrkit.checkpoints.checkpoint_folder import (
+    ADAPTER_FILE,
+    EXTRAS_FILE,
+    INFO_FILE,
+    base_of,
+    baselines_of,
+    is_plain,
+    read_info,
+)
 from lrkit.checkpoints.whole_weights import CheckedWeights, check_weights
 from lrkit.contract.settings import SCHEMA_VERSION, ReasonerSettings
 from lrkit.errors import CheckpointError, LrkitError, one_line, os_sentence

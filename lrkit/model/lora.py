@@ -7,7 +7,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import load_file
 from torch import nn
 
-from lrkit.checkpoints.folder import ADAPTER_WEIGHTS
+from lrkit.checkpoints.checkpoint_folder import ADAPTER_WEIGHTS
 from lrkit.contract.settings import LoraSettings
 from lrkit.errors import CheckpointError
 from lrkit.model.backbone import Backbone

@@ -14,7 +14,7 @@ from lrkit.config import load_config
 from lrkit.contract.generated import MODES, Mode
 from lrkit.data.trail import trail_set
 from lrkit.errors import require
-from lrkit.evaluate.run import EvalOptions, Evaluation, OnProgress, evaluate
+from lrkit.evaluate.evaluation import EvalOptions, Evaluation, OnProgress, evaluate
 from lrkit.files import replacing
 from lrkit.pictures.load import load_image
 from lrkit.resources import find_target, resolve_checkpoint
@@ -140,7 +140,7 @@ def _export(checkpoint: str, bundle: Path, target: str) -> Path:
 
 def _checkpoint_bytes(checkpoint: str) -> int:
     """The checkpoint and the base it stands on."""
-    from lrkit.checkpoints.folder import base_folder, read_info
+    from lrkit.checkpoints.checkpoint_folder import base_folder, read_info
 
     folder = resolve_checkpoint(checkpoint)
     folders = {folder, base_folder(folder, read_info(folder))}

@@ -19,11 +19,11 @@ from lrkit.profile.ceilings.rates import MeasuredRates, measure_rates
 from lrkit.profile.ceilings.roofline import Work, ceilings, phase_work
 from lrkit.profile.judge.statistics import COUNTERS, compare_runs, summarize_run
 from lrkit.profile.measure.cases import Case, Cases, Model
-from lrkit.profile.measure.loop import Session
 from lrkit.profile.measure.meters import clock_cost, machine_state
+from lrkit.profile.measure.rounds import Session
 from lrkit.profile.measure.suite import Suite
 from lrkit.provenance import collect, memory_bytes
-from lrkit.runtime.engines.common.counts import ModelCounts
+from lrkit.runtime.engines.common.model_counts import ModelCounts
 
 SCHEMA = 1
 Report = dict[str, Any]

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lrkit.contract.bundle.folder import is_bundle
+from lrkit.contract.bundle.bundle_folder import is_bundle
 from lrkit.contract.generated import Generated, Mode
 from lrkit.errors import UserError
 from lrkit.pictures.input import ImageSource, as_pictures

@@ -21,7 +21,7 @@ from lrkit.config import Config, load_config
 from lrkit.contract.generated import Mode
 from lrkit.data.sources import load_samples
 from lrkit.errors import ConfigError, FileError, LrkitError, UserError, os_sentence
-from lrkit.evaluate.run import EvalOptions, evaluate
+from lrkit.evaluate.evaluation import EvalOptions, evaluate
 from lrkit.files import read_json, write_json, write_text
 from lrkit.folders import locked
 from lrkit.provenance import collect

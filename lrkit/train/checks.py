@@ -21,8 +21,8 @@ from lrkit.files import read_json, sha256
 from lrkit.resources import REASONER_FILE, resolve_checkpoint
 from lrkit.runtime.checks.checkpoint_files import check_checkpoint
 from lrkit.runtime.encode.processor import Processor
-from lrkit.train.folder import RECIPE_FILE, check_folder
 from lrkit.train.recipe import HUB_PREFIX, Recipe, as_written, differences, load_recipe, overlay
+from lrkit.train.run_folder import RECIPE_FILE, check_folder
 
 T = TypeVar("T")
 
@@ -273,7 +273,7 @@ def _num_positions(sample: Sample, processor: Processor, latents: int) -> int:
 def _check_state(folder: Path, recipe: Recipe) -> None:
     """The run in the folder was started with this recipe and with these data."""
     from lrkit.train.origin import changed
-    from lrkit.train.state import load_state
+    from lrkit.train.training_state import load_state
 
     before = load_state(folder, recipe).origin.data
     now = {part: sha256(path)[0] for part, path in recipe.data.files().items() if path.is_file()}

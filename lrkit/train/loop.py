@@ -2,7 +2,7 @@
 
     for each stage: optimizers, batches, updates, checkpoint -> run.json
 
-lrkit/train/folder.py describes the run's folder. state.pt is written first, so that a run can be killed at any moment
+lrkit/train/run_folder.py describes the run's folder. state.pt is written first, so that a run can be killed at any moment
 and go on. At the end of a stage come the checkpoint, then state.pt, then run.json.
 
 accelerate handles devices, processes and bfloat16. On a CPU, an interrupted and resumed run equals the uninterrupted
@@ -28,18 +28,18 @@ from lrkit.data.collate import TrainBatch
 from lrkit.data.sources import Source
 from lrkit.errors import UserError, one_line
 from lrkit.model.checkpoint import save_checkpoint
+from lrkit.train.accelerator import make_accelerator, mean_over_processes, number_types
 from lrkit.train.ahead import Ahead
 from lrkit.train.curriculum import Curriculum, num_updates
-from lrkit.train.devices import make_accelerator, mean_over_processes, number_types
 from lrkit.train.display import Display
 from lrkit.train.failures import Diverged, StateError, check_finite
 from lrkit.train.metrics import MetricsWriter
 from lrkit.train.optim import build_optimizers, learning_rate, set_learning_rate
 from lrkit.train.origin import Origin
 from lrkit.train.recipe import FreshBackbone, OptimizerConfig, Recipe, Stage, overlay
-from lrkit.train.report import checkpoint_info, write_recipe, write_run
+from lrkit.train.run_report import checkpoint_info, write_recipe, write_run
 from lrkit.train.start import Start
-from lrkit.train.state import (
+from lrkit.train.training_state import (
     Place,
     Saved,
     StopRequest,

@@ -13,17 +13,17 @@ from accelerate import Accelerator
 from lrkit.data.sources import Source
 from lrkit.errors import CheckpointError
 from lrkit.resources import REASONER_FILE
+from lrkit.train.accelerator import ignored_environment, make_accelerator
 from lrkit.train.checks import check_start
-from lrkit.train.devices import ignored_environment, make_accelerator
 from lrkit.train.display import Display
 from lrkit.train.failures import GO_ON, told
-from lrkit.train.folder import check_folder, held_folder
 from lrkit.train.loop import Trainer
 from lrkit.train.origin import Origin, compare, environment, sizes_digest
 from lrkit.train.recipe import Recipe
-from lrkit.train.report import write_recipe, write_run
+from lrkit.train.run_folder import check_folder, held_folder
+from lrkit.train.run_report import write_recipe, write_run
 from lrkit.train.start import Start, load_start
-from lrkit.train.state import Saved, load_state, stop_on_signals
+from lrkit.train.training_state import Saved, load_state, stop_on_signals
 
 
 def train(

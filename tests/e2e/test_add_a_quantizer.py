@@ -20,7 +20,7 @@ from lrkit.errors import BundleError
 from lrkit.export.bundle import ExportReport, export_bundle
 from lrkit.export.subject import CheckpointOrigin, CheckpointSubject, Origin
 from lrkit.export.targets.target import Target
-from lrkit.export.weights.quantizers.protocol import Calibrate, Calibration, quantizer_of
+from lrkit.export.weights.quantizers.quantizer import Calibrate, Calibration, quantizer_of
 from lrkit.model.checkpoint import load_checkpoint
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.checks.bundle_check import check_bundle

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lrkit.contract.bundle.folder import open_bundle
+from lrkit.contract.bundle.bundle_folder import open_bundle
 from lrkit.contract.bundle.manifest import SCHEMA
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import BundleError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lrkit.contract.bundle.folder import open_bundle
+from lrkit.contract.bundle.bundle_folder import open_bundle
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.trail import trail_set
 from lrkit.export import bundle as bundle_module

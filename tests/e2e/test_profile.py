@@ -10,7 +10,7 @@ import pytest
 from lrkit.cli.main import main
 from lrkit.data.shapes import load_shape
 from lrkit.errors import CapacityError
-from lrkit.profile.measure import loop
+from lrkit.profile.measure import rounds as loop
 from lrkit.profile.measure.cases import Case
 from tests.commands import lrkit
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lrkit.profile.measure import loop
+from lrkit.profile.measure import rounds as loop
 from lrkit.runtime.engines.common.protocol import AskOptions
 from lrkit.runtime.engines.programs.program_engine import ProgramEngine
 from tests.commands import lrkit

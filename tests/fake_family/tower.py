@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lrkit.export.graph.nodes import Carried, Graph, Value
-from lrkit.export.graph.tower import Tower, TowerSizes
+from lrkit.export.graph.tower_writer import Tower, TowerSizes
 from lrkit.export.graph.tracing import graft, traced
 from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT, Writer
 from tests.fake_family.geometry import RowwiseGeometry
@@ -16,7 +16,7 @@ INPUTS = ("pixel_values", "patch_places")
 
 
 class RowwiseTower:
-    """Implements `TowerWriter` (lrkit/export/graph/tower.py)."""
+    """Implements `TowerWriter` (lrkit/export/graph/tower_writer.py)."""
 
     def write(self, tower: nn.Module, geometry: RowwiseGeometry, dialect: Writer) -> Tower:
         dtype = torch.float16 if dialect.target.computes_fp16 else torch.float32

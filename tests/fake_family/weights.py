@@ -7,8 +7,8 @@ from torch import nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from lrkit.export.weights.layer_recipe import Dimensions, LayerRecipe, Norm
 from lrkit.export.weights.reader import LLAMA_PARTS, Read
-from lrkit.export.weights.recipe import Dimensions, LayerRecipe, Norm
 from tests.fake_family.model import Eye
 
 

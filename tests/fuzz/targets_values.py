@@ -15,7 +15,7 @@ from lrkit.profile.ceilings.devices import DeviceSheet
 from lrkit.profile.judge.sweep import parse_axes, with_sweep
 from lrkit.profile.measure.conditions import failures, parse_condition
 from lrkit.profile.measure.suite import Suite, load_suite
-from lrkit.profile.pages.compare import compare_reports, render_comparison
+from lrkit.profile.pages.comparison import compare_reports, render_comparison
 from lrkit.profile.report_file import read_report
 from lrkit.resources import find_any, list_resources
 from lrkit.runtime.engines.table import parse_options

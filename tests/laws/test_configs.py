@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 import lrkit
 from lrkit.config import Config, dump_yaml, load_config, load_yaml
-from lrkit.contract.bundle.folder import open_bundle
+from lrkit.contract.bundle.bundle_folder import open_bundle
 from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import EngineEntry, StepEntry
 from lrkit.errors import ConfigError

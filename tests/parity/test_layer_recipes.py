@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lrkit.export.graph.decoder import Decoder, Hidden, Seen, Segment
+from lrkit.export.graph.layers import Decoder, Hidden, Seen, Segment
 from lrkit.export.graph.nodes import Graph
 from lrkit.export.targets.target import Target
+from lrkit.export.weights.layer_recipe import Dimensions, LayerRecipe, Norm
 from lrkit.export.weights.packing import packed
-from lrkit.export.weights.recipe import Dimensions, LayerRecipe, Norm
 from tests.programs import dialect_of
 
 WIDTH, HEADS, KEY_HEADS, HEAD, INNER, LAYERS, TOKENS = 24, 4, 2, 8, 40, 2, 7

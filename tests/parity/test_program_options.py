@@ -13,8 +13,8 @@ from lrkit.contract.settings import ReasonerSettings, ReplaySettings, RoutingSet
 from lrkit.contract.weightings import WEIGHTINGS
 from lrkit.errors import ExportError
 from lrkit.export.graph.latent_input import SCALES
-from lrkit.export.graph.replay import FORMATIONS
-from lrkit.export.graph.routing import GATES, POSITIONS, ROUTERS
+from lrkit.export.graph.replay_nodes import FORMATIONS
+from lrkit.export.graph.routing_nodes import GATES, POSITIONS, ROUTERS
 from lrkit.export.graph.stack import SHARED
 from lrkit.export.targets.target import Target
 from tests.programs import Runner, assert_equal, build

@@ -17,7 +17,7 @@ from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import Program, Tower, build_program
 from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.step_graphs import build_steps
-from lrkit.export.graph.tower import write_tower
+from lrkit.export.graph.tower_writer import write_tower
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
 from lrkit.model.build import build_reasoner

@@ -14,7 +14,7 @@ from lrkit.contract.settings import ReasonerSettings, ReplaySettings
 from lrkit.contract.weightings import WEIGHTINGS, WeightingRow
 from lrkit.errors import ConfigError
 from lrkit.export.graph.nodes import Graph, Value
-from lrkit.export.graph.replay import Weighting
+from lrkit.export.graph.replay_nodes import Weighting
 from lrkit.export.graph.writer import Writer
 from lrkit.export.targets.target import Target
 from lrkit.model.replay import weigh

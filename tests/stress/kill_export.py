@@ -28,7 +28,7 @@ from typing import Any
 from lrkit import folders
 from lrkit.cli.main import INTERRUPTED
 from lrkit.cli.main import main as lrkit
-from lrkit.contract.bundle.folder import open_bundle
+from lrkit.contract.bundle.bundle_folder import open_bundle
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import save_checkpoint

@@ -22,8 +22,8 @@ from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.trail import trail_set
 from lrkit.model.build import build_reasoner
 from lrkit.resources import STATE_FILE
+from lrkit.train.accelerator import make_accelerator
 from lrkit.train.curriculum import Curriculum
-from lrkit.train.devices import make_accelerator
 from lrkit.train.fresh import fresh_backbone, fresh_processor
 from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.metrics import read_metrics

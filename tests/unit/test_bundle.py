@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lrkit.contract.bundle.folder import is_bundle, open_bundle
+from lrkit.contract.bundle.bundle_folder import is_bundle, open_bundle
 from lrkit.contract.bundle.manifest import SCHEMA
 from lrkit.errors import BundleError
 

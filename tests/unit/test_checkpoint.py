@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import Qwen2VLForConditionalGeneration
 
-from lrkit.checkpoints.folder import read_info
+from lrkit.checkpoints.checkpoint_folder import read_info
 from lrkit.contract.settings import (
     DistillSettings,
     LoraSettings,

@@ -52,7 +52,7 @@ def test_a_signal_while_a_verb_works_is_one_sentence(number: int, bundle: Path, 
     os.mkfifo(pipe)
     file = tmp_path / "out.json"
     program = (
-        "import lrkit.evaluate.run as run, os, sys\nfrom lrkit.__main__ import main\n"
+        "import lrkit.evaluate.evaluation as run, os, sys\nfrom lrkit.__main__ import main\n"
         "whole = run._time_one_by_one\n"
         f"run._time_one_by_one = lambda *given: (os.kill(os.getpid(), {int(number)}), whole(*given))\n"
         "main()\n"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrkit.contract.bundle.folder import open_bundle
+from lrkit.contract.bundle.bundle_folder import open_bundle
 from lrkit.errors import MissingExtraError
 from lrkit.runtime.engines.onnxruntime.engine import Sessions
 from lrkit.runtime.engines.programs.program_engine import ProgramEngine

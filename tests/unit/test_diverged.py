@@ -13,7 +13,7 @@ from lrkit.resources import REASONER_FILE, resolve_checkpoint
 from lrkit.train.failures import Diverged
 from lrkit.train.recipe import load_recipe
 from lrkit.train.run import train
-from lrkit.train.state import STATE_FILE
+from lrkit.train.training_state import STATE_FILE
 
 pytest.importorskip("sklearn")
 

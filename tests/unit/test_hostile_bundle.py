@@ -13,12 +13,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from lrkit.contract.bundle.folder import open_bundle
+from lrkit.contract.bundle.bundle_folder import open_bundle
 from lrkit.data.trail import trail_set
 from lrkit.errors import BundleError, TimeoutExceeded
-from lrkit.evaluate.run import EvalOptions, evaluate
+from lrkit.evaluate.evaluation import EvalOptions, evaluate
 from lrkit.profile.measure.cases import Model, ModelChoice, make_cases
-from lrkit.profile.measure.loop import measure
+from lrkit.profile.measure.rounds import measure
 from lrkit.profile.measure.suite import load_suite
 from lrkit.runtime.checks.bundle_check import check_bundle
 from lrkit.runtime.sdk import Reasoner

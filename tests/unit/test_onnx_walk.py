@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from lrkit.contract.bundle.folder import open_bundle
+from lrkit.contract.bundle.bundle_folder import open_bundle
 from lrkit.contract.bundle.onnx_walk import mentions
 from lrkit.runtime.sdk import Reasoner
 from tests.hostile import edit, program, refusal, resign, sentence, without_samples

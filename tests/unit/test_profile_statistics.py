@@ -15,10 +15,10 @@ from lrkit.profile.ceilings.roofline import Rates, Work, ceilings
 from lrkit.profile.judge.depth_map import depth_map
 from lrkit.profile.judge.statistics import compare_runs, drift, geometric_ratio, summarize_run
 from lrkit.profile.measure.conditions import failures, parse_condition
-from lrkit.profile.measure.loop import Row
 from lrkit.profile.measure.meters import EnergyMeter, MemoryMeter, clock_cost
+from lrkit.profile.measure.rounds import Row
 from lrkit.profile.measure.suite import Suite, load_suite
-from lrkit.profile.pages.compare import compare_reports, render_comparison, verdict
+from lrkit.profile.pages.comparison import compare_reports, render_comparison, verdict
 from lrkit.profile.pages.markdown import table
 from lrkit.profile.pages.svg import escape
 from lrkit.profile.report_file import read_report

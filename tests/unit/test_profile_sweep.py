@@ -152,7 +152,7 @@ def test_a_device_sheet_that_is_not_there_is_told_before_anything_is_measured() 
     """`--plan nosuch` measured for minutes, then said that there is no such sheet and dropped what it had."""
     from lrkit.errors import UserError
     from lrkit.profile.measure.suite import load_suite
-    from lrkit.profile.run import profile_models
+    from lrkit.profile.profile_models import profile_models
 
     class Untouched:
         def stage(self, name: str) -> None:

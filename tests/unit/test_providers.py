@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lrkit.config import load_config
-from lrkit.contract.bundle.folder import open_bundle
+from lrkit.contract.bundle.bundle_folder import open_bundle
 from lrkit.cores import usable_cores
 from lrkit.errors import BundleError, ConfigError, UserError
 from lrkit.export.targets.target import Target

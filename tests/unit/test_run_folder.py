@@ -19,8 +19,8 @@ from lrkit.train.ablate import Run, Sweep, run_one
 from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.metrics import METRICS_FILE, read_metrics
 from lrkit.train.recipe import Recipe, as_written, load_recipe
-from lrkit.train.report import read_run
 from lrkit.train.run import train
+from lrkit.train.run_report import read_run
 from tests.runs import curve
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lrkit import strict_yaml
-from lrkit.contract.bundle.folder import MAX_MANIFEST_BYTES
+from lrkit.contract.bundle.bundle_folder import MAX_MANIFEST_BYTES
 from lrkit.data.jsonl import MAX_LINE_BYTES
 from lrkit.errors import CheckpointError
 from lrkit.files import MAX_JSON_BYTES, MAX_JSON_DEPTH
@@ -15,7 +15,7 @@ from lrkit.pictures import input as picture_input
 from lrkit.pictures import load as pictures
 from lrkit.runtime.encode import render_template, tokenizer_files
 from lrkit.runtime.engines.programs.patience import SECONDS
-from lrkit.train.state import _read
+from lrkit.train.training_state import _read
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/security.md").read_text(encoding="utf-8")

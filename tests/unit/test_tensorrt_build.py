@@ -10,13 +10,13 @@ import onnx_ir as ir
 import pytest
 
 from lrkit.config import load_config
-from lrkit.contract.bundle.folder import open_bundle
+from lrkit.contract.bundle.bundle_folder import open_bundle
 from lrkit.contract.bundle.io_spec import IoSpec, TensorSpec
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.errors import ConfigError, ExportError
 from lrkit.export.graph.nodes import Graph
 from lrkit.export.targets.target import EngineTarget, Target
-from lrkit.export.tensorrt.device.build import BuildError, Package, Watch, build, set_archs, set_options
+from lrkit.export.tensorrt.device.build_engine import BuildError, Package, Watch, build, set_archs, set_options
 from lrkit.export.tensorrt.device.words import explain, known_archs, place_of
 from lrkit.export.tensorrt.into_bundle import add_engines
 from lrkit.export.tensorrt.jobs import axis_sizes, check_programs, profile_of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lrkit.contract.bundle.folder import open_bundle
+from lrkit.contract.bundle.bundle_folder import open_bundle
 from lrkit.errors import ExportError, UserError
 from lrkit.export.tensorrt import into_bundle as tensorrt_bundle
 from lrkit.export.tensorrt.into_bundle import STAGING, take_engines

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lrkit.cli.main import app
-from lrkit.contract.bundle.folder import open_bundle
+from lrkit.contract.bundle.bundle_folder import open_bundle
 from lrkit.contract.bundle.manifest import EngineEntry
 from lrkit.errors import BundleError, ConfigError, LrkitError, MissingExtraError, UnknownNameError, UserError
 from lrkit.gpus import Gpu, find_gpus

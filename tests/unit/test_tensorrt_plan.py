@@ -11,7 +11,7 @@ from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CapacityError
 from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.step_graphs import build_steps
-from lrkit.export.graph.tower import write_tower
+from lrkit.export.graph.tower_writer import write_tower
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
 from lrkit.runtime.engines.tensorrt.library import load_library

@@ -24,7 +24,7 @@ def engines_into_bundle(
     Raises:
         UserError: contradicting options.
     """
-    from lrkit.contract.bundle.folder import open_bundle
+    from lrkit.contract.bundle.bundle_folder import open_bundle
     from lrkit.export.tensorrt.into_bundle import add_engines, take_engines
     from lrkit.export.tensorrt.script import write_script
 

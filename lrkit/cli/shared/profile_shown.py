@@ -19,8 +19,8 @@ def save_and_show(report: "Report", folder: Path, json_file: Path | None) -> Non
         FileError: a file cannot be written.
         KeyboardInterrupt: the measurement was interrupted, and so is the verb.
     """
+    from lrkit.profile.profile_models import save
     from lrkit.profile.report_file import write_report
-    from lrkit.profile.run import save
 
     files = save(report, folder)
     if json_file == STDOUT:

@@ -92,7 +92,7 @@ def choose_models(models: Sequence[str], asked: "ModelChoice") -> "list[ModelCho
     Raises:
         UserError: no model, or an option that is for none of them.
     """
-    from lrkit.contract.bundle.folder import is_bundle
+    from lrkit.contract.bundle.bundle_folder import is_bundle
 
     if not models:
         raise UserError("no model was named; give a bundle, a checkpoint or a shipped name, as in lrkit profile tiny")
@@ -128,7 +128,7 @@ def measure(
     from lrkit.contract.settings import ReasonerSettings
     from lrkit.data.shapes import shape_samples
     from lrkit.profile.measure.shape_model import open_shape
-    from lrkit.profile.run import profile_models
+    from lrkit.profile.profile_models import profile_models
 
     count = sum(chosen.count for chosen in suite.samples)
     shape = random_shape(choices[0].path)

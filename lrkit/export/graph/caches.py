@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from lrkit.export.graph.decoder import Mask, Past, Remember, Seen, Segment
 from lrkit.export.graph.latent_reports import Types
+from lrkit.export.graph.layers import Mask, Past, Remember, Seen, Segment
 from lrkit.export.graph.nodes import Carried, Graph, Value
-from lrkit.export.graph.replay import Prompt
+from lrkit.export.graph.replay_nodes import Prompt
 from lrkit.export.graph.stack import BOOL, FLOAT32, INT64, Stack
 from lrkit.export.graph.writer import Rotation
 

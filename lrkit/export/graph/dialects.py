@@ -17,8 +17,8 @@ from lrkit.export.graph.separate_caches import SeparateCaches
 from lrkit.export.graph.standard_writer import StandardWriter
 from lrkit.export.graph.writer import Writer
 from lrkit.export.targets.target import Target
-from lrkit.export.weights.quantizers.protocol import Calibrate, uncalibrated
-from lrkit.export.weights.recipe import Norm
+from lrkit.export.weights.layer_recipe import Norm
+from lrkit.export.weights.quantizers.quantizer import Calibrate, uncalibrated
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from functools import partial
 import numpy as np
 
 from lrkit.export.graph.caches import Caches, Latents, PastOf, Places, Read
-from lrkit.export.graph.decoder import NEVER, SEEN, Past, Remember, Seen, Segment
 from lrkit.export.graph.latent_reports import Types
+from lrkit.export.graph.layers import NEVER, SEEN, Past, Remember, Seen, Segment
 from lrkit.export.graph.nodes import Carried, Graph, Value
-from lrkit.export.graph.replay import Prompt
+from lrkit.export.graph.replay_nodes import Prompt
 from lrkit.export.graph.writer import Rotation
 
 

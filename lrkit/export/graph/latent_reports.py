@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from lrkit.contract.bundle.io_spec import EMPTY
 from lrkit.export.graph.nodes import Carried, Graph, Kind, Value
-from lrkit.export.graph.replay import Replayed
+from lrkit.export.graph.replay_nodes import Replayed
 
 Types = dict[str, Kind]
 """Name of a state -> its type and shape."""

@@ -20,7 +20,7 @@ from lrkit.export.graph.read_prompt import read_prompt
 from lrkit.export.graph.speak import speak
 from lrkit.export.graph.stack import BOOL, FLOAT32, INT64, Stack
 from lrkit.export.graph.think import think
-from lrkit.export.graph.tower import Tower
+from lrkit.export.graph.tower_writer import Tower
 
 DTYPES: dict[DType, ir.DataType] = {
     "int64": INT64, "float32": FLOAT32, "float16": ir.DataType.FLOAT16, "uint8": ir.DataType.UINT8, "bool": BOOL,

@@ -8,9 +8,9 @@ Legend: P prompt tokens, V visual tokens, D width.
 import numpy as np
 
 from lrkit.export.graph.caches import Caches, Read
-from lrkit.export.graph.decoder import Seen, Segment
+from lrkit.export.graph.layers import Seen, Segment
 from lrkit.export.graph.nodes import Carried, Graph, Value
-from lrkit.export.graph.replay import Prompt
+from lrkit.export.graph.replay_nodes import Prompt
 from lrkit.export.graph.stack import INT64, Chunk
 
 

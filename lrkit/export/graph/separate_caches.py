@@ -13,11 +13,11 @@ from collections.abc import Callable
 import numpy as np
 
 from lrkit.export.graph.caches import Caches, Latents, PastOf, Places, Read
-from lrkit.export.graph.decoder import Mask, Past, Remember, Segment
 from lrkit.export.graph.latent_reports import Types
+from lrkit.export.graph.layers import Mask, Past, Remember, Segment
 from lrkit.export.graph.nodes import Carried, Graph, Value
-from lrkit.export.graph.replay import Prompt
-from lrkit.export.graph.routing import places, places_by_token
+from lrkit.export.graph.replay_nodes import Prompt
+from lrkit.export.graph.routing_nodes import places, places_by_token
 from lrkit.export.graph.stack import BOOL, INT64
 
 

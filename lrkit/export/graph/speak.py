@@ -4,7 +4,7 @@ Place in the pipeline: program.py puts it into a loop, step_graphs.py into a gra
 """
 
 from lrkit.export.graph.caches import Caches, PastOf
-from lrkit.export.graph.decoder import Hidden
+from lrkit.export.graph.layers import Hidden
 from lrkit.export.graph.nodes import Carried, Graph
 
 

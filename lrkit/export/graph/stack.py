@@ -16,11 +16,11 @@ import onnx_ir as ir
 from lrkit.contract.bundle.io_spec import ProgramShape
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.export.graph.choices import choice
-from lrkit.export.graph.decoder import Decoder, Hidden, Remember
 from lrkit.export.graph.latent_reports import LatentReports
+from lrkit.export.graph.layers import Decoder, Hidden, Remember
 from lrkit.export.graph.nodes import Carried, Graph, Value
-from lrkit.export.graph.replay import Replay
-from lrkit.export.graph.routing import Refined, Router
+from lrkit.export.graph.replay_nodes import Replay
+from lrkit.export.graph.routing_nodes import Refined, Router
 from lrkit.export.graph.writer import Rotation, Writer
 from lrkit.export.weights.source import Source
 from lrkit.families.protocols import Geometry

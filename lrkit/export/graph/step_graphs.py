@@ -17,18 +17,18 @@ import onnx_ir as ir
 
 from lrkit.contract.bundle.io_spec import OWN_INPUTS, DType, IoSpec, TensorSpec, program_spec
 from lrkit.contract.bundle.manifest import StepName
-from lrkit.export.graph.decoder import Past, Segment
 from lrkit.export.graph.latent_reports import Types
+from lrkit.export.graph.layers import Past, Segment
 from lrkit.export.graph.nodes import Carried, Graph, Value
 from lrkit.export.graph.program import DTYPES
 from lrkit.export.graph.read_prompt import read_prompt
-from lrkit.export.graph.replay import Prompt
+from lrkit.export.graph.replay_nodes import Prompt
 from lrkit.export.graph.saving import WeightFile, save_models
 from lrkit.export.graph.separate_caches import SeparateCaches
 from lrkit.export.graph.speak import speak
 from lrkit.export.graph.stack import FLOAT32, INT64, Stack
 from lrkit.export.graph.think import think
-from lrkit.export.graph.tower import Tower
+from lrkit.export.graph.tower_writer import Tower
 
 DTYPE_NAMES: dict[ir.DataType, DType] = {dtype: name for name, dtype in DTYPES.items()}
 HOST_INPUTS = set(OWN_INPUTS) - {"input_ids"}

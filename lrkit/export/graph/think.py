@@ -8,11 +8,11 @@ Legend: S tokens of a latent step, K replayed and the latent; D width.
 import numpy as np
 
 from lrkit.export.graph.caches import Caches, Latents
-from lrkit.export.graph.decoder import Remember
 from lrkit.export.graph.latent_input import as_input
+from lrkit.export.graph.layers import Remember
 from lrkit.export.graph.nodes import Carried, Graph, Value
-from lrkit.export.graph.replay import Replayed
-from lrkit.export.graph.routing import Refined
+from lrkit.export.graph.replay_nodes import Replayed
+from lrkit.export.graph.routing_nodes import Refined
 from lrkit.export.graph.stack import INT64, Chunk, Passed, Stack
 
 

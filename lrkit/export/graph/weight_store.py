@@ -18,7 +18,7 @@ from lrkit.export.graph.nodes import Graph, Value
 from lrkit.export.graph.saving import WeightFile
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.integers import Quantized, error_of
-from lrkit.export.weights.quantizers.protocol import Calibrate, quantized, quantized_rows, uncalibrated
+from lrkit.export.weights.quantizers.quantizer import Calibrate, quantized, quantized_rows, uncalibrated
 
 Encode = Callable[[Quantized], tuple[np.ndarray, np.ndarray]]
 """A matrix of integers -> (integers, scales) as a dialect's operator reads them."""

@@ -23,8 +23,8 @@ from lrkit.export.graph.saving import WeightFile
 from lrkit.export.graph.weight_store import Form, WeightStore
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.integers import Quantized
-from lrkit.export.weights.quantizers.protocol import Calibrate, uncalibrated
-from lrkit.export.weights.recipe import Norm
+from lrkit.export.weights.layer_recipe import Norm
+from lrkit.export.weights.quantizers.quantizer import Calibrate, uncalibrated
 
 PIXEL_CENTRE, PIXEL_UNIT = 128, 1 / 64
 """A byte b of a picture enters a program as (b - centre) * unit, -2 to 2, as `ImageGeometry` normalises it but for a

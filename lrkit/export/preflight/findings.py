@@ -14,7 +14,7 @@ from typing import Any
 
 from lrkit.errors import ConfigError, UserError, did_you_mean, one_line
 from lrkit.export.preflight import loops, operators, quantized
-from lrkit.export.preflight.ask import Opinion, ask
+from lrkit.export.preflight.ask_library import Opinion, ask
 from lrkit.export.preflight.opening import CheckedGraph
 from lrkit.export.preflight.rules import Basis, Rule, RuleSet, Stage, Verdict
 from lrkit.export.preflight.view import Hit, Hits, View

@@ -11,7 +11,7 @@ from typing import Any
 
 from lrkit.contract.bundle.manifest import EngineKind, ProgramEntry, Role
 from lrkit.errors import ExportError
-from lrkit.export.preflight.ask import MAJORS
+from lrkit.export.preflight.ask_library import MAJORS
 from lrkit.export.preflight.findings import Finding, check_graph
 from lrkit.export.preflight.opening import CheckedGraph
 from lrkit.export.preflight.rules import RuleSet, load_rules, targets_of

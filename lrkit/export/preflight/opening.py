@@ -17,7 +17,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from lrkit.contract.bundle.folder import open_bundle
+from lrkit.contract.bundle.bundle_folder import open_bundle
 from lrkit.contract.bundle.io_spec import Form
 from lrkit.contract.bundle.manifest import Dialect
 from lrkit.errors import UserError, clean, one_line
@@ -156,7 +156,7 @@ def _build(checkpoint: Path, target: Target, form: Form, folder: Path) -> dict[s
     from lrkit.export.graph.saving import save_models
     from lrkit.export.graph.stack import Stack
     from lrkit.export.graph.step_graphs import build_steps, save_steps
-    from lrkit.export.graph.tower import write_tower
+    from lrkit.export.graph.tower_writer import write_tower
     from lrkit.export.weights.source import read_source
     from lrkit.model.checkpoint import load_checkpoint
     from lrkit.runtime.encode.processor import Processor

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lrkit.config import Config, load_config
-from lrkit.contract.bundle.folder import Bundle, open_bundle
+from lrkit.contract.bundle.bundle_folder import Bundle, open_bundle
 from lrkit.contract.bundle.manifest import BUNDLE_FILE, SCHEMA, EngineEntry, Manifest, Role, digest
 from lrkit.errors import BundleError, ConfigError, ExportError, FileError, is_write_failure, one_line, os_sentence
 from lrkit.export.targets.target import EngineTarget

@@ -71,7 +71,7 @@ def build_in_process(request: dict[str, Any], sign: Sign) -> dict[str, Any]:
 def _start(errors: IO[bytes]) -> "subprocess.Popen[str]":
     # -P: no module of the working folder may stand in for NVIDIA's.
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "lrkit.export.tensorrt.device.run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, "-P", "-m", "lrkit.export.tensorrt.device.run_builder"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=errors, text=True, encoding="utf-8", env=child_environment(),
         start_new_session=True,  # Ctrl-C goes to the whole group of a terminal: the child is in another
     )  # fmt: skip

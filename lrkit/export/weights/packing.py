@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lrkit.export.weights.recipe import Dimensions
+from lrkit.export.weights.layer_recipe import Dimensions
 
 Part = Callable[[str, str], np.ndarray]
 """(part, weight or bias) of one layer: `WeightReader.layer`."""

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from lrkit.errors import ExportError, UnknownNameError
-from lrkit.export.weights.recipe import Dimensions
+from lrkit.export.weights.layer_recipe import Dimensions
 from lrkit.families.table import load_part
 
 Read = Callable[[str], np.ndarray]

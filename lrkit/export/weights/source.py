@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lrkit.contract.settings import ReasonerSettings
+from lrkit.export.weights.layer_recipe import Dimensions
 from lrkit.export.weights.packing import packed
 from lrkit.export.weights.reader import Read, reader_of
-from lrkit.export.weights.recipe import Dimensions
 from lrkit.model.build import extra_state
 from lrkit.model.reasoner import LatentReasoner
 

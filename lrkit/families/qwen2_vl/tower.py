@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrkit.export.graph.nodes import CONTRIB, Carried, Graph, Value
-from lrkit.export.graph.tower import Tower, TowerSizes
+from lrkit.export.graph.tower_writer import Tower, TowerSizes
 from lrkit.export.graph.tracing import graft, traced
 from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT, Writer
 from lrkit.families.qwen2_vl.geometry import ImageGeometry

@@ -6,8 +6,8 @@ import numpy as np
 from torch import nn
 
 from lrkit.errors import ExportError
+from lrkit.export.weights.layer_recipe import Dimensions, LayerRecipe, Norm, known
 from lrkit.export.weights.reader import LLAMA_PARTS, Read
-from lrkit.export.weights.recipe import Dimensions, LayerRecipe, Norm, known
 
 _TEXT = "model.language_model"
 

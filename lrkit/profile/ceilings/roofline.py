@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lrkit.runtime.engines.common.counts import ModelCounts
+from lrkit.runtime.engines.common.model_counts import ModelCounts
 
 MOSTLY_OVERHEAD = 0.1
 """Below this share of its ceiling a phase is bound by neither memory nor arithmetic but by what runs around them."""

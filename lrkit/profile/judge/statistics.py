@@ -15,8 +15,8 @@ import numpy as np
 
 from lrkit.contract.scoring import accuracy, compare_paired
 from lrkit.profile.judge.depth_map import depth_map
-from lrkit.profile.measure.loop import Row
 from lrkit.profile.measure.phases import PHASES
+from lrkit.profile.measure.rounds import Row
 from lrkit.runtime.engines.common.protocol import Phases
 from lrkit.summary import Summary, summarize
 

@@ -100,7 +100,7 @@ def open_model(choice: ModelChoice, name: str) -> Model:
     """Opens a model and loads its weights. Raises as `Reasoner.open`."""
     import time
 
-    from lrkit.contract.bundle.folder import is_bundle
+    from lrkit.contract.bundle.bundle_folder import is_bundle
 
     memory = MemoryMeter()
     before, started = memory.resident(), time.perf_counter()

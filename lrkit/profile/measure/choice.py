@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lrkit.contract.bundle.folder import is_bundle, open_bundle, write_manifest
+from lrkit.contract.bundle.bundle_folder import is_bundle, open_bundle, write_manifest
 from lrkit.contract.bundle.manifest import SCHEMA, Defaults
 from lrkit.errors import UserError
 

@@ -6,7 +6,7 @@ Place in the pipeline: `lrkit validate BUNDLE` -> `check_bundle`. Digests and sc
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lrkit.contract.bundle.folder import Bundle
+from lrkit.contract.bundle.bundle_folder import Bundle
 from lrkit.contract.bundle.manifest import RecordedSample, Role
 from lrkit.errors import BundleError, TimeoutExceeded, UserError
 from lrkit.runtime.engines.common.protocol import AskOptions

@@ -7,7 +7,7 @@ files against each other by lrkit/checkpoints/whole_weights.py and open the same
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lrkit.checkpoints.folder import INFO_FILE, baselines_of, is_plain, read_info
+from lrkit.checkpoints.checkpoint_folder import INFO_FILE, baselines_of, is_plain, read_info
 from lrkit.checkpoints.stored import first_not_finite, read_header
 from lrkit.checkpoints.whole_weights import CheckedWeights, check_weights
 from lrkit.contract.settings import ReasonerSettings

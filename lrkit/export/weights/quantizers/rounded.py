@@ -9,7 +9,7 @@ import numpy as np
 
 from lrkit.contract.schemes import Scheme
 from lrkit.export.weights.integers import Quantized, pieces
-from lrkit.export.weights.quantizers.protocol import Calibration
+from lrkit.export.weights.quantizers.quantizer import Calibration
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from lrkit.contract.bundle.folder import Bundle
+from lrkit.contract.bundle.bundle_folder import Bundle
 from lrkit.contract.bundle.manifest import ProgramEntry
 from lrkit.contract.generated import Generated, Mode
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
-from lrkit.runtime.engines.common.counts import ModelCounts
+from lrkit.runtime.engines.common.model_counts import ModelCounts
 from lrkit.runtime.engines.common.stopping import Stop
 
 OnToken = Callable[[list[int | None]], None]

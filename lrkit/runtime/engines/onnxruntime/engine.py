@@ -1,6 +1,6 @@
 """Runs a bundle on ONNX Runtime. Torch-free; onnxruntime itself is imported when a program is first loaded.
 
-Place in the pipeline: lrkit/contract/bundle/folder.py -> `OrtEngine` (a program_engine.py over ONNX Runtime's sessions)
+Place in the pipeline: lrkit/contract/bundle/bundle_folder.py -> `OrtEngine` (a program_engine.py over ONNX Runtime's sessions)
 -> lrkit/runtime/sdk.py.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lrkit.contract.bundle.folder import Bundle
+from lrkit.contract.bundle.bundle_folder import Bundle
 from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import Dialect, GraphName, ProgramEntry, Role
 from lrkit.contract.schemes import scheme_named

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from lrkit.contract.bundle.manifest import Manifest, ProgramEntry
 from lrkit.contract.schemes import FLOAT, Scheme, chosen, scheme_named
-from lrkit.runtime.engines.common.counts import PARTS, Attention, ModelCounts
+from lrkit.runtime.engines.common.model_counts import PARTS, Attention, ModelCounts
 
 
 def count_program(manifest: Manifest, entry: ProgramEntry) -> ModelCounts:

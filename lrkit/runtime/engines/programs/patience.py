@@ -4,7 +4,7 @@ Place in the pipeline: `lrkit validate`, `eval` and `profile` run programs of st
 this time-out; an application chooses its own (`Reasoner.ask(timeout=)`).
 """
 
-from lrkit.contract.bundle.folder import Bundle
+from lrkit.contract.bundle.bundle_folder import Bundle
 from lrkit.contract.bundle.manifest import Role
 from lrkit.runtime.engines.common.protocol import Engine
 

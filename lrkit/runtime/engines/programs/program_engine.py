@@ -1,6 +1,6 @@
 """Answers prompts by a bundle's programs, whatever runs them. Torch-free.
 
-Place in the pipeline: lrkit/contract/bundle/folder.py -> `ProgramEngine` over `ProgramSessions` ->
+Place in the pipeline: lrkit/contract/bundle/bundle_folder.py -> `ProgramEngine` over `ProgramSessions` ->
 lrkit/runtime/sdk.py. onnxruntime/engine.py gives sessions of ONNX Runtime, tensorrt/engine.py sessions of TensorRT
 engines.
 
@@ -19,7 +19,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from lrkit.contract.bundle.folder import Bundle, open_bundle
+from lrkit.contract.bundle.bundle_folder import Bundle, open_bundle
 from lrkit.contract.bundle.io_spec import HALTING, OWN_INPUTS, IoSpec
 from lrkit.contract.bundle.limits import check_asked, check_prompt
 from lrkit.contract.bundle.manifest import Defaults, GraphName, ProgramEntry, Role
@@ -29,7 +29,7 @@ from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import BundleError, UserError
 from lrkit.families.table import DEFAULT
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
-from lrkit.runtime.engines.common.counts import ModelCounts
+from lrkit.runtime.engines.common.model_counts import ModelCounts
 from lrkit.runtime.engines.common.protocol import AskOptions, OnToken, Phases
 from lrkit.runtime.engines.common.stopping import Running, Stop
 from lrkit.runtime.engines.programs import patience

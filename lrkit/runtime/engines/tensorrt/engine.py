@@ -1,6 +1,6 @@
 """Runs a bundle's TensorRT engines, of tensorrt_rtx or tensorrt 10 and 11. Torch-free unless torch holds the buffers.
 
-Place in the pipeline: lrkit/contract/bundle/folder.py -> `TensorRtEngine` (a program_engine.py over session.py) ->
+Place in the pipeline: lrkit/contract/bundle/bundle_folder.py -> `TensorRtEngine` (a program_engine.py over session.py) ->
 lrkit/runtime/sdk.py. docs/where-it-runs.md says on which devices this has run.
 
 Everything that can be checked without the device is checked first, in this order: engine, package, version, file, GPU,
@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from lrkit.config import Config
-from lrkit.contract.bundle.folder import Bundle
+from lrkit.contract.bundle.bundle_folder import Bundle
 from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import EngineEntry, EngineKind, GraphName, ProgramEntry, Role, StepName
 from lrkit.errors import BundleError, UserError, one_line

@@ -6,7 +6,7 @@ Place in the pipeline: `TorchEngine.counts` -> lrkit/profile/ceilings/roofline.p
 from dataclasses import asdict
 
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.runtime.engines.common.counts import Attention, ModelCounts, Sums
+from lrkit.runtime.engines.common.model_counts import Attention, ModelCounts, Sums
 
 
 def count_reasoner(reasoner: LatentReasoner) -> ModelCounts:

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from lrkit.checkpoints.folder import base_of, baselines_of, read_info
+from lrkit.checkpoints.checkpoint_folder import base_of, baselines_of, read_info
 from lrkit.contract.generated import MODES, WITHOUT_LATENTS, Generated, GenerationLimits, Mode
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.cores import find_cores
@@ -24,7 +24,7 @@ from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.recorded import StepRecorder
 from lrkit.runtime.checks.checkpoint_files import check_fit
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
-from lrkit.runtime.engines.common.counts import ModelCounts
+from lrkit.runtime.engines.common.model_counts import ModelCounts
 from lrkit.runtime.engines.common.number_types import TrainedIn, known_dtype
 from lrkit.runtime.engines.common.protocol import AskOptions, OnToken, Phases
 from lrkit.runtime.engines.common.stopping import Running

@@ -6,7 +6,7 @@ Place in the pipeline: lrkit/runtime/engines/table.py -> `ROW` -> engine.py.
 from pathlib import Path
 from typing import Any
 
-from lrkit.checkpoints.folder import download_bases
+from lrkit.checkpoints.checkpoint_folder import download_bases
 from lrkit.config import Config
 from lrkit.errors import require
 from lrkit.gpus import Gpus

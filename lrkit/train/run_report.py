@@ -13,9 +13,9 @@ from lrkit.files import read_json, write_json, write_text
 from lrkit.gpus import torch_can_use
 from lrkit.provenance import collect
 from lrkit.resources import RUN_FILE, resolve_checkpoint
-from lrkit.train.folder import RECIPE_FILE
 from lrkit.train.recipe import Recipe, as_written
-from lrkit.train.state import Place
+from lrkit.train.run_folder import RECIPE_FILE
+from lrkit.train.training_state import Place
 
 
 def write_recipe(recipe: Recipe, folder: Path) -> None:

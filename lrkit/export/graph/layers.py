@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from lrkit.export.graph.nodes import Graph, Value
 from lrkit.export.graph.writer import Rotation, Writer
-from lrkit.export.weights.recipe import Activation, Biased, Dimensions, LayerRecipe
+from lrkit.export.weights.layer_recipe import Activation, Biased, Dimensions, LayerRecipe
 
 SEEN = np.array(0.0, np.float32)
 NEVER = np.array(-1e30, np.float32)

@@ -172,7 +172,7 @@ def _first(lines: list[str]) -> str:
 
 
 def _child() -> None:
-    """`python -m lrkit.export.preflight.ask TARGET FILE`: the answer as JSON on stdout."""
+    """`python -m lrkit.export.preflight.ask_library TARGET FILE`: the answer as JSON on stdout."""
     # The libraries print to stdout too: the real one is kept, and theirs goes to stderr.
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -14,8 +14,8 @@ from lrkit.files import write_text
 from lrkit.profile.ceilings.devices import load_sheet
 from lrkit.profile.judge.sweep import Axes, judge_sweep, with_sweep
 from lrkit.profile.measure.cases import Model, ModelChoice, make_cases, open_model, unique_names
-from lrkit.profile.measure.loop import Watcher, measure
 from lrkit.profile.measure.meters import machine_state
+from lrkit.profile.measure.rounds import Watcher, measure
 from lrkit.profile.measure.suite import Suite
 from lrkit.profile.pages.html import render_html
 from lrkit.profile.pages.markdown import render_markdown

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lrkit.config import load_config
+from lrkit.contract.bundle.bundle_files import AGAIN, Seen, file_problems, look, names_problems, require_unchanged
 from lrkit.contract.bundle.declared import spec_problems
-from lrkit.contract.bundle.files import AGAIN, Seen, file_problems, look, names_problems, require_unchanged
 from lrkit.contract.bundle.manifest import BUNDLE_FILE, SCHEMA, Manifest, ProgramEntry, Role
 from lrkit.contract.schemes import SCHEMES
 from lrkit.errors import BundleError, ConfigError, did_you_mean, one_line

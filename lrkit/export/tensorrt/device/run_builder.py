@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lrkit.export.tensorrt.device.build import (
+from lrkit.export.tensorrt.device.build_engine import (
     PACKAGES,
     BuildError,
     Package,
