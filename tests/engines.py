@@ -26,7 +26,7 @@ class BuiltEngine:
 
     path: Path
     entry: dict[str, Any]
-    """As device/build.py reports it."""
+    """As device/build_engine.py reports it."""
 
     @property
     def num_bytes(self) -> int:

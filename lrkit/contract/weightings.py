@@ -1,8 +1,8 @@
 """The replay weightings that a reasoner may have: one row each, with the function that torch trains by and what writes
 the same into a program.
 
-Place in the pipeline: settings.py allows these names; lrkit/model/replay.py and lrkit/export/graph/replay_nodes.py load their
-half of a row when they weigh. A new weighting is both halves and a row here.
+Place in the pipeline: settings.py allows these names; lrkit/model/replay.py and lrkit/export/graph/replay_nodes.py load
+their half of a row when they weigh. A new weighting is both halves and a row here.
 
 Legend: B batch, K replayed tokens.
 """

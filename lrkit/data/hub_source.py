@@ -24,7 +24,7 @@ class HubData(DataSource):
 
     @classmethod
     def samples(cls, name: str, count: int | None, split: Split, seed: int) -> list[Sample]:
-        raise DataError(f"{name}: {_INSTEAD}")
+        raise DataError(f"{name}: data sets of the hub are not read; write its samples into a JSONL file and name that")
 
     def open(self, seed: int, stages: Sequence[Plan]) -> Source:
         raise DataError(_INSTEAD)

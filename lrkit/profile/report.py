@@ -1,6 +1,6 @@
 """The report: one JSON document with everything, from which Markdown and HTML are rendered.
 
-Place in the pipeline: measure/loop.py, statistics.py, roofline.py -> `build_report` -> report_file.py, markdown.py,
+Place in the pipeline: measure/rounds.py, statistics.py, roofline.py -> `build_report` -> report_file.py, markdown.py,
 html.py. The keys are explained in profiles/README.md; a change of their meaning raises `SCHEMA`.
 """
 

@@ -1,6 +1,6 @@
 """report.json: written whole, and read back for a comparison as strictly as a file from a stranger.
 
-Place in the pipeline: report.py -> `write_report` -> report.json -> `read_report` -> pages/compare.py.
+Place in the pipeline: report.py -> `write_report` -> report.json -> `read_report` -> pages/comparison.py.
 """
 
 import json

@@ -2,8 +2,8 @@
 
     for each stage: optimizers, batches, updates, checkpoint -> run.json
 
-lrkit/train/run_folder.py describes the run's folder. state.pt is written first, so that a run can be killed at any moment
-and go on. At the end of a stage come the checkpoint, then state.pt, then run.json.
+lrkit/train/run_folder.py describes the run's folder. state.pt is written first, so that a run can be killed at any
+moment and go on. At the end of a stage come the checkpoint, then state.pt, then run.json.
 
 accelerate handles devices, processes and bfloat16. On a CPU, an interrupted and resumed run equals the uninterrupted
 run bit for bit, because the state file holds everything that the next update depends on.

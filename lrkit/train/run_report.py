@@ -63,7 +63,7 @@ def checkpoint_info(
     numbers: Mapping[str, str],
 ) -> dict[str, Any]:
     """What reasoner.json says beside the settings: stage, metrics, baselines, provenance with the number types of
-    training (`number_types` of devices.py)."""
+    training (`number_types` of accelerator.py)."""
     stage = recipe.stages[place.stage]
     baselines = {
         mode: os.path.relpath(resolve_checkpoint(where).absolute(), folder.absolute())

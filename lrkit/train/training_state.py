@@ -164,9 +164,9 @@ def _read(file: Path) -> dict[str, Any]:
     except MemoryError:
         raise
     except Exception as error:  # torch raises whatever its archive or unpickler does
-        raise StateError(f"{file} cannot be read; train it again in a new folder") from error
+        raise StateError(f"{file} cannot be read; start the run again in a new folder") from error
     if not isinstance(content, dict):
-        raise StateError(f"{file} is no run's state; train it again in a new folder")
+        raise StateError(f"{file} is no run's state; start the run again in a new folder")
     return content
 
 

@@ -147,7 +147,7 @@ def builders_of(parent: int) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[1]) == parent and "tensorrt.device.run" in (folder / "cmdline").read_text():
+            if int(fields[1]) == parent and "tensorrt.device.run_builder" in (folder / "cmdline").read_text():
                 found.append(int(folder.name))
         except OSError:  # it has ended meanwhile
             continue

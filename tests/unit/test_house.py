@@ -125,3 +125,16 @@ def test_make_targets_named_in_the_docs_exist() -> None:
 
 def test_version_is_in_the_changelog() -> None:
     assert f"## [{lrkit.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_file_names_stand_once() -> None:
+    """But in slices, whose files have fixed names: verbs are named as what they call; families, engines; tables."""
+    slices = ("lrkit/cli/", "lrkit/families/", "lrkit/runtime/engines/")
+    names = [
+        file.stem
+        for file in MODULES
+        if file.stem not in ("__init__", "__main__", "table")
+        and not file.relative_to(ROOT).as_posix().startswith(slices)
+    ]
+    assert len(names) > 100
+    assert sorted({name for name in names if names.count(name) > 1}) == []

@@ -1,7 +1,7 @@
 """The files of a bundle: inside its folder, whole, as listed, and opening nothing that is not listed. Torch-free.
 
-Place in the pipeline: folder.py asks when it opens a bundle, onnxruntime/engine.py and tensorrt/engine.py again before
-a program is loaded.
+Place in the pipeline: bundle_folder.py asks when it opens a bundle, onnxruntime/engine.py and tensorrt/engine.py again
+before a program is loaded.
 """
 
 import re

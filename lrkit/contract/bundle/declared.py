@@ -1,8 +1,8 @@
 """Checks that the numbers, names and shapes that bundle.json declares agree with one another, before anything is
 loaded. Torch-free.
 
-Place in the pipeline: folder.py asks when it opens a bundle. onnxruntime/engine.py later holds a program's file against
-the declaration, and answer_check.py its answers.
+Place in the pipeline: bundle_folder.py asks when it opens a bundle. onnxruntime/engine.py later holds a program's file
+against the declaration, and answer_check.py its answers.
 """
 
 from collections.abc import Iterator, Mapping

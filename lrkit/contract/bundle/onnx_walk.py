@@ -1,8 +1,8 @@
 """Finds the files that an ONNX file would open beside itself, its external weights, without the package onnx.
 Torch-free.
 
-Place in the pipeline: files.py asks before ONNX Runtime opens a program, because ONNX Runtime reads every file that the
-program names, whether bundle.json lists it or not.
+Place in the pipeline: bundle_files.py asks before ONNX Runtime opens a program, because ONNX Runtime reads every file
+that the program names, whether bundle.json lists it or not.
 
 The file is walked as protobuf on the wire, message by message, into every place where the format allows a tensor:
 graphs and the graphs in their nodes, functions, training graphs, sparse tensors. Weights are stepped over, not read.

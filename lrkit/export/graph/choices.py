@@ -1,8 +1,8 @@
 """Looks up a setting of the method in a table of what a program can be built for. A value that the table lacks is
 refused, never taken for another.
 
-Place in the pipeline: replay.py, routing.py, stack.py and latent_input.py own the tables; a test compares their keys
-with the settings.
+Place in the pipeline: replay_nodes.py, routing_nodes.py, stack.py and latent_input.py own the tables; a test compares
+their keys with the settings.
 """
 
 from collections.abc import Mapping

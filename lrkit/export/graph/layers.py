@@ -1,6 +1,7 @@
 """One transformer layer and its attention, for the prompt, latent steps, refinement and speech alike.
 
-Place in the pipeline: program.py and step_graphs.py stack `layer`; routing.py passes it again over the routed tokens.
+Place in the pipeline: program.py and step_graphs.py stack `layer`; routing_nodes.py passes it again over the routed
+tokens.
 
 Attention is spelled out (MatMul, Add, Softmax, MatMul). TensorRT cannot use the fused operator inside a loop, and that
 operator does not give the saliency row. Keys come in segments (read-only prompt, small carried cache), so that a loop

@@ -1,6 +1,7 @@
 """A torch module inside a program: traced by torch.onnx once, then grafted into a graph.
 
-Place in the pipeline: for the families' tower.py, whose towers run as they are instead of being written node by node.
+Place in the pipeline: for the tower modules of families whose towers run as they are instead of being written node by
+node.
 """
 
 import contextlib

@@ -4,7 +4,7 @@
     standard_writer.py   standard operators only, as TensorRT reads them: DequantizeLinear for integers, norms and
                          rotations spelled out, states frozen once halted
 
-Place in the pipeline: decoder.py, routing.py and stack.py write through a `Writer`, which takes weights from a
+Place in the pipeline: layers.py, routing_nodes.py and stack.py write through a `Writer`, which takes weights from a
 `WeightStore`; dialects.py is the table of dialects.
 
 Legend: S tokens, D width, H query and key heads together, W head width.

@@ -58,7 +58,7 @@ class Job:
     profile: Profile
 
     def as_request(self) -> dict[str, Any]:
-        """What device/build.py reads."""
+        """What device/build_engine.py reads."""
         return {"graph": self.graph, "onnx": self.onnx, "engine": self.engine, "profile": self.profile}
 
 

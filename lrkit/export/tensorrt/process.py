@@ -1,6 +1,6 @@
 """Runs one build of an engine in a process of its own.
 
-Place in the pipeline: jobs.py -> `build_in_process` -> device/run.py in the child -> device/build.py.
+Place in the pipeline: jobs.py -> `build_in_process` -> device/run_builder.py in the child -> device/build_engine.py.
 
 Why a process: nothing in the same process can stop the builder's calls. A crash, or a machine out of memory, must not
 take the export along. A process also gives its peak memory, and gives the memory back. Ctrl-C reaches only the parent,
@@ -28,7 +28,7 @@ Sign = Callable[[dict[str, Any]], None]
 
 
 def build_in_process(request: dict[str, Any], sign: Sign) -> dict[str, Any]:
-    """Builds the request's one engine; returns what device/build.py's `build` returns. With `parse_only` in the
+    """Builds the request's one engine; returns what device/build_engine.py's `build` returns. With `parse_only` in the
     request the program is only read.
 
     Raises:
@@ -71,8 +71,8 @@ def build_in_process(request: dict[str, Any], sign: Sign) -> dict[str, Any]:
 def _start(errors: IO[bytes]) -> "subprocess.Popen[str]":
     # -P: no module of the working folder may stand in for NVIDIA's.
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "lrkit.export.tensorrt.device.run_builder"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=errors, text=True, encoding="utf-8", env=child_environment(),
+        [sys.executable, "-P", "-m", "lrkit.export.tensorrt.device.run_builder"], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8", env=child_environment(),
         start_new_session=True,  # Ctrl-C goes to the whole group of a terminal: the child is in another
     )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Writes build_engine.py: one script that builds a bundle's engines on a device that has TensorRT but no lrkit.
 
 Place in the pipeline: `lrkit engines ... --script FILE`, and targets whose builder is not on this machine. The script
-is the code that lrkit itself builds with (device/words.py, device/build.py, device/run.py), one behind the
-other, with the jobs, profiles and options of this bundle as a literal.
+is the code that lrkit itself builds with (device/words.py, device/build_engine.py, device/run_builder.py), one behind
+the other, with the jobs, profiles and options of this bundle as a literal.
 """
 
 import ast
@@ -18,7 +18,7 @@ from lrkit.runtime.engines.tensorrt.library import PACKAGES
 
 SCRIPT_FILE = "build_engine.py"
 """Its usual name."""
-_MODULES = ("words.py", "build.py", "run.py")
+_MODULES = ("words.py", "build_engine.py", "run_builder.py")
 _REQUEST = "REQUEST: dict[str, Any] | None = None\n"
 
 

@@ -1,6 +1,6 @@
 """What a language model is made of, as data: sizes, and how one layer is put together.
 
-Place in the pipeline: a family's `WeightReader` (reader.py) reads them off the config; graph/decoder.py builds layers
+Place in the pipeline: a family's `WeightReader` (reader.py) reads them off the config; graph/layers.py builds layers
 from them, packing.py their matrices.
 """
 

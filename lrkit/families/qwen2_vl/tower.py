@@ -1,4 +1,4 @@
-"""Qwen2-VL's vision tower in a program, for an export. Implements `TowerWriter` (export/graph/tower.py).
+"""Qwen2-VL's vision tower in a program, for an export. Implements `TowerWriter` (export/graph/tower_writer.py).
 
 The tower's own modules run; only the attention over several pictures is written here, with one additive mask instead
 of a split by picture, because a split cannot be traced with a free number of pictures. A program reads pictures as
@@ -126,7 +126,7 @@ def grafted(made: ir.Graph, dialect: Writer) -> Tower:
 
 
 class Qwen2VLTower:
-    """See export/graph/tower.py."""
+    """See export/graph/tower_writer.py."""
 
     def write(self, tower: nn.Module, geometry: ImageGeometry, dialect: Writer) -> Tower:
         """Traces the tower once; the result writes it into a graph."""

@@ -1,6 +1,6 @@
 """Routed depth by layer and token: where in a prompt and in its latent steps tokens pass again through a layer.
 
-Place in the pipeline: rows of measure/loop.py -> `depth_map` -> profile/report.py -> charts.py's heat map.
+Place in the pipeline: rows of measure/rounds.py -> `depth_map` -> profile/report.py -> charts.py's heat map.
 
 Answers differ in length. So each chunk (the prompt, then each latent step) is cut into as many equal pieces as the map
 has columns for it. Where no answer has more tokens than that, a column is a token. In a latent step the last column is

@@ -1,6 +1,6 @@
 """From rows to figures: summaries per run, and paired comparisons of runs on the same samples. Torch-free.
 
-Place in the pipeline: measure/loop.py -> `summarize_run`, `compare_runs` -> profile/report.py.
+Place in the pipeline: measure/rounds.py -> `summarize_run`, `compare_runs` -> profile/report.py.
 
 Runs are compared sample by sample. The ratio of a sample's two latencies (each the median of its repeats) does not
 depend on how long that sample is. The interval is a percentile bootstrap over samples.

@@ -1,6 +1,6 @@
 """Turns models and a suite's runs into cases, each a `Reasoner` to ask and how. Torch is imported for checkpoints only.
 
-Place in the pipeline: `lrkit profile MODEL...` + suite.py -> `make_cases` -> loop.py.
+Place in the pipeline: `lrkit profile MODEL...` + suite.py -> `make_cases` -> rounds.py.
 
 A run that a model cannot do, or that would change nothing, is skipped, and the report says why.
 """

@@ -5,7 +5,7 @@
     T       up to the first token, T latents fixed      T - (T - 1): the T-th latent step
     full    the answer                                  full - last of the above: speech
 
-Place in the pipeline: loop.py -> `difference_runs` -> statistics.py. Runs of different cases are
+Place in the pipeline: rounds.py -> `difference_runs` -> statistics.py. Runs of different cases are
 interleaved, so that each finds the caches as an answer of the measuring loop does. The fastest of several runs of a
 variant counts, because a disturbance only adds time, and a difference would carry it twice. Differences can still come
 out below zero, and are kept as they are.

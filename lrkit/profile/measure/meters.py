@@ -1,7 +1,7 @@
 """Reads what the machine tells about itself while it works: memory, energy, load, governor, and the clock's own cost.
 
-Place in the pipeline: loop.py reads a meter around each answer; profile/report.py writes the machine's state down. What
-cannot be read is None, never 0.
+Place in the pipeline: rounds.py reads a meter around each answer; profile/report.py writes the machine's state down.
+What cannot be read is None, never 0.
 """
 
 import os

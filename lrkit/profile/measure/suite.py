@@ -1,6 +1,6 @@
 """A suite: what `lrkit profile` measures, read from profiles/suites/*.yaml.
 
-Place in the pipeline: a suite's name -> `load_suite` -> cases.py makes one case per model and run -> loop.py.
+Place in the pipeline: a suite's name -> `load_suite` -> cases.py makes one case per model and run -> rounds.py.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Checks that a bundle is whole and still answers as it did when it was exported. Torch-free.
 
-Place in the pipeline: `lrkit validate BUNDLE` -> `check_bundle`. Digests and schema: bundle/folder.py.
+Place in the pipeline: `lrkit validate BUNDLE` -> `check_bundle`. Digests and schema: bundle/bundle_folder.py.
 """
 
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
 """Builds one TensorRT engine from one ONNX file with NVIDIA's `tensorrt` (10, 11) or `tensorrt_rtx`.
 
-Place in the pipeline: run.py calls `build`, in a process of its own or on a device. Nothing of lrkit is
+Place in the pipeline: run_builder.py calls `build`, in a process of its own or on a device. Nothing of lrkit is
 imported but words.py, as this file becomes part of the script that builds on a device (tensorrt/script.py).
 
 lrkit's tests never ran the package `tensorrt`, for want of a GPU. They run `tensorrt_rtx`, which has the same classes.

@@ -1,6 +1,6 @@
 """What TensorRT says, in lrkit's words: which part and layer of a program a node belongs to, and what a build refused.
 
-Place in the pipeline: build.py and the preflight explain errors through it. Without any package, as it
+Place in the pipeline: build_engine.py and the preflight explain errors through it. Without any package, as it
 becomes part of the script that builds on a device (tensorrt/script.py).
 """
 

@@ -1,6 +1,6 @@
 """Rounds to nearest: one scale per block, the smallest that clips nothing. Needs no data.
 
-Place in the pipeline: protocol.py loads `Rounded` by the rows of int4 and int8.
+Place in the pipeline: quantizer.py loads `Rounded` by the rows of int4 and int8.
 """
 
 from dataclasses import dataclass

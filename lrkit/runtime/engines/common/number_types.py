@@ -1,8 +1,8 @@
 """Chooses the number type in which a checkpoint is used: the one its backbone was trained in, unless another is asked
 for. Torch-free.
 
-Place in the pipeline: reasoner.json (`provenance.numbers`, written by lrkit/train/run_report.py) -> torch/engine.py; the
-command line says where the two differ. The rule for types within a model: lrkit/model/precision.py.
+Place in the pipeline: reasoner.json (`provenance.numbers`, written by lrkit/train/run_report.py) -> torch/engine.py;
+the command line says where the two differ. The rule for types within a model: lrkit/model/precision.py.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
 """Runs a bundle on ONNX Runtime. Torch-free; onnxruntime itself is imported when a program is first loaded.
 
-Place in the pipeline: lrkit/contract/bundle/bundle_folder.py -> `OrtEngine` (a program_engine.py over ONNX Runtime's sessions)
+Place in the pipeline: lrkit/contract/bundle/bundle_folder.py -> `OrtEngine` (a program_engine.py over ONNX Runtime's
+sessions)
 -> lrkit/runtime/sdk.py.
 """
 

@@ -1,7 +1,7 @@
 """Runs a bundle's TensorRT engines, of tensorrt_rtx or tensorrt 10 and 11. Torch-free unless torch holds the buffers.
 
-Place in the pipeline: lrkit/contract/bundle/bundle_folder.py -> `TensorRtEngine` (a program_engine.py over session.py) ->
-lrkit/runtime/sdk.py. docs/where-it-runs.md says on which devices this has run.
+Place in the pipeline: lrkit/contract/bundle/bundle_folder.py -> `TensorRtEngine` (a program_engine.py over session.py)
+-> lrkit/runtime/sdk.py. docs/where-it-runs.md says on which devices this has run.
 
 Everything that can be checked without the device is checked first, in this order: engine, package, version, file, GPU,
 compute capability, memory.
