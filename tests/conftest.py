@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,12 @@ import pytest
 from filelock import FileLock
 
 MadeOnce = Callable[[str, Callable[[Path], Path]], Path]
+
+
+def pytest_configure() -> None:
+    """A shell starts background jobs with Ctrl-C ignored, and so would all processes be that tests start and stop."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
