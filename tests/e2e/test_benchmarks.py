@@ -36,6 +36,7 @@ def _threads() -> Iterator[None]:
 def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> None:
     """As `python -m benchmarks.NAME`, but in this process, which has torch already."""
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    monkeypatch.delitem(sys.modules, f"benchmarks.{name}", raising=False)  # where another test has imported it
     try:
         runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
     except SystemExit as left:
