@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lrkit.contract.generated import GenerationLimits, Mode
 from lrkit.contract.settings import ReasonerSettings
+from lrkit.contract.weightings import WEIGHTINGS
 from lrkit.errors import UserError
 from lrkit.model.build import Trainable, build_reasoner
 from lrkit.model.generate import generate
@@ -34,6 +35,7 @@ gradient's: a gradient near zero moves its weight the other way."""
 ON: Mapping[str, tuple[Any, ...]] = {
     "think.max_latent_steps": (2, 3),
     "replay.num_tokens": (3, 1, 500),
+    "replay.weighting": tuple(WEIGHTINGS),
     "distill.weight": (0.5,),
     "distill.window": (2, 1),
     "routing.depth": (1, 2),
