@@ -30,6 +30,7 @@ from lrkit import Reasoner
 answer = Reasoner.load(sys.argv[1], threads=1).ask(sys.argv[2], sys.argv[3])
 answer.save_trace(sys.argv[4])
 assert not EXTRA & set(sys.modules), EXTRA & set(sys.modules)
+assert not {"packaging", "tomllib"} & set(sys.modules), "an answer looks up no versions"
 import json
 print(json.dumps({"imported": imported, **answer.to_dict()}))
 from lrkit.cli.main import main

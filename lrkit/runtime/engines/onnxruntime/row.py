@@ -8,7 +8,6 @@ from pathlib import Path
 from pydantic import Field
 
 from lrkit.config import Config
-from lrkit.environment import onnxruntime_providers
 from lrkit.gpus import Gpus
 from lrkit.provenance import installed_version
 from lrkit.runtime.engines.common.row import EngineRow, EngineState
@@ -36,6 +35,8 @@ def _open(path: Path | str, options: OrtOptions, verify: bool) -> OrtEngine:
 
 
 def _state(gpus: Gpus) -> EngineState:
+    from lrkit.environment import onnxruntime_providers  # brings packaging and tomllib, which no answer needs
+
     version = installed_version("onnxruntime") or installed_version("onnxruntime-gpu")
     providers = onnxruntime_providers()
     if not providers:
