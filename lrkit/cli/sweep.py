@@ -49,7 +49,7 @@ def sweep(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL... SETTING=V1,V2...",
+            metavar="MODEL... SETTING=V1,V2",
             help=f"{MODELS} Settings: replay_tokens, max_latent_steps, halting, routing_depth, threads. Any other "
             "KEY=VALUE changes the suite.",
         ),

@@ -67,6 +67,8 @@ def test_help_shows_own_options_before_shared_ones(capsys: pytest.CaptureFixture
         ("eval tiny --samples", "--samples was given without a value; write one behind it"),
         ("export tiny --force=3", "--force takes no value; write it alone"),
         ("cp a b c", "use it as in lrkit cp [OPTIONS] NAME [DEST]"),
+        ("profile", "MODEL... [KEY=VALUE] is missing; use it as in lrkit profile [OPTIONS] MODEL... [KEY=VALUE]..."),
+        ("sweep", "MODEL... SETTING=V1,V2 is missing; use it as in lrkit sweep [OPTIONS] MODEL... SETTING=V1,V2..."),
         ("compare a.json", "lrkit compare: AFTER is missing; use it as in lrkit compare [OPTIONS] BEFORE AFTER"),
     ],
 )

@@ -35,7 +35,7 @@ def misuse(error: Any) -> UserError:
         return UserError(f"{verb} has no option {one_line(option)}{near}")
     if param is None:
         return UserError(f"{verb}: {said}; use it as in {form}")
-    option_or_name = " ".join(param.get_usage_pieces(context)).strip("[]{}.") or param.opts[0]
+    option_or_name = (param.metavar if param.param_type_name == "argument" else None) or param.opts[0]
     if type(error).__name__ == "MissingParameter":
         return UserError(f"{verb}: {option_or_name} is missing; use it as in {form}")
     return UserError(f"{verb}: {option_or_name}: {_refused(error)}; `{verb} --help` says what it takes")
