@@ -10,6 +10,7 @@
     |   |-- CapacityError                an input larger than the model or bundle was made for
     |   |-- FileError                    a file or folder that cannot be written
     |   `-- UnknownNameError             a name that is in no table
+    |-- RowError                         a row of a table names what is not there, or is incomplete
     |-- StoppedError                     an answer that was ended before it was complete
     |   |-- TimeoutExceeded              its time was over
     |   `-- Cancelled                    the caller took the question back
@@ -70,6 +71,10 @@ class FileError(UserError):
 
 class UnknownNameError(UserError):
     """A name is in no table; the message lists the known ones."""
+
+
+class RowError(LrkitError):
+    """A row of a table names what cannot be imported, or lacks what its kind needs."""
 
 
 class StoppedError(LrkitError):

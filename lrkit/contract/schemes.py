@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from lrkit.errors import UnknownNameError, did_you_mean
+from lrkit.errors import RowError, UnknownNameError, did_you_mean
 
 FLOAT = "float"
 """What a target says of a part whose matrices stay in the number type that the program computes in."""
@@ -61,6 +61,14 @@ class Scheme:
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     """Part of the model -> schemes (or FLOAT) that a target may choose for its matrices, the default first. A part
     that is not named stays float, and so does the first matrix of the vision tower."""
+
+    def __post_init__(self) -> None:
+        """Raises `RowError` where a row of integers cannot be written."""
+        if self.integers and (self.bits not in (4, 8) or not self.blocks):
+            raise RowError(
+                f"precision {self.name} has {self.bits} bits and blocks {self.blocks}; programs hold integers of 4 "
+                "or 8 bits, with at least one number of weights per scale: correct the row"
+            )
 
     @property
     def integers(self) -> bool:

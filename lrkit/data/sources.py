@@ -178,6 +178,7 @@ SOURCES: Registry[type[DataSource]] = Registry(
         "jsonl": "lrkit.data.jsonl_source:JsonlData",
         "hub": "lrkit.data.hub_source:HubData",
     },
+    DataSource,
 )
 """Kind -> its class."""
 OF_FILES = "jsonl"

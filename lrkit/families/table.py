@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from lrkit.errors import CheckpointError, UnknownNameError, clean
+from lrkit.errors import CheckpointError, RowError, UnknownNameError, clean
 from lrkit.families.layout import Layout
 from lrkit.families.protocols import FreshModels, Geometry, PromptStyle
 from lrkit.files import read_json
@@ -48,33 +48,35 @@ FamilyName = Annotated[str, AfterValidator(_known)]
 """A row of the table, in a config."""
 
 
-def load_part(family: str, part: str) -> Any:
-    """A part of a family.
+def load_part(family: str, part: str, offers: type | None = None) -> Any:
+    """A part of a family, which has what the protocol `offers` asks for.
 
     Raises:
         UnknownNameError: no such family, where the message lists those that there are, or one without this part.
+        RowError: a part that cannot be imported or is not complete.
     """
     try:
-        return FAMILIES.load(family, f".{part}:PART")
-    except ModuleNotFoundError as error:
-        if error.name != f"{FAMILIES.rows[family]}.{part}":
+        return FAMILIES.load(family, f".{part}:PART", offers)
+    except RowError as error:
+        module = f"{FAMILIES.rows[family]}.{part}"
+        if not isinstance(error.__cause__, ModuleNotFoundError) or error.__cause__.name != module:
             raise
-        raise UnknownNameError(f"{family} has no part {part}; write {error.name}, or take another family") from error
+        raise UnknownNameError(f"{family} has no part {part}; write {module}, or take another family") from error
 
 
 def geometry_of(family: str) -> type[Geometry]:
     """How the family's pictures are read. Raises as `load_part`."""
-    return load_part(family, "geometry")
+    return load_part(family, "geometry", Geometry)
 
 
 def prompt_style(family: str) -> PromptStyle:
     """How the family's plain folders show pictures. Raises as `load_part`."""
-    return load_part(family, "prompt")
+    return load_part(family, "prompt", PromptStyle)
 
 
 def fresh_models(family: str) -> FreshModels:
     """How models with random weights are made. Raises as `load_part`."""
-    return load_part(family, "fresh")
+    return load_part(family, "fresh", FreshModels)
 
 
 def family_of(folder: Path) -> str:

@@ -33,7 +33,7 @@ class BackboneLoader(Protocol):
 
 def backbone_loader(family: str) -> BackboneLoader:
     """The family's part on torch. Raises as `load_part`."""
-    return load_part(family, "backbone")
+    return load_part(family, "backbone", BackboneLoader)
 
 
 def load_backbone(path: str, dtype: torch.dtype | None = None) -> Backbone:

@@ -55,7 +55,7 @@ def select(score_BV: Tensor, free_BV: Tensor, num_tokens: int, slots: int | None
 
 def weigh(score_BK: Tensor, valid_BK: Tensor, weighting: str) -> Tensor:
     """Weights (B, K) of the selected tokens, 0 in empty slots; `weighting` is a row of lrkit/contract/weightings.py."""
-    function: Weigh = load_object(WEIGHTINGS[weighting].torch)
+    function: Weigh = load_object(WEIGHTINGS[weighting].torch, f"replay weighting {weighting}")
     return function(score_BK, valid_BK)
 
 

@@ -115,7 +115,7 @@ class Replay:
     def __init__(self, settings: ReplaySettings, slots: int, dialect: Writer) -> None:
         self.settings, self.slots, self.dialect = settings, slots, dialect
         row = choice(WEIGHTINGS, settings.weighting, "replay.weighting")
-        self.weighting: Weighting = load_object(row.graph)
+        self.weighting: Weighting = load_object(row.graph, f"replay weighting {settings.weighting}", Weighting)
         self.mixes = choice(FORMATIONS, settings.formation, "replay.formation")
 
     @property

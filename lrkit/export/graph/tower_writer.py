@@ -59,7 +59,7 @@ def writer_of(family: str) -> TowerWriter:
         ExportError: there is none.
     """
     try:
-        return load_part(family, "tower")
+        return load_part(family, "tower", TowerWriter)
     except UnknownNameError as error:
         raise ExportError(f"no program can be built for this backbone: {error}") from error
 

@@ -66,6 +66,6 @@ def reader_of(family: str) -> WeightReader:
         ExportError: there is none.
     """
     try:
-        return load_part(family, "weights")
+        return load_part(family, "weights", WeightReader)
     except UnknownNameError as error:
         raise ExportError(f"no program can be built for this backbone: {error}") from error

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from lrkit.config import Config, load_config
 from lrkit.errors import UnknownNameError, UserError, did_you_mean, one_line
-from lrkit.registry import Registry
+from lrkit.registry import Registry, complete
 from lrkit.runtime.engines.common.protocol import Engine
 from lrkit.runtime.engines.common.row import EngineRow
 from lrkit.runtime.engines.programs.program_engine import ProgramEngine
@@ -24,6 +24,7 @@ ENGINES: Registry[EngineRow] = Registry(
         "tensorrt": "lrkit.runtime.engines.tensorrt.row:STANDARD",
         "torch": "lrkit.runtime.engines.torch.row:ROW",
     },
+    EngineRow,
 )
 """onnxruntime runs every bundle, tensorrt-rtx and tensorrt the engines that `lrkit engines` or an export put into one,
 torch checkpoints."""
@@ -85,7 +86,9 @@ def open_engine(path: Path | str, choice: EngineChoice | None = None, verify: bo
     row = engine_row(choice.name or FOR_BUNDLES)
     if row.checkpoints:
         raise UserError(f"{path} is opened as a bundle, and engine {row.name} runs checkpoints; leave engine out")
-    return row.open(path, read_options(row, choice.options), verify)
+    options = read_options(row, choice.options)
+    with complete(f"engine {row.name}"):
+        return row.open(path, options, verify)
 
 
 def open_checkpoint(folder: Path, choice: EngineChoice) -> Engine:
@@ -99,7 +102,9 @@ def open_checkpoint(folder: Path, choice: EngineChoice) -> Engine:
     row = engine_row(choice.name or FOR_CHECKPOINTS)
     if not row.checkpoints:
         raise UserError(f"{folder} is no bundle, and an engine runs bundles; export it first, or leave engine out")
-    return row.open(folder, read_options(row, choice.options), True)
+    options = read_options(row, choice.options)
+    with complete(f"engine {row.name}"):
+        return row.open(folder, options, True)
 
 
 def read_options(row: EngineRow, given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:

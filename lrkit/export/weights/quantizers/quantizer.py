@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from lrkit.contract.schemes import Scheme
+from lrkit.errors import RowError
 from lrkit.export.weights.integers import Quantized, block_for
 from lrkit.registry import Registry
 
@@ -43,10 +44,19 @@ class Quantizer(Protocol):
 
 
 def quantizer_of(scheme: Scheme, block: int) -> Quantizer:
-    """The quantizer that the row of a scheme of integers names."""
+    """The quantizer that the row of a scheme of integers names.
+
+    Raises:
+        RowError: it is not there, or not complete.
+    """
     assert scheme.quantizer is not None, "floats have none"
     table = Registry[Callable[[Scheme, int], Quantizer]]("quantizer", {scheme.name: scheme.quantizer})
-    return table.load(scheme.name)(scheme, block)
+    made = table.load(scheme.name)(scheme, block)
+    if not callable(made):
+        raise RowError(
+            f"quantizer {scheme.name}: {scheme.quantizer} has no __call__, which Quantizer asks for; write it"
+        )
+    return made
 
 
 def quantized(
