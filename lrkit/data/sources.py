@@ -164,6 +164,8 @@ class DataSource(Config, ABC):
         Raises:
             DataError: one cannot.
         """
+        if not self.files():
+            self.open(seed, stages)
 
     @classmethod
     def alternatives(cls) -> list[type["DataSource"]]:

@@ -38,6 +38,7 @@ def test_it_is_validated_trained_from_and_evaluated_on(tmp_path: Path) -> None:
     recipe, folder, report = tmp_path / "toy.yaml", tmp_path / "run", tmp_path / "eval.json"
     recipe.write_text(yaml.safe_dump(RECIPE))
     assert run("validate", recipe) == 0
+    assert run("train", recipe, "-o", folder, "--dry-run", "stages.0.lengths=[3]") == 2, "before weights load"
     assert run("train", recipe, "-o", folder) == 0
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["update"] for line in lines if line["kind"] == "train"] == [1, 2]
