@@ -12,11 +12,10 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from lrkit.errors import ExportError, UnknownNameError
 from lrkit.export.graph.nodes import Carried, Graph, Value
 from lrkit.export.graph.writer import Writer
+from lrkit.export.weights.reader import export_part
 from lrkit.export.weights.source import Source
-from lrkit.families.table import load_part
 
 Tower = Callable[[Graph, Carried], Value]
 """(graph, inputs of the program by name) -> visual tokens (V, D), picture by picture."""
@@ -53,15 +52,8 @@ class TowerWriter(Protocol):
 
 
 def writer_of(family: str) -> TowerWriter:
-    """The writer of a family.
-
-    Raises:
-        ExportError: there is none.
-    """
-    try:
-        return load_part(family, "tower", TowerWriter)
-    except UnknownNameError as error:
-        raise ExportError(f"no program can be built for this backbone: {error}") from error
+    """The writer of a family. Raises as `export_part`."""
+    return export_part(family, "tower", TowerWriter)
 
 
 def write_tower(source: Source, geometry: Any, dialect: Writer) -> Tower:

@@ -60,12 +60,17 @@ class WeightReader(Protocol):
 
 
 def reader_of(family: str) -> WeightReader:
-    """The reader of a family.
+    """The reader of a family. Raises as `export_part`."""
+    return export_part(family, "weights", WeightReader)
+
+
+def export_part(family: str, part: str, offers: type) -> Any:
+    """A part of a family that only an export needs: weights or tower.
 
     Raises:
-        ExportError: there is none.
+        ExportError: the family has none.
     """
     try:
-        return load_part(family, "weights", WeightReader)
+        return load_part(family, part, offers)
     except UnknownNameError as error:
         raise ExportError(f"no program can be built for this backbone: {error}") from error
