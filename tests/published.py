@@ -7,17 +7,16 @@ the other entries of the vocabulary are fillers that no text is split into).
 """
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from lrkit.model.open_backbone import no_progress_bars
+from tests.families.byte_level import Vocabulary, special, write_tokenizer_files
 
 Layout = Literal["old", "new"]
 
@@ -34,14 +33,6 @@ IDS = {token: BASE_ENTRIES + index for index, token in enumerate(SPECIAL_TOKENS)
 LATENT_ID = BASE_ENTRIES + len(SPECIAL_TOKENS)
 """The id that <|latent|> gets: the first free one."""
 MAX_PIXELS = 12_845_056
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_TEXT = """You are a helpful assistant. Describe this image. What is shown in the picture? How many squares are there?
-There are four red squares and two blue circles. The larger one is to the left of the green one. Answer: yes
-system user assistant. Let us think about it step by step. First count the shapes, then add the numbers.
-请描述这张图片。
-The total is the sum of all values in the table. Which row has the highest price? La réponse est: où est le chat?"""
 CHAT_TEMPLATE = (
     "{% set image_count = namespace(value=0) %}{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -145,16 +136,8 @@ def _vision_config(width: int) -> dict[str, Any]:
 
 def write_tokenizer(folder: Path, with_template: bool = True) -> None:
     """tokenizer.json and tokenizer_config.json; `with_template` puts the chat template into the latter too."""
-    (folder / "tokenizer.json").write_text(_tokenizer_json(), encoding="utf-8")
-    added = {
-        str(IDS[token]): {
-            "content": token, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
-            "special": True,
-        }
-        for token in SPECIAL_TOKENS
-    }  # fmt: skip
-    config = {
-        "add_prefix_space": False, "added_tokens_decoder": added,
+    config: dict[str, Any] = {
+        "add_prefix_space": False,
         "additional_special_tokens": [token for token in SPECIAL_TOKENS if token not in ("<|endoftext|>",)],
         "bos_token": None, "clean_up_tokenization_spaces": False, "eos_token": "<|im_end|>", "errors": "replace",
         "model_max_length": 32768, "pad_token": "<|endoftext|>", "split_special_tokens": False,
@@ -165,36 +148,7 @@ def write_tokenizer(folder: Path, with_template: bool = True) -> None:
         _write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
     else:
         (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    _write_json(folder / "tokenizer_config.json", config)
-
-
-@cache
-def _tokenizer_json() -> str:
-    tokenizer = _byte_level(models.BPE())
-    trainer = trainers.BpeTrainer(
-        vocab_size=900, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator([_TEXT] * 2, trainer)
-    learnt = json.loads(tokenizer.to_str())["model"]
-    vocabulary: dict[str, int] = learnt["vocab"]
-    for index in range(len(vocabulary), BASE_ENTRIES):
-        vocabulary[f"filler{index}"] = index
-    merges = [tuple(merge) for merge in learnt["merges"]]
-    tokenizer = _byte_level(models.BPE(vocabulary, merges, byte_fallback=False, fuse_unk=False))
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
-    assert tokenizer.token_to_id("<|video_pad|>") == IDS["<|video_pad|>"], "the fillers do not add up"
-    return tokenizer.to_str()
-
-
-def _byte_level(model: models.Model) -> Tokenizer:
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_SPLIT), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    return tokenizer
+    write_tokenizer_files(folder, Vocabulary(BASE_ENTRIES, special(SPECIAL_TOKENS)), config)
 
 
 def _write_image_files(folder: Path, layout: Layout) -> None:
