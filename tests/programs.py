@@ -15,11 +15,12 @@ from lrkit.contract.settings import ReasonerSettings
 from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import Program, build_program
 from lrkit.export.graph.stack import Stack
+from lrkit.export.graph.tower_pieces import grafted
 from lrkit.export.graph.writer import Writer
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.quantizers.quantizer import Calibrate, quantized, quantized_rows, uncalibrated
 from lrkit.export.weights.source import Source, read_source
-from lrkit.families.qwen2_vl.tower import grafted, traced_tower
+from lrkit.families.qwen2_vl.tower import traced_tower
 from lrkit.model.generate import Generated, GenerationLimits, generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.engines.programs.feed import build_feed

@@ -8,11 +8,16 @@ from hypothesis import strategies as st
 
 from lrkit.config import load_config
 from lrkit.contract.bundle.io_spec import IoSpec, ProgramShape, TensorSpec, program_spec
-from lrkit.families.qwen2_vl.geometry import program_inputs
+from lrkit.families.qwen2_vl.geometry import ImageGeometry
+
+
+def of_patches(side: int) -> tuple[TensorSpec, ...]:
+    return ImageGeometry(patch_size=side).program_inputs
+
 
 shapes = st.builds(
     ProgramShape,
-    prompt_inputs=st.integers(1, 2000).map(program_inputs),
+    prompt_inputs=st.integers(1, 512).map(of_patches),
     vocabulary=st.integers(1, 10**6), width=st.integers(1, 8192),
     max_latent_steps=st.integers(0, 40), max_new_tokens=st.integers(1, 4096), replay_slots=st.integers(0, 64),
     routed_layers=st.sets(st.integers(0, 60), max_size=6).map(lambda layers: tuple(sorted(layers))),
@@ -20,7 +25,7 @@ shapes = st.builds(
 )  # fmt: skip
 small = st.builds(
     ProgramShape,
-    prompt_inputs=st.integers(1, 12).map(program_inputs), vocabulary=st.integers(1, 9), width=st.integers(1, 9),
+    prompt_inputs=st.integers(1, 2).map(of_patches), vocabulary=st.integers(1, 9), width=st.integers(1, 9),
     max_latent_steps=st.integers(0, 4), max_new_tokens=st.integers(1, 5), replay_slots=st.integers(0, 3),
     routed_layers=st.just((1, 3)), latent_chunk=st.integers(1, 4),
 )  # fmt: skip

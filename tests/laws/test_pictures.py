@@ -9,9 +9,9 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from lrkit.errors import DataError
+from lrkit.families.common.mrope import mrope_positions
 from lrkit.families.qwen2_vl.backbone import Qwen2VLBackbone
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
-from lrkit.families.qwen2_vl.positions import mrope_positions
 from tests.tiny import IMAGE, tiny_backbone
 
 WORD = IMAGE + 1

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from lrkit.families.qwen2_vl.geometry import ImageGeometry, preprocess
+from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.runtime.sdk import Reasoner
 from tests.bundles import CAPACITY, QUESTION, torch_reasoner
 from tests.parity.test_preprocess_parity import reference
+from tests.preprocess import preprocess
 from tests.tiny import PATCH
 
 QWEN = ImageGeometry()

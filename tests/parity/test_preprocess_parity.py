@@ -10,7 +10,8 @@ from PIL import Image, ImageOps
 from transformers import AutoImageProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from lrkit.families.qwen2_vl.geometry import ImageGeometry, preprocess
+from lrkit.families.qwen2_vl.geometry import ImageGeometry
+from tests.preprocess import preprocess
 
 QWEN = ImageGeometry()
 TINY = ImageGeometry(

@@ -15,12 +15,12 @@ from lrkit.contract.settings import ReasonerSettings
 from lrkit.export.graph.program import build_program
 from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.step_graphs import build_steps
+from lrkit.export.graph.tower_pieces import grafted
 from lrkit.export.preflight.findings import check_graph
 from lrkit.export.preflight.opening import CheckedGraph
 from lrkit.export.preflight.rules import load_rules
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
-from lrkit.families.qwen2_vl.tower import grafted
 from lrkit.runtime.engines.tensorrt.library import load_library
 from tests import variants
 from tests.engines import build_engine, needs_builder, profile_for

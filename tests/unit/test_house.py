@@ -9,6 +9,7 @@ from pathlib import Path
 
 import lrkit
 from lrkit.cli.main import VERBS
+from lrkit.families.table import FAMILIES
 from lrkit.resources import find_recipe
 from lrkit.train.recipe import load_recipe
 
@@ -24,7 +25,7 @@ FILE_EXCEPTIONS: dict[str, int] = {}
 FUNCTION_EXCEPTIONS: dict[str, int] = {}
 """path:function -> lines allowed. Empty, and meant to stay so."""
 
-TORCH_FOLDERS = {"lrkit/runtime/engines/torch", "lrkit/families/qwen2_vl"}
+TORCH_FOLDERS = {"lrkit/runtime/engines/torch", *(package.replace(".", "/") for package in FAMILIES.rows.values())}
 """Parts of the torch-free rooms that are made of torch or hold a part that is; imported when they are asked for."""
 LIGHT_ROOMS = {"runtime", "cli", "contract", "pictures", "checkpoints", "families"}
 

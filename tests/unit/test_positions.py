@@ -1,9 +1,9 @@
-"""Positions of a prompt (lrkit/families/qwen2_vl/positions.py): faults named for the user; numbers in tests/parity."""
+"""Positions of a prompt (lrkit/families/common/mrope.py): faults named for the user; numbers in tests/parity."""
 
 import pytest
 
 from lrkit.errors import DataError
-from lrkit.families.qwen2_vl.positions import mrope_positions
+from lrkit.families.common.mrope import mrope_positions
 
 IMAGE = 4
 

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from lrkit.errors import CapacityError, CheckpointError, DataError
-from lrkit.families.qwen2_vl.geometry import ImageGeometry, preprocess
+from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.pictures.load import load_image
+from tests.preprocess import preprocess
 
 GEOMETRY = ImageGeometry(patch_size=4, min_pixels=64, max_pixels=80 * 32)
 

@@ -24,9 +24,9 @@ from lrkit.export.graph.program import build_program
 from lrkit.export.graph.saving import SMALL, WeightFile, save_model, save_models
 from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.step_graphs import build_steps, save_steps
+from lrkit.export.graph.tower_pieces import grafted
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
-from lrkit.families.qwen2_vl.tower import grafted
 from lrkit.runtime.engines.programs.feed import build_feed
 from tests.programs import _trace, limits
 from tests.tiny import EOS, GEOMETRY, IMAGE, tiny_reasoner

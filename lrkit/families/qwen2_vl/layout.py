@@ -1,38 +1,31 @@
-"""Qwen2-VL's config.json as lrkit reads it, and the weights that follow from it. Torch-free.
-
-Only the keys named here are handed to transformers. The others could name code, another attention kernel or a
-quantizer, or have no use.
-
-Legend of shapes: W vocabulary, D width, E width of the vision tower.
-"""
+"""Qwen2-VL's config.json as lrkit reads it, and the weights that follow from it. Torch-free."""
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from lrkit.config import load_config
-from lrkit.errors import CheckpointError, ConfigError
+from lrkit.errors import CheckpointError
+from lrkit.families.common.config_values import (
+    ID,
+    LAYERS,
+    SIZE,
+    Decoder,
+    NumberType,
+    Values,
+    read_values_of,
+    refuse_quantized,
+)
+from lrkit.families.common.decoder_tensors import DecoderTensors
 from lrkit.families.layout import Layout, Shape
 
 _TEXT = "model.language_model"
 _TOWER = "model.visual"
 _HEAD = "lm_head.weight"
-# Far above all that was ever trained; the sizes are held against the files before memory is taken.
-_SIZE = Field(ge=1, le=1 << 20)
-_LAYERS = Field(ge=1, le=1024)
-_ROWS = Field(ge=1, le=1 << 24)
-_ID = Field(ge=0, le=1 << 24)
 
 
-class _Values(BaseModel):
-    """Keys that are not named are passed over."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
-
-
-class _Rotary(_Values):
+class _Rotary(Values):
     """The rotary embedding. `type` is the name of older files, in which the only type was mrope."""
 
     mrope_section: tuple[int, int, int]
@@ -41,37 +34,21 @@ class _Rotary(_Values):
     type: Literal["default", "mrope"] | None = None
 
 
-class _Text(_Values):
+class _Text(Decoder):
     """The language model."""
 
-    vocab_size: int = _ROWS
-    hidden_size: int = _SIZE
-    intermediate_size: int = _SIZE
-    num_hidden_layers: int = _LAYERS
-    num_attention_heads: int = _SIZE
-    num_key_value_heads: int = _SIZE
-    hidden_act: Literal["silu"] = "silu"
-    max_position_embeddings: int = Field(default=32768, ge=1, le=1 << 32)
-    initializer_range: float = Field(default=0.02, ge=0.0, le=1.0)
-    rms_norm_eps: float = Field(default=1e-5, gt=0.0, le=1.0)
     use_sliding_window: Literal[False] | None = False
-    attention_dropout: float | None = Field(default=0.0, ge=0.0, le=1.0)
     rope_parameters: _Rotary | None = None
     rope_scaling: _Rotary | None = None
-    rope_theta: float | None = Field(default=None, gt=0.0, le=1e12)
-    tie_word_embeddings: bool = False
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    pad_token_id: int | None = None
 
 
-class _Vision(_Values):
+class _Vision(Values):
     """The vision tower."""
 
-    depth: int = _LAYERS
-    embed_dim: int = _SIZE
-    hidden_size: int = _SIZE
-    num_heads: int = _SIZE
+    depth: int = LAYERS
+    embed_dim: int = SIZE
+    hidden_size: int = SIZE
+    num_heads: int = SIZE
     mlp_ratio: int = Field(default=4, ge=1, le=64)
     hidden_act: Literal["quick_gelu"] = "quick_gelu"
     in_channels: Literal[3] = 3
@@ -81,19 +58,16 @@ class _Vision(_Values):
     initializer_range: float = Field(default=0.02, ge=0.0, le=1.0)
 
 
-class _Outer(_Values):
+class _Outer(Values):
     """What belongs to neither."""
 
-    image_token_id: int = _ID
+    image_token_id: int = ID
     video_token_id: int = Field(default=151656, ge=0, le=1 << 24)
     vision_start_token_id: int = Field(default=151652, ge=0, le=1 << 24)
     vision_end_token_id: int = Field(default=151653, ge=0, le=1 << 24)
     tie_word_embeddings: bool = False
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    torch_dtype: Literal["float32", "float16", "bfloat16"] | None = None
-
-
-ValuesT = TypeVar("ValuesT", bound=_Values)
+    dtype: NumberType | None = None
+    torch_dtype: NumberType | None = None
 
 
 def read_qwen2_vl(values: Mapping[str, Any], label: str) -> Layout:
@@ -104,12 +78,12 @@ def read_qwen2_vl(values: Mapping[str, Any], label: str) -> Layout:
         CheckpointError: a size is missing, of a wrong type or beyond reason, sizes do not go together, or the backbone
             does something that lrkit does not know.
     """
-    if values.get("quantization_config") is not None:
-        raise CheckpointError(f"{label}: the weights are quantized; give the model as it was before (bf16 or float)")
+    refuse_quantized(values, label)
     inner = values.get("text_config")
-    text = _read(_Text, values if inner is None else inner, f"{label}{'' if inner is None else ': text_config'}")
-    vision = _read(_Vision, values.get("vision_config"), f"{label}: vision_config")
-    outer = _read(_Outer, values, label)
+    where = label if inner is None else f"{label}: text_config"
+    text = read_values_of(_Text, values if inner is None else inner, where)
+    vision = read_values_of(_Vision, values.get("vision_config"), f"{label}: vision_config")
+    outer = read_values_of(_Outer, values, label)
     for wrong in _contradictions(text, vision, outer):
         raise CheckpointError(f"{label}: {wrong}; copy the file again, or give another model")
     tied = outer.tie_word_embeddings or text.tie_word_embeddings
@@ -128,7 +102,7 @@ def read_qwen2_vl(values: Mapping[str, Any], label: str) -> Layout:
         tied=tied,
         tensors=dict(_tensors(text, vision, tied)),
         copies={_HEAD: f"{_TEXT}.embed_tokens.weight"} if tied else {},
-        adapted=dict(_adapted(text)),
+        adapted=dict(_decoder(text).adapted()),
         config=_for_transformers(text, vision, outer, tied),
         canonical=stored_name,
     )
@@ -141,19 +115,6 @@ def stored_name(stored: str) -> str | None:
     if stored.startswith("visual."):
         return f"model.{stored}"
     return re.sub(r"^model\.(?!language_model\.|visual\.)", f"{_TEXT}.", stored)
-
-
-def _read(cls: type[ValuesT], values: Any, label: str) -> ValuesT:
-    if not isinstance(values, Mapping):
-        raise CheckpointError(f"{label} is {type(values).__name__} where a mapping belongs; copy the file again")
-    known = {name: values[name] for name in cls.model_fields if name in values}
-    try:
-        return load_config(cls, known)
-    except ConfigError as error:
-        first, *more = str(error).splitlines()
-        others = f", and {len(more)} more" if more else ""
-        first = first.removeprefix(f"{cls.__name__}: ")
-        raise CheckpointError(f"{label}: {first}{others}; copy the file again, or give another model") from error
 
 
 def _contradictions(text: _Text, vision: _Vision, outer: _Outer) -> Iterator[str]:
@@ -176,32 +137,14 @@ def _contradictions(text: _Text, vision: _Vision, outer: _Outer) -> Iterator[str
 
 
 def _tensors(text: _Text, vision: _Vision, tied: bool) -> Iterator[tuple[str, Shape]]:
-    width, rows = text.hidden_size, text.vocab_size
-    yield f"{_TEXT}.embed_tokens.weight", (rows, width)
-    yield f"{_TEXT}.norm.weight", (width,)
+    yield from _decoder(text).all()
     if not tied:
-        yield _HEAD, (rows, width)
-    for module, (inputs, outputs) in _adapted(text):
-        yield f"{module}.weight", (outputs, inputs)
-        if module.endswith(("q_proj", "k_proj", "v_proj")):
-            yield f"{module}.bias", (outputs,)
-    for layer in range(text.num_hidden_layers):
-        yield f"{_TEXT}.layers.{layer}.input_layernorm.weight", (width,)
-        yield f"{_TEXT}.layers.{layer}.post_attention_layernorm.weight", (width,)
+        yield _HEAD, (text.vocab_size, text.hidden_size)
     yield from _tower(vision)
 
 
-def _adapted(text: _Text) -> Iterator[tuple[str, tuple[int, int]]]:
-    width, inner = text.hidden_size, text.intermediate_size
-    keys = width // text.num_attention_heads * text.num_key_value_heads
-    sizes = {
-        "self_attn.q_proj": (width, width), "self_attn.k_proj": (width, keys), "self_attn.v_proj": (width, keys),
-        "self_attn.o_proj": (width, width), "mlp.gate_proj": (width, inner), "mlp.up_proj": (width, inner),
-        "mlp.down_proj": (inner, width),
-    }  # fmt: skip
-    for layer in range(text.num_hidden_layers):
-        for name, size in sizes.items():
-            yield f"{_TEXT}.layers.{layer}.{name}", size
+def _decoder(text: _Text) -> DecoderTensors:
+    return DecoderTensors(_TEXT, text, text.hidden_size // text.num_attention_heads, qkv_bias=True)
 
 
 def _tower(vision: _Vision) -> Iterator[tuple[str, Shape]]:

@@ -2,21 +2,16 @@
 
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from lrkit.errors import ExportError
+from lrkit.export.weights.decoder_weights import DecoderWeights
 from lrkit.export.weights.layer_recipe import Dimensions, LayerRecipe, Norm, known
-from lrkit.export.weights.reader import LLAMA_PARTS, Read
-
-_TEXT = "model.language_model"
 
 
-class Qwen2VLWeights:
+class Qwen2VLWeights(DecoderWeights):
     """See export/weights/reader.py."""
 
-    embedding = f"{_TEXT}.embed_tokens.weight"
-    head = "lm_head.weight"
     tower = "model.visual"
 
     def new_tower(self, config: Any) -> nn.Module:
@@ -51,14 +46,6 @@ class Qwen2VLWeights:
             rotary_axes=tuple(axis % 3 for axis, count in enumerate(counts) for _ in range(count)),
             recipe=LayerRecipe(norm=Norm("rms", text.rms_norm_eps), biases=frozenset({"qkv"})),
         )
-
-    def final_norm(self, read: Read, kind: str) -> np.ndarray:
-        """The root-mean-square norm of the language model."""
-        return read(f"{_TEXT}.norm.{kind}")
-
-    def layer(self, read: Read, number: int, part: str, kind: str) -> np.ndarray:
-        """Every part is a tensor of its own."""
-        return read(f"{_TEXT}.layers.{number}.{LLAMA_PARTS[part]}.{kind}")
 
 
 PART = Qwen2VLWeights()

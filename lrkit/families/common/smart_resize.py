@@ -1,4 +1,4 @@
-"""How Qwen2-VL resizes a picture before it is cut: the arithmetic of transformers' `smart_resize`."""
+"""How a picture is resized to a number of pixels before it is cut: the arithmetic of transformers' `smart_resize`."""
 
 import math
 

@@ -1,6 +1,6 @@
-"""The image processor's file of a Qwen2-VL folder, as published and as all versions of transformers write it.
+"""The file of an image processor that merges patches, as published and as all versions of transformers write it.
 
-Place in the pipeline: file -> `read_values` -> `fields_of` -> `ImageGeometry`, and back by `values_for`.
+Place in the pipeline: file -> `read_values` -> `fields_of` -> `MergedPatches`, and back by `values_for`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,7 +33,7 @@ def read_values(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def fields_of(values: Mapping[str, Any], source: str, names: Iterable[str]) -> dict[str, Any]:
-    """The fields `names` of `ImageGeometry` that the file says; `source` names it in messages.
+    """The fields `names` of `MergedPatches` that the file says; `source` names it in messages.
 
     Raises:
         CheckpointError: another kind of image processor, or one that does not resize.
@@ -59,12 +59,12 @@ def fields_of(values: Mapping[str, Any], source: str, names: Iterable[str]) -> d
     return fields
 
 
-def values_for(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What to write for these fields of `ImageGeometry`, so that transformers reads the same processor."""
+def values_for(fields: Mapping[str, Any], processor_class: str) -> dict[str, Any]:
+    """What to write for these fields of `MergedPatches`, so that transformers reads the same processor."""
     limits = {"shortest_edge": fields["min_pixels"], "longest_edge": fields["max_pixels"]}
     return {name: value for name, value in fields.items() if name not in ("min_pixels", "max_pixels")} | {
         "image_processor_type": _TYPES[0],
-        "processor_class": "Qwen2VLProcessor",
+        "processor_class": processor_class,
         "do_convert_rgb": True,
         "do_resize": True,
         "do_rescale": True,

@@ -1,0 +1,167 @@
+"""What the towers of several families are written with in a program: bytes folded into the first matrix, attention with
+rotary angles, tracing over patches.
+
+A family's `TowerWriter` (tower_writer.py) runs the tower's own modules around these. Everything that depends on the
+grids is an input of the program, which the family's geometry computes.
+
+Legend: N patches, C bytes of a patch, H heads, W head width, E width of the tower.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from lrkit.contract.bundle.io_spec import TensorSpec
+from lrkit.export.graph.nodes import CONTRIB, Carried, Graph, Value
+from lrkit.export.graph.tower_writer import Tower
+from lrkit.export.graph.tracing import graft, traced
+from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT, Writer
+
+Rotate = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x (1, H, N, W), cos (N, W / 2), sin) -> x turned; tables hold every angle once."""
+
+_PIXELS = "pixel_values"
+
+
+class Levels(Protocol):
+    """How bytes are normalised."""
+
+    @property
+    def image_mean(self) -> tuple[float, float, float]:
+        """Subtracted, by colour."""
+        ...
+
+    @property
+    def image_std(self) -> tuple[float, float, float]:
+        """Divides, by colour."""
+        ...
+
+    @property
+    def rescale_factor(self) -> float:
+        """Multiplies the bytes before."""
+        ...
+
+
+class PatchGeometry(Protocol):
+    """The part of a `Geometry` that cuts pictures into squares which merge."""
+
+    @property
+    def patch_bytes(self) -> int:
+        """C."""
+        ...
+
+    @property
+    def patches_per_token(self) -> int:
+        """Patches of a merged square."""
+        ...
+
+    @property
+    def tower_inputs(self) -> tuple[TensorSpec, ...]:
+        """What the tower reads beside the patches; their first axis is N, others are fixed."""
+        ...
+
+
+def folded(proj: Any, levels: Levels) -> tuple[Tensor, Tensor]:
+    """Kernel (E, C) and bias (E,) that make of `Writer.pixels` what the tower's own convolution, (E, 3, T, p, p) or
+    (E, 3, p, p), makes of normalised pixels. All frames of a still picture are alike, so their kernels are summed."""
+    # A normalised pixel is factor * number + offset, by colour; the number is (byte - PIXEL_CENTRE) * PIXEL_UNIT.
+    mean_3, std_3 = (torch.tensor(values, dtype=torch.float64) for values in (levels.image_mean, levels.image_std))
+    factor_3 = levels.rescale_factor / PIXEL_UNIT / std_3
+    offset_3 = (PIXEL_CENTRE * levels.rescale_factor - mean_3) / std_3
+    weight = proj.weight.detach().to(torch.float64)
+    kernel_E3S = (weight.sum(2) if weight.dim() == 5 else weight).flatten(2)
+    moved_E = (kernel_E3S.sum(2) * offset_3).sum(1)
+    bias_E = moved_E if proj.bias is None else proj.bias.detach().to(torch.float64) + moved_E
+    kernel_EC = (kernel_E3S * factor_3[:, None]).flatten(1)
+    return kernel_EC.float(), bias_E.float()
+
+
+def rotation(fused: bool) -> Rotate:
+    """Turns heads by their halves; `fused` writes ONNX Runtime's own node: such a tower can be traced, not run."""
+    return _rotate_fused if fused else _rotate
+
+
+def _rotate(x_1HNW: Tensor, cos_NV: Tensor, sin_NV: Tensor) -> Tensor:
+    first, second = x_1HNW.chunk(2, dim=-1)
+    cos_NW, sin_NW = torch.cat((cos_NV, cos_NV), dim=-1), torch.cat((sin_NV, sin_NV), dim=-1)
+    return x_1HNW * cos_NW + torch.cat((-second, first), dim=-1) * sin_NW
+
+
+def _rotate_fused(x_1HNW: Tensor, cos_NV: Tensor, sin_NV: Tensor) -> Tensor:
+    inputs = (x_1HNW, torch.zeros(1, dtype=torch.long), cos_NV, sin_NV)
+    return torch.onnx.ops.symbolic(
+        f"{CONTRIB}::RotaryEmbedding", inputs, dtype=x_1HNW.dtype, shape=x_1HNW.shape, version=1
+    )  # fmt: skip
+
+
+def picture_mask(patch_picture: Tensor) -> Tensor:
+    """What is added to scores (N, N), float32, so that patches only see those of their own picture.
+
+    One additive mask instead of a split by picture, because a split cannot be traced with a free number of pictures.
+    """
+    same_NN = patch_picture[:, None] == patch_picture[None, :]
+    return torch.where(same_NN, 0.0, -1e30).to(torch.float32)
+
+
+def row_and_column_angles(inverse_frequencies: Tensor, patch_positions: Tensor) -> Tensor:
+    """Rotary angles (N, W / 2), float32, of patches at (row, column): those of the rows, then those of the columns. The
+    towers' own modules make every angle twice, row and column apart: many nodes for a small table."""
+    frequencies = inverse_frequencies.to(torch.float32)
+    axes = torch.tensor([0, 1]).repeat_interleave(len(frequencies))
+    return patch_positions.index_select(1, axes).to(torch.float32) * frequencies.repeat(2)
+
+
+def attend(attn: Any, hidden_NE: Tensor, rotary: tuple[Tensor, Tensor], mask_NN: Tensor, rotate: Rotate) -> Tensor:
+    """Attention of a tower whose `qkv` is one matrix. Queries and keys turn together, as 2 H heads; `rotary` are cos
+    and sin (N, W / 2)."""
+    heads = attn.num_heads
+    # The leading 1 is what the fused rotation asks for.
+    parts_1HNW = attn.qkv(hidden_NE).reshape(1, -1, 3 * heads, hidden_NE.shape[1] // heads).transpose(1, 2)
+    turning_1HNW, value_1HNW = parts_1HNW.split((2 * heads, heads), dim=1)
+    query_1HNW, key_1HNW = rotate(turning_1HNW, *rotary).split((heads, heads), dim=1)
+    score_1HNN = (query_1HNW @ key_1HNW.transpose(2, 3)).to(torch.float32) * attn.scaling + mask_NN
+    mixed_1HNW = score_1HNN.softmax(-1).to(value_1HNW.dtype) @ value_1HNW
+    return attn.proj(mixed_1HNW.transpose(1, 2).reshape(-1, hidden_NE.shape[1]))
+
+
+def in_number_type(tower: nn.Module, fp16: bool) -> nn.Module:
+    """The tower, or a copy in fp16: a traced graph refers to the module's own tensors, and the model must stay as it
+    is."""
+    return copy.deepcopy(tower).to(torch.float16) if fp16 else tower
+
+
+def traced_over_patches(module: nn.Module, geometry: PatchGeometry, fp16: bool) -> ir.Graph:
+    """A module that takes (N, C) from `Writer.pixels` and then what `tower_inputs` says, as torch.onnx sees it, for any
+    number of merged squares. Raises as `traced`."""
+    merge = geometry.patches_per_token
+    count = 4 * merge
+    example = {_PIXELS: torch.zeros(count, geometry.patch_bytes, dtype=torch.float16 if fp16 else torch.float32)}
+    for spec in geometry.tower_inputs:
+        rest = [side for side in spec.shape[1:] if isinstance(side, int)]
+        example[spec.name] = torch.zeros(count, *rest, dtype=getattr(torch, spec.dtype))
+    return traced(module, example, {0: merge * torch.export.Dim("squares", min=1)})
+
+
+def grafted(made: ir.Graph, dialect: Writer) -> Tower:
+    """Writes a traced tower into a graph: its inputs are those of the program with the same names, patches as the
+    dialect turns bytes into numbers."""
+
+    def write(g: Graph, given: Carried) -> Value:
+        inputs = [given[str(value.name)] for value in made.inputs]
+        pixels = [str(value.name) == _PIXELS for value in made.inputs]
+        return graft(
+            g, dialect, made, [dialect.pixels(g, v) if own else v for v, own in zip(inputs, pixels, strict=True)]
+        )
+
+    return write
+
+
+def merged_weights(tower: nn.Module, merger: str) -> tuple[int, int]:
+    """(numbers in the matrices that every patch goes through once, in those of every visual token); a name that holds
+    `merger` is of the latter."""
+    sizes = [(merger in name, value.numel()) for name, value in tower.named_parameters() if value.dim() > 1]
+    return sum(n for merged, n in sizes if not merged), sum(n for merged, n in sizes if merged)
