@@ -6,7 +6,7 @@ row up. So places are looked up in tables of all slots, which are made once befo
 carried; and what follows from the number of steps or from the logits is left for after the loop.
 
 Legend: S tokens of a latent step, C slots for all latent steps, P prompt tokens, N = C + P columns, T most steps, G key
-    heads, Q query heads per key head, W head width.
+    heads, W head width.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,8 @@ class Tables:
     rotation: Rotation
     """Row 0 turns nothing; those behind it are for positions counted from `position`."""
     numbers: Value
-    """Which of them: (C, Q + 2) by slot, or (T, S, Q + 2) by step where a step's tokens share a position."""
+    """Which of them, for the R rows of a key head (`Decoder.turns`): (C, R) by slot, or (T, S, R) by step where a
+    step's tokens share a position."""
     position: Value
     """Of the first latent token, [1]."""
 
@@ -51,7 +52,7 @@ class JoinedCaches(Caches):
         if not stack.steps:
             return super().prompt_rotations(g, position, after)
         # The fused rotation refuses a table with fewer rows than a token has heads.
-        table = decoder.rotation_with_turns(g, position, after, max(stack.capacity, decoder.share + 2))
+        table = decoder.rotation_with_turns(g, position, after, max(stack.capacity, len(decoder.turns)))
         return table, decoder.prompt_rotation(g, position) if stack.routers else None
 
     def widened(self, g: Graph, own: Value, kind: type) -> Value:
@@ -103,9 +104,7 @@ class JoinedCaches(Caches):
         seen = np.where(np.arange(capacity) >= slots[:, None], SEEN, NEVER)[:, None, None]
         prompt = g.op("ConstantOfShape", g.op("Concat", [count, 1, 1], length, axis=0))
         masks = g.op("Concat", seen, prompt, axis=-1)
-        heads = np.ones(stack.decoder.share + 2, np.int64)
-        heads[-1] = 0  # a value does not turn
-        rows = g.value((ahead[..., None] + 1) * heads)
+        rows = g.value((ahead[..., None] + 1) * np.array(stack.decoder.turns))
         return Tables(g.value(where), masks, read.rotation, rows, read.state["position"])
 
     def _place(self, tables: Tables, g: Graph, held: Carried, offsets: Value, iteration: Value | None) -> Places:

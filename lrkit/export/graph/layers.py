@@ -129,7 +129,7 @@ class Decoder:
         for `take_saliency`; `together` attends with all tokens of a head at once, whatever `by_token` says."""
         read = self._read(g, hidden, f"{number}.norm1", many=not by_token)
         qkv = self._product(g, read, f"{number}.qkv", "qkv")
-        query, key, value = self._split(g, qkv, rotation, by_token)
+        query, key, value = self._split(g, qkv, number, rotation, by_token)
         seen = remember(key, value)
         if only_last:
             query = g.op("Gather", query, [-1], axis=0 if by_token else 2)
@@ -181,8 +181,8 @@ class Decoder:
     def head_rotation(self, g: Graph, position: Value, tokens: int = 1) -> Rotation:
         """The rotation of `tokens` tokens at position (tokens,), by rows of `_split`'s heads token by token: queries
         and key turn, the value stays."""
-        turns = np.array([[1.0]] * (self.share + 1) + [[0.0]], np.float32)
-        frequencies = turns * np.array([self.dimensions.inverse_frequencies], np.float32)
+        turns = np.array(self.turns, np.float32)
+        frequencies = turns[:, None] * np.array([self.dimensions.inverse_frequencies], np.float32)
         column = g.cast(g.op("Unsqueeze", position, [1] if tokens == 1 else [1, 2, 3]), ir.DataType.FLOAT)
         angles = g.op("Mul", column, frequencies)
         if tokens == 1:
@@ -205,11 +205,15 @@ class Decoder:
         table = self.prompt_rotation(g, g.op("Concat", zeros, ahead, position, axis=1))
         return replace(table, numbers=g.value([count + 1]))
 
-    def _split(self, g: Graph, qkv: Value, rotation: Rotation, by_token: bool) -> tuple[Value, Value, Value]:
+    def _split(
+        self, g: Graph, qkv: Value, number: int, rotation: Rotation, by_token: bool
+    ) -> tuple[Value, Value, Value]:
         """(S, G (Q + 2) W) -> rotated query (Q, G, S, W), rotated key and value (1, G, S, W); token by token
         (S, G, Q, W) and (S, G, 1, W)."""
         groups, share, width = self.dimensions.num_key_heads, self.share, self.dimensions.head_width
         heads = g.op("Reshape", qkv, [-1, groups, share + 2, width])
+        if self.recipe.head_norm is not None:
+            return self._split_normed(g, heads, number, rotation, by_token)
         if by_token:
             turned = self.dialect.rotate(g, heads, rotation, width)
             query, key, value = g.ops("Split", turned, [share, 1, 1], outputs=3, axis=2)
@@ -218,6 +222,20 @@ class Decoder:
         turning, value = g.ops("Split", heads, [share + 1, 1], outputs=2, axis=0)
         turned = self.dialect.rotate(g, turning, rotation, width)
         query, key = g.ops("Split", turned, [share, 1], outputs=2, axis=0)
+        return query, key, value
+
+    def _split_normed(
+        self, g: Graph, heads: Value, number: int, rotation: Rotation, by_token: bool
+    ) -> tuple[Value, Value, Value]:
+        """The same of heads (S, G, Q + 2, W) whose queries and keys have a norm."""
+        norm, share, width = self.recipe.head_norm, self.share, self.dimensions.head_width
+        assert norm is not None
+        turning, value = g.ops("Split", heads, [share + 1, 1], outputs=2, axis=2)
+        turning = self.dialect.head_norm(g, turning, f"{number}.head_norm", norm, width)
+        if not by_token:
+            turning, value = (g.op("Transpose", rows, perm=[2, 1, 0, 3]) for rows in (turning, value))
+        turned = self.dialect.rotate(g, turning, rotation, width)
+        query, key = g.ops("Split", turned, [share, 1], outputs=2, axis=2 if by_token else 0)
         return query, key, value
 
     def _attend(self, g: Graph, query: Value, seen: Seen, by_token: bool, only_last: bool, watch: bool) -> Value:
@@ -248,6 +266,12 @@ class Decoder:
     def share(self) -> int:
         """Q, query heads per key head."""
         return self.dimensions.num_heads // self.dimensions.num_key_heads
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """By row of a key head that goes through a `head_rotation`: 1 where it turns. The value goes along and does not
+        turn; where queries and keys have a norm, it has left them before."""
+        return (1,) * (self.share + 1) + (() if self.recipe.head_norm else (0,))
 
     def _scores(self, g: Graph, query: Value, segment: Segment, only_last: bool) -> Value:
         score = g.to_float32(self.dialect.scores(g, query, segment.keys))

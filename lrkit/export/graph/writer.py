@@ -7,7 +7,7 @@
 Place in the pipeline: layers.py, routing_nodes.py and stack.py write through a `Writer`, which takes weights from a
 `WeightStore`; dialects.py is the table of dialects.
 
-Legend: S tokens, D width, H query and key heads together, W head width.
+Legend: S tokens, D width, H query and key heads together, G key heads, N rows of a key head, W head width.
 """
 
 from abc import ABC, abstractmethod
@@ -93,6 +93,15 @@ class Writer(ABC):
             return self.root_mean_square(g, x, weight, epsilon)
         return g.op("LayerNormalization", x, weight, self.vector(g, f"{role}.bias"), axis=-1, epsilon=epsilon)
 
+    def head_norm(self, g: Graph, x: Value, role: str, norm: Norm, width: int) -> Value:
+        """The norm `role` of heads (S, G, N, W) over their width, with weights (and a bias) of every head (G, N, W)."""
+        # The fused norms read weights of one head only.
+        one = g.value(np.ones(width, self.floats.numpy()))
+        if norm.kind == "rms":
+            return g.op("Mul", self.root_mean_square(g, x, one, norm.epsilon), self.vector(g, role))
+        normed = g.op("LayerNormalization", x, one, np.zeros(width, self.floats.numpy()), axis=-1, epsilon=norm.epsilon)
+        return g.op("Add", g.op("Mul", normed, self.vector(g, role)), self.vector(g, f"{role}.bias"))
+
     def add_norm(self, g: Graph, x: Value, y: Value, role: str, many: bool) -> tuple[Value, Value]:
         """(norm of x + y, x + y); `many` says that there are many rows."""
         total = g.op("Add", x, y)
@@ -119,7 +128,7 @@ class Writer(ABC):
 
     @abstractmethod
     def root_mean_square(self, g: Graph, x: Value, weight: Value, epsilon: float) -> Value:
-        """The norm of that name, of (S, D)."""
+        """The norm of that name over the last axis, (..., D)."""
 
     @abstractmethod
     def scaled(self, g: Graph, x: Value, length: float, width: int) -> Value:

@@ -20,7 +20,7 @@ Biased = Literal["qkv", "out", "mlp"]
 
 @dataclass(frozen=True)
 class Norm:
-    """The norms of a model; all are of one kind."""
+    """A norm. Those of the hidden state are all of one kind."""
 
     kind: NormKind
     epsilon: float
@@ -41,6 +41,9 @@ class LayerRecipe:
     """Of the feed-forward part."""
     rotary_pairs: Literal["halves", "neighbours"] = "halves"
     """Which two numbers of a head turn together: i and i + W / 2, or 2 i and 2 i + 1 of a head W wide."""
+    head_norm: Norm | None = None
+    """Over the width of each head, of queries and keys alike, before they turn: rms in Qwen3, layer in Chameleon. The
+    reader's parts q_norm and k_norm are its weights."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Dimensions:
     num_heads: int
     num_key_heads: int
     head_width: int
+    """Of a head; all together may be wider or narrower than the hidden state."""
     inner: int
     """Width of the feed-forward part."""
     vocabulary: int

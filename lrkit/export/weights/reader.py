@@ -21,7 +21,7 @@ holds."""
 LLAMA_PARTS = {
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "out": "self_attn.o_proj",
     "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj", "norm1": "input_layernorm",
-    "norm2": "post_attention_layernorm",
+    "norm2": "post_attention_layernorm", "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm",
 }  # fmt: skip
 """Part of a layer -> its module inside the layer, as Llama named them and many families after it."""
 
@@ -55,7 +55,8 @@ class WeightReader(Protocol):
     def layer(self, read: Read, number: int, part: str, kind: str) -> np.ndarray:
         """The `weight`, (out, in) of matrices, or `bias` of one part of a layer: q, k, v (of attention, heads one after
         the other), out, gate, up, down; norm1 and norm2 in front of attention and of the feed-forward part, after1 and
-        after2 behind them. Only what `dimensions` says is there is asked for."""
+        after2 behind them; q_norm and k_norm, (head width,) for all heads or (heads, head width). Only what
+        `dimensions` says is there is asked for."""
         ...
 
 

@@ -34,7 +34,7 @@ class Source:
     """The vision tower with its weights: `WeightReader.new_tower`."""
     fetch: Callable[[str], np.ndarray]
     """Weight by role: embedding, head, norm, and per layer N.qkv, N.out, N.gate_up or N.gate and N.up, N.down, N.norm1,
-    N.norm2, N.after1, N.after2; biases with `.bias` behind."""
+    N.norm2, N.after1, N.after2, N.head_norm; biases with `.bias` behind."""
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     """Routers and step encodings by the names of lrkit.safetensors."""
     latent_norm: float = 1.0
