@@ -176,10 +176,9 @@ def test_a_single_latent_step():
 def test_the_tower_turns_by_its_own_angles():
     """Every angle once instead of twice, and both axes at once, but bit for bit those of the tower's own module."""
     tower = read_source(tiny_reasoner(settings({}, {}))).tower
-    first = folded(tower.get_submodule("patch_embed.proj"), GEOMETRY)
-    traceable, positions = TraceableTower(tower, first, fused=False), torch.tensor([[0, 0], [3, 1], [2, 17]])
+    positions = torch.tensor([[0, 0], [3, 1], [2, 17]])
     cos, sin = tower.rotary_pos_emb(torch.zeros(1), positions)
-    angles = traceable._angles(positions)
+    angles = row_and_column_angles(tower.rotary_pos_emb.inv_freq, positions)
     assert torch.equal(torch.cat((angles.cos(),) * 2, -1), cos) and torch.equal(torch.cat((angles.sin(),) * 2, -1), sin)
 
 
