@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.export.graph.tower_pieces import folded
+from lrkit.export.graph.tower_pieces import folded, row_and_column_angles
 from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
-from lrkit.families.qwen2_vl.tower import TraceableTower
 from tests.programs import Runner, assert_equal, build, teach_to_stop_after
 from tests.tiny import EOS, GEOMETRY, VOCABULARY, prompt, tiny_reasoner
 
