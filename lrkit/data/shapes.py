@@ -1,108 +1,134 @@
-"""The sizes of a published model, with a tokenizer and questions, to judge a device before any download or training.
+"""A published model without its weights, with a tokenizer and questions, to judge a device before any download or
+training.
 
 Place in the pipeline: profiles/shapes/*.json -> `Shape` -> random weights on torch (lrkit/profile) or in a program
 (lrkit/export).
 
-The family that a shape names builds it. Blocks of the same widths and depths stand in for those of other families,
-which differ in detail (windowed attention in a tower, say).
+A shape holds what the model's own files say: config.json and the image processor's file. The family that it names reads
+them as strictly as those of a checkpoint. So every weight has its published name and size.
 """
 
-from typing import Annotated, Any, Self
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from lrkit.config import Config, load_config
 from lrkit.contract.prompt import PromptFormat
 from lrkit.contract.sample import Sample
+from lrkit.data.flat_shape import FlatShape, Side
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.data.trail import VOCABULARY
-from lrkit.errors import ConfigError, UserError
-from lrkit.families.protocols import ModelSizes, ModelTokens
-from lrkit.families.table import DEFAULT, FamilyName, fresh_models
-from lrkit.files import read_json
+from lrkit.errors import CheckpointError, ConfigError, DataError, UserError
+from lrkit.families.layout import Layout
+from lrkit.families.protocols import Geometry
+from lrkit.families.table import FamilyName, geometry_of, load_part
+from lrkit.files import read_json, write_json
 from lrkit.resources import find_resource
 from lrkit.runtime.encode.processor import Processor
 
 _MOST_SAMPLES = 10
-_WORDS_BELOW = 256
-"""Vocabulary of the prompt's words; a shape's vocabulary is larger."""
-
-
-_Side = Annotated[int, Field(ge=1, le=8192)]
+_MOST_BYTES = 1 << 22
 
 
 class Shape(Config):
-    """Sizes of a vision-language model."""
+    """A model as it is published, but for its weights."""
 
     description: str
-    """Which model has these numbers."""
-    family: FamilyName = DEFAULT
-    """Who builds it."""
-    hidden_size: int = Field(ge=8, le=131072)
-    """Width of the language model."""
-    num_layers: int = Field(ge=1, le=1000)
-    """Its layers."""
-    num_heads: int = Field(ge=1, le=4096)
-    """Its query heads."""
-    num_kv_heads: int = Field(ge=1, le=4096)
-    """Its key heads."""
-    intermediate_size: int = Field(ge=8, le=1048576)
-    """Width of its feed-forward part."""
-    vocabulary: int = Field(ge=_WORDS_BELOW, le=1 << 24)
-    """Rows of the embedding."""
-    tied_embeddings: bool
-    """The head is the embedding matrix."""
-    vision_depth: int = Field(ge=1, le=1000)
-    """Layers of the vision tower."""
-    vision_width: int = Field(ge=8, le=131072)
-    """Its width."""
-    vision_heads: int = Field(ge=1, le=4096)
-    """Its heads."""
-    vision_mlp_ratio: int = Field(ge=1, le=64)
-    """Width of its feed-forward part over its own."""
-    patch_size: int = Field(ge=1, le=256)
-    """Side of a patch in pixels."""
-    merge_size: int = Field(ge=1, le=16)
-    """Side, in patches, of the square that becomes one visual token."""
-    image_size: tuple[_Side, _Side]
-    """Width and height of the picture that is asked about, in pixels; multiples of patch_size * merge_size."""
+    """Which model it is."""
+    family: FamilyName
+    """Whose parts read the rest: the `model_type` of config.json."""
+    source: str
+    """Where the values come from."""
+    unconfirmed: tuple[str, ...] = ()
+    """What of them was not seen in the published files."""
+    config: dict[str, Any]
+    """config.json of the model."""
+    pictures: dict[str, Any]
+    """preprocessor_config.json of the model."""
+    processor: dict[str, Any] = {}
+    """processor_config.json, where the family needs one."""
+    picture: tuple[Side, Side]
+    """Width and height of the picture that is asked about, in pixels."""
+    tokens: dict[str, int] = {}
+    """Special tokens of the model's tokenizer and their ids; the words between them are lrkit's own."""
+    prompt: PromptFormat = PromptFormat()
+    """What shows a picture, ends an answer and fills a batch, in the model's special tokens."""
     note: str = ""
-    """In what the stand-in differs from the model."""
+    """What else a reader should know."""
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> Self:
-        pairs = (
-            ("hidden_size", self.hidden_size, "num_heads", 2 * self.num_heads),
-            ("num_heads", self.num_heads, "num_kv_heads", self.num_kv_heads),
-            ("vision_width", self.vision_width, "vision_heads", 4 * self.vision_heads),
-            *(("image_size", side, "patch_size * merge_size", self.patch_size * self.merge_size)
-              for side in self.image_size),
-        )  # fmt: skip
-        problems = [
-            f"{name} is {value}; it must be a multiple of {step} (from {of}), so change one of them"
-            for name, value, of, step in pairs
-            if value % step
-        ]
-        if self.hidden_size // self.num_heads < 8:
-            problems.append(f"num_heads is {self.num_heads}; a head must be at least 8 wide, so lower it")
-        if problems:
-            raise ValueError("\n".join(problems))
+    def _files_are_the_familys(self) -> Self:
+        named = self.config.get("model_type", self.family)
+        if named != self.family:
+            raise ValueError(f"family is {self.family} and config.model_type {str(named)[:60]!r}; write one name twice")
+        try:
+            layout, _ = self.layout, self.geometry
+        except (CheckpointError, DataError) as error:
+            raise ValueError(str(error)) from error
+        ids = self.tokens.values()
+        if wrong := [name for name, index in self.tokens.items() if not 0 <= index < layout.vocabulary]:
+            raise ValueError(f"tokens: {wrong[0][:60]!r} has an id beyond the {layout.vocabulary} rows; correct it")
+        if len(set(ids)) < len(ids):
+            raise ValueError("tokens: two tokens have one id; give each its own")
+        image = self.prompt.tokens.image
+        if self.tokens.get(image, layout.image_id) != layout.image_id:
+            raise ValueError(f"tokens: {image[:60]!r} is not the {layout.image_id} of config.json; correct one of them")
         return self
 
     @property
+    def layout(self) -> Layout:
+        """Names and shapes of all weights, as the family reads them. Raises `CheckpointError` as its part `layout`."""
+        return load_part(self.family, "layout")(self.config, "config")
+
+    @property
+    def geometry(self) -> Geometry:
+        """How the model cuts pictures. Raises `CheckpointError` as `Geometry.from_folder`."""
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder)
+            write_json(place / "config.json", self.config)
+            write_json(place / "preprocessor_config.json", self.pictures)
+            if self.processor:
+                write_json(place / "processor_config.json", self.processor)
+            try:
+                geometry = geometry_of(self.family).from_folder(place)
+            except CheckpointError as error:
+                said = str(error).replace(f"{place}/preprocessor_config.json", "pictures")
+                said = said.replace(f"{place}/processor_config.json", "processor")
+                raise CheckpointError(said.replace(str(place), "pictures")) from None
+        for name, wanted in self.layout.cut.items():
+            if (found := getattr(geometry, name)) != wanted:
+                raise CheckpointError(f"pictures: {name} is {found}, and config says {wanted}; correct one of them")
+        geometry.check_size(*self.picture)
+        return geometry
+
+    @property
     def num_weights(self) -> int:
-        """Roughly, norms left out."""
-        head = self.hidden_size // self.num_heads
-        attention = 2 * self.hidden_size**2 + 2 * self.hidden_size * self.num_kv_heads * head
-        layers = self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
-        vision = self.vision_depth * (4 + 2 * self.vision_mlp_ratio) * self.vision_width**2
-        return layers + vision + self.vocabulary * self.hidden_size * (1 if self.tied_embeddings else 2)
+        """All of them."""
+        return sum(math.prod(size) for size in self.layout.tensors.values())
 
 
 def load_shape(name: str) -> Shape:
-    """The shape of a shipped name or a file. Raises as `find_resource` and `load_config`."""
+    """The shape of a shipped name or a file, of today's form or the earlier flat one.
+
+    Raises:
+        UnknownNameError: no shape of that name; the message lists those that ship.
+        ConfigError: no such file, or one that holds no shape.
+        MissingExtraError: a flat one, and transformers is not installed.
+    """
     file = find_resource("shape", name)
-    return load_config(Shape, read_json(file, ConfigError, max_bytes=1 << 20), label=str(file))
+    values = read_json(file, ConfigError, max_bytes=_MOST_BYTES)
+    if _is_flat(values):
+        values = load_config(FlatShape, values, label=str(file)).published()
+    return load_config(Shape, values, label=str(file))
+
+
+def _is_flat(values: Mapping[str, Any]) -> bool:
+    own = FlatShape.model_fields.keys() - Shape.model_fields.keys()
+    return "config" not in values and bool(own & values.keys())
 
 
 def shape_samples(name: str, count: int) -> list[Sample]:
@@ -115,24 +141,29 @@ def shape_samples(name: str, count: int) -> list[Sample]:
 
     if count > _MOST_SAMPLES:
         raise UserError(f"a shape has {_MOST_SAMPLES} questions, and {count} were asked for; set samples.0.count lower")
-    picture = Image.new("RGB", load_shape(name).image_size, (128, 128, 128))
+    picture = Image.new("RGB", load_shape(name).picture, (128, 128, 128))
     question = "Take 4 hops. Which room are you in? Start in room {}"
     return [Sample((picture,), question.format(room), (), "0", f"{name}-{room}") for room in range(count)]
 
 
 def shape_processor(shape: Shape) -> Processor:
-    """A tokenizer of the trail data's words and the family's markers, and pictures of the shape's size."""
-    width, height = shape.image_size
-    pixels = width * height
-    geometry = fresh_models(shape.family).geometry(shape.patch_size, shape.merge_size, pixels, pixels, plain=False)
-    return Processor(build_word_tokenizer(VOCABULARY, markers=geometry.markers), geometry, PromptFormat())
+    """A tokenizer of the trail data's words and the model's special tokens, and the model's own way to cut pictures, up
+    to the size of the shape's.
+
+    Raises:
+        UserError: the vocabulary is too small for the words.
+        CheckpointError: `prompt` holds a special token that is not among `tokens`.
+    """
+    width, height = shape.picture
+    geometry = shape.geometry.with_max_pixels(width * height)
+    ids = {**shape.tokens, shape.prompt.tokens.image: shape.layout.image_id}
+    rows = shape.layout.vocabulary
+    tokenizer = build_word_tokenizer(VOCABULARY, markers=geometry.markers, ids=ids, rows=rows)
+    return Processor(tokenizer, geometry, shape.prompt)
 
 
-def shape_config(shape: Shape, processor: Processor) -> Any:
-    """The config by which transformers builds it, with the special tokens of `processor`."""
-    sizes = ModelSizes(
-        **{name: getattr(shape, name) for name in ModelSizes.__dataclass_fields__ if hasattr(shape, name)},
-        rope_theta=1000000.0,
-    )
-    tokens = ModelTokens(processor.image_id, processor.eos_id, processor.pad_id, unused=processor.latent_id)
-    return fresh_models(shape.family).config(sizes, processor.geometry, tokens)
+def shape_config(shape: Shape) -> Any:
+    """The config by which transformers builds it."""
+    from lrkit.model.open_backbone import config_of
+
+    return config_of(shape.layout)

@@ -22,7 +22,6 @@ from lrkit.contract.bundle.manifest import Role
 from lrkit.contract.sample import Sample
 from lrkit.contract.settings import ReasonerSettings, ThinkSettings
 from lrkit.data.shapes import Shape, load_shape, shape_config, shape_processor, shape_samples
-from lrkit.errors import UserError
 from lrkit.export.subject import Origin
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.quantizers.quantizer import quantized, quantized_rows
@@ -66,9 +65,9 @@ class ShapeOrigin:
     def __init__(self, shape: Shape, processor: Processor, target: Target) -> None:
         self.shape, self.target = shape, target
         self.image_id, self.latent_id = processor.image_id, processor.latent_id
-        self.config = shape_config(shape, processor)
+        self.config = shape_config(shape)
         self.reader = reader_of(shape.family)
-        self.weights = RandomWeights({name: tuple(p.shape) for name, p in self._empty().named_parameters()})
+        self.weights = RandomWeights(shape.layout.tensors)
 
     def source(self) -> Source:
         """Weights drawn as asked for; only the vision tower is made whole."""
@@ -77,7 +76,7 @@ class ShapeOrigin:
                 family=self.shape.family,
                 config=self.config,
                 read=self.weights.read,
-                tied=self.shape.tied_embeddings,
+                tied=self.shape.layout.tied,
                 settings=self.settings,
                 image_id=self.image_id,
                 latent_id=self.latent_id,
@@ -90,7 +89,7 @@ class ShapeOrigin:
         model = self._empty()
         names = [name for name, _ in model.named_parameters() if name != self.reader.head]
         model.load_state_dict({n: torch.from_numpy(self._held(n)) for n in names}, strict=False, assign=True)
-        if self.shape.tied_embeddings and not self.target.scheme.integers:
+        if self.shape.layout.tied and not self.target.scheme.integers:
             model.tie_weights()
         else:  # integers of the head are not those of the embedding, even where both stand for one matrix
             module, _, weight = self.reader.head.rpartition(".")
@@ -102,7 +101,7 @@ class ShapeOrigin:
 
     def _held(self, name: str) -> np.ndarray:
         """A weight as the program holds it."""
-        tied = name == self.reader.head and self.shape.tied_embeddings
+        tied = name == self.reader.head and self.shape.layout.tied
         weight = self.weights.read(self.reader.embedding if tied else name)
         parts = {self.reader.embedding: "embedding", self.reader.head: "head", self.reader.tower: "vision"}
         part = next((part for start, part in parts.items() if name.startswith(start)), "layers")
@@ -124,7 +123,7 @@ class ShapeOrigin:
     def _extras(self) -> dict[str, np.ndarray]:
         """Latent rows and their scale as a fresh reasoner has them, which reads them off its embedding and head."""
         rows = torch.from_numpy(self.weights.read(self.reader.embedding))
-        head = None if self.shape.tied_embeddings else torch.from_numpy(self.weights.read(self.reader.head))
+        head = None if self.shape.layout.tied else torch.from_numpy(self.weights.read(self.reader.head))
         latent = LatentToken(self.latent_id, rows, head, self.settings.think.latent_scale)
         return {f"latent.{name}": array(tensor).copy() for name, tensor in latent.state_dict().items()}
 
@@ -148,11 +147,6 @@ class ShapeSubject:
         self.shape, self.target = load_shape(name), target
         self.asked, self.name = name, Path(name).stem
         self.processor = shape_processor(self.shape)
-        if self.shape.vocabulary < self.processor.tokenizer.get_vocab_size():
-            raise UserError(
-                f"the shape {name} has a vocabulary of {self.shape.vocabulary}, and the words of its prompt are "
-                f"{self.processor.tokenizer.get_vocab_size()}; give a larger one"
-            )
         self.provenance = {"random_weights": True, "shape": self.shape.model_dump(mode="json")}
 
     def origins(self, baselines: bool) -> dict[Role, Origin]:

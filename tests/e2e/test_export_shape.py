@@ -42,7 +42,7 @@ def test_an_int4_bundle_of_a_shape(shape, tmp_path, tied, capsys):
     assert (recorded["latent_steps"], len(recorded["token_ids"])) == (4, 12)
     entry = manifest["programs"]["latent"]
     assert entry["bytes_by_part"]["embedding"] == 256 * (64 + 4), "one byte a weight, one scale a row"
-    assert manifest["provenance"]["checkpoint"]["shape"]["hidden_size"] == 64
+    assert manifest["provenance"]["checkpoint"]["shape"]["config"]["text_config"]["hidden_size"] == 64
     checked = check_bundle(place)
     assert checked.problems == []
 

@@ -77,6 +77,7 @@ def shipped() -> dict[type[Config], list[Config]]:
         if name is None:
             continue
         values = (load_yaml if resource.path.suffix == ".yaml" else read_json)(resource.path)
+        name = "FlatShape" if name == "Shape" and "config" not in values else name
         cls = next(cls for cls in classes().values() if cls.__name__ == name)
         for part in parts(load_config(cls, values)):
             found.setdefault(type(part), []).append(part)

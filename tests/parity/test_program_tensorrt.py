@@ -122,14 +122,11 @@ def test_a_build_that_fails_says_so_in_the_builders_words(tmp_path):
 
 def slice_of_2b(folder: Path) -> tuple[Stack, Tower, Limits]:
     """Two layers of Qwen2-VL-2B's language model with a small vocabulary and tower, and random weights."""
-    changes = {
-        "num_layers": 2, "vocabulary": 512, "vision_depth": 1, "vision_width": 64, "vision_heads": 2,
-        "image_size": (56, 56),
-    }  # fmt: skip
-    shape = load_shape("qwen2-vl-2b").model_copy(update=changes)
-    assert (shape.hidden_size, shape.num_heads, shape.num_kv_heads, shape.intermediate_size) == (1536, 12, 2, 8960)
+    shape = load_shape("qwen2-vl-2b").model_dump()
+    tower = {**shape["config"]["vision_config"], "depth": 1, "embed_dim": 64, "num_heads": 2}
+    shape["config"] |= {"num_hidden_layers": 2, "vocab_size": 512, "image_token_id": 500, "vision_config": tower}
     file = folder / "slice.json"
-    file.write_text(json.dumps(shape.model_dump()))
+    file.write_text(json.dumps({**shape, "picture": (56, 56), "tokens": {}, "prompt": {}}))
     model = open_shape(str(file), settings_of("depth loop"), ModelChoice(path=str(file), dtype="float32"))
     source = read_source(model.reasoner.engine.reasoner)
     target = Target(dialect="tensorrt", precision="int4", activations="fp16")

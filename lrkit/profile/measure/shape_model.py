@@ -66,7 +66,7 @@ def _engine(shape: Shape, settings: ReasonerSettings, device: str, dtype: str, c
     torch.set_default_dtype(getattr(torch, dtype))
     try:
         with torch.device("meta"):
-            model = fresh_models(shape.family).model(shape_config(shape, processor))
+            model = fresh_models(shape.family).model(shape_config(shape))
         model = model.to_empty(device=device)
         _fill(model)
     finally:
