@@ -15,6 +15,7 @@ from typing import Literal
 from lrkit.config import load_yaml
 from lrkit.errors import CheckpointError, ConfigError, UnknownNameError, UserError, clean, did_you_mean
 from lrkit.files import read_json, write_bytes
+from lrkit.pretrained import HUB_PREFIX, hub_id_in, place_by_hand
 
 Kind = Literal["recipe", "sweep", "target", "rules", "suite", "device", "shape"]
 
@@ -206,15 +207,31 @@ def resolve_checkpoint(name_or_path: str | Path) -> Path:
         return folder
     known = ", ".join(shipped) or "none is shipped"
     if not folder.exists():
-        raise CheckpointError(
-            f"{clean(text)}: no such checkpoint; give a folder that `lrkit train` wrote, or a shipped name ({known})"
-            f"{did_you_mean(text, shipped)}"
-        )
+        raise CheckpointError(f"{clean(text)}: no such checkpoint{_how_to_give_one(text, known)}")
     inside = _checkpoints_below(folder)
-    hint = f"it holds {', '.join(inside)}; give one of them" if inside else "give a folder that `lrkit train` wrote"
+    hint = (
+        f"it holds {', '.join(inside)}; give one of them"
+        if inside
+        else (f"give a folder that `lrkit train` wrote, or for a model of the hub {place_by_hand(folder)}")
+    )
     if (folder / STATE_FILE).is_file():
         hint = "it is a run that has not finished its first stage; go on with `lrkit train ... --resume`"
     raise CheckpointError(f"{clean(text)} is no checkpoint: it has neither {REASONER_FILE} nor {CONFIG_FILE}; {hint}")
+
+
+def _how_to_give_one(text: str, known: str) -> str:
+    """What to do where a model's name leads nowhere; `known` are the shipped names."""
+    if text.startswith(HUB_PREFIX):
+        folder = Path(text.removeprefix(HUB_PREFIX)).absolute()
+        return (
+            f", as only the init of a recipe may be written so; give {clean(str(folder))}, and {place_by_hand(folder)}"
+        )
+    give = f"give a folder that `lrkit train` wrote, or a shipped name ({known})"
+    if hub_id_in(text) is None:
+        return f"; {give}{did_you_mean(text, known.split(', '))}"
+    # A mistyped folder has the same form: the sentence fits both.
+    folder = Path(text).absolute()
+    return f", as there is no folder {clean(str(folder))}; {give}, or for a model of the hub {place_by_hand(folder)}"
 
 
 def _checkpoints_below(folder: Path) -> list[str]:

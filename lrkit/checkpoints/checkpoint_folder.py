@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from lrkit.checkpoints.hub import hub_folder, is_hub_id
+from lrkit.checkpoints.hub import hub_folder
 from lrkit.config import load_config
 from lrkit.contract.settings import SCHEMA_VERSION, ReasonerSettings
 from lrkit.errors import CheckpointError, ConfigError, shown
 from lrkit.files import read_json
+from lrkit.pretrained import is_hub_id, place_by_hand
 
 INFO_FILE = "reasoner.json"
 CONFIG_FILE = "config.json"
@@ -109,7 +110,7 @@ def base_of(folder: Path, info: Mapping[str, Any]) -> str:
         return str(local)
     if not is_hub_id(base):
         raise CheckpointError(
-            f"{folder} needs the backbone in {local}, which is not there; copy it beside the checkpoint"
+            f"{folder} needs the backbone in {local}, which is not there; copy that folder, or {place_by_hand(local)}"
         )
     return base
 
@@ -121,7 +122,9 @@ def base_folder(folder: Path, info: Mapping[str, Any], download: bool = False) -
         CheckpointError: as `base_of`, and as `hub_folder`.
     """
     base = base_of(folder, info)
-    return Path(base) if info.get("base") is None or Path(base).is_dir() else hub_folder(base, download)
+    if info.get("base") is None or Path(base).is_dir():
+        return Path(base)
+    return hub_folder(base, download, beside=inside_or_beside(folder, base, "base"))
 
 
 def baselines_of(folder: Path, info: Mapping[str, Any]) -> dict[str, Path]:

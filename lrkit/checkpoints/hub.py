@@ -4,16 +4,14 @@ Nothing but `download=True` makes lrkit use the network: a recipe's `init: hub:O
 `allow_download=True` of the SDK.
 """
 
-import re
 from pathlib import Path
+from typing import Any
 
-from lrkit.errors import CheckpointError, one_line, require
+from lrkit.errors import CheckpointError, MissingExtraError, one_line, require
+from lrkit.pretrained import MODEL_FILES, place_by_hand
 
 # What a repository holds beside these is not needed: other formats of the same weights, and code, are left out.
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-
-
 _allowed = False
 
 
@@ -23,28 +21,48 @@ def allow_downloads(wanted: bool) -> None:
     _allowed = wanted
 
 
-def is_hub_id(name: str) -> bool:
-    """Is it written as the hub writes its models, ORG/NAME?"""
-    return _HUB_ID.fullmatch(name) is not None and ".." not in name
-
-
-def hub_folder(hub_id: str, download: bool = False) -> Path:
-    """The folder of a model's copy on this machine; with `download` it is brought here first.
+def hub_folder(hub_id: str, download: bool = False, beside: Path | None = None) -> Path:
+    """The folder of a model's copy on this machine; with `download` it is brought here first. `beside` is where the
+    asking checkpoint would find a copy that was put there by hand.
 
     Raises:
         CheckpointError: it is not here, or cannot be downloaded.
-        MissingExtraError: huggingface_hub is not installed.
+        MissingExtraError: it is to be downloaded, and huggingface_hub is not installed.
     """
-    hub, download = require("huggingface_hub", "train"), download or _allowed
+    download = download or _allowed
+    try:
+        hub = require("huggingface_hub", "train")
+    except MissingExtraError:
+        if download:
+            raise
+        raise CheckpointError(_not_here(hub_id, None, beside)) from None
     try:
         return Path(hub.snapshot_download(hub_id, allow_patterns=_FILES, local_files_only=not download))
     except Exception as error:  # the package and those below it raise what they like
         if not download:
-            raise CheckpointError(
-                f"{hub_id} is a model of the hub that is not on this machine, and nothing is downloaded unasked; "
-                "give --download (allow_download=True), or put a copy in its place"
-            ) from error
+            raise CheckpointError(_not_here(hub_id, hub, beside)) from error
         raise CheckpointError(
-            f"{hub_id} cannot be downloaded ({one_line(error)}); check the name and the network, or give the folder of "
-            "a copy"
+            f"{hub_id} is neither in {_cache(hub, hub_id)} nor can it be downloaded ({one_line(error, 160)}); check "
+            f"the name and the network, or {_by_hand(beside)}"
         ) from error
+
+
+def _not_here(hub_id: str, hub: Any, beside: Path | None) -> str:
+    searched = [] if hub is None else [str(_cache(hub, hub_id))]
+    searched += [] if beside is None else [str(beside)]
+    places = f" (searched: {' and '.join(searched)})" if searched else ""
+    return (
+        f"{hub_id} is a model of the hub that is not on this machine{places}, and nothing is downloaded unasked; give "
+        f"--download (allow_download=True), or {_by_hand(beside)}"
+    )
+
+
+def _by_hand(beside: Path | None) -> str:
+    if beside is not None:
+        return place_by_hand(beside)
+    return f"put its files into a folder by hand and give that folder instead: {MODEL_FILES}"
+
+
+def _cache(hub: Any, hub_id: str) -> Path:
+    """Where huggingface_hub keeps its copy of a model."""
+    return Path(hub.constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"

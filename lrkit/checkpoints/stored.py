@@ -22,6 +22,7 @@ from lrkit.files import parse_json
 MAX_HEADER_BYTES = 100_000_000
 """A header larger than this is none; the limit is that of the safetensors package."""
 _AGAIN = "copy it again"
+_LFS = b"version "  # the first bytes of a pointer of Git LFS, which a clone without LFS holds in place of a file
 _BLOCK = 1 << 18  # bytes; larger ones do not stay in the processor's cache and take twice as long
 
 BYTES = {
@@ -102,7 +103,12 @@ def _raw_header(path: Path) -> tuple[int, int, str]:
             raise CheckpointError(f"{path}: is no ordinary file; {_AGAIN}")
         size = found.st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            first = file.read(8)
+            length = int.from_bytes(first, "little")
+            if first == _LFS:
+                raise CheckpointError(
+                    f"{path}: is a pointer of Git LFS, not the weights; put the file itself there (git lfs pull)"
+                )
             if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise CheckpointError(f"{path}: is no whole safetensors file (damaged header); {_AGAIN}")
             return size, length, file.read(length).decode("utf-8")

@@ -27,6 +27,7 @@ from lrkit.errors import CheckpointError, clean, shown
 from lrkit.families.layout import Layout, Shape
 from lrkit.families.table import read_layout
 from lrkit.files import read_json
+from lrkit.pretrained import place_by_hand
 
 _AGAIN = "copy the checkpoint again"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
@@ -195,7 +196,7 @@ def _listed(base: Path) -> Iterable[StoredTensor]:
     if not index.exists():
         for name in _PICKLED:
             _refuse_pickled(base, name)
-        raise CheckpointError(f"{base} has no {WEIGHTS[0]}; {_AGAIN}")
+        raise CheckpointError(f"{base} has no {WEIGHTS[0]} and no {WEIGHTS[1]}; {place_by_hand(base)}")
     return _shards(base, index)
 
 
@@ -214,6 +215,8 @@ def _shards(base: Path, index: Path) -> Iterator[StoredTensor]:
             raise CheckpointError(f"{index}: names the file {clean(file)[:80]!r}, which is not in the folder; {_AGAIN}")
         if not file.endswith(".safetensors"):
             raise CheckpointError(f"{index}: names {clean(file)[:80]!r}; only .safetensors files are read")
+        if not (base / file).exists():
+            raise CheckpointError(f"{base / file} is not there, and {index.name} names it; put it there by hand")
         held = read_header(base / file)
         if lost := next((name for name, place in places.items() if place == file and name not in held), None):
             raise CheckpointError(

@@ -78,6 +78,7 @@ def kind_of(path: str) -> Kind | Literal["data", "checkpoint", "bundle"]:
         UserError: it is neither there nor the name of something shipped, or of a kind that cannot be checked.
     """
     from lrkit.contract.bundle.bundle_folder import is_bundle
+    from lrkit.pretrained import hub_id_in
     from lrkit.resources import find_any, list_checkpoints
 
     given = Path(path)
@@ -103,6 +104,8 @@ def kind_of(path: str) -> Kind | Literal["data", "checkpoint", "bundle"]:
         if kind == "checkpoint" or kind in CHECKS:
             return kind
         raise UserError(f"{path} is the name of {kind}, which are not checked; give another file, folder or name")
+    if hub_id_in(path) is not None:
+        return "checkpoint"  # it is not there, and whoever reads it says how to place one
     raise UserError(f"{path}: there is no such file or folder; check the path")
 
 

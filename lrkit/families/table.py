@@ -24,6 +24,7 @@ from lrkit.errors import CheckpointError, RowError, UnknownNameError, clean
 from lrkit.families.layout import Layout
 from lrkit.families.protocols import FreshModels, Geometry, PromptStyle
 from lrkit.files import read_json
+from lrkit.pretrained import place_by_hand
 from lrkit.registry import Registry
 
 FAMILIES: Registry[Any] = Registry("backbone", {"qwen2_vl": "lrkit.families.qwen2_vl"})
@@ -98,9 +99,7 @@ def read_layout(folder: Path) -> Layout:
     """
     file = folder / "config.json"
     if not file.exists():
-        raise CheckpointError(
-            f"{folder} has no config.json, so it holds no backbone; give a folder that transformers can load"
-        )
+        raise CheckpointError(f"{folder} has no config.json, so it holds no backbone; {place_by_hand(folder)}")
     values = read_json(file, CheckpointError)
     reader: LayoutReader = load_part(_family(values, file), "layout")
     return reader(values, str(file))

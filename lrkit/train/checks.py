@@ -18,10 +18,11 @@ from lrkit.errors import CheckpointError, ConfigError, LrkitError, MissingExtraE
 from lrkit.families.layout import Layout
 from lrkit.families.table import read_layout
 from lrkit.files import read_json, sha256
+from lrkit.pretrained import HUB_PREFIX, is_hub_id
 from lrkit.resources import REASONER_FILE, resolve_checkpoint
 from lrkit.runtime.checks.checkpoint_files import check_checkpoint
 from lrkit.runtime.encode.processor import Processor
-from lrkit.train.recipe import HUB_PREFIX, Recipe, as_written, differences, load_recipe, overlay
+from lrkit.train.recipe import Recipe, as_written, differences, load_recipe, overlay
 from lrkit.train.run_folder import RECIPE_FILE, check_folder
 
 T = TypeVar("T")
@@ -140,7 +141,7 @@ def init_folder(init: str) -> Path:
     try:
         return resolve_checkpoint(init)
     except CheckpointError as error:
-        hint = f"; a model of the hub is written {HUB_PREFIX}ORG/NAME" if "/" in init else ""
+        hint = f", or write init: {HUB_PREFIX}{init} to have it fetched" if is_hub_id(init) else ""
         raise CheckpointError(f"init: {error}{hint}") from error
 
 

@@ -24,7 +24,6 @@ from lrkit.families.table import DEFAULT, FamilyName
 from lrkit.resources import find_recipe
 
 SCHEMA_VERSION = 1
-HUB_PREFIX = "hub:"
 MOST_AT_ONCE = 65_536
 """Samples of a batch, and batches of an update: more is a slip of the keyboard, found only once memory is gone."""
 Weight = Annotated[float, Field(ge=0.0)]

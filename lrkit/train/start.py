@@ -17,13 +17,14 @@ from lrkit.model.build import build_reasoner
 from lrkit.model.checkpoint import load_checkpoint, not_finite
 from lrkit.model.open_backbone import load_backbone
 from lrkit.model.reasoner import LatentReasoner
+from lrkit.pretrained import HUB_PREFIX
 from lrkit.resources import REASONER_FILE
 from lrkit.runtime.checks.checkpoint_files import check_fit, check_model
 from lrkit.runtime.encode.processor import Processor
 from lrkit.train.checks import init_folder
 from lrkit.train.fresh import fresh_backbone, fresh_processor
 from lrkit.train.origin import files_digest
-from lrkit.train.recipe import HUB_PREFIX, FreshBackbone, Recipe
+from lrkit.train.recipe import FreshBackbone, Recipe
 
 
 @dataclass(frozen=True)

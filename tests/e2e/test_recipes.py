@@ -15,9 +15,10 @@ import torch
 from lrkit import Reasoner
 from lrkit.data.jsonl_source import JsonlData
 from lrkit.data.trail import trail_set
+from lrkit.pretrained import HUB_PREFIX
 from lrkit.resources import find_recipe, list_resources
 from lrkit.train.metrics import read_metrics
-from lrkit.train.recipe import HUB_PREFIX, Recipe, load_recipe
+from lrkit.train.recipe import Recipe, load_recipe
 from tests.commands import lrkit
 from tests.published import write_drawn_samples, write_published
 

@@ -56,7 +56,7 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], style: PromptStyle) 
         tokenizer = _from_merges(folder, style.split)
     else:
         older = ", nor vocab.json and merges.txt" if style.split is not None else ""
-        raise CheckpointError(f"{folder}: has no {FILE}{older}; give a folder with a fast tokenizer")
+        raise CheckpointError(f"{folder}: has no {FILE}{older}; put the model's {FILE} and {CONFIG_FILE} there by hand")
     with guarded(f"{folder}: the added tokens cannot be used", CheckpointError, _AGAIN):
         _add_missing(tokenizer, folder, config)
         tokenizer.no_padding()
