@@ -21,6 +21,8 @@ class DecoderTensors:
     """W; often hidden_size / num_attention_heads."""
     qkv_bias: bool = False
     """Whether queries, keys and values have biases."""
+    head_norms: bool = False
+    """Whether queries and keys have a norm over the width of a head, one for all heads."""
 
     def all(self) -> Iterator[tuple[str, Shape]]:
         """Every weight but the language head."""
@@ -34,6 +36,8 @@ class DecoderTensors:
         for layer in range(sizes.num_hidden_layers):
             yield f"{self.prefix}.layers.{layer}.input_layernorm.weight", (width,)
             yield f"{self.prefix}.layers.{layer}.post_attention_layernorm.weight", (width,)
+            for name in ("q_norm", "k_norm") if self.head_norms else ():
+                yield f"{self.prefix}.layers.{layer}.self_attn.{name}.weight", (self.head_width,)
 
     def adapted(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Modules that LoRA is put on: name, (inputs, outputs)."""
