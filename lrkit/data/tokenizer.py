@@ -37,7 +37,8 @@ def build_word_tokenizer(
     rows: int | None = None,
 ) -> Tokenizer:
     """A tokenizer that knows `words` (in this order, repeats dropped), the special tokens and the answer marker,
-    and after all those the `markers` that a family puts between image tokens (`Geometry.markers`).
+    and after all those the `markers` that a family puts between image tokens (`Geometry.markers`), but for mere space,
+    of which it makes no token.
 
     `ids` are special tokens that have an id already, those of a published model. All others get the first free ids. The
     latent token comes behind `ids`, where a model of so many `rows` has room for it.
@@ -54,7 +55,7 @@ def build_word_tokenizer(
         if len(splitter.pre_tokenize_str(word)) != 1 or word != word.strip():
             raise ValueError(f"the word {word!r} is split by the tokenizer; give its parts")
     ids = {} if ids is None else ids
-    special = list(dict.fromkeys([*SPECIAL_TOKENS, *ids, *markers]))
+    special = list(dict.fromkeys([*SPECIAL_TOKENS, *ids, *filter(str.strip, markers)]))
     first = [name for name in special if name not in markers or name in SPECIAL_TOKENS]
     vocabulary = _numbered([*first, answer_marker, *known, *special], ids, rows)
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))

@@ -36,8 +36,16 @@ class Geometry(Protocol):
     """Its row in the table."""
     axes: ClassVar[int]
     """A, how many positions a token has: 1, or 3 for M-RoPE."""
-    markers: ClassVar[tuple[str, ...]]
-    """Names of the tokens that stand between a picture's image tokens; empty where nothing does."""
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """Texts that stand before, between and behind a picture's image tokens, each once; empty where nothing does.
+        The tokenizer splits each by itself: a text may be one special token, several tokens, or none."""
+        ...
+
+    def with_marker_ids(self, ids: Sequence[Sequence[int]]) -> Self:
+        """The same for a tokenizer that makes these ids of each of `markers`. Without it, each counts as one token."""
+        ...
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
@@ -121,9 +129,9 @@ class Geometry(Protocol):
         """Patches that one visual token is made of."""
         ...
 
-    def picture_ids(self, grid: Grid, image_id: int, marker_ids: Sequence[int]) -> list[int]:
-        """The prompt's tokens for one picture: `image_id` for each visual token in order, and markers between them;
-        `marker_ids` are the ids of `markers`."""
+    def picture_ids(self, grid: Grid, image_id: int) -> list[int]:
+        """The prompt's tokens for one picture: `image_id` for each visual token in order, and the markers' ids, which
+        `with_marker_ids` gave."""
         ...
 
     def positions(self, ids: Sequence[int], image_id: int, grids: Sequence[Grid]) -> np.ndarray:

@@ -25,11 +25,12 @@ class RowwiseGeometry(Config):
 
     family: ClassVar[str] = "rowwise"
     axes: ClassVar[int] = 1
-    markers: ClassVar[tuple[str, ...]] = (ROW,)
 
     patch_size: int = Field(default=8, ge=1)
     max_pixels: int = Field(default=128 * 128, ge=1)
     resample: int = int(Image.Resampling.BILINEAR)
+    row_id: int = Field(default=-1, exclude=True)
+    """Token of the marker, once a tokenizer has told it."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
@@ -103,9 +104,18 @@ class RowwiseGeometry(Config):
     def most_prompt_tokens(self, patches: int) -> int:
         return 2 * patches
 
-    def picture_ids(self, grid: Grid, image_id: int, marker_ids: Sequence[int]) -> list[int]:
+    @property
+    def markers(self) -> tuple[str, ...]:
+        return (ROW,)
+
+    def with_marker_ids(self, ids: Sequence[Sequence[int]]) -> Self:
+        (row,) = ids
+        assert len(row) == 1, "the marker is a token of the vocabulary"
+        return self.model_copy(update={"row_id": row[0]})
+
+    def picture_ids(self, grid: Grid, image_id: int) -> list[int]:
         rows, columns = grid
-        return ([*[image_id] * columns, *marker_ids] * rows)[:-1]
+        return ([*[image_id] * columns, self.row_id] * rows)[:-1]
 
     def positions(self, ids: Sequence[int], image_id: int, grids: Sequence[Grid]) -> np.ndarray:
         if (found := list(ids).count(image_id)) != (wanted := sum(map(self.num_visual_tokens, grids))):

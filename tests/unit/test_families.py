@@ -42,14 +42,15 @@ def geometry(request: pytest.FixtureRequest) -> Geometry:
 def prompt_of(geometry: Geometry, sizes: list[tuple[int, int]]) -> tuple[list[int], list[tuple[int, ...]]]:
     """Ids of a prompt with pictures of these sizes between words, and their grids."""
     grids = [geometry.grid(*size) for size in sizes]
-    pictures = [geometry.picture_ids(grid, IMAGE, [MARKER] * len(geometry.markers)) for grid in grids]
+    geometry = geometry.with_marker_ids([[MARKER]] * len(geometry.markers))
+    pictures = [geometry.picture_ids(grid, IMAGE) for grid in grids]
     return [9, *(token for ids in pictures for token in (*ids, 8)), 7], grids
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_counts_of_a_picture_agree(geometry: Geometry, size: tuple[int, int]) -> None:
     grid = geometry.grid(*size)
-    ids = geometry.picture_ids(grid, IMAGE, [MARKER] * len(geometry.markers))
+    ids = geometry.with_marker_ids([[MARKER]] * len(geometry.markers)).picture_ids(grid, IMAGE)
     assert len(ids) == geometry.num_prompt_tokens(grid) and ids.count(IMAGE) == geometry.num_visual_tokens(grid)
     assert geometry.num_patches(grid) == geometry.num_visual_tokens(grid) * geometry.patches_per_token
     assert len(ids) <= geometry.most_prompt_tokens(geometry.num_patches(grid))

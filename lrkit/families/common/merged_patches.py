@@ -48,7 +48,6 @@ class MergedPatches(Config):
     processor_class: ClassVar[str]
     """Of transformers, as a folder names it."""
     axes: ClassVar[int] = 3
-    markers: ClassVar[tuple[str, ...]] = ()
 
     patch_size: int = Field(default=14, ge=1, le=512)
     """Side of a patch in pixels."""
@@ -173,7 +172,16 @@ class MergedPatches(Config):
         """The visual tokens: nothing stands between them."""
         return self.num_visual_tokens(grid)
 
-    def picture_ids(self, grid: Grid, image_id: int, marker_ids: Sequence[int]) -> list[int]:
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """None: a picture's image tokens stand in a row."""
+        return ()
+
+    def with_marker_ids(self, ids: Sequence[Sequence[int]]) -> Self:
+        """The same: there are no markers."""
+        return self
+
+    def picture_ids(self, grid: Grid, image_id: int) -> list[int]:
         """One image token for each visual token."""
         return [image_id] * self.num_visual_tokens(grid)
 

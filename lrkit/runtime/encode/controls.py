@@ -26,7 +26,9 @@ class ControlTokens:
         added = tokenizer.get_added_tokens_decoder()
         names = format.tokens
         around = format.template + format.image
-        used = {names.image, names.latent, names.eos, names.pad, *names.more_ends, *markers}
+        used = {names.image, names.latent, names.eos, names.pad, *names.more_ends}
+        # A marker that is no token of its own ("\n") is a text like any other.
+        used |= {token.content for token in added.values() if token.content in markers and token.content.strip()}
         used |= {token.content for token in added.values() if token.content.strip() and token.content in around}
         marks = {token.content for token in added.values() if token.special and _MARK.fullmatch(token.content.strip())}
         self.texts = sorted(used | marks)

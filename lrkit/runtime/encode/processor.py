@@ -83,14 +83,13 @@ class Processor:
             with guarded("the latent token cannot be added", CheckpointError, "copy the tokenizer again"):
                 tokenizer.add_special_tokens([AddedToken(names.latent, special=True, normalized=False)])
         self.tokenizer = tokenizer
-        self.geometry = geometry
         self.format = format
         self.tokenizer_config = dict(tokenizer_config or {})
         self.image_id = self._special_id("image", names.image)
         self.latent_id = self._special_id("latent", names.latent)
         self.eos_id = self._special_id("eos", names.eos)
         self.pad_id = self._special_id("pad", names.pad)
-        self._marker_ids = [self._special_id("pictures", name) for name in geometry.markers]
+        self.geometry = geometry.with_marker_ids([self._encode(text) for text in geometry.markers])
         self.end_ids = (self.eos_id, *(self._special_id("more_ends", name) for name in names.more_ends))
         """Tokens that end an answer; the first is the one that training ends it with."""
         self.answer_prefix_ids: list[int] = self._encode(format.answer_marker)
@@ -182,7 +181,7 @@ class Processor:
         text_tokens = len(text_ids) - len(images) + len(self.answer_prefix_ids)
         fitted = fit_pictures(sizes, geometry, self.limits, text_tokens)
         grids = [used.grid(*size) for used, size in zip(fitted.geometries, sizes, strict=True)]
-        expanded = iter([geometry.picture_ids(grid, self.image_id, self._marker_ids) for grid in grids])
+        expanded = iter([geometry.picture_ids(grid, self.image_id) for grid in grids])
         ids: list[int] = []
         for token in text_ids:
             ids.extend(next(expanded) if token == self.image_id else [token])
