@@ -64,9 +64,10 @@ def write_published(
     width: int = 64,
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
+    embedding: float = 0.5,
 ) -> Path:
     """A checkpoint of random weights. `shard` is the largest file (as "8MB": several with an index); `width` a multiple
-    of 64.
+    of 64; `embedding` the deviation of the rows of tokens: where it is large, a tied model repeats one token.
 
     `old`: preprocessor_config.json, chat_template.json, flat config.json. `new`: processor_config.json,
     chat_template.jinja, config.json with text_config.
@@ -77,7 +78,7 @@ def write_published(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:  # larger than usual, so that choices are clear
-                parameter.normal_(0.0, 0.5 if "embed_tokens" in name else 0.12)
+                parameter.normal_(0.0, embedding if "embed_tokens" in name else 0.12)
     with no_progress_bars():
         model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     if layout == "old":

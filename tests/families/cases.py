@@ -19,6 +19,7 @@ What the writer of a case owes:
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +37,7 @@ Part = Literal[
 smaller_pictures: max_pixels and limits of a bundle that shrink a picture; the others: ways to export."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Peer:
     """What transformers has of a family."""
 
@@ -51,7 +52,7 @@ class Peer:
     """Pillow's modes that the image processor reads as lrkit does; lrkit's own rules for the others have own tests."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FamilyCase:
     """One family, as the battery tests it."""
 
@@ -81,13 +82,29 @@ class FamilyCase:
 
 ROWS = {
     "qwen2_vl": "tests.families.published_qwen2_vl",
-    "rowwise": "tests.families.published_rowwise",
 }
 """Family -> module of its `CASE`."""
+NOT_PUBLISHED = {
+    "rowwise": "tests.families.published_rowwise",
+}
+"""The same of families that nobody publishes: without a `Peer`, so only the laws and invariants are theirs."""
 
 
+@cache
 def case_of(name: str) -> FamilyCase:
     """The case of a row."""
-    case: FamilyCase = import_module(ROWS[name]).CASE
-    assert case.name == name, f"{ROWS[name]} is of {case.name}"
+    module = {**ROWS, **NOT_PUBLISHED}[name]
+    case: FamilyCase = import_module(module).CASE
+    assert case.name == name, f"{module} is of {case.name}"
+    assert (case.peer is not None) is (name in ROWS), "what is published is in transformers"
     return case
+
+
+def peer_of(case: FamilyCase) -> Peer:
+    """The peer of a row of `ROWS`."""
+    assert case.peer is not None
+    return case.peer
+
+
+QUESTION = "How many squares are there?"
+"""What the battery asks."""

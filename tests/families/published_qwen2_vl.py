@@ -7,7 +7,7 @@ from tests.published import write_published
 CASE = FamilyCase(
     name="qwen2_vl",
     variants={
-        "old files": lambda folder: write_published(folder),
+        "old files": lambda folder: write_published(folder, embedding=0.05),
         "new files, untied, in shards": lambda folder: write_published(folder, "new", tied=False, shard="8MB", seed=1),
     },
     peer=Peer(model="Qwen2VLForConditionalGeneration", processor="Qwen2VLProcessor"),

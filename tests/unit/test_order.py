@@ -6,9 +6,11 @@ by name, so they may use the rooms above the table, and nobody imports them. fam
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
+
+from lrkit.families.table import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "lrkit"
@@ -68,8 +70,18 @@ def circles(arrows: Mapping[str, set[str]]) -> list[str]:
         left = {node: out for node, out in left.items() if node not in done}
 
 
+FAMILY_FOLDERS = {place.replace(".", "/"): name for name, place in FAMILIES.rows.items()}
+"""Folder -> its family; of several that share a folder, the last."""
+
+
+def family_folder(module: str) -> str | None:
+    """The folder of a family that a module lies in."""
+    within = folder(module)
+    return next((place for place in FAMILY_FOLDERS if within == place or within.startswith(place + "/")), None)
+
+
 def is_plugin(module: str) -> bool:
-    return folder(module).startswith("lrkit/families/") and folder(module) != "lrkit/families/common"
+    return family_folder(module) is not None
 
 
 def test_every_room_has_its_place_in_the_order() -> None:
@@ -109,12 +121,19 @@ def test_nobody_imports_a_family() -> None:
         f"{name} imports {target}"
         for name, targets in IMPORTS.items()
         for target in targets
-        if is_plugin(target) and folder(name) != folder(target)
+        if is_plugin(target) and family_folder(name) != family_folder(target)
     ]
     assert wrong == [] and any(is_plugin(name) for name in FILES)
+    assert {file.parent.name for file in PACKAGE.glob("families/*/__init__.py")} - {"common"} == {
+        Path(place).name for place in FAMILY_FOLDERS
+    }, "every folder of a family has a row"
 
 
-FAMILY_WORDS = re.compile(r"qwen|smolvlm|idefics|chameleon|grid_thw|mrope", re.IGNORECASE)
+STEMS = sorted({re.split(r"\d|_", name)[0] for name in FAMILIES.rows})
+"""How names of families begin, as in Qwen2VLModel and qwen2_vl."""
+FAMILY_WORDS = re.compile("|".join([*STEMS, "grid_thw", "mrope"]), re.IGNORECASE)
+CLASSES_IN_FILES = re.compile(r"Qwen2VLImageProcessor(Fast|Pil)?")
+"""Names that published files of several families hold, whichever family they began with."""
 SHAPES = sorted(file.stem for file in (ROOT / "profiles" / "shapes").glob("*.json"))
 A_MODELS_NAME = re.compile("|".join(map(re.escape, [*SHAPES, "Qwen2-VL-2B-Instruct"])))
 """Of a shipped shape, and of a model on the hub: in examples of the command line."""
@@ -147,10 +166,40 @@ def test_no_other_room_names_a_family() -> None:
         for name, file in FILES.items()
         if not is_plugin(name) and file.relative_to(ROOT).as_posix() not in MAY_NAME_A_FAMILY
         for word in words_of(file)
-        if FAMILY_WORDS.search(A_MODELS_NAME.sub("", word))
+        if FAMILY_WORDS.search(CLASSES_IN_FILES.sub("", A_MODELS_NAME.sub("", word)))
     ]
     assert wrong == []
     assert any(FAMILY_WORDS.search(word) for word in words_of(PACKAGE / "families" / "table.py")), "it would be found"
+
+
+def plain(word: str) -> str:
+    """Letters and digits alone: Qwen2_5_VLModel and qwen2_5_vl alike."""
+    return re.sub(r"[^a-z0-9]", "", word.lower())
+
+
+def others_named(own: str, words: Iterable[str]) -> list[str]:
+    """The words that name a family of another folder than `own`; the longest name that fits is meant."""
+    names = sorted(((plain(name), place) for name, place in FAMILIES.rows.items()), key=lambda row: -len(row[0]))
+    found: list[str] = []
+    for word in words:
+        left = plain(CLASSES_IN_FILES.sub("", word))
+        for name, place in names:
+            if name in left and place.replace(".", "/") != own:
+                found.append(word)
+            left = left.replace(name, " ")
+    return found
+
+
+def test_no_family_names_another() -> None:
+    wrong = {
+        file.relative_to(ROOT).as_posix(): named
+        for name, file in FILES.items()
+        if (own := family_folder(name)) is not None and (named := others_named(own, words_of(file)))
+    }
+    assert wrong == {}
+    assert others_named("lrkit/families/mine", ["Qwen2VLConfig", "Llama", "from lrkit.families.qwen2_vl"]) == [
+        "Qwen2VLConfig", "from lrkit.families.qwen2_vl"
+    ]  # fmt: skip
 
 
 SHARED_OF_ENGINES = {

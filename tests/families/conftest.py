@@ -1,0 +1,88 @@
+"""What the tests of the battery share: a family's case, its folders, its models opened once per file."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lrkit.runtime.encode.processor import Processor
+from tests.conftest import MadeOnce
+from tests.fake_family import NAME, installed
+from tests.families.cases import NOT_PUBLISHED, ROWS, FamilyCase, case_of
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`variant` is every published layout of every family; `folder` alone is the first of each."""
+    if "variant" in metafunc.fixturenames:
+        pairs = [(name, variant) for name in ROWS for variant in case_of(name).variants]
+        metafunc.parametrize("variant", pairs, ids=[f"{name}, {variant}" for name, variant in pairs], indirect=True)
+
+
+@pytest.fixture(scope="module", params=ROWS)
+def case(request: pytest.FixtureRequest) -> FamilyCase:
+    """A published family."""
+    return case_of(request.param)
+
+
+@pytest.fixture(scope="module", params=[*ROWS, *NOT_PUBLISHED])
+def any_case(request: pytest.FixtureRequest) -> Iterator[FamilyCase]:
+    """A family, published or not."""
+    with ExitStack() as stack:
+        if request.param == NAME:
+            stack.enter_context(installed())
+        yield case_of(request.param)
+
+
+def written(case: FamilyCase, variant: str, made_once: MadeOnce) -> Path:
+    """The folder of a variant, which one worker of the run writes."""
+    number = list(case.variants).index(variant)
+    return made_once(f"family-{case.name}-{number}", lambda folder: case.variants[variant](folder / "published"))
+
+
+@pytest.fixture(scope="module")
+def folder(case: FamilyCase, made_once: MadeOnce) -> Path:
+    """The first variant's checkpoint. Shared: read only."""
+    return written(case, next(iter(case.variants)), made_once)
+
+
+@pytest.fixture(scope="module")
+def any_folder(any_case: FamilyCase, made_once: MadeOnce) -> Path:
+    """The same of a family that need not be published."""
+    return written(any_case, next(iter(any_case.variants)), made_once)
+
+
+@pytest.fixture
+def variant(request: pytest.FixtureRequest, made_once: MadeOnce) -> tuple[FamilyCase, Path]:
+    """A family and the folder of one of its published layouts. Shared: read only."""
+    name, layout = request.param
+    case = case_of(name)
+    return case, written(case, layout, made_once)
+
+
+@pytest.fixture(scope="module")
+def processor(folder: Path) -> Processor:
+    """lrkit's own, of the first variant."""
+    return Processor.from_folder(folder)
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A picture in which every pixel counts."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+PICTURES: tuple[tuple[int, int], ...] = ((112, 84), (60, 90))
+"""Sizes of the pictures of a prompt: unlike, and small."""
+
+
+def pictures_of(case: FamilyCase, count: int) -> list[Image.Image]:
+    """So many pictures; none more than the family takes."""
+    most = 1 if "several_pictures" in case.cannot else count
+    return [noise(*PICTURES[number % 2], seed=number) for number in range(min(count, most))]
+
+
+@pytest.fixture(autouse=True)
+def threads(one_thread: None) -> None:
+    """Sums in one order."""
