@@ -58,11 +58,11 @@ class NaiveStep:
             hidden_BSD, row_BS = self.read(chunks, places, spoken=False)
             decisions.append(hidden_BSD[:, -1])
             scores_BV = row_BS.gather(1, visual.column_BV)
-            found = replay(reasoner.settings.replay, scores_BV, visual.embeds_BVD, free_BV)
+            found = replay(reasoner.settings.replay, scores_BV, visual.rows_BVE, free_BV)
             free_BV = free_BV & ~found.selected_BV
             latent_BD = reasoner.latent.as_input(hidden_BSD[:, -1])
             num_left = int(found.valid_BK[0].sum())  # the last step finds fewer than K, and empty slots stand last
-            chunks.append(torch.cat([found.tokens_BKD[:, :num_left], latent_BD[:, None]], dim=1))
+            chunks.append(torch.cat([found.tokens_BKE[:, :num_left], latent_BD[:, None]], dim=1))
             next_B = self.place(places, next_B, chunks[-1].shape[1])
         chunks.append(backbone.embed_tokens(batch.speech_ids[:, :-1]))
         self.place(places, next_B, chunks[-1].shape[1])

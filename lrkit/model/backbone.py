@@ -4,7 +4,7 @@ Nothing outside a family's folder asks which family it is talking to. A *grid* i
 family's own numbers (lrkit/families/protocols.py). A batch carries them as an integer tensor, one row per picture.
 
 Legend: A axes of positions, B batch, P prompt tokens, S tokens of a chunk, D hidden width, V visual tokens, N patches,
-C values of a patch.
+C values of a patch, E width of a visual token's row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,6 +62,9 @@ class Backbone(Protocol):
     """Patches that one visual token is made of."""
     tied_embeddings: bool
     """True when the language head is the embedding matrix."""
+    deep_layers: tuple[int, ...]
+    """Layers behind which visual tokens add features of their own, ascending; in most families none. Replayed tokens
+    bring theirs along. Text, latents and spoken tokens add nothing."""
     lora_targets: str
     """Regular expression over module names: q, k, v, o, gate, up and down of the language model only."""
 
@@ -78,8 +81,8 @@ class Backbone(Protocol):
         ...
 
     def encode_images(self, pixel_values: Tensor, grids: Tensor) -> Tensor:
-        """Patches (N, C) of all images, with their grids, int64, a row each -> visual tokens (V, D), image after
-        image."""
+        """Patches (N, C) of all images, with their grids, int64, a row each -> rows of visual tokens (V, E), image
+        after image. A row is the token's input embedding (D), then what it adds behind each of `deep_layers` (D)."""
         ...
 
     def prompt_positions(self, ids: Sequence[int], grids: Sequence[Grid]) -> Tensor:

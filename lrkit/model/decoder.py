@@ -2,7 +2,8 @@
 
 Place in the pipeline: `LatentReasoner` (reasoner.py) calls `prefill`, then `run_chunk` for latent steps and speech.
 
-Legend: A axes of positions, B batch, P prompt tokens, S tokens of the chunk, N keys, V visual tokens, D width.
+Legend: A axes of positions, B batch, P prompt tokens, S tokens of the chunk, N keys, V visual tokens, D width, E
+    width of a visual token's row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lrkit.errors import DataError
 from lrkit.families.protocols import Grid
@@ -38,18 +40,20 @@ def run_chunk(
     backbone: Backbone,
     routing: Routing,
     state: Sequences,
-    embeds_BSD: Tensor,
+    rows_BSE: Tensor,
     valid_BS: Tensor,
     positions_ABS: Tensor,
     saliency: SaliencyRow | None = None,
 ) -> Tensor:
-    """Runs one chunk through every layer and appends it to the caches: (B, S, D) -> normed (B, S, D).
+    """Runs one chunk through every layer and appends it to the caches: (B, S, E) -> normed (B, S, D).
 
-    `routing` is empty for speech. `valid_BS` False marks padding and samples that have stopped.
+    `routing` is empty for speech. `valid_BS` False marks padding and samples that have stopped. Rows (B, S, D) add
+    nothing behind `Backbone.deep_layers`. What a row does add there is added once, behind the layer and its routing:
+    routers see the layer's own output, and refined passes are of it.
     """
     mask = state.keys.extend(valid_BS)
-    rotary = backbone.rotary(positions_ABS, embeds_BSD)
-    hidden = embeds_BSD
+    rotary = backbone.rotary(positions_ABS, rows_BSE)
+    hidden, added = _parted(backbone, rows_BSE)
     for layer in range(backbone.num_layers):
         hidden = backbone.run_layer(layer, hidden, mask, rotary, state.keys.cache, saliency)
         if layer in routing:
@@ -58,9 +62,25 @@ def run_chunk(
                 return backbone.run_layer(layer, tokens, seen, at, keys.cache)
 
             hidden = routing[layer](hidden, valid_BS, rotary, state.refinement, state.num_chunks, run)
+        if layer in added:
+            hidden = hidden + added[layer]
     if routing:
         state.num_chunks += 1
     return backbone.final_norm(hidden)
+
+
+def _parted(backbone: Backbone, rows_BSE: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+    """Rows of a chunk as input embeddings, and what they add behind each deep layer."""
+    if rows_BSE.shape[-1] == backbone.hidden_size:
+        return rows_BSE, {}
+    embeds, *deep = rows_BSE.split(backbone.hidden_size, dim=-1)
+    return embeds, dict(zip(backbone.deep_layers, deep, strict=True))
+
+
+def as_rows(embeds_BSD: Tensor, width: int) -> Tensor:
+    """Embeddings of tokens that add nothing behind deeper layers, as rows of E = `width` numbers."""
+    further = width - embeds_BSD.shape[-1]
+    return functional.pad(embeds_BSD, (0, further)) if further else embeds_BSD
 
 
 def prefill(
@@ -74,23 +94,23 @@ def prefill(
     Raises:
         DataError: the image tokens of a prompt do not match its images.
     """
-    embeds, visual = embed_prompts(backbone, prompts)
+    rows, visual = embed_prompts(backbone, prompts)
     mask_BP = prompts.prompt_mask
     positions, next_position = prompt_positions(backbone, prompts)
     state = Sequences(
         keys=GrowingKeys(),
-        refinement=RefinementState(lambda at: backbone.rotary(at.expand(backbone.axes, -1, -1), embeds)),
+        refinement=RefinementState(lambda at: backbone.rotary(at.expand(backbone.axes, -1, -1), rows)),
         next_position_B=next_position,
-        last_hidden_BD=embeds[:, 0],
+        last_hidden_BD=rows[:, 0, : backbone.hidden_size],
         visual=visual,
         saliency_BV=None,
         visited_BV=None if visual is None else ~visual.real_BV,
-        latent_steps_B=torch.zeros(len(embeds), dtype=torch.long, device=embeds.device),
+        latent_steps_B=torch.zeros(len(rows), dtype=torch.long, device=rows.device),
     )
     columns = torch.arange(mask_BP.shape[1], device=mask_BP.device)
     last_B = torch.where(mask_BP, columns, -1).amax(1)
     row = SaliencyRow(last_B) if want_saliency and visual is not None else None
-    hidden = run_chunk(backbone, routing, state, embeds, mask_BP, positions, row)
+    hidden = run_chunk(backbone, routing, state, rows, mask_BP, positions, row)
     state.last_hidden_BD = hidden[torch.arange(len(hidden), device=hidden.device), last_B]
     if row is not None and visual is not None:
         state.saliency_BV = visual_saliency(row, visual)
@@ -103,7 +123,8 @@ def visual_saliency(row: SaliencyRow, visual: VisualTokens) -> Tensor:
 
 
 def embed_prompts(backbone: Backbone, prompts: Prompts) -> tuple[Tensor, VisualTokens | None]:
-    """Input embeddings (B, P, D) with the visual tokens in place, and those tokens per sample (None without images)."""
+    """Rows (B, P, E) with the visual tokens in place, and those tokens per sample; without images the input embeddings
+    (B, P, D), and None."""
     embeds_BPD = backbone.embed_tokens(prompts.input_ids)
     is_visual_BP = (prompts.input_ids == backbone.image_token_id) & prompts.prompt_mask
     if prompts.pixel_values is None or prompts.grids is None:
@@ -112,20 +133,20 @@ def embed_prompts(backbone: Backbone, prompts: Prompts) -> tuple[Tensor, VisualT
                 "a prompt holds image tokens but the batch holds no image; give the image or leave the tokens out"
             )
         return embeds_BPD, None
-    tokens_VD = backbone.encode_images(prompts.pixel_values, prompts.grids).to(embeds_BPD.dtype)
+    tokens_VE = backbone.encode_images(prompts.pixel_values, prompts.grids).to(embeds_BPD.dtype)
     count_B = is_visual_BP.sum(1)
-    if int(count_B.sum()) != len(tokens_VD):
+    if int(count_B.sum()) != len(tokens_VE):
         raise DataError(
-            f"the prompts hold {int(count_B.sum())} image tokens but the images give {len(tokens_VD)} visual tokens; "
+            f"the prompts hold {int(count_B.sum())} image tokens but the images give {len(tokens_VE)} visual tokens; "
             "give each picture one image token for each of its visual tokens"
         )
-    embeds_BPD = embeds_BPD.masked_scatter(is_visual_BP[..., None], tokens_VD)
+    rows_BPE = as_rows(embeds_BPD, tokens_VE.shape[-1]).masked_scatter(is_visual_BP[..., None], tokens_VE)
     width = int(count_B.max())
     # Stable sort by "is not visual" lists each prompt's visual columns first, in order.
     column_BV = (~is_visual_BP).to(torch.int8).sort(dim=1, stable=True).indices[:, :width]
     real_BV = torch.arange(width, device=count_B.device) < count_B[:, None]
-    gathered = embeds_BPD.gather(1, column_BV[..., None].expand(-1, -1, embeds_BPD.shape[-1]))
-    return embeds_BPD, VisualTokens(gathered, real_BV, column_BV)
+    gathered = rows_BPE.gather(1, column_BV[..., None].expand(-1, -1, rows_BPE.shape[-1]))
+    return rows_BPE, VisualTokens(gathered, real_BV, column_BV)
 
 
 def prompt_positions(backbone: Backbone, prompts: Prompts) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ class DecoderBackbone:
     """Where the decoder lies in the model."""
     lora_targets = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
     axes: int = 1
+    deep_layers: tuple[int, ...] = ()
 
     def __init__(self, model: Any) -> None:
         self.model: Any = model

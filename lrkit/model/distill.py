@@ -1,7 +1,8 @@
 """Spatially coherent self-distillation (eq. 7 to 9; method section 4). Training only; nothing here runs at inference.
 
 Each latent step's replay is pooled into a student b(t). The teacher is the same vision tower's view of one window of
-the image, the one with most of the replayed tokens, cropped and enlarged to the full input size.
+the image, the one with most of the replayed tokens, cropped and enlarged to the full input size. Both are input
+embeddings: what visual tokens add behind deeper layers is not distilled.
 
 Legend: B batch, K replayed tokens, D width, V visual tokens, W side of the window in visual tokens.
 """
@@ -120,7 +121,8 @@ class Teacher:
         grids = torch.tensor([self._grids[image] for _, image, _ in chosen], device=device)
         tokens = self._backbone.encode_images(torch.cat([patches for _, _, patches in chosen]), grids)
         sizes = [self._tokens[image] for _, image, _ in chosen]
-        return torch.stack([part.mean(0) for part in wide(tokens).split(sizes)]), samples
+        embeds = wide(tokens[:, : self._backbone.hidden_size])
+        return torch.stack([part.mean(0) for part in embeds.split(sizes)]), samples
 
     def _window(self, selected_V: Tensor, images: range) -> tuple[int, Tensor] | None:
         """(image, patches of its enlarged window) of a sample; None where nothing is selected."""
@@ -148,7 +150,8 @@ def distillation_loss(
     The student pools the replay *as weighted*, so that the loss reaches the attention scores.
     """
     slots = replayed.valid_BK
-    pooled_BD = (wide(replayed.tokens_BKD) * slots[..., None]).sum(1) / slots.sum(1, keepdim=True).clamp_min(1)
+    embeds_BKD = wide(replayed.tokens_BKE[..., : reference.shape[-1]])
+    pooled_BD = (embeds_BKD * slots[..., None]).sum(1) / slots.sum(1, keepdim=True).clamp_min(1)
     has_B = torch.zeros(len(slots), dtype=torch.bool, device=slots.device)
     has_B[samples] = True
     error = (head(pooled_BD[samples]) - wide(reference)).pow(2).mean(1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.model.backbone import Backbone
-from lrkit.model.decoder import Prompts, Routing, prefill, run_chunk, visual_saliency
+from lrkit.model.decoder import Prompts, Routing, as_rows, prefill, run_chunk, visual_saliency
 from lrkit.model.distill import Teacher, TokenSR, distillation_loss
 from lrkit.model.latent_token import LatentToken
 from lrkit.model.lora import Adapter
@@ -84,7 +84,7 @@ class LatentReasoner(nn.Module):
         replayed = self._replay(state, active_B)
         embeds, valid = latent_BD[:, None], active_B[:, None]
         if replayed is not None:
-            embeds = torch.cat([replayed.tokens_BKD, embeds], dim=1)
+            embeds = torch.cat([replayed.tokens_BKE, as_rows(embeds, replayed.tokens_BKE.shape[-1])], dim=1)
             valid = torch.cat([replayed.valid_BK & valid, valid], dim=1)
         row = None if state.saliency_BV is None else SaliencyRow()
         hidden = run_chunk(
@@ -159,7 +159,7 @@ class LatentReasoner(nn.Module):
         found = replay(
             self.settings.replay,
             state.saliency_BV,
-            state.visual.embeds_BVD,
+            state.visual.rows_BVE,
             ~state.visited_BV & active_B[:, None],
             state.replay_slots,
         )

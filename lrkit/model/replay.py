@@ -1,7 +1,8 @@
 """Visual replay (SCF-VR, eq. 5 and 6; method section 3): which visual tokens come back before a latent, and with
 what weight.
 
-Legend: B batch, V visual tokens of the prompt (padded to the largest sample), K replayed tokens, D hidden width.
+Legend: B batch, V visual tokens of the prompt (padded to the largest sample), K replayed tokens, E width of a visual
+    token's row: its input embedding, and what it adds behind deeper layers.
 """
 
 from collections.abc import Callable
@@ -24,8 +25,8 @@ meaningless."""
 class Replay:
     """What one latent step replays."""
 
-    tokens_BKD: Tensor
-    """Replayed input embeddings, weighted, in prompt order; (B, 1, D) for soft_mix."""
+    tokens_BKE: Tensor
+    """Replayed rows, weighted as a whole, in prompt order; (B, 1, E) for soft_mix."""
     valid_BK: Tensor
     """Slots that hold a token; the others must be masked out of attention."""
     index_BK: Tensor
@@ -77,19 +78,19 @@ def alike(score_BK: Tensor, valid_BK: Tensor) -> Tensor:
 
 
 def replay(
-    settings: ReplaySettings, score_BV: Tensor, visual_BVD: Tensor, free_BV: Tensor, slots: int | None = None
+    settings: ReplaySettings, score_BV: Tensor, rows_BVE: Tensor, free_BV: Tensor, slots: int | None = None
 ) -> Replay:
     """Selects, weighs and forms the replayed tokens of one latent step.
 
     Args:
         score_BV: saliency of each visual token.
-        visual_BVD: the prompt's input embeddings of its visual tokens.
+        rows_BVE: of the prompt's visual tokens.
         free_BV: True for real tokens not replayed before.
         slots: as in `select`.
     """
     index, valid = select(score_BV, free_BV, settings.num_tokens, slots)
     weight = weigh(score_BV.gather(1, index), valid, settings.weighting)
-    tokens = visual_BVD.gather(1, index[..., None].expand(-1, -1, visual_BVD.shape[-1]))
+    tokens = rows_BVE.gather(1, index[..., None].expand(-1, -1, rows_BVE.shape[-1]))
     tokens = wide(tokens) * weight[..., None]
     # Summed, not written: an empty slot shares its index with a real token.
     selected = torch.zeros_like(free_BV, dtype=torch.long).scatter_add(1, index, valid.long()) > 0
@@ -99,4 +100,4 @@ def replay(
         total_B11 = weight.sum(1).clamp_min(torch.finfo(weight.dtype).tiny)[:, None, None]
         tokens = tokens.sum(1, keepdim=True) / total_B11
         filled = valid.any(1, keepdim=True)
-    return Replay(tokens.to(visual_BVD.dtype), filled, torch.where(valid, index, -1), weight, selected)
+    return Replay(tokens.to(rows_BVE.dtype), filled, torch.where(valid, index, -1), weight, selected)

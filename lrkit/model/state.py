@@ -3,7 +3,8 @@
 A sequence is (method section 1): prompt, B1, z1, B2, z2, ..., speech. Samples of a batch may differ in everything.
 Padding and finished samples are columns that the keys mark as unreal, and no later token attends to them.
 
-Legend: B batch, V visual tokens (padded to the largest sample), K replayed tokens, D width.
+Legend: B batch, V visual tokens (padded to the largest sample), K replayed tokens, D width, E width of a visual
+    token's row.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from lrkit.model.routing import RefinementState
 class VisualTokens:
     """The prompt's visual tokens, per sample."""
 
-    embeds_BVD: Tensor
+    rows_BVE: Tensor
+    """As `Backbone.encode_images` gives them."""
     real_BV: Tensor
     """True for a token, False for padding up to the largest sample."""
     column_BV: Tensor

@@ -107,7 +107,7 @@ class VisionObjective(nn.Module):
         `counts` is the mean of `loss_counts` over the batches of an update; None: this batch stands alone.
         """
         backbone = self.reasoner.backbone
-        tokens_VD = backbone.encode_images(batch.pixel_values, batch.grids)
+        tokens_VD = backbone.encode_images(batch.pixel_values, batch.grids)[:, : backbone.hidden_size]
         counts = (self.loss_counts(batch) if counts is None else counts).clamp_min(torch.finfo(torch.float32).tiny)
         losses: list[Tensor] = []
         right: dict[str, tuple[Tensor, Tensor]] = {}

@@ -27,6 +27,7 @@ class RowwiseBackbone:
     axes = 1
     patches_per_token = 1
     tied_embeddings = False
+    deep_layers: tuple[int, ...] = ()
 
     def __init__(self, model: RowwiseModel) -> None:
         self.model = model

@@ -22,6 +22,7 @@ class Chunk:
     """Tokens read together: the prompt, one latent step, or the speech."""
 
     embeds_SD: Tensor
+    """Where visual tokens add something behind deeper layers: (S, D (1 + deep layers)) of chunks with such tokens."""
     positions_S3: list[tuple[int, int, int]]
     routed: bool
 
@@ -69,9 +70,17 @@ class Told:
 class Reference:
     """Recomputes one sample of a Qwen2-VL with latent steps."""
 
-    def __init__(self, model: torch.nn.Module, extra: dict[str, Tensor], settings: ReasonerSettings, latent_id: int):
-        """`extra` holds the names of lrkit.safetensors: routers, step encodings, TokenSR, latent rows and scale."""
-        self.settings, self.latent_id = settings, latent_id
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        extra: dict[str, Tensor],
+        settings: ReasonerSettings,
+        latent_id: int,
+        deep: dict[int, Tensor] | None = None,
+    ):
+        """`extra` holds the names of lrkit.safetensors: routers, step encodings, TokenSR, latent rows and scale. `deep`
+        gives by layer the matrix (D, D) that makes of a visual token what it adds behind that layer."""
+        self.settings, self.latent_id, self.deep = settings, latent_id, deep or {}
         self.extra = extra
         self.text = model.config.text_config
         self.vision = model.config.vision_config
@@ -234,7 +243,7 @@ class Reference:
 
     def run(self, chunks: list[Chunk]) -> Run:
         """The whole sequence, layer by layer."""
-        hidden = torch.cat([chunk.embeds_SD for chunk in chunks])
+        hidden, *deep = torch.cat([self.widened(chunk.embeds_SD) for chunk in chunks]).chunk(1 + len(self.deep), dim=1)
         positions = [place for chunk in chunks for place in chunk.positions_S3]
         spans, start = [], 0
         for number, chunk in enumerate(chunks):
@@ -248,6 +257,8 @@ class Reference:
             run.saliency_S = run.saliency_S + probability[:, -1].mean(0) / layers
             if self.routes(layer):
                 hidden = self.refine(layer, hidden, positions, spans, run)
+            if layer in self.deep:
+                hidden = hidden + deep[list(self.deep).index(layer)]
         run.normed_SD = self.norm("norm", hidden)
         return run
 
@@ -256,17 +267,24 @@ class Reference:
     def encode(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
         return self.tower(patches, grid_thw=torch.tensor([grid])).pooler_output
 
+    def widened(self, embeds_SD: Tensor) -> Tensor:
+        """Rows of tokens that add nothing behind deeper layers."""
+        row = torch.zeros(len(embeds_SD), self.embedding.shape[1] * (1 + len(self.deep)), dtype=embeds_SD.dtype)
+        row[:, : embeds_SD.shape[1]] = embeds_SD
+        return row
+
     def prompt(
         self, ids: list[int], grids: tuple[tuple[int, int, int], ...], pixels: Tensor | None
     ) -> tuple[Chunk, list[int]]:
         """The prompt chunk and the columns of its visual tokens."""
         merge = self.vision.spatial_merge_size
-        embeds = self.embedding[torch.tensor(ids)].clone()
+        embeds = self.widened(self.embedding[torch.tensor(ids)].clone())
         positions: list[tuple[int, int, int]] = []
         visual = [column for column, token in enumerate(ids) if token == self.image_id]
         if pixels is not None:
             parts = pixels.split([t * h * w for t, h, w in grids])
-            embeds[visual] = torch.cat([self.encode(part, grid) for part, grid in zip(parts, grids, strict=True)])
+            tokens = torch.cat([self.encode(part, grid) for part, grid in zip(parts, grids, strict=True)])
+            embeds[visual] = torch.cat([tokens, *(tokens @ matrix for matrix in self.deep.values())], dim=1)
         column, image, following = 0, 0, 0
         while column < len(ids):
             if ids[column] != self.image_id:
@@ -322,7 +340,8 @@ class Reference:
         scores = run.saliency_S[visual]
         chosen, weights, rows = self.replay(scores, visited, chunks[0].embeds_SD[visual])
         visited.update(chosen)
-        fed = [self.as_input(latent)[None]] if rows is None else [rows, self.as_input(latent)[None]]
+        own = self.widened(self.as_input(latent)[None])
+        fed = [own] if rows is None else [rows, own]
         shared = self.settings.replay.positions == "shared"
         self.append(chunks, torch.cat(fed), routed=True, shared=shared)
         return Thought(latent, scores, chosen, weights, rows)

@@ -91,7 +91,7 @@ def distill_loss(ref: Reference, told: Told, grids, pixels: Tensor | None) -> Te
         crop = whole[:, top * unit : (top + high) * unit, left * unit : (left + wide) * unit]
         big = functional.interpolate(crop[None], size=whole.shape[1:], mode="bilinear", align_corners=False)[0]
         teacher = ref.encode(patches_of(ref, big, grids[image]), grids[image]).mean(0)
-        student = thought.rows_KD.mean(0)
+        student = thought.rows_KD[:, : len(teacher)].mean(0)
         losses.append((token_sr(ref, student) - teacher).pow(2).mean())
     return sum(losses) / len(losses) if losses else None
 
