@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
+from lrkit.contract.attention import Attention
 from lrkit.families.protocols import Grid
 from lrkit.model.keys import LayerCache
 from lrkit.model.routing import Rotary
@@ -67,6 +68,10 @@ class Backbone(Protocol):
     bring theirs along. Text, latents and spoken tokens add nothing."""
     lora_targets: str
     """Regular expression over module names: q, k, v, o, gate, up and down of the language model only."""
+
+    def use_attention(self, attention: Attention) -> None:
+        """Computes attention by these kernels from now on; new ones have sdpa. Raises what transformers raises."""
+        ...
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         """(B, S) int64 -> (B, S, D)."""

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from lrkit.contract.attention import Attention
 from lrkit.model.backbone import AttentionSizes, WeightPart, part_by_piece
 from lrkit.model.keys import LayerCache, cache_argument
 from lrkit.model.routing import Rotary
@@ -28,14 +29,17 @@ class DecoderBackbone:
     """For `part_of`: piece of a weight's name -> where the weight belongs."""
     decoder_name: ClassVar[str] = "model.language_model"
     """Where the decoder lies in the model."""
+    decoder_config: ClassVar[str] = "text_config"
+    """The sub-config of the decoder's attention; "" where it is the config itself."""
+    tower_config: ClassVar[str] = "vision_config"
+    """The sub-config of the tower's attention."""
     lora_targets = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
     axes: int = 1
     deep_layers: tuple[int, ...] = ()
 
     def __init__(self, model: Any) -> None:
         self.model: Any = model
-        # Only the language model reads saliency; the tower keeps plain SDPA.
-        model.set_attn_implementation({"text_config": register(), "vision_config": "sdpa"})
+        self.use_attention(Attention())
         self.decoder: Any = model.get_submodule(self.decoder_name)
         self._cache_name = cache_argument(self.decoder.layers[0])
         self.hidden_size: int = self.decoder.config.hidden_size
@@ -69,6 +73,12 @@ class DecoderBackbone:
     def config_from(cls, values: Mapping[str, Any]) -> Any:
         """transformers' config object; `values` stay as they are."""
         return cls.config_class(**copy.deepcopy(dict(values)))
+
+    def use_attention(self, attention: Attention) -> None:
+        """Only the language model reads saliency; the tower has transformers' own functions."""
+        self.model.set_attn_implementation(
+            {self.decoder_config: register(attention.text), self.tower_config: attention.vision}
+        )
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         """(B, S) int64 -> (B, S, D)."""

@@ -9,6 +9,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from lrkit.checkpoints.whole_weights import check_backbone
+from lrkit.contract.attention import Attention
+from lrkit.errors import UserError, one_line
 from lrkit.families.layout import Layout
 from lrkit.families.table import load_part, read_layout
 from lrkit.model.backbone import Backbone
@@ -51,6 +53,22 @@ def load_backbone(path: str, dtype: torch.dtype | None = None) -> Backbone:
 def config_of(layout: Layout) -> Any:
     """The config object of transformers for a backbone, without its weights."""
     return backbone_loader(layout.family).config_from(layout.config)
+
+
+def use_attention(backbone: Backbone, attention: Attention) -> None:
+    """Has a model compute attention by other kernels than SDPA. Where they can run: lrkit/contract/attention.py.
+
+    Raises:
+        UserError: transformers does not have these kernels for this model.
+    """
+    if not attention.asked:
+        return
+    try:
+        backbone.use_attention(attention)
+    except (ImportError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"attention {attention} cannot be used with this model ({one_line(error)}); choose attention sdpa"
+        ) from error
 
 
 @contextmanager

@@ -1,15 +1,17 @@
 """Saliency: the attention row of one position, read beside the fast attention kernel (eq. 4; method section 2).
 
-The layer runs the registered function `ATTENTION`, which is transformers' SDPA call plus, when the caller passes a
-`SaliencyRow`, one `softmax(q_last . K^T)` per layer: O(keys) extra, and never an (S, S) map. Gradient flows through
-the row.
+The layer runs a function that `register` has put into transformers' table: SDPA or a flash kernel, plus, when the
+caller passes a `SaliencyRow`, one `softmax(q_last . K^T)` per layer: O(keys) extra, and never an (S, S) map. Gradient
+flows through the row.
 
 Legend: B batch, H query heads, G query heads per key head, S tokens of the chunk, N keys (cached and new), D head
 width.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +21,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lrkit.model.flash import flash_attention
 from lrkit.model.precision import wide
-
-ATTENTION = "lrkit_sdpa"
 
 
 @dataclass
@@ -69,33 +70,50 @@ class SaliencyRow:
         return self.total_BN / self.num_layers
 
 
-def attention_with_row(
+def sdpa_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """SDPA attention of transformers; fills `kwargs["saliency"]` (a SaliencyRow) when the caller gave one."""
-    saliency: SaliencyRow | None = kwargs.pop("saliency", None)
+) -> Tensor:
+    """SDPA attention of transformers, (B, H, S, D) over (B, G, N, D) -> (B, S, H, D)."""
     if query.device.type == "cpu" and attention_mask is not None:
         # transformers copies the keys of every head group under a mask; the CPU kernel needs no copies.
-        output = functional.scaled_dot_product_attention(
+        return functional.scaled_dot_product_attention(
             query, key, value, attention_mask, kwargs["dropout"], scale=kwargs["scaling"], enable_gqa=True
         ).transpose(1, 2)
-    else:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    if saliency is not None:
-        saliency.add(query, key, attention_mask, kwargs["scaling"])
-    return output, None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
 
 
-def register() -> str:
-    """Makes `ATTENTION` known to transformers (idempotent) and returns its name."""
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention_with_row)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
-    return ATTENTION
+def _with_row(attend: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:
+    """`attend` as transformers calls it; fills `kwargs["saliency"]` (a SaliencyRow) when the caller gave one."""
+
+    def run(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        saliency: SaliencyRow | None = kwargs.pop("saliency", None)
+        output = attend(module, query, key, value, attention_mask, **kwargs)
+        if saliency is not None:
+            saliency.add(query, key, attention_mask, kwargs["scaling"])
+        return output, None
+
+    return run
+
+
+def register(kernel: str = "sdpa") -> str:
+    """Makes a kernel with the row beside it known to transformers (idempotent), and returns its name there."""
+    name = f"lrkit_{kernel}"
+    attend = sdpa_attention if kernel == "sdpa" else partial(flash_attention, kernel)
+    ALL_ATTENTION_FUNCTIONS.register(name, _with_row(attend))
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, sdpa_mask)
+    return name
 
 
 def visible_mask(valid_BN: Tensor, num_new: int) -> Tensor:

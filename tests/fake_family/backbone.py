@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrkit.contract.attention import Attention
 from lrkit.families.protocols import Grid
 from lrkit.model.backbone import AttentionSizes, WeightPart, part_by_piece
 from lrkit.model.keys import LayerCache, cache_argument
@@ -32,7 +33,7 @@ class RowwiseBackbone:
     def __init__(self, model: RowwiseModel) -> None:
         self.model = model
         self._words: Any = model.words
-        self._words.set_attn_implementation(register())
+        self.use_attention(Attention())
         self._cache_name = cache_argument(self._words.layers[0])
         text, eye = self._words.config, model.config.eye
         self.hidden_size: int = text.hidden_size
@@ -55,6 +56,9 @@ class RowwiseBackbone:
     @staticmethod
     def config_from(values: Mapping[str, Any]) -> RowwiseConfig:
         return RowwiseConfig(**copy.deepcopy(dict(values)))
+
+    def use_attention(self, attention: Attention) -> None:
+        self._words.set_attn_implementation(register(attention.text))
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         return self._words.embed_tokens(ids)

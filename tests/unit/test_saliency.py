@@ -2,7 +2,7 @@
 
 import torch
 
-from lrkit.model.saliency import ATTENTION, visible_mask
+from lrkit.model.saliency import register, visible_mask
 from tests.lab import rich_reasoner, settings
 from tests.tiny import IMAGE, Batch, batch, prompt
 
@@ -22,7 +22,7 @@ def eager_saliency(reasoner, made: Batch) -> torch.Tensor:
         mm_token_type_ids=kinds,
         output_attentions=True,
     ).attentions
-    model.set_attn_implementation({"text_config": ATTENTION, "vision_config": "sdpa"})
+    model.set_attn_implementation({"text_config": register(), "vision_config": "sdpa"})
     row = torch.stack(maps).mean((0, 2))[:, -1]
     return row[made.input_ids == IMAGE].view(len(row), -1)
 
@@ -56,7 +56,7 @@ def test_padding_visual_slots_score_zero() -> None:
 def test_no_attention_of_the_model_is_eager() -> None:
     """The release runs eager attention everywhere to get its maps; here the tower and the layers run SDPA."""
     model = rich_reasoner(REPLAY).model
-    assert model.config.text_config._attn_implementation == ATTENTION
+    assert model.config.text_config._attn_implementation == "lrkit_sdpa"
     assert model.config.vision_config._attn_implementation == "sdpa"
 
 
