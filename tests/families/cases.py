@@ -78,6 +78,10 @@ class FamilyCase:
     """Whether a position's numbers on torch are transformers' bit for bit; False only with the reason beside it."""
     training: tuple[str, ...] = ()
     """Settings of the training recipe that the family needs otherwise, as `batch_size=2`."""
+    question: str = "How many squares are there?"
+    steps: tuple[str, ...] = ("The red one is a square.", "The larger one is to the left.")
+    answer: str = "2"
+    """What is asked and said where the vocabulary is too small for the usual words."""
 
 
 ROWS = {
@@ -104,7 +108,3 @@ def peer_of(case: FamilyCase) -> Peer:
     """The peer of a row of `ROWS`."""
     assert case.peer is not None
     return case.peer
-
-
-QUESTION = "How many squares are there?"
-"""What the battery asks."""

@@ -11,4 +11,7 @@ CASE = FamilyCase(
     peer=None,
     geometries={"usual": RowwiseGeometry(), "small": RowwiseGeometry(patch_size=5, max_pixels=900)},
     refused=((1, 33),),
+    question="Which colour ?",
+    steps=("First look", "then say"),
+    answer="red",
 )

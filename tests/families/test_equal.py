@@ -22,7 +22,7 @@ from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.common.protocol import AskOptions
 from lrkit.runtime.engines.torch.engine import TorchEngine
 from lrkit.runtime.engines.torch.prompt_batch import collate_prompts
-from tests.families.cases import QUESTION, FamilyCase, peer_of
+from tests.families.cases import FamilyCase, peer_of
 from tests.families.conftest import pictures_of
 from tests.families.peer import inputs_of, open_model, open_processor
 
@@ -67,11 +67,11 @@ def spoken(reasoner: LatentReasoner, prompts: Any, tokens: list[int]) -> list[Te
 @pytest.mark.parametrize("count", [1, 2, 0], ids=["a picture", "several pictures", "no picture"])
 def test_every_logit_is_transformers_bit_for_bit(both: Both, count: int) -> None:
     pictures = pictures_of(both.case, count)
-    given = inputs_of(both.their_processor, QUESTION, pictures)
+    given = inputs_of(both.their_processor, both.case.question, pictures)
     how: dict[str, Any] = {"max_new_tokens": WORDS + 1, "min_new_tokens": WORDS + 1, "do_sample": False}
     made = both.theirs.generate(**given, **how, output_logits=True, return_dict_in_generate=True)
     length = given["input_ids"].shape[1]
-    prompts = collate_prompts([both.processor.encode_prompt(pictures, QUESTION)], both.processor.pad_id)
+    prompts = collate_prompts([both.processor.encode_prompt(pictures, both.case.question)], both.processor.pad_id)
     assert torch.equal(prompts.input_ids, given["input_ids"])
     ours = spoken(both.reasoner, prompts, made.sequences[0, length : length + WORDS].tolist())
     others = [index for index in range(len(ours[0])) if index != both.processor.latent_id]
@@ -84,10 +84,10 @@ def test_every_logit_is_transformers_bit_for_bit(both: Both, count: int) -> None
 def test_an_answer_is_what_the_family_generates_greedily(both: Both, count: int) -> None:
     """With the family's own end tokens, from its generation_config.json; random weights rarely meet one."""
     pictures = pictures_of(both.case, count)
-    given = inputs_of(both.their_processor, QUESTION, pictures)
+    given = inputs_of(both.their_processor, both.case.question, pictures)
     theirs = both.theirs.generate(**given, max_new_tokens=8, do_sample=False)
     engine = TorchEngine(both.reasoner, both.processor)
-    prompt = both.processor.encode_prompt(pictures, QUESTION)
+    prompt = both.processor.encode_prompt(pictures, both.case.question)
     (answer,) = engine.generate([prompt], AskOptions("cot", max_new_tokens=8))
     said = theirs[0, given["input_ids"].shape[1] :].tolist()
     ends = both.processor.end_ids

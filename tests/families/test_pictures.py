@@ -12,12 +12,14 @@ from PIL import Image, ImageOps
 
 from lrkit.errors import DataError
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
-from tests.families.cases import QUESTION, FamilyCase, peer_of
+from tests.families.cases import FamilyCase, peer_of
 from tests.families.conftest import noise
 from tests.families.peer import open_image_processor
 
 SIZES = ((80, 32), (1, 1), (1, 7), (200, 11), (28, 28), (37, 91), (333, 500), (640, 481))
 LARGE = ((1500, 1111), (3001, 97), (97, 1801))
+
+QUESTION = "How many squares are there?"
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from lrkit.runtime.encode.processor import Processor
-from tests.families.cases import QUESTION, FamilyCase, peer_of
+from tests.families.cases import FamilyCase, peer_of
 from tests.families.conftest import noise, pictures_of
 from tests.families.peer import inputs_of, open_processor
 
+QUESTION = "How many squares are there?"
 QUESTIONS = (
     QUESTION,
     "  tabs\tand\r\nlines, 12345 + 6.78 = ?\n\n",
