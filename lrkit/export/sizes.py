@@ -17,6 +17,6 @@ def program_sizes(stack: Stack) -> ProgramSizes:
         width=dims.width, num_heads=dims.num_heads, num_key_heads=dims.num_key_heads, head_width=dims.head_width,
         inner=dims.inner, inner_matrices=3 if dims.recipe.gated else 2, vocabulary=dims.vocabulary,
         cache_bytes=stack.dialect.floats.itemsize,
-        vision_width=tower.width, vision_depth=tower.depth, vision_weights=tower.weights,
-        merger_weights=tower.merger_weights,
+        vision_width=tower.width, vision_depth=tower.depth, vision_windows=tower.windows,
+        vision_weights=tower.weights, merger_weights=tower.merger_weights,
     )  # fmt: skip

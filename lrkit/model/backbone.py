@@ -34,7 +34,13 @@ class AttentionSizes:
     vision_width: int
     """Of the tower."""
     vision_depth: int
-    """Its layers."""
+    """Its layers in which a patch sees the whole picture."""
+    vision_windows: tuple[tuple[int, int], ...] = ()
+    """Its other layers: how many, and how many patches one sees in them at most: those of its window, or of its view
+    where a picture is cut into several."""
+    vision_products: int | None = None
+    """Multiplications that each patch takes in the tower outside attention; None: one for each number in a matrix,
+    tables aside. Convolutions over more than a patch take more."""
 
 
 def part_by_piece(name: str, pieces: Mapping[str, WeightPart]) -> WeightPart:

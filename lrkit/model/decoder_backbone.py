@@ -47,11 +47,13 @@ class DecoderBackbone:
         self.image_token_id: int = model.config.image_token_id
         self.tied_embeddings: bool = model.lm_head.weight is self.decoder.embed_tokens.weight
 
-    def attention_sizes(self, vision_width: int, vision_depth: int) -> AttentionSizes:
-        """For `Backbone.attention`, with the width and the layers of the tower."""
+    def attention_sizes(
+        self, vision_width: int, vision_depth: int, vision_windows: tuple[tuple[int, int], ...] = ()
+    ) -> AttentionSizes:
+        """For `Backbone.attention`, with what `AttentionSizes` says of the tower."""
         attention = self.decoder.layers[0].self_attn
         query, key = attention.q_proj.out_features, attention.k_proj.out_features
-        return AttentionSizes(query, key, vision_width, vision_depth)
+        return AttentionSizes(query, key, vision_width, vision_depth, vision_windows)
 
     @classmethod
     def from_pretrained(

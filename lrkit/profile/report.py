@@ -187,7 +187,7 @@ def _rates(
 
 
 def _work(counts: ModelCounts, summary: Report) -> dict[str, Work]:
-    return phase_work(counts, {name: summary[name]["mean"] for name in COUNTERS})
+    return phase_work(counts, {name: summary[name]["mean"] for name in (*COUNTERS, "pictures")})
 
 
 def _ceilings(summary: Report, work: Mapping[str, Work], rates: MeasuredRates | None) -> Report | None:

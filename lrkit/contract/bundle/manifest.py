@@ -143,7 +143,9 @@ class ProgramSizes(Config):
     vision_width: Count
     """Of the vision tower."""
     vision_depth: Count
-    """Its layers."""
+    """Its layers in which a patch sees the whole picture."""
+    vision_windows: tuple[tuple[Count, Count], ...] = ()
+    """Its other layers: how many, and how many patches one sees in them at most."""
     vision_weights: Count
     """In its matrices, the merger's aside: each is used once per patch."""
     merger_weights: Count

@@ -27,11 +27,14 @@ class TowerSizes:
 
     width: int
     depth: int
-    """Layers."""
+    """Layers in which a patch sees the whole picture."""
     weights: int
-    """In the matrices that every patch goes through once."""
+    """In the matrices that every patch goes through once. Of convolutions over more than a patch: how many
+    multiplications each patch takes."""
     merger_weights: int
     """In those that every visual token goes through once."""
+    windows: tuple[tuple[int, int], ...] = ()
+    """The other layers: how many, and how many patches one sees in them at most (see `AttentionSizes`)."""
 
 
 class TowerWriter(Protocol):

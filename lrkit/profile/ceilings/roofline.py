@@ -48,13 +48,13 @@ class Rates:
 
 
 def phase_work(counts: ModelCounts, means: Mapping[str, float | None]) -> dict[str, Work]:
-    """Work of each phase of an answer whose counters (statistics.COUNTERS) have these means."""
+    """Work of each phase of an answer whose counters (statistics.COUNTERS, and pictures) have these means."""
     prompt, latents = means.get("prefilled_tokens") or 0.0, means.get("latent_steps") or 0.0
     spoken = max(0.0, (means.get("ar_steps") or 0.0) - latents)
     chunk = 1 + (means.get("replayed_tokens") or 0.0) / latents if latents else 0.0
     thought = prompt + latents * chunk
     work = {
-        "vision": _vision(counts, means.get("patches") or 0.0),
+        "vision": _vision(counts, means.get("patches") or 0.0, means.get("pictures") or 1.0),
         "prefill": _pass(counts, prompt, prompt / 2, cached=0.0) + _routed(counts, prompt),
         "speak": _times(_pass(counts, 1.0, thought + spoken / 2, cached=thought + spoken / 2), spoken),
     }
@@ -120,12 +120,15 @@ def _routed(counts: ModelCounts, tokens: float) -> Work:
     return Work(per_layer * len(chosen) * routing.depth + counts.weight_bytes["routing"], flops)
 
 
-def _vision(counts: ModelCounts, patches: float) -> Work:
+def _vision(counts: ModelCounts, patches: float, pictures: float) -> Work:
+    """A patch sees those of its own picture, or fewer; pictures count as of one size, which takes the least."""
     if not patches:
         return Work(0.0, 0.0)
     flops = 2 * (counts.weights["vision"] * patches + counts.weights["merger"] * patches / counts.merge_area)
-    if counts.attention is not None:
-        flops += 4 * patches**2 * counts.attention.vision_width * counts.attention.vision_depth
+    if (a := counts.attention) is not None:
+        whole = patches / pictures
+        layers = [(a.vision_depth, whole), *((depth, min(seen, whole)) for depth, seen in a.vision_windows)]
+        flops += sum(4 * patches * seen * a.vision_width * depth for depth, seen in layers)
     return Work(counts.weight_bytes["vision"], flops)
 
 

@@ -41,7 +41,7 @@ def summarize_run(rows: Sequence[Row], source: Phases, differences: Differences 
         "phases_sec": _phases(good, source, differences),
         "latent_step_sec": _summary(_latent_steps(good, source, differences)),
         "token_sec": _summary(_tokens(good, source, differences)),
-        **{name: _summary(getattr(row, name) for row in good) for name in COUNTERS},
+        **{name: _summary(getattr(row, name) for row in good) for name in (*COUNTERS, "pictures")},
         "ar_steps_histogram": _histogram(row.ar_steps for row in good),
         "latent_steps_histogram": _histogram(row.latent_steps for row in good),
         "halting": dict(Counter(row.halting for row in good)),

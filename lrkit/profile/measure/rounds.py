@@ -66,6 +66,7 @@ class Row:
     prefilled_tokens: int | None = None
     patches: int | None = None
     """Of all pictures, before merging."""
+    pictures: int | None = None
     depths: dict[str, int] = field(default_factory=dict[str, int])
     """Layer -> routed token-depths executed."""
     token_depths: dict[int, list[list[int]]] = field(default_factory=dict[int, list[list[int]]])
@@ -194,6 +195,7 @@ def _ask(
     row.rss_peak_bytes, row.rss_growth_bytes = memory.stop()
     row.device_peak_bytes = case.engine.peak_bytes()
     row.patches = 0 if prompt.patches is None else len(prompt.patches)
+    row.pictures = len(prompt.grids)
     if result.routed_tokens:
         read = case.reasoner.processor.asked_in(prompt, case.options.mode)
         row.visual = [token == case.reasoner.processor.image_id for token in read.ids]

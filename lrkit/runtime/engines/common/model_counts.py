@@ -13,7 +13,7 @@ PARTS = ("vision", "embedding", "layers", "head", "routing")
 
 @dataclass(frozen=True)
 class Attention:
-    """Widths that attention's products need; the vision tower's for one picture of all patches."""
+    """Widths that attention's products need."""
 
     query_width: int
     key_width: int
@@ -22,6 +22,9 @@ class Attention:
     """Per cached value."""
     vision_width: int
     vision_depth: int
+    """Layers of the tower in which a patch sees its whole picture."""
+    vision_windows: tuple[tuple[int, int], ...] = ()
+    """Its other layers: how many, and how many patches one sees in them at most."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class ModelCounts:
     weight_bytes: dict[str, float]
     """vision (with merger), embedding, layers, head, routing."""
     weights: dict[str, float]
-    """Weights in matrices: vision, merger, layers, head."""
+    """Weights in matrices: vision, merger, layers, head. What vision multiplies more than once for each patch counts as
+    often."""
     num_layers: int
     merge_area: int
     """Patches per visual token."""

@@ -25,7 +25,7 @@ def count_program(manifest: Manifest, entry: ProgramEntry) -> ModelCounts:
     }  # fmt: skip
     widths = Attention(
         query_width=s.num_heads * s.head_width, key_width=s.num_key_heads * s.head_width, cache_bytes=s.cache_bytes,
-        vision_width=s.vision_width, vision_depth=s.vision_depth,
+        vision_width=s.vision_width, vision_depth=s.vision_depth, vision_windows=s.vision_windows,
     )  # fmt: skip
     return ModelCounts(size, weights, layers, manifest.token_patches, entry.settings, widths)
 
