@@ -5,7 +5,7 @@ transformers 5 writes it: for the part `layout` of several families. Torch-free.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field
 
@@ -28,11 +28,57 @@ class Rotary(Values):
 
 
 class Text(Decoder):
-    """The language model."""
+    """The language model; a family whose is another adds its own keys."""
+
+    qkv_bias: ClassVar[bool] = True
+    """As in `DecoderTensors`."""
+    head_norms: ClassVar[bool] = False
+    """As in `DecoderTensors`."""
+    default_theta: ClassVar[float] = 1_000_000.0
+    """Base of the rotary frequencies where the file names none."""
 
     use_sliding_window: Literal[False] | None = False
     rope_parameters: Rotary | None = None
     rope_scaling: Rotary | None = None
+    dtype: NumberType | None = None
+
+    @property
+    def head_width(self) -> int:
+        """Of a head of attention."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def rotary(self) -> Rotary | None:
+        """Under the name of transformers 5 or that of older files."""
+        return self.rope_parameters or self.rope_scaling
+
+    @property
+    def decoder(self) -> DecoderTensors:
+        """Its weights."""
+        return DecoderTensors(TEXT, self, self.head_width, qkv_bias=self.qkv_bias, head_norms=self.head_norms)
+
+    def for_transformers(self) -> dict[str, Any]:
+        """Keyword arguments of the config class of the language model."""
+        rotary = self.rotary
+        assert rotary is not None, "checked before"
+        theta = rotary.rope_theta or self.rope_theta
+        inner = self.model_dump(exclude={"rope_parameters", "rope_scaling", "rope_theta"})
+        turning = rotary.model_dump(mode="json", exclude={"rope_type", "type", "rope_theta"})
+        turning |= {"rope_type": "default", "rope_theta": self.default_theta if theta is None else theta}
+        return inner | {"rope_parameters": turning}
+
+    def contradictions(self) -> Iterator[str]:
+        """What in it does not go together."""
+        heads, keys = self.num_attention_heads, self.num_key_value_heads
+        if self.hidden_size % heads or heads % keys:
+            yield f"hidden_size {self.hidden_size}, {heads} heads and {keys} key heads do not divide"
+        elif self.head_width % 2:
+            yield f"heads are {self.head_width} wide, and rotary positions need an even width"
+        rotary = self.rotary
+        if rotary is None:
+            yield "there are no rotary sections (rope_scaling.mrope_section)"
+        elif min(rotary.mrope_section) < 0 or 2 * sum(rotary.mrope_section) != self.head_width:
+            yield f"mrope_section {list(rotary.mrope_section)} does not add up to half the width of a head"
 
 
 class Tower(Values):
@@ -66,14 +112,15 @@ class Outer(Values):
     torch_dtype: NumberType | None = None
 
 
+TextT = TypeVar("TextT", bound=Text)
 TowerT = TypeVar("TowerT", bound=Tower)
 
 
 @dataclass(frozen=True)
-class Read(Generic[TowerT]):
+class Read(Generic[TowerT, TextT]):
     """The parts of one config.json."""
 
-    text: Text
+    text: TextT
     vision: TowerT
     outer: Outer
 
@@ -85,7 +132,7 @@ class Read(Generic[TowerT]):
     def layout(self, family: str, tower: Mapping[str, Shape], config: Mapping[str, Any], **cut: int) -> Layout:
         """The layout of a family with these weights of its tower; `config` is for transformers, `cut` what its tower
         asks of pictures beside `Tower.cut`."""
-        text, decoder = self.text, self._decoder
+        text, decoder = self.text, self.text.decoder
         tensors = dict(decoder.all()) | dict(tower)
         if not self.tied:
             tensors[HEAD] = (text.vocab_size, text.hidden_size)
@@ -105,21 +152,10 @@ class Read(Generic[TowerT]):
             canonical=stored_name,
         )
 
-    @property
-    def _decoder(self) -> DecoderTensors:
-        width = self.text.hidden_size // self.text.num_attention_heads
-        return DecoderTensors(TEXT, self.text, width, qkv_bias=True)
-
     def for_transformers(self, architecture: str, vision: dict[str, Any]) -> dict[str, Any]:
         """Keyword arguments of the family's config class; `vision` is the tower's part."""
-        rotary = self.text.rope_parameters or self.text.rope_scaling
-        assert rotary is not None, "checked before"
-        dtype = self.outer.dtype or self.outer.torch_dtype
-        theta = rotary.rope_theta or self.text.rope_theta
-        inner = self.text.model_dump(exclude={"rope_parameters", "rope_scaling", "rope_theta", "use_sliding_window"})
-        inner["rope_parameters"] = {"rope_type": "default", "mrope_section": list(rotary.mrope_section)}
-        inner["rope_parameters"] |= {"rope_theta": 1_000_000.0 if theta is None else theta}
-        inner |= {"use_sliding_window": False, "tie_word_embeddings": self.tied, "dtype": dtype}
+        dtype = self.outer.dtype or self.outer.torch_dtype or self.text.dtype
+        inner = self.text.for_transformers() | {"tie_word_embeddings": self.tied, "dtype": dtype}
         given = self.outer.model_dump(exclude={"dtype", "torch_dtype"})
         return {
             **given, "architectures": [architecture], "tie_word_embeddings": self.tied, "dtype": dtype,
@@ -127,7 +163,9 @@ class Read(Generic[TowerT]):
         }  # fmt: skip
 
 
-def read_parts(values: Mapping[str, Any], tower: type[TowerT], label: str) -> Read[TowerT]:
+def read_parts(
+    values: Mapping[str, Any], tower: type[TowerT], label: str, text: type[TextT] = Text
+) -> Read[TowerT, TextT]:
     """The parts of config.json's `values`; `label` names the file in messages.
 
     Raises:
@@ -137,7 +175,7 @@ def read_parts(values: Mapping[str, Any], tower: type[TowerT], label: str) -> Re
     inner = values.get("text_config")
     where = label if inner is None else f"{label}: text_config"
     return Read(
-        read_values_of(Text, values if inner is None else inner, where),
+        read_values_of(text, values if inner is None else inner, where),
         read_values_of(tower, values.get("vision_config"), f"{label}: vision_config"),
         read_values_of(Outer, values, label),
     )
@@ -151,16 +189,7 @@ def refuse(problems: Iterator[str], label: str) -> None:
 
 def contradictions(text: Text, outer: Outer) -> Iterator[str]:
     """What in the language model does not go together."""
-    heads, keys = text.num_attention_heads, text.num_key_value_heads
-    if text.hidden_size % heads or heads % keys:
-        yield f"hidden_size {text.hidden_size}, {heads} heads and {keys} key heads do not divide"
-    elif text.hidden_size // heads % 2:
-        yield f"heads are {text.hidden_size // heads} wide, and rotary positions need an even width"
-    rotary = text.rope_parameters or text.rope_scaling
-    if rotary is None:
-        yield "there are no rotary sections (rope_scaling.mrope_section)"
-    elif min(rotary.mrope_section) < 0 or 2 * sum(rotary.mrope_section) * heads != text.hidden_size:
-        yield f"mrope_section {list(rotary.mrope_section)} does not add up to half the width of a head"
+    yield from text.contradictions()
     if outer.image_token_id >= text.vocab_size:
         yield f"image_token_id {outer.image_token_id} is beyond the vocabulary of {text.vocab_size}"
 
