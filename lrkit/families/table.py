@@ -27,7 +27,13 @@ from lrkit.files import read_json
 from lrkit.pretrained import place_by_hand
 from lrkit.registry import Registry
 
-FAMILIES: Registry[Any] = Registry("backbone", {"qwen2_vl": "lrkit.families.qwen2_vl"})
+FAMILIES: Registry[Any] = Registry(
+    "backbone",
+    {
+        "qwen2_vl": "lrkit.families.qwen2_vl",
+        "qwen3_vl": "lrkit.families.qwen3_vl",
+    },
+)
 """model_type -> the package of its parts."""
 
 DEFAULT = "qwen2_vl"

@@ -86,6 +86,7 @@ class FamilyCase:
 
 ROWS = {
     "qwen2_vl": "tests.families.published_qwen2_vl",
+    "qwen3_vl": "tests.families.published_qwen3_vl",
 }
 """Family -> module of its `CASE`."""
 NOT_PUBLISHED = {
