@@ -16,7 +16,7 @@ from lrkit.profile.ceilings.roofline import phase_work
 from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.torch.counts import count_reasoner
 from lrkit.runtime.engines.torch.prompt_batch import collate_prompts
-from tests.families.cases import QUESTION, FamilyCase
+from tests.families.cases import FamilyCase
 from tests.families.conftest import noise
 
 SETTINGS = ReasonerSettings.model_validate({"replay": {"num_tokens": 0}, "routing": {"depth": 0}})
@@ -30,7 +30,7 @@ def test_the_work_of_a_prompt_is_what_torch_counts(case: FamilyCase, folder: Pat
         pytest.skip("one picture a prompt")
     processor = Processor.from_folder(folder)
     reasoner = build_reasoner(load_backbone(str(folder), torch.float32), SETTINGS, processor.latent_id).eval()
-    prompt = processor.encode_prompt([noise(224, 112, seed) for seed in range(count)], QUESTION)
+    prompt = processor.encode_prompt([noise(224, 112, seed) for seed in range(count)], case.question)
     prompts, backbone = collate_prompts([prompt], processor.pad_id), reasoner.backbone
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as seen:
