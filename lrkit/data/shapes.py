@@ -148,14 +148,15 @@ def shape_samples(name: str, count: int) -> list[Sample]:
 
 def shape_processor(shape: Shape) -> Processor:
     """A tokenizer of the trail data's words and the model's special tokens, and the model's own way to cut pictures, up
-    to the size of the shape's.
+    to the size at which it sees the shape's.
 
     Raises:
         UserError: the vocabulary is too small for the words.
         CheckpointError: `prompt` holds a special token that is not among `tokens`.
     """
-    width, height = shape.picture
-    geometry = shape.geometry.with_max_pixels(width * height)
+    geometry = shape.geometry
+    width, height = geometry.seen_size(*shape.picture)
+    geometry = geometry.with_max_pixels(width * height)
     ids = {**shape.tokens, shape.prompt.tokens.image: shape.layout.image_id}
     rows = shape.layout.vocabulary
     tokenizer = build_word_tokenizer(VOCABULARY, markers=geometry.markers, ids=ids, rows=rows)
