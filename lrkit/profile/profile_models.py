@@ -1,7 +1,7 @@
 """`profile_models`: from models and a suite to a report. What `lrkit profile` calls, and what a program may call.
 
-Place in the pipeline: suite.py -> measure/cases.py -> measure/rounds.py -> report.py; the files of the report are written by
-`save`.
+Place in the pipeline: suite.py -> measure/cases.py -> measure/rounds.py -> report.py; the files of the report are
+written by `save`.
 """
 
 from collections.abc import Sequence
