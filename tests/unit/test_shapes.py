@@ -12,7 +12,10 @@ from lrkit.data.trail import VOCABULARY
 from lrkit.errors import ConfigError, LrkitError
 from lrkit.resources import list_resources
 
-WEIGHTS = {"qwen2-vl-2b": 2_208_985_600, "qwen2-vl-7b": 8_291_375_616}
+WEIGHTS = {
+    "qwen2-vl-2b": 2_208_985_600, "qwen2-vl-7b": 8_291_375_616, "qwen3-vl-2b": 2_127_532_032,
+    "qwen3-vl-4b": 4_437_815_808, "qwen3-vl-8b": 8_767_123_696,
+}  # fmt: skip
 """Elements of all tensors of the published safetensors files."""
 FLAT = {
     "description": "a few thousand weights", "hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,
