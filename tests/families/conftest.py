@@ -49,6 +49,12 @@ def folder(case: FamilyCase, made_once: MadeOnce) -> Path:
 
 
 @pytest.fixture(scope="module")
+def variants(case: FamilyCase, made_once: MadeOnce) -> list[Path]:
+    """The folders of all published layouts of the family. Shared: read only."""
+    return [written(case, variant, made_once) for variant in case.variants]
+
+
+@pytest.fixture(scope="module")
 def any_folder(any_case: FamilyCase, made_once: MadeOnce) -> Path:
     """The same of a family that need not be published."""
     return written(any_case, next(iter(any_case.variants)), made_once)
