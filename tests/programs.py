@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from functools import cache
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,31 +16,27 @@ from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import Program, build_program
 from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.tower_pieces import grafted
+from lrkit.export.graph.tower_writer import write_tower
 from lrkit.export.graph.writer import Writer
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.quantizers.quantizer import Calibrate, quantized, quantized_rows, uncalibrated
+from lrkit.export.weights.reader import reader_of
 from lrkit.export.weights.source import Source, read_source
-from lrkit.families.qwen2_vl.tower import traced_tower
+from lrkit.families.table import DEFAULT
 from lrkit.model.generate import Generated, GenerationLimits, generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.engines.programs.feed import build_feed
 from lrkit.runtime.engines.programs.program_engine import routed_tokens
-from tests.tiny import EOS, GEOMETRY, IMAGE, Prompt, batch, tiny_reasoner
+from tests.tiny import EOS, GEOMETRY, IMAGE, Prompt, batch, tiny_trace
 
 MAX_NEW_TOKENS = 6
-PARTS = {"language_model.layers": "layers", "visual": "vision"}
-"""In the names of torch's modules."""
+PARTS = {"layers": "layers", "vision": "vision", "merger": "vision"}
+"""`Backbone.part_of` -> a part that a target has a scheme for."""
 
 
 def limits(settings: ReasonerSettings, **changes: int) -> Limits:
     values = {"max_prompt_tokens": 64, "max_patches": 96, "max_images": 4, "max_new_tokens": MAX_NEW_TOKENS}
     return Limits(**{**values, "max_latent_steps": settings.think.max_latent_steps, **changes})
-
-
-@cache
-def _trace(fp16: bool, fused: bool):
-    """Tiny reasoners of one seed have the same tower: it is traced once per precision and dialect."""
-    return traced_tower(read_source(tiny_reasoner(ReasonerSettings())).tower, GEOMETRY, fp16, fused)
 
 
 def dialect_of(source: Source, target: Target) -> Writer:
@@ -60,9 +56,9 @@ def build(
     source = read_source(reasoner)
     dialect = dialect_of(source, target)
     bounds = limits(reasoner.settings, **changes)
-    of = target.computes_fp16, target.dialect == "ort"
-    traced = traced_tower(source.tower, GEOMETRY, *of) if fresh_tower else _trace(*of)
-    return build_program(Stack(source, dialect, bounds, GEOMETRY), ends, grafted(traced, dialect))
+    shared = grafted(tiny_trace(target.computes_fp16, dialect.fused), dialect)
+    tower = write_tower(source, GEOMETRY, dialect) if fresh_tower else shared
+    return build_program(Stack(source, dialect, bounds, GEOMETRY), ends, tower)
 
 
 class Runner:
@@ -183,12 +179,13 @@ def teach_to_stop_after(reasoner: LatentReasoner, prompt: Prompt, steps: int, la
 
 
 def with_rounded_weights(
-    reasoner: LatentReasoner, target: Target, calibrate: Calibrate = uncalibrated
-) -> LatentReasoner:  # fmt: skip
+    reasoner: LatentReasoner, target: Target, family: str = DEFAULT, calibrate: Calibrate = uncalibrated
+) -> LatentReasoner:
     """A copy whose matrices hold the values that the target's integers stand for. `calibrate` goes by the names of
     torch's modules."""
     rounded = copy.deepcopy(reasoner)
-    model = rounded.backbone.model
+    backbone, reader = rounded.backbone, reader_of(family)
+    model: Any = backbone.model
 
     def rewrite(weight: torch.Tensor, part: str, name: str) -> None:
         scheme, values = target.scheme_of(part), weight.detach().numpy()
@@ -203,14 +200,15 @@ def with_rounded_weights(
 
     with torch.no_grad():
         # Untied first: head and embedding are rounded in their own ways.
-        head = model.lm_head.weight.detach().clone()
+        head = backbone.head_rows().detach().clone()
         head[rounded.latent.token_id] = rounded.latent.head_row_D
-        rewrite(model.model.language_model.embed_tokens.weight, "embedding", "embed_tokens")
+        rewrite(backbone.embedding_rows(), "embedding", "embed_tokens")
         rewrite(head, "head", "lm_head")
-        model.lm_head.weight = torch.nn.Parameter(head)
+        module, _, weight = reader.head.rpartition(".")
+        setattr(model.get_submodule(module), weight, torch.nn.Parameter(head))
         rounded.latent.head_row_D.copy_(head[rounded.latent.token_id])
         for name, module in model.named_modules():
-            part = next((part for kind, part in PARTS.items() if kind in name), None)
+            part = PARTS.get(backbone.part_of(f"{name}.weight"))
             if isinstance(module, torch.nn.Linear) and part is not None:
                 rewrite(module.weight, part, name)
     return rounded

@@ -1,6 +1,8 @@
 """Tiny random models and prompts for tests: a real Qwen2-VL by transformers, a few thousand weights, no download."""
 
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,6 +68,15 @@ def tiny_reasoner(
             if "lora_B" in name:
                 parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
     return reasoner
+
+
+@cache
+def tiny_trace(fp16: bool, fused: bool) -> Any:
+    """Tiny reasoners of one seed have the same tower: it is traced once per precision and dialect."""
+    from lrkit.export.weights.source import read_source
+    from lrkit.families.qwen2_vl.tower import traced_tower
+
+    return traced_tower(read_source(tiny_reasoner(ReasonerSettings())).tower, GEOMETRY, fp16, fused)
 
 
 @dataclass

@@ -66,7 +66,7 @@ class HeldOrigin(CheckpointOrigin):
     calibrate: Calibrate
 
     def reasoner(self) -> LatentReasoner:
-        return with_rounded_weights(super().reasoner(), self.target, self.calibrate)
+        return with_rounded_weights(super().reasoner(), self.target, calibrate=self.calibrate)
 
 
 class Held(CheckpointSubject):

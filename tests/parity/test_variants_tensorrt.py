@@ -24,9 +24,8 @@ from lrkit.export.weights.source import read_source
 from lrkit.runtime.engines.tensorrt.library import load_library
 from tests import variants
 from tests.engines import build_engine, needs_builder, profile_for
-from tests.programs import _trace as shared_trace
 from tests.programs import dialect_of, limits
-from tests.tiny import EOS, GEOMETRY, MERGE, tiny_reasoner
+from tests.tiny import EOS, GEOMETRY, MERGE, tiny_reasoner, tiny_trace
 
 SINGLE, PAIRS, TARGETS = variants.single_variants(), variants.paired_variants(), variants.target_variants()
 PATCHES = 160
@@ -42,7 +41,7 @@ def graphs(settings: ReasonerSettings, target: Target, form: str) -> Iterator[tu
     source = read_source(tiny_reasoner(settings))
     dialect = dialect_of(source, target)
     stack = Stack(source, dialect, limits(settings, max_patches=PATCHES), GEOMETRY)
-    tower = grafted(shared_trace(target.computes_fp16, False), dialect)
+    tower = grafted(tiny_trace(target.computes_fp16, False), dialect)
     if form == "program":
         program = build_program(stack, (EOS,), tower)
         yield "program", program.model, program.spec, program.spec

@@ -28,8 +28,8 @@ from lrkit.export.graph.tower_pieces import grafted
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import read_source
 from lrkit.runtime.engines.programs.feed import build_feed
-from tests.programs import _trace, limits
-from tests.tiny import EOS, GEOMETRY, IMAGE, tiny_reasoner
+from tests.programs import limits
+from tests.tiny import EOS, GEOMETRY, IMAGE, tiny_reasoner, tiny_trace
 
 SETTINGS = ReasonerSettings.model_validate(
     {"think": {"max_latent_steps": 2}, "replay": {"num_tokens": 2}, "routing": {"depth": 1, "alpha": 4}}
@@ -63,7 +63,7 @@ def parts(dialect: str, precision: str, weights: WeightFile | None) -> tuple[Sta
     watched = Watched(source.weight)
     target = Target(dialect=dialect, precision=precision, int4=INT4)
     write = writer_for(target, watched, source.dimensions.recipe.norm, weights)
-    tower = grafted(_trace(target.computes_fp16, dialect == "ort"), write)
+    tower = grafted(tiny_trace(target.computes_fp16, dialect == "ort"), write)
     return Stack(source, write, limits(SETTINGS), GEOMETRY), tower, watched
 
 
