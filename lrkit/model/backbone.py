@@ -121,7 +121,9 @@ class Backbone(Protocol):
         ...
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits over the backbone's vocabulary, (..., D) -> (..., vocabulary)."""
+        """Logits over the backbone's vocabulary, (..., D) -> (..., vocabulary). Tokens that the model never says, such
+        as the codes of pictures, have the smallest number of the type; an export has them as
+        `Dimensions.never_spoken`."""
         ...
 
     def picture_sizes(self, grid: Grid) -> tuple[int, int]:

@@ -7,7 +7,7 @@ step_graphs.py into graphs of their own that a host drives.
 Legend: P prompt tokens, S tokens of a chunk, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,17 +122,19 @@ class Stack:
 
     def decide(self, g: Graph, hidden: Value) -> Carried:
         """Reads the head once: does the model want to think on? `spoken` tells what it would say otherwise."""
-        logits = self._logits(g, hidden)
+        never = self.dims.never_spoken
+        logits = self._logits(g, hidden, g.value(self._closing(never)) if never else None)
         best = g.op("ArgMax", logits, axis=-1, keepdims=0)
         return {"logits": logits, "wants": g.op("Equal", best, [self.source.latent_id])}
 
     def spoken(self, g: Graph, logits: Value) -> Value:
         """The token [1] that is said where thinking ends."""
-        return g.op("ArgMax", g.op("Add", logits, self._never_latent), axis=-1, keepdims=0)
+        return g.op("ArgMax", g.op("Add", logits, self._closing([self.source.latent_id])), axis=-1, keepdims=0)
 
     def said(self, g: Graph, hidden: Value) -> Value:
         """The token [1] that is said next: `spoken` of the head's logits, in fewer nodes."""
-        return g.op("ArgMax", self._logits(g, hidden, g.value(self._never_latent)), axis=-1, keepdims=0)
+        closed = self._closing([self.source.latent_id, *self.dims.never_spoken])
+        return g.op("ArgMax", self._logits(g, hidden, g.value(closed)), axis=-1, keepdims=0)
 
     def _logits(self, g: Graph, hidden: Value, bias: Value | None = None) -> Value:
         # Tied float weights are stored once, under the embedding's name.
@@ -140,8 +142,8 @@ class Stack:
         role = "embedding" if self.source.tied and floats else "head"
         return self.dialect.linear(g, hidden, role, bias, part=role)
 
-    @property
-    def _never_latent(self) -> np.ndarray:
+    def _closing(self, tokens: Sequence[int]) -> np.ndarray:
+        """What is added to the logits, (vocabulary,), so that none of `tokens` is chosen."""
         mask = np.zeros(self.dims.vocabulary, self.dialect.floats.numpy())
-        mask[self.source.latent_id] = -3e4 if self.dialect.target.computes_fp16 else -1e30
+        mask[list(tokens)] = -3e4 if self.dialect.target.computes_fp16 else -1e30
         return mask

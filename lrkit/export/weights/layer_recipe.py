@@ -64,6 +64,8 @@ class Dimensions:
     rotary_axes: tuple[int, ...]
     """Per frequency: the axis of positions that turns it in the prompt; all 0 where a position is one number."""
     recipe: LayerRecipe
+    never_spoken: tuple[int, ...] = ()
+    """Tokens whose logits the model's head closes, so that they are never said (`Backbone.head`)."""
 
 
 def known(what: str, value: str, values: Collection[str]) -> None:

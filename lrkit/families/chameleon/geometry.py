@@ -21,11 +21,11 @@ from pydantic import Field, model_validator
 from lrkit.config import Config
 from lrkit.contract.bundle.io_spec import TensorSpec
 from lrkit.errors import CheckpointError, DataError, UserError, one_line
-from lrkit.families.chameleon.preprocessor_file import fields_of, read_values, token_side_of, values_for
+from lrkit.families.chameleon.preprocessor_file import fields_of, token_side_of, values_for
+from lrkit.families.common.patch_processor_file import read_values
+from lrkit.families.common.smart_resize import check_aspect
 from lrkit.families.protocols import Box, Grid, Size
 
-MAX_ASPECT_RATIO = 200
-"""Longer side over shorter side: a longer picture would be resized to more than 100,000 pixels in a row."""
 _MEANINGS = {
     "position_ids": "place of each token in the prompt",
     "pixel_values": "bytes of the patch of each visual token (channel, row, column), row by row, picture by picture; "
@@ -92,11 +92,8 @@ class SquareGeometry(Config):
     @classmethod
     def check_size(cls, width: int, height: int) -> None:
         """Raises `DataError` where one side is more than 200 times the other."""
-        if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-            raise DataError(
-                f"the picture has {width} x {height} pixels; the longer side may be at most {MAX_ASPECT_RATIO} times "
-                "the shorter, so crop it"
-            )
+        # A longer picture would be resized to more than 100,000 pixels in a row.
+        check_aspect(width, height)
 
     def with_max_pixels(self, max_pixels: int | None) -> Self:
         """Unchanged: every picture is seen at one size.

@@ -1,6 +1,6 @@
 """The image processor's file of a Chameleon folder, as published and as all versions of transformers write it.
 
-Place in the pipeline: file -> `read_values` -> `fields_of` -> `SquareGeometry`, and back by `values_for`.
+Place in the pipeline: file -> `read_values` (families/common) -> `fields_of` -> `SquareGeometry`, and back by `values_for`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,25 +11,6 @@ from lrkit.errors import CheckpointError, one_line
 from lrkit.files import read_json
 
 _TYPES = ("ChameleonImageProcessor", "ChameleonImageProcessorFast", "ChameleonImageProcessorPil")
-
-
-def read_values(folder: Path) -> tuple[dict[str, Any], str]:
-    """The values of `preprocessor_config.json`, or of the image part of `processor_config.json`, and the file's name.
-
-    Raises:
-        CheckpointError: neither file is there, or it cannot be used.
-    """
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        values = read_json(path, CheckpointError)
-        if name == "processor_config.json":
-            values = values.get("image_processor", {})
-            if not isinstance(values, dict):
-                raise CheckpointError(f"{path}: image_processor is no mapping; copy the file again")
-        return values, str(path)
-    raise CheckpointError(f"{folder}: has no preprocessor_config.json; give a folder with the image processor's file")
 
 
 def token_side_of(folder: Path) -> dict[str, int]:
