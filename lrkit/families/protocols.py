@@ -173,6 +173,18 @@ class PromptStyle(Protocol):
         """Regular expression by which vocab.json and merges.txt split text; None: there always is tokenizer.json."""
         ...
 
+    @property
+    def plain_template(self) -> str | None:
+        """The turn of a user, with {question} and {images}, where a folder has no chat template; in front of it stands
+        what the tokenizer begins every text with. None: lrkit's own."""
+        ...
+
+    @property
+    def latent_token(self) -> str | None:
+        """A token of the vocabulary that its makers left unused, for models whose vocabulary has no free row: it is
+        said to think one more latent step. None: one is added behind the others."""
+        ...
+
     def picture_text(self, config: Mapping[str, Any], name_of: Callable[[Any], str | None]) -> tuple[str, str] | None:
         """(name of the image token, text of one picture with that token once) by config.json; None: the usual ones.
         `name_of` gives the name of a token id, None for what is none."""

@@ -30,6 +30,7 @@ from lrkit.registry import Registry
 FAMILIES: Registry[Any] = Registry(
     "backbone",
     {
+        "chameleon": "lrkit.families.chameleon",
         "qwen2_vl": "lrkit.families.qwen2_vl",
         "qwen3_vl": "lrkit.families.qwen3_vl",
     },

@@ -8,6 +8,8 @@ class RowwisePrompt:
     """Implements `PromptStyle`."""
 
     split = None
+    plain_template = None
+    latent_token = None
 
     def picture_text(self, config: Mapping[str, Any], name_of: Callable[[Any], str | None]) -> tuple[str, str] | None:
         """The image token alone: nothing starts or ends a picture."""

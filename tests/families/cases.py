@@ -85,6 +85,7 @@ class FamilyCase:
 
 
 ROWS = {
+    "chameleon": "tests.families.published_chameleon",
     "qwen2_vl": "tests.families.published_qwen2_vl",
     "qwen3_vl": "tests.families.published_qwen3_vl",
 }

@@ -34,7 +34,9 @@ def open_processor(peer: Peer, folder: Path) -> Any:
     values: dict[str, Any] = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
     parts = ("image_processor", "video_processor", "processor_class", "image_processor_type", "chat_template")
     own = {key: value for key, value in values.items() if key not in parts}
-    return _without_video(peer.processor)(open_image_processor(folder), tokenizer, chat_template=template, **own)
+    if template is not None:  # families that have none take no such argument
+        own["chat_template"] = template
+    return _without_video(peer.processor)(open_image_processor(folder), tokenizer, **own)
 
 
 @cache
@@ -61,7 +63,11 @@ def messages(question: str, pictures: Sequence[Image], system: str | None = None
 
 
 def inputs_of(processor: Any, question: str, pictures: Sequence[Image] = ()) -> Any:
-    """What the family's own processor makes of a question, as its model takes it: tensors by name, a batch of one."""
+    """What the family's own processor makes of a question, as its model takes it: tensors by name, a batch of one.
+    Where there is no chat template, as the family's documentation asks: the question, then its pictures."""
+    if getattr(processor, "chat_template", None) is None:
+        text = question + processor.image_token * len(pictures)
+        return processor(text=[text], images=list(pictures) or None, return_tensors="pt")
     return processor.apply_chat_template(
         messages(question, pictures), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )

@@ -28,8 +28,8 @@ class ChameleonBackbone(DecoderBackbone):
         "vqmodel": "vision", "embed_tokens": "embedding", "lm_head": "head"
     }  # fmt: skip
     decoder_name = "model"
-    text_config = ""
-    vision_config = "vq_config"
+    decoder_config = ""
+    tower_config = "vq_config"
     lora_targets = r".*model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
     patches_per_token = 1
 

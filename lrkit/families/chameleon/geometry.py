@@ -178,7 +178,11 @@ class SquareGeometry(Config):
         """One."""
         return 1
 
-    def picture_ids(self, grid: Grid, image_id: int, marker_ids: Sequence[int]) -> list[int]:
+    def with_marker_ids(self, ids: Sequence[Sequence[int]]) -> Self:
+        """Unchanged: there are no markers."""
+        return self
+
+    def picture_ids(self, grid: Grid, image_id: int) -> list[int]:
         """One image token for each visual token."""
         return [image_id] * self.num_visual_tokens(grid)
 

@@ -90,9 +90,7 @@ def read_chameleon(values: Mapping[str, Any], label: str) -> Layout:
     vision = read_values_of(_Vision, values.get("vq_config") or {}, f"{label}: vq_config")
     for wrong in _contradictions(text, vision):
         raise CheckpointError(f"{label}: {wrong}; copy the file again, or give another model")
-    words = read_map(
-        values.get("vocabulary_map"), vision.num_embeddings, text.vocab_size, f"{label}: vocabulary_map"
-    )
+    words = read_map(values.get("vocabulary_map"), vision.num_embeddings, text.vocab_size, f"{label}: vocabulary_map")
     tied = text.tie_word_embeddings
     return Layout(
         family="chameleon",

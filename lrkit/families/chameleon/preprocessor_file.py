@@ -1,6 +1,6 @@
 """The image processor's file of a Chameleon folder, as published and as all versions of transformers write it.
 
-Place in the pipeline: file -> `read_values` (families/common) -> `fields_of` -> `SquareGeometry`, and back by `values_for`.
+Place in the pipeline: file -> `read_values` (families/common) -> `fields_of` -> `SquareGeometry`; back by `values_for`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,7 +33,9 @@ def fields_of(values: Mapping[str, Any], source: str, names: Iterable[str]) -> d
         )
     for step in ("do_resize", "do_center_crop"):
         if not values.get(step, True):
-            raise CheckpointError(f"{source}: {step} is false, but the tower needs pictures of one size; set it to true")
+            raise CheckpointError(
+                f"{source}: {step} is false, but the tower needs pictures of one size; set it to true"
+            )
     fields = {name: values[name] for name in names if values.get(name) is not None}
     fields |= _sides(values, source)
     if not values.get("do_rescale", True):

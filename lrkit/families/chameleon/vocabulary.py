@@ -1,4 +1,5 @@
-"""The words that stand for pictures: config.json's `vocabulary_map` names each code of the vector quantizer. Torch-free.
+"""The words that stand for pictures: config.json's `vocabulary_map` names each code of the vector quantizer.
+Torch-free.
 
 The published map holds the whole vocabulary, 65,536 names with their ids. What is read of it is the image token and the
 names `IMGIMG...Z` of the codes, whose letters A to J are digits: IMGIMGBFZ is code 15.
@@ -14,7 +15,16 @@ IMAGE = "<image>"
 """Stands for one visual token in a prompt."""
 _PREFIX = "IMGIMG"
 _CODE = re.compile(r"IMGIMG([A-J]{1,8})[A-Z]")
-_DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
+_DIGITS, _LETTERS = str.maketrans("ABCDEFGHIJ", "0123456789"), str.maketrans("0123456789", "ABCDEFGHIJ")
+
+
+def code_name(code: int) -> str:
+    """The name of a code in a `vocabulary_map`."""
+    return f"{_PREFIX}{str(code).translate(_LETTERS)}Z"
+
+
+def _code(name: str) -> int:
+    return int(name[len(_PREFIX) : -1].translate(_DIGITS))
 
 
 def names_read(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,7 +34,7 @@ def names_read(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def visual_words(values: Mapping[str, Any]) -> tuple[int, ...]:
     """Token id of each code, code 0 first, by a `vocabulary_map` that `read_map` accepts."""
-    by_code = {int(name[len(_PREFIX) : -1].translate(_DIGITS)): index for name, index in values.items() if name != IMAGE}
+    by_code = {_code(name): index for name, index in values.items() if name != IMAGE}
     return tuple(by_code[code] for code in range(len(by_code)))
 
 
@@ -47,7 +57,7 @@ def read_map(values: Any, codes: int, vocabulary: int, label: str) -> dict[str, 
             raise CheckpointError(f"{label}: {name} is {shown}, which is no row of the vocabulary; {again}")
     if IMAGE not in found:
         raise CheckpointError(f"{label} has no {IMAGE}, which stands for a visual token in a prompt; {again}")
-    numbers = sorted(int(name[len(_PREFIX) : -1].translate(_DIGITS)) for name in found if name != IMAGE)
+    numbers = sorted(_code(name) for name in found if name != IMAGE)
     if numbers != list(range(codes)):
         raise CheckpointError(
             f"{label} names {len(numbers)} codes of pictures where the quantizer has {codes}, numbered from 0; {again}"

@@ -15,13 +15,14 @@ from lrkit.errors import CheckpointError, shown
 from lrkit.families.protocols import PromptStyle
 from lrkit.files import read_json
 from lrkit.runtime.encode.chat_template import QUESTION_MARK, find_template, render_chat
+from lrkit.runtime.encode.tokenizer_files import guarded
 
 _MAX_ENDS = 16
 
 
 def plain_format(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer, style: PromptStyle) -> PromptFormat:
     """The chat template around one user turn, with what ends a turn and all that ends an answer. `config` is
-    tokenizer_config.json. Without a chat template the plain default is taken.
+    tokenizer_config.json. Without a chat template the family's plain turn is taken, or lrkit's default.
 
     Raises:
         CheckpointError: the template cannot be rendered, or shows a picture in an unknown way; a special token is of
@@ -40,6 +41,8 @@ def plain_format(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer, 
         # A brace in the chat text is harmless: only the two placeholders are ever replaced.
         values["template"] = chat.prompt.replace(image, "{images}").replace(QUESTION_MARK, "{question}")
         ends = [token for token in [_turn_end(chat.end, tokenizer)] if token] + ends
+    elif style.plain_template is not None:
+        values["template"] = _beginning(folder, tokenizer) + style.plain_template
     ends = list(dict.fromkeys(ends)) or [SpecialTokens().eos]
     if pad is None:
         pad = next((name for name in (SpecialTokens().pad, "<|endoftext|>") if tokenizer.token_to_id(name)), ends[0])
@@ -49,7 +52,11 @@ def plain_format(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer, 
         or values.get("template", "{images}{question}").count("{images}") != 1
     ):
         raise CheckpointError(f"{folder}: the chat template holds lrkit's own placeholders; add a prompt.json")
-    tokens = SpecialTokens(image=image_token, eos=ends[0], more_ends=tuple(ends[1:_MAX_ENDS]), pad=pad)
+    latent = style.latent_token
+    if latent is None or tokenizer.token_to_id(latent) is None:
+        latent = SpecialTokens().latent
+    more = tuple(ends[1:_MAX_ENDS])
+    tokens = SpecialTokens(image=image_token, latent=latent, eos=ends[0], more_ends=more, pad=pad)
     return PromptFormat(**values, tokens=tokens)
 
 
@@ -62,6 +69,13 @@ def _image(folder: Path, tokenizer: Tokenizer, style: PromptStyle) -> tuple[str,
 
     found = style.picture_text(config, name_of)
     return (SpecialTokens().image, str(PromptFormat.model_fields["image"].default)) if found is None else found
+
+
+def _beginning(folder: Path, tokenizer: Tokenizer) -> str:
+    """What the tokenizer begins every text with: a chat template would write it."""
+    with guarded(f"{folder}: the tokenizer cannot begin a text", CheckpointError, "copy the tokenizer again"):
+        whole, bare = (tokenizer.encode("a", add_special_tokens=added).ids for added in (True, False))
+    return "".join(tokenizer.id_to_token(index) or "" for index in whole[: len(whole) - len(bare)])
 
 
 def _ends(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
