@@ -54,7 +54,7 @@ def write_published(
                 parameter.add_(torch.randn_like(parameter) * 0.2)
         _spread_codes(model.model.vqmodel, side)
     with no_progress_bars():
-        model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard)
+        model.bfloat16().save_pretrained(folder, max_shard_size=shard)
     _write_json(folder / "config.json", _published_config(side, swin_norm))
     generation = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2, "transformers_version": "4.43.0"}
     _write_json(folder / "generation_config.json", generation)

@@ -41,7 +41,6 @@ class SquareGeometry(Config):
 
     family: ClassVar[str] = "chameleon"
     axes: ClassVar[int] = 1
-    markers: ClassVar[tuple[str, ...]] = ()
 
     shortest_edge: int = Field(default=512, ge=1, le=8192)
     """What the shorter side of a picture is resized to, in pixels."""
@@ -79,7 +78,7 @@ class SquareGeometry(Config):
             CheckpointError: neither file is there, or it describes another kind of image processor.
         """
         values, source = read_values(folder)
-        fields = {**token_side_of(folder), **fields_of(values, source, cls.model_fields)}
+        fields: dict[str, Any] = {**token_side_of(folder), **fields_of(values, source, cls.model_fields)}
         try:
             return cls(**fields)
         except ValueError as error:
@@ -177,6 +176,11 @@ class SquareGeometry(Config):
     def patches_per_token(self) -> int:
         """One."""
         return 1
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """None."""
+        return ()
 
     def with_marker_ids(self, ids: Sequence[Sequence[int]]) -> Self:
         """Unchanged: there are no markers."""
