@@ -40,8 +40,10 @@ class FreshChameleon:
         given: dict[str, Any] = {} if sizes.max_positions is None else {"max_position_embeddings": sizes.max_positions}
         return ChameleonConfig(
             vocab_size=sizes.vocabulary + _CODES, hidden_size=sizes.hidden_size,
-            intermediate_size=sizes.intermediate_size, num_hidden_layers=sizes.num_layers, num_attention_heads=sizes.num_heads,
-            num_key_value_heads=sizes.num_kv_heads, tie_word_embeddings=sizes.tied_embeddings, bos_token_id=None,
+            intermediate_size=sizes.intermediate_size, num_hidden_layers=sizes.num_layers,
+            num_attention_heads=sizes.num_heads,
+            num_key_value_heads=sizes.num_kv_heads, tie_word_embeddings=sizes.tied_embeddings,
+            bos_token_id=None,
             eos_token_id=tokens.eos, pad_token_id=tokens.pad,
             rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
             vq_config=_vision(sizes, geometry), vocabulary_map=words, **given,
