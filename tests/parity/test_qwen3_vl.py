@@ -11,12 +11,15 @@ from torch import Tensor
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.export.graph.tower_pieces import folded
 from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT
 from lrkit.families.qwen3_vl.backbone import Qwen3VLBackbone
 from lrkit.families.qwen3_vl.geometry import Qwen3VLPatches
 from lrkit.families.qwen3_vl.tower import TraceableTower, corners
 from lrkit.families.qwen3_vl.weights import PART as WEIGHTS
+from lrkit.model.build import build_reasoner
+from tests.tiny import Batch
 
 GEOMETRY = Qwen3VLPatches(patch_size=4, min_pixels=64, max_pixels=4096, image_mean=(0.5, 0.4, 0.3))
 IMAGE, LATENT = 60, 61
@@ -122,3 +125,35 @@ def test_places_of_patches_are_those_of_their_own_picture() -> None:
         own = pictures == number
         assert own.sum() == rows * columns and (sizes[own] == (rows, columns)).all()
         assert positions[own].max(axis=0).tolist() == [rows - 1, columns - 1]
+
+
+@pytest.mark.parametrize("formation", ["tokens", "soft_mix"])
+@torch.no_grad()
+def test_replayed_tokens_add_their_features_as_plain_transformers_would(formation: str) -> None:
+    """A latent step after a prompt is the same as one longer sequence of the language model, whose replayed tokens are
+    marked as visual and bring their features along."""
+    backbone = Qwen3VLBackbone(tiny_model(tiny_config((0, 1, 2))))
+    settings = {"replay": {"num_tokens": 3, "formation": formation}, "routing": {"depth": 0}}
+    reasoner = build_reasoner(backbone, ReasonerSettings.model_validate(settings), LATENT).eval()
+    grids = [(1, 6, 4), (1, 2, 2)]
+    ids = torch.tensor([[3, 58, *[IMAGE] * 6, 59, 58, IMAGE, 59, 7, 8]])
+    pixels = torch.from_numpy(GEOMETRY.pixel_values(random_patches(grids)))
+    batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool), pixels, torch.tensor(grids), (2,))
+    state = reasoner.prefill(batch)
+    latent = reasoner.latent.as_input(state.last_hidden_BD)[:, None]
+    replayed = reasoner.think(state, torch.tensor([True]))
+    assert replayed is not None
+    rows, text = replayed.tokens_BKE, backbone.model.model.language_model
+    tokens = backbone.encode_images(pixels, torch.tensor(grids))
+    visual = ids == IMAGE
+    embeds = text.embed_tokens(ids).masked_scatter(visual[..., None], tokens[:, :24])
+    places, _ = backbone.model.model.get_rope_index(ids, visual.int(), image_grid_thw=torch.tensor(grids))
+    later = places.max() + 1 + torch.arange(rows.shape[1] + 1).expand(3, 1, -1)
+    shown = torch.cat((visual, torch.ones(rows.shape[:2], dtype=torch.bool), torch.tensor([[False]])), 1)
+    deep = torch.cat((tokens[:, 24:], rows[0, :, 24:])).split(24, dim=-1)
+    whole = text(
+        inputs_embeds=torch.cat((embeds, rows[..., :24], latent), 1), position_ids=torch.cat((places, later), -1),
+        visual_pos_masks=shown, deepstack_visual_embeds=list(deep), use_cache=False,
+    )  # fmt: skip
+    assert rows[..., 24:].abs().min() > 0, "there is something to add"
+    torch.testing.assert_close(state.last_hidden_BD, whole.last_hidden_state[:, -1], rtol=1e-4, atol=1e-4)

@@ -36,6 +36,12 @@ class _Text(mrope_layout.Text):
         """As the file names it."""
         return self.head_dim
 
+    def for_transformers(self) -> dict[str, Any]:
+        """This config class has no windows in the language model."""
+        inner = super().for_transformers()
+        del inner["use_sliding_window"]
+        return inner
+
 
 class _Vision(mrope_layout.Tower):
     """The vision tower."""
