@@ -10,7 +10,7 @@ them as strictly as those of a checkpoint. So every weight has its published nam
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -131,8 +131,8 @@ def _is_flat(values: Mapping[str, Any]) -> bool:
     return "config" not in values and bool(own & values.keys())
 
 
-def shape_samples(name: str, count: int) -> list[Sample]:
-    """Questions of equal length about a grey picture of the shape's size.
+def shape_samples(name: str, picture: Sequence[int], count: int) -> list[Sample]:
+    """Questions of equal length about a grey picture of that width and height; `name` begins the samples' names.
 
     Raises:
         UserError: more than 10.
@@ -141,9 +141,9 @@ def shape_samples(name: str, count: int) -> list[Sample]:
 
     if count > _MOST_SAMPLES:
         raise UserError(f"a shape has {_MOST_SAMPLES} questions, and {count} were asked for; set samples.0.count lower")
-    picture = Image.new("RGB", load_shape(name).picture, (128, 128, 128))
+    grey = Image.new("RGB", (picture[0], picture[1]), (128, 128, 128))
     question = "Take 4 hops. Which room are you in? Start in room {}"
-    return [Sample((picture,), question.format(room), (), "0", f"{name}-{room}") for room in range(count)]
+    return [Sample((grey,), question.format(room), (), "0", f"{name}-{room}") for room in range(count)]
 
 
 def shape_processor(shape: Shape) -> Processor:

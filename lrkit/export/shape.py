@@ -147,7 +147,8 @@ class ShapeSubject:
         self.shape, self.target = load_shape(name), target
         self.asked, self.name = name, Path(name).stem
         self.processor = shape_processor(self.shape)
-        self.provenance = {"random_weights": True, "shape": self.shape.model_dump(mode="json")}
+        told = self.shape.model_dump(mode="json", include={"family", "description", "source", "picture", "note"})
+        self.provenance = {"random_weights": True, "shape": {**told, "weights": self.shape.num_weights}}
 
     def origins(self, baselines: bool) -> dict[Role, Origin]:
         """One latent reasoner: random weights have no baselines."""
@@ -155,4 +156,4 @@ class ShapeSubject:
 
     def samples(self, count: int) -> list[Sample]:
         """Questions about a grey picture of the shape's size; random weights have no right answer to them."""
-        return [Sample(s.images, s.question, (), "", s.id) for s in shape_samples(self.asked, count)]
+        return [Sample(s.images, s.question, (), "", s.id) for s in shape_samples(self.name, self.shape.picture, count)]

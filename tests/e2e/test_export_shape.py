@@ -16,6 +16,10 @@ SHAPE = {
 }  # fmt: skip
 
 
+WEIGHTS = 114_848
+"""In all its tensors."""
+
+
 @pytest.fixture
 def shape(tmp_path):
     file = tmp_path / "shape.json"
@@ -42,9 +46,20 @@ def test_an_int4_bundle_of_a_shape(shape, tmp_path, tied, capsys):
     assert (recorded["latent_steps"], len(recorded["token_ids"])) == (4, 12)
     entry = manifest["programs"]["latent"]
     assert entry["bytes_by_part"]["embedding"] == 256 * (64 + 4), "one byte a weight, one scale a row"
-    assert manifest["provenance"]["checkpoint"]["shape"]["config"]["text_config"]["hidden_size"] == 64
+    assert manifest["provenance"]["checkpoint"]["shape"]["weights"] == WEIGHTS
     checked = check_bundle(place)
     assert checked.problems == []
+    asked = ("profile", place, "--suite", "shape-bundle", "runs.1.max_new_tokens=12", "repeats=1", "-o", tmp_path)
+    assert lrkit(*asked) == 0, capsys.readouterr().err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {run["id"]: run["rows"][0]["spoken_tokens"] for run in report["runs"]} == {
+        "latent": 7,
+        "cot": 12,
+        "direct": 7,
+    }
+    first = report["runs"][0]
+    assert (first["rows"][0]["patches"], first["rows"][0]["pictures"], first["rows"][0]["correct"]) == (160, 1, None)
+    assert set(first["ceilings"]) == {"vision", "prefill", "think", "speak"}
 
 
 def test_random_weights_are_the_same_for_every_reader():

@@ -208,7 +208,7 @@ def test_ceilings_name_what_binds() -> None:
 
 def test_shipped_suites_and_sheets_load() -> None:
     suites = [load_suite(resource.name) for resource in list_resources("suite")]
-    shipped = {"smoke", "latency", "accuracy", "sweep", "2b-shape"}
+    shipped = {"smoke", "latency", "accuracy", "sweep", "2b-shape", "shape-bundle"}
     assert {resource.name for resource in list_resources("suite")} >= shipped
     assert all(suite.description and suite.runs[0].mode == "latent" for suite in suites)
     sheets = {resource.name: load_sheet(resource.name) for resource in list_resources("device")}

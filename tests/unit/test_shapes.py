@@ -42,7 +42,7 @@ def test_the_words_of_a_shape_go_round_the_special_tokens_of_its_model(name: str
     found = {token: processor.tokenizer.token_to_id(token) for token in shape.tokens}
     assert found == shape.tokens
     assert processor.last_id < shape.layout.vocabulary
-    (asked,) = shape_samples(name, 1)
+    (asked,) = shape_samples(name, shape.picture, 1)
     prompt = processor.encode_prompt(asked.images, asked.question)
     assert prompt.ids.count(processor.image_id) == processor.geometry.num_visual_tokens(prompt.grids[0])
     assert processor.decode(processor.tokenizer.encode("Start in room 3").ids) == "Start in room 3"

@@ -126,13 +126,13 @@ def measure(
         UserError: a model, a sample set or a device sheet that is not there, or no run that could be measured.
     """
     from lrkit.contract.settings import ReasonerSettings
-    from lrkit.data.shapes import shape_samples
     from lrkit.profile.measure.shape_model import open_shape
+    from lrkit.profile.measure.shape_questions import shape_questions
     from lrkit.profile.profile_models import profile_models
 
     count = sum(chosen.count for chosen in suite.samples)
     shape = random_shape(choices[0].path)
-    samples = None if shape is None else shape_samples(shape, count)
+    samples = shape_questions(choices[0].path, suite)
     with ProfileProgress(count * suite.repeats) as progress:
         opened: list[ModelChoice | Model] = [*choices]
         if shape is not None:

@@ -159,14 +159,14 @@ def patient(engine: Engine, options: AskOptions) -> AskOptions:
 
 
 def _options(run: RunSettings, suite: Suite) -> AskOptions:
-    forced = suite.forced
+    forced, most = suite.forced, run.max_new_tokens or suite.max_new_tokens
     if not forced.any:
-        return AskOptions(run.mode, suite.max_new_tokens, run.max_latent_steps, run.halting)
+        return AskOptions(run.mode, most, run.max_latent_steps, run.halting)
     steps, halting = run.max_latent_steps, run.halting
     if run.mode == "latent" and forced.latent_steps is not None:
         steps, halting = (forced.latent_steps if steps is None else steps), "fixed"
     if forced.answer_tokens is None:
-        return AskOptions(run.mode, suite.max_new_tokens, steps, halting)
+        return AskOptions(run.mode, most, steps, halting)
     spoken = forced.answer_tokens + ((forced.cot_tokens or 0) if run.mode == "cot" else 0)
     return AskOptions(run.mode, spoken, steps, halting, ignore_end=True)
 

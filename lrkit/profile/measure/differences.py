@@ -23,9 +23,6 @@ from lrkit.profile.measure.cases import Case, patient
 from lrkit.runtime.encode.processor import EncodedPrompt
 from lrkit.runtime.engines.common.protocol import AskOptions
 
-ROUNDS = 7
-"""Times that each variant is run; its fastest counts."""
-
 Difference = dict[str, Any]
 """Seconds of vision, prefill, think, speak, first_token; lists latent_step_sec; token_sec; None where there is none."""
 
@@ -81,14 +78,17 @@ class _Job:
         }
 
 
-def difference_runs(cases: Sequence[Case], samples: Sequence[Sample], found: dict[str, list[Difference]]) -> None:
-    """Adds to `found` (case id -> entries) an entry per sample, for the cases whose phases need it. Samples that a case
-    cannot answer are left out; the measuring loop has reported them."""
+def difference_runs(
+    cases: Sequence[Case], samples: Sequence[Sample], rounds: int, found: dict[str, list[Difference]]
+) -> None:
+    """Adds to `found` (case id -> entries) an entry per sample, for the cases whose phases need it. Each variant is run
+    `rounds` times, and its fastest counts. Samples that a case cannot answer are left out; the measuring loop has
+    reported them."""
     wanted = [case for case in cases if case.engine.phases != "inside"]
     for sample in samples:
         jobs = [job for case in wanted if (job := _job(case, sample)) is not None]
         most = max((len(job.variants) for job in jobs), default=0)
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for number in range(most):
                 for job in jobs:
                     job.run(number)

@@ -135,7 +135,7 @@ def measure(cases: Sequence[Case], samples: Sequence[Sample], suite: Suite, watc
                     gc.collect()
                 session.repeats = repeat + 1
             watcher.stage("telling phases apart")
-            difference_runs(cases, samples[: suite.phase_samples], session.differences)
+            difference_runs(cases, samples[: suite.phase_samples], suite.phase_runs, session.differences)
     except KeyboardInterrupt:
         session.partial = True
     finally:

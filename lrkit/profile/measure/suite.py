@@ -18,7 +18,8 @@ class SampleSet(Config):
     """Questions to ask."""
 
     data: str
-    """trail:main, trail:long, trail:faint, trail:wide, or a JSONL file."""
+    """trail:main, trail:long, trail:faint, trail:wide, or a JSONL file; shape: questions about a picture of the size
+    that the shape names, for random:SHAPE and its bundles."""
     count: int = Field(ge=1)
     """Samples taken from it."""
     seed: int = Field(default=0, ge=0)
@@ -41,6 +42,8 @@ class RunSettings(Config):
     routing_depth: int | None = Field(default=None, ge=0, le=8)
     """0 turns routing off. Depths other than the model's own are for shapes with random weights, because their weights
     were not trained. A bundle has its depth built in."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Most generated tokens of an answer; null: as the suite says."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of one operator."""
     cuda_graphs: bool | None = None
@@ -89,6 +92,8 @@ class Suite(Config):
     """Most generated tokens of an answer; null: a bundle's own limit, 256 for a checkpoint."""
     phase_samples: int = Field(default=10, ge=0)
     """One-graph programs: on so many samples, runs of fixed length tell the phases apart."""
+    phase_runs: int = Field(default=7, ge=1)
+    """How often each of these runs is done; the fastest counts."""
     gallery: int = Field(default=3, ge=0, le=8)
     """Traced examples in the report."""
     forced: Forced = Forced()
