@@ -16,7 +16,7 @@ from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import Program, build_program
 from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.tower_pieces import grafted
-from lrkit.export.graph.tower_writer import write_tower
+from lrkit.export.graph.tower_writer import Tower, write_tower
 from lrkit.export.graph.writer import Writer
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.quantizers.quantizer import Calibrate, quantized, quantized_rows, uncalibrated
@@ -55,10 +55,13 @@ def build(
     target = target or Target()
     source = read_source(reasoner)
     dialect = dialect_of(source, target)
-    bounds = limits(reasoner.settings, **changes)
-    shared = grafted(tiny_trace(target.computes_fp16, dialect.fused), dialect)
-    tower = write_tower(source, GEOMETRY, dialect) if fresh_tower else shared
-    return build_program(Stack(source, dialect, bounds, GEOMETRY), ends, tower)
+    tower = write_tower(source, GEOMETRY, dialect) if fresh_tower else tower_of(dialect)
+    return build_program(Stack(source, dialect, limits(reasoner.settings, **changes), GEOMETRY), ends, tower)
+
+
+def tower_of(dialect: Writer) -> Tower:
+    """That of the tied tiny reasoner of seed 0."""
+    return grafted(tiny_trace(dialect.target.computes_fp16, dialect.fused), dialect)
 
 
 class Runner:

@@ -17,7 +17,7 @@ from tests.fake_family.geometry import patch_places
 from tests.fake_family.model import RowwiseConfig, RowwiseModel
 
 _PARTS: dict[str, WeightPart] = {
-    "eye.out": "merger", "eye": "vision", "embed_tokens": "embedding", "lm_head": "head"
+    "eye.out": "merger", "eye.deep": "merger", "eye": "vision", "embed_tokens": "embedding", "lm_head": "head"
 }  # fmt: skip
 
 
@@ -28,7 +28,6 @@ class RowwiseBackbone:
     axes = 1
     patches_per_token = 1
     tied_embeddings = False
-    deep_layers: tuple[int, ...] = ()
 
     def __init__(self, model: RowwiseModel) -> None:
         self.model = model
@@ -39,9 +38,11 @@ class RowwiseBackbone:
         self.hidden_size: int = text.hidden_size
         self.num_layers: int = text.num_hidden_layers
         self.image_token_id: int = model.config.image_token_id
+        self.deep_layers = tuple(range(len(model.eye.deep)))
         self._side: int = eye["patch_size"]
-        keys = text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
-        self.attention = AttentionSizes(text.hidden_size, keys, eye["width"], eye["depth"])
+        attention = self._words.layers[0].self_attn
+        queries, keys = attention.q_proj.out_features, attention.k_proj.out_features
+        self.attention = AttentionSizes(queries, keys, eye["width"], eye["depth"])
 
     @classmethod
     def from_pretrained(

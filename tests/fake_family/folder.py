@@ -1,6 +1,7 @@
 """A tiny checkpoint of the fake family, as its makers would publish it, and data to train it on."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,27 @@ def rowwise_processor() -> Processor:
     return Processor(tokenizer, geometry, PromptFormat(image="<|image_pad|>"))
 
 
-def rowwise_model(processor: Processor, seed: int = 0) -> RowwiseModel:
-    """Random weights, large enough that choices are clear."""
+def rowwise_model(
+    processor: Processor, seed: int = 0, deep: Sequence[int] = (), head_dim: int | None = None
+) -> RowwiseModel:
+    """Random weights, large enough that choices are clear; `deep` and `head_dim` as in RowwiseConfig."""
     text: dict[str, Any] = {
         "vocab_size": processor.tokenizer.get_vocab_size(), "hidden_size": 32, "intermediate_size": 64,
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
         "bos_token_id": None, "eos_token_id": processor.eos_id, "pad_token_id": processor.pad_id,
         "tie_word_embeddings": False,
     }  # fmt: skip
-    eye = {"width": 24, "depth": 2, "patch_size": 8}
+    eye: dict[str, Any] = {"width": 24, "depth": 2, "patch_size": 8} | ({"deep": list(deep)} if deep else {})
+    if head_dim is not None:
+        text["head_dim"] = head_dim
     torch.manual_seed(seed)
     model = RowwiseModel(RowwiseConfig(text, eye, processor.image_id)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0.0, 0.5 if "embed_tokens" in name else 0.15)
+            elif "self_attn" in name:  # norms of queries and keys
+                parameter.normal_(1.0, 0.3)
     return model
 
 

@@ -27,10 +27,14 @@ def read_rowwise(values: Mapping[str, Any], label: str) -> Layout:
         raise CheckpointError(f"{label}: {error} is missing; copy the file again") from error
 
 
+def _head(text: Mapping[str, Any]) -> int:
+    return text.get("head_dim", text["hidden_size"] // text["num_attention_heads"])
+
+
 def _adapted(text: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
-    width, inner = text["hidden_size"], text["intermediate_size"]
-    keys = width // text["num_attention_heads"] * text["num_key_value_heads"]
-    sizes = {"q": (width, width), "k": (width, keys), "v": (width, keys), "o": (width, width)}
+    width, inner, head = text["hidden_size"], text["intermediate_size"], _head(text)
+    queries, keys = head * text["num_attention_heads"], head * text["num_key_value_heads"]
+    sizes = {"q": (width, queries), "k": (width, keys), "v": (width, keys), "o": (queries, width)}
     for layer in range(text["num_hidden_layers"]):
         for name, size in sizes.items():
             yield f"words.layers.{layer}.self_attn.{name}_proj", size
@@ -48,7 +52,11 @@ def _tensors(text: Mapping[str, Any], eye: Mapping[str, Any]) -> Iterator[tuple[
     for layer in range(text["num_hidden_layers"]):
         yield f"words.layers.{layer}.input_layernorm.weight", (width,)
         yield f"words.layers.{layer}.post_attention_layernorm.weight", (width,)
+        if "head_dim" in text:
+            yield f"words.layers.{layer}.self_attn.q_norm.weight", (_head(text),)
+            yield f"words.layers.{layer}.self_attn.k_norm.weight", (_head(text),)
     matrices = {"patch": (own, 3 * eye["patch_size"] ** 2), "out": (width, own)}
+    matrices |= {f"deep.{number}": (width, own) for number in range(len(eye.get("deep", ())))}
     for block in range(eye["depth"]):
         matrices |= {f"blocks.{block}.around": (own, own), f"blocks.{block}.inner": (2 * own, own)}
         matrices |= {f"blocks.{block}.outer": (own, 2 * own)}

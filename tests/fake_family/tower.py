@@ -33,7 +33,7 @@ class RowwiseTower:
     def sizes(self, tower: nn.Module) -> TowerSizes:
         eye: Any = tower
         used = {name: p.numel() for name, p in eye.named_parameters() if p.dim() > 1 and "row" not in name}
-        merger = used.pop("out.weight")
+        merger = sum(used.pop(name) for name in list(used) if name == "out.weight" or name.startswith("deep."))
         used.pop("column.weight")
         width = eye.patch.out_features
         return TowerSizes(width=width, depth=len(eye.blocks), weights=sum(used.values()), merger_weights=merger)

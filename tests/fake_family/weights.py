@@ -4,12 +4,11 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from lrkit.export.weights.layer_recipe import Dimensions, LayerRecipe, Norm
 from lrkit.export.weights.reader import LLAMA_PARTS, Read
-from tests.fake_family.model import Eye
+from tests.fake_family.model import Eye, text_config
 
 
 class RowwiseWeights:
@@ -23,19 +22,21 @@ class RowwiseWeights:
         return Eye(**config.eye, out=config.text["hidden_size"])
 
     def dimensions(self, config: Any) -> Dimensions:
-        text = LlamaConfig(**config.text)
+        text, normed = text_config(config.text), "head_dim" in config.text
         frequencies = LlamaRotaryEmbedding(text).inv_freq
+        norm = Norm("rms", text.rms_norm_eps)
         return Dimensions(
             width=text.hidden_size,
             num_layers=text.num_hidden_layers,
             num_heads=text.num_attention_heads,
             num_key_heads=text.num_key_value_heads,
-            head_width=text.hidden_size // text.num_attention_heads,
+            head_width=text.head_dim,
             inner=text.intermediate_size,
             vocabulary=text.vocab_size,
             inverse_frequencies=tuple(map(float, frequencies)),
             rotary_axes=(0,) * len(frequencies),
-            recipe=LayerRecipe(Norm("rms", text.rms_norm_eps)),
+            recipe=LayerRecipe(norm, head_norm=norm if normed else None),
+            deep_layers=tuple(range(len(config.eye.get("deep", ())))),
         )
 
     def final_norm(self, read: Read, kind: str) -> np.ndarray:

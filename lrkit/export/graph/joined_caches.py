@@ -84,7 +84,7 @@ class JoinedCaches(Caches):
         stack, prompt = self.stack, read.prompt
         place = partial(self._place, self._tables(g, read))
         if stack.replay.slots:
-            prompt = prompt.pad(g, stack.capacity, stack.dims.width)
+            prompt = prompt.pad(g, stack.capacity, stack.dims.row_width)
         empty = next(iter(self.empty(g, stack.capacity).values()))
         kinds = {"key": read.keys, "value": read.values}
         caches = {

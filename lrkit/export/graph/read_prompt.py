@@ -2,7 +2,7 @@
 
 Place in the pipeline: the first chunk of every program; think.py and speak.py start from what it leaves.
 
-Legend: P prompt tokens, V visual tokens, D width.
+Legend: P prompt tokens, V visual tokens, D width, E width of a visual token's row (`Dimensions.row_width`).
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from lrkit.export.graph.stack import INT64, Chunk
 
 def read_prompt(g: Graph, caches: Caches, given: Carried, visual: Value) -> Read:
     """Keys, the decision, and everything that latent steps start from. `given` are the program's inputs, `visual` the
-    pictures' tokens (V, D)."""
+    pictures' tokens (V, E)."""
     stack = caches.stack
     decoder, ids, position = stack.decoder, given["input_ids"], given["position_ids"]
     is_visual = g.op("Equal", ids, stack.source.image_id)
@@ -35,7 +35,8 @@ def read_prompt(g: Graph, caches: Caches, given: Carried, visual: Value) -> Read
         return Seen((Segment(key, value, mask),))
 
     refined = {i: router.empty(g) for i, router in stack.routers.items()}
-    passed = stack.run(g, Chunk(prompt.embeds, *rotations, lambda layer: remember, refined))
+    embeds, deep = stack.parted(g, prompt.rows)
+    passed = stack.run(g, Chunk(embeds, *rotations, lambda layer: remember, refined, deep=deep))
     state: Carried = {"hidden": passed.hidden} | stack.decide(g, passed.hidden)
     state["prefill_logits"] = g.to_float32(g.op("Squeeze", state["logits"], [0]))
     state["position"] = after
@@ -55,5 +56,10 @@ def read_prompt(g: Graph, caches: Caches, given: Carried, visual: Value) -> Read
 def _embedded(g: Graph, caches: Caches, ids: Value, is_visual: Value, visual: Value) -> Prompt:
     count = g.op("Sub", g.op("CumSum", g.cast(is_visual, INT64), 0), [1])
     rows = g.op("Gather", visual, g.op("Max", count, [0]), axis=0)
-    embeds = g.op("Where", g.op("Unsqueeze", is_visual, [1]), rows, caches.stack.dialect.embed(g, ids))
-    return Prompt(embeds, count, g.shape_of(ids, 0))
+    stack, placed = caches.stack, g.op("Unsqueeze", is_visual, [1])
+    if not stack.dims.deep_layers:
+        return Prompt(g.op("Where", placed, rows, stack.dialect.embed(g, ids)), count, g.shape_of(ids, 0))
+    width = stack.dims.width
+    own, deep = g.ops("Split", rows, [width, stack.dims.row_width - width], outputs=2, axis=1)
+    embeds = g.op("Where", placed, own, stack.dialect.embed(g, ids))
+    return Prompt(g.op("Concat", embeds, g.op("Where", placed, deep, 0.0), axis=1), count, g.shape_of(ids, 0))

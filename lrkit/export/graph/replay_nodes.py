@@ -5,7 +5,7 @@ Place in the pipeline: think.py calls `Replay.select` in every latent step.
 Candidates are columns of the prompt, not visual tokens. So one graph serves any number of pictures, and none. Behind
 the P columns stand K or more that are never free: TopK always finds K, and empty slots point at a harmless place.
 
-Legend: P prompt tokens, K replayed tokens, D width.
+Legend: P prompt tokens, K replayed tokens, E width of a visual token's row (`Dimensions.row_width`).
 """
 
 from collections.abc import Callable
@@ -31,21 +31,21 @@ TINY = np.array(np.finfo(np.float32).tiny)
 class Prompt:
     """What latent steps read of the prompt."""
 
-    embeds: Value
-    """(P, D) input embeddings, visual tokens in place."""
+    rows: Value
+    """(P, E), visual tokens in place: input embeddings, and what is added behind each deep layer."""
     visual_index: Value
     """(P,) int64: number of each visual token over all pictures; elsewhere meaningless."""
     num_tokens: Value
     """P, [1]."""
     padded: bool = False
-    """Whether `embeds` and `visual_index` have rows of empty slots in front, zeros and -1, as joined caches have latent
+    """Whether `rows` and `visual_index` have rows of empty slots in front, zeros and -1, as joined caches have latent
     keys there: `select` counts columns from the first of them."""
 
     def pad(self, g: Graph, count: int, width: int) -> "Prompt":
         """The same with `count` such rows: made once before a loop, they spare every step to tell empty slots apart."""
-        embeds = g.op("Concat", np.zeros((count, width), g.floats.numpy()), self.embeds, axis=0)
+        rows = g.op("Concat", np.zeros((count, width), g.floats.numpy()), self.rows, axis=0)
         index = g.op("Concat", np.full(count, -1), self.visual_index, axis=0)
-        return Prompt(embeds, index, self.num_tokens, padded=True)
+        return Prompt(rows, index, self.num_tokens, padded=True)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Replayed:
     """What one latent step replays."""
 
     tokens: Value
-    """(K, D), or (1, D) for soft_mix; empty slots hold an unread token."""
+    """(K, E), or (1, E) for soft_mix; empty slots hold an unread token."""
     valid: Value
     """(K,) or (1,) bool."""
     free: Value
@@ -140,7 +140,7 @@ class Replay:
             weights = self.weighting.several(g, self.dialect, g.op("Gather", score, index), valid)
         free = g.op("ScatterElements", free, index, np.zeros(self.slots, bool), axis=0)
         place = index if prompt.padded else g.op("Where", valid, index, 0)
-        tokens = g.op("Gather", prompt.embeds, place, axis=0)
+        tokens = g.op("Gather", prompt.rows, place, axis=0)
         factors = g.to_floats(weights)
         tokens = g.op("Mul", tokens, factors if self.slots == 1 else g.op("Unsqueeze", factors, [1]))
         visual = g.op("Gather", prompt.visual_index, place)

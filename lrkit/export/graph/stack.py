@@ -4,11 +4,11 @@ routing, and the head.
 Place in the pipeline: read_prompt.py, think.py and speak.py run a `Stack`; program.py puts them into loops,
 step_graphs.py into graphs of their own that a host drives.
 
-Legend: P prompt tokens, S tokens of a chunk, D width.
+Legend: P prompt tokens, S tokens of a chunk, D width, E width of a visual token's row (`Dimensions.row_width`).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -47,6 +47,8 @@ class Chunk:
     """Which tokens are real, (S,); None: all are."""
     step: Value | None = None
     """Latent steps before this one, [1]; None: the chunk is the prompt."""
+    deep: Mapping[int, Value] = field(default_factory=dict[int, Value])
+    """By deep layer: what the tokens add behind it, (S, D)."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,21 @@ class Stack:
                     )  # fmt: skip
                     hidden, refined[i] = Hidden(routed.hidden), routed.cache
                     passes.append(routed.passes)
+                if i in chunk.deep:  # once, behind the routing: refined passes are of the layer's own output
+                    added = chunk.deep[i]
+                    added = g.op("Gather", added, [-1], axis=0) if only_last else added
+                    hidden = Hidden(hidden.close(g), added)
         if last in self.routers and not single:
             hidden = Hidden(g.op("Gather", hidden.close(g), [-1], axis=0))
         return Passed(hidden.norm(g, self.dialect, "norm"), refined, passes)
+
+    def parted(self, g: Graph, rows: Value) -> tuple[Value, dict[int, Value]]:
+        """Rows (S, E) of tokens -> input embeddings (S, D), and what they add behind each deep layer."""
+        layers, width = self.dims.deep_layers, self.dims.width
+        if not layers:
+            return rows, {}
+        embeds, *deep = g.ops("Split", rows, [width] * (1 + len(layers)), outputs=1 + len(layers), axis=1)
+        return embeds, dict(zip(layers, deep, strict=True))
 
     def decide(self, g: Graph, hidden: Value) -> Carried:
         """Reads the head once: does the model want to think on? `spoken` tells what it would say otherwise."""

@@ -86,7 +86,7 @@ class _Steps:
             types: Types = {"prefill_logits": (FLOAT32, (vocabulary,))} | self._prompt_types()
             kept = {f"prompt_key{i}": key for i, key in enumerate(read.keys)}
             kept |= {f"prompt_value{i}": value for i, value in enumerate(read.values)}
-            kept |= {"prompt_embeds": read.prompt.embeds, "visual_index": read.prompt.visual_index}
+            kept |= {self._rows: read.prompt.rows, "visual_index": read.prompt.visual_index}
             state = read.state | kept | {"token": self.stack.spoken(g, read.state["logits"])}
             thinks = {name: kind for name, kind in self.caches.think_types.items() if name in state}
             if not self.stack.steps:
@@ -102,7 +102,8 @@ class _Steps:
         g = self._graph()
         types = {name: kind for name, kind in self.caches.think_types.items() if name != "alive"}
         held, given = self._inputs(g, types), self._inputs(g, self._prompt_types())
-        prompt = Prompt(given["prompt_embeds"], given["visual_index"], g.shape_of(given["prompt_embeds"], 0))
+        rows = given[self._rows]
+        prompt = Prompt(rows, given["visual_index"], g.shape_of(rows, 0))
         latents = self.caches.latents(g, prompt, lambda layer: self._prompt_segment(given, layer))
         with g.scope("think"):
             new = think(g, self.caches, held, latents)
@@ -150,8 +151,13 @@ class _Steps:
         names = [f"prompt_{kind}{i}" for i in range(self.dims.num_layers) for kind in ("key", "value")]
         types: Types = dict.fromkeys(names, (floats, (1, heads, "P", width)))
         if self.stack.steps:
-            types |= {"prompt_embeds": (floats, ("P", self.dims.width)), "visual_index": (INT64, ("P",))}
+            types |= {self._rows: (floats, ("P", self.dims.row_width)), "visual_index": (INT64, ("P",))}
         return types
+
+    @property
+    def _rows(self) -> str:
+        """Name of the prompt's rows."""
+        return "prompt_rows" if self.dims.deep_layers else "prompt_embeds"
 
     def _graph(self) -> Graph:
         self.stack.dialect.store.another_graph()
@@ -187,6 +193,7 @@ MEANINGS = {
     "free": "true for visual tokens not replayed yet",
     "fed": "spoken tokens fed back",
     "prompt_embeds": "input embeddings of the prompt",
+    "prompt_rows": "input embeddings of the prompt, then what its tokens add behind each deep layer",
     "visual_index": "number of each visual token over all pictures",
 }
 

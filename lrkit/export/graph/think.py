@@ -5,6 +5,8 @@ Place in the pipeline: program.py puts it into a loop, step_graphs.py into a gra
 Legend: S tokens of a latent step, K replayed and the latent; D width.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from lrkit.export.graph.caches import Caches, Latents
@@ -24,14 +26,14 @@ def think(g: Graph, caches: Caches, held: Carried, latents: Latents, iteration: 
     replayed = None
     if stack.replay.slots:
         replayed = stack.replay.select(g, latents.prompt, held["saliency"], held["free"])
-    embeds, valid, offsets, ahead = _tokens(g, stack, latent, replayed)
+    embeds, deep, valid, offsets, ahead = _tokens(g, stack, latent, replayed)
     at = latents.place(g, held, offsets, iteration)
 
     def remember(layer: int) -> Remember:
         return caches.remember(g, layer, held, new, at.where, latents.past(layer), at.mask)
 
     refined = {i: Refined.of(i, held) for i in stack.routers}
-    passed = stack.run(g, Chunk(embeds, at.rotation, at.routed_rotation, remember, refined, valid, at.step))
+    passed = stack.run(g, Chunk(embeds, at.rotation, at.routed_rotation, remember, refined, valid, at.step, deep))
     moved = caches.moved(g, held, {"hidden": passed.hidden} | stack.decide(g, passed.hidden), ahead)
     if replayed is not None:
         moved["free"] = replayed.free
@@ -50,19 +52,24 @@ def think(g: Graph, caches: Caches, held: Carried, latents: Latents, iteration: 
 
 def _tokens(
     g: Graph, stack: Stack, latent: Value, replayed: Replayed | None
-) -> tuple[Value, Value | None, Value, Value]:
-    """(embeddings (S, D), which are real (S,), place of each after the last key (S,), number of real ones [1]).
+) -> tuple[Value, Mapping[int, Value], Value | None, Value, Value]:
+    """(embeddings (S, D), what is added behind deep layers, which tokens are real (S,), place of each after the last
+    key (S,), number of real ones [1]).
 
     Real tokens take the places 0, 1, ...; the latent follows the last of them, unread slots come behind it."""
     if replayed is None:
-        return latent, None, g.value([0]), g.value([1])
+        return latent, {}, None, g.value([0]), g.value([1])
     numbers = np.arange(stack.replay.num_tokens, dtype=np.int64)
     real = g.cast(replayed.valid, INT64)
     behind = g.op("Sub", numbers + 1, real)
     count = real if len(numbers) == 1 else g.op("ReduceSum", real, [0], keepdims=1)
     offsets = g.op("Concat", behind, count, axis=0)
     valid = g.op("Concat", replayed.valid, np.ones(1, bool), axis=0) if stack.routers else None
-    return g.op("Concat", replayed.tokens, latent, axis=0), valid, offsets, g.op("Add", count, [1])
+    further = stack.dims.row_width - stack.dims.width
+    if further:
+        latent = g.op("Concat", latent, np.zeros((1, further), g.floats.numpy()), axis=1)
+    embeds, deep = stack.parted(g, g.op("Concat", replayed.tokens, latent, axis=0))
+    return embeds, deep, valid, offsets, g.op("Add", count, [1])
 
 
 def _counted(g: Graph, stack: Stack, held: Carried, passed: Passed, step: Value) -> tuple[Value, Value]:

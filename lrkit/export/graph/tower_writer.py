@@ -3,7 +3,7 @@
 Place in the pipeline: `write_tower` -> a `Tower`, which program.py and step_graphs.py call with the graph and its
 inputs. Most families let tracing.py do the work.
 
-Legend: V visual tokens, D width of the language model.
+Legend: V visual tokens, E width of their rows (`Dimensions.row_width`).
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from lrkit.export.weights.reader import export_part
 from lrkit.export.weights.source import Source
 
 Tower = Callable[[Graph, Carried], Value]
-"""(graph, inputs of the program by name) -> visual tokens (V, D), picture by picture."""
+"""(graph, inputs of the program by name) -> rows of visual tokens (V, E), as `Backbone.encode_images` gives them."""
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,13 @@ class Dimensions:
     recipe: LayerRecipe
     never_spoken: tuple[int, ...] = ()
     """Tokens whose logits the model's head closes, so that they are never said (`Backbone.head`)."""
+    deep_layers: tuple[int, ...] = ()
+    """As `Backbone.deep_layers`: layers behind which visual tokens add features of their own."""
+
+    @property
+    def row_width(self) -> int:
+        """Of a visual token's row: its input embedding, and what it adds behind each deep layer."""
+        return self.width * (1 + len(self.deep_layers))
 
 
 def known(what: str, value: str, values: Collection[str]) -> None:
