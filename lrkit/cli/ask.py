@@ -10,7 +10,7 @@ import typer
 
 from lrkit.cli.eval import parse_modes, say_note
 from lrkit.cli.shared.console import beside_json, err
-from lrkit.cli.shared.options import Device, Download, Dtype, Engine, EngineOption, Provider, Threads
+from lrkit.cli.shared.options import AttentionOption, Device, Download, Dtype, Engine, EngineOption, Provider, Threads
 from lrkit.cli.shared.tables import json_option, milliseconds, write_json
 from lrkit.files import check_writable
 
@@ -44,6 +44,7 @@ def ask(
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Shrink larger pictures to so many pixels.")] = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    attention: AttentionOption = None,
     engine: Engine = None,
     engine_option: EngineOption = None,
     provider: Provider = None,
@@ -62,7 +63,9 @@ def ask(
         trace_format(trace)
         check_writable(trace)
     options = parse_options(engine_option or [], engine)
-    reasoner = Reasoner.open(model, device, provider, threads, engine, options, dtype).baseline(chosen).prepare()
+    reasoner = (
+        Reasoner.open(model, device, provider, threads, engine, options, dtype, attention).baseline(chosen).prepare()
+    )
     say_note(reasoner)
     answer = reasoner.ask(
         list(image or []),

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
 from lrkit.cli.shared.console import bars, beside_json, err
-from lrkit.cli.shared.options import Device, Download, Dtype, Engine, EngineOption, Provider, Threads
+from lrkit.cli.shared.options import AttentionOption, Device, Download, Dtype, Engine, EngineOption, Provider, Threads
 from lrkit.cli.shared.tables import headline, json_option, modes_table, write_json
 from lrkit.contract.generated import MODES, Mode
 from lrkit.errors import UserError
@@ -46,6 +46,7 @@ def eval_checkpoint(
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Shrink larger pictures to so many pixels.")] = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    attention: AttentionOption = None,
     engine: Engine = None,
     engine_option: EngineOption = None,
     provider: Provider = None,
@@ -65,12 +66,13 @@ def eval_checkpoint(
     named = None if modes is None else parse_modes(modes)
     sets = {name: load_samples(name, samples, seed=seed) for name in data or ["trail:main"]}
     options = parse_options(engine_option or [], engine)
-    reasoner = Reasoner.open(model, device, provider, threads, engine, options, dtype)
+    reasoner = Reasoner.open(model, device, provider, threads, engine, options, dtype, attention)
     say_note(reasoner)
     chosen = named or reasoner.engine.modes
     options = EvalOptions(chosen, batch_size, latency_samples, max_new_tokens, max_latent_steps, max_pixels)
     place = device or provider or reasoner.engine.place
     runs_on = {"engine": reasoner.engine.name, "device": place, "threads": threads, "dtype": reasoner.engine.dtype}
+    runs_on |= {"attention": reasoner.engine.attention}
     report: dict[str, Any] = {"schema": 1, "kind": "eval", "model": model, "runs_on": runs_on, "seed": seed, "sets": {}}
     for name, drawn in sets.items():
         with bars(MofNCompleteColumn(), TimeRemainingColumn()) as progress:

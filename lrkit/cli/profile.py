@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from lrkit.cli.shared.options import CudaGraphs, Device, Download, Engine, EngineOption, FastDtype, Provider, Threads
+from lrkit.cli.shared.options import (
+    AttentionOption,
+    CudaGraphs,
+    Device,
+    Download,
+    Engine,
+    EngineOption,
+    FastDtype,
+    Provider,
+    Threads,
+)
 from lrkit.cli.shared.profile_shown import save_and_show
 from lrkit.cli.shared.profiling import (
     FOLDER,
@@ -58,6 +68,7 @@ def profile(
     output: Output = FOLDER,
     device: Device = None,
     dtype: FastDtype = None,
+    attention: AttentionOption = None,
     engine: Engine = None,
     engine_option: EngineOption = None,
     provider: Provider = None,
@@ -78,7 +89,7 @@ def profile(
     models, changes = models_and_values(words)
     named = suite or ("2b-shape" if is_random(models) else "smoke")
     asked = choose_suite(named, changes, runs, data, models)
-    place = where_to_run(device, dtype, engine, engine_option, provider, threads, cuda_graphs)
+    place = where_to_run(device, dtype, engine, engine_option, provider, threads, cuda_graphs, attention)
     found = measure(choose_models(models, place), asked, plan or [])
     save_and_show(found, output, json_file)
     refuse_held(conditions, found)

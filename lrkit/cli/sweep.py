@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrkit.cli.shared.console import beside_json
-from lrkit.cli.shared.options import CudaGraphs, Device, Download, Engine, EngineOption, FastDtype, Provider, Threads
+from lrkit.cli.shared.options import (
+    AttentionOption,
+    CudaGraphs,
+    Device,
+    Download,
+    Engine,
+    EngineOption,
+    FastDtype,
+    Provider,
+    Threads,
+)
 from lrkit.cli.shared.profile_shown import save_and_show
 from lrkit.cli.shared.profiling import (
     FOLDER,
@@ -65,6 +75,7 @@ def sweep(
     output: Output = FOLDER,
     device: Device = None,
     dtype: FastDtype = None,
+    attention: AttentionOption = None,
     engine: Engine = None,
     engine_option: EngineOption = None,
     provider: Provider = None,
@@ -88,7 +99,7 @@ def sweep(
     if write_choice:
         check_choice(models, axes)
     asked = choose_suite(suite or ("2b-shape" if is_random(models) else "sweep"), changes, runs, data, models)
-    place = where_to_run(device, dtype, engine, engine_option, provider, threads, cuda_graphs)
+    place = where_to_run(device, dtype, engine, engine_option, provider, threads, cuda_graphs, attention)
     found = measure(choose_models(models, place), asked, plan or [], axes)
     save_and_show(found, output, json_file)
     if write_choice:

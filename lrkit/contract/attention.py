@@ -7,9 +7,9 @@ Place in the pipeline: a recipe's `attention`, `--attention`, `Reasoner.from_che
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BeforeValidator
 
 from lrkit.config import Config, load_config
 from lrkit.errors import UserError, did_you_mean, shown
@@ -38,6 +38,7 @@ NEEDS: Mapping[str, _Needs] = {
     "flash_attention_4": _Needs("flash-attn-4", "pip install flash-attn-4", 90),
 }
 """As transformers asks for them. Its fallback to kernels of the hub is not taken: they are code from the network."""
+PARTS = ("vision", "text")
 NAMES = (SDPA, *NEEDS)
 NUMBER_TYPES = ("float16", "bfloat16")
 """What flash kernels multiply."""
@@ -60,15 +61,6 @@ class Attention(Config):
         return self.text if self.text == self.vision else f"vision={self.vision},text={self.text}"
 
 
-def _both(value: Any) -> Any:
-    """One name is that of both parts."""
-    return {"vision": value, "text": value} if isinstance(value, str) else value
-
-
-AttentionChoice = Annotated[Attention, BeforeValidator(_both), WithJsonSchema({"type": ["string", "object"]})]
-"""In a config: one name, or {vision: NAME, text: NAME}."""
-
-
 def read_attention(value: object) -> Attention:
     """From a name, from "vision=NAME,text=NAME", from a mapping, or from None, which is sdpa.
 
@@ -77,8 +69,12 @@ def read_attention(value: object) -> Attention:
     """
     if value is None or isinstance(value, Attention):
         return value or Attention()
+    if isinstance(value, str) and "=" not in value:
+        if value not in NAMES:
+            raise UserError(f"attention is {shown(value)}; {_allowed(value)}")
+        return load_config(Attention, dict.fromkeys(PARTS, value))
     if isinstance(value, str):
-        pairs = [pair.partition("=") for pair in value.split(",")] if "=" in value else [(p, "=", value) for p in PARTS]
+        pairs = [pair.partition("=") for pair in value.split(",")]
         value = {part.strip(): kernel.strip() for part, _, kernel in pairs}
     if not isinstance(value, Mapping):
         raise UserError(f"attention is {shown(value)}; give one of {', '.join(NAMES)}, or vision=NAME,text=NAME")
@@ -90,7 +86,8 @@ def read_attention(value: object) -> Attention:
     return load_config(Attention, dict(value))
 
 
-PARTS = ("vision", "text")
+AttentionChoice = Annotated[Attention, BeforeValidator(read_attention)]
+"""In a config: one name, or {vision: NAME, text: NAME}."""
 
 
 def _allowed(kernel: str) -> str:
@@ -112,20 +109,25 @@ def check_attention(attention: Attention, device: str, dtype: str | None = None,
 
 def problems(attention: Attention, device: str, dtype: str | None, cuda_graphs: bool = False) -> Iterator[str]:
     """What is in the way, a sentence each."""
-    for part, kernel in attention.asked.items():
-        what, needs = f"attention.{part} is {kernel}", NEEDS[kernel]
+    for kernel in dict.fromkeys(attention.asked.values()):
+        parts = [part for part, asked in attention.asked.items() if asked == kernel]
+        what = f"attention{'' if len(parts) > 1 else f'.{parts[0]}'} is {kernel}"
+        needs = NEEDS[kernel]
         if dtype is not None and dtype not in NUMBER_TYPES:
             yield (
                 f"{what}, which computes in {' and '.join(NUMBER_TYPES)}, and the model is used in {dtype}; choose "
                 "bfloat16, or attention sdpa"
             )
-        if part == "text" and cuda_graphs:
+        if "text" in parts and cuda_graphs:
             yield (
                 f"{what}, which counts on the host what is padding, and a CUDA graph cannot; leave CUDA graphs out, or "
                 "choose attention.text sdpa"
             )
         if not device.startswith("cuda"):
-            yield f"{what}, which runs on NVIDIA GPUs, and the device is {device}; give device cuda, or attention sdpa"
+            yield (
+                f"{what}, which runs on NVIDIA GPUs, and the device is {device}; run it on a GPU, as with device cuda, "
+                "or choose attention sdpa"
+            )
         elif (old := _too_old(device, needs.least)) is not None:
             yield f"{what}, which needs compute capability {needs.least / 10}, and {old}; choose attention sdpa"
         if installed_version(needs.package) is None:

@@ -207,6 +207,7 @@ def _model(model: Model, rates: MeasuredRates | None) -> Report:
         "device": engine.place,
         "precision": engine.dtype,
         "cuda_graphs": engine.cuda_graphs,
+        "attention": engine.attention,
         "precision_reason": model.dtype_reason,
         "random_weights": model.random_weights,
         "threads": model.choice.threads,

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lrkit.contract.attention import read_attention
 from lrkit.contract.bundle.bundle_folder import is_bundle
 from lrkit.contract.generated import Generated, Mode
 from lrkit.errors import UserError
@@ -88,6 +89,7 @@ class Reasoner:
         engine: str | None = None,
         engine_options: Mapping[str, Any] | None = None,
         dtype: str | None = None,
+        attention: str | Mapping[str, str] | None = None,
     ) -> "Reasoner":
         """Opens whatever `path` is: a bundle (`load`), or a checkpoint or shipped name such as `tiny`
         (`from_checkpoint`).
@@ -106,12 +108,15 @@ class Reasoner:
                 raise UserError(
                     f"{path} is a bundle, and dtype is for checkpoints; export it with the precision wanted"
                 )
+            if attention is not None:
+                raise UserError(f"{path} is a bundle, whose attention is in its program; leave attention out")
             return cls(open_engine(path, choice))
         if provider is not None or threads is not None:
             raise UserError(f"{path} is no bundle, and provider and threads are for bundles; give a device instead")
         if engine is None and engine_options:
             raise UserError(f"{path} is no bundle, and an engine runs bundles; export it first, or leave engine out")
-        chosen = EngineChoice.of(engine, choice.options, device=device, dtype=known_dtype(dtype))
+        kernels = None if attention is None else read_attention(attention).model_dump()
+        chosen = EngineChoice.of(engine, choice.options, device=device, dtype=known_dtype(dtype), attention=kernels)
         return cls(open_checkpoint(resolve_checkpoint(path), chosen))
 
     @classmethod
@@ -122,6 +127,7 @@ class Reasoner:
         dtype: str | None = None,
         cuda_graphs: bool = False,
         allow_download: bool = False,
+        attention: str | Mapping[str, str] | None = None,
     ) -> "Reasoner":
         """Loads a checkpoint (a folder, or a shipped name such as `tiny`) on torch. A plain Hugging Face model answers
         in the modes cot and direct. A backbone that is named by a hub id is fetched only with `allow_download`.
@@ -129,16 +135,19 @@ class Reasoner:
         `dtype` is float32, bfloat16 or float16; None or "auto" is the type that its backbone was trained in.
         `cuda_graphs` records latent steps and words on a GPU and launches each as one. That is several times faster
         where questions of like length follow one another; the first of a length pays for the recording.
+        `attention` names the kernels of attention as transformers does: sdpa (the default), flash_attention_2,
+        flash_attention_3 or flash_attention_4, one for both parts or {"vision": ..., "text": ...}.
         A process that is forked afterwards answers on one thread. Load in each process to use all, or run a bundle.
 
         Raises:
             CheckpointError: nothing usable there.
-            UserError: an unknown device or dtype, or CUDA graphs without a GPU.
+            UserError: an unknown device or dtype, CUDA graphs without a GPU, or kernels that cannot run there.
             MissingExtraError: torch is not installed.
         """
         folder = resolve_checkpoint(model_path(path))
         device, dtype = text_or_none("device", device) or "cpu", text_or_none("dtype", dtype)
         options = {"dtype": dtype, "cuda_graphs": flag("cuda_graphs", cuda_graphs)}
+        options |= {"attention": read_attention(attention).model_dump()}
         options |= {"device": device, "allow_download": flag("allow_download", allow_download)}
         return cls(open_checkpoint(folder, EngineChoice(None, options)))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lrkit.config import load_config
+from lrkit.contract.attention import problems as attention_problems
 from lrkit.contract.sample import Sample
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.jsonl import Advance, JsonlScan
@@ -18,6 +19,7 @@ from lrkit.errors import CheckpointError, ConfigError, LrkitError, MissingExtraE
 from lrkit.families.layout import Layout
 from lrkit.families.table import read_layout
 from lrkit.files import read_json, sha256
+from lrkit.gpus import torch_can_use
 from lrkit.pretrained import HUB_PREFIX, is_hub_id
 from lrkit.resources import REASONER_FILE, resolve_checkpoint
 from lrkit.runtime.checks.checkpoint_files import check_checkpoint
@@ -86,6 +88,7 @@ def check_start(recipe: Recipe) -> ReasonerSettings:
     """
     problems = Problems()
     init = _check_init(recipe, problems)
+    problems.add(UserError, _kernel_problems(recipe))
     for mode, where in recipe.baselines.items():
         problems.attempt(resolve_checkpoint, where, prefix=f"baselines.{mode}: ")
     problems.raise_if_any()
@@ -101,6 +104,7 @@ def find_problems(recipe: Recipe, folder: Path, resume: bool, reading: Callable[
     """
     problems = Problems()
     init = _check_init(recipe, problems)
+    problems.add(UserError, _kernel_problems(recipe))
     processor = _check_files(init, recipe, problems) if init is not None else None
     for mode, where in recipe.baselines.items():
         found = problems.attempt(resolve_checkpoint, where, prefix=f"baselines.{mode}: ")
@@ -143,6 +147,12 @@ def init_folder(init: str) -> Path:
     except CheckpointError as error:
         hint = f", or write init: {HUB_PREFIX}{init} to have it fetched" if is_hub_id(init) else ""
         raise CheckpointError(f"init: {error}{hint}") from error
+
+
+def _kernel_problems(recipe: Recipe) -> Iterator[str]:
+    """Kernels of attention that cannot run here; a run takes the GPU where torch can use one."""
+    if recipe.attention.asked:
+        yield from attention_problems(recipe.attention, "cuda" if torch_can_use() else "cpu", None)
 
 
 def _check_init(recipe: Recipe, problems: Problems) -> Init | None:

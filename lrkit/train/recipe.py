@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import Field, SerializeAsAny, WrapValidator, model_validator
 
 from lrkit.config import Config, load_config
+from lrkit.contract.attention import Attention, AttentionChoice
 from lrkit.contract.sample import Spoken
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.board import BoardKind
@@ -235,6 +236,9 @@ class Recipe(Config):
     """Batches whose gradients are summed into one update."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the accelerator has it, float32 on a CPU."""
+    attention: AttentionChoice = Attention()
+    """Kernels of attention: sdpa, flash_attention_2, flash_attention_3 or flash_attention_4, one for both vision tower
+    and language model, or {vision: NAME, text: NAME}. Those of flash need a GPU, their package and bfloat16."""
     token_weights: dict[str, Weight] = {}
     """Regular expression on a spoken token's text -> its weight in the loss; all others weigh 1."""
     baselines: dict[Literal["cot", "direct"], str] = {}
@@ -260,6 +264,11 @@ class Recipe(Config):
         if isinstance(self.init, FreshBackbone) and self.data.words() is None:
             yield "a fresh backbone gets its words from trail data; give init a checkpoint or hub:ORG/NAME"
         yield from self.data.problems()
+        if self.attention.asked and self.precision == "float32":
+            yield (
+                f"attention {self.attention} computes in bfloat16, and precision is float32; set precision: auto or "
+                "bfloat16, or attention: sdpa"
+            )
         if all(stage.updates == 0 for stage in self.stages):
             yield "every stage has updates 0, so nothing is trained; give at least one a budget"
         for pattern in self.token_weights:

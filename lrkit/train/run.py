@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from lrkit.contract.attention import check_attention
 from lrkit.data.sources import Source
 from lrkit.errors import CheckpointError
+from lrkit.model.open_backbone import use_attention
 from lrkit.resources import REASONER_FILE
 from lrkit.train.accelerator import ignored_environment, make_accelerator
 from lrkit.train.checks import check_start
@@ -50,6 +52,8 @@ def train(
     check_folder(folder, resume)
     source = recipe.data.open(recipe.seed, recipe.stages)
     accelerator = make_accelerator(recipe)
+    computed = "bfloat16" if accelerator.mixed_precision == "bf16" else "float32"
+    check_attention(recipe.attention, str(accelerator.device), computed)
     main = accelerator.is_main_process
     with held_folder(folder) if main else nullcontext():
         # Looked at again: only now can no other run write here.
@@ -62,6 +66,7 @@ def train(
         with told():
             start = load_start(recipe, settings, dtype)
             start.reasoner.to(accelerator.device)
+            use_attention(start.reasoner.backbone, recipe.attention)
         origin = _origin(source, start, accelerator)
         notes = compare(saved.origin, origin, folder) if main and saved is not None else []
         accelerator.wait_for_everyone()  # all have looked at the folder before one writes into it

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import yaml
 
+from lrkit.contract.attention import packages_of
 from lrkit.errors import CheckpointError
 from lrkit.files import read_json, write_json, write_text
 from lrkit.gpus import torch_can_use
@@ -37,6 +38,7 @@ def write_run(folder: Path, recipe: Recipe, place: Place) -> None:
         "done": place.stage == len(recipe.stages),
         "checkpoint": place.finished[-1]["checkpoint"],
         "updates": place.total_updates,
+        "attention": recipe.attention.model_dump(),
         "wall_time_sec": place.seconds,
         "stages": place.finished,
         "notes": place.notes,
@@ -77,6 +79,7 @@ def checkpoint_info(
         device=device,
         num_threads=torch.get_num_threads(),
         numbers=dict(numbers),
+        attention={**recipe.attention.model_dump(), "packages": packages_of(recipe.attention)},
         wall_time_sec=wall_time_sec,
         total_updates=place.total_updates,
         notes=place.notes,

@@ -19,6 +19,14 @@ def where(help: str, **limits: Any) -> Any:
 Device = Annotated[str | None, where("Checkpoints: cpu, cuda or cuda:0.")]
 Dtype = Annotated[str, where("Checkpoints: float32, bfloat16, float16, or auto: as trained.")]
 FastDtype = Annotated[str | None, where("Checkpoints: float32, bfloat16 or float16.")]
+AttentionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--attention",
+        help="Checkpoints: sdpa, or flash_attention_2, _3 or _4; or vision=NAME,text=NAME.",
+        rich_help_panel=WHERE,
+    ),
+]
 Engine = Annotated[str | None, where("Bundles: onnxruntime, tensorrt-rtx or tensorrt.")]
 EngineOption = Annotated[list[str] | None, where("TensorRT: KEY=VALUE, as device=1; repeat.")]
 Provider = Annotated[str | None, where("ONNX Runtime: cpu, cuda, tensorrt, ...")]

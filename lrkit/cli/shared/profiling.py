@@ -73,17 +73,20 @@ def where_to_run(
     provider: str | None,
     threads: int | None,
     cuda_graphs: bool,
+    attention: str | None = None,
 ) -> "ModelChoice":
     """The options of that group, for a model that is not named yet.
 
     Raises:
-        UserError: an engine option that is no KEY=VALUE.
+        UserError: an engine option that is no KEY=VALUE, or no name of attention's kernels.
     """
+    from lrkit.contract.attention import read_attention
     from lrkit.profile.measure.cases import ModelChoice
     from lrkit.runtime.engines.table import parse_options
 
     options = parse_options(engine_option or [], engine)
-    return ModelChoice("", device, provider, threads, dtype, engine, options, cuda_graphs)
+    kernels = None if attention is None else read_attention(attention)
+    return ModelChoice("", device, provider, threads, dtype, engine, options, cuda_graphs, kernels)
 
 
 def choose_models(models: Sequence[str], asked: "ModelChoice") -> "list[ModelChoice]":
@@ -109,7 +112,9 @@ def choose_models(models: Sequence[str], asked: "ModelChoice") -> "list[ModelCho
         raise UserError("--device and --dtype are for checkpoints, and only bundles were named; give --provider")
     if asked.cuda_graphs and all(kinds):
         raise UserError("--cuda-graphs is for checkpoints; TensorRT takes --engine-option cuda_graphs=[speak] instead")
-    of_bundles = replace(asked, device=None, dtype=None, cuda_graphs=False)
+    if asked.attention is not None and all(kinds):
+        raise UserError("--attention is for checkpoints, and only bundles were named; leave it out")
+    of_bundles = replace(asked, device=None, dtype=None, cuda_graphs=False, attention=None)
     of_checkpoints = replace(asked, provider=None, engine=None, engine_options={})
     return [
         replace(of_bundles if bundle else of_checkpoints, path=model)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lrkit.contract.attention import Attention
 from lrkit.contract.generated import Mode
 from lrkit.errors import UserError
 from lrkit.profile.measure.meters import MemoryMeter
@@ -40,6 +41,8 @@ class ModelChoice:
     """Bundles on TensorRT."""
     cuda_graphs: bool = False
     """Checkpoints on a GPU."""
+    attention: Attention | None = None
+    """Checkpoints; None: sdpa."""
 
     @property
     def name(self) -> str:
@@ -112,7 +115,9 @@ def open_model(choice: ModelChoice, name: str) -> Model:
         what = "provider" if choice.engine is None else "engine"
         raise UserError(f"{choice.path} is no bundle, and {what} is for bundles; give a device instead")
     else:
-        reasoner = Reasoner.from_checkpoint(choice.path, choice.device or "cpu", choice.dtype, choice.cuda_graphs)
+        kernels = None if choice.attention is None else choice.attention.model_dump()
+        given = choice.path, choice.device or "cpu", choice.dtype, choice.cuda_graphs
+        reasoner = Reasoner.from_checkpoint(*given, attention=kernels)
     seconds, after = time.perf_counter() - started, memory.resident()
     grown = after - before if after is not None and before is not None else None
     return Model(choice, name, reasoner, seconds, grown)
@@ -186,6 +191,8 @@ def _why_not(model: Model, run: RunSettings, suite: Suite) -> str | None:
         return "a bundle has its replay built in; profile its checkpoint, or export one bundle for each number"
     if run.cuda_graphs is not None and not engine.place.startswith("cuda"):
         return "CUDA graphs are for a GPU"
+    if run.cuda_graphs and model.choice.attention is not None and "text" in model.choice.attention.asked:
+        return f"text attention {model.choice.attention.text} cannot be recorded as a CUDA graph"
     if run.cuda_graphs is not None and bundle:
         return "CUDA graphs of a bundle are chosen by --engine-option"
     if run.replay_tokens == 0 and settings.replay.num_tokens == 0:

@@ -8,6 +8,7 @@ the one that the device multiplies fastest, unless one is asked for.
 import time
 from typing import Any
 
+from lrkit.contract.attention import Attention, check_attention
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.shapes import Shape, load_shape, shape_config, shape_processor
 from lrkit.errors import CapacityError, UserError, require
@@ -26,7 +27,8 @@ def open_shape(name: str, settings: ReasonerSettings, choice: ModelChoice) -> Mo
 
     Raises:
         CapacityError: the machine's memory would not hold the weights.
-        UserError: a device or number type that torch lacks here, or CUDA graphs without a GPU.
+        UserError: a device or number type that torch lacks here, CUDA graphs without a GPU, or kernels of attention
+            that cannot run.
         MissingExtraError: torch is not installed.
     """
     for package in ("torch", "transformers", "peft"):
@@ -40,6 +42,7 @@ def open_shape(name: str, settings: ReasonerSettings, choice: ModelChoice) -> Mo
         dtype, reason = fastest_dtype(device)
     if dtype not in _DTYPE_BYTES:
         raise UserError(f"unknown dtype {dtype!r}; give one of {', '.join(_DTYPE_BYTES)}")
+    check_attention(choice.attention or Attention(), device, dtype, choice.cuda_graphs)
     needed, there = shape.num_weights * _DTYPE_BYTES[dtype], memory_bytes()
     if there is not None and needed > 0.8 * there:
         raise CapacityError(
@@ -48,13 +51,13 @@ def open_shape(name: str, settings: ReasonerSettings, choice: ModelChoice) -> Mo
         )
     memory = MemoryMeter()
     before, started = memory.resident(), time.perf_counter()
-    engine = _engine(shape, settings, device, dtype, choice.cuda_graphs)
+    engine = _engine(shape, settings, device, dtype, choice)
     after = memory.resident()
     grown = after - before if after is not None and before is not None else None
     return Model(choice, name, Reasoner(engine), time.perf_counter() - started, grown, True, reason)
 
 
-def _engine(shape: Shape, settings: ReasonerSettings, device: str, dtype: str, cuda_graphs: bool) -> Any:
+def _engine(shape: Shape, settings: ReasonerSettings, device: str, dtype: str, choice: ModelChoice) -> Any:
     import torch
 
     from lrkit.model.build import build_reasoner
@@ -72,7 +75,8 @@ def _engine(shape: Shape, settings: ReasonerSettings, device: str, dtype: str, c
     finally:
         torch.set_default_dtype(previous)
     reasoner = build_reasoner(backbone_loader(shape.family)(model.eval()), settings, processor.latent_id)
-    return TorchEngine(reasoner.to(getattr(torch, dtype)), processor, device, cuda_graphs=cuda_graphs)
+    graphs, attention = choice.cuda_graphs, choice.attention or Attention()
+    return TorchEngine(reasoner.to(getattr(torch, dtype)), processor, device, cuda_graphs=graphs, attention=attention)
 
 
 def _fill(model: Any) -> None:

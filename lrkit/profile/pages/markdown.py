@@ -62,7 +62,9 @@ def title(report: Values) -> str:
 def how_it_runs(model: Values) -> str:
     """Engine, number type and device of one model of a report."""
     graphs = ", CUDA graphs" if model.get("cuda_graphs") else ""  # earlier reports do not say
-    return f"{model['engine']}, {model['precision']}, {model['device']}{graphs}"
+    kernels = model.get("attention")
+    attention = "" if kernels in (None, "sdpa") else f", attention {kernels}"
+    return f"{model['engine']}, {model['precision']}, {model['device']}{graphs}{attention}"
 
 
 def machine_lines(report: Values) -> str:

@@ -112,6 +112,11 @@ class Engine(Protocol):
         """Whether steps are recorded; None where that is not for lrkit to choose."""
         ...
 
+    @property
+    def attention(self) -> str | None:
+        """Kernels of attention, by the names of transformers; None where a program has its own."""
+        ...
+
     def load(self) -> None:
         """Reads the weights now instead of at the first question."""
         ...

@@ -106,6 +106,7 @@ class ProgramEngine:
     threads: int | None = None
     """The sessions' own, chosen when they are made."""
     cuda_graphs: bool | None = None
+    attention: str | None = None
 
     def __init__(self, sessions: ProgramSessions, processor: Processor, role: Role = "latent") -> None:
         self.sessions = sessions

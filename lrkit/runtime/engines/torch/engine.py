@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 
 from lrkit.checkpoints.checkpoint_folder import base_of, baselines_of, read_info
+from lrkit.contract.attention import Attention, check_attention
 from lrkit.contract.generated import MODES, WITHOUT_LATENTS, Generated, GenerationLimits, Mode
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.cores import find_cores
@@ -20,6 +21,7 @@ from lrkit.gpus import torch_can_use
 from lrkit.model.build import build_reasoner, extra_state, load_extra_state
 from lrkit.model.checkpoint import load_checkpoint
 from lrkit.model.generate import generate
+from lrkit.model.open_backbone import use_attention
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.recorded import StepRecorder
 from lrkit.runtime.checks.checkpoint_files import check_fit
@@ -32,6 +34,7 @@ from lrkit.runtime.engines.torch.counts import count_reasoner
 from lrkit.runtime.engines.torch.prompt_batch import collate_prompts
 from lrkit.runtime.engines.torch.vision_probe import VisionProbe
 
+DEFAULT_ATTENTION = Attention()
 DEFAULT_MAX_NEW_TOKENS = 256
 """Longest answer where none is asked for."""
 
@@ -55,12 +58,17 @@ class TorchEngine:
         cuda_graphs: bool = False,
         asked: str | None = None,
         note: str | None = None,
+        attention: Attention = DEFAULT_ATTENTION,
     ) -> None:
         """`cuda_graphs` records latent steps and words by shape and launches each as one (recorded.py). `asked` is the
         number type that baselines are asked in too, None for each its own; `note` what a user should know. Raises as
-        `check_device`."""
+        `check_device`, `check_attention` and `use_attention`."""
         check_device(device, cuda_graphs)
+        used = str(reasoner.backbone.embedding_rows().dtype).removeprefix("torch.")
+        check_attention(attention, device, used, cuda_graphs)
         self.reasoner = reasoner.to(device).eval()
+        use_attention(self.reasoner.backbone, attention)
+        self._attention = attention
         self.processor = processor
         self.device = device
         self.place = device
@@ -73,28 +81,36 @@ class TorchEngine:
 
     @classmethod
     def from_checkpoint(
-        cls, folder: Path, device: str = "cpu", dtype: str | None = None, cuda_graphs: bool = False
+        cls,
+        folder: Path,
+        device: str = "cpu",
+        dtype: str | None = None,
+        cuda_graphs: bool = False,
+        attention: Attention = DEFAULT_ATTENTION,
     ) -> "TorchEngine":
         """Loads a checkpoint folder, in the number type that it was trained in (None or "auto") or in `dtype`, such as
         "bfloat16"; `note` says where these differ.
 
         Raises:
             CheckpointError: the folder is missing, incomplete or damaged.
-            UserError: an unknown device or dtype, or CUDA graphs without a GPU.
+            UserError: an unknown device or dtype, CUDA graphs without a GPU, or kernels of `attention` that cannot run.
         """
         check_device(device, cuda_graphs)
         asked = known_dtype(dtype)
+        check_attention(attention, device, asked, cuda_graphs)
         _heed_quota()
         cls._heed_fork(device)
         info = read_info(folder)
         trained = TrainedIn.of(info, base_of(folder, info))
         used = asked or trained.backbone
+        check_attention(attention, device, used, cuda_graphs)
         loaded = load_checkpoint(folder, dtype=None if used is None else getattr(torch, used))
         loaded.reasoner.merge_adapter()
         note = None if used is None else trained.note(used)
         processor = Processor.from_folder(folder)
         check_fit(processor, loaded.checked)
-        engine = cls(loaded.reasoner, processor, device, baselines_of(folder, info), cuda_graphs, asked, note)
+        baselines = baselines_of(folder, info)
+        engine = cls(loaded.reasoner, processor, device, baselines, cuda_graphs, asked, note, attention)
         if info["latent_id"] is None:
             engine.modes = WITHOUT_LATENTS
         return engine
@@ -103,6 +119,11 @@ class TorchEngine:
     def cuda_graphs(self) -> bool:
         """Whether steps are recorded."""
         return self._recorder is not None
+
+    @property
+    def attention(self) -> str:
+        """Kernels of attention: one name, or one for each part."""
+        return str(self._attention)
 
     @property
     def dtype(self) -> str:
@@ -154,11 +175,12 @@ class TorchEngine:
         new = build_reasoner(old.backbone, settings, old.latent.token_id)
         load_extra_state(new, extra_state(old), missing_ok=True)
         dtype = next(old.model.parameters()).dtype
-        return TorchEngine(new.to(dtype), self.processor, self.device, cuda_graphs=self.cuda_graphs)
+        graphs, attention = self.cuda_graphs, self._attention
+        return TorchEngine(new.to(dtype), self.processor, self.device, cuda_graphs=graphs, attention=attention)
 
     def with_cuda_graphs(self, wanted: bool) -> "TorchEngine":
         """The same weights with or without CUDA graphs. Raises as the constructor."""
-        given = self.processor, self.device, self._baselines, wanted, self._asked, self.note
+        given = self.processor, self.device, self._baselines, wanted, self._asked, self.note, self._attention
         engine = TorchEngine(self.reasoner, *given)
         engine.modes = self.modes
         return engine
@@ -199,9 +221,9 @@ class TorchEngine:
 
     def baseline(self, mode: Mode) -> "TorchEngine | None":
         folder = self._baselines.get(mode)
-        return (
-            None if folder is None else TorchEngine.from_checkpoint(folder, self.device, self._asked, self.cuda_graphs)
-        )
+        if folder is None:
+            return None
+        return TorchEngine.from_checkpoint(folder, self.device, self._asked, self.cuda_graphs, self._attention)
 
 
 def _heed_quota() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lrkit.checkpoints.checkpoint_folder import download_bases
 from lrkit.config import Config
+from lrkit.contract.attention import Attention, AttentionChoice
 from lrkit.errors import require
 from lrkit.gpus import Gpus
 from lrkit.provenance import installed_version
@@ -23,6 +24,9 @@ class TorchOptions(Config):
     """cpu, cuda or cuda:0."""
     dtype: str | None = None
     """float32, bfloat16 or float16; None or auto: as trained."""
+    attention: AttentionChoice = Attention()
+    """Kernels of attention: sdpa, flash_attention_2, flash_attention_3 or flash_attention_4, one name or {vision: NAME,
+    text: NAME}."""
     cuda_graphs: bool = False
     """Record steps on a GPU and launch each as one."""
     allow_download: bool = False
@@ -36,7 +40,8 @@ def _open(folder: Path | str, options: TorchOptions, verify: bool) -> Any:
 
     if options.allow_download:
         download_bases(Path(folder))
-    return TorchEngine.from_checkpoint(Path(folder), options.device, options.dtype, options.cuda_graphs)
+    given = options.device, options.dtype, options.cuda_graphs, options.attention
+    return TorchEngine.from_checkpoint(Path(folder), *given)
 
 
 def _state(gpus: Gpus) -> EngineState:
