@@ -61,7 +61,7 @@ def test_baselines_keep_the_number_type(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(TorchEngine, "from_checkpoint", loaded)
     engine.baseline("cot")
-    assert asked == [("cpu", "bfloat16", False)]
+    assert asked == [("cpu", "bfloat16", False, engine._attention)]
 
 
 @pytest.mark.parametrize("device, said", [("cuda", "torch sees no GPU here"), ("tpu?", "unknown device")])
