@@ -32,6 +32,7 @@ FAMILIES: Registry[Any] = Registry(
     {
         "chameleon": "lrkit.families.chameleon",
         "qwen2_vl": "lrkit.families.qwen2_vl",
+        "qwen2_5_vl": "lrkit.families.qwen2_5_vl",
         "qwen3_vl": "lrkit.families.qwen3_vl",
     },
 )

@@ -116,16 +116,34 @@ def row_and_column_angles(inverse_frequencies: Tensor, patch_positions: Tensor) 
 
 
 def attend(attn: Any, hidden_NE: Tensor, rotary: tuple[Tensor, Tensor], mask_NN: Tensor, rotate: Rotate) -> Tensor:
-    """Attention of a tower whose `qkv` is one matrix. Queries and keys turn together, as 2 H heads; `rotary` are cos
-    and sin (N, W / 2)."""
+    """Attention of a tower whose `qkv` is one matrix; `rotary` are cos and sin (N, W / 2)."""
+    parts = turned_parts(attn, hidden_NE, rotary, rotate)
+    return joined(attn, mixed(parts, mask_NN, attn.scaling))
+
+
+def turned_parts(
+    attn: Any, hidden_NE: Tensor, rotary: tuple[Tensor, Tensor], rotate: Rotate
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Queries, keys and values (1, H, N, W). Queries and keys turn together, as 2 H heads."""
     heads = attn.num_heads
     # The leading 1 is what the fused rotation asks for.
     parts_1HNW = attn.qkv(hidden_NE).reshape(1, -1, 3 * heads, hidden_NE.shape[1] // heads).transpose(1, 2)
     turning_1HNW, value_1HNW = parts_1HNW.split((2 * heads, heads), dim=1)
     query_1HNW, key_1HNW = rotate(turning_1HNW, *rotary).split((heads, heads), dim=1)
-    score_1HNN = (query_1HNW @ key_1HNW.transpose(2, 3)).to(torch.float32) * attn.scaling + mask_NN
-    mixed_1HNW = score_1HNN.softmax(-1).to(value_1HNW.dtype) @ value_1HNW
-    return attn.proj(mixed_1HNW.transpose(1, 2).reshape(-1, hidden_NE.shape[1]))
+    return query_1HNW, key_1HNW, value_1HNW
+
+
+def mixed(parts: tuple[Tensor, Tensor, Tensor], mask: Tensor, scaling: float) -> Tensor:
+    """Values (..., N, W), mixed by what the scores (..., N, N) and the mask that is added to them say."""
+    query, key, value = parts
+    score = (query @ key.transpose(2, 3)).to(torch.float32) * scaling + mask
+    return score.softmax(-1).to(value.dtype) @ value
+
+
+def joined(attn: Any, mixed_1HNW: Tensor) -> Tensor:
+    """Heads side by side, through the last matrix of attention: (N, E)."""
+    heads, width = mixed_1HNW.shape[1], mixed_1HNW.shape[3]
+    return attn.proj(mixed_1HNW.transpose(1, 2).reshape(-1, heads * width))
 
 
 def in_number_type(tower: nn.Module, fp16: bool) -> nn.Module:
