@@ -87,6 +87,7 @@ class FamilyCase:
 ROWS = {
     "chameleon": "tests.families.published_chameleon",
     "qwen2_vl": "tests.families.published_qwen2_vl",
+    "qwen2_5_vl": "tests.families.published_qwen2_5_vl",
     "qwen3_vl": "tests.families.published_qwen3_vl",
 }
 """Family -> module of its `CASE`."""

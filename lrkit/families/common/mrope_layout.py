@@ -81,6 +81,13 @@ class Text(Decoder):
             yield f"mrope_section {list(rotary.mrope_section)} does not add up to half the width of a head"
 
 
+class TowerRotary(Values):
+    """The rotary embedding of a tower, by rows and columns."""
+
+    rope_theta: float = Field(default=10000.0, gt=0.0, le=1e12)
+    rope_type: Literal["axial"] = "axial"
+
+
 class Tower(Values):
     """What every tower says of how pictures are cut; a family adds its own."""
 
@@ -89,6 +96,7 @@ class Tower(Values):
     spatial_merge_size: int = Field(default=2, ge=1, le=64)
     temporal_patch_size: int = Field(default=2, ge=1, le=64)
     initializer_range: float = Field(default=0.02, ge=0.0, le=1.0)
+    rope_parameters: TowerRotary | None = None
 
     @property
     def cut(self) -> dict[str, int]:

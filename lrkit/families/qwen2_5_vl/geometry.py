@@ -16,8 +16,8 @@ from lrkit.families.qwen2_5_vl.windows import window_places
 from lrkit.files import read_json
 
 _WINDOWS = (
-    "slot of each patch among blocks of {slots}, where layers attend within windows, and number of its window: in these "
-    "layers patches only see their own"
+    "slot of each patch among blocks of {slots}, for layers that attend within windows, and number of its window: in "
+    "these layers patches only see their own"
 )
 
 

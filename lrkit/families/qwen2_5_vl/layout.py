@@ -42,7 +42,7 @@ def read_qwen2_5_vl(values: Mapping[str, Any], label: str) -> Layout:
     sizes = vision.hidden_size, vision.num_heads, vision.out_hidden_size
     mrope_layout.refuse(mrope_layout.tower_contradictions(*sizes, read.text), label)
     mrope_layout.refuse(_contradictions(vision), label)
-    given = vision.model_dump() | {"fullatt_block_indexes": list(vision.fullatt_block_indexes)}
+    given = vision.model_dump(exclude_none=True) | {"fullatt_block_indexes": list(vision.fullatt_block_indexes)}
     return read.layout(
         "qwen2_5_vl",
         tower=dict(_tower(vision)),

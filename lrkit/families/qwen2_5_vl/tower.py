@@ -132,7 +132,8 @@ class Qwen25VLTower:
         """The merger reads merged squares, all else patches."""
         config: Any = tower.config
         weights, merger_weights = merged_weights(tower, "merger")
-        return TowerSizes(config.hidden_size, config.depth, weights, merger_weights)
+        whole, *windows = seen_in_layers(config)
+        return TowerSizes(config.hidden_size, whole[0], weights, merger_weights, tuple(windows))
 
 
 PART = Qwen25VLTower()

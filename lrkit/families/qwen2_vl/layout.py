@@ -38,7 +38,7 @@ def read_qwen2_vl(values: Mapping[str, Any], label: str) -> Layout:
     return read.layout(
         "qwen2_vl",
         tower=dict(_tower(vision)),
-        config=read.for_transformers("Qwen2VLForConditionalGeneration", vision.model_dump()),
+        config=read.for_transformers("Qwen2VLForConditionalGeneration", vision.model_dump(exclude_none=True)),
     )
 
 
