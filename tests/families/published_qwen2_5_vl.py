@@ -74,7 +74,7 @@ def write_published(
             if parameter.dim() > 1:  # larger than usual, so that choices are clear
                 parameter.normal_(0.0, 0.5 if "embed_tokens" in name else 0.12)
     with no_progress_bars():
-        model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard)
+        model.bfloat16().save_pretrained(folder, max_shard_size=shard)
     if layout == "old":
         _write_json(folder / "config.json", _flat_config(tied, width, window))
     _write_json(folder / "generation_config.json", _GENERATION)

@@ -142,6 +142,7 @@ MAY_NAME_A_FAMILY = {
     "lrkit/families/common/merged_patches.py": "mrope.py, which it imports",
     "lrkit/families/common/mrope.py": "its own function",
     "lrkit/families/common/mrope_layout.py": "keys of config.json that several families' files have",
+    "lrkit/families/common/mrope_fresh.py": "a key of several families' configs",
     "lrkit/model/merged_patch_backbone.py": "mrope.py, which it imports, and an argument of several families' towers",
     "lrkit/export/weights/mrope_dimensions.py": "a key of several families' configs",
     "lrkit/families/common/patch_processor_file.py": "classes of transformers that several families' files name",

@@ -38,7 +38,7 @@ from lrkit.export.graph.tower_pieces import (
 from lrkit.export.graph.tower_writer import Tower, TowerSizes
 from lrkit.export.graph.writer import Writer
 from lrkit.families.qwen2_5_vl.geometry import WindowedPatches
-from lrkit.families.qwen2_5_vl.windows import most_blocks
+from lrkit.families.qwen2_5_vl.windows import most_blocks, seen_in_layers
 
 _NOBODY = -1
 """The window of an empty slot."""
@@ -132,8 +132,8 @@ class Qwen25VLTower:
         """The merger reads merged squares, all else patches."""
         config: Any = tower.config
         weights, merger_weights = merged_weights(tower, "merger")
-        whole, *windows = seen_in_layers(config)
-        return TowerSizes(config.hidden_size, whole[0], weights, merger_weights, tuple(windows))
+        whole, windows = seen_in_layers(config)
+        return TowerSizes(config.hidden_size, whole, weights, merger_weights, windows)
 
 
 PART = Qwen25VLTower()

@@ -11,6 +11,7 @@ patches need at most 2 (N // slots) + 1 blocks: the tower makes that many, a num
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -63,3 +64,11 @@ def _frames(grids: Sequence[Grid], merge: int) -> Iterator[tuple[int, int]]:
     """(rows, columns) of merged squares, for each frame of each picture."""
     for time, height, width in grids:
         yield from ((height // merge, width // merge) for _ in range(time))
+
+
+def seen_in_layers(vision: Any) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """Of a tower's config: its layers in which a patch sees the whole picture, and its others, as many and with so many
+    patches in sight at most."""
+    whole = len(set(vision.fullatt_block_indexes))
+    side = vision.window_size // vision.spatial_merge_size // vision.patch_size * vision.spatial_merge_size
+    return whole, ((vision.depth - whole, side**2),) if whole < vision.depth else ()
