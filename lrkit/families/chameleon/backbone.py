@@ -5,12 +5,14 @@ so that pictures and text train one matrix. The tower itself gets no gradient, b
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
+from lrkit.families.chameleon.work import products
 from lrkit.families.protocols import Grid
 from lrkit.model.backbone import WeightPart
 from lrkit.model.decoder_backbone import DecoderBackbone
@@ -38,7 +40,8 @@ class ChameleonBackbone(DecoderBackbone):
         # transformers declares its sub-configs as dict or None too; a model's own always are config objects.
         vision: Any = model.config.vq_config
         self._side = 1 << (len(vision.channel_multiplier) - 1)
-        self.attention = self.attention_sizes(vision.base_channels * vision.channel_multiplier[-1], 1)
+        sizes = self.attention_sizes(vision.base_channels * vision.channel_multiplier[-1], 1)
+        self.attention = replace(sizes, vision_products=products(self.decoder.vqmodel))
         self._codes: Tensor = torch.tensor(self.decoder.vocabulary_mapping.image_tokens)
 
     def encode_images(self, pixel_values: Tensor, grids: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from lrkit.export.graph.tower_writer import Tower, TowerSizes
 from lrkit.export.graph.tracing import graft, traced
 from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT, Writer
 from lrkit.families.chameleon.geometry import SquareGeometry
+from lrkit.families.chameleon.work import products
 
 _PIXELS = "pixel_values"
 
@@ -65,11 +66,10 @@ class ChameleonTower:
         return write
 
     def sizes(self, tower: nn.Module) -> TowerSizes:
-        """One layer of attention; a convolution's weights meet as many places as its output has."""
+        """One layer of attention; all else by `products`."""
         config: Any = tower.config
         width = config.base_channels * config.channel_multiplier[-1]
-        weights = sum(value.numel() for value in tower.parameters() if value.dim() > 1)
-        return TowerSizes(width=width, depth=1, weights=weights, merger_weights=0)
+        return TowerSizes(width=width, depth=1, weights=products(tower), merger_weights=0)
 
 
 PART = ChameleonTower()
