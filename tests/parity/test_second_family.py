@@ -1,6 +1,9 @@
 """The fake family under lrkit equals the fake family alone, bit for bit, where nothing is replayed or refined."""
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
 from lrkit.contract.settings import ReasonerSettings
@@ -20,11 +23,13 @@ def picture(seed: int, width: int, height: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+@pytest.mark.parametrize("more", [{}, {"deep": (1, 0)}, {"deep": (0,), "head_dim": 12}])
 @torch.no_grad()
-def test_a_new_reasoner_is_its_backbone() -> None:
+def test_a_new_reasoner_is_its_backbone(more: dict[str, Any]) -> None:
+    """Also with features that image tokens add behind the first layers, and with norms over heads of another width."""
     processor = rowwise_processor()
-    alone = rowwise_model(processor)
-    backbone = RowwiseBackbone(rowwise_model(processor))
+    alone = rowwise_model(processor, **more)
+    backbone = RowwiseBackbone(rowwise_model(processor, **more))
     reasoner = build_reasoner(backbone, SETTINGS, processor.latent_id).eval()
     for pictures in ([picture(1, 48, 32)], [picture(2, 40, 24), picture(3, 16, 64)], []):
         prompt = processor.encode_prompt(pictures, "Which colour ?")
