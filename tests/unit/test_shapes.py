@@ -14,7 +14,7 @@ from lrkit.resources import list_resources
 
 WEIGHTS = {
     "qwen2-vl-2b": 2_208_985_600, "qwen2-vl-7b": 8_291_375_616, "qwen3-vl-2b": 2_127_532_032,
-    "qwen3-vl-4b": 4_437_815_808,
+    "qwen2.5-vl-3b": 3_754_622_976, "qwen2.5-vl-7b": 8_292_166_656, "qwen3-vl-4b": 4_437_815_808,
     "qwen3-vl-8b": 8_767_123_696, "chameleon-7b": 7_043_090_432,
 }  # fmt: skip
 """Elements of all tensors of the published safetensors files."""
