@@ -34,7 +34,7 @@ class Qwen3VLWeights(DecoderWeights):
             head_width=text.head_dim,
             rotary_axes=interleaved_axes(text.rope_parameters["mrope_section"], len(known.inverse_frequencies)),
             recipe=LayerRecipe(norm=norm, head_norm=norm),
-            # DEEP
+            deep_layers=tuple(range(len(config.vision_config.deepstack_visual_indexes))),
         )
 
 
