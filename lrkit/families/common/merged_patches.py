@@ -89,7 +89,7 @@ class MergedPatches(Config):
     def pixel_values(self, patches: np.ndarray) -> np.ndarray:
         """Patches of bytes, uint8 (N, patch_bytes), as the torch model's tower reads them: rescaled, normalised, and
         repeated for each frame, float32 (N, 3 * T * p * p)."""
-        table = _normalised_values(self.rescale_factor, self.image_mean, self.image_std)
+        table = normalised_values(self.rescale_factor, self.image_mean, self.image_std)
         count, frames, square = len(patches), self.temporal_patch_size, self.patch_size**2
         values = np.empty((count, 3, frames, square), dtype=np.float32)
         for channel, levels in enumerate(table):
@@ -287,7 +287,7 @@ class MergedPatches(Config):
 
 
 @lru_cache(maxsize=16)
-def _normalised_values(scale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+def normalised_values(scale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
     """float32 (3, 256): each 8-bit value after rescaling and normalisation, rounded as transformers rounds."""
     values = (np.arange(256, dtype=np.float64) * scale).astype(np.float32)
     return (values - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]

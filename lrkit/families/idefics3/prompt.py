@@ -1,0 +1,18 @@
+"""What a plain folder of Idefics3 leaves unsaid: a picture is shown as the image token alone; markers come later."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+class Idefics3Prompt:
+    """Implements `PromptStyle`."""
+
+    split = None
+
+    def picture_text(self, config: Mapping[str, Any], name_of: Callable[[Any], str | None]) -> tuple[str, str] | None:
+        """The image token; None where config.json names none."""
+        image = name_of(config.get("image_token_id"))
+        return None if image is None else (image, image)
+
+
+PART = Idefics3Prompt()
