@@ -34,6 +34,8 @@ FAMILIES: Registry[Any] = Registry(
         "qwen2_vl": "lrkit.families.qwen2_vl",
         "qwen2_5_vl": "lrkit.families.qwen2_5_vl",
         "qwen3_vl": "lrkit.families.qwen3_vl",
+        "idefics3": "lrkit.families.idefics3",
+        "smolvlm": "lrkit.families.idefics3.smolvlm",
     },
 )
 """model_type -> the package of its parts."""

@@ -1,1 +1,1 @@
-"""Idefics3, the family of SmolVLM: pictures in sub-images, one-dimensional positions, a SigLIP tower, a Llama decoder."""
+"""Idefics3, the family of SmolVLM: pictures in sub-images, a SigLIP tower, a Llama decoder, one position a token."""

@@ -80,8 +80,8 @@ class SplitPictures(Config):
         side = self.tile // self.patch_size
         if side == 0 or side % self.scale_factor:
             raise ValueError(
-                f"sub-images of {self.tile} pixels have {side} patches a side, which must be a multiple of scale_factor "
-                f"{self.scale_factor}"
+                f"sub-images of {self.tile} pixels have {side} patches a side, which must be a multiple of the "
+                f"scale_factor {self.scale_factor}"
             )
         if (tiles := math.ceil(min(self.longest_edge, MOST_EDGE) / self.tile)) > _MOST_TILES:
             raise ValueError(f"pictures would be split into {tiles} rows; at most {_MOST_TILES} are read")
@@ -180,8 +180,8 @@ class SplitPictures(Config):
     @property
     def _markers(self) -> Markers:
         edge = self.longest_edge if self.most_edge is None else self.most_edge
-        # One more than tiles fit: an uneven longest side makes the shorter one longer by a pixel.
-        most = math.ceil((min(edge, MOST_EDGE) + 1) / self.tile) if self.split else 0
+        # An uneven longest side makes the shorter one longer by a pixel.
+        most = math.ceil(min(edge + edge % 2, MOST_EDGE) / self.tile) if self.split else 0
         return Markers(most, self.marker_ids)
 
     @property
@@ -248,17 +248,22 @@ class SplitPictures(Config):
         return np.arange(len(ids), dtype=np.int64)[None]
 
     def token_box(self, index: int, grid: Grid, size: Size) -> Box:
-        """Visual tokens run row by row in each view; those of the last of several views cover the whole picture."""
+        """Visual tokens run row by row in each view; those of the last of several views cover the whole picture. The
+        edge of a view that no patch covers is counted to the tokens beside it."""
         rows, columns = grid
         view, place = divmod(index, self.token_side**2)
         if view == rows * columns:
             view, rows, columns = 0, 1, 1
         tile_row, tile_column = divmod(view, columns)
         row, column = divmod(place, self.token_side)
-        token = self.patch_size * self.scale_factor / self.tile  # as a part of the view
         width, height = size[0] / columns, size[1] / rows
-        left, top = (tile_column + column * token) * width, (tile_row + row * token) * height
-        return left, top, left + token * width, top + token * height
+        left, right = ((tile_column + self._along(edge)) * width for edge in (column, column + 1))
+        top, bottom = ((tile_row + self._along(edge)) * height for edge in (row, row + 1))
+        return left, top, right, bottom
+
+    def _along(self, tokens: int) -> float:
+        """Where the first so many tokens of a view end, as a part of its side."""
+        return 1.0 if tokens == self.token_side else tokens * self.patch_size * self.scale_factor / self.tile
 
     @property
     def program_inputs(self) -> tuple[TensorSpec, ...]:
