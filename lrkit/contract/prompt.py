@@ -32,6 +32,8 @@ class PromptFormat(Config):
 
     template: str = "{images}{question}"
     """The whole prompt; {images} becomes `image` once per picture. May hold a full chat text."""
+    bare_template: str | None = None
+    """The whole prompt of a question without pictures; null: `template` with nothing for {images}."""
     image: str = "<|vision_start|><|image_pad|><|vision_end|>"
     """The text of one picture; its one image token is repeated for every visual token."""
     step_separator: str = "\n"
@@ -49,6 +51,8 @@ class PromptFormat(Config):
                 problems.append(f"{field} holds {name} {count} times; it must hold it exactly once")
         if (count := self.image.count(self.tokens.image)) != 1:
             problems.append(f"image holds {self.tokens.image} {count} times; it must hold it exactly once")
+        if self.bare_template is not None and (count := self.bare_template.count("{question}")) != 1:
+            problems.append(f"bare_template holds {{question}} {count} times; it must hold it exactly once")
         if not self.answer.partition("{answer}")[0].strip():
             problems.append("answer has no text before {answer}; give it a marker such as 'Answer:'")
         if problems:
@@ -62,7 +66,8 @@ class PromptFormat(Config):
 
     def prompt_text(self, question: str, num_images: int) -> str:
         """The prompt as text, each picture as one `image` text."""
-        before, _, after = self.template.partition("{question}")
+        bare = self.bare_template if num_images == 0 else None
+        before, _, after = (self.template if bare is None else bare).partition("{question}")
         images = self.image * num_images
         return before.replace("{images}", images) + question + after.replace("{images}", images)
 

@@ -180,9 +180,9 @@ class PromptStyle(Protocol):
         ...
 
     @property
-    def latent_token(self) -> str | None:
-        """A token of the vocabulary that its makers left unused, for models whose vocabulary has no free row: it is
-        said to think one more latent step. None: one is added behind the others."""
+    def latent_tokens(self) -> tuple[str, ...]:
+        """Tokens that the makers of a vocabulary left unused, for models whose vocabulary has no free row: the first
+        that the tokenizer has is said to think one more latent step. Without any, one is added behind the others."""
         ...
 
     def picture_text(self, config: Mapping[str, Any], name_of: Callable[[Any], str | None]) -> tuple[str, str] | None:

@@ -9,7 +9,7 @@ class RowwisePrompt:
 
     split = None
     plain_template = None
-    latent_token = None
+    latent_tokens: tuple[str, ...] = ()
 
     def picture_text(self, config: Mapping[str, Any], name_of: Callable[[Any], str | None]) -> tuple[str, str] | None:
         """The image token alone: nothing starts or ends a picture."""

@@ -89,6 +89,8 @@ ROWS = {
     "qwen2_vl": "tests.families.published_qwen2_vl",
     "qwen2_5_vl": "tests.families.published_qwen2_5_vl",
     "qwen3_vl": "tests.families.published_qwen3_vl",
+    "idefics3": "tests.families.published_idefics3",
+    "smolvlm": "tests.families.published_smolvlm",
 }
 """Family -> module of its `CASE`."""
 NOT_PUBLISHED = {

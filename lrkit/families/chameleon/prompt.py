@@ -16,7 +16,7 @@ class ChameleonPrompt:
 
     split = None
     plain_template = "{question}{images}" + _TURN
-    latent_token = "<reserved08708>"
+    latent_tokens: tuple[str, ...] = ("<reserved08708>",)
 
     def picture_text(self, config: Mapping[str, Any], name_of: Callable[[Any], str | None]) -> tuple[str, str] | None:
         """The image token between those that start and end a picture, as transformers' processor writes it."""

@@ -15,7 +15,7 @@ class PictureBetweenTokens:
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
     plain_template = None
-    latent_token = None
+    latent_tokens: tuple[str, ...] = ()
 
     def picture_text(self, config: Mapping[str, Any], name_of: Callable[[Any], str | None]) -> tuple[str, str] | None:
         """The image token between those that start and end a picture; None where config.json names none."""

@@ -30,7 +30,8 @@ class Idefics3Backbone(DecoderBackbone):
         vision: Any = model.config.vision_config
         self._views = Views(vision.patch_size, model.config.scale_factor, vision.image_size)
         self.patches_per_token: int = model.config.scale_factor**2
-        self.attention = self.attention_sizes(vision.hidden_size, vision.num_hidden_layers)
+        windows = ((vision.num_hidden_layers, self._views.side**2),)
+        self.attention = self.attention_sizes(vision.hidden_size, 0, windows)
         self.picture_sizes, self.token_raster = self._views.picture_sizes, self._views.token_raster
         self.unpatch, self.patch = self._views.unpatch, self._views.patch
 

@@ -104,7 +104,8 @@ class Idefics3Tower:
         sizes = {name: value.numel() for name, value in tower.named_parameters() if value.dim() > 1 and name != _PLACES}
         merger = sum(count for name, count in sizes.items() if name.startswith("connector"))
         vision = seeing.config.vision_config
-        return TowerSizes(vision.hidden_size, vision.num_hidden_layers, sum(sizes.values()) - merger, merger)
+        windows = ((vision.num_hidden_layers, (vision.image_size // vision.patch_size) ** 2),)
+        return TowerSizes(vision.hidden_size, 0, sum(sizes.values()) - merger, merger, windows)
 
 
 PART = Idefics3Tower()

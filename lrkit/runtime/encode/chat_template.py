@@ -22,18 +22,22 @@ REMEDY = "add a prompt.json (docs/checkpoints.md shows one)"
 """What helps whenever a template does not."""
 _MAX_TEMPLATE = 1 << 20
 _MAX_WAIT = 20.0
+_JOBS = 3
+"""Of one form: a prompt, a finished turn, a prompt without a picture."""
 _ENDLESS = {"error": "it ran too long, or needed too much memory"}
 
 
 class RenderedChat:
     """What a template says, in the form of messages that it takes."""
 
-    def __init__(self, prompt: str, finished: str | None) -> None:
+    def __init__(self, prompt: str, finished: str | None, bare: str | None) -> None:
         self.prompt = prompt
         """One question with one picture, up to where the answer begins. Holds the picture's text and `QUESTION_MARK`
         once each."""
         self.finished = finished
         """The same with `ANSWER_MARK` as answer; None where the template does not show it once."""
+        self.bare = bare
+        """One question without a picture; None where the template cannot render it."""
 
     @property
     def end(self) -> str:
@@ -87,18 +91,22 @@ def render_chat(folder: Path, template: str, tokens: Mapping[str, str], image: s
     require("jinja2", "train")
     parts = [{"type": "image"}, {"type": "text", "text": QUESTION_MARK}]
     answer = [{"type": "text", "text": ANSWER_MARK}]
-    given = ((parts, answer), (image + QUESTION_MARK, ANSWER_MARK))
+    given = ((parts, answer, parts[1:]), (image + QUESTION_MARK, ANSWER_MARK, QUESTION_MARK))
     reasons: list[str] = []
-    for question, spoken in given:
+    for question, spoken, alone in given:
         turns = [{"role": "user", "content": question}]
         jobs = [
             {"messages": turns, "add_generation_prompt": True},
             {"messages": [*turns, {"role": "assistant", "content": spoken}], "add_generation_prompt": False},
+            {"messages": [{"role": "user", "content": alone}], "add_generation_prompt": True},
         ]
-        prompt, finished = _run(template, json.dumps(tokens, sort_keys=True), json.dumps(jobs))
+        prompt, finished, bare = _run(template, json.dumps(tokens, sort_keys=True), json.dumps(jobs))
         text, end = prompt.get("text"), finished.get("text", "")
         if text is not None and text.count(image) == 1 and text.count(QUESTION_MARK) == 1:
-            return RenderedChat(text, end if end.count(ANSWER_MARK) == 1 else None)
+            shown = bare.get("text", "")
+            return RenderedChat(
+                text, end if end.count(ANSWER_MARK) == 1 else None, shown if shown.count(QUESTION_MARK) == 1 else None
+            )
         reasons.append(prompt.get("error", ""))
         if prompt is _ENDLESS:  # the other form would take as long
             break
@@ -113,7 +121,7 @@ def _run(template: str, tokens: str, jobs: str) -> Sequence[Mapping[str, str]]:
     asked = json.dumps({"template": template, "tokens": json.loads(tokens), "jobs": json.loads(jobs)})
     # -P: the script's own folder, full of modules with common names, is not searched for jinja2's imports.
     command = [sys.executable, "-P", str(Path(render_template.__file__))]
-    failed = [_ENDLESS] * 2
+    failed = [_ENDLESS] * _JOBS
     try:
         done = subprocess.run(
             command, input=asked.encode(), capture_output=True, timeout=_MAX_WAIT, check=False, close_fds=True
@@ -121,7 +129,7 @@ def _run(template: str, tokens: str, jobs: str) -> Sequence[Mapping[str, str]]:
     except subprocess.TimeoutExpired:
         return failed
     except OSError as error:
-        return [{"error": f"no process can be started for it: {one_line(error)}"}] * 2
+        return [{"error": f"no process can be started for it: {one_line(error)}"}] * _JOBS
     try:
         found = json.loads(done.stdout) if done.returncode == 0 else failed
     except ValueError:

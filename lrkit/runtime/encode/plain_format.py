@@ -40,6 +40,9 @@ def plain_format(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer, 
         chat = render_chat(folder, template, given, image)
         # A brace in the chat text is harmless: only the two placeholders are ever replaced.
         values["template"] = chat.prompt.replace(image, "{images}").replace(QUESTION_MARK, "{question}")
+        bare = None if chat.bare is None else chat.bare.replace(QUESTION_MARK, "{question}")
+        if bare != values["template"].replace("{images}", ""):
+            values["bare_template"] = bare
         ends = [token for token in [_turn_end(chat.end, tokenizer)] if token] + ends
     elif style.plain_template is not None:
         values["template"] = _beginning(folder, tokenizer) + style.plain_template
@@ -52,10 +55,8 @@ def plain_format(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer, 
         or values.get("template", "{images}{question}").count("{images}") != 1
     ):
         raise CheckpointError(f"{folder}: the chat template holds lrkit's own placeholders; add a prompt.json")
-    latent = style.latent_token
-    if latent is None or tokenizer.token_to_id(latent) is None:
-        latent = SpecialTokens().latent
-    more = tuple(ends[1:_MAX_ENDS])
+    latent = next((name for name in style.latent_tokens if tokenizer.token_to_id(name) is not None), None)
+    more, latent = tuple(ends[1:_MAX_ENDS]), latent or SpecialTokens().latent
     tokens = SpecialTokens(image=image_token, latent=latent, eos=ends[0], more_ends=more, pad=pad)
     return PromptFormat(**values, tokens=tokens)
 

@@ -149,7 +149,7 @@ class Processor:
         config = config_to_write(self.tokenizer, self.tokenizer_config, names.eos, names.pad)
         write_json(folder / CONFIG_FILE, config, ensure_ascii=False)
         write_json(folder / "preprocessor_config.json", self.geometry.to_hf(), ensure_ascii=False)
-        write_json(folder / PROMPT_FILE, self.format.model_dump(mode="json"), ensure_ascii=False)
+        write_json(folder / PROMPT_FILE, self.format.model_dump(mode="json", exclude_none=True), ensure_ascii=False)
 
     def encode_prompt(
         self, images: Sequence[ImageSource], question: str, max_pixels: int | None = None
