@@ -144,7 +144,8 @@ class Geometry(Protocol):
 
     def token_box(self, index: int, grid: Grid, size: Size) -> Box:
         """The part of the original picture of this size that a visual token covers, counted from 0 in the picture:
-        (left, top, right, bottom) in its pixels."""
+        (left, top, right, bottom) in its pixels. Where the family shows a picture in parts and once more as a whole,
+        boxes of the latter lie over those of the former."""
         ...
 
     def pixel_values(self, patches: np.ndarray) -> np.ndarray:

@@ -132,15 +132,18 @@ class Backbone(Protocol):
 
     def token_raster(self, values_V: Tensor, grid: Grid) -> Tensor:
         """One bool per visual token of an image -> (rows, columns) as they lie over the image; each covers an equal
-        part of it."""
+        part of it. Where a family shows an image in parts and once more as a whole, the raster is that of the parts:
+        tokens of the whole choose no window."""
         ...
 
     def unpatch(self, patches: Tensor, grid: Grid) -> Tensor:
-        """Patches (N, C) of one image -> the processed image (channels, height, width)."""
+        """Patches (N, C) of one image -> the processed image (channels, height, width), as `token_raster` lies over
+        it."""
         ...
 
     def patch(self, image: Tensor) -> Tensor:
-        """The inverse of `unpatch`: (channels, height, width) -> patches (N, C)."""
+        """The inverse of `unpatch`: (channels, height, width) -> patches (N, C). Where the family shows the image once
+        more as a whole, that view is computed from it."""
         ...
 
     def part_of(self, name: str) -> WeightPart:
