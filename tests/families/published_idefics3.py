@@ -54,12 +54,12 @@ TILE = 32
 
 def write_published(
     folder: Path, family: str = "idefics3", vocabulary: Vocabulary = VOCABULARY, shard: str = "1GB", seed: int = 0,
-    tied: bool = False, new_files: bool = False, **pictures: int,
+    tied: bool = False, new_files: bool = False, pictures: Mapping[str, int] | None = None,
 ) -> Path:  # fmt: skip
     """A checkpoint of random weights. `pictures` are sizes: tile, longest_edge, patch_size, scale_factor. `new_files`:
     processor_config.json with the image processor inside and chat_template.jinja, as transformers 5 writes them."""
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {"tile": TILE, "longest_edge": 2 * TILE, "patch_size": 4, "scale_factor": 4, **pictures}
+    sizes = {"tile": TILE, "longest_edge": 2 * TILE, "patch_size": 4, "scale_factor": 4, **(pictures or {})}
     config = _config(family, vocabulary, sizes, tied)
     with no_progress_bars():
         random_model(family, config, seed).bfloat16().save_pretrained(folder, max_shard_size=shard)
@@ -171,7 +171,7 @@ CASE = FamilyCase(
     variants={
         "published files": lambda folder: write_published(folder, seed=3),
         "older vocabulary, tied, in shards": lambda folder: write_published(
-            folder, vocabulary=OLDER_VOCABULARY, shard="8MB", seed=1, tied=True, **_LARGE
+            folder, vocabulary=OLDER_VOCABULARY, shard="8MB", seed=1, tied=True, pictures=_LARGE
         ),
     },
     peer=Peer(model="Idefics3ForConditionalGeneration", processor="Idefics3Processor", patches=patches_of),
