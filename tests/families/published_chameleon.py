@@ -1,9 +1,10 @@
 """Chameleon's case: tiny checkpoints in the layout of facebook/chameleon-7b.
 
-What is as published: names of files, keys of config.json with a `vocabulary_map` of all 65,536 names, the 8,192 codes
-of pictures and their ids, special tokens and their ids, the image processor's file, the quantizer's five levels, no
-chat template, the classes named. What is not: the sizes, the weights (random), the merges, which name stands for which
-code, and in the cheap variants the size of pictures (64 pixels a side, 16 codes).
+What is as published: names of files, keys of config.json, 65,536 rows, special tokens, reserved words and names of
+codes with their ids, the image processor's file, the quantizer's five levels, no chat template, the classes named. What
+is not: the sizes, the weights (random), the merges, which name stands for which code. The variants of the battery have
+pictures of 64 pixels a side, which make 16 codes of 64, and a `vocabulary_map` of those alone; `whole=True` has 512
+pixels, 8,192 codes and the map of all names.
 """
 
 import json
@@ -22,7 +23,7 @@ from lrkit.model.open_backbone import no_progress_bars
 from tests.families.byte_level import Vocabulary, tokenizer_json
 from tests.families.cases import FamilyCase, Peer
 
-ROWS, CODES, FIRST_CODE = 65_536, 8192, 4
+ROWS, CODES, FEW_CODES = 65_536, 8192, 64
 BEGIN, PAD, END, UNKNOWN = "<s>", "<pad>", "</s>", "<unk>"
 AFTER, BEFORE, TURN, IMAGE = "<eoss>", "<racm3:break>", "<reserved08706>", "<image>"
 LATENT, LAST_RESERVED = "<reserved08708>", 16_387
@@ -37,10 +38,12 @@ PREPROCESSOR = {
 
 
 def write_published(
-    folder: Path, side: int = 64, swin_norm: bool = False, shard: str = "1GB", seed: int = 0, new_files: bool = False
-) -> Path:
-    """A checkpoint of random weights whose pictures have `side` pixels. `new_files`: processor_config.json."""
+    folder: Path, swin_norm: bool = False, shard: str = "1GB", seed: int = 0, new_files: bool = False,
+    whole: bool = False,
+) -> Path:  # fmt: skip
+    """A checkpoint of random weights. `new_files`: the image processor stands in processor_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
+    side = 512 if whole else 64
     torch.manual_seed(seed)
     model = ChameleonForConditionalGeneration(_config(side, swin_norm)).eval()
     with torch.no_grad():
@@ -74,7 +77,7 @@ def _spread_codes(tower: Any, side: int) -> None:
     pictures = torch.nn.functional.interpolate(torch.rand(4, 3, side // 8, side // 8), (side, side), mode="bilinear")
     hidden = tower.quant_conv(tower.encoder(2 * pictures - 1))
     around = hidden.transpose(0, 1).flatten(1)
-    noise = torch.randn(CODES, len(around))
+    noise = torch.randn(len(tower.quantize.embedding.weight), len(around))
     tower.quantize.embedding.weight.copy_(around.mean(1) + 2 * around.std(1) * noise)
 
 
@@ -82,7 +85,7 @@ def _vision(side: int) -> dict[str, Any]:
     return {
         "attn_resolutions": None, "attn_type": "vanilla", "base_channels": 32, "channel_multiplier": [1, 1, 2, 2, 4],
         "double_latent": False, "dropout": 0.0, "embed_dim": 32, "in_channels": 3, "latent_channels": 32,
-        "model_type": "chameleon_vqgan", "num_embeddings": CODES, "num_res_blocks": 1, "resolution": side,
+        "model_type": "chameleon_vqgan", "num_embeddings": CODES if side == 512 else FEW_CODES, "num_res_blocks": 1, "resolution": side,
     }  # fmt: skip
 
 
@@ -103,7 +106,7 @@ def _published_config(side: int, swin_norm: bool) -> dict[str, Any]:
         "num_key_value_heads": 2 if swin_norm else 4, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": None,
         "rope_theta": 10000.0, "swin_norm": swin_norm, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
         "transformers_version": "4.43.0.dev0", "use_cache": True, "vocab_size": ROWS,
-        "vocabulary_map": vocabulary_map(), "vq_config": _vision(side),
+        "vocabulary_map": vocabulary_map() if side == 512 else few_names(), "vq_config": _vision(side),
     }  # fmt: skip
 
 
@@ -131,6 +134,13 @@ def _text() -> str:
 def vocabulary_map() -> dict[str, int]:
     """Every name of the tokenizer with its id."""
     return Tokenizer.from_str(_text()).get_vocab(with_added_tokens=True)
+
+
+@cache
+def few_names() -> dict[str, int]:
+    """Those of the first codes and of the image token."""
+    names = [code_name(code) for code in range(FEW_CODES)]
+    return {name: vocabulary_map()[name] for name in (IMAGE, *names)}
 
 
 def _write_tokenizer(folder: Path) -> None:
@@ -170,5 +180,6 @@ CASE = FamilyCase(
     geometries={"published": SquareGeometry(), "wider": SquareGeometry(shortest_edge=72, crop_size=64, token_side=8)},
     sizes=((512, 512), (511, 513), (1, 200), (2000, 10)),
     refused=(),  # transformers takes any; what lrkit refuses is in tests/unit/test_chameleon.py
+    cannot={"smaller_pictures": r"sees every picture at \d+ x \d+ pixels"},
     crops=True,
 )

@@ -21,6 +21,7 @@ from lrkit.export.graph.tracing import graft, traced
 from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT, Writer
 from lrkit.families.chameleon.geometry import SquareGeometry
 from lrkit.families.chameleon.work import products
+from lrkit.families.chameleon.work import products
 
 _PIXELS = "pixel_values"
 
@@ -66,7 +67,7 @@ class ChameleonTower:
         return write
 
     def sizes(self, tower: nn.Module) -> TowerSizes:
-        """One layer of attention; all else by `products`."""
+        """One layer of attention."""
         config: Any = tower.config
         width = config.base_channels * config.channel_multiplier[-1]
         return TowerSizes(width=width, depth=1, weights=products(tower), merger_weights=0)
