@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
 from lrkit.families.chameleon.work import products
-from lrkit.families.chameleon.work import products
 from lrkit.families.protocols import Grid
 from lrkit.model.backbone import WeightPart
 from lrkit.model.decoder_backbone import DecoderBackbone

@@ -21,7 +21,6 @@ from lrkit.export.graph.tracing import graft, traced
 from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT, Writer
 from lrkit.families.chameleon.geometry import SquareGeometry
 from lrkit.families.chameleon.work import products
-from lrkit.families.chameleon.work import products
 
 _PIXELS = "pixel_values"
 
@@ -67,7 +66,7 @@ class ChameleonTower:
         return write
 
     def sizes(self, tower: nn.Module) -> TowerSizes:
-        """One layer of attention."""
+        """One layer of attention; all else by `products`."""
         config: Any = tower.config
         width = config.base_channels * config.channel_multiplier[-1]
         return TowerSizes(width=width, depth=1, weights=products(tower), merger_weights=0)
