@@ -85,7 +85,8 @@ def _vision(side: int) -> dict[str, Any]:
     return {
         "attn_resolutions": None, "attn_type": "vanilla", "base_channels": 32, "channel_multiplier": [1, 1, 2, 2, 4],
         "double_latent": False, "dropout": 0.0, "embed_dim": 32, "in_channels": 3, "latent_channels": 32,
-        "model_type": "chameleon_vqgan", "num_embeddings": CODES if side == 512 else FEW_CODES, "num_res_blocks": 1, "resolution": side,
+        "model_type": "chameleon_vqgan", "num_embeddings": CODES if side == 512 else FEW_CODES, "num_res_blocks": 1,
+        "resolution": side,
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lrkit.contract.bundle.io_spec import IoSpec
-from lrkit.contract.bundle.manifest import Limits
+from lrkit.contract.bundle.manifest import MAX_PATCHES, MAX_PROMPT_TOKENS, Limits
 from lrkit.errors import DataError, UserError
 from lrkit.families.protocols import Geometry, Grid, Size
 from lrkit.families.table import geometry_of
@@ -134,8 +134,8 @@ def test_pictures_fit_limits_that_have_room_for_the_smallest(
     for _ in range(40):
         sizes = [(chance.randint(1, 900), chance.randint(30, 900)) for _ in range(chance.randint(1, 4))]
         sizes = [(max(width, height // 25), height) for width, height in sizes]
-        patches = chance.randint(1, most) * geometry.num_patches(least) * len(sizes)
-        tokens = chance.randint(24, 3000) * geometry.num_prompt_tokens(least) * len(sizes)
+        patches = min(chance.randint(1, most) * geometry.num_patches(least) * len(sizes), MAX_PATCHES)
+        tokens = min(chance.randint(24, 3000) * geometry.num_prompt_tokens(least) * len(sizes), MAX_PROMPT_TOKENS)
         limits = Limits(
             max_prompt_tokens=tokens, max_patches=patches, max_images=9, max_latent_steps=1, max_new_tokens=1
         )
