@@ -70,7 +70,12 @@ def circles(arrows: Mapping[str, set[str]]) -> list[str]:
         left = {node: out for node, out in left.items() if node not in done}
 
 
-FAMILY_FOLDERS = {place.replace(".", "/"): name for name, place in FAMILIES.rows.items()}
+def home(place: str) -> str:
+    """The folder of a row's family; two names of one architecture share it."""
+    return "/".join(place.split(".")[:3])
+
+
+FAMILY_FOLDERS = {home(place): name for name, place in FAMILIES.rows.items()}
 """Folder -> its family; of several that share a folder, the last."""
 
 
@@ -185,7 +190,7 @@ def others_named(own: str, words: Iterable[str]) -> list[str]:
     for word in words:
         left = plain(CLASSES_IN_FILES.sub("", word))
         for name, place in names:
-            if name in left and place.replace(".", "/") != own:
+            if name in left and home(place) != own:
                 found.append(word)
             left = left.replace(name, " ")
     return found
