@@ -132,8 +132,8 @@ class Backbone(Protocol):
 
     def token_raster(self, values_V: Tensor, grid: Grid) -> Tensor:
         """One bool per visual token of an image -> (rows, columns) as they lie over the image; each covers an equal
-        part of it. Where a family shows an image in parts and once more as a whole, the raster is that of the parts:
-        tokens of the whole choose no window."""
+        part of it. Where a family shows an image in parts and once more as a whole, the raster is that of the parts.
+        A token of the whole counts where none of a part does; it then marks all that it lies over."""
         ...
 
     def unpatch(self, patches: Tensor, grid: Grid) -> Tensor:

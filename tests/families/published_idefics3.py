@@ -171,7 +171,7 @@ CASE = FamilyCase(
     variants={
         "published files": lambda folder: write_published(folder, seed=3),
         "older vocabulary, tied, in shards": lambda folder: write_published(
-            folder, vocabulary=OLDER_VOCABULARY, shard="8MB", seed=1, tied=True, pictures=_LARGE
+            folder, vocabulary=OLDER_VOCABULARY, shard="4MB", seed=1, tied=True, pictures=_LARGE
         ),
     },
     peer=Peer(model="Idefics3ForConditionalGeneration", processor="Idefics3Processor", patches=patches_of),

@@ -7,8 +7,8 @@ from tests.families.published_idefics3 import TILE, patches_of, write_published
 CASE = FamilyCase(
     name="smolvlm",
     variants={
-        "new files": lambda folder: write_published(
-            folder, "smolvlm", seed=4, new_files=True, pictures={"longest_edge": 3 * TILE}
+        "new files, in shards": lambda folder: write_published(
+            folder, "smolvlm", seed=4, shard="4MB", new_files=True, pictures={"longest_edge": 3 * TILE}
         )
     },
     # SmolVLM's own processor wants num2words for the numbers of videos; on pictures the older one says the same.

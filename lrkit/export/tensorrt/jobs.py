@@ -19,7 +19,7 @@ from lrkit.errors import ExportError, FileError, MissingExtraError
 from lrkit.export.targets.target import EngineTarget
 from lrkit.export.tensorrt.device.words import default_archs, known_archs
 from lrkit.export.tensorrt.process import build_in_process
-from lrkit.families.table import DEFAULT
+from lrkit.families.table import DEFAULT, geometry_of
 from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.tensorrt.library import PACKAGES, load_library
 
@@ -116,10 +116,12 @@ def check_programs(programs: Mapping[Role, ProgramEntry], archs: tuple[str, ...]
 def plan_jobs(folder: Path, manifest: Manifest, plan: Plan) -> list[Job]:
     """One job per graph of each program, in the order in which they run."""
     usual = _usual_sizes(folder, manifest, plan)
+    geometry = geometry_of(manifest.family or DEFAULT).from_folder(folder)
+    step = geometry.num_patches(geometry.smallest_grid)
     taken = set(manifest.files)
     jobs: list[Job] = []
     for role, entry in manifest.programs.items():
-        sizes = axis_sizes(manifest.limits, manifest.token_patches, entry.spec, *usual)
+        sizes = axis_sizes(manifest.limits, step, entry.spec, *usual)
         for graph, file, spec in graphs_of(entry):
             name = free_name(role, graph, plan.kind, plan.archs, taken)
             taken.add(name)
@@ -169,16 +171,16 @@ def parse_program(folder: Path, file: str, plan: Plan) -> None:
     )
 
 
-def axis_sizes(limits: Limits, square: int, answer: IoSpec, tokens: int, patches: int) -> dict[str, Sizes]:
-    """Sizes of each free axis of a program: P prompt tokens, N patches of all pictures (whole visual tokens of
-    `square` patches), K slots of replay. `answer` is the spec of a whole answer; `tokens` and `patches` are to be
+def axis_sizes(limits: Limits, step: int, answer: IoSpec, tokens: int, patches: int) -> dict[str, Sizes]:
+    """Sizes of each free axis of a program: P prompt tokens, N patches of all pictures (a multiple of `step`, the
+    smallest picture's), K slots of replay. `answer` is the spec of a whole answer; `tokens` and `patches` are to be
     fastest at."""
     slots = next((spec.shape[1] for spec in answer.outputs if spec.name == "replayed"), 0)
     assert isinstance(slots, int)
-    most = max(1, limits.max_patches // square) * square
+    most = max(1, limits.max_patches // step) * step
     return {
         "P": (1, min(max(1, tokens), limits.max_prompt_tokens), limits.max_prompt_tokens),
-        "N": (square, min(max(1, patches // square) * square, most), most),
+        "N": (step, min(max(1, patches // step) * step, most), most),
         "K": (slots, slots, slots),
     }
 

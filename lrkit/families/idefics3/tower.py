@@ -21,8 +21,6 @@ from lrkit.export.graph.tracing import traced
 from lrkit.export.graph.writer import Writer
 from lrkit.families.idefics3.geometry import SplitPictures
 
-_PLACES = "vision_model.embeddings.position_embedding.weight"
-
 
 class TraceableTower(nn.Module):
     """Tower and connector over any number of views."""
@@ -101,11 +99,12 @@ class Idefics3Tower:
     def sizes(self, tower: nn.Module) -> TowerSizes:
         """The connector reads merged squares, all else patches; positions are no product."""
         seeing: Any = tower
-        sizes = {name: value.numel() for name, value in tower.named_parameters() if value.dim() > 1 and name != _PLACES}
-        merger = sum(count for name, count in sizes.items() if name.startswith("connector"))
+        merger = seeing.connector.modality_projection.proj.weight.numel()
+        matrices = [value.numel() for value in seeing.vision_model.parameters() if value.dim() > 1]
+        products = sum(matrices) - seeing.vision_model.embeddings.position_embedding.weight.numel()
         vision = seeing.config.vision_config
         windows = ((vision.num_hidden_layers, (vision.image_size // vision.patch_size) ** 2),)
-        return TowerSizes(vision.hidden_size, 0, sum(sizes.values()) - merger, merger, windows)
+        return TowerSizes(vision.hidden_size, 0, products, merger, windows)
 
 
 PART = Idefics3Tower()

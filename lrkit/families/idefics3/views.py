@@ -37,9 +37,13 @@ class Views:
         return views * self.side**2, views * self.token_side**2
 
     def token_raster(self, values_V: Tensor, grid: Grid) -> Tensor:
-        """See `Backbone.token_raster`: of the sub-images."""
+        """See `Backbone.token_raster`: of the sub-images, or of what tokens of the whole picture lie over."""
         rows, columns, side = *grid, self.token_side
-        tiles = values_V[: rows * columns * side**2].view(rows, columns, side, side)
+        parts_V = values_V[: rows * columns * side**2]
+        if rows * columns > 1 and not parts_V.any():
+            whole = values_V[len(parts_V) :].view(side, side)
+            return whole.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+        tiles = parts_V.view(rows, columns, side, side)
         return tiles.transpose(1, 2).reshape(rows * side, columns * side)
 
     def unpatch(self, patches: Tensor, grid: Grid) -> Tensor:
