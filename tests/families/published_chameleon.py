@@ -51,7 +51,7 @@ def write_published(
             if "vqmodel" in name or "_norm." in name:
                 continue
             if parameter.dim() > 1:  # larger than usual, so that choices are clear
-                parameter.normal_(0.0, 0.5 if "embed_tokens" in name else 0.15)
+                parameter.normal_(0.0, 0.5 if "embed_tokens" in name else 0.12)
         for name, parameter in model.named_parameters():
             if "_norm." in name:  # of each head its own
                 parameter.add_(torch.randn_like(parameter) * 0.2)
