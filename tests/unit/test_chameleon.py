@@ -38,7 +38,9 @@ def test_tokens_lie_in_the_middle_square_of_the_picture(size: tuple[int, int]) -
     boxes = [PUBLISHED.token_box(index, grid, size) for index in range(PUBLISHED.num_visual_tokens(grid))]
     shorter = min(size)
     left, top = boxes[0][:2]
-    assert boxes[-1][2] - left == pytest.approx(shorter, abs=1.5) and boxes[-1][3] - top == pytest.approx(shorter, abs=1.5)
+    assert boxes[-1][2] - left == pytest.approx(shorter, abs=1.5) and boxes[-1][3] - top == pytest.approx(
+        shorter, abs=1.5
+    )
     assert left == pytest.approx((size[0] - shorter) / 2, abs=1.5)
     assert top == pytest.approx((size[1] - shorter) / 2, abs=1.5)
     for index in (0, 31, 500, 1023):
