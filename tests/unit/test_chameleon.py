@@ -20,8 +20,8 @@ from lrkit.model.open_backbone import load_backbone
 from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.torch.prompt_batch import collate_prompts
 from tests.conftest import MadeOnce
-from tests.families.published_chameleon import CASE, FEW_CODES, IDS, IMAGE, LATENT, TURN, few_names
 from tests.families.conftest import noise, written
+from tests.families.published_chameleon import CASE, FEW_CODES, IDS, IMAGE, LATENT, TURN, few_names
 
 PUBLISHED = SquareGeometry()
 
