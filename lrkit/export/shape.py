@@ -88,30 +88,39 @@ class ShapeOrigin:
         """What the program's weights stand for, on torch in float32."""
         model = self._empty()
         names = [name for name, _ in model.named_parameters() if name != self.reader.head]
-        model.load_state_dict({n: torch.from_numpy(self._held(n)) for n in names}, strict=False, assign=True)
+        tables = {f"{name}.weight" for name, one in model.named_modules() if isinstance(one, torch.nn.Embedding)}
+        held = {n: torch.from_numpy(self._held(n, looked_up=n in tables)) for n in names}
+        model.load_state_dict(held, strict=False, assign=True)
         if self.shape.layout.tied and not self.target.scheme.integers:
             model.tie_weights()
         else:  # integers of the head are not those of the embedding, even where both stand for one matrix
             module, _, weight = self.reader.head.rpartition(".")
-            held = torch.nn.Parameter(torch.from_numpy(self._held(self.reader.head)))
-            setattr(model.get_submodule(module), weight, held)
+            head = torch.nn.Parameter(torch.from_numpy(self._held(self.reader.head)))
+            setattr(model.get_submodule(module), weight, head)
         reasoner = build_reasoner(backbone_loader(self.shape.family)(model.eval()), self.settings, self.latent_id)
         reasoner.latent.norm.fill_(float(self._extras()["latent.norm"]))
         return reasoner
 
-    def _held(self, name: str) -> np.ndarray:
-        """A weight as the program holds it."""
+    def _held(self, name: str, looked_up: bool = False) -> np.ndarray:
+        """A weight as the program holds it; `looked_up`: rows are taken from it, and nothing is multiplied with it."""
         tied = name == self.reader.head and self.shape.layout.tied
         weight = self.weights.read(self.reader.embedding if tied else name)
-        parts = {self.reader.embedding: "embedding", self.reader.head: "head", self.reader.tower: "vision"}
-        part = next((part for start, part in parts.items() if name.startswith(start)), "layers")
+        part = self._part(name)
         scheme = self.target.scheme_of(part)
-        if scheme is None or weight.ndim != 2:  # the tower's first layer, a convolution, stays float
+        # The tower's first layer, a convolution, stays float, and so do its tables of positions.
+        if scheme is None or weight.ndim != 2 or (looked_up and part == "vision"):
             return weight
         if part == "embedding":
             return quantized_rows(weight, scheme, name).dequantize()
         made = quantized(weight, scheme, self.target.int4.block, name)
         return weight if made is None else made.dequantize()
+
+    def _part(self, name: str) -> str:
+        """Where a weight belongs, as `Target.scheme_of` names it."""
+        if name.removesuffix(".weight") in self.shape.layout.adapted:  # before the tower, whose prefix may be wide
+            return "layers"
+        parts = {self.reader.embedding: "embedding", self.reader.head: "head", self.reader.tower: "vision"}
+        return next((part for start, part in parts.items() if name.startswith(start)), "layers")
 
     def _empty(self) -> Any:
         """The model without its weights."""

@@ -60,13 +60,20 @@ def collate_vision(processor: Processor, samples: Sequence[Sample], names: Seque
     """Pictures and labels of samples.
 
     Raises:
-        ConfigError: a sample has no such label.
+        ConfigError: a sample has no such label, or one for other visual tokens than the model's.
     """
     for name in names:
         if name not in samples[0].info:
             known = ", ".join(key for key, value in samples[0].info.items() if isinstance(value, np.ndarray))
             raise ConfigError(f"readouts: samples have no label {name!r}; known: {known or 'none'}")
     encoded = [processor.encode_prompt(sample.images, sample.question) for sample in samples]
+    for sample, prompt in zip(samples, encoded, strict=True):
+        seen = prompt.ids.count(processor.image_id)
+        if wrong := next((name for name in names if len(sample.info[name]) != seen), None):
+            raise ConfigError(
+                f"readouts: {wrong} labels {len(sample.info[wrong])} visual tokens of a sample, and the model makes "
+                f"{seen} of its pictures, as it cuts them in another way; leave out the stage whose objective is vision"
+            )
     pixels, grids = join_pixels(encoded), join_grids(encoded)
     assert pixels is not None and grids is not None, "samples with labels of visual tokens have pictures"
     return VisionBatch(
