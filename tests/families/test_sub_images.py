@@ -11,11 +11,14 @@ import torch
 from PIL import Image
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from lrkit.errors import CheckpointError, DataError, UserError
+from lrkit.contract.sample import Sample
+from lrkit.errors import CheckpointError, ConfigError, DataError, UserError
 from lrkit.families.idefics3.geometry import SplitPictures
 from lrkit.families.idefics3.views import Views
 from lrkit.families.table import geometry_of, load_part, read_layout
 from lrkit.runtime.encode.processor import Processor
+from lrkit.train.fresh import fresh_processor
+from lrkit.train.vision import collate_vision
 from tests.conftest import MadeOnce
 from tests.families.cases import case_of
 from tests.families.conftest import noise, written
@@ -216,3 +219,15 @@ def test_one_view_whatever_the_limits() -> None:
     assert geometry.grid(4000, 300) == (1, 1) and geometry.markers[:2] == ("<fake_token_around_image>", "<global-img>")
     assert len(geometry.cut(Image.new("RGB", (40, 30)))) == 16
     assert geometry.token_box(3, (1, 1), (40, 30)) == (20, 15, 40, 30)
+
+
+def test_labels_of_visual_tokens_that_are_cut_otherwise_are_refused() -> None:
+    """Rooms of a drawn board are tokens; here every picture is resized to one view."""
+    processor = fresh_processor(family="idefics3")
+    sample = _board()
+    with pytest.raises(ConfigError, match="labels 4 visual tokens of a sample, and the model makes 256"):
+        collate_vision(processor, [sample], ["rooms"])
+
+
+def _board() -> Sample:
+    return Sample((noise(32, 32),), "Start in room 0", (), "0", "1", {"rooms": np.zeros(4, np.int64)})
