@@ -93,6 +93,15 @@ def training_step(folder: Path) -> None:
     assert set(report["step_sec"]) == {"lrkit", "naive"} and report["speedup"]["median"] > 0
 
 
+def peer(folder: Path) -> None:
+    """Two exporters and two loops, and in float32 the same tokens; the script ends with an error where they differ."""
+    report = json.loads((folder / "peer.json").read_text())
+    (row,) = report["rows"]
+    assert (row["precision"], row["same_tokens"], report["tokens"], report["repeats"]) == ("fp32", True, 3, 2)
+    assert row["prompt_sec_lrkit"]["median"] > 0 and row["prompt_sec_peer"]["median"] > 0
+    assert len(row["token_ratio"]["values"]) == 2 and row["bytes"]["peer"] > row["bytes"]["lrkit"] > 10_000
+
+
 SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "soak": (lambda bundle, folder: [bundle, "--output", folder / "soak"], soak),
     "cold_start": (lambda bundle, folder: [bundle, "--json", folder / "cold_start.json"], cold_start),
@@ -100,8 +109,11 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "engines": (lambda bundle, folder: [bundle, bundle, "--output", folder / "engines.json"], engines),
     "int4_decode": (lambda bundle, folder: [bundle, "--json", folder / "int4_decode.json"], int4_decode),
     "training_step": (lambda bundle, folder: ["--json", folder / "training_step.json"], training_step),
+    "peer": (lambda bundle, folder: ["--json", folder / "peer.json"], peer),
 }
-PART_OF = {"naive_step": "training_step"}
+LONG = {"peer"}
+"""Their smoke size takes too long for the default tests."""
+PART_OF = {"naive_step": "training_step", "peer_model": "peer"}
 """Run by another script."""
 MEASURES_NOTHING = {"tables"}
 """Renders reports; tests/unit/test_tables.py runs it."""
@@ -113,7 +125,7 @@ def test_every_script_is_run() -> None:
         assert f"benchmarks.{name} import" in (ROOT / "benchmarks" / f"{whole}.py").read_text()
 
 
-@pytest.mark.parametrize("name", SMOKE)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in SMOKE])
 def test_a_script_runs_at_its_smoke_size(
     name: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
