@@ -23,6 +23,7 @@ MAX_HEADER_BYTES = 100_000_000
 """A header larger than this is none; the limit is that of the safetensors package."""
 _AGAIN = "copy it again"
 _LFS = b"version "  # the first bytes of a pointer of Git LFS, which a clone without LFS holds in place of a file
+_READ_AT_ONCE = 1 << 22  # values
 _BLOCK = 1 << 18  # bytes; larger ones do not stay in the processor's cache and take twice as long
 
 BYTES = {
@@ -59,11 +60,20 @@ class StoredTensor:
                 f"{self.file}: {self.name} is of type {self.dtype}; lrkit reads {', '.join(FLOATS)}, so give weights "
                 "that are not quantized"
             )
+        # Block by block: the whole of a half-precision matrix beside its floats would be more than half as much again.
+        count, kind = math.prod(self.shape), FLOATS[self.dtype]
+        values = np.empty(count, np.float64 if self.dtype == "F64" else np.float32)
         try:
-            raw = np.fromfile(self.file, FLOATS[self.dtype], math.prod(self.shape), offset=self.start)
+            with self.file.open("rb") as file:
+                file.seek(self.start)
+                for first in range(0, count, _READ_AT_ONCE):
+                    block = np.fromfile(file, kind, min(_READ_AT_ONCE, count - first))
+                    if len(block) != min(_READ_AT_ONCE, count - first):
+                        raise CheckpointError(f"{self.file}: ends within {clean(self.name)}; {_AGAIN}")
+                    values[first : first + len(block)] = as_float(block, self.dtype)
         except OSError as error:
             raise CheckpointError(os_sentence(error, self.file)) from error
-        return as_float(raw, self.dtype).reshape(self.shape)
+        return values.reshape(self.shape)
 
     def read_row(self, index: int) -> np.ndarray:
         """One row of a matrix, as `read` gives it."""

@@ -152,7 +152,7 @@ class Stack:
 
     def _logits(self, g: Graph, hidden: Value, bias: Value | None = None) -> Value:
         # Tied float weights are stored once, under the embedding's name.
-        floats = not self.dialect.target.scheme.integers
+        floats = not any(self.dialect.target.scheme_of(part) for part in ("embedding", "head"))
         role = "embedding" if self.source.tied and floats else "head"
         return self.dialect.linear(g, hidden, role, bias, part=role)
 

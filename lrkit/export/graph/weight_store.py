@@ -123,6 +123,7 @@ class WeightStore:
             return self._keep(role, part, [self._as_floats(weight)])
         self._forms[role] = Form(made.bits, made.block, *made.shape)
         self.errors[role] = error_of(weight, made)
+        del weight  # of a vocabulary it has a gigabyte, which the encoding would stand beside
         integers, scales = self.encode(made)
         self._keep(f"{role}.int{made.bits}", part, [integers, self._as_floats(scales)])
 
