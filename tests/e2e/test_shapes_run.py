@@ -61,4 +61,4 @@ def test_a_cut_shape_is_exported_and_answers(name: str, tmp_path: Path, capsys: 
     found = json.loads(figures.read_text(encoding="utf-8"))["manifest"]["validation"]["latent"]
     assert found["passed"] and set(found["measured"]["agreement"].values()) == {1.0}
     answer = Reasoner.load(place).ask([], "Take 4 hops.", max_new_tokens=3)
-    assert len(answer.token_ids) == 3
+    assert answer.spoken_tokens == 3
