@@ -24,6 +24,7 @@ from lrkit.config import Config, dump_yaml, load_config, load_yaml
 from lrkit.contract.bundle.bundle_folder import open_bundle
 from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import EngineEntry, StepEntry
+from lrkit.data.flat_shape import FlatShape
 from lrkit.errors import ConfigError
 from lrkit.export.tensorrt.into_bundle import TakenEngine
 from lrkit.files import read_json
@@ -77,7 +78,6 @@ def shipped() -> dict[type[Config], list[Config]]:
         if name is None:
             continue
         values = (load_yaml if resource.path.suffix == ".yaml" else read_json)(resource.path)
-        name = "FlatShape" if name == "Shape" and "config" not in values else name
         cls = next(cls for cls in classes().values() if cls.__name__ == name)
         for part in parts(load_config(cls, values)):
             found.setdefault(type(part), []).append(part)
@@ -168,7 +168,12 @@ def known(bundle: Path) -> dict[type[Config], list[Config]]:
     )  # fmt: skip
     step = StepEntry(file="think.onnx", spec=cast(IoSpec, found[IoSpec][0]))
     taken = TakenEngine(role="latent", onnx_sha256="0" * 64, entry=engine)
-    return found | {EngineEntry: [engine], StepEntry: [step], TakenEngine: [taken]}
+    flat = FlatShape(
+        description="small", hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=96,
+        vocabulary=256, tied_embeddings=True, vision_depth=1, vision_width=32, vision_heads=2, vision_mlp_ratio=2,
+        patch_size=4, merge_size=2, image_size=(80, 32),
+    )  # fmt: skip
+    return found | {EngineEntry: [engine], StepEntry: [step], TakenEngine: [taken], FlatShape: [flat]}
 
 
 @pytest.mark.parametrize("name", sorted(name for name, cls in classes().items() if not inspect.isabstract(cls)))
