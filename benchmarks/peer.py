@@ -180,7 +180,7 @@ def export_lrkit(name: str, target: Target, folder: Path, tokens: int) -> Path:
 
 
 def compare(pair: dict[str, Any], prompt: EncodedPrompt, args: argparse.Namespace) -> dict[str, Any]:
-    """Both by turns: seconds of each, and ratios within each turn."""
+    """Both interleaved: seconds of each, and ratios within each turn."""
     seen: dict[str, dict[str, list[float]]] = {who: {"prompt": [], "token": []} for who in pair}
     said = {who: one.answer(prompt, args.tokens)[2] for who, one in pair.items()}  # not timed: the first run is slow
     for turn in range(args.repeats):
