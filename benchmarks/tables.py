@@ -172,6 +172,25 @@ def _training(report: Report) -> Rows:
         yield name, _spread(seconds), f"{peak[who] / 1e6:.0f}", f"{peak[who] / peak['lrkit']:.2f}"
 
 
+def _peer(report: Report) -> Rows:
+    """lrkit's program against the same model by transformers.exporters, one row per precision and number of threads."""
+    for row in report["rows"]:
+        cut = f", {row['layers']} + {row['tower_layers']} layers" if row["layers"] else ""
+        times = [
+            cell
+            for what in ("prompt", "token")
+            for cell in (
+                " / ".join(_ms(row[f"{what}_sec_{who}"]["median"]) for who in ("lrkit", "peer")),
+                _quartiles([row[f"{what}_ratio"][name] for name in ("low", "median", "high")]),
+            )
+        ]
+        sizes = " / ".join(f"{row['bytes'][who] / 1e6:,.1f}" for who in ("lrkit", "peer"))
+        yield (
+            f"`{row['model']}`{cut}", row["precision"], str(row["threads"]), *times, sizes,
+            "yes" if row["same_tokens"] else "no", f"{row['load']:.1f}",
+        )  # fmt: skip
+
+
 def _support(report: Report) -> Rows:
     return [[row[key] for key in ("engine", "device", "precision", "form", "built", "run")] for row in report["rows"]]
 
@@ -235,6 +254,14 @@ TABLES = {
     "ablation": Table("trail-ablation.json", ("variant", "`main`", "`faint`", "`long`"), _ablation),
     "training-step": Table(
         "training-step.json", ("training step", "seconds, quartiles", "peak MB", "memory / lrkit"), _training
+    ),
+    "peer": Table(
+        "peer*.json",
+        (
+            "model", "precision", "threads", "prompt, ms: lrkit / peer", "peer / lrkit", "token, ms: lrkit / peer",
+            "peer / lrkit", "MB: lrkit / peer", "same tokens", "load",
+        ),
+        _peer,
     ),
     "support": Table("support.json", ("engine", "device", "precision", "form", "built", "run"), _support),
 }  # fmt: skip

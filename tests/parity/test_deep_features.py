@@ -107,3 +107,14 @@ def test_the_loss_reaches_the_saliency_through_them() -> None:
     reasoner.think(state, torch.tensor([True, True, True]))
     state.last_hidden_BD.sum().backward()
     assert saliency.grad is not None and float(saliency.grad[:2].abs().max()) > 0
+
+
+@pytest.mark.parametrize(("side", "extra_pad"), [("left", 0), ("right", 3), ("left", 5)])
+@torch.no_grad()
+def test_padding_and_neighbours_change_nothing(side: str, extra_pad: int) -> None:
+    reasoner, _ = deep_pair("distilled")
+    samples = zip(PROMPTS, LATENTS, SPEECH, strict=True)
+    alone = [run_steps(reasoner, batch([one], "right", 0, [count], [said])) for one, count, said in samples]
+    together = run_steps(reasoner, batch(PROMPTS, side, extra_pad, LATENTS, SPEECH))
+    for row, said in enumerate(SPEECH):
+        close(together.speech_BSW[row, : len(said)], alone[row].speech_BSW[0], f"sample {row}")
