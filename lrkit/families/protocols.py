@@ -60,6 +60,10 @@ class Geometry(Protocol):
         """Values of a preprocessor_config.json that `from_folder` and transformers read as the same."""
         ...
 
+    def to_processor(self) -> dict[str, Any]:
+        """Values of a processor_config.json, where transformers needs one beside it; empty where it does not."""
+        ...
+
     @classmethod
     def check_size(cls, width: int, height: int) -> None:
         """Raises `DataError` where the family refuses pictures of such proportions."""

@@ -42,6 +42,9 @@ class RowwiseGeometry(Config):
     def to_hf(self) -> dict[str, Any]:
         return {"image_processor_type": "RowwiseImageProcessor", **self.model_dump(mode="json")}
 
+    def to_processor(self) -> dict[str, Any]:
+        return {}
+
     @classmethod
     def check_size(cls, width: int, height: int) -> None:
         if max(width, height) > MAX_SIDE * min(width, height):

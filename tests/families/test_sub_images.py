@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
+from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.sample import Sample
 from lrkit.errors import CheckpointError, ConfigError, DataError, UserError
 from lrkit.families.idefics3.geometry import SplitPictures
@@ -20,7 +21,7 @@ from lrkit.runtime.encode.processor import Processor
 from lrkit.train.fresh import fresh_processor
 from lrkit.train.vision import collate_vision
 from tests.conftest import MadeOnce
-from tests.families.cases import case_of
+from tests.families.cases import case_of, peer_of
 from tests.families.conftest import noise, written
 from tests.families.peer import inputs_of, open_processor
 from tests.families.published_idefics3 import patches_of
@@ -83,7 +84,7 @@ def test_marks_of_every_place_are_those_of_the_familys_processor(layout: str, ma
     """Also where the vocabulary has no token for row and column, and splits each mark as text."""
     case = case_of("idefics3")
     folder = written(case, layout, made_once)
-    ours, theirs = Processor.from_folder(folder), open_processor(case.peer, folder)  # pyright: ignore
+    ours, theirs = Processor.from_folder(folder), open_processor(peer_of(case), folder)
     for sizes in ([(64, 64)], [(64, 10)], [(10, 64)], [(64, 64), (33, 90), (7, 7)]):
         pictures = [noise(*size) for size in sizes]
         ids = ours.encode_prompt(pictures, QUESTION).ids
@@ -92,6 +93,30 @@ def test_marks_of_every_place_are_those_of_the_familys_processor(layout: str, ma
     assert (whole is None) is ("older" in layout)
     marks = {text: len(ours.tokenizer.encode(text, add_special_tokens=False).ids) for text in ours.geometry.markers}
     assert (marks["<row_1_col_2>"] == 1) is ("older" not in layout)
+
+
+def test_a_saved_processor_has_the_same_ids_in_transformers(made_once: MadeOnce, tmp_path: Path) -> None:
+    """How many image tokens a view has stands in a file of its own."""
+    case = case_of("idefics3")
+    folder = written(case, "published files", made_once)
+    ours = Processor.from_folder(folder)
+    ours.save(tmp_path)
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    theirs, pictures = open_processor(peer_of(case), tmp_path), [noise(64, 40), noise(9, 30)]
+    given = inputs_of(theirs, QUESTION, pictures)["input_ids"][0].tolist()
+    assert given == ours.encode_prompt(pictures, QUESTION).ids
+    assert Processor.from_folder(tmp_path).encode_prompt(pictures, QUESTION).ids == given
+
+
+def test_a_smaller_picture_is_told(made_once: MadeOnce) -> None:
+    ours = Processor.from_folder(written(case_of("idefics3"), "published files", made_once))
+    assert ours.encode_prompt([noise(300, 300)], QUESTION).resized == ()
+    (told,) = ours.encode_prompt([noise(300, 300)], QUESTION, max_pixels=32 * 32).resized
+    assert (told.used, told.limit) == ((32, 32), "max_pixels")
+    ours.limits = Limits(max_prompt_tokens=200, max_patches=400, max_images=2, max_latent_steps=1, max_new_tokens=1)
+    small, large = noise(10, 64), noise(64, 64)
+    told = ours.encode_prompt([small, large], QUESTION).resized
+    assert [(one.image, one.used, one.limit) for one in told] == [(1, (32, 32), "max_patches")]
 
 
 def test_a_prompt_without_a_picture_is_the_template_without_one(made_once: MadeOnce) -> None:

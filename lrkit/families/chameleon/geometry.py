@@ -88,6 +88,10 @@ class SquareGeometry(Config):
         """Values for a `preprocessor_config.json` that transformers reads as the same processor."""
         return values_for(self.model_dump(mode="json"))
 
+    def to_processor(self) -> dict[str, Any]:
+        """Nothing: the other file says all."""
+        return {}
+
     @classmethod
     def check_size(cls, width: int, height: int) -> None:
         """Raises `DataError` where one side is more than 200 times the other."""

@@ -285,6 +285,10 @@ class MergedPatches(Config):
         """Values for a `preprocessor_config.json` that transformers reads as the same processor."""
         return values_for(self.model_dump(mode="json"), self.processor_class)
 
+    def to_processor(self) -> dict[str, Any]:
+        """Nothing: the other file says all."""
+        return {}
+
 
 @lru_cache(maxsize=16)
 def normalised_values(scale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:

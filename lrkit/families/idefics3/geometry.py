@@ -309,5 +309,9 @@ class SplitPictures(Config):
         """Values for a preprocessor_config.json that transformers reads as the same processor."""
         return values_for(self.model_dump(mode="json"), self.types[0], self.processor_class)
 
+    def to_processor(self) -> dict[str, Any]:
+        """Image tokens of a view: without them transformers takes another model's number."""
+        return {"image_seq_len": self.token_side**2, "processor_class": self.processor_class}
+
 
 PART = SplitPictures

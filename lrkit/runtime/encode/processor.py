@@ -136,7 +136,8 @@ class Processor:
         return cls(tokenizer, geometry.from_folder(folder), format, config)
 
     def save(self, folder: Path | str) -> None:
-        """Write the four files of `from_folder`; transformers reads the first three, with the same ids.
+        """Write the four files of `from_folder`, and processor_config.json where the family has one; transformers reads
+        all but prompt.json, with the same ids.
 
         Raises:
             FileError: one cannot be written.
@@ -149,6 +150,8 @@ class Processor:
         config = config_to_write(self.tokenizer, self.tokenizer_config, names.eos, names.pad)
         write_json(folder / CONFIG_FILE, config, ensure_ascii=False)
         write_json(folder / "preprocessor_config.json", self.geometry.to_hf(), ensure_ascii=False)
+        if values := self.geometry.to_processor():
+            write_json(folder / "processor_config.json", values, ensure_ascii=False)
         write_json(folder / PROMPT_FILE, self.format.model_dump(mode="json", exclude_none=True), ensure_ascii=False)
 
     def encode_prompt(
