@@ -173,7 +173,10 @@ def known(bundle: Path) -> dict[type[Config], list[Config]]:
         vocabulary=256, tied_embeddings=True, vision_depth=1, vision_width=32, vision_heads=2, vision_mlp_ratio=2,
         patch_size=4, merge_size=2, image_size=(80, 32),
     )  # fmt: skip
-    return found | {EngineEntry: [engine], StepEntry: [step], TakenEngine: [taken], FlatShape: [flat]}
+    made: dict[type[Config], list[Config]] = {
+        EngineEntry: [engine], StepEntry: [step], TakenEngine: [taken], FlatShape: [flat]
+    }  # fmt: skip
+    return found | made
 
 
 @pytest.mark.parametrize("name", sorted(name for name, cls in classes().items() if not inspect.isabstract(cls)))
