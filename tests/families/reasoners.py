@@ -47,7 +47,7 @@ def rich_reasoner(
             if drawn is not None and "step_encoding" in name:
                 parameter.copy_(0.3 * drawn)
             elif drawn is not None and "router" in name and parameter.dim() > 1:
-                parameter.copy_(drawn)
+                parameter.copy_(0.25 * drawn)  # more would close or open gates so far that no gradient is left
             elif drawn is not None and "lora_B" in name:
                 parameter.copy_(0.05 * drawn)
     return reasoner.eval()
