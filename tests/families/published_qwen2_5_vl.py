@@ -68,7 +68,7 @@ def write_published(
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**_nested_config(tied, width, window)))
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**nested_config(tied, width, window)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:  # larger than usual, so that choices are clear
@@ -76,16 +76,16 @@ def write_published(
     with no_progress_bars():
         model.bfloat16().save_pretrained(folder, max_shard_size=shard)
     if layout == "old":
-        _write_json(folder / "config.json", _flat_config(tied, width, window))
+        _write_json(folder / "config.json", flat_config(tied, width, window))
     _write_json(folder / "generation_config.json", _GENERATION)
     _write_tokenizer(folder, layout)
     _write_picture_files(folder, layout)
     return folder
 
 
-def _nested_config(tied: bool, width: int, window: int) -> dict[str, Any]:
+def nested_config(tied: bool, width: int, window: int) -> dict[str, Any]:
     names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id", "tie_word_embeddings")
-    flat = _flat_config(tied, width, window)
+    flat = flat_config(tied, width, window)
     outer = {"vision_config", "rope_scaling", "rope_theta", "architectures", "model_type", "torch_dtype", *names}
     inner = {key: value for key, value in flat.items() if key not in outer}
     inner["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": _mrope(width)}
@@ -95,7 +95,7 @@ def _nested_config(tied: bool, width: int, window: int) -> dict[str, Any]:
     return {"text_config": inner, "vision_config": vision, **{name: flat[name] for name in names}}
 
 
-def _flat_config(tied: bool, width: int, window: int) -> dict[str, Any]:
+def flat_config(tied: bool, width: int, window: int) -> dict[str, Any]:
     """config.json as transformers 4.41 wrote it."""
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"], "attention_dropout": 0.0,
