@@ -6,9 +6,9 @@ normalisation, and that a still picture stands in every frame of a patch, is fol
 Most layers attend within windows of the picture. transformers reorders patches by windows and splits them there, which
 cannot be traced with a free number of windows. A mask over all pairs of patches would be right, and throws away what
 windows are for: on one core of a CPU the published tower (32 layers, 28 of them with windows) takes 12.1 s with it and
-10.4 s without for a picture of 448 x 448 pixels, 81 s and 47 s for one of 896 x 896. So queries, keys and values go into
-blocks of slots (windows.py) and back; the states themselves keep their order. The blocks are as many as N patches need
-at most, so no axis of the program but N is free. Half of them may be empty; exactly as many as needed would make a
+10.4 s without for a picture of 448 x 448 pixels, 81 s and 47 s for one of 896 x 896. So queries, keys and values go
+into blocks of slots (windows.py) and back; the states themselves keep their order. The blocks are as many as N patches
+need at most, so no axis of the program but N is free. Half of them may be empty; exactly as many as needed would make a
 layer 1 to 3 percent faster.
 
 Legend: N patches, C bytes of a patch, E width of the tower, V visual tokens, D width of the language model, H heads,
