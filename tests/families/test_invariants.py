@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from lrkit.contract.attention import Attention
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.torch.prompt_batch import Side, collate_prompts
 from tests.families.cases import FamilyCase
 from tests.families.conftest import pictures_of
 from tests.families.reasoners import batch_of, rich_reasoner, sample_of, settings_of, unlike_samples
+from tests.flash_reference import stand_in
 from tests.lab import Steps, run_steps
 
 LATENTS = [2, 1, 2]
@@ -131,3 +133,20 @@ def test_every_picture_is_seen(subject: Subject) -> None:
         other = [picture.rotate(180) if number == place else picture for number, picture in enumerate(pictures)]
         changed = run(subject, [sample_of(subject.case, other)], [1]).speech_BSW
         assert float((changed - whole).abs().max()) > 1e-3
+
+
+def test_flash_kernels_compute_the_same(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a reference of their package; tests/unit/test_flash_attention.py tries every kind of chunk."""
+    samples = unlike_samples(subject.case)
+    want, calls = run(subject, samples, LATENTS), stand_in(monkeypatch)
+    subject.reasoner.backbone.use_attention(Attention(vision="flash_attention_3", text="flash_attention_2"))
+    try:
+        got = run(subject, samples, LATENTS)
+    finally:
+        subject.reasoner.backbone.use_attention(Attention())
+    spoken_BS = batch_of(subject.processor, samples, LATENTS).speech_mask
+    torch.testing.assert_close(got.speech_BSW[spoken_BS], want.speech_BSW[spoken_BS], **CLOSE)
+    assert [replayed(got, row) for row in range(len(samples))] == [replayed(want, row) for row in range(len(samples))]
+    assert {name for name, causal, _ in calls.seen if causal} == {"flash_attention_2"}
+    # A tower may have no attention of transformers' kind.
+    assert {name for name, causal, _ in calls.seen if not causal} <= {"flash_attention_3"}
