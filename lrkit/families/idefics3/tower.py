@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lrkit.export.graph.nodes import CONTRIB
 from lrkit.export.graph.tower_pieces import folded, grafted, in_number_type
 from lrkit.export.graph.tower_writer import Tower, TowerSizes
 from lrkit.export.graph.tracing import traced
@@ -25,9 +26,11 @@ from lrkit.families.idefics3.geometry import SplitPictures
 class TraceableTower(nn.Module):
     """Tower and connector over any number of views."""
 
-    def __init__(self, seeing: Any, first: tuple[Tensor, Tensor], places_ME: Tensor) -> None:
-        """`first` is what `folded` gave, `places_ME` what tells the patches of a view apart."""
+    def __init__(self, seeing: Any, first: tuple[Tensor, Tensor], places_ME: Tensor, fused: bool) -> None:
+        """`first` is what `folded` gave, `places_ME` what tells the patches of a view apart; `fused` writes ONNX
+        Runtime's own attention: such a tower can be traced, not run."""
         super().__init__()
+        self.mix = _mix_fused if fused else _mix
         self.encoder: Any = seeing.vision_model.encoder
         self.norm: Any = seeing.vision_model.post_layernorm
         self.proj: Any = seeing.connector.modality_projection.proj
@@ -52,14 +55,29 @@ class TraceableTower(nn.Module):
     def _attend(self, attn: Any, hidden_NE: Tensor) -> Tensor:
         """Each view by itself."""
         count, width = self.places_ME.shape
-        heads = attn.num_heads
-        query_IHMW, key_IHMW, value_IHMW = (
-            proj(hidden_NE).reshape(-1, count, heads, width // heads).transpose(1, 2)
-            for proj in (attn.q_proj, attn.k_proj, attn.v_proj)
+        query, key, value = (
+            proj(hidden_NE).reshape(-1, count, width) for proj in (attn.q_proj, attn.k_proj, attn.v_proj)
         )
-        score_IHMM = (query_IHMW @ key_IHMW.transpose(2, 3)).to(torch.float32) * attn.scale
-        mixed_IHMW = score_IHMM.softmax(-1).to(value_IHMW.dtype) @ value_IHMW
-        return attn.out_proj(mixed_IHMW.transpose(1, 2).reshape(-1, width))
+        return attn.out_proj(self.mix(query, key, value, attn.num_heads, attn.scale).reshape(-1, width))
+
+
+def _mix(query_IME: Tensor, key_IME: Tensor, value_IME: Tensor, heads: int, scale: float) -> Tensor:
+    """Attention of all pairs of a view: (I, M, E)."""
+    query_IHMW, key_IHMW, value_IHMW = (
+        x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2) for x in (query_IME, key_IME, value_IME)
+    )
+    score_IHMM = (query_IHMW @ key_IHMW.transpose(2, 3)).to(torch.float32) * scale
+    mixed_IHMW = score_IHMM.softmax(-1).to(value_IHMW.dtype) @ value_IHMW
+    return mixed_IHMW.transpose(1, 2).reshape(query_IME.shape)
+
+
+def _mix_fused(query_IME: Tensor, key_IME: Tensor, value_IME: Tensor, heads: int, scale: float) -> Tensor:
+    """The same in one node, which never holds all scores: with 17 views of 1,024 patches those of a layer take 0.8
+    GB."""
+    return torch.onnx.ops.symbolic(
+        f"{CONTRIB}::MultiHeadAttention", (query_IME, key_IME, value_IME), {"num_heads": heads, "scale": scale},
+        dtype=query_IME.dtype, shape=query_IME.shape, version=1,
+    )  # fmt: skip
 
 
 def places_of(seeing: Any, geometry: SplitPictures) -> Tensor:
@@ -78,12 +96,14 @@ def places_of(seeing: Any, geometry: SplitPictures) -> Tensor:
     return embeddings.position_embedding.weight.detach()[squares]
 
 
-def traced_tower(seeing: nn.Module, geometry: SplitPictures, fp16: bool) -> ir.Graph:
-    """The tower as torch.onnx sees it, for any number of views that `geometry` describes. Raises as `traced`."""
+def traced_tower(seeing: nn.Module, geometry: SplitPictures, fp16: bool, fused: bool = False) -> ir.Graph:
+    """The tower as torch.onnx sees it, for any number of views that `geometry` describes; `fused` as in
+    `TraceableTower`. Raises as `traced`."""
     dtype = torch.float16 if fp16 else torch.float32
     kernel_EC, bias_E = folded(seeing.get_submodule("vision_model.embeddings.patch_embedding"), geometry)
     first = (kernel_EC.to(dtype), bias_E.to(dtype))
-    module = TraceableTower(in_number_type(seeing, fp16), first, places_of(seeing, geometry).to(dtype))
+    places_ME = places_of(seeing, geometry).to(dtype)
+    module = TraceableTower(in_number_type(seeing, fp16), first, places_ME, fused)
     count = geometry.side**2
     example = {"pixel_values": torch.zeros(2 * count, geometry.patch_bytes, dtype=dtype)}
     return traced(module, example, {0: count * torch.export.Dim("views", min=1)})
@@ -94,7 +114,9 @@ class Idefics3Tower:
 
     def write(self, tower: nn.Module, geometry: SplitPictures, dialect: Writer) -> Tower:
         """Traces the tower once; the result writes it into a graph."""
-        return grafted(traced_tower(tower, geometry, dialect.target.computes_fp16), dialect)
+        fp16 = dialect.target.computes_fp16
+        # ONNX Runtime has the fused attention in fp16 on GPUs alone, and every program must run on a CPU.
+        return grafted(traced_tower(tower, geometry, fp16, dialect.fused and not fp16), dialect)
 
     def sizes(self, tower: nn.Module) -> TowerSizes:
         """The connector reads merged squares, all else patches; positions are no product."""
