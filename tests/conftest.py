@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.traces import keep_traces
+
 MadeOnce = Callable[[str, Callable[[Path], Path]], Path]
 
 
@@ -16,6 +18,11 @@ def pytest_configure() -> None:
     """A shell starts background jobs with Ctrl-C ignored, and so would all processes be that tests start and stop."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup() -> None:
+    """Before the fixtures of a test."""
+    keep_traces()
 
 
 @pytest.fixture(scope="session")
