@@ -67,7 +67,7 @@ class TraceableTower(nn.Module):
 def corners(positions_N2: Tensor, grid_N2: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Rows (N, 4) of a table of side x side learnt positions, and their weights (N, 4), float32: those around each
     patch when the table is spread over its picture, corner on corner. Patches are at (row, column) of pictures of so
-    many rows and columns. As transformers' `get_vision_interpolation_indices_and_weights`; a test compares them."""
+    many rows and columns. Equal to what transformers' own tower takes, bit for bit; a test compares them."""
     at_N2 = positions_N2.to(torch.float32) * (side - 1) / (grid_N2 - 1).clamp(min=1)
     before_N2 = at_N2.floor()
     steps_2 = torch.arange(2, device=positions_N2.device)
