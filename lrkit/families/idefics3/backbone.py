@@ -36,7 +36,7 @@ class Idefics3Backbone(DecoderBackbone):
         self.unpatch, self.patch = self._views.unpatch, self._views.patch
 
     def encode_images(self, pixel_values: Tensor, grids: Tensor) -> Tensor:
-        """Every view by itself, as transformers' `get_image_features` has them."""
+        """Every view by itself, as transformers has them."""
         model, side = self.model.model, self._views.side
         images = self._views.images(pixel_values.to(model.vision_model.dtype))
         mask = torch.ones(len(images), side, side, dtype=torch.bool, device=images.device)
