@@ -82,11 +82,24 @@ def rounded(folder: Path, into: Path, block: int, accuracy_level: int) -> None:
     for name in GRAPHS:
         graph = onnx.load(folder / f"{name}.onnx")
         if name != "tower":
+            _turn_matrices(graph.graph)
             how = DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=True, accuracy_level=accuracy_level)
             quantizer = MatMulNBitsQuantizer(graph, algo_config=how)
             quantizer.process()
             graph = quantizer.model.model
         onnx.save(graph, into / f"{name}.onnx", save_as_external_data=True, location=f"{name}.onnx.data")
+
+
+def _turn_matrices(graph: Any) -> None:
+    """Turns stored matrices once: the exporter leaves a large tied head to be turned by the graph, and the quantizer
+    would leave it float."""
+    from onnx import numpy_helper
+
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in stored]:
+        turned = np.ascontiguousarray(numpy_helper.to_array(stored[node.input[0]]).transpose(node.attribute[0].ints))
+        graph.initializer.append(numpy_helper.from_array(turned, node.output[0]))
+        graph.node.remove(node)
 
 
 class Peer:
