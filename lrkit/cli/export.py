@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lrkit.cli.shared.console import out
+from lrkit.cli.shared.console import beside_json, err, out
 from lrkit.cli.shared.export_engines import engines_into_bundle, print_engines
 from lrkit.cli.shared.export_subject import check_samples, open_subject
 from lrkit.cli.shared.export_tables import proofs, sizes
@@ -38,6 +38,8 @@ Examples:
     lrkit export tiny --engine tensorrt-rtx --arch sm89,sm120 -o pc
 
     lrkit export tiny --target jetson-thor -o thor
+
+    lrkit export my-checkpoint --int4 --data held-out.jsonl --dry-run
 """
 
 PACKAGES = ("torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript")
@@ -62,6 +64,10 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle of that name.")] = False,
     allow_unproven: Annotated[
         bool, typer.Option("--allow-unproven", help="Write a bundle that the samples cannot prove equal to torch.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Read all that an export reads, say what would stop it, and write nothing."),
     ] = False,
     download: Download = False,
     json_file: Annotated[Path | None, json_option("Write sizes, errors and times to this file.")] = None,
@@ -89,7 +95,38 @@ def export(
         plan_engines(asked.engine)  # asked for by name: a package that is missing is no reason to write a script
     options: dict[str, Any] = {"form": form, "baselines": baselines, "force": force, "script": script_path(script)}
     options["allow_unproven"] = allow_unproven
+    if dry_run:
+        return _dry_run((model, data, samples), output, name, asked, options, json_file)
     _export((model, data, samples), output, name, asked, options, json_file)
+
+
+def _dry_run(
+    what: tuple[str, str | None, int | None],
+    output: Path | None,
+    name: str,
+    target: "Target",
+    options: dict[str, Any],
+    json_file: Path | None,
+) -> None:
+    """Says what would be written, or what would stop it."""
+    for package in PACKAGES:
+        require(package, "export")
+    from lrkit.export.dry_run import plan_export
+
+    subject, samples, called = open_subject(*what, target)
+    place = output or Path(f"{called}-{name}")
+    given = {key: options[key] for key in ("baselines", "force", "allow_unproven")}
+    plan = plan_export(subject, place, target, samples, **given, say=err(soft_wrap=True).print)
+    console, limits = beside_json(json_file, soft_wrap=True), plan.limits.model_dump()
+    programs = ", ".join(f"{role} ({layers} layers, {target.precision})" for role, layers in plan.programs.items())
+    console.print(f"programs: {programs}")
+    console.print(f"limits: {', '.join(f'{key} {value}' for key, value in limits.items())}")
+    console.print(f"not checked: that {plan.samples} samples are answered as by torch")
+    console.print(f"nothing wrong was found; the bundle would be written to {place}")
+    write_json(json_file, {
+        "schema": 1, "kind": "export plan", "bundle": str(place), "programs": plan.programs, "limits": limits,
+        "samples": plan.samples,
+    })  # fmt: skip
 
 
 def _export(

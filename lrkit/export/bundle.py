@@ -132,7 +132,7 @@ def export_bundle(
     subject = CheckpointSubject(resolve_checkpoint(checkpoint)) if isinstance(checkpoint, str | Path) else checkpoint
     refuse_taken(output, force)
     engines = TargetEngines.of(target, script)
-    _look_ahead(subject, target, samples or allow_unproven, say)
+    look_ahead(subject, target, samples or allow_unproven, say)
     with locked(output, "writes into"), staged_folder(output, replace=True) as staging:
         refuse_taken(output, force)  # another process may have been quicker
         export = _Export(subject, staging, target, form, samples, progress, allow_unproven, calibrate)
@@ -145,7 +145,7 @@ def export_bundle(
     return report
 
 
-def _look_ahead(subject: Subject, target: Target, provable: object, say: Say) -> None:
+def look_ahead(subject: Subject, target: Target, provable: object, say: Say) -> None:
     """What can be refused or warned of before anything is written."""
     if not provable:
         raise ExportError("no samples were given to check the program on; give at least one, or allow_unproven")
