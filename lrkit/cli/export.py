@@ -45,6 +45,11 @@ Examples:
 PACKAGES = ("torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript")
 MODEL = "A checkpoint, a shipped name (tiny), or random:SHAPE: a shape of `lrkit ls shape` with random weights."
 
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Read all that an export reads, say what would stop it, and write nothing."),
+]
+
 
 def export(
     model: Annotated[str, typer.Argument(help=MODEL)],
@@ -65,10 +70,7 @@ def export(
     allow_unproven: Annotated[
         bool, typer.Option("--allow-unproven", help="Write a bundle that the samples cannot prove equal to torch.")
     ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Read all that an export reads, say what would stop it, and write nothing."),
-    ] = False,
+    dry_run: DryRun = False,
     download: Download = False,
     json_file: Annotated[Path | None, json_option("Write sizes, errors and times to this file.")] = None,
 ) -> None:
