@@ -15,11 +15,11 @@ from lrkit import Reasoner
 from lrkit.errors import LrkitError, UserError
 from lrkit.export.weights.source import read_source
 from lrkit.export.weights.streaming import stream_source
-from lrkit.families.table import geometry_of, read_layout
+from lrkit.families.table import FAMILIES, geometry_of, read_layout
 from lrkit.model.checkpoint import load_checkpoint
 from lrkit.model.open_backbone import config_of
 from lrkit.runtime.checks.checkpoint_files import check_checkpoint
-from tests.families.cases import FamilyCase, peer_of
+from tests.families.cases import ROWS, FamilyCase, peer_of
 
 Variant = tuple[FamilyCase, Path]
 WRONG: tuple[Any, ...] = (None, "x", -1, 0, [], {}, 2.5, True, 10**30)
@@ -27,6 +27,10 @@ WRONG: tuple[Any, ...] = (None, "x", -1, 0, [], {}, 2.5, True, 10**30)
 MANY, FEW = 64, 2
 MOST, LONG = 130, 200_000
 """Changes that are tried of a file, and the characters from which on it is a quarter of them."""
+
+
+def test_every_family_of_the_table_goes_through_the_battery() -> None:
+    assert set(FAMILIES) == set(ROWS)
 
 
 def test_a_published_folder_is_a_whole_checkpoint(variant: Variant) -> None:

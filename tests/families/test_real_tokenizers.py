@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from lrkit.contract.prompt import PromptFormat, SpecialTokens
-from lrkit.families.table import geometry_of
+from lrkit.families.table import DEFAULT, geometry_of
 from lrkit.runtime.encode.processor import Processor
 from tests.conftest import MadeOnce
 from tests.families.cases import ROWS, case_of, peer_of
@@ -72,7 +72,7 @@ def test_smollm2s_own_tokenizer_splits_as_transformers_does(tmp_path: Path) -> N
         template="<|im_start|>user\n{images}{question}<|im_end|>\n<|im_start|>assistant\n",
         image="<file_sep><repo_name><filename>", tokens=names,
     )  # fmt: skip
-    ours = Processor(Tokenizer.from_file(str(tmp_path / "tokenizer.json")), geometry_of("qwen2_vl")(), format)
+    ours = Processor(Tokenizer.from_file(str(tmp_path / "tokenizer.json")), geometry_of(DEFAULT)(), format)
     for text in TEXTS:
         shown = format.prompt_text(text, 0)
         assert ours.encode_prompt([], text).ids == theirs.encode(shown, add_special_tokens=False)
