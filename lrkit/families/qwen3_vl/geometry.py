@@ -1,8 +1,8 @@
 """Pictures of Qwen3-VL: patches that merge into visual tokens, and what its tower asks of a patch's place.
 
 The tower interpolates learnt positions over the whole picture, so a program also reads how many rows and columns the
-picture of each patch has. The image processor of published models is Qwen2-VL's in transformers, with other numbers;
-what a file leaves out has the defaults of that processor, as in transformers.
+picture of each patch has. Published files describe an image processor that transformers has for several families; what
+a file leaves out has the defaults of that processor.
 """
 
 from collections.abc import Sequence
