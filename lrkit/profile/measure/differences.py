@@ -5,6 +5,9 @@
     T       up to the first token, T latents fixed      T - (T - 1): the T-th latent step
     full    the answer                                  full - last of the above: speech
 
+A program's tower runs in a prompt without a picture too, on the smallest one that the family knows. Where that is no
+small part of the picture, as where every view has one size, the tower is not told from the prefill.
+
 Place in the pipeline: rounds.py -> `difference_runs` -> statistics.py. Runs of different cases are
 interleaved, so that each finds the caches as an answer of the measuring loop does. The fastest of several runs of a
 variant counts, because a disturbance only adds time, and a difference would carry it twice. Differences can still come
@@ -22,6 +25,9 @@ from lrkit.errors import LrkitError
 from lrkit.profile.measure.cases import Case, patient
 from lrkit.runtime.encode.processor import EncodedPrompt
 from lrkit.runtime.engines.common.protocol import AskOptions
+
+_LEAST = 8
+"""Times that a picture is larger than the smallest, for the tower to be told from the prefill."""
 
 Difference = dict[str, Any]
 """Seconds of vision, prefill, think, speak, first_token; lists latent_step_sec; token_sec; None where there is none."""
@@ -104,13 +110,19 @@ def _job(case: Case, sample: Sample) -> _Job | None:
         return None
     bare = replace(case.options, max_new_tokens=1, max_latent_steps=0, halting="fixed")
     variants = {"bare": _Variant(prompt, bare)}
-    if prompt.patches is not None:
+    if prompt.patches is not None and _LEAST * _fewest(case) <= len(prompt.patches):
         variants["text"] = _Variant(_without_picture(prompt, case.reasoner.processor.image_id), bare)
     if case.engine.phases == "differences":
         for step in range(1, answer.latent_steps + 1):
             variants[f"latent {step}"] = _Variant(prompt, replace(bare, max_latent_steps=step))
         variants["full"] = _Variant(prompt, case.options)
     return _Job(case, variants, answer.latent_steps, answer.ar_steps - answer.latent_steps)
+
+
+def _fewest(case: Case) -> int:
+    """Patches of the smallest picture."""
+    geometry = case.reasoner.processor.geometry
+    return geometry.num_patches(geometry.smallest_grid)
 
 
 def _without_picture(prompt: EncodedPrompt, image_id: int) -> EncodedPrompt:
