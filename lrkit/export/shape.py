@@ -50,7 +50,7 @@ class RandomWeights:
     def read(self, name: str) -> np.ndarray:
         """float32, made again at each call: normal matrices and biases, norms of one."""
         shape = self.shapes[name]
-        if len(shape) == 1 and name.endswith(".weight"):
+        if name.endswith(".weight") and (len(shape) == 1 or name.endswith("norm.weight")):
             return np.ones(shape, np.float32)
         drawn = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
         drawn *= np.float32(SPREAD)
@@ -107,8 +107,9 @@ class ShapeOrigin:
         weight = self.weights.read(self.reader.embedding if tied else name)
         part = self._part(name)
         scheme = self.target.scheme_of(part)
-        # The tower's first layer, a convolution, stays float, and so do its tables of positions.
-        if scheme is None or weight.ndim != 2 or (looked_up and part == "vision"):
+        # The tower's first layer, a convolution, stays float, and so do its tables of positions, and norms of heads.
+        norm = part == "layers" and name.removesuffix(".weight") not in self.shape.layout.adapted
+        if scheme is None or weight.ndim != 2 or norm or (looked_up and part == "vision"):
             return weight
         if part == "embedding":
             return quantized_rows(weight, scheme, name).dequantize()
