@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +13,9 @@ from PIL import Image
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CheckpointError, DataError, UserError
 from lrkit.export.check import logits_error
+from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT
 from lrkit.families.chameleon.geometry import SquareGeometry
+from lrkit.families.chameleon.tower import TraceableCodes
 from lrkit.families.chameleon.vocabulary import code_name, read_map, visual_words
 from lrkit.families.table import read_layout
 from lrkit.model.build import build_reasoner
@@ -20,8 +23,19 @@ from lrkit.model.open_backbone import load_backbone
 from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.torch.prompt_batch import collate_prompts
 from tests.conftest import MadeOnce
+from tests.families.cases import peer_of
 from tests.families.conftest import noise, written
-from tests.families.published_chameleon import CASE, FEW_CODES, IDS, IMAGE, LATENT, TURN, few_names
+from tests.families.peer import open_model
+from tests.families.published_chameleon import (
+    CASE,
+    FEW_CODES,
+    IDS,
+    IMAGE,
+    LATENT,
+    TURN,
+    few_names,
+    write_published,
+)
 
 PUBLISHED = SquareGeometry()
 
@@ -171,6 +185,37 @@ def test_training_the_embedding_reaches_it_through_pictures(folder: Path) -> Non
     touched = set(gradient.abs().sum(1).nonzero().flatten().tolist())
     assert touched and touched <= set(words.tolist())
     assert all(p.grad is None for name, p in backbone.model.named_parameters() if "vqmodel" in name)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_published_numbers(tmp_path: Path) -> None:
+    """512 x 512 pixels, 1,024 of 8,192 codes, a map of all 65,536 names; and a program's tower, which computes in
+    float32, chooses the codes that torch chooses."""
+    folder = write_published(tmp_path / "whole", whole=True)
+    backbone, processor = load_backbone(str(folder), torch.float32), Processor.from_folder(folder)
+    assert processor.geometry == PUBLISHED and len(read_layout(folder).config["vocabulary_map"]) == 8193
+    picture = noise(80, 60).resize((800, 600))
+    batch = collate_prompts([processor.encode_prompt([picture, picture.rotate(90)], "Which?")], processor.pad_id)
+    assert batch.pixel_values is not None and batch.grids is not None
+    assert int((batch.input_ids == IDS[IMAGE]).sum()) == len(batch.pixel_values) == 2048
+    pixels = torch.stack([backbone.unpatch(part, (32, 32)) for part in batch.pixel_values.split(1024)])
+    theirs: Any = open_model(peer_of(CASE), folder)
+    expected = theirs.get_image_features(pixels).pooler_output.flatten(0, 1)
+    assert torch.equal(backbone.encode_images(batch.pixel_values, batch.grids), expected)
+    codes = theirs.model.vqmodel.encode(pixels, return_dict=True).image_tokens
+    assert len(codes.unique()) > 200
+    traceable = TraceableCodes(theirs.model.vqmodel, PUBLISHED).eval()
+    example = torch.zeros(2048, PUBLISHED.patch_bytes)
+    made = torch.onnx.export(traceable, (example,), dynamo=True, opset_version=21, verbose=False)
+    assert made is not None
+    made.save(tmp_path / "tower.onnx")
+    session: Any = onnxruntime.InferenceSession(tmp_path / "tower.onnx", providers=["CPUExecutionProvider"])
+    patches = processor.encode_prompt([picture, picture.rotate(90)], "Which?").patches
+    assert patches is not None
+    numbers = ((patches.astype(np.float32) - PIXEL_CENTRE) * PIXEL_UNIT).astype(np.float32)
+    (chosen,) = session.run(None, {session.get_inputs()[0].name: numbers})
+    assert (chosen != codes.numpy()).mean() < 1e-3
 
 
 def test_closed_logits_do_not_hide_a_wrong_program() -> None:
