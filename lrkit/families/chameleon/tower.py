@@ -10,6 +10,7 @@ float16, and still 0.8% where only the distances are float32; in float32 all are
 Legend: N patches, C bytes of a patch, D width of the language model.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -25,12 +26,42 @@ from lrkit.families.chameleon.work import products
 _PIXELS = "pixel_values"
 
 
+class TwoPassNorm(nn.Module):
+    """A group norm that takes the mean off before it squares. ONNX's own takes the squared mean off the mean of squares:
+    where a picture is nearly even, what is left of float32 is noise, which the layers behind it enlarge until other
+    codes are chosen."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, hidden_BCHW: Tensor) -> Tensor:
+        """The same as the norm itself."""
+        norm, (_, channels, height, width) = self.norm, hidden_BCHW.shape
+        grouped = hidden_BCHW.reshape(-1, norm.num_groups, channels // norm.num_groups * height * width)
+        grouped = grouped - grouped.mean(2, keepdim=True)
+        grouped = grouped / ((grouped * grouped).mean(2, keepdim=True) + norm.eps).sqrt()
+        scale, shift = (values[:, None, None] for values in (norm.weight, norm.bias))
+        return grouped.reshape(-1, channels, height, width) * scale + shift
+
+
+def with_two_pass_norms(tower: nn.Module) -> nn.Module:
+    """A copy of the tower, which shares its weights."""
+    shared = {id(value): value for value in tower.parameters()}
+    copied = copy.deepcopy(tower, memo=dict(shared))
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, nn.GroupNorm):
+            at, _, last = name.rpartition(".")
+            setattr(copied.get_submodule(at), last, TwoPassNorm(module))
+    return copied
+
+
 class TraceableCodes(nn.Module):
     """Pictures to codes."""
 
     def __init__(self, tower: nn.Module, geometry: SquareGeometry) -> None:
         super().__init__()
-        self.tower: Any = tower
+        self.tower: Any = with_two_pass_norms(tower)
         self.grid, self.side = geometry.smallest_grid, geometry.token_side
         # A normalised pixel is factor * number + offset, by colour; the number is (byte - PIXEL_CENTRE) * PIXEL_UNIT.
         # It is not folded into the first convolution: what that adds around a picture are normalised zeros.
