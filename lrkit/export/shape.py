@@ -44,8 +44,9 @@ SETTINGS = ReasonerSettings(think=ThinkSettings(halting="fixed"))
 class RandomWeights:
     """Weights by their names in transformers; equal for equal names and shapes."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.shapes = shapes
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], spreads: Mapping[str, float] | None = None) -> None:
+        """`spreads` are the standard deviations of those weights that need another than `SPREAD`."""
+        self.shapes, self.spreads = shapes, spreads or {}
 
     def read(self, name: str) -> np.ndarray:
         """float32, made again at each call: normal matrices and biases, norms of one."""
@@ -53,7 +54,7 @@ class RandomWeights:
         if name.endswith(".weight") and (len(shape) == 1 or name.endswith("norm.weight")):
             return np.ones(shape, np.float32)
         drawn = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
-        drawn *= np.float32(SPREAD)
+        drawn *= np.float32(self.spreads.get(name, SPREAD))
         return drawn
 
 
@@ -67,7 +68,7 @@ class ShapeOrigin:
         self.image_id, self.latent_id = processor.image_id, processor.latent_id
         self.config = shape_config(shape)
         self.reader = reader_of(shape.family)
-        self.weights = RandomWeights(shape.layout.tensors)
+        self.weights = RandomWeights(shape.layout.tensors, getattr(self.reader, "spreads", None))
 
     def source(self) -> Source:
         """Weights drawn as asked for; only the vision tower is made whole."""

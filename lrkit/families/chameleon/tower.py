@@ -27,9 +27,9 @@ _PIXELS = "pixel_values"
 
 
 class TwoPassNorm(nn.Module):
-    """A group norm that takes the mean off before it squares. ONNX's own takes the squared mean off the mean of squares:
-    where a picture is nearly even, what is left of float32 is noise, which the layers behind it enlarge until other
-    codes are chosen."""
+    """A group norm that takes the mean off before it squares. ONNX's own takes the squared mean off the mean of
+    squares: where a picture is nearly even, what is left of float32 is noise, which chooses other codes. (A grey
+    picture through random weights: 23 of 1,024 codes are not torch's, with this norm 11.)"""
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()

@@ -1,5 +1,6 @@
 """How Chameleon's language model lies in its weights, for an export. Implements `WeightReader`."""
 
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ class ChameleonWeights(DecoderWeights):
 
     text = "model"
     tower = "model.vqmodel"
+    spreads = MappingProxyType({f"{tower}.quantize.embedding.weight": 1.0})
+    """For random weights: codes so far apart that rounding in the encoder chooses no other, as those of a trained
+    quantizer are."""
 
     def new_tower(self, config: Any) -> nn.Module:
         """transformers' own, with the token ids of its codes as `words`."""
