@@ -6,10 +6,15 @@ from typing import Any
 
 import pytest
 
+from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.shapes import load_shape, shape_processor, shape_samples
 from lrkit.data.tokenizer import SPECIAL_TOKENS, build_word_tokenizer
 from lrkit.data.trail import VOCABULARY
 from lrkit.errors import ConfigError, LrkitError
+from lrkit.profile.measure import differences
+from lrkit.profile.measure.cases import ModelChoice, make_cases
+from lrkit.profile.measure.shape_model import open_shape
+from lrkit.profile.measure.suite import load_suite
 from lrkit.resources import list_resources
 
 WEIGHTS = {
@@ -120,3 +125,18 @@ def test_words_that_have_no_room_are_refused(tmp_path: Path) -> None:
     file.write_text(json.dumps({**values, "tokens": {}, "prompt": {}}))
     with pytest.raises(LrkitError, match="vocabulary of 20"):
         shape_processor(load_shape(str(file)))
+
+
+@pytest.mark.parametrize(("family", "told"), [("qwen2_vl", True), ("idefics3", False)])
+def test_a_tower_that_always_sees_a_whole_view_is_not_told_from_the_prefill(
+    family: str, told: bool, tmp_path: Path
+) -> None:
+    """Without a picture such a program takes as long, and the difference, the vision phase, came out below zero."""
+    file = tmp_path / "shape.json"
+    sizes = {"patch_size": 8, "vision_heads": 4, "image_size": [64, 64], "tied_embeddings": False}
+    file.write_text(json.dumps({**FLAT, **sizes, "family": family}))
+    model = open_shape(str(file), ReasonerSettings(), ModelChoice(str(file), dtype="float32"))
+    case = make_cases([model], load_suite("shape-bundle", only=["direct"])).cases[0]
+    (sample,) = shape_samples("s", (64, 64), 1)
+    job = differences._job(case, sample)  # pyright: ignore[reportPrivateUsage]
+    assert job is not None and ("text" in job.variants) is told
