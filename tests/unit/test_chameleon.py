@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CheckpointError, DataError, UserError
 from lrkit.export.check import logits_error
+from lrkit.export.graph.tracing import traced
 from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT
 from lrkit.families.chameleon.geometry import SquareGeometry
 from lrkit.families.chameleon.tower import TraceableCodes
@@ -206,10 +208,9 @@ def test_the_published_numbers(tmp_path: Path) -> None:
     codes = theirs.model.vqmodel.encode(pixels, return_dict=True).image_tokens
     assert len(codes.unique()) > 200
     traceable = TraceableCodes(theirs.model.vqmodel, PUBLISHED).eval()
-    example = torch.zeros(2048, PUBLISHED.patch_bytes)
-    made = torch.onnx.export(traceable, (example,), dynamo=True, opset_version=21, verbose=False)
-    assert made is not None
-    made.save(tmp_path / "tower.onnx")
+    example = {"pixel_values": torch.zeros(2048, PUBLISHED.patch_bytes)}
+    made = traced(traceable, example, {0: 1024 * torch.export.Dim("pictures", min=1)})
+    ir.save(ir.Model(made, ir_version=10), tmp_path / "tower.onnx")
     session: Any = onnxruntime.InferenceSession(tmp_path / "tower.onnx", providers=["CPUExecutionProvider"])
     patches = processor.encode_prompt([picture, picture.rotate(90)], "Which?").patches
     assert patches is not None
