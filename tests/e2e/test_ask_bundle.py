@@ -79,7 +79,8 @@ def test_eval_asks_each_program_of_the_bundle(bundle: Path, tmp_path: Path, caps
     given = ("--modes", "latent,cot", "--samples", 4, "--latency-samples", 2, "--json", report)
     assert lrkit("eval", bundle, *given) == 0
     figures = json.loads(report.read_text())
-    assert figures["runs_on"] == {"engine": "onnxruntime", "device": "cpu", "threads": None, "dtype": "fp32"}
+    where = {"engine": "onnxruntime", "device": "cpu", "threads": None, "dtype": "fp32", "attention": None}
+    assert figures["runs_on"] == where, "a program has kernels of its own"
     assert figures["modes"]["latent"]["latent_steps_histogram"] == {"3": 4}
     assert figures["modes"]["cot"]["routed_depths_mean"] == [0, 0, 0, 0], "the cot program routes nothing"
     assert figures["modes"]["latent"]["latency_sec"]["count"] == 2
