@@ -10,7 +10,7 @@ from lrkit.cli.shared.export_engines import engines_into_bundle, print_engines
 from lrkit.cli.shared.export_subject import check_samples, open_subject
 from lrkit.cli.shared.export_tables import proofs, sizes
 from lrkit.cli.shared.export_target import Arch, Changes, FormName, Int4, check_form, load_target, script_path
-from lrkit.cli.shared.options import Download
+from lrkit.cli.shared.options import Download, dry_run_option
 from lrkit.cli.shared.progress import ExportProgress
 from lrkit.cli.shared.tables import json_option, write_json
 from lrkit.contract.bundle.bundle_folder import is_bundle
@@ -45,10 +45,7 @@ Examples:
 PACKAGES = ("torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript")
 MODEL = "A checkpoint, a shipped name (tiny), or random:SHAPE: a shape of `lrkit ls shape` with random weights."
 
-DryRun = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Read all that an export reads, say what would stop it, and write nothing."),
-]
+DryRun = Annotated[bool, dry_run_option("Read all that an export reads, say what would stop it, and write nothing.")]
 
 
 def export(

@@ -10,6 +10,7 @@ from rich.progress import Progress, TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lrkit.cli.shared.console import bars, beside_json
+from lrkit.cli.shared.options import dry_run_option
 from lrkit.cli.shared.tables import json_option, percent, write_json
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def train(
         bool, typer.Option("--resume", help="Go on with the run in the folder; start it where there is none.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything that can be checked without loading weights, and stop.")
+        bool, dry_run_option("Check everything that can be checked without loading weights, and stop.")
     ] = False,
     json_file: Annotated[Path | None, json_option("Write the run's report to this file.")] = None,
 ) -> None:

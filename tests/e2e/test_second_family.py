@@ -136,7 +136,8 @@ def test_it_is_trained_from_random_weights_on_the_embedded_data(home: Path, caps
     assert lrkit("validate", "fresh") == 0
     assert json.loads(Path("fresh/stages/02-think/config.json").read_text(encoding="utf-8"))["model_type"] == NAME
     assert lrkit("train", "smoke", "-o", "other", "init.family=rowvise") == 2
-    assert "unknown backbone 'rowvise'; known: qwen2_vl, rowwise" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "unknown backbone 'rowvise'; known: " in said and "qwen2_vl, " in said and "did you mean 'rowwise'" in said
 
 
 def test_another_family_than_the_table_has_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ HANDED_ON = (
     "{os_sentence(error)}{behind}",
     "{name}: {_why_not(path, error)}",
     "{name}: {_why_unknown(content)}",
+    "{clean(text)}: no such checkpoint{_how_to_give_one(text, known)}",  # resources.py: which of its sentences fits
 )
 """Reviewed: these hand on a sentence that has its remedy."""
 

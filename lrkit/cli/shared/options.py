@@ -52,3 +52,8 @@ Download = Annotated[
         "--download", help="Fetch a backbone that is named by a hub id; once.", callback=_allow, rich_help_panel=COMMON
     ),
 ]
+
+
+def dry_run_option(help: str) -> Any:
+    """The option `--dry-run`, of verbs that take long."""
+    return typer.Option("--dry-run", help=help, rich_help_panel=COMMON)
