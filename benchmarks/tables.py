@@ -157,6 +157,21 @@ def _shape(report: Report) -> Rows:
         )  # fmt: skip
 
 
+def _shape_bundle(report: Report) -> Rows:
+    """Programs of shapes: what words cost against latents, and how much of a latent answer picture and prompt are."""
+    for number, model in enumerate(report["models"]):
+        runs = {run["mode"]: run for run in report["runs"] if run["model"] == number}
+        latent, words = runs["latent"]["summary"], runs["cot"]["summary"]
+        times = [each["latency_sec"]["median"] for each in (latent, words)]
+        told = runs["latent"]["differences"][0]
+        reading = (told["vision"] or 0.0) + told["prefill"]
+        yield (
+            model["name"], _cpu(report["provenance"]), str(runs["latent"]["threads"]), *map(_ms, times),
+            f"{words['ar_steps']['mean'] / latent['ar_steps']['mean']:.1f}", f"{times[1] / times[0]:.1f}",
+            _ms(reading), f"{100 * reading / times[0]:.0f}%",
+        )  # fmt: skip
+
+
 def _ablation(report: Report) -> Rows:
     """Mean accuracy in percent with its standard deviation over seeds, one row per variant."""
     for name, sets in report["rows"].items():
@@ -251,6 +266,14 @@ TABLES = {
     ),
     "shapes-gpu": Table("qwen2-vl-*-gpu*.json", SHAPE_HEAD, _shape),
     "shapes-cpu": Table("qwen2-vl-*-cpu*.json", SHAPE_HEAD, _shape),
+    "shape-bundles": Table(
+        "*-bundle-cpu.json",
+        (
+            "program", "CPU", "threads", "latent, ms", "in words, ms", "fewer steps", "times faster",
+            "of it picture and prompt, ms", "share",
+        ),
+        _shape_bundle,
+    ),
     "ablation": Table("trail-ablation.json", ("variant", "`main`", "`faint`", "`long`"), _ablation),
     "training-step": Table(
         "training-step.json", ("training step", "seconds, quartiles", "peak MB", "memory / lrkit"), _training

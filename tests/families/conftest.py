@@ -8,10 +8,32 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lrkit.families.table import FAMILIES
 from lrkit.runtime.encode.processor import Processor
 from tests.conftest import MadeOnce
 from tests.fake_family import NAME, installed
 from tests.families.cases import NOT_PUBLISHED, ROWS, FamilyCase, case_of
+
+
+LONG = ("test_program", "test_training", "test_work", "test_invariants")
+"""Modules whose tests take a second name of one architecture in the slow run only."""
+
+
+def second_names() -> set[str]:
+    """Rows whose package lies in that of another: the same code under another model_type."""
+    rows = FAMILIES.rows
+    return {name for name in rows if any(rows[name].startswith(f"{other}.") for other in rows.values())}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before tests are chosen by their marks."""
+    twins = second_names()
+    for item in items:
+        given = getattr(item, "callspec", None)
+        rows = set(map(str, given.params.values())) if given is not None else set[str]()
+        if rows & twins and item.module.__name__.rpartition(".")[2] in LONG:  # pyright: ignore
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

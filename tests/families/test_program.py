@@ -124,6 +124,7 @@ def test_the_float_program_answers_without_torch_as_torch_does(trained: Trained,
     assert done.stdout.splitlines() == [repr(text) for text in wanted]
 
 
+@pytest.mark.slow
 def test_the_program_of_integers_is_torch_with_their_values(trained: Trained, tmp_path: Path) -> None:
     report = check(trained, tmp_path / "int4", trained.target("int4"))
     errors = report.quantization_errors["latent"]
