@@ -14,7 +14,6 @@ from tests.conftest import MadeOnce
 from tests.fake_family import NAME, installed
 from tests.families.cases import NOT_PUBLISHED, ROWS, FamilyCase, case_of
 
-
 LONG = ("test_program", "test_training", "test_work", "test_invariants")
 """Modules whose tests take a second name of one architecture in the slow run only."""
 
