@@ -14,7 +14,7 @@ from tests.conftest import MadeOnce
 from tests.fake_family import NAME, installed
 from tests.families.cases import NOT_PUBLISHED, ROWS, FamilyCase, case_of
 
-LONG = ("test_program", "test_training", "test_work", "test_invariants")
+LONG = tuple(f"tests.families.test_{name}" for name in ("program", "training", "work", "invariants"))
 """Modules whose tests take a second name of one architecture in the slow run only."""
 
 
@@ -29,9 +29,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Before tests are chosen by their marks."""
     twins = second_names()
     for item in items:
-        given = getattr(item, "callspec", None)
-        rows = set(map(str, given.params.values())) if given is not None else set[str]()
-        if rows & twins and item.module.__name__.rpartition(".")[2] in LONG:  # pyright: ignore
+        module, given = getattr(item, "module", None), getattr(item, "callspec", None)
+        if module is None or given is None or module.__name__ not in LONG:
+            continue
+        if any(isinstance(value, str) and value in twins for value in given.params.values()):
             item.add_marker(pytest.mark.slow)
 
 
