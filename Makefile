@@ -3,7 +3,7 @@
 #   make demo    the three ways to answer, side by side, on the shipped model
 #   make test    the default tests (CPU, offline)
 #   make road    a model of your own from a published layout to a TensorRT engine, and every command of docs/own-data.md
-#   make families  the slow half of the tests that every family goes through: all number types, dialects and forms
+#   make long    tests that five minutes have no room for: every way to export every family, kills at chosen moments
 #   make check   lint, format, types and the documentation site
 #   make docs    the documentation site, in build/site
 #   make tables  the tables of README.md and docs/, from the reports in profiles/reports
@@ -30,7 +30,7 @@ CASES ?= 50000
 SEED ?= 0
 WORKERS ?= 2
 
-.PHONY: demo test road families check docs tables fuzz coverage constraints clean
+.PHONY: demo test road long check docs tables fuzz coverage constraints clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/lrkit demo
@@ -42,8 +42,8 @@ test: $(DEV_STAMP)
 road: $(DEV_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/e2e/test_own_model.py tests/e2e/test_pages.py
 
-families: $(DEV_STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow tests/families
+long: $(DEV_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m long
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .

@@ -38,6 +38,9 @@ INT4 = {
 }
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
     """A working folder with a checkpoint of random weights and data."""

@@ -219,8 +219,9 @@ def test_a_sweep_names_a_setting(bundle: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_a_shape_is_profiled_without_weights_of_its_own(tmp_path: Path) -> None:
     sizes = json.loads((SHAPES / "qwen2-vl-2b.json").read_text())
-    tower = {**sizes["config"]["vision_config"], "depth": 1, "embed_dim": 48, "num_heads": 4, "hidden_size": 1536}
-    small = {"num_hidden_layers": 2, "hidden_size": 1536, "intermediate_size": 96, "vision_config": tower}
+    tower = {**sizes["config"]["vision_config"], "depth": 1, "embed_dim": 48, "num_heads": 4, "hidden_size": 256}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    small = {"num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 96, "vision_config": tower, **heads}
     file = tmp_path / "small.json"
     file.write_text(json.dumps({**sizes, "config": {**sizes["config"], **small}, "picture": [112, 112]}))
     given = (f"random:{file}", "forced.cot_tokens=9", "forced.latent_steps=2", "forced.answer_tokens=3")

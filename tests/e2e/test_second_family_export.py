@@ -54,6 +54,9 @@ def lrkit(*arguments: str) -> int:
     return int(left.value.code or 0)
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
     """A working folder with a checkpoint of random weights, data, and the bundle of its fp32 program."""

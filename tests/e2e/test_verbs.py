@@ -96,6 +96,7 @@ def test_demo_shows_three_modes_a_trace_and_the_program(tmp_path, capsys):
     assert lrkit("validate", str(tmp_path / "shown" / "cpu-int4")) == 0
 
 
+@pytest.mark.long
 def test_an_ablation_trains_its_variants_and_goes_on_where_it_stopped(tmp_path, capsys):
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text(

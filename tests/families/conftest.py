@@ -15,7 +15,7 @@ from tests.fake_family import NAME, installed
 from tests.families.cases import NOT_PUBLISHED, ROWS, FamilyCase, case_of
 
 LONG = tuple(f"tests.families.test_{name}" for name in ("program", "training", "work", "invariants"))
-"""Modules whose tests take a second name of one architecture in the slow run only."""
+"""Modules whose tests take a second name of one architecture in the long run only."""
 
 
 def second_names() -> set[str]:
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if module is None or given is None or module.__name__ not in LONG:
             continue
         if any(isinstance(value, str) and value in twins for value in given.params.values()):
-            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.long)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

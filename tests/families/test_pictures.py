@@ -63,7 +63,7 @@ def test_equal_for_large_pictures(sides: Sides) -> None:
         sides.check(noise(*size))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_equal_at_the_familys_own_limits(sides: Sides) -> None:
     for size in (*sides.case.sizes, (4000, 3000), (5000, 4800)):
         sides.check(noise(*size))

@@ -124,7 +124,7 @@ def test_the_float_program_answers_without_torch_as_torch_does(trained: Trained,
     assert done.stdout.splitlines() == [repr(text) for text in wanted]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_program_of_integers_is_torch_with_their_values(trained: Trained, tmp_path: Path) -> None:
     report = check(trained, tmp_path / "int4", trained.target("int4"))
     errors = report.quantization_errors["latent"]
@@ -140,7 +140,7 @@ OTHER_WAYS: dict[str, tuple[str, str, Form]] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("way", OTHER_WAYS)
 def test_other_ways_to_export(trained: Trained, way: str, tmp_path: Path) -> None:
     precision, dialect, form = OTHER_WAYS[way]
@@ -155,7 +155,7 @@ def test_other_ways_to_export(trained: Trained, way: str, tmp_path: Path) -> Non
     assert re.search(trained.case.cannot[part], str(said.value)) and not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["program", "step"])
 def test_tensorrt_rtx_builds_an_engine(trained: Trained, form: Form, tmp_path: Path) -> None:
     """NVIDIA's parser and builder, without a GPU; what lrkit foretells of the graph is what they say."""
@@ -170,7 +170,7 @@ def test_tensorrt_rtx_builds_an_engine(trained: Trained, form: Form, tmp_path: P
     assert list(place.rglob("*sm89*"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_its_bundle_is_profiled(trained: Trained, bundle: Path, tmp_path: Path) -> None:
     from tests.published import write_drawn_samples
 

@@ -56,7 +56,7 @@ def test_every_size_is_split_and_cut_as_transformers_does(name: str) -> None:
         np.testing.assert_array_equal(values, patches_of(made, geometry), err_msg=str(size))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["published", "published, large", "beyond what is ever read"])
 @pytest.mark.parametrize("size", [(1, 1), (4000, 300), (2048, 1536), (2049, 2047)])
 def test_published_sizes_are_cut_as_transformers_does(name: str, size: tuple[int, int]) -> None:

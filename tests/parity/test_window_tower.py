@@ -91,7 +91,9 @@ def both(tower: Any, run: Run, sizes: list[tuple[int, int]]) -> tuple[np.ndarray
     return run({"pixel_values": cut, **GEOMETRY.tower_feed(grids)}), theirs.numpy()
 
 
-@pytest.mark.parametrize("dialect", sorted(DIALECTS))
+@pytest.mark.parametrize(
+    "dialect", ["ort", *(pytest.param(name, marks=pytest.mark.long) for name in sorted(DIALECTS) if name != "ort")]
+)
 def test_every_visual_token_is_transformers(dialect: Dialect, tmp_path: Path) -> None:
     tower = tower_of([1])
     run = program_of(tower, dialect, tmp_path)

@@ -25,6 +25,7 @@ MORE = {
 }
 
 
+@pytest.mark.long
 def test_an_export_killed_between_two_renames_leaves_a_whole_bundle() -> None:
     """--force once moved the old bundle away first: killed then, nothing had its name."""
     assert_at(CHOSEN)

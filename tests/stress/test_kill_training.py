@@ -18,6 +18,7 @@ CHOSEN = {
 """Moment -> what a kill leaves then."""
 
 
+@pytest.mark.long
 def test_a_run_killed_between_two_writes_goes_on_as_if_nothing_had_happened() -> None:
     moments = [argument for moment in CHOSEN for argument in ("--at", moment)]
     assert killer("kill_training", *moments) == [f"{moment}: 1 kills, the same" for moment in CHOSEN]
