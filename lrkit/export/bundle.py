@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lrkit.contract.bundle.io_spec import Form
 from lrkit.contract.bundle.manifest import (
     BUNDLE_FILE,
@@ -38,14 +40,16 @@ from lrkit.contract.bundle.manifest import (
 )
 from lrkit.contract.sample import Sample
 from lrkit.errors import ExportError, FileError, os_sentence
-from lrkit.export.check import CheckSample, ProgramRun, check_program, open_program, open_steps, torch_answers
+from lrkit.export.check import CheckSample, ProgramRun, check_program, torch_answers
 from lrkit.export.check_verdict import UNCOMPARED
+from lrkit.export.chosen_tokens import program_choices
 from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import Program, build_program
 from lrkit.export.graph.saving import WeightFile, has_twins, save_model, save_models
 from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.step_graphs import build_steps, save_steps, step_spec
-from lrkit.export.graph.tower_writer import Tower, write_tower
+from lrkit.export.graph.tower_writer import Tower, chooses, write_tower
+from lrkit.export.sessions import open_program, open_steps
 from lrkit.export.sizes import program_sizes
 from lrkit.export.subject import CheckpointSubject, Origin, Subject
 from lrkit.export.target_engines import Say, TargetEngines
@@ -255,10 +259,11 @@ class _Export:
         most = self.subject.check_tokens or limits.max_new_tokens
         bounds = limits.model_copy(update={"max_new_tokens": min(most, limits.max_new_tokens)})
         count = len(self.encoded)
+        chosen = self._chosen(role, entry)
         self.progress(f"{role}: loading torch's model", 0, 0)
         expected = torch_answers(
             origin.reasoner, self.processor, self.encoded, role, bounds,
-            lambda done: self.progress(f"{role}: asking torch", done, count),
+            lambda done: self.progress(f"{role}: asking torch", done, count), chosen,
         )  # fmt: skip
         session, known = self._opened(entry), (entry.settings, entry.routed_layers, self.processor)
         validation = check_program(
@@ -292,9 +297,24 @@ class _Export:
             bytes_by_part=dict(stack.dialect.store.part_bytes), sizes=program_sizes(stack),
         )  # fmt: skip
 
+    def _chosen(self, role: Role, entry: ProgramEntry) -> list[np.ndarray] | None:
+        """The visual tokens that the program chooses for each sample; None where its tower chooses none."""
+        geometry = self.processor.geometry
+        if not chooses(geometry.family):
+            return None
+        self.progress(f"{role}: asking its vision tower", 0, 0)
+        prompts = [self.processor.asked_in(sample.prompt, role) for sample in self.encoded]
+        return program_choices(
+            self.staging / entry.file, prompts, self.processor.image_id, geometry, self._optimizers_off
+        )
+
+    @property
+    def _optimizers_off(self) -> list[str]:
+        return optimizers_off(self.target.dialect, self.target.precision)
+
     def _opened(self, entry: ProgramEntry) -> Any:
         """The session that answers by what was written."""
-        off = optimizers_off(self.target.dialect, self.target.precision)
+        off = self._optimizers_off
         if self.form == "program":
             return open_program(self.staging / entry.file, entry.spec, off)
         return open_steps(self.staging, entry.steps, entry.spec, self.processor.end_ids, off)

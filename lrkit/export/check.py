@@ -5,13 +5,13 @@ and is freed. Then the program answers them (`check_program`), so the two models
 check_verdict.py judges the differences.
 
 What is compared per sample: logits after the prompt, every latent state, every replayed token, the number of latent
-steps, the extra passes of routing, the spoken tokens.
+steps, the extra passes of routing, the spoken tokens. Where a tower chooses words, torch answers from those that the
+program chose, and the share that it would have chosen otherwise is bounded by itself.
 """
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,19 @@ import torch
 from torch import Tensor
 
 from lrkit.contract.bundle.io_spec import HALTING, IoSpec
-from lrkit.contract.bundle.manifest import Limits, Role, StepEntry, StepName, Validation
+from lrkit.contract.bundle.manifest import Limits, Role, Validation
 from lrkit.contract.generated import Generated, GenerationLimits, Mode
 from lrkit.contract.schemes import Tolerance
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import ExportError, LrkitError, is_write_failure, one_line
 from lrkit.export.check_verdict import Found, judge
+from lrkit.export.chosen_tokens import taken
+from lrkit.export.sessions import refusal
 from lrkit.model.generate import generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.state import Sequences
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.programs.feed import build_feed
-from lrkit.runtime.engines.programs.step_session import StepSession
 from lrkit.runtime.engines.torch.prompt_batch import PromptBatch, collate_prompts
 
 BATCH = 25
@@ -64,6 +65,8 @@ class Trace:
     """Visual tokens per latent step."""
     passes: dict[int, int]
     """Extra passes per routed layer."""
+    otherwise: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    """Of each picture whose tokens were chosen: how many the program chose otherwise than torch, of how many."""
 
 
 def torch_answers(
@@ -73,8 +76,12 @@ def torch_answers(
     role: Role,
     limits: Limits,
     progress: Callable[[int], None] = lambda done: None,
+    chosen: Sequence[np.ndarray] | None = None,
 ) -> list[Trace]:
     """Returns what torch's model answers. The model is loaded here and freed before a program is opened.
+
+    With `chosen` (chosen_tokens.py), torch answers from these visual tokens, and says how many it would have chosen
+    otherwise.
 
     Raises:
         ExportError: torch cannot answer, as when the weights do not fit together.
@@ -84,7 +91,8 @@ def torch_answers(
         reasoner = load()
         for start in range(0, len(samples), BATCH):
             part = samples[start : start + BATCH]
-            traces += torch_traces(reasoner, processor, [s.prompt for s in part], role, limits)
+            ids = None if chosen is None else chosen[start : start + BATCH]
+            traces += torch_traces(reasoner, processor, [s.prompt for s in part], role, limits, ids)
             progress(len(traces))
         return traces
     except RuntimeError as error:  # torch's own class
@@ -126,47 +134,6 @@ def check_program(
     return judge(found, tolerance, run.role, rounded=rounded, allow_unproven=allow_unproven)
 
 
-def open_program(file: Path, spec: IoSpec, optimizers_off: Sequence[str] = ()) -> Any:
-    """An ONNX Runtime session on the CPU, without the graph transformers named (see
-    lrkit/runtime/engines/onnxruntime/engine.py).
-
-    Raises:
-        ExportError: ONNX Runtime refuses it, or it has other inputs or outputs than `spec` declares.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(
-            str(file), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(optimizers_off)
-        )
-    except Exception as error:  # onnxruntime's own classes have no common base below Exception
-        raise ExportError(_refusal(f"cannot load {file.name}", error)) from error
-    if wrong := spec.differences(session.get_inputs(), session.get_outputs()):
-        raise ExportError(f"{file.name} is not the program it was built to be ({wrong[0]}); export it again")
-    return session
-
-
-def _refusal(what: str, error: Exception) -> str:
-    return (
-        f"ONNX Runtime {what} while it is compared with torch ({one_line(error)}); free memory if that is what it "
-        "lacks, or export with another --target or --dialect"
-    )
-
-
-def open_steps(
-    folder: Path,
-    steps: Mapping[StepName, StepEntry],
-    whole: IoSpec,
-    end_ids: Sequence[int],
-    optimizers_off: Sequence[str] = (),
-) -> StepSession:
-    """The graphs of the form `step`, driven like one program. Raises as `open_program`."""
-    sessions = {name: open_program(folder / entry.file, entry.spec, optimizers_off) for name, entry in steps.items()}
-    return StepSession(sessions, {name: entry.spec for name, entry in steps.items()}, whole, end_ids)
-
-
 class ProgramRun:
     """Answers prompts by a program in ONNX Runtime."""
 
@@ -202,7 +169,7 @@ class ProgramRun:
         try:
             ran = self.session.run(self.names, feed)
         except Exception as error:  # as above
-            raise ExportError(_refusal(f"cannot run the {self.role} program", error)) from error
+            raise ExportError(refusal(f"cannot run the {self.role} program", error)) from error
         out: dict[str, np.ndarray] = dict(zip(self.names, ran, strict=True))
         steps = int(out["latent_steps"])
         replayed = [[int(i) for i in row if i >= 0] for row in out["replayed"][:steps]] if "replayed" in out else []
@@ -237,30 +204,33 @@ class _Watched:
 
 
 def torch_traces(
-    reasoner: LatentReasoner, processor: Processor, prompts: Sequence[EncodedPrompt], role: Role, limits: Limits
-) -> list[Trace]:
-    """The torch model's answers to a batch of prompts."""
+    reasoner: LatentReasoner, processor: Processor, prompts: Sequence[EncodedPrompt], role: Role, limits: Limits,
+    chosen: Sequence[np.ndarray] | None = None,
+) -> list[Trace]:  # fmt: skip
+    """The torch model's answers to a batch of prompts, whose visual tokens may be given (`chosen`, each (V,))."""
     asked = [processor.asked_in(prompt, role) for prompt in prompts]
     watched = _Watched(reasoner)
     most = min(reasoner.settings.think.max_latent_steps, limits.max_latent_steps)
     bounds = GenerationLimits(processor.eos_id, limits.max_new_tokens, most, more_ends=processor.end_ids[1:])
     mode: Mode = role
     batch = collate_prompts(asked, processor.pad_id)
-    answers = generate(watched, batch, mode, bounds)  # pyright: ignore[reportArgumentType]
-    return [_torch_trace(watched, answer, row) for row, answer in enumerate(answers)]
+    with taken(chosen, reasoner.backbone, batch, processor.geometry) as otherwise:
+        answers = generate(watched, batch, mode, bounds)  # pyright: ignore[reportArgumentType]
+    return [_torch_trace(watched, answer, row, otherwise[row]) for row, answer in enumerate(answers)]
 
 
-def _torch_trace(watched: _Watched, answer: Generated, row: int) -> Trace:
+def _torch_trace(watched: _Watched, answer: Generated, row: int, otherwise: list[tuple[int, int]]) -> Trace:
     steps = answer.latent_steps
     states = torch.stack([state[row] for state in watched.states[:steps]]) if steps else torch.zeros(0, 0)
     replayed = [[token.index for token in step] for step in answer.replayed]
     return Trace(
         answer.token_ids, steps, answer.halting, watched.logits_BW[row].float().numpy(), states.float().numpy(),
-        replayed, answer.routed_depths,
+        replayed, answer.routed_depths, otherwise,
     )  # fmt: skip
 
 
 def _compare(found: Found, number: int, expected: Trace, seen: Trace) -> None:
+    found.chosen += expected.otherwise
     found.logits.append(logits_error(seen.logits, expected.logits))
     shared = min(len(seen.states), len(expected.states))
     if shared:

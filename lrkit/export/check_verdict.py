@@ -9,6 +9,9 @@ What proves a program:
                  bound; numbers and tokens are bounded instead, wider than for fp16
     integers whose values torch holds: numbers, as for floats
 
+Of a tower that chooses words, the share chosen otherwise is bounded by itself, in every scheme. All the rest is
+compared behind equal words (chosen_tokens.py).
+
 How much is allowed is in the row of the scheme (lrkit/contract/schemes.py).
 """
 
@@ -40,6 +43,22 @@ class Found:
     right: dict[str, int] = field(default_factory=lambda: {"torch": 0, "program": 0})
     num_samples: int = 0
     num_answers: int = 0
+    chosen: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    """Of each picture whose tokens were chosen: how many otherwise than by torch, of how many."""
+
+    @property
+    def chosen_otherwise(self) -> float:
+        """Visual tokens chosen otherwise, as a share of a picture's: that of the worst picture."""
+        return max((count / size for count, size in self.chosen), default=0.0)
+
+    @property
+    def chosen_tokens(self) -> tuple[int, int]:
+        """Visual tokens of all pictures: chosen otherwise, and all."""
+        return sum(count for count, _ in self.chosen), sum(size for _, size in self.chosen)
+
+    def chooses_within(self, share: float) -> bool:
+        """Whether that is so for at most `share` of each picture's tokens, or for one."""
+        return all(count <= max(1.0, share * size) for count, size in self.chosen)
 
     @property
     def off(self) -> float:
@@ -73,6 +92,8 @@ def judge(
         ExportError: the program differs by more than allowed, or nothing is proven and that is not allowed.
     """
     allowed, reason = dict(tolerance.bounds), tolerance.reason
+    if not found.chooses_within(tolerance.chosen_otherwise):
+        raise ExportError(_too_many(found, tolerance, role))
     if found.lost > allowed["accuracy_drop"]:
         raise ExportError(_complaint(found, allowed, reason, role))
     proof: Proof = "numbers"
@@ -93,6 +114,9 @@ def judge(
             if not allow_unproven:
                 raise ExportError(_unproven(found, role))
             proof, reason = "none", f"{tolerance.reason}; NOTHING IS PROVEN by these samples, which was allowed"
+    if found.chosen:
+        allowed |= {"chosen_otherwise": tolerance.chosen_otherwise}
+        reason += f"; {tolerance.chosen_reason}"
     return Validation(
         passed=proof != "none", num_samples=found.num_samples, tolerance=allowed, tolerance_reason=reason,
         measured=_measured(found, proof),
@@ -114,8 +138,16 @@ def _measured(found: Found, proof: Proof) -> dict[str, Any]:
     return {
         "prefill_logits": max(found.logits, default=0.0), "latent_states": max(found.states, default=0.0),
         "agreement": found.agreement, "accuracy_torch": part("torch"), "accuracy_program": part("program"),
-        "proof": proof,
+        "proof": proof, **_chosen(found),
     }  # fmt: skip
+
+
+def _chosen(found: Found) -> dict[str, Any]:
+    """Of visual tokens that are chosen; nothing where none are."""
+    if not found.chosen:
+        return {}
+    otherwise, tokens = found.chosen_tokens
+    return {"chosen_otherwise": {"tokens": otherwise, "of": tokens, "worst_picture": found.chosen_otherwise}}
 
 
 def _complaint(found: Found, allowed: dict[str, float], reason: str, role: Role) -> str:
@@ -123,6 +155,15 @@ def _complaint(found: Found, allowed: dict[str, float], reason: str, role: Role)
     return (
         f"the {role} program differs from torch by more than is allowed ({bounds}; {reason}): {_seen(found)}; nothing "
         "was written: export with a finer precision (--target cpu-fp32 is exact), or int4.block=32"
+    )
+
+
+def _too_many(found: Found, tolerance: Tolerance, role: Role) -> str:
+    count, size = max(found.chosen, key=lambda picture: picture[0] / picture[1])
+    return (
+        f"the vision tower of the {role} program chooses {count} of the {size} visual tokens of a picture otherwise "
+        f"than torch, where {tolerance.chosen_otherwise:.0%}, or one, are allowed ({tolerance.chosen_reason}); nothing "
+        "was written: compare on other pictures (--data, --samples), or export a checkpoint whose codes lie apart"
     )
 
 
@@ -141,6 +182,9 @@ def _seen(found: Found) -> str:
     tokens = found.agreement.get("spoken tokens", 1.0)
     parts += [f"{tokens:.0%} of the spoken answers are equal"]
     parts += [f"{kind} first at {where}"[:120] for kind, where in found.first.items()]
+    if found.chosen:
+        otherwise, tokens = found.chosen_tokens
+        parts.append(f"{otherwise} of {tokens} visual tokens chosen otherwise")
     if found.num_answers:
         parts.append(f"right answers {found.right['program']} of {found.num_answers}, torch {found.right['torch']}")
     return ", ".join(parts)

@@ -149,3 +149,15 @@ class Backbone(Protocol):
     def part_of(self, name: str) -> WeightPart:
         """Where the weight of that name in `model` belongs."""
         ...
+
+
+class ChoosingBackbone(Protocol):
+    """What a backbone offers besides, where its tower chooses words: visual tokens are then rows of the token
+    embedding, and where two are as near, rounding decides."""
+
+    given_tokens: Tensor | None
+    """Ids (V,) that `encode_images` takes the rows of; None: those of `choose_tokens`."""
+
+    def choose_tokens(self, pixel_values: Tensor, grids: Tensor) -> Tensor:
+        """Patches (N, C) of all images, with their grids, as in `encode_images` -> ids (V,) int64."""
+        ...

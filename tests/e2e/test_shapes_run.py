@@ -60,9 +60,6 @@ def test_a_cut_shape_is_exported_and_answers(name: str, tmp_path: Path, capsys: 
     assert lrkit(*asked) == 0, capsys.readouterr().err
     found = json.loads(figures.read_text(encoding="utf-8"))["manifest"]["validation"]["latent"]
     assert found["passed"], found["measured"]
-    # One agreement of the cut Chameleon is 0, though the export passes. Why is open; near codes that another order of
-    # sums tells apart otherwise are a guess.
-    if values["family"] != "chameleon":
-        assert set(found["measured"]["agreement"].values()) == {1.0}
+    assert set(found["measured"]["agreement"].values()) == {1.0}
     answer = Reasoner.load(place).ask([], "Take 4 hops.", max_new_tokens=3)
     assert answer.spoken_tokens == 3

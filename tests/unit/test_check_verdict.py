@@ -12,8 +12,9 @@ from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.schemes import SCHEMES
 from lrkit.errors import CheckpointError, ExportError
-from lrkit.export.check import open_program, torch_answers
+from lrkit.export.check import torch_answers
 from lrkit.export.check_verdict import MIN_RIGHT, Found, judge
+from lrkit.export.sessions import open_program
 from tests.bundles import processor
 
 INT4 = SCHEMES["int4"].tolerance

@@ -27,9 +27,13 @@ def sizes(report: "ExportReport") -> Table:
 def proofs(report: "ExportReport") -> Table:
     """What the comparison with torch found."""
     table = Table(title="against torch", title_justify="left")
-    for column in ("program", "samples", "logits", "latent states", "same answer", "right", "right in torch"):
-        table.add_column(column, justify="left" if column == "program" else "right")
-    for role, found in report.manifest.validation.items():
+    proven = report.manifest.validation
+    chooses = any("chosen_otherwise" in found.measured for found in proven.values())
+    columns = ["samples", "logits", "latent states", "same answer", "right", "right in torch"]
+    table.add_column("program")
+    for column in columns + ["visual tokens chosen otherwise"] * chooses:
+        table.add_column(column, justify="right")
+    for role, found in proven.items():
         if not found.num_samples:
             table.add_row(role, "0", *["not compared"] * 2, *["-"] * 3)
             continue
@@ -37,8 +41,10 @@ def proofs(report: "ExportReport") -> Table:
         agreement = measured["agreement"]
         same = agreement.get("spoken tokens", 1.0) if isinstance(agreement, dict) else 1.0
         right = [measured[f"accuracy_{who}"] for who in ("program", "torch")]
+        chosen = measured.get("chosen_otherwise")
         table.add_row(
             role, str(found.num_samples), f"{measured['prefill_logits']:.1e}", f"{measured['latent_states']:.1e}",
             f"{same:.1%}", *("-" if value is None else f"{value:.1%}" for value in right),
+            *([f"{chosen['tokens']} of {chosen['of']}"] if isinstance(chosen, dict) else []),
         )  # fmt: skip
     return table

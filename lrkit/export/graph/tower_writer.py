@@ -20,6 +20,9 @@ from lrkit.export.weights.source import Source
 Tower = Callable[[Graph, Carried], Value]
 """(graph, inputs of the program by name) -> rows of visual tokens (V, E), as `Backbone.encode_images` gives them."""
 
+CHOSEN = "chosen_tokens"
+"""Name of the value that `chosen` marks."""
+
 
 @dataclass(frozen=True)
 class TowerSizes:
@@ -38,7 +41,10 @@ class TowerSizes:
 
 
 class TowerWriter(Protocol):
-    """Writes the tower of one family."""
+    """Writes the tower of one family.
+
+    A tower whose visual tokens are words, chosen by nearness, says so with `chooses = True` and passes their ids
+    through `chosen`; its family's backbone is a `ChoosingBackbone`."""
 
     def write(self, tower: nn.Module, geometry: Any, dialect: Writer) -> Tower:
         """`tower` is what `WeightReader.new_tower` made, with its weights; it stays as it is. `geometry` is the
@@ -57,6 +63,17 @@ class TowerWriter(Protocol):
 def writer_of(family: str) -> TowerWriter:
     """The writer of a family. Raises as `export_part`."""
     return export_part(family, "tower", TowerWriter)
+
+
+def chooses(family: str) -> bool:
+    """Whether the family's tower chooses words. Raises as `export_part`."""
+    return bool(getattr(writer_of(family), "chooses", False))
+
+
+def chosen(ids: Value) -> Value:
+    """The same ids (V,), under the name by which the comparison with torch finds them."""
+    ids.name = CHOSEN
+    return ids
 
 
 def write_tower(source: Source, geometry: Any, dialect: Writer) -> Tower:

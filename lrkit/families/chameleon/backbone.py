@@ -22,7 +22,7 @@ from lrkit.model.saliency import SaliencyRow
 
 
 class ChameleonBackbone(DecoderBackbone):
-    """Implements `Backbone` (model/backbone.py) for ChameleonForConditionalGeneration."""
+    """Implements `Backbone` and `ChoosingBackbone` (model/backbone.py) for ChameleonForConditionalGeneration."""
 
     model_class: ClassVar[Any] = ChameleonForConditionalGeneration
     config_class: ClassVar[Any] = ChameleonConfig
@@ -34,6 +34,7 @@ class ChameleonBackbone(DecoderBackbone):
     tower_config = "vq_config"
     lora_targets = r".*model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
     patches_per_token = 1
+    given_tokens: Tensor | None = None
 
     def __init__(self, model: ChameleonForConditionalGeneration) -> None:
         super().__init__(model)
@@ -46,10 +47,14 @@ class ChameleonBackbone(DecoderBackbone):
 
     def encode_images(self, pixel_values: Tensor, grids: Tensor) -> Tensor:
         """The token embedding's rows of the pictures' codes."""
+        given = self.given_tokens
+        return self.embed_tokens(self.choose_tokens(pixel_values, grids) if given is None else given)
+
+    def choose_tokens(self, pixel_values: Tensor, grids: Tensor) -> Tensor:
+        """The words of the pictures' codes."""
         images = self._squares(pixel_values, *(int(side) for side in grids[0]))
         with torch.no_grad():
-            ids = self.decoder.get_image_tokens(images.to(self.decoder.vqmodel.dtype))
-        return self.embed_tokens(ids).flatten(0, 1)
+            return self.decoder.get_image_tokens(images.to(self.decoder.vqmodel.dtype)).flatten()
 
     def prompt_positions(self, ids: Sequence[int], grids: Sequence[Grid]) -> Tensor:
         """(1, P)."""

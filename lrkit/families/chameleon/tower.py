@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lrkit.export.graph.nodes import Carried, Graph, Value
-from lrkit.export.graph.tower_writer import Tower, TowerSizes
+from lrkit.export.graph.tower_writer import Tower, TowerSizes, chosen
 from lrkit.export.graph.tracing import graft, traced
 from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT, Writer
 from lrkit.families.chameleon.geometry import SquareGeometry
@@ -82,6 +82,8 @@ class TraceableCodes(nn.Module):
 class ChameleonTower:
     """See export/graph/tower_writer.py."""
 
+    chooses = True
+
     def write(self, tower: nn.Module, geometry: SquareGeometry, dialect: Writer) -> Tower:
         """Traces the encoder once; the result writes it into a graph, and looks up its words there."""
         count = geometry.most_patches(1)
@@ -92,7 +94,7 @@ class ChameleonTower:
         def write(g: Graph, given: Carried) -> Value:
             pixels = g.to_float32(dialect.pixels(g, given[_PIXELS]))
             codes = graft(g, dialect, made, [pixels])
-            return dialect.embed(g, g.op("Gather", words.numpy(), codes, axis=0))
+            return dialect.embed(g, chosen(g.op("Gather", words.numpy(), codes, axis=0)))
 
         return write
 
