@@ -73,13 +73,13 @@ def trained(made_once: MadeOnce, tmp_path_factory: pytest.TempPathFactory) -> Tr
 def seen(trained: Trained) -> list[np.ndarray]:
     """Codes of each picture of the samples."""
     backbone: Any = load_checkpoint(trained.folder, dtype=torch.float32).reasoner.backbone
-    words = backbone.decoder.vocabulary_mapping.image_tokens
+    codes = backbone.decoder.vocabulary_mapping.bpe2img
     prompts = [trained.processor.encode_prompt(one.images, one.question) for one in trained.samples]
     found: list[np.ndarray] = []
     for prompt in prompts:
         if prompt.pixel_values is not None:
             ids = backbone.choose_tokens(torch.from_numpy(prompt.pixel_values), torch.tensor(prompt.grids))
-            found += [np.array([words.index(i) for i in part]) for part in ids.view(-1, PICTURE).tolist()]
+            found += [np.array([codes[i] for i in part]) for part in ids.view(-1, PICTURE).tolist()]
     return found
 
 

@@ -54,7 +54,7 @@ class ChameleonBackbone(DecoderBackbone):
         """The words of the pictures' codes."""
         images = self._squares(pixel_values, *(int(side) for side in grids[0]))
         with torch.no_grad():
-            return self.decoder.get_image_tokens(images.to(self.decoder.vqmodel.dtype)).flatten()
+            return self.decoder.get_image_tokens(images.to(self.decoder.vqmodel.dtype)).flatten().long()
 
     def prompt_positions(self, ids: Sequence[int], grids: Sequence[Grid]) -> Tensor:
         """(1, P)."""
