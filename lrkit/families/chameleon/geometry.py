@@ -20,8 +20,9 @@ from pydantic import Field, model_validator
 
 from lrkit.config import Config
 from lrkit.contract.bundle.io_spec import TensorSpec
-from lrkit.errors import CheckpointError, DataError, UserError, one_line
+from lrkit.errors import DataError, UserError
 from lrkit.families.chameleon.preprocessor_file import fields_of, token_side_of, values_for
+from lrkit.families.common.config_values import made_of
 from lrkit.families.common.patch_processor_file import read_values
 from lrkit.families.common.smart_resize import check_aspect
 from lrkit.families.protocols import Box, Grid, Size
@@ -79,10 +80,7 @@ class SquareGeometry(Config):
         """
         values, source = read_values(folder)
         fields: dict[str, Any] = {**token_side_of(folder), **fields_of(values, source, cls.model_fields)}
-        try:
-            return cls(**fields)
-        except ValueError as error:
-            raise CheckpointError(f"{source}: {one_line(error)}; copy the file again") from error
+        return made_of(cls, fields, source)
 
     def to_hf(self) -> dict[str, Any]:
         """Values for a `preprocessor_config.json` that transformers reads as the same processor."""

@@ -4,12 +4,13 @@ Only the keys that a reader names are read, and only they are handed to transfor
 another attention kernel or a quantizer, or have no use.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lrkit.config import load_config
+from lrkit.config import Config, load_config
+from lrkit.config_problems import describe
 from lrkit.errors import CheckpointError, ConfigError
 
 # Far above all that was ever trained; the sizes are held against the files before memory is taken.
@@ -51,6 +52,7 @@ class Decoder(Values):
 
 
 ValuesT = TypeVar("ValuesT", bound=Values)
+ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def read_values_of(cls: type[ValuesT], values: Any, label: str) -> ValuesT:
@@ -65,10 +67,28 @@ def read_values_of(cls: type[ValuesT], values: Any, label: str) -> ValuesT:
     try:
         return load_config(cls, known)
     except ConfigError as error:
-        first, *more = str(error).splitlines()
-        others = f", and {len(more)} more" if more else ""
-        first = first.removeprefix(f"{cls.__name__}: ")
-        raise CheckpointError(f"{label}: {first}{others}; copy the file again, or give another model") from error
+        problems = [line.removeprefix(f"{cls.__name__}: ") for line in str(error).splitlines()]
+        raise CheckpointError(f"{_first(problems, label)}; copy the file again, or give another model") from error
+
+
+def made_of(cls: type[ConfigT], fields: Mapping[str, Any], label: str) -> ConfigT:
+    """A geometry of the fields that an image processor's file gives; `label` names the file in messages.
+
+    Raises:
+        CheckpointError: a value is of a wrong type or beyond reason, or values do not go together.
+    """
+    try:
+        return cls(**fields)
+    except ValidationError as error:
+        problems = describe(cls, error, dict(fields), label, [])
+        problems = [line.removeprefix(f"{label}: ") for line in problems]
+        raise CheckpointError(f"{_first(problems, label)}; copy the file again") from error
+
+
+def _first(problems: Sequence[str], label: str) -> str:
+    """The first problem, and how many more there are."""
+    others = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return f"{label}: {problems[0]}{others}"
 
 
 def refuse_quantized(values: Mapping[str, Any], label: str) -> None:

@@ -18,7 +18,8 @@ from pydantic import Field, model_validator
 
 from lrkit.config import Config
 from lrkit.contract.bundle.io_spec import TensorSpec
-from lrkit.errors import CheckpointError, UserError, one_line
+from lrkit.errors import UserError
+from lrkit.families.common.config_values import made_of
 from lrkit.families.common.mrope import mrope_positions
 from lrkit.families.common.patch_places import patch_pictures, patch_positions
 from lrkit.families.common.patch_processor_file import fields_of, read_values, values_for
@@ -275,11 +276,7 @@ class MergedPatches(Config):
         Raises:
             CheckpointError: another kind of image processor, or one that does not resize.
         """
-        fields = fields_of(values, source, cls.model_fields)
-        try:
-            return cls(**fields)
-        except ValueError as error:
-            raise CheckpointError(f"{source}: {one_line(error)}; copy the file again") from error
+        return made_of(cls, fields_of(values, source, cls.model_fields), source)
 
     def to_hf(self) -> dict[str, Any]:
         """Values for a `preprocessor_config.json` that transformers reads as the same processor."""

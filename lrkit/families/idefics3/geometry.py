@@ -21,7 +21,8 @@ from pydantic import Field, model_validator
 
 from lrkit.config import Config
 from lrkit.contract.bundle.io_spec import TensorSpec
-from lrkit.errors import CheckpointError, DataError, UserError, one_line
+from lrkit.errors import CheckpointError, DataError, UserError
+from lrkit.families.common.config_values import made_of
 from lrkit.families.common.merged_patches import normalised_values
 from lrkit.families.idefics3.markers import Markers
 from lrkit.families.idefics3.processor_file import read_fields, tokens_of_a_view, values_for
@@ -294,10 +295,7 @@ class SplitPictures(Config):
             CheckpointError: a file is missing, cannot be used or describes another kind of image processor.
         """
         fields, source = read_fields(folder, tuple(cls.model_fields), cls.types)
-        try:
-            made = cls(**fields)
-        except ValueError as error:
-            raise CheckpointError(f"{source}: {one_line(error)}; copy the file again") from error
+        made = made_of(cls, fields, source)
         if (told := tokens_of_a_view(folder)) not in (None, made.token_side**2):
             raise CheckpointError(
                 f"{folder}: processor_config.json says {told} image tokens a view (image_seq_len), and the tower makes "
