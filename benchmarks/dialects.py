@@ -27,11 +27,12 @@ from rich.progress import track
 from lrkit.contract.bundle.manifest import Dialect as Dialects
 from lrkit.contract.settings import RoutingSettings
 from lrkit.data.sources import load_samples
-from lrkit.export.check import ProgramRun, Trace, open_program, relative_error
+from lrkit.export.check import ProgramRun, Trace, relative_error
 from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.program import build_program
 from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.tower_writer import write_tower
+from lrkit.export.sessions import open_program
 from lrkit.export.targets.target import Int4, Target, limits_of
 from lrkit.export.weights.source import read_source
 from lrkit.model.checkpoint import load_checkpoint

@@ -69,6 +69,7 @@ def bundle(exported, tmp_path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / "bundle"))
 
 
+@pytest.mark.long
 def test_a_new_bundle_with_an_engine_for_two_gpus(checkpoint, tmp_path, capsys):
     place, figures = tmp_path / "pc", tmp_path / "figures.json"
     wanted = ("--engine", "tensorrt-rtx", "--arch", "sm89,sm120", "--json", figures)
@@ -130,6 +131,7 @@ def test_engines_of_the_standard_package(bundle):
     assert entry.kind == "tensorrt" and entry.options == {"workspace_mb": 4096}
 
 
+@pytest.mark.long
 def test_every_graph_of_the_form_step_gets_an_engine(checkpoint, tmp_path):
     place = tmp_path / "steps"
     wanted = ("--form", "step", "--engine", "tensorrt-rtx", "--arch", "sm89")

@@ -26,7 +26,7 @@ pytest.importorskip("sklearn")
 
 NAMES = [resource.name for resource in list_resources("recipe")]
 WHOLE = ("m3cot-style",)
-"""Run to the end in the default run too: the paper's values on a published layout."""
+"""Run to the end by `make long`: the paper's values on a published layout."""
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -143,8 +143,12 @@ def test_every_shipped_recipe_is_here() -> None:
 def test_a_recipe_trains_and_answers(name: str, tmp_path: Path, published: Path, lines: Path) -> None:
     recipe = train(name, tmp_path, published, lines)
     use(recipe, tmp_path, lines)
-    if name in WHOLE:
-        export_and_ask(recipe, tmp_path, lines)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_papers_recipe_becomes_a_bundle(name: str, tmp_path: Path, published: Path, lines: Path) -> None:
+    export_and_ask(train(name, tmp_path, published, lines), tmp_path, lines)
 
 
 @pytest.mark.slow

@@ -80,6 +80,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, complaint, capsys)
     assert "Traceback" not in shown
 
 
+@pytest.mark.long
 def test_demo_shows_three_modes_a_trace_and_the_program(tmp_path, capsys):
     report = tmp_path / "demo.json"
     sizes = ("--samples", "8", "--latency-samples", "2")
