@@ -296,9 +296,8 @@ def _checkpoint(name: str, folder: Path) -> Resource:
 
 
 def _description(file: Path) -> str:
-    if file.suffix != ".yaml":
-        return ""
-    return str(load_yaml(file).get("description") or "")
+    values = load_yaml(file) if file.suffix == ".yaml" else read_json(file)
+    return str(values.get("description") or "")
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -140,3 +140,8 @@ def test_a_tower_that_always_sees_a_whole_view_is_not_told_from_the_prefill(
     (sample,) = shape_samples("s", (64, 64), 1)
     job = differences._job(case, sample)  # pyright: ignore[reportPrivateUsage]
     assert job is not None and ("text" in job.variants) is told
+
+
+def test_what_a_shipped_shape_is_stands_in_the_list() -> None:
+    """`lrkit ls shape` once had an empty column."""
+    assert all(resource.description for resource in list_resources("shape"))
