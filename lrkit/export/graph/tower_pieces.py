@@ -80,6 +80,24 @@ def folded(proj: Any, levels: Levels) -> tuple[Tensor, Tensor]:
     return kernel_EC.float(), bias_E.float()
 
 
+class TowerOverPatches(nn.Module):
+    """Base of towers that have everything that depends on the grids as an input; `forward` is the family's own."""
+
+    def __init__(self, tower: nn.Module, first: tuple[Tensor, Tensor], fused: bool) -> None:
+        """`first` is what `folded` gave; `fused` as in `rotation`."""
+        super().__init__()
+        self.tower: Any = tower
+        self.kernel_EC, self.bias_E = first
+        self.rotate = rotation(fused)
+
+
+def first_matrix(tower: nn.Module, levels: Levels, fp16: bool) -> tuple[Tensor, Tensor]:
+    """`folded` of the tower's own patch embedding, in the type that the tower computes in."""
+    dtype = torch.float16 if fp16 else torch.float32
+    kernel_EC, bias_E = folded(tower.get_submodule("patch_embed.proj"), levels)
+    return kernel_EC.to(dtype), bias_E.to(dtype)
+
+
 def rotation(fused: bool) -> Rotate:
     """Turns heads by their halves; `fused` writes ONNX Runtime's own node: such a tower can be traced, not run."""
     return _rotate_fused if fused else _rotate

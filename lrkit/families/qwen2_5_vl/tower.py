@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrkit.export.graph.tower_pieces import (
-    folded,
+    TowerOverPatches,
+    first_matrix,
     grafted,
     in_number_type,
     joined,
     merged_weights,
     mixed,
     picture_mask,
-    rotation,
     row_and_column_angles,
     traced_over_patches,
     turned_parts,
@@ -79,16 +79,13 @@ def blocks_of(patch_windows: Tensor, slots: int) -> Blocks:
     return Blocks(patch_at, slot_of, torch.where(same_GSS, 0.0, -1e30).to(torch.float32))
 
 
-class TraceableTower(nn.Module):
+class TraceableTower(TowerOverPatches):
     """Qwen2.5-VL's tower with everything that depends on the grids as an input."""
 
     def __init__(self, tower: nn.Module, first: tuple[Tensor, Tensor], slots: int, fused: bool) -> None:
-        """`first` is what `folded` gave, `slots` the patches of a whole window; `fused` as in `rotation`."""
-        super().__init__()
-        self.tower: Any = tower
-        self.kernel_EC, self.bias_E = first
+        """`slots` are the patches of a whole window; the others as in `TowerOverPatches`."""
+        super().__init__(tower, first, fused)
         self.slots = slots
-        self.rotate = rotation(fused)
 
     def forward(
         self, pixel_values: Tensor, patch_positions: Tensor, patch_picture: Tensor, patch_windows: Tensor
@@ -115,9 +112,7 @@ class TraceableTower(nn.Module):
 def traced_tower(tower: nn.Module, geometry: WindowedPatches, fp16: bool, fused: bool = False) -> ir.Graph:
     """The tower as torch.onnx sees it, for any number of patches of pictures that `geometry` describes; `fused` as in
     `TraceableTower`. Raises as `traced`."""
-    dtype = torch.float16 if fp16 else torch.float32
-    kernel_EC, bias_E = folded(tower.get_submodule("patch_embed.proj"), geometry)
-    first = kernel_EC.to(dtype), bias_E.to(dtype)
+    first = first_matrix(tower, geometry, fp16)
     traceable = TraceableTower(in_number_type(tower, fp16), first, geometry.window_slots, fused)
     return traced_over_patches(traceable, geometry, fp16)
 

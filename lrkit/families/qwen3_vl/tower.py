@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrkit.export.graph.tower_pieces import (
+    TowerOverPatches,
     attend,
-    folded,
+    first_matrix,
     grafted,
     in_number_type,
     merged_weights,
     picture_mask,
-    rotation,
     row_and_column_angles,
     traced_over_patches,
 )
@@ -31,15 +31,8 @@ from lrkit.export.graph.writer import Writer
 from lrkit.families.qwen3_vl.geometry import Qwen3VLPatches
 
 
-class TraceableTower(nn.Module):
+class TraceableTower(TowerOverPatches):
     """Qwen3-VL's tower with everything that depends on the grids as an input."""
-
-    def __init__(self, tower: nn.Module, first: tuple[Tensor, Tensor], fused: bool) -> None:
-        """`first` is what `folded` gave; `fused` as in `rotation`."""
-        super().__init__()
-        self.tower: Any = tower
-        self.kernel_EC, self.bias_E = first
-        self.rotate = rotation(fused)
 
     def forward(
         self, pixel_values: Tensor, patch_positions: Tensor, patch_picture: Tensor, patch_grid: Tensor
@@ -80,9 +73,7 @@ def corners(positions_N2: Tensor, grid_N2: Tensor, side: int) -> tuple[Tensor, T
 def traced_tower(tower: nn.Module, geometry: Qwen3VLPatches, fp16: bool, fused: bool = False) -> ir.Graph:
     """The tower as torch.onnx sees it, for any number of patches of pictures that `geometry` describes; `fused` as in
     `TraceableTower`. Raises as `traced`."""
-    dtype = torch.float16 if fp16 else torch.float32
-    kernel_EC, bias_E = folded(tower.get_submodule("patch_embed.proj"), geometry)
-    traceable = TraceableTower(in_number_type(tower, fp16), (kernel_EC.to(dtype), bias_E.to(dtype)), fused)
+    traceable = TraceableTower(in_number_type(tower, fp16), first_matrix(tower, geometry, fp16), fused)
     return traced_over_patches(traceable, geometry, fp16)
 
 
