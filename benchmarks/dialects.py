@@ -94,12 +94,12 @@ def measure(checkpoint: str, data: str, count: int, names: Sequence[str]) -> dic
         variant = VARIANTS[name]
         traces = {
             dialect: answer_all(folder, variant, dialect, prompts, f"{name} {dialect}")
-            for dialect in ("ort", "tensorrt")
+            for dialect in ("ort", "standard")
         }
         reference = reference or (traces["ort"] if name == "fp32" else None)
         comparable = None if variant.routed else reference
         variants[name] = {
-            "dialects": compare(traces["ort"], traces["tensorrt"]),
+            "dialects": compare(traces["ort"], traces["standard"]),
             "passes": {dialect: sum(sum(one.passes.values()) for one in found) for dialect, found in traces.items()},
             "right": {dialect: num_right(processor, found, answers) for dialect, found in traces.items()},
             "against_fp32": {
@@ -179,7 +179,7 @@ def render(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     count, made = report["samples"], report["provenance"]
     rows = [
-        [name, *_cells(found["dialects"], count), *_right(found, count), f"{found['passes']['tensorrt']:,}"]
+        [name, *_cells(found["dialects"], count), *_right(found, count), f"{found['passes']['standard']:,}"]
         for name, found in report["variants"].items()
     ]
     rounded = [
@@ -197,7 +197,7 @@ def render(report: dict[str, Any]) -> str:
         "",
         "## tensorrt against ort",
         "",
-        *_table(["variant", *COLUMNS, "right, ort", "right, tensorrt", "extra passes"], rows),
+        *_table(["variant", *COLUMNS, "right, ort", "right, standard", "extra passes"], rows),
         "",
         "## Against the float32 program of the dialect ort",
         "",
@@ -217,7 +217,7 @@ def _cells(found: dict[str, Any], count: int) -> list[str]:
 
 
 def _right(found: dict[str, Any], count: int) -> list[str]:
-    return [f"{found['right'][dialect] / count:.1%}" for dialect in ("ort", "tensorrt")]
+    return [f"{found['right'][dialect] / count:.1%}" for dialect in ("ort", "standard")]
 
 
 def parse_args() -> argparse.Namespace:

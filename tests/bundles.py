@@ -74,9 +74,9 @@ def write_step_bundle(bundle: Path) -> Path:
 
 
 def write_engine_bundle(bundle: Path, form: Form = "program") -> Path:
-    """The latent role of `bundle` in the dialect tensorrt, with a real engine of TensorRT-RTX for sm89 per graph."""
+    """The latent role of `bundle` in the dialect standard, with a real engine of TensorRT-RTX for sm89 per graph."""
     place = bundle.parent / f"engine-{form}"
-    target = TARGET.model_copy(update={"dialect": "tensorrt"})
+    target = TARGET.model_copy(update={"dialect": "standard"})
     samples = trail_set("main", "test", 2)
     export_bundle(bundle.parent / "latent", place, target, samples, form=form, baselines=False)
     add_engines(place, EngineTarget(kind="tensorrt-rtx", archs=("sm89",)))

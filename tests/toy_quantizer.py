@@ -41,7 +41,7 @@ ROW = Scheme(
     bits=4,
     quantizer="tests.toy_quantizer:Searched",
     blocks=(16,),
-    encodings={"ort": "MatMulNBits", "tensorrt": "DequantizeLinear"},
+    encodings={"ort": "MatMulNBits", "standard": "DequantizeLinear"},
     parts={
         "layers": (NAME,), "head": (NAME, "int8", FLOAT), "embedding": ("int8", FLOAT), "vision": (NAME, FLOAT),
     },

@@ -86,7 +86,7 @@ def paired_variants() -> dict[str, ReasonerSettings]:
 
 
 def target_variants() -> dict[str, Target]:
-    """Name -> target in the dialect tensorrt, with every choice of how its numbers are written."""
+    """Name -> target in the dialect standard, with every choice of how its numbers are written."""
     return dict(_targets())
 
 
@@ -95,10 +95,10 @@ def _targets() -> Iterator[tuple[str, Target]]:
     for precision in SCHEMES:
         for kind in activations:
             changed: dict[str, Any] = {"precision": precision, "activations": kind, "int4": {"block": 32}}
-            yield f"{precision} {kind}", Target.model_validate({"dialect": "tensorrt", **changed})
+            yield f"{precision} {kind}", Target.model_validate({"dialect": "standard", **changed})
     scheme = SCHEMES["int4"]
     for field, choices in {"block": scheme.blocks, **scheme.parts}.items():
         for value in choices if field in Int4.model_fields else ():
             int4 = {"block": 32, field: value}
-            values = {"dialect": "tensorrt", "precision": "int4", "activations": "fp16", "int4": int4}
+            values = {"dialect": "standard", "precision": "int4", "activations": "fp16", "int4": int4}
             yield f"int4.{field}={value}", Target.model_validate(values)

@@ -23,7 +23,7 @@ Examples:
 
 
 def engines(
-    bundle: Annotated[Path, typer.Argument(help="A bundle whose programs are in the dialect tensorrt.")],
+    bundle: Annotated[Path, typer.Argument(help="A bundle whose programs are in the dialect standard.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes of the engines: engine.KEY=VALUE.")
     ] = None,

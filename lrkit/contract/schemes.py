@@ -93,7 +93,7 @@ class Scheme:
 
 
 _ROUNDED = "lrkit.export.weights.quantizers.rounded:Rounded"
-_BOTH: Mapping[str, Encoding] = {"ort": "MatMulNBits", "tensorrt": "DequantizeLinear"}
+_BOTH: Mapping[str, Encoding] = {"ort": "MatMulNBits", "standard": "DequantizeLinear"}
 _UNANSWERED = {"numbers": 0.25, "agreement": 0.5}
 """The shipped model's logits are 0.12 off at most in int4; those of two models that have nothing in common are 1 off or
 more."""

@@ -186,6 +186,6 @@ def test_a_dialect_that_cannot_read_the_integers_is_refused(monkeypatch: pytest.
     monkeypatch.setitem(SCHEMES, NAME, replace(ROW, encodings={"ort": "MatMulNBits"}))
     assert target_of("ort").scheme.encoding("ort") == "MatMulNBits"
     with pytest.raises(
-        ValueError, match=r"precision int4-search has no operator in the dialect tensorrt; set dialect=ort"
+        ValueError, match=r"precision int4-search has no operator in the dialect standard; set dialect=ort"
     ):
         target_of("tensorrt")

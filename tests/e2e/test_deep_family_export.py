@@ -29,12 +29,12 @@ SETTINGS = ReasonerSettings.model_validate(
 )
 CASES = {
     "fp32": ("--target", "cpu-fp32"),
-    "steps": ("--target", "cpu-fp32", "--form", "step", "--dialect", "tensorrt"),
+    "steps": ("--target", "cpu-fp32", "--form", "step", "--dialect", "standard"),
     "fp16": ("--target", "cpu-fp32", "precision=fp16"),
 }
 INT4 = {
     "int4": ("--int4", "int4.block=32", "int4.accuracy_level=0"),
-    "int4-steps": ("--int4", "--dialect", "tensorrt", "--form", "step", "int4.block=32"),
+    "int4-steps": ("--int4", "--dialect", "standard", "--form", "step", "int4.block=32"),
 }
 
 

@@ -55,7 +55,7 @@ def peak_of(script: str, *arguments: object) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+@pytest.mark.parametrize("dialect", ["ort", "standard"])
 def test_writing_500_million_weights(dialect):
     """The float vision tower is traced, and so held; all else is written as it is drawn. Of a stand-in of 610 million
     weights, 0.9 GB of them in the tower, 2.3 GB were measured."""
@@ -65,7 +65,7 @@ def test_writing_500_million_weights(dialect):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+@pytest.mark.parametrize("dialect", ["ort", "standard"])
 def test_an_export_of_500_million_weights(dialect, tmp_path):
     """With the comparison: torch's model in float32 has 2 GB, and its weights are drawn one by one."""
     asked = ("export", "random:smolvlm-500m", "--int4", f"dialect={dialect}")
@@ -87,7 +87,7 @@ def published(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
-@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+@pytest.mark.parametrize("dialect", ["ort", "standard"])
 def test_an_export_of_shards_holds_one_matrix(published, precision, dialect, tmp_path):
     """torch and the writer's packages have 0.4 GB, the largest matrix in float32 0.62, and half of that in float16.
     Measured: 1.2 GB in fp32, 1.5 in fp16, 1.3 in int4.

@@ -70,7 +70,7 @@ def test_what_the_parser_refuses_is_known_before_torch_is_asked(checkpoint, tmp_
         return honest(*arguments, **named)
 
     monkeypatch.setattr(bundle_module, "check_program", check)
-    target = Target.model_validate({"dialect": "tensorrt", "limits": CAPACITY, "engine": ENGINE})
+    target = Target.model_validate({"dialect": "standard", "limits": CAPACITY, "engine": ENGINE})
     with pytest.raises(EnginesRefused, match=r"has no engines: .*think/Softmax.*at least 2 dimensions") as refused:
         export_bundle(checkpoint, tmp_path / "own", target, trail_set("main", "test", 1), say=told.append)
     photos, refusal, compared = told

@@ -104,7 +104,7 @@ def test_a_target_file_says_what_to_check_for_and_how_to_build():
     standard = ("tensorrt-11", "tensorrt-10")
     assert built(None) == ("ort", "fp32", ("ort",), ())
     assert built(None, int4=True) == ("ort", "int4", ("ort",), ())
-    assert built(None, "dialect=tensorrt") == ("tensorrt", "fp32", ("tensorrt-rtx", *standard), ())
+    assert built(None, "dialect=standard") == ("standard", "fp32", ("tensorrt-rtx", *standard), ())
     assert built("tensorrt-rtx", "dialect=ort") == ("ort", "fp16", ("tensorrt-rtx",), ())
     assert built("ort", int4=True) == ("ort", "int4", ("ort",), ())
     assert built("jetson-orin-trt10") == ("tensorrt", "int4", standard, ())

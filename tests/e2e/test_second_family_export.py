@@ -137,7 +137,7 @@ def test_a_shape_that_names_it_becomes_a_bundle(home: Path) -> None:
     """The other precision, dialect and form. In int4 too the program is torch's model token by token, where torch holds
     what the integers stand for."""
     Path("shape.json").write_text(json.dumps(SHAPE), encoding="utf-8")
-    other = ("--int4", "--dialect", "tensorrt", "--form", "step", "int4.block=32", "limits.max_new_tokens=4")
+    other = ("--int4", "--dialect", "standard", "--form", "step", "int4.block=32", "limits.max_new_tokens=4")
     assert lrkit("export", "random:shape.json", *other, "-o", "shape", "--json", "shape.report.json") == 0
     found = measured("shape.report")
     assert max(found["prefill_logits"], found["latent_states"]) < 1e-5

@@ -219,13 +219,13 @@ def rounded(weights: Weights, target: Target) -> Weights:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+@pytest.mark.parametrize("dialect", ["ort", "standard"])
 def test_layers_built_from_a_recipe_are_those_of_torch(name, dialect):
     compare(Weights(RECIPES[name][0]), name, Target(dialect=dialect), tolerance=2e-5)
 
 
 @pytest.mark.parametrize("name", [name for name, (recipe, _) in RECIPES.items() if recipe.head_norm])
-@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+@pytest.mark.parametrize("dialect", ["ort", "standard"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 2e-2), ("int4", 2e-5)])
 def test_heads_with_norms_in_every_number_type(name, dialect, precision, tolerance):
     """A norm hides what its matrix is multiplied with, but not how wide its numbers are."""

@@ -68,7 +68,7 @@ def test_thresholds_stop_some_tokens_and_not_others():
     assert 0 < out["routed_depths"].sum() < 4 * (6 * 2 + 3 * 5 * 2)
 
 
-@pytest.mark.parametrize("dialect", ["ort", pytest.param("tensorrt", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dialect", ["ort", pytest.param("standard", marks=pytest.mark.slow)])
 def test_halting_is_exact(dialect):
     """Zero latent steps, some, the maximum, a lower limit, a fixed number, masked latents; counts are carried, not
     inferred."""
@@ -107,7 +107,7 @@ def test_an_answer_that_ends_in_the_middle():
     assert bool(out["finished"]) and int(out["spoken_steps"]) == spoken.index(end)
 
 
-@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+@pytest.mark.parametrize("dialect", ["ort", "standard"])
 def test_an_answer_ends_at_any_of_several_end_tokens(dialect):
     reasoner = tiny_reasoner(settings({"num_tokens": 3}, {}), seed=0)
     one, target = PROMPTS["no image"], Target(dialect=dialect)
@@ -141,7 +141,7 @@ def test_latent_scales(scale):
 def test_the_portable_dialect_says_the_same():
     routing = {"depth": 2, "alpha": 6, "threshold": 0.45, "positions": "rearrange", "router": "mlp"}
     reasoner = tiny_reasoner(settings({"num_tokens": 4}, routing))
-    program = build(reasoner, Target(dialect="tensorrt"))
+    program = build(reasoner, Target(dialect="standard"))
     domains = {node.domain for node in program.model.graph.all_nodes()}
     assert domains == {""}, "standard operators only"
     check_all_prompts(reasoner, Runner(program))
@@ -156,7 +156,7 @@ def test_a_prompt_shorter_than_the_replay():
 
 
 @pytest.mark.parametrize("positions", ["consecutive", "shared"])
-@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+@pytest.mark.parametrize("dialect", ["ort", "standard"])
 def test_more_latent_steps_than_visual_tokens(dialect, positions):
     """After the only visual token a step's slot is empty: it takes no position, and no latent sees it."""
     reasoner = tiny_reasoner(settings({"num_tokens": 1, "positions": positions}, {}))
@@ -229,7 +229,7 @@ def test_integers_compute_what_they_stand_for(dialect, precision, changes):
     program = build(reasoner, target)
     assert len(program.errors) >= 4 * 4
     # ONNX Runtime would turn DequantizeLinear back into its own int4 nodes, with int8 activations.
-    session = {"session.disable_quant_qdq": "1"} if dialect == "tensorrt" else {}
+    session = {"session.disable_quant_qdq": "1"} if dialect == "standard" else {}
     rounded = with_rounded_weights(reasoner, target)
     answer = assert_equal(rounded, Runner(program, **session), PROMPTS["one image"], fixed=True)
     assert answer.latent_steps == 3

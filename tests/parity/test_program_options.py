@@ -66,7 +66,7 @@ def both(settings: dict[str, Any], dialect: str) -> None:
     assert_equal(reasoner, Runner(build(reasoner, Target(dialect=dialect))), TWO_PICTURES, fixed=True)
 
 
-@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+@pytest.mark.parametrize("dialect", ["ort", "standard"])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("slots", [1, 5])
 def test_weightings(dialect, weighting, slots):
@@ -79,7 +79,7 @@ def test_weightings_in_one_mixed_token(weighting):
     both({"replay": {"num_tokens": 5, "weighting": weighting, "formation": "soft_mix"}}, "tensorrt")
 
 
-@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+@pytest.mark.parametrize("dialect", ["ort", "standard"])
 def test_more_tokens_are_mixed_than_the_cache_has_slots(dialect):
     """Three steps of one mixed token and its latent take six slots; TopK needs 24 columns, always."""
     replay = {"num_tokens": 24, "weighting": "softmax", "formation": "soft_mix"}
@@ -99,7 +99,7 @@ def test_the_standard_dialects_gate_by_softmax(depth):
 def test_the_standard_dialect_has_no_softmax_of_a_vector():
     """TensorRT: "at least 2 dimensions are required for input"."""
     settings = {"replay": {"num_tokens": 4, "weighting": "softmax"}, "routing": {"depth": 2, "gate": "softmax"}}
-    program = build(tiny_reasoner(ReasonerSettings.model_validate(settings)), Target(dialect="tensorrt"))
+    program = build(tiny_reasoner(ReasonerSettings.model_validate(settings)), Target(dialect="standard"))
     found = {str(n.name): n.inputs[0].producer() for n in program.model.graph.all_nodes() if n.op_type == "Softmax"}
     made_by = {name: node.op_type for name, node in found.items() if node is not None}
     assert {made_by["think/Softmax"], made_by["prompt/layer1/Softmax.1"]} == {"Unsqueeze"}

@@ -46,7 +46,7 @@ def settings_of(name: str, **think: object) -> ReasonerSettings:
 
 
 def target_of(precision: str, **changes: object) -> Target:
-    return Target(dialect="tensorrt", precision=precision, activations="fp16", int4={"block": 32}, **changes)
+    return Target(dialect="standard", precision=precision, activations="fp16", int4={"block": 32}, **changes)
 
 
 def tiny_program(name: str, target: Target, **think: object) -> Program:
@@ -129,7 +129,7 @@ def slice_of_2b(folder: Path) -> tuple[Stack, Tower, Limits]:
     file.write_text(json.dumps({**shape, "picture": (56, 56), "tokens": {}, "prompt": {}}))
     model = open_shape(str(file), settings_of("depth loop"), ModelChoice(path=str(file), dtype="float32"))
     source = read_source(model.reasoner.engine.reasoner)
-    target = Target(dialect="tensorrt", precision="int4", activations="fp16")
+    target = Target(dialect="standard", precision="int4", activations="fp16")
     dialect = writer_for(target, source.weight, source.dimensions.recipe.norm)
     bounds = Limits(max_prompt_tokens=256, max_patches=64, max_images=1, max_latent_steps=3, max_new_tokens=16)
     geometry = model.reasoner.processor.geometry
@@ -166,7 +166,7 @@ def test_an_engine_grows_by_its_weights_alone(name, tmp_path):
     weights, engines = [], []
     for width in (512, 1024):
         reasoner = build_reasoner(tiny_backbone(layers=2, width=width), settings_of(name), LATENT, trainable="none")
-        target = Target(dialect="tensorrt", precision="int4", activations="fp16")
+        target = Target(dialect="standard", precision="int4", activations="fp16")
         program = build(reasoner, target, fresh_tower=True, max_patches=PATCHES)
         profile = profile_for(program.spec, program.spec, limits(settings_of(name), max_patches=PATCHES), MERGE)
         (tmp_path / str(width)).mkdir()

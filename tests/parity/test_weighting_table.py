@@ -81,7 +81,7 @@ def test_a_new_weighting_trains_and_its_program_equals_torch(toy: None, slots: i
     moved = [name for name, p in reasoner.named_parameters() if not torch.equal(p, before[name])]
     assert len(moved) > 20
     reasoner.requires_grad_(False)
-    for dialect in ("ort", "tensorrt"):
+    for dialect in ("ort", "standard"):
         runner = Runner(build(reasoner, Target(dialect=dialect)))
         for one in PROMPTS:
             answer = assert_equal(reasoner, runner, one, fixed=True)

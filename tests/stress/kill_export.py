@@ -57,7 +57,7 @@ class Lab:
 
     def export(self, place: Path, tokens: int, *more: str) -> None:
         """Exports in this process."""
-        limits = [*LIMITS, f"limits.max_new_tokens={tokens}", "dialect=tensorrt"]
+        limits = [*LIMITS, f"limits.max_new_tokens={tokens}", "dialect=standard"]
         lrkit(["export", str(self.checkpoint), "--samples", "1", "-o", str(place), *limits, *more])
 
     def _engine(self) -> None:

@@ -184,10 +184,10 @@ def test_a_builder_that_dies_is_not_waited_for(tmp_path):
 
 @needs_builder
 def test_programs_that_no_engine_can_be_built_from(bundle):
-    with pytest.raises(ExportError, match=r"the latent program is in the dialect ort, .*--dialect tensorrt"):
+    with pytest.raises(ExportError, match=r"the latent program is in the dialect ort, .*--dialect standard"):
         add_engines(bundle, EngineTarget(kind="tensorrt-rtx"))
     manifest = open_bundle(bundle, verify=False).manifest
-    int4 = {"dialect": "tensorrt", "precision": "int4"}
+    int4 = {"dialect": "standard", "precision": "int4"}
     programs = {role: entry.model_copy(update=int4) for role, entry in manifest.programs.items()}
     check_programs(programs, ("sm89",))
     with pytest.raises(ExportError, match="int4 weights, which sm75 cannot compute with"):
@@ -202,7 +202,7 @@ def test_every_target_is_valid_and_says_how_it_was_tried():
         target = load_config(Target, found.path)
         assert target.description
         if name in asked:
-            assert target.engine is not None and target.dialect == "tensorrt"
+            assert target.engine is not None and target.dialect == "standard"
             text = found.path.read_text()
             assert f"lrkit export tiny --target {name}" in text
             assert "[documented" in text or "[datasheet" in text

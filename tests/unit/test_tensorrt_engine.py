@@ -174,7 +174,7 @@ def test_a_package_that_is_not_installed(own: Path) -> None:
 def test_a_bundle_without_such_engines(bundle: Path, engine_bundle: Path) -> None:
     assert message(bundle) == (
         f"{bundle}: has no engine of tensorrt-rtx for its latent program, nor of another kind; engines are built from "
-        "the dialect tensorrt, and the program is in ort, so export the checkpoint again: "
+        "the dialect standard, and the program is in ort, so export the checkpoint again: "
         "lrkit export CHECKPOINT --engine tensorrt-rtx"
     )
     assert message(bundle, "tensorrt").endswith("lrkit export CHECKPOINT --engine tensorrt --target TARGET")

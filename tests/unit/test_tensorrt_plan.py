@@ -22,7 +22,7 @@ from tests.tiny import GEOMETRY, prompt, tiny_reasoner
 SETTINGS = ReasonerSettings.model_validate(
     {"think": {"max_latent_steps": 3}, "replay": {"num_tokens": 3}, "routing": {"depth": 1, "alpha": 4}}
 )
-PORTABLE = Target(dialect="tensorrt")
+PORTABLE = Target(dialect="standard")
 
 
 def tensor(name: str, shape: tuple[int | str, ...], dtype: Any = "int64") -> TensorSpec:

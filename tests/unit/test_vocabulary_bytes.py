@@ -85,7 +85,7 @@ def test_the_table_says_what_programs_hold(row: tuple[str, ...], checkpoints: An
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+@pytest.mark.parametrize("dialect", ["ort", "standard"])
 @pytest.mark.parametrize("row", ROWS, ids=partial(str.join, " "))
 def test_every_row_in_both_dialects(row: tuple[str, ...], dialect: str, checkpoints: Any, tmp_path: Path) -> None:
     assert len(ROWS) == 14

@@ -81,7 +81,7 @@ def test_one_matrix_is_alive_at_a_time_and_each_is_read_once(dialect, precision,
     assert not [t.name for t in held if t.nbytes > SMALL and isinstance(t, ir.Tensor) and "const/" not in str(t.name)]
 
 
-@pytest.mark.parametrize(("dialect", "precision"), [("tensorrt", "int4"), ("ort", "fp32")])
+@pytest.mark.parametrize(("dialect", "precision"), [("standard", "int4"), ("ort", "fp32")])
 def test_a_streamed_program_holds_what_another_holds_in_memory(dialect, precision, tmp_path):
     """Same graph, same values of every tensor, in a file that ONNX Runtime loads."""
     stack, tower, _ = parts(dialect, precision, None)

@@ -8,7 +8,7 @@ ONNX file (and, where large, its data file) per program, and the recorded sample
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import BeforeValidator, Field, JsonValue
 
 from lrkit.config import Config
 from lrkit.contract.bundle.io_spec import IoSpec
@@ -30,13 +30,20 @@ MAX_NEW_TOKENS = 1 << 17
 MAX_THREADS = 1024
 MAX_SAMPLES = 256
 
+
+def modern_dialect(name: object) -> object:
+    """The dialect `standard` was called `tensorrt` before other engines read it; bundles and targets hold that name."""
+    return "standard" if name == "tensorrt" else name
+
+
 Count = Annotated[int, Field(ge=0, le=MAX_BYTES)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Sizes = tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...]
 Arch = Annotated[str, Field(pattern=r"^sm\d{2,3}$")]
 Role = Literal["latent", "cot", "direct"]
 StepName = Literal["prompt", "think", "speak"]
-Dialect = Literal["ort", "tensorrt"]
+Dialect = Annotated[Literal["ort", "standard"], BeforeValidator(modern_dialect)]
+"""ort: ONNX Runtime's own operators too; standard: what every engine reads."""
 EngineKind = Literal["tensorrt-rtx", "tensorrt"]
 GraphName = Literal["program", "prompt", "think", "speak"]
 
@@ -160,7 +167,7 @@ class ProgramEntry(Config):
     data: str | None = None
     """External weights beside it, where the file has any."""
     dialect: Dialect
-    """ort: ONNX Runtime's int4 nodes; tensorrt: standard operators only."""
+    """ort: ONNX Runtime's int4 nodes; standard: standard ONNX operators only."""
     precision: str = Field(max_length=40)
     """How the weights of the language model are held: the name of a row of lrkit/contract/schemes.py."""
     accuracy_level: int | None = Field(default=None, ge=0, le=4)

@@ -32,7 +32,7 @@ class DialectParts:
 
 DIALECTS: Mapping[Dialect, DialectParts] = {
     "ort": DialectParts(OrtWriter, JoinedCaches),
-    "tensorrt": DialectParts(StandardWriter, SeparateCaches),
+    "standard": DialectParts(StandardWriter, SeparateCaches),
 }
 """By `Target.dialect`."""
 

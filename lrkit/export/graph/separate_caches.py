@@ -1,4 +1,4 @@
-"""The layout of the dialect `tensorrt`, and of all graphs that a host drives: a cache for the prompt, one for latent
+"""The layout of the dialect `standard`, and of all graphs that a host drives: a cache for the prompt, one for latent
 steps and one for what is spoken, each with room for all that may come.
 
 Place in the pipeline: dialects.py and step_graphs.py choose it. TensorRT's loops carry nothing that changes its shape,

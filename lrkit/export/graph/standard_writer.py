@@ -1,4 +1,4 @@
-"""The dialect `tensorrt`: standard ONNX operators only, in the forms that TensorRT's parser and builder take.
+"""The dialect `standard`: standard ONNX operators only, in the forms that TensorRT's parser and builder take.
 
 Place in the pipeline: dialects.py has it in its table. TensorRT may run a loop's body once more than its condition
 says, so a state is frozen once it has halted.

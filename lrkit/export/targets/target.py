@@ -139,7 +139,7 @@ class Target(Config):
     description: str = ""
     """One sentence, shown by `lrkit ls`."""
     dialect: Dialect = "ort"
-    """ort: ONNX Runtime's own fused and int4 operators; tensorrt: standard operators only."""
+    """ort: ONNX Runtime's own fused and int4 operators; standard: standard ONNX operators only."""
     precision: Annotated[str, AfterValidator(lambda name: scheme_named(name).name)] = "fp32"
     """How weights are held, a row of lrkit/contract/schemes.py: fp32, fp16, int4, int8. fp16 also computes in fp16,
     integers compute in fp32 (ort on a CPU) unless `activations` says fp16."""
@@ -186,10 +186,10 @@ class Target(Config):
 
     @model_validator(mode="after")
     def _engines_are_built_from_their_dialect(self) -> "Target":
-        if self.engine is not None and self.dialect != "tensorrt":
+        if self.engine is not None and self.dialect != "standard":
             raise ValueError(
-                f"the dialect is {self.dialect}, but {self.engine.kind} engines are built from the dialect tensorrt; "
-                "set dialect=tensorrt (--dialect tensorrt), or take a target made for it, such as rtx-pc"
+                f"the dialect is {self.dialect}, but {self.engine.kind} engines are built from the dialect standard; "
+                "set dialect=standard, or take a target made for it, such as rtx-pc"
             )
         return self
 

@@ -101,10 +101,10 @@ def check_programs(programs: Mapping[Role, ProgramEntry], archs: tuple[str, ...]
         ExportError: a program in another dialect, or int4 for a GPU without it.
     """
     for role, entry in programs.items():
-        if entry.dialect != "tensorrt":
+        if entry.dialect != "standard":
             raise ExportError(
                 f"the {role} program is in the dialect {entry.dialect}, and engines are built from the dialect "
-                "tensorrt; export the checkpoint again with --dialect tensorrt or a target made for it"
+                "tensorrt; export the checkpoint again with --dialect standard or a target made for it"
             )
         if scheme_named(entry.precision).bits == 4 and "sm75" in archs:
             raise ExportError(

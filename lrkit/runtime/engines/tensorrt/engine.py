@@ -108,10 +108,10 @@ class TensorRtSessions(ProgramSessions):
         return engines
 
     def _how_to_add(self, entry: ProgramEntry) -> str:
-        if entry.dialect == "tensorrt":
+        if entry.dialect == "standard":
             return f"add it: {export_command(self.bundle.folder, self.kind)}"
         return (
-            f"engines are built from the dialect tensorrt, and the program is in {entry.dialect}, so export the "
+            f"engines are built from the dialect standard, and the program is in {entry.dialect}, so export the "
             f"checkpoint again: lrkit export CHECKPOINT --engine {self.kind}"
             + (" --target TARGET" if self.kind == "tensorrt" else "")
         )
