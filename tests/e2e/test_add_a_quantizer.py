@@ -134,7 +134,7 @@ def test_an_export_is_what_torch_computes_with_its_integers(exported: ExportRepo
 
 @pytest.mark.usefixtures("toy")
 def test_it_is_in_both_dialects(bundle: Path, tmp_path: Path) -> None:
-    check(export(bundle.parent / "latent", tmp_path / "bundle", "tensorrt"), "tensorrt")
+    check(export(bundle.parent / "latent", tmp_path / "bundle", "standard"), "standard")
 
 
 @pytest.mark.usefixtures("toy")
@@ -188,4 +188,4 @@ def test_a_dialect_that_cannot_read_the_integers_is_refused(monkeypatch: pytest.
     with pytest.raises(
         ValueError, match=r"precision int4-search has no operator in the dialect standard; set dialect=ort"
     ):
-        target_of("tensorrt")
+        target_of("standard")

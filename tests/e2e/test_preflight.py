@@ -107,8 +107,8 @@ def test_a_target_file_says_what_to_check_for_and_how_to_build():
     assert built(None, "dialect=standard") == ("standard", "fp32", ("tensorrt-rtx", *standard), ())
     assert built("tensorrt-rtx", "dialect=ort") == ("ort", "fp16", ("tensorrt-rtx",), ())
     assert built("ort", int4=True) == ("ort", "int4", ("ort",), ())
-    assert built("jetson-orin-trt10") == ("tensorrt", "int4", standard, ())
-    assert built("rtx-pc", "precision=int4") == ("tensorrt", "int4", ("tensorrt-rtx",), ("sm86", "sm89", "sm120"))
+    assert built("jetson-orin-trt10") == ("standard", "int4", standard, ())
+    assert built("rtx-pc", "precision=int4") == ("standard", "int4", ("tensorrt-rtx",), ("sm86", "sm89", "sm120"))
 
 
 def test_gpus_are_checked(tmp_path, capsys, findings):

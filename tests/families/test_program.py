@@ -133,9 +133,9 @@ def test_the_program_of_integers_is_torch_with_their_values(trained: Trained, tm
 
 OTHER_WAYS: dict[str, tuple[str, str, Form]] = {
     "fp16": ("fp16", "ort", "program"),
-    "fp32, tensorrt": ("fp32", "tensorrt", "program"),
-    "fp16, tensorrt": ("fp16", "tensorrt", "program"),
-    "int4, tensorrt, step": ("int4", "tensorrt", "step"),
+    "fp32, standard": ("fp32", "standard", "program"),
+    "fp16, standard": ("fp16", "standard", "program"),
+    "int4, standard, step": ("int4", "standard", "step"),
     "int8, step": ("int8", "ort", "step"),
 }
 
@@ -163,7 +163,7 @@ def test_tensorrt_rtx_builds_an_engine(trained: Trained, form: Form, tmp_path: P
     if "tensorrt" in trained.case.cannot:
         pytest.skip("the family has no programs for TensorRT")
     place = tmp_path / "bundle"
-    trained.export(place, trained.target("fp16", "tensorrt"), form)
+    trained.export(place, trained.target("fp16", "standard"), form)
     assert lrkit("preflight", place, "--target", "rtx-pc") == 0
     add_engines(place, EngineTarget(kind="tensorrt-rtx", archs=("sm89",)))
     assert lrkit("validate", place) == 0

@@ -45,7 +45,7 @@ def deep_program(case: str, target: Target) -> tuple[LatentReasoner, Program]:
     return reasoner, build_program(Stack(source, dialect, limits(reasoner.settings), GEOMETRY), (EOS,), rows)
 
 
-USUAL = {"ort": ("one token", "soft mix", "routed twice in every layer"), "tensorrt": ("shared positions, routed",)}
+USUAL = {"ort": ("one token", "soft mix", "routed twice in every layer"), "standard": ("shared positions, routed",)}
 """What the default tests try."""
 
 

@@ -216,8 +216,8 @@ def test_weights_are_stored_once():
         ("ort", "int4", {"head": "int8", "embedding": "float"}),
         ("ort", "int4", {"head": "float"}),
         ("ort", "int8", {"vision": "int8"}),
-        ("tensorrt", "int4", {"vision": "int4"}),
-        ("tensorrt", "int8", {"head": "int4"}),
+        ("standard", "int4", {"vision": "int4"}),
+        ("standard", "int8", {"head": "int4"}),
     ],
 )
 def test_integers_compute_what_they_stand_for(dialect, precision, changes):

@@ -76,7 +76,7 @@ def test_weightings(dialect, weighting, slots):
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_weightings_in_one_mixed_token(weighting):
-    both({"replay": {"num_tokens": 5, "weighting": weighting, "formation": "soft_mix"}}, "tensorrt")
+    both({"replay": {"num_tokens": 5, "weighting": weighting, "formation": "soft_mix"}}, "standard")
 
 
 @pytest.mark.parametrize("dialect", ["ort", "standard"])
@@ -93,7 +93,7 @@ def test_more_tokens_are_mixed_than_the_cache_has_slots(dialect):
 @pytest.mark.parametrize("depth", [1, 2])
 def test_the_standard_dialects_gate_by_softmax(depth):
     routing = {"depth": depth, "alpha": 4, "gate": "softmax", "threshold": 0.1 if depth > 1 else 0.0}
-    both({"replay": {"num_tokens": 2, "weighting": "softmax"}, "routing": routing}, "tensorrt")
+    both({"replay": {"num_tokens": 2, "weighting": "softmax"}, "routing": routing}, "standard")
 
 
 def test_the_standard_dialect_has_no_softmax_of_a_vector():

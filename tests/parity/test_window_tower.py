@@ -123,7 +123,7 @@ def test_a_tower_with_nothing_but_windows(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_tower_in_half_precision(tmp_path: Path) -> None:
     tower = tower_of([2])
-    run = program_of(tower, "tensorrt", tmp_path, "fp16")
+    run = program_of(tower, "standard", tmp_path, "fp16")
     for sizes in (PICTURES["windows that are cut"], PICTURES["large beside small"]):
         ours, theirs = both(tower, run, sizes)
         assert np.abs(ours - theirs).max() < 2e-2 * np.abs(theirs).max()

@@ -116,3 +116,13 @@ def test_what_counts_as_a_bundle(own_bundle: Path, tmp_path: Path) -> None:
     assert is_bundle(own_bundle), "a bundle that lost its manifest is to be reported as such"
     assert not is_bundle(tmp_path)
     assert not is_bundle("tiny")
+
+
+def test_the_earlier_name_of_a_dialect_is_read() -> None:
+    """It was called tensorrt when nothing else read it."""
+    from lrkit.export.targets.target import Target
+
+    assert Target.model_validate({"dialect": "tensorrt"}).dialect == "standard"
+    assert Target.model_validate({"dialect": "standard"}).dialect == "standard"
+    with pytest.raises(ValueError, match="dialect"):
+        Target.model_validate({"dialect": "tensor"})

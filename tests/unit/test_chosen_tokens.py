@@ -96,8 +96,8 @@ def export(trained: Trained, moved: Sequence[int], place: Path, way: tuple[str, 
 WAYS: list[Any] = [
     ("fp32", "ort", "program"),
     *(pytest.param(way, marks=pytest.mark.slow) for way in (
-        ("fp16", "ort", "program"), ("int4", "ort", "program"), ("int4", "tensorrt", "step"),
-        ("fp32", "tensorrt", "program"), ("fp32", "ort", "step"),
+        ("fp16", "ort", "program"), ("int4", "ort", "program"), ("int4", "standard", "step"),
+        ("fp32", "standard", "program"), ("fp32", "ort", "step"),
     )),
 ]  # fmt: skip
 

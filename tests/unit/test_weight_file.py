@@ -67,7 +67,7 @@ def parts(dialect: str, precision: str, weights: WeightFile | None) -> tuple[Sta
     return Stack(source, write, limits(SETTINGS), GEOMETRY), tower, watched
 
 
-@pytest.mark.parametrize(("dialect", "precision"), [("ort", "int4"), ("tensorrt", "int4"), ("ort", "fp16")])
+@pytest.mark.parametrize(("dialect", "precision"), [("ort", "int4"), ("standard", "int4"), ("ort", "fp16")])
 def test_one_matrix_is_alive_at_a_time_and_each_is_read_once(dialect, precision, tmp_path):
     stack, tower, watched = parts(dialect, precision, WeightFile(tmp_path, "data", in_memory=0))
     gc.disable()  # what only the collector would free counts as held
@@ -108,7 +108,7 @@ def test_a_streamed_program_holds_what_another_holds_in_memory(dialect, precisio
 
 def test_steps_share_what_was_streamed(tmp_path):
     weights = WeightFile(tmp_path, "latent.onnx.data", in_memory=0)
-    stack, tower, watched = parts("tensorrt", "int4", weights)
+    stack, tower, watched = parts("standard", "int4", weights)
     files, data = save_steps(build_steps(stack, tower), tmp_path, "latent", weights)
     assert set(watched.reads.values()) == {1}
     places = {
@@ -155,7 +155,7 @@ def test_a_weight_is_unpacked_where_it_is_used(tmp_path):
     """ONNX Runtime runs nodes in an order that follows from the file's: with each DequantizeLinear behind the node that
     makes its operand, the float values of all layers were in memory at once (500 million weights: 5.0 GB; 2.2 since).
     A session's profile has the nodes in the order in which they ran."""
-    stack, tower, _ = parts("tensorrt", "int4", None)
+    stack, tower, _ = parts("standard", "int4", None)
     model = build_program(stack, [EOS], tower).model
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # which rename nodes
