@@ -7,7 +7,7 @@ import typer
 
 from lrkit.cli.shared.console import beside_json, err, out
 from lrkit.cli.shared.export_engines import engines_into_bundle, print_engines
-from lrkit.cli.shared.export_subject import check_samples, open_subject
+from lrkit.cli.shared.export_subject import check_samples, open_subject, part_changes
 from lrkit.cli.shared.export_tables import proofs, sizes
 from lrkit.cli.shared.export_target import Arch, Changes, FormName, Int4, check_form, load_target, script_path
 from lrkit.cli.shared.options import Download, dry_run_option
@@ -34,6 +34,8 @@ Examples:
     lrkit export my-checkpoint --int4 --samples 5 --allow-unproven -o draft
 
     lrkit export random:qwen2-vl-2b --int4 int4.vision=int4 -o two-billion
+
+    lrkit export random:qwen2-vl-2b --int4 model.replay.num_tokens=8 -o fewer-replayed
 
     lrkit export tiny --engine tensorrt-rtx --arch sm89,sm120 -o pc
 
@@ -87,7 +89,8 @@ def export(
         return engines_into_bundle(Path(model), wanted, script_path(script), None, json_file)
     if random_shape(model) is not None and data is not None:
         raise UserError(f"{model} is checked on a picture of its own; leave --data out")
-    name, asked = load_target(target, int4, overrides or [], engine, arch)
+    changes, settings = part_changes(model, overrides or [])
+    name, asked = load_target(target, int4, changes, engine, arch)
     if engine is not None and script is None and asked.engine is not None:
         from lrkit.export.tensorrt.jobs import plan_engines
 
@@ -95,12 +98,13 @@ def export(
     options: dict[str, Any] = {"form": form, "baselines": baselines, "force": force, "script": script_path(script)}
     options["allow_unproven"] = allow_unproven
     if dry_run:
-        return _dry_run((model, data, samples), output, name, asked, options, json_file)
-    _export((model, data, samples), output, name, asked, options, json_file)
+        return _dry_run((model, data, samples), settings, output, name, asked, options, json_file)
+    _export((model, data, samples), settings, output, name, asked, options, json_file)
 
 
 def _dry_run(
     what: tuple[str, str | None, int | None],
+    settings: list[str],
     output: Path | None,
     name: str,
     target: "Target",
@@ -112,7 +116,7 @@ def _dry_run(
         require(package, "export")
     from lrkit.export.dry_run import plan_export
 
-    subject, samples, called = open_subject(*what, target)
+    subject, samples, called = open_subject(*what, target, settings)
     place = output or Path(f"{called}-{name}")
     given = {key: options[key] for key in ("baselines", "force", "allow_unproven")}
     plan = plan_export(subject, place, target, samples, **given, say=err(soft_wrap=True).print)
@@ -130,6 +134,7 @@ def _dry_run(
 
 def _export(
     what: tuple[str, str | None, int | None],
+    settings: list[str],
     output: Path | None,
     name: str,
     target: "Target",
@@ -142,7 +147,7 @@ def _export(
 
     if output is not None:
         refuse_taken(output, options["force"])  # before a shape or many samples are read
-    subject, samples, called = open_subject(*what, target)
+    subject, samples, called = open_subject(*what, target, settings)
     place = output or Path(f"{called}-{name}")
     refused: EnginesRefused | None = None
     try:

@@ -28,10 +28,10 @@ from lrkit.cli.shared.profiling import (
     SuiteName,
     choose_models,
     choose_suite,
-    is_random,
     measure,
     models_and_values,
     refuse_held,
+    usual_suite,
     where_to_run,
 )
 from lrkit.cli.shared.tables import json_option
@@ -51,6 +51,8 @@ Examples:
     lrkit profile tiny --plan jetson-orin-nx-16gb --plan h100-sxm
 
     lrkit profile random:smolvlm-256m --dtype bfloat16
+
+    lrkit profile two-billion samples.0.picture=[896,448] --runs latent,cot
 
     lrkit profile random:qwen2-vl-2b --suite gpu-shape --device cuda --cuda-graphs
 """
@@ -87,8 +89,7 @@ def profile(
     conditions = [parse_condition(text) for text in fail_if or []]
     check_writable(output, folder=True)
     models, changes = models_and_values(words)
-    named = suite or ("2b-shape" if is_random(models) else "smoke")
-    asked = choose_suite(named, changes, runs, data, models)
+    asked = choose_suite(suite or usual_suite(models, "smoke"), changes, runs, data, models)
     place = where_to_run(device, dtype, engine, engine_option, provider, threads, cuda_graphs, attention)
     found = measure(choose_models(models, place), asked, plan or [])
     save_and_show(found, output, json_file)

@@ -29,10 +29,10 @@ from lrkit.cli.shared.profiling import (
     SuiteName,
     choose_models,
     choose_suite,
-    is_random,
     measure,
     models_and_values,
     refuse_held,
+    usual_suite,
     where_to_run,
 )
 from lrkit.cli.shared.tables import json_option
@@ -98,7 +98,7 @@ def sweep(
         raise UserError("no setting to try was named; give one with its values, as in threads=1,2")
     if write_choice:
         check_choice(models, axes)
-    asked = choose_suite(suite or ("2b-shape" if is_random(models) else "sweep"), changes, runs, data, models)
+    asked = choose_suite(suite or usual_suite(models, "sweep"), changes, runs, data, models)
     place = where_to_run(device, dtype, engine, engine_option, provider, threads, cuda_graphs, attention)
     found = measure(choose_models(models, place), asked, plan or [], axes)
     save_and_show(found, output, json_file)

@@ -11,13 +11,14 @@ the values that the program's integers stand for, and the comparison shows a wro
 """
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from lrkit.config import load_config
 from lrkit.contract.bundle.manifest import Role
 from lrkit.contract.sample import Sample
 from lrkit.contract.settings import ReasonerSettings, ThinkSettings
@@ -41,6 +42,17 @@ CHECK_TOKENS = 8
 SETTINGS = ReasonerSettings(think=ThinkSettings(halting="fixed"))
 
 
+def shape_settings(changes: Sequence[str]) -> ReasonerSettings:
+    """Those of a shape with `changes`, such as "replay.num_tokens=8", by dotted path.
+
+    Raises:
+        ConfigError: there is no such setting, or its value is wrong.
+    """
+    values = SETTINGS.model_dump(mode="json")
+    values["distill"]["weight"] = 0.0  # serves training alone, and settings without replay may not have it
+    return load_config(ReasonerSettings, values, changes, label="model") if changes else SETTINGS
+
+
 class RandomWeights:
     """Weights by their names in transformers; equal for equal names and shapes."""
 
@@ -61,10 +73,10 @@ class RandomWeights:
 class ShapeOrigin:
     """A model with a shape's sizes; `target` says what the program rounds."""
 
-    settings = SETTINGS
-
-    def __init__(self, shape: Shape, processor: Processor, target: Target) -> None:
-        self.shape, self.target = shape, target
+    def __init__(
+        self, shape: Shape, processor: Processor, target: Target, settings: ReasonerSettings = SETTINGS
+    ) -> None:
+        self.shape, self.target, self.settings = shape, target, settings
         self.image_id, self.latent_id = processor.image_id, processor.latent_id
         self.config = shape_config(shape)
         self.reader = reader_of(shape.family)
@@ -153,9 +165,9 @@ class ShapeSubject:
         "the weights are random, so no answer is right; torch held the values that the program's integers stand for"
     )
 
-    def __init__(self, name: str, target: Target) -> None:
-        """`name` is one of `lrkit ls shape`, or a JSON file."""
-        self.shape, self.target = load_shape(name), target
+    def __init__(self, name: str, target: Target, settings: ReasonerSettings = SETTINGS) -> None:
+        """`name` is one of `lrkit ls shape`, or a JSON file; `settings` are those of its latent steps."""
+        self.shape, self.target, self.settings = load_shape(name), target, settings
         self.asked, self.name = name, Path(name).stem
         self.processor = shape_processor(self.shape)
         told = self.shape.model_dump(mode="json", include={"family", "description", "source", "picture", "note"})
@@ -163,7 +175,7 @@ class ShapeSubject:
 
     def origins(self, baselines: bool) -> dict[Role, Origin]:
         """One latent reasoner: random weights have no baselines."""
-        return {"latent": ShapeOrigin(self.shape, self.processor, self.target)}
+        return {"latent": ShapeOrigin(self.shape, self.processor, self.target, self.settings)}
 
     def samples(self, count: int) -> list[Sample]:
         """Questions about a grey picture of the shape's size; random weights have no right answer to them."""

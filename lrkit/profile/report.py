@@ -18,7 +18,7 @@ from lrkit.profile.ceilings.devices import load_sheet, plan
 from lrkit.profile.ceilings.rates import MeasuredRates, measure_rates
 from lrkit.profile.ceilings.roofline import Work, ceilings, phase_work
 from lrkit.profile.judge.statistics import COUNTERS, compare_runs, summarize_run
-from lrkit.profile.measure.cases import Case, Cases, Model
+from lrkit.profile.measure.cases import Case, Cases, Model, ended_early
 from lrkit.profile.measure.meters import clock_cost, machine_state
 from lrkit.profile.measure.rounds import Session
 from lrkit.profile.measure.suite import Suite
@@ -51,7 +51,7 @@ class Context:
 def build_report(context: Context, session: Session) -> Report:
     """Everything, as plain JSON values."""
     cases = context.cases.cases
-    runs = [_run(case, session) for case in cases]
+    runs = [_run(case, session, context.suite) for case in cases]
     counted = {case.id: case.engine.counts() for case in cases}
     rates = _rates(context.models, cases, counted)
     work = {run["id"]: _work(counted[run["id"]], run["summary"]) for run in runs}
@@ -137,7 +137,12 @@ def figures(report: Report) -> dict[str, dict[str, float | int | None]]:
     return found
 
 
-def _run(case: Case, session: Session) -> Report:
+def _note(case: Case, suite: Suite, spoken: Sequence[int | None]) -> str | None:
+    said = [text for text in (case.note, ended_early(case, suite, spoken)) if text]
+    return "; ".join(said) or None
+
+
+def _run(case: Case, session: Session, suite: Suite) -> Report:
     rows, source = session.rows[case.id], case.engine.phases
     differences = session.differences.get(case.id, [])
     return {
@@ -146,7 +151,7 @@ def _run(case: Case, session: Session) -> Report:
         "mode": case.options.mode,
         "settings": case.settings.model_dump(mode="json"),
         "threads": case.threads,
-        "note": case.note,
+        "note": _note(case, suite, [row.spoken_tokens for row in rows]),
         "summary": summarize_run(rows, source, differences),
         "ceilings": None,
         "differences": differences,

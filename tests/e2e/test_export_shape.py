@@ -62,6 +62,33 @@ def test_an_int4_bundle_of_a_shape(shape, tmp_path, tied, capsys):
     assert set(first["ceilings"]) == {"vision", "prefill", "think", "speak"}
 
 
+def test_bundles_of_a_shape_are_profiled_at_forced_lengths(shape, tmp_path, capsys):
+    """The suite for shapes once refused every bundle. Two numbers of replayed tokens are two bundles, asked by turns,
+    about a picture of the size that was asked for."""
+    for number in (0, 3):
+        changes = (f"model.replay.num_tokens={number}", "limits.max_new_tokens=12")
+        place = tmp_path / f"k{number}"
+        asked = ("export", f"random:{shape}", *changes, "--samples", "0", "--allow-unproven", "-o", place)
+        assert lrkit(*asked) == 0, capsys.readouterr().err
+    forced = ("forced.cot_tokens=9", "forced.answer_tokens=3", "samples.0.picture=[40,32]", "repeats=1")
+    assert lrkit("profile", tmp_path / "k0", tmp_path / "k3", *forced, "-o", tmp_path / "p") == 0
+    report = json.loads((tmp_path / "p" / "report.json").read_text())
+    rows = {run["id"]: run["rows"][0] for run in report["runs"]}
+    assert {name: (row["latent_steps"], row["spoken_tokens"], row["replayed_tokens"]) for name, row in rows.items()} == {
+        "k0/latent": (4, 3, 0), "k0/cot": (0, 12, 0), "k0/direct": (0, 3, 0),
+        "k3/latent": (4, 3, 12), "k3/cot": (0, 12, 0), "k3/direct": (0, 3, 0),
+    }  # fmt: skip
+    assert {row["patches"] for row in rows.values()} == {192}, (
+        "not the 160 of the shape's own picture; the processor enlarges a small one"
+    )
+    assert all("replay built in" in one["reason"] for one in report["skipped"] if one["run"] == "k3/no-replay")
+    capsys.readouterr()
+    assert lrkit("profile", tmp_path / "k0", *forced, "samples.0.data=trail:main", "-o", tmp_path / "q") == 2
+    assert "picture is for data shape" in capsys.readouterr().err
+    assert lrkit("export", "tiny", "model.replay.num_tokens=3", "-o", tmp_path / "t") == 2
+    assert "is for random:SHAPE, and tiny" in capsys.readouterr().err
+
+
 def test_random_weights_are_the_same_for_every_reader():
     shapes = {"a.weight": (6, 5), "b.weight": (6, 5), "norm.weight": (5,), "a.bias": (5,)}
     one, other = RandomWeights(shapes), RandomWeights(shapes)

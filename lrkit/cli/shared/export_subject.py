@@ -1,5 +1,6 @@
 """What `lrkit export` exports, a checkpoint or random:SHAPE, and the samples that it is checked on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from lrkit.export.subject import Subject
     from lrkit.export.targets.target import Target
 
+MODEL = "model."
+"""Begins a change of the settings of random:SHAPE; the others change the target."""
 MOST_SAMPLES = 100_000
 """Each is answered twice: more would take days."""
 
@@ -23,18 +26,32 @@ def check_samples(count: int | None, allow_unproven: bool) -> None:
         raise UserError(f"--samples is {count}; give 1 to {MOST_SAMPLES:,}")
 
 
-def open_subject(
-    name: str, data: str | None, samples: int | None, target: "Target"
-) -> "tuple[Subject, list[Sample], str]":
-    """(what is exported, samples, name of a bundle).
+def part_changes(name: str, changes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Changes of the target, and those of the settings of random:SHAPE, which begin with "model." and come without it.
 
     Raises:
-        CheckpointError, DataError, UnknownNameError, ConfigError: no such checkpoint, data or shape.
+        UserError: some for a model that has its settings.
+    """
+    own = [text.removeprefix(MODEL) for text in changes if text.startswith(MODEL)]
+    if own and random_shape(name) is None:
+        raise UserError(
+            f"{MODEL}{own[0]} is for random:SHAPE, and {name} was trained with settings of its own; leave it out"
+        )
+    return [text for text in changes if not text.startswith(MODEL)], own
+
+
+def open_subject(
+    name: str, data: str | None, samples: int | None, target: "Target", settings: Sequence[str] = ()
+) -> "tuple[Subject, list[Sample], str]":
+    """(what is exported, samples, name of a bundle). `settings` are changes of those of a shape.
+
+    Raises:
+        CheckpointError, DataError, UnknownNameError, ConfigError: no such checkpoint, data, shape or setting.
     """
     if (shape := random_shape(name)) is not None:
-        from lrkit.export.shape import ShapeSubject
+        from lrkit.export.shape import ShapeSubject, shape_settings
 
-        drawn = ShapeSubject(shape, target)
+        drawn = ShapeSubject(shape, target, shape_settings(settings))
         return drawn, drawn.samples(1 if samples is None else samples), drawn.name
     from lrkit.data.sources import load_samples
     from lrkit.export.subject import CheckpointSubject

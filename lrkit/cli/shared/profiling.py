@@ -52,6 +52,21 @@ def choose_suite(name: str, changes: Sequence[str], runs: str, data: str | None,
     return load_suite(name, [*asked, *changes], only)
 
 
+def usual_suite(models: Sequence[str], otherwise: str) -> str:
+    """The suite where none is named: that of shapes for random:SHAPE and for bundles of it, else `otherwise`.
+
+    Raises:
+        UserError: as `is_random`.
+    """
+    from lrkit.contract.bundle.bundle_folder import is_bundle, open_bundle
+    from lrkit.profile.measure.shape_questions import shape_behind
+
+    if is_random(models):
+        return "2b-shape"
+    made = [is_bundle(model) and shape_behind(open_bundle(model).manifest) is not None for model in models]
+    return "2b-shape" if made and all(made) else otherwise
+
+
 def is_random(models: Sequence[str]) -> bool:
     """Is it the one model of a shape with random weights?
 

@@ -14,6 +14,7 @@ from lrkit.contract.attention import Attention
 from lrkit.contract.generated import Mode
 from lrkit.errors import UserError
 from lrkit.profile.measure.meters import MemoryMeter
+from lrkit.profile.measure.shape_questions import shape_behind
 from lrkit.profile.measure.suite import RunSettings, Suite
 from lrkit.runtime.engines.common.protocol import AskOptions, Engine
 from lrkit.runtime.engines.common.stopping import Stop
@@ -120,7 +121,13 @@ def open_model(choice: ModelChoice, name: str) -> Model:
         reasoner = Reasoner.from_checkpoint(*given, attention=kernels)
     seconds, after = time.perf_counter() - started, memory.resident()
     grown = after - before if after is not None and before is not None else None
-    return Model(choice, name, reasoner, seconds, grown)
+    return Model(choice, name, reasoner, seconds, grown, _is_of_shape(reasoner))
+
+
+def _is_of_shape(reasoner: Reasoner) -> bool:
+    """Whether it is a bundle of random:SHAPE, whose weights end no answer but by chance."""
+    bundle = reasoner.engine.bundle
+    return bundle is not None and shape_behind(bundle.manifest) is not None
 
 
 def _open_bundle(choice: ModelChoice, threads: int | None) -> Reasoner:
@@ -151,7 +158,7 @@ def make_cases(models: Sequence[Model], suite: Suite) -> Cases:
                 continue
             reasoner, note = _asked(model, run)
             threads = run.threads or model.choice.threads or reasoner.engine.threads
-            made.append(Case(name, index, run, reasoner, _options(run, suite), threads, note))
+            made.append(Case(name, index, run, reasoner, _options(run, suite, reasoner.engine), threads, note))
     if not made:
         raise UserError(f"no run is left to measure ({'; '.join(s['reason'] for s in skipped)}); name other runs")
     return Cases(made, skipped)
@@ -163,7 +170,8 @@ def patient(engine: Engine, options: AskOptions) -> AskOptions:
     return options if seconds is None else replace(options, stop=Stop.within(seconds))
 
 
-def _options(run: RunSettings, suite: Suite) -> AskOptions:
+def _options(run: RunSettings, suite: Suite, engine: Engine) -> AskOptions:
+    """A program cannot be told to go on past an end token; random weights say one by chance alone (`ended_early`)."""
     forced, most = suite.forced, run.max_new_tokens or suite.max_new_tokens
     if not forced.any:
         return AskOptions(run.mode, most, run.max_latent_steps, run.halting)
@@ -173,7 +181,16 @@ def _options(run: RunSettings, suite: Suite) -> AskOptions:
     if forced.answer_tokens is None:
         return AskOptions(run.mode, most, steps, halting)
     spoken = forced.answer_tokens + ((forced.cot_tokens or 0) if run.mode == "cot" else 0)
-    return AskOptions(run.mode, spoken, steps, halting, ignore_end=True)
+    return AskOptions(run.mode, spoken, steps, halting, ignore_end=engine.bundle is None)
+
+
+def ended_early(case: Case, suite: Suite, spoken: Sequence[int | None]) -> str | None:
+    """What a reader must know where answers are shorter than they were forced to be."""
+    wanted = case.options.max_new_tokens
+    if suite.forced.answer_tokens is None or wanted is None:
+        return None
+    short = sum(count is not None and count < wanted for count in spoken)
+    return f"{short} of {len(spoken)} answers ended before their {wanted} tokens" if short else None
 
 
 def _why_not(model: Model, run: RunSettings, suite: Suite) -> str | None:
@@ -181,8 +198,8 @@ def _why_not(model: Model, run: RunSettings, suite: Suite) -> str | None:
     bundle = engine.bundle is not None
     if run.mode not in engine.modes:
         return f"the model has no latents, so it cannot be asked in the mode {run.mode}"
-    if bundle and suite.forced.answer_tokens is not None:
-        return "a bundle ends its answers itself; lengths of speech can be forced on checkpoints only"
+    if bundle and suite.forced.answer_tokens is not None and not model.random_weights:
+        return "a trained bundle ends its answers itself; lengths are forced on checkpoints and bundles of random:SHAPE"
     if run.routing_depth == 0 and settings.routing.depth == 0:
         return "the model does not route, so this is the run without the change"
     if run.routing_depth and run.routing_depth != settings.routing.depth and not model.random_weights:
@@ -197,8 +214,8 @@ def _why_not(model: Model, run: RunSettings, suite: Suite) -> str | None:
         return "CUDA graphs of a bundle are chosen by --engine-option"
     if run.replay_tokens == 0 and settings.replay.num_tokens == 0:
         return "the model does not replay, so this is the run without the change"
-    if run.routing_depth == 0 and bundle:
-        return "a bundle has its routing built in; profile its checkpoint, or export a bundle without"
+    if run.routing_depth is not None and bundle and run.routing_depth != settings.routing.depth:
+        return "a bundle has its routing built in; profile its checkpoint, or export one bundle for each depth"
     alone = run.model_copy(update={"name": "x"}) == RunSettings(name="x", mode="latent", halting="fixed")
     if alone and settings.think.halting == "fixed":
         return "the model always takes its fixed number of steps, so this is the run without the change"

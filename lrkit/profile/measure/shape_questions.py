@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.contract.bundle.bundle_folder import is_bundle, open_bundle
+from lrkit.contract.bundle.manifest import Manifest
 from lrkit.contract.sample import Sample
 from lrkit.data.shapes import load_shape, shape_samples
 from lrkit.errors import UserError
-from lrkit.profile.measure.suite import Suite
+from lrkit.profile.measure.suite import SHAPE, Suite
 from lrkit.resources import random_shape
-
-SHAPE = "shape"
-"""The sample set of a suite for shapes."""
 
 
 def shape_questions(model: str, suite: Suite) -> list[Sample] | None:
@@ -26,22 +24,23 @@ def shape_questions(model: str, suite: Suite) -> list[Sample] | None:
         UnknownNameError, ConfigError: no such shape.
     """
     count = sum(chosen.count for chosen in suite.samples)
+    asked = next((chosen.picture for chosen in suite.samples if chosen.picture is not None), None)
     if (name := random_shape(model)) is not None:
-        return shape_samples(Path(name).stem, load_shape(name).picture, count)
+        return shape_samples(Path(name).stem, asked or load_shape(name).picture, count)
     if any(chosen.data != SHAPE for chosen in suite.samples):
         return None
-    picture = _picture(open_bundle(model).manifest.provenance) if is_bundle(model) else None
+    picture = shape_behind(open_bundle(model).manifest) if is_bundle(model) else None
     if picture is None:
         raise UserError(
             f"the suite asks about the picture of a shape, and {model} is none; give random:SHAPE, a bundle that was "
             "exported from it, or another suite"
         )
-    return shape_samples(Path(model).stem, picture, count)
+    return shape_samples(Path(model).stem, asked or picture, count)
 
 
-def _picture(provenance: Any) -> Sequence[int] | None:
-    """Width and height that the shape behind a bundle named; older bundles have it under another name."""
-    shape: Any = provenance
+def shape_behind(manifest: Manifest) -> Sequence[int] | None:
+    """Width and height that the shape behind a bundle named, older bundles under another name; None: there is none."""
+    shape: Any = manifest.provenance
     for key in ("checkpoint", "shape"):
         shape = shape.get(key) if isinstance(shape, dict) else None
     size = shape.get("picture", shape.get("image_size")) if isinstance(shape, dict) else None

@@ -4,7 +4,7 @@ Place in the pipeline: a suite's name -> `load_suite` -> cases.py makes one case
 """
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,10 @@ from lrkit.config import Config, load_config
 from lrkit.contract.generated import Mode
 from lrkit.errors import UserError, did_you_mean
 from lrkit.resources import find_suite
+
+SHAPE = "shape"
+"""The sample set for shapes."""
+PictureSide = Annotated[int, Field(ge=1, le=8192)]
 
 
 class SampleSet(Config):
@@ -24,6 +28,14 @@ class SampleSet(Config):
     """Samples taken from it."""
     seed: int = Field(default=0, ge=0)
     """Seed of the pictures drawn from a trail set."""
+    picture: tuple[PictureSide, PictureSide] | None = None
+    """Of the set shape: width and height in pixels, where they are not the shape's own."""
+
+    @model_validator(mode="after")
+    def _pictures_of_a_shape(self) -> Self:
+        if self.picture is not None and self.data != SHAPE:
+            raise ValueError(f"picture is for data {SHAPE}, and the data are {self.data}; leave it out")
+        return self
 
 
 class RunSettings(Config):
