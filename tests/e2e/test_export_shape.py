@@ -74,7 +74,8 @@ def test_bundles_of_a_shape_are_profiled_at_forced_lengths(shape, tmp_path, caps
     assert lrkit("profile", tmp_path / "k0", tmp_path / "k3", *forced, "-o", tmp_path / "p") == 0
     report = json.loads((tmp_path / "p" / "report.json").read_text())
     rows = {run["id"]: run["rows"][0] for run in report["runs"]}
-    assert {name: (row["latent_steps"], row["spoken_tokens"], row["replayed_tokens"]) for name, row in rows.items()} == {
+    counted = ("latent_steps", "spoken_tokens", "replayed_tokens")
+    assert {name: tuple(row[key] for key in counted) for name, row in rows.items()} == {
         "k0/latent": (4, 3, 0), "k0/cot": (0, 12, 0), "k0/direct": (0, 3, 0),
         "k3/latent": (4, 3, 12), "k3/cot": (0, 12, 0), "k3/direct": (0, 3, 0),
     }  # fmt: skip
