@@ -27,8 +27,8 @@ AttentionOption = Annotated[
         rich_help_panel=WHERE,
     ),
 ]
-Engine = Annotated[str | None, where("Bundles: onnxruntime, tensorrt-rtx or tensorrt.")]
-EngineOption = Annotated[list[str] | None, where("TensorRT: KEY=VALUE, as device=1; repeat.")]
+Engine = Annotated[str | None, where("Bundles: onnxruntime, openvino, tensorrt-rtx or tensorrt.")]
+EngineOption = Annotated[list[str] | None, where("Of the engine: KEY=VALUE, as device=GPU; repeat.")]
 Provider = Annotated[str | None, where("ONNX Runtime: cpu, cuda, tensorrt, ...")]
 Threads = Annotated[int | None, where("CPU threads of one operator.", min=1)]
 CudaGraphs = Annotated[

@@ -20,14 +20,15 @@ ENGINES: Registry[EngineRow] = Registry(
     "engine",
     {
         "onnxruntime": "lrkit.runtime.engines.onnxruntime.row:ROW",
+        "openvino": "lrkit.runtime.engines.openvino.row:ROW",
         "tensorrt-rtx": "lrkit.runtime.engines.tensorrt.row:RTX",
         "tensorrt": "lrkit.runtime.engines.tensorrt.row:STANDARD",
         "torch": "lrkit.runtime.engines.torch.row:ROW",
     },
     EngineRow,
 )
-"""onnxruntime runs every bundle, tensorrt-rtx and tensorrt the engines that `lrkit engines` or an export put into one,
-torch checkpoints."""
+"""onnxruntime runs every bundle, openvino those of the dialect standard, tensorrt-rtx and tensorrt the engines that
+`lrkit engines` or an export put into one, torch checkpoints."""
 FOR_BUNDLES, FOR_CHECKPOINTS = "onnxruntime", "torch"
 """What runs them where no engine is named."""
 

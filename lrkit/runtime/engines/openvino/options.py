@@ -1,0 +1,52 @@
+"""How OpenVINO runs programs: what a caller may choose, and the properties that come of it. Torch-free.
+
+Place in the pipeline: `--engine-option`, `engine_options` -> `OpenVinoOptions` -> engine.py.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from lrkit.config import Config
+from lrkit.cores import find_cores
+from lrkit.runtime.engines.openvino.library import core
+
+Precision = Literal["auto", "f32", "bf16", "f16"]
+
+
+class OpenVinoOptions(Config):
+    """How programs are run."""
+
+    device: str = "CPU"
+    """CPU, GPU, GPU.1, NPU, AUTO, ...: OpenVINO's names."""
+    precision: Precision = "auto"
+    """Number type of the products of floats. auto: the one in which the export proved the program equal to torch on
+    OpenVINO; of a bundle that was made for another engine, the one that it is written in."""
+    threads: int | None = Field(default=None, ge=1)
+    """Of one answer, on a CPU; None: as many as the process may use (lrkit/cores.py)."""
+    properties: dict[str, str | bool | int | float] = {}
+    """OpenVINO's own properties, by its names, as NUM_STREAMS; they come before all others."""
+
+
+def properties(options: OpenVinoOptions, device: str, precision: str) -> dict[str, Any]:
+    """What a program is compiled with. Defaults that a device does not know are left out; what was asked for is not."""
+    cores = options.threads or find_cores().threads
+    wanted: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": cores,
+        # Pinned threads of two processes wait for the same cores while others are idle.
+        "ENABLE_CPU_PINNING": False,
+    }
+    asked = {"INFERENCE_PRECISION_HINT"} if options.precision != "auto" else set[str]()
+    asked |= {"INFERENCE_NUM_THREADS"} if options.threads is not None else set()
+    known = supported(device)
+    return {**{key: value for key, value in wanted.items() if key in known or key in asked}, **options.properties}
+
+
+def supported(device: str) -> frozenset[str]:
+    """Names of the properties that a device knows; none where it does not say."""
+    try:
+        return frozenset(str(name) for name in core().get_property(device, "SUPPORTED_PROPERTIES"))
+    except RuntimeError:
+        return frozenset()
