@@ -12,6 +12,7 @@ from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import GraphName, ProgramEntry, Role
 from lrkit.contract.schemes import computed_in
 from lrkit.errors import BundleError, UserError
+from lrkit.runtime.engines.openvino.brake import add_brake
 from lrkit.runtime.engines.openvino.graph import OvGraph
 from lrkit.runtime.engines.openvino.library import check_device, core, said
 from lrkit.runtime.engines.openvino.options import OpenVinoOptions, properties
@@ -45,8 +46,10 @@ class OpenVinoSessions(ProgramSessions):
             raise BundleError(
                 f"{path}: is not the program that bundle.json declares ({found[0]}); copy the bundle again"
             )
+        # Other devices hold a copy of their inputs, in which nothing can be set while they run.
+        brake = self.place == "cpu" and add_brake(model)
         compiled = self._compile(model, device, path, self.precision)
-        return OvGraph(compiled, path, [one.name for one in spec.inputs])
+        return OvGraph(compiled, path, [one.name for one in spec.inputs], brake)
 
     @property
     def precision(self) -> str:

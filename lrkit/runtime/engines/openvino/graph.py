@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 
 from lrkit.errors import BundleError
-from lrkit.runtime.engines.common.stopping import current
+from lrkit.runtime.engines.common.stopping import Running, current
+from lrkit.runtime.engines.openvino.brake import Brake
 from lrkit.runtime.engines.openvino.library import load_library, said
+
+_LOOK_SEC = 0.02  # how often a run that waits for its turn looks whether it is to end
 
 
 @dataclass(frozen=True)
@@ -41,44 +44,69 @@ def port(found: Any, name: str | None = None) -> Port:
 
 
 class OvGraph:
-    """A compiled graph. May be run by several threads at once: each run takes an idle request, or makes one."""
+    """A compiled graph. May be run by several threads at once, as many as OpenVINO has streams; others wait."""
 
-    def __init__(self, compiled: Any, path: Path, inputs: Sequence[str]) -> None:
+    def __init__(self, compiled: Any, path: Path, inputs: Sequence[str], brake: bool) -> None:
+        """`brake`: the graph has one, as its last input."""
         self.compiled = compiled
         self._path, self._inputs = path, inputs
-        self._idle: list[Any] = []
-        self._lock = threading.Lock()
+        self._brake_place = len(compiled.inputs) - 1 if brake else None
+        self._idle: list[tuple[Any, Brake]] = []
+        self._streams = threading.Semaphore(max(1, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))))
         self._tensor = load_library().Tensor
 
     def run(self, output_names: Sequence[str], input_feed: Mapping[str, Any], /) -> list[Any]:
-        """The outputs of those names, in that order. What ends the thread's `Running` ends it.
+        """The outputs of those names, in that order. What ends the thread's `Running` ends it: between two nodes, or
+        two iterations of a loop.
 
         Raises:
             BundleError: the program fails on these inputs.
             TimeoutExceeded, Cancelled: it was ended.
         """
         running = current()
-        while True:
-            request = self._take()
-            running.ends_by(request.cancel)
+        while not self._streams.acquire(timeout=_LOOK_SEC):
+            running.check()
+        try:
+            while True:
+                found = self._run(output_names, input_feed, running)
+                if found is not None:
+                    return found
+        finally:
+            self._streams.release()
+
+    def _run(self, names: Sequence[str], feed: Mapping[str, Any], running: Running) -> list[Any] | None:
+        """None where a signal ended it whose handler did not raise: then it is to be repeated."""
+        request, brake = self._take()
+        # Shared with OpenVINO, not copied, so they must live as long as the run.
+        given = {name: np.asarray(feed[name], order="C") for name in self._inputs}
+        with brake.released() as pull:
+            running.ends_by(pull)
             try:
-                feed = {name: np.asarray(input_feed[name], order="C") for name in self._inputs}
-                for name, array in feed.items():
+                for name, array in given.items():
                     request.set_tensor(name, self._tensor(array, shared_memory=array.size > 0))
                 request.infer()
-                # Copied, as the next run writes where they lie.
-                found = [np.array(request.get_tensor(name).data) for name in output_names]
             except Exception as error:  # OpenVINO raises RuntimeError, and its binding others
-                running.check()
-                if running.was_interrupted():
-                    continue
+                if brake.pulled:
+                    return _ended(running)
                 raise BundleError(
                     f"{self._path}: OpenVINO cannot run it ({said(error)}); copy the bundle again, or ask for less"
                 ) from error
-            with self._lock:
-                self._idle.append(request)
-            return found
+            if brake.pulled:
+                return _ended(running)
+            # Copied, as the next run writes where they lie.
+            found = [np.array(request.get_tensor(name).data) for name in names]
+        self._idle.append((request, brake))  # lists are thread-safe
+        return found
 
-    def _take(self) -> Any:
-        with self._lock:
-            return self._idle.pop() if self._idle else self.compiled.create_infer_request()
+    def _take(self) -> tuple[Any, Brake]:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            request = self.compiled.create_infer_request()
+            return request, Brake(request, self._brake_place)
+
+
+def _ended(running: Running) -> None:
+    """What ended it is raised."""
+    running.check()
+    running.was_interrupted()
