@@ -8,14 +8,16 @@ unless the field says otherwise.
 """
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from lrkit.config import Config
 from lrkit.contract.weightings import known_weighting
 
 SCHEMA_VERSION = 1
+_SHARES = 1000
+"""A share of tokens is counted in this many parts."""
 
 
 class ThinkSettings(Config):
@@ -95,6 +97,34 @@ class RoutingSettings(Config):
         return round(self.alpha_end + swing * (1 + math.cos(math.pi * layer / (num_layers - 1))))
 
 
+class PruneSettings(Config):
+    """Visual-token pruning: behind one layer of the prompt, only the most salient visual tokens go on."""
+
+    after_layer: int | None = Field(default=None, ge=0)
+    """n: behind this layer, counted from 0, the others leave; null prunes nothing."""
+    keep: float = Field(default=0.5, ge=1 / _SHARES, le=1.0)
+    """Share of a prompt's visual tokens that stay, to a thousandth and rounded up to a token; 1 prunes nothing."""
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is pruned."""
+        return self.after_layer is not None and self.share < _SHARES
+
+    @property
+    def share(self) -> int:
+        """`keep` in thousandths: torch and programs count with whole numbers, so that both keep as many."""
+        return round(self.keep * _SHARES)
+
+    def problem(self, num_layers: int) -> str | None:
+        """What is wrong with `after_layer` in a model of so many layers."""
+        if not self.active or (self.after_layer or 0) < num_layers - 1:
+            return None
+        return (
+            f"prune.after_layer is {self.after_layer}, but a model of {num_layers} layers can be pruned behind the "
+            f"layers 0 to {num_layers - 2}; give one of these, or null"
+        )
+
+
 class LoraSettings(Config):
     """LoRA on the language model (the paper's code: rank 64, alpha 16, dropout 0.05)."""
 
@@ -119,6 +149,16 @@ class ReasonerSettings(Config):
     """Routing depth scaling."""
     lora: LoraSettings = LoraSettings()
     """The adapter."""
+    prune: PruneSettings = PruneSettings()
+    """Visual-token pruning."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Files of models that prune nothing are as they were before there was pruning."""
+        values = write(self)
+        if self.prune == PruneSettings():
+            values.pop("prune", None)
+        return values
 
     @model_validator(mode="after")
     def _distillation_needs_replay(self) -> Self:

@@ -7,19 +7,22 @@ Legend: A axes of positions, B batch, P prompt tokens, S tokens of the chunk, N 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lrkit.contract.settings import PruneSettings
 from lrkit.errors import DataError
 from lrkit.families.protocols import Grid
 from lrkit.model.backbone import Backbone
 from lrkit.model.keys import GrowingKeys, Keys
-from lrkit.model.routing import RefinementState, Rotary, RoutedLayer
+from lrkit.model.pruning import Survivors, choose
+from lrkit.model.routing import RefinementState, Rotary, RoutedLayer, gather_rotary
 from lrkit.model.saliency import SaliencyRow
-from lrkit.model.state import Sequences, VisualTokens
+from lrkit.model.state import Pruned, Sequences, VisualTokens
 
 
 class Prompts(Protocol):
@@ -32,6 +35,7 @@ class Prompts(Protocol):
     images_per_sample: tuple[int, ...]
 
 
+NO_PRUNING = PruneSettings()
 Routing = Mapping[int, RoutedLayer]
 """Layer index -> its router; the layers that do not route are absent."""
 
@@ -45,28 +49,92 @@ def run_chunk(
     positions_ABS: Tensor,
     saliency: SaliencyRow | None = None,
 ) -> Tensor:
-    """Runs one chunk through every layer and appends it to the caches: (B, S, E) -> normed (B, S, D).
+    """Runs one chunk behind a prompt through every layer and appends it to the caches: (B, S, E) -> normed (B, S, D).
 
     `routing` is empty for speech. `valid_BS` False marks padding and samples that have stopped. Rows (B, S, D) add
     nothing behind `Backbone.deep_layers`. What a row does add there is added once, behind the layer and its routing:
     routers see the layer's own output, and refined passes are of it.
     """
-    mask = state.keys.extend(valid_BS)
-    rotary = backbone.rotary(positions_ABS, rows_BSE)
-    hidden, added = _parted(backbone, rows_BSE)
-    for layer in range(backbone.num_layers):
-        hidden = backbone.run_layer(layer, hidden, mask, rotary, state.keys.cache, saliency)
-        if layer in routing:
+    chunk = _Chunk.of(backbone, routing, state, rows_BSE, valid_BS, positions_ABS, saliency)
+    if state.pruned is None:
+        return chunk.through(backbone.num_layers).finish()
+    chunk.through(state.pruned.first_layer)
+    chunk.goes_behind(state.pruned)
+    return chunk.through(backbone.num_layers).finish()
 
-            def run(tokens: Tensor, seen: Tensor | None, at: Rotary, keys: Keys, layer: int = layer) -> Tensor:
+
+@dataclass
+class _Chunk:
+    """A chunk on its way through the layers."""
+
+    backbone: Backbone
+    routing: Routing
+    state: Sequences
+    hidden_BSD: Tensor
+    added: dict[int, Tensor]
+    """By deep layer: what the tokens add behind it, (B, S, D)."""
+    valid_BS: Tensor
+    rotary: Rotary
+    mask_B1SN: Tensor | None
+    keys: Keys
+    saliency: SaliencyRow | None
+    layer: int = 0
+    """The next."""
+    survivors: Survivors | None = None
+    """Which tokens of the chunk are left, where some have been pruned."""
+
+    @classmethod
+    def of(
+        cls, backbone: Backbone, routing: Routing, state: Sequences, rows_BSE: Tensor, valid_BS: Tensor,
+        positions_ABS: Tensor, saliency: SaliencyRow | None,
+    ) -> "_Chunk":  # fmt: skip
+        """In front of the first layer."""
+        mask, rotary = state.keys.extend(valid_BS), backbone.rotary(positions_ABS, rows_BSE)
+        hidden, added = _parted(backbone, rows_BSE)
+        return cls(backbone, routing, state, hidden, added, valid_BS, rotary, mask, state.keys, saliency)
+
+    def through(self, layer: int) -> "_Chunk":
+        """All layers up to that one, which is not run."""
+        while self.layer < layer:
+            self._one()
+            self.layer += 1
+        return self
+
+    def _one(self) -> None:
+        layer, backbone, state = self.layer, self.backbone, self.state
+        cache = self.keys.cache
+        hidden = backbone.run_layer(layer, self.hidden_BSD, self.mask_B1SN, self.rotary, cache, self.saliency)
+        if layer in self.routing:
+
+            def run(tokens: Tensor, seen: Tensor | None, at: Rotary, keys: Keys) -> Tensor:
                 return backbone.run_layer(layer, tokens, seen, at, keys.cache)
 
-            hidden = routing[layer](hidden, valid_BS, rotary, state.refinement, state.num_chunks, run)
-        if layer in added:
-            hidden = hidden + added[layer]
-    if routing:
-        state.num_chunks += 1
-    return backbone.final_norm(hidden)
+            routed = self.routing[layer]
+            hidden = routed(hidden, self.valid_BS, self.rotary, state.refinement, state.num_chunks, run)
+            if self.survivors is not None:
+                state.refinement.log[-1] = self.survivors.reported(state.refinement.log[-1])
+        if layer in self.added:
+            hidden = hidden + self.added[layer]
+        self.hidden_BSD = hidden
+
+    def goes_behind(self, pruned: Pruned, last_B: Tensor | None = None) -> None:
+        """The layers that follow have other keys. `last_B` as in `SaliencyRow`."""
+        self.keys, self.mask_B1SN = pruned.keys, pruned.keys.extend(self.valid_BS)
+        if self.saliency is not None:
+            self.saliency = self.saliency.begin_behind(last_B)
+
+    def keep(self, survivors: Survivors) -> None:
+        """The others leave."""
+        self.survivors = survivors
+        self.hidden_BSD = survivors.of(self.hidden_BSD)
+        self.added = {layer: survivors.of(added) for layer, added in self.added.items()}
+        self.valid_BS, self.rotary = survivors.valid_BS, gather_rotary(self.rotary, survivors.index_BS)
+
+    def finish(self) -> Tensor:
+        """Behind the last layer: the normed hidden states (B, S, D)."""
+        if self.routing:
+            self.state.num_chunks += 1
+        return self.backbone.final_norm(self.hidden_BSD)
 
 
 def _parted(backbone: Backbone, rows_BSE: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
@@ -88,6 +156,7 @@ def prefill(
     routing: Routing,
     prompts: Prompts,
     want_saliency: bool,
+    prune: PruneSettings = NO_PRUNING,
 ) -> Sequences:
     """Reads a batch of prompts (text and images) and returns the sequences, ready to think or to speak.
 
@@ -109,17 +178,41 @@ def prefill(
     )
     columns = torch.arange(mask_BP.shape[1], device=mask_BP.device)
     last_B = torch.where(mask_BP, columns, -1).amax(1)
-    row = SaliencyRow(last_B) if want_saliency and visual is not None else None
-    hidden = run_chunk(backbone, routing, state, rows, mask_BP, positions, row)
+    row = SaliencyRow(last_B) if (want_saliency or prune.active) and visual is not None else None
+    chunk = _Chunk.of(backbone, routing, state, rows, mask_BP, positions, row)
+    if visual is not None and prune.active:
+        last_B = _prune(chunk, prune, visual)
+    hidden = chunk.through(backbone.num_layers).finish()
     state.last_hidden_BD = hidden[torch.arange(len(hidden), device=hidden.device), last_B]
     if row is not None and visual is not None:
-        state.saliency_BV = visual_saliency(row, visual)
+        state.saliency_BV = visual_saliency(row, visual, state.pruned) if want_saliency else None
     return state
 
 
-def visual_saliency(row: SaliencyRow, visual: VisualTokens) -> Tensor:
-    """a(t): the row's columns of the visual tokens (B, V), 0 for padding."""
-    return row.mean().gather(1, visual.column_BV).masked_fill(~visual.real_BV, 0.0)
+def _prune(chunk: _Chunk, settings: PruneSettings, visual: VisualTokens) -> Tensor:
+    """Runs the prompt to the pruned layer and leaves out who does not survive it. Returns where the last token of each
+    sample now stands, (B,)."""
+    assert settings.after_layer is not None and chunk.saliency is not None
+    chunk.through(settings.after_layer + 1)
+    score_BV = visual_saliency(chunk.saliency, visual)
+    survivors = choose(settings, score_BV, visual, chunk.valid_BS)
+    chunk.keep(survivors)
+    last_B = survivors.valid_BS.sum(1) - 1
+    pruned = Pruned(GrowingKeys(), chunk.layer, survivors.kept_BV, survivors.column_BV)
+    chunk.state.pruned = pruned
+    chunk.goes_behind(pruned, last_B)
+    return last_B
+
+
+def visual_saliency(row: SaliencyRow, visual: VisualTokens, pruned: Pruned | None = None) -> Tensor:
+    """a(t): the row's columns of the visual tokens (B, V), 0 for padding. Layers that a token never reached pay it no
+    attention."""
+    if pruned is None or row.behind is None:
+        return row.mean().gather(1, visual.column_BV).masked_fill(~visual.real_BV, 0.0)
+    assert row.total_BN is not None and row.behind.total_BN is not None
+    behind_BV = row.behind.total_BN.gather(1, pruned.column_BV).masked_fill(~pruned.kept_BV, 0.0)
+    total_BV = row.total_BN.gather(1, visual.column_BV) + behind_BV
+    return (total_BV / (row.num_layers + row.behind.num_layers)).masked_fill(~visual.real_BV, 0.0)
 
 
 def embed_prompts(backbone: Backbone, prompts: Prompts) -> tuple[Tensor, VisualTokens | None]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lrkit.contract.settings import ReasonerSettings
+from lrkit.errors import ConfigError
 from lrkit.model.backbone import Backbone
 from lrkit.model.decoder import Prompts, Routing, as_rows, prefill, run_chunk, visual_saliency
 from lrkit.model.distill import Teacher, TokenSR, distillation_loss
@@ -35,7 +36,10 @@ class LatentReasoner(nn.Module):
         latent_id: int,
         adapter: Adapter | None = None,
     ) -> None:
+        """Raises: ConfigError: the backbone has too few layers for `settings.prune`."""
         super().__init__()
+        if problem := settings.prune.problem(backbone.num_layers):
+            raise ConfigError(problem)
         self.backbone = backbone
         self.settings = settings
         self.adapter = adapter
@@ -69,7 +73,7 @@ class LatentReasoner(nn.Module):
     def prefill(self, prompts: Prompts) -> Sequences:
         """Reads the prompts. See decoder.prefill."""
         wants = self.settings.replay.num_tokens > 0
-        return prefill(self.backbone, self.routing, prompts, wants)
+        return prefill(self.backbone, self.routing, prompts, wants, self.settings.prune)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., W) with the `<|latent|>` column from its own trained row."""
@@ -99,7 +103,7 @@ class LatentReasoner(nn.Module):
         keep = active_B[:, None]
         state.last_hidden_BD = torch.where(keep, hidden[:, -1], state.last_hidden_BD)
         if row is not None and state.visual is not None and state.saliency_BV is not None:
-            state.saliency_BV = torch.where(keep, visual_saliency(row, state.visual), state.saliency_BV)
+            state.saliency_BV = torch.where(keep, visual_saliency(row, state.visual, state.pruned), state.saliency_BV)
         state.latent_steps_B = state.latent_steps_B + active_B
         return replayed
 

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrkit.model.keys import GrowingKeys, StaticKeys
+from lrkit.model.keys import GrowingKeys, Keys, StaticKeys
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.replay import Replay
 from lrkit.model.routing import RefinementState, RoutedTokens
-from lrkit.model.state import Sequences, VisualTokens
+from lrkit.model.state import Pruned, Sequences, VisualTokens
 from lrkit.model.steps import next_token, wants_to_think
 
 KEPT = 4
@@ -44,6 +44,8 @@ class Sizes:
     batch: int
     columns: int
     """Keys: prompt, latent chunks, speech."""
+    pruned: tuple[int, int] | None
+    """(first layer behind pruning, keys of it and of those that follow)."""
     visual: int | None
     """Visual tokens; None without pictures."""
     slots: int
@@ -56,17 +58,26 @@ def sizes_of(reasoner: LatentReasoner, state: Sequences, latent_steps: int, spok
     """Of an answer with at most that many latent steps and spoken tokens."""
     # One of each is run before it is recorded, whether the answer will take any or not.
     latent_steps, spoken = max(latent_steps, 1), max(spoken, 1)
-    prompt = _num_columns(state)
+    prompt, first = _num_columns(state.keys), reasoner.backbone.num_layers
+    left = prompt
+    if state.pruned is not None:
+        left, first = _num_columns(state.pruned.keys), state.pruned.first_layer
     tokens = 0 if state.visual is None else state.visual.real_BV.shape[1]
     slots = min(reasoner.settings.replay.num_tokens, tokens)
     chunk = 1 + (min(slots, 1) if reasoner.settings.replay.formation == "soft_mix" else slots)
     refined = tuple(
-        (layer, _up(min(router.alpha, prompt) + latent_steps * min(router.alpha, chunk), _VISUAL))
+        (
+            layer,
+            _up(
+                min(router.alpha, prompt if layer < first else left) + latent_steps * min(router.alpha, chunk), _VISUAL
+            ),
+        )
         for layer, router in reasoner.routing.items()
     )
-    columns = _up(prompt + latent_steps * chunk + spoken, _COLUMNS)
+    columns, behind = (_up(before + latent_steps * chunk + spoken, _COLUMNS) for before in (prompt, left))
     visual = None if state.visual is None else _up(tokens, _VISUAL)
-    return Sizes(len(state.last_hidden_BD), columns, visual, slots, refined)
+    pruned = None if state.pruned is None else (first, behind)
+    return Sizes(len(state.last_hidden_BD), columns, pruned, visual, slots, refined)
 
 
 class RecordedSteps:
@@ -94,6 +105,11 @@ class RecordedSteps:
         self._answer, self._decided, state = answer, False, self._state
         assert isinstance(state.keys, StaticKeys) and isinstance(answer.keys, GrowingKeys)
         state.keys.load(answer.keys)
+        if state.pruned is not None and answer.pruned is not None:
+            assert isinstance(state.pruned.keys, StaticKeys) and isinstance(answer.pruned.keys, GrowingKeys)
+            state.pruned.keys.load(answer.pruned.keys)
+            _fill(state.pruned.kept_BV, answer.pruned.kept_BV, 0)
+            _fill(state.pruned.column_BV, answer.pruned.column_BV, 0)
         for at, keys in state.refinement.keys.items():
             found = answer.refinement.keys.get(at)
             assert isinstance(keys, StaticKeys) and (found is None or isinstance(found, GrowingKeys))
@@ -218,9 +234,15 @@ def _buffers(reasoner: LatentReasoner, like: Sequences, sizes: Sizes) -> Sequenc
         for depth in range(reasoner.settings.routing.depth):
             refinement.keys[layer, depth] = StaticKeys([layer], key, capacity)
         refinement.num_routed[layer] = torch.zeros(sizes.batch, 1, dtype=torch.long, device=key.device)
+    layers, pruned = range(reasoner.backbone.num_layers), None
+    if like.pruned is not None and sizes.pruned is not None:
+        first, columns = sizes.pruned
+        masks = (_wider(values, sizes.visual) for values in (like.pruned.kept_BV, like.pruned.column_BV))
+        layers, pruned = layers[:first], Pruned(StaticKeys(layers[first:], key, columns), first, *masks)
     state = replace(
         like,
-        keys=StaticKeys(range(reasoner.backbone.num_layers), key, sizes.columns),
+        keys=StaticKeys(layers, key, sizes.columns),
+        pruned=pruned,
         refinement=refinement,
         visual=None if like.visual is None else VisualTokens(
             *(_wider(getattr(like.visual, field.name), sizes.visual) for field in fields(VisualTokens))
@@ -254,9 +276,9 @@ def _copies(found: Any) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
 
 
-def _num_columns(state: Sequences) -> int:
-    assert isinstance(state.keys, GrowingKeys) and state.keys.valid_BN is not None
-    return state.keys.valid_BN.shape[1]
+def _num_columns(keys: Keys) -> int:
+    assert isinstance(keys, GrowingKeys) and keys.valid_BN is not None
+    return keys.valid_BN.shape[1]
 
 
 def _up(count: int, step: int) -> int:

@@ -34,6 +34,8 @@ class SaliencyRow:
     total_BN: Tensor | None = None
     """Sum over the layers seen so far of the head-averaged row."""
     num_layers: int = field(default=0)
+    behind: "SaliencyRow | None" = None
+    """The row of the layers behind pruning, whose keys are others."""
 
     def add(
         self,
@@ -63,6 +65,11 @@ class SaliencyRow:
             return x_BxSx[:, :, -1:]
         rows = self.last_B.view(-1, 1, 1, 1).expand(-1, x_BxSx.shape[1], 1, x_BxSx.shape[3])
         return x_BxSx.gather(2, rows)
+
+    def begin_behind(self, last_B: Tensor | None = None) -> "SaliencyRow":
+        """The row for the layers that follow; `last_B` as that of this one."""
+        self.behind = SaliencyRow(last_B)
+        return self.behind
 
     def mean(self) -> Tensor:
         """(B, N) attention probability averaged over layers and heads."""

@@ -30,11 +30,25 @@ class VisualTokens:
 
 
 @dataclass
+class Pruned:
+    """What pruning left for the layers behind it (pruning.py)."""
+
+    keys: Keys
+    """Of these layers."""
+    first_layer: int
+    """The first of them."""
+    kept_BV: Tensor
+    """Visual tokens that stayed."""
+    column_BV: Tensor
+    """Column of each in the prompt as these layers have it; meaningless for the others."""
+
+
+@dataclass
 class Sequences:
     """A batch of sequences in progress."""
 
     keys: Keys
-    """Of all layers; those of routed passes are the refinement's."""
+    """Of all layers, or of those up to the pruned one; those of routed passes are the refinement's."""
     refinement: RefinementState
     next_position_B: Tensor
     """Position that the next token takes."""
@@ -51,5 +65,7 @@ class Sequences:
     """Latent steps taken, per sample."""
     replay_slots: int | None = None
     """Slots of every replay; None: as many as the sample needs that selects most."""
+    pruned: Pruned | None = None
+    """None where all visual tokens stayed."""
     num_chunks: int = 0
     """Routed chunks so far: the prompt, then one per latent step."""

@@ -207,6 +207,8 @@ def _model_problems(settings: ReasonerSettings, num_layers: int) -> Iterator[str
                 f"model.routing.layers: the model has the layers 0 to {num_layers - 1}, not "
                 f"{', '.join(map(str, outside))}; leave these out"
             )
+    if problem := settings.prune.problem(num_layers):
+        yield f"model.{problem}"
 
 
 def _check_files(init: Init, recipe: Recipe, problems: Problems) -> Processor | None:

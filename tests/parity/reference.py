@@ -9,62 +9,13 @@ Legend: S tokens of the whole sequence so far, D hidden width, H heads, d head w
 """
 
 import math
-from dataclasses import dataclass, field
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from lrkit.contract.settings import ReasonerSettings
-
-
-@dataclass
-class Chunk:
-    """Tokens read together: the prompt, one latent step, or the speech."""
-
-    embeds_SD: Tensor
-    """Where visual tokens add something behind deeper layers: (S, D (1 + deep layers)) of chunks with such tokens."""
-    positions_S3: list[tuple[int, int, int]]
-    routed: bool
-
-
-@dataclass
-class Run:
-    """One pass over the whole sequence."""
-
-    normed_SD: Tensor
-    saliency_S: Tensor
-    """Row of the last position, mean over layers and heads."""
-    routed: dict[tuple[int, int], list[int]]
-    """(layer, chunk) -> index in the chunk of its routed tokens, ascending."""
-    depths: dict[tuple[int, int], list[int]]
-    """Extra passes of each of them."""
-
-
-@dataclass
-class Thought:
-    """One latent step."""
-
-    latent_D: Tensor
-    """The hidden state that the step feeds back, before rescaling."""
-    scores_V: Tensor
-    replayed: list[int]
-    weights: list[Tensor]
-    rows_KD: Tensor | None
-    """The embeddings replayed, as weighted."""
-
-
-@dataclass
-class Told:
-    """All of one sample."""
-
-    thoughts: list[Thought]
-    decision_logits: list[Tensor]
-    """Language head (vocabulary,) where a latent step began."""
-    speech_logits_SW: Tensor
-    """(speech tokens, vocabulary)."""
-    run: Run
-    prompt_length: int
-    embeds: list[Tensor] = field(default_factory=list)
+from tests.parity.reference_parts import Chunk, Run, Thought, Told
 
 
 class Reference:
@@ -252,15 +203,35 @@ class Reference:
             start += len(chunk.embeds_SD)
         run = Run(hidden, torch.zeros(len(hidden), dtype=hidden.dtype), {}, {})
         layers = self.text.num_hidden_layers
+        there = list(range(len(hidden)))  # index in the sequence of the tokens that are not pruned
+        rows = torch.zeros(len(chunks[0].embeds_SD), dtype=hidden.dtype)
         for layer in range(layers):
             hidden, probability = self.block(layer, hidden, positions)
-            run.saliency_S = run.saliency_S + probability[:, -1].mean(0) / layers
+            run.saliency_S = run.saliency_S.index_add(0, torch.tensor(there), probability[:, -1].mean(0) / layers)
             if self.routes(layer):
                 hidden = self.refine(layer, hidden, positions, spans, run)
+                for number, _, _ in spans:
+                    first = sum(len(chunk.embeds_SD) for chunk in chunks[:number])
+                    own = [i - first for i in there if first <= i]
+                    run.routed[layer, number] = [own[i] for i in run.routed[layer, number]]
             if layer in self.deep:
-                hidden = hidden + deep[list(self.deep).index(layer)]
-        run.normed_SD = self.norm("norm", hidden)
+                hidden = hidden + deep[list(self.deep).index(layer)][there]
+            if layer <= (self.settings.prune.after_layer or 0) and len(there) == len(run.saliency_S):
+                rows = rows + probability[:, len(rows) - 1, : len(rows)].mean(0)
+                if layer == self.settings.prune.after_layer:
+                    gone = self.pruned(rows, chunks[0].visual)
+                    left = [i for i in there if i not in gone]
+                    hidden, positions, there = hidden[left], [positions[i] for i in left], left
+                    spans = [(n, max(0, a - len(gone)), b - len(gone)) for n, a, b in spans]
+        run.normed_SD = torch.zeros(len(run.saliency_S), hidden.shape[1], dtype=hidden.dtype)
+        run.normed_SD[there] = self.norm("norm", hidden)  # no one asks for those of pruned tokens
         return run
+
+    def pruned(self, scores_P: Tensor, visual: tuple[int, ...]) -> set[int]:
+        """The visual tokens that leave the prompt: all but a share, those the last token looks at least."""
+        count = math.ceil(Fraction(str(self.settings.prune.keep)) * len(visual))
+        ranked = sorted(visual, key=lambda i: -float(scores_P[i]))
+        return set(ranked[count:])
 
     # ---- prompt -----------------------------------------------------------------------------------------------------
 
@@ -298,7 +269,7 @@ class Reference:
             column = len(positions)
             following = max(max(p) for p in positions) + 1
             image += 1
-        return Chunk(embeds, positions, True), visual
+        return Chunk(embeds, positions, True, tuple(visual)), visual
 
     # ---- thinking ---------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.parity.reference import Reference, Told
+from tests.parity.reference import Reference
+from tests.parity.reference_parts import Told
 
 Grids = tuple[tuple[int, int, int], ...]
 

@@ -28,7 +28,7 @@ from tests.tiny import EOS, LATENT, batch
 
 CASES = [
     "paper", "no_replay", "replay_exhausts", "relative", "soft_mix_relative", "no_routing", "threshold_softmax",
-    "rearranged_threshold", "layers_chosen", "distilled", "distilled_mlp_soft_mix",
+    "rearranged_threshold", "layers_chosen", "distilled", "distilled_mlp_soft_mix", "pruned", "pruned_late",
 ]  # fmt: skip
 
 

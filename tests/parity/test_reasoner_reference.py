@@ -14,8 +14,9 @@ from lrkit.model.build import extra_state
 from lrkit.model.generate import GenerationLimits, generate
 from lrkit.model.reasoner import LatentReasoner
 from tests.lab import Steps, pieces, rich_reasoner, run_steps, settings, teach_halting
-from tests.parity.reference import Reference, Told
+from tests.parity.reference import Reference
 from tests.parity.reference_losses import distill_loss, speech_loss
+from tests.parity.reference_parts import Told
 from tests.tiny import EOS, LATENT, Batch, batch, prompt
 
 TOLERANCE = 1e-5
@@ -69,6 +70,16 @@ CASES: dict[str, dict[str, dict[str, object]]] = {
         "distill": {"weight": 0.2, "head": "mlp"},
         "replay": {"num_tokens": 4, "weighting": "relative", "formation": "soft_mix"},
     },
+    "pruned": {"prune": {"after_layer": 1, "keep": 0.4}},
+    "pruned_at_once": {"prune": {"after_layer": 0, "keep": 0.25}, "routing": {"depth": 2, "alpha": 3, "layers": "all"}},
+    "pruned_late": {"prune": {"after_layer": 2, "keep": 0.7}, "routing": {"depth": 2, "alpha": 4, "gate": "softmax"}},
+    "pruned_to_one": {"prune": {"after_layer": 0, "keep": 0.001}, "replay": {"num_tokens": 5}},
+    "pruned_without_replay": {"prune": {"after_layer": 1, "keep": 0.5}, "replay": {"num_tokens": 0}},
+    "pruned_rearranged": {
+        "prune": {"after_layer": 0, "keep": 0.5},
+        "routing": {"depth": 2, "alpha": 6, "positions": "rearrange", "threshold": 0.5},
+    },
+    "distilled_pruned": {"distill": {"weight": 0.7, "window": 2}, "prune": {"after_layer": 1, "keep": 0.3}},
     "distilled_exhausts": {"distill": {"weight": 1.0, "window": 3}, "replay": {"num_tokens": 9}},
 }
 
@@ -150,14 +161,16 @@ def test_the_sweep_covers_every_option() -> None:
     swept |= {(section, key) for section, values in BASE.items() for key in values}
     options = {
         (section, key)
-        for section in ("think", "replay", "distill", "routing")
+        for section in ("think", "replay", "distill", "routing", "prune")
         for key in type(getattr(ReasonerSettings(), section)).model_fields
     }
     assert options == swept
-    assert len(CASES) == 33
+    assert len(CASES) == 40
 
 
-@pytest.mark.parametrize("name", ["paper", "threshold", "distilled", "no_replay", "fixed", "rearranged_threshold"])
+@pytest.mark.parametrize(
+    "name", ["paper", "threshold", "distilled", "no_replay", "fixed", "rearranged_threshold", "pruned"]
+)
 @torch.no_grad()
 def test_generation_equals_full_recompute(name: str) -> None:
     """Greedy answers token for token; the latent row is fitted so that the samples think 2, 0 and 3 steps."""

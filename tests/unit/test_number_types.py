@@ -43,6 +43,8 @@ ON: Mapping[str, tuple[Any, ...]] = {
     "routing.alpha": (4, 2, 1000),
     "routing.alpha_end": (None, 3),
     "routing.threshold": (0.0, 0.3),
+    "prune.after_layer": (None, 0),
+    "prune.keep": (0.4,),
     "lora.rank": (4,),
     "lora.alpha": (8.0, 4.5),
     "lora.dropout": (0.0,),

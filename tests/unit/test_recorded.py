@@ -26,6 +26,11 @@ VARIANTS = {
         "replay": {"num_tokens": 4},
         "routing": {"depth": 3, "alpha": 3, "threshold": 0.5, "gate": "softmax"},
     },
+    "pruning": {"replay": {"num_tokens": 3}, "prune": {"after_layer": 1, "keep": 0.3}},
+    "pruning and routing": {
+        "prune": {"after_layer": 0, "keep": 0.2},
+        "routing": {"depth": 2, "alpha": 4, "layers": "all"},
+    },
     "routing, rearranged": {"routing": {"depth": 1, "alpha": 5, "positions": "rearrange"}},
 }
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from lrkit.contract.bundle.io_spec import ProgramShape
 from lrkit.contract.bundle.manifest import Limits
+from lrkit.errors import ExportError
 from lrkit.export.graph.choices import choice
 from lrkit.export.graph.latent_reports import LatentReports
 from lrkit.export.graph.layers import Decoder, Hidden, Remember
@@ -70,6 +71,8 @@ class Stack:
         self.source, self.dialect, self.limits, self.geometry = source, dialect, limits, geometry
         self.dims, self.settings = source.dimensions, source.settings
         self.decoder = Decoder(self.dims, dialect)
+        if self.settings.prune.active:
+            raise ExportError("no program can be built with prune.after_layer; set it to null")
         self.steps = limits.max_latent_steps
         # More slots than a prompt can have visual tokens would always stay empty.
         most_visual = max(1, limits.max_patches // geometry.patches_per_token)
