@@ -60,8 +60,8 @@ def sweep(
         list[str],
         typer.Argument(
             metavar="MODEL... SETTING=V1,V2",
-            help=f"{MODELS} Settings: replay_tokens, max_latent_steps, halting, routing_depth, threads. Any other "
-            "KEY=VALUE changes the suite.",
+            help=f"{MODELS} Settings: replay_tokens, max_latent_steps, halting, routing_depth, prune_after, "
+            "prune_keep, threads. Any other KEY=VALUE changes the suite.",
         ),
     ],
     suite: SuiteName = None,

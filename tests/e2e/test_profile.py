@@ -217,6 +217,21 @@ def test_a_sweep_names_a_setting(bundle: Path, tmp_path: Path, capsys: pytest.Ca
     assert "accuracy over latency" in (tmp_path / "report.html").read_text()
 
 
+def test_a_sweep_prunes_a_trained_checkpoint_but_no_bundle(bundle: Path, tmp_path: Path) -> None:
+    """With the values that it has built in a bundle can be asked: a sweep over replay_tokens once failed at these."""
+    replayed = json.loads((bundle / "bundle.json").read_text())["programs"]["latent"]["settings"]["replay"]
+    axes = ("prune_after=0", "prune_keep=0.25,1", f"replay_tokens={replayed['num_tokens']}")
+    models = (bundle.parent / "latent", bundle)
+    assert lrkit("sweep", *models, *axes, *FEW, "--runs", "latent", "-o", tmp_path) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    runs, skipped = runs_of(report), {item["run"]: item["reason"] for item in report["skipped"]}
+    few, all_ = (f"prune_after=0,prune_keep={keep},{axes[-1]}" for keep in (0.25, 1))
+    assert {f"latent/{few}", f"latent/{all_}", f"bundle/{all_}"} <= set(runs)
+    same = [[row["answer"] for row in runs[f"latent/{name}"]["rows"]] for name in (all_, "latent")]
+    assert same[0] == same[1]
+    assert "pruning built in" in skipped[f"bundle/{few}"]
+
+
 def test_a_shape_is_profiled_without_weights_of_its_own(tmp_path: Path) -> None:
     sizes = json.loads((SHAPES / "qwen2-vl-2b.json").read_text())
     tower = {**sizes["config"]["vision_config"], "depth": 1, "embed_dim": 48, "num_heads": 4, "hidden_size": 256}

@@ -18,11 +18,11 @@ from lrkit.errors import ConfigError, UserError, did_you_mean, shown
 from lrkit.profile.measure.suite import RunSettings, Suite
 from lrkit.strict_yaml import parse_yaml
 
-KEYS = ("replay_tokens", "max_latent_steps", "halting", "routing_depth", "threads")
+KEYS = ("replay_tokens", "max_latent_steps", "halting", "routing_depth", "prune_after", "prune_keep", "threads")
 _MOST_SETTINGS = 48
 _ALPHA = 0.05
 
-Axes = Mapping[str, Sequence[int | str]]
+Axes = Mapping[str, Sequence[int | float | str]]
 
 
 def parse_axes(given: Sequence[str]) -> Axes:
@@ -31,7 +31,7 @@ def parse_axes(given: Sequence[str]) -> Axes:
     Raises:
         UserError: another form, an unknown key, or one named twice.
     """
-    axes: dict[str, list[int | str]] = {}
+    axes: dict[str, list[int | float | str]] = {}
     for text in given:
         key, equals, values = text.partition("=")
         if not equals or not values:
@@ -44,7 +44,7 @@ def parse_axes(given: Sequence[str]) -> Axes:
     return axes
 
 
-def _axis_value(key: str, text: str) -> int | str:
+def _axis_value(key: str, text: str) -> int | float | str:
     value = parse_yaml(text, f"{key}: the value ")
     if isinstance(value, list | dict) or value is None:
         raise UserError(f"{key}: {shown(text, 40)} is no setting; give whole numbers or words, as in {key}=1,2")

@@ -12,6 +12,7 @@ from typing import Any
 
 from lrkit.contract.attention import Attention
 from lrkit.contract.generated import Mode
+from lrkit.contract.settings import PruneSettings, ReasonerSettings
 from lrkit.errors import UserError
 from lrkit.profile.measure.meters import MemoryMeter
 from lrkit.profile.measure.shape_questions import shape_behind
@@ -216,10 +217,30 @@ def _why_not(model: Model, run: RunSettings, suite: Suite) -> str | None:
         return "the model does not replay, so this is the run without the change"
     if run.routing_depth is not None and bundle and run.routing_depth != settings.routing.depth:
         return "a bundle has its routing built in; profile its checkpoint, or export one bundle for each depth"
+    if (reason := _why_not_pruned(run, engine)) is not None:
+        return reason
     alone = run.model_copy(update={"name": "x"}) == RunSettings(name="x", mode="latent", halting="fixed")
     if alone and settings.think.halting == "fixed":
         return "the model always takes its fixed number of steps, so this is the run without the change"
     return None
+
+
+def _why_not_pruned(run: RunSettings, engine: Engine) -> str | None:
+    own, asked = engine.settings.prune, _pruning(run, engine.settings)
+    if (run.prune_after, run.prune_keep) == (None, None):
+        return None
+    if asked.after_layer is None and run.prune_after is None and run.prune_keep != 1:
+        return "the model prunes behind no layer; give prune_after too"
+    if engine.bundle is not None and asked != own:
+        return "a bundle has its pruning built in; profile its checkpoint, or export one bundle for each setting"
+    return asked.problem(engine.num_layers)
+
+
+def _pruning(run: RunSettings, settings: ReasonerSettings) -> PruneSettings:
+    given = {"after_layer": run.prune_after, "keep": run.prune_keep}
+    asked = settings.prune.model_copy(update={name: value for name, value in given.items() if value is not None})
+    # Nothing is pruned: as it is, so that a bundle too has the point that others are compared with.
+    return asked if asked.active or settings.prune.active else settings.prune
 
 
 def _asked(model: Model, run: RunSettings) -> tuple[Reasoner, str | None]:
@@ -237,7 +258,8 @@ def _asked(model: Model, run: RunSettings) -> tuple[Reasoner, str | None]:
             f"the model declares no {run.mode} baseline, so its own weights were asked with the latent token masked; "
             f"train one and name it in reasoner.json under baselines.{run.mode}, and for a bundle export again"
         )
-    if run.mode == "latent" and (run.replay_tokens is not None or run.routing_depth is not None):
+    changes = (run.replay_tokens, run.routing_depth, run.prune_after, run.prune_keep)
+    if run.mode == "latent" and any(change is not None for change in changes):
         reasoner = with_settings(reasoner, run)
     if run.cuda_graphs is not None and reasoner.engine.cuda_graphs != run.cuda_graphs:
         reasoner = Reasoner(reasoner.engine.with_cuda_graphs(run.cuda_graphs))
@@ -245,10 +267,10 @@ def _asked(model: Model, run: RunSettings) -> tuple[Reasoner, str | None]:
 
 
 def with_settings(reasoner: Reasoner, run: RunSettings) -> Reasoner:
-    """The same weights with another replay or without routing."""
+    """The same weights with another replay or pruning, or without routing."""
     engine = reasoner.engine
     settings = engine.settings
-    if run.replay_tokens is not None:
+    if run.replay_tokens not in (None, settings.replay.num_tokens):
         replay = settings.replay.model_copy(update={"num_tokens": run.replay_tokens})
         # The distillation head serves training alone, and settings without replay may not have one.
         distill = settings.distill.model_copy(update={"weight": 0.0})
@@ -256,4 +278,6 @@ def with_settings(reasoner: Reasoner, run: RunSettings) -> Reasoner:
     if run.routing_depth is not None:
         routing = settings.routing.model_copy(update={"depth": run.routing_depth})
         settings = settings.model_copy(update={"routing": routing})
-    return Reasoner(engine.with_settings(settings))
+    settings = settings.model_copy(update={"prune": _pruning(run, settings)})
+    # A bundle has one setting, and can be asked with that.
+    return reasoner if settings == engine.settings else Reasoner(engine.with_settings(settings))

@@ -2,7 +2,7 @@
 
 Place in the pipeline: `lrkit sweep BUNDLE ... --write-choice` -> `write_choice` -> `defaults` in bundle.json.
 
-Replay and routing are compiled into a program. Export again to choose those.
+Replay, routing and pruning are compiled into a program. Export again to choose those.
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,15 @@ from typing import Any
 
 from lrkit.contract.bundle.bundle_folder import is_bundle, open_bundle, write_manifest
 from lrkit.contract.bundle.manifest import SCHEMA, Defaults
+from lrkit.contract.settings import PruneSettings, ReasonerSettings
 from lrkit.errors import UserError
 
 RUNTIME_KEYS = ("threads", "max_latent_steps", "halting")
 """Settings of a sweep that a bundle can take after its export."""
-_EXPORTED = {"replay_tokens": ("replay", "num_tokens"), "routing_depth": ("routing", "depth")}
+_EXPORTED = {
+    "replay_tokens": ("replay", "num_tokens"), "routing_depth": ("routing", "depth"),
+    "prune_after": ("prune", "after_layer"), "prune_keep": ("prune", "keep"),
+}  # fmt: skip
 
 
 def check_choice(models: "list[str]", sweep: Mapping[str, Any]) -> None:
@@ -66,7 +70,9 @@ def chosen_settings(sweep: Mapping[str, Any]) -> dict[str, Any]:
 def how_to_export(settings: Mapping[str, Any], model: Mapping[str, Any]) -> str | None:
     """How settings that are compiled in get into a bundle; None where the model (a report's `settings`) has them."""
     wanted = {_EXPORTED[key]: value for key, value in settings.items() if key in _EXPORTED}
-    changed = [f"{group}.{key}: {value}" for (group, key), value in wanted.items() if model[group][key] != value]
+    has = ReasonerSettings.model_validate(model).model_dump()
+    has.setdefault("prune", PruneSettings().model_dump())  # not written where nothing is pruned
+    changed = [f"{group}.{key}: {value}" for (group, key), value in wanted.items() if has[group][key] != value]
     if not changed:
         return None
     return (

@@ -54,6 +54,10 @@ class RunSettings(Config):
     routing_depth: int | None = Field(default=None, ge=0, le=8)
     """0 turns routing off. Depths other than the model's own are for shapes with random weights, because their weights
     were not trained. A bundle has its depth built in."""
+    prune_after: int | None = Field(default=None, ge=0)
+    """Layer behind which visual tokens are pruned. A bundle has its pruning built in."""
+    prune_keep: float | None = Field(default=None, ge=0.001, le=1.0)
+    """Share of the visual tokens that stay; 1 prunes nothing."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Most generated tokens of an answer; null: as the suite says."""
     threads: int | None = Field(default=None, ge=1)
@@ -63,10 +67,12 @@ class RunSettings(Config):
 
     @model_validator(mode="after")
     def _latents_belong_to_latent(self) -> Self:
-        only_latent = (self.halting, self.max_latent_steps, self.replay_tokens)
+        pruning = (self.prune_after, self.prune_keep)
+        only_latent = (self.halting, self.max_latent_steps, self.replay_tokens, *pruning)
         if self.mode != "latent" and any(value is not None for value in only_latent):
             raise ValueError(
-                f"run {self.name!r} sets latent steps or replay but has mode {self.mode!r}; set them for mode latent"
+                f"run {self.name!r} sets latent steps, replay or pruning but has mode {self.mode!r}; set them for mode "
+                "latent"
             )
         return self
 
