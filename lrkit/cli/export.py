@@ -41,6 +41,8 @@ Examples:
 
     lrkit export tiny --target jetson-thor -o thor
 
+    lrkit export tiny --engine openvino --int4 -o intel
+
     lrkit export my-checkpoint --int4 --data held-out.jsonl --dry-run
 """
 
@@ -57,7 +59,9 @@ def export(
     target: Annotated[str | None, typer.Option(help="A shipped target (see `lrkit ls`) or a YAML file.")] = None,
     int4: Int4 = False,
     form: FormName = "program",
-    engine: Annotated[str | None, typer.Option(help="Also build tensorrt-rtx or tensorrt engines.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="openvino: a bundle for it; tensorrt-rtx, tensorrt: also build engines.")
+    ] = None,
     arch: Arch = None,
     script: Annotated[str | None, typer.Option(help="Write a script that builds them on a device instead.")] = None,
     data: Annotated[

@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,6 +38,7 @@ from lrkit.contract.bundle.manifest import (
     digest,
 )
 from lrkit.contract.sample import Sample
+from lrkit.contract.schemes import tolerance_in
 from lrkit.errors import ExportError, FileError, os_sentence
 from lrkit.export.check import CheckSample, ProgramRun, check_program, torch_answers
 from lrkit.export.check_verdict import UNCOMPARED
@@ -49,7 +49,7 @@ from lrkit.export.graph.saving import WeightFile, has_twins, save_model, save_mo
 from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.step_graphs import build_steps, save_steps, step_spec
 from lrkit.export.graph.tower_writer import Tower, chooses, write_tower
-from lrkit.export.sessions import open_program, open_steps
+from lrkit.export.sessions import Comparing
 from lrkit.export.sizes import program_sizes
 from lrkit.export.subject import CheckpointSubject, Origin, Subject
 from lrkit.export.target_engines import Say, TargetEngines
@@ -61,7 +61,6 @@ from lrkit.pictures.load import load_image
 from lrkit.provenance import collect
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.encode.processor import Processor
-from lrkit.runtime.engines.onnxruntime.engine import optimizers_off
 
 NUM_RECORDED = 2
 """Samples per program that `lrkit validate` runs again."""
@@ -198,6 +197,8 @@ class _Export:
     ) -> None:
         self.allow_unproven, self.calibrate = allow_unproven, calibrate
         self.subject, self.staging, self.target, self.progress = subject, staging, target, progress
+        self.comparing = Comparing.of(target)
+        self.tolerance = tolerance_in(target.scheme, self.comparing.products)
         self.form: Form = form
         self.processor: Processor = processor_of(target, subject.processor)
         self.samples = samples
@@ -265,13 +266,14 @@ class _Export:
             origin.reasoner, self.processor, self.encoded, role, bounds,
             lambda done: self.progress(f"{role}: asking torch", done, count), chosen,
         )  # fmt: skip
-        session, known = self._opened(entry), (entry.settings, entry.routed_layers, self.processor)
+        session = self.comparing.program(self.staging, entry, self.processor.end_ids)
+        known, who = (entry.settings, entry.routed_layers, self.processor), self.comparing.name
         validation = check_program(
-            expected, ProgramRun(session, entry.spec, *known, bounds, role), self.encoded, self.target.scheme.tolerance,
+            expected, ProgramRun(session, entry.spec, *known, bounds, role, who), self.encoded, self.tolerance,
             rounded=self.subject.check_rounded, allow_unproven=self.allow_unproven,
             progress=lambda done: self.progress(f"{role}: comparing with torch", done, count),
         )  # fmt: skip
-        self._record(role, ProgramRun(session, entry.spec, *known, limits, role))
+        self._record(role, ProgramRun(session, entry.spec, *known, limits, role, who))
         self.seconds[f"{role}.check"] = time.perf_counter() - started
         reasons = filter(None, (validation.tolerance_reason, self.subject.check_note))
         return validation.model_copy(update={"tolerance_reason": "; ".join(reasons)})
@@ -304,20 +306,7 @@ class _Export:
             return None
         self.progress(f"{role}: asking its vision tower", 0, 0)
         prompts = [self.processor.asked_in(sample.prompt, role) for sample in self.encoded]
-        return program_choices(
-            self.staging / entry.file, prompts, self.processor.image_id, geometry, self._optimizers_off
-        )
-
-    @property
-    def _optimizers_off(self) -> list[str]:
-        return optimizers_off(self.target.dialect, self.target.precision)
-
-    def _opened(self, entry: ProgramEntry) -> Any:
-        """The session that answers by what was written."""
-        off = self._optimizers_off
-        if self.form == "program":
-            return open_program(self.staging / entry.file, entry.spec, off)
-        return open_steps(self.staging, entry.steps, entry.spec, self.processor.end_ids, off)
+        return program_choices(self.staging / entry.file, prompts, self.processor.image_id, geometry, self.comparing)
 
     def _save(self, program: Program, file: str, weights: WeightFile | None) -> str | None:
         """Writes one graph; returns the name of its data file, where it needs one."""
@@ -380,6 +369,7 @@ class _Export:
             patches_per_token=processor.geometry.patches_per_token,
             files={path.relative_to(self.staging).as_posix(): digest(path) for path in files},
             samples=tuple(self.recorded),
+            made_for=self.comparing.made_for,
             validation=validations,
             provenance=collect(checkpoint=self.subject.provenance),
         )

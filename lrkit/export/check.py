@@ -135,13 +135,14 @@ def check_program(
 
 
 class ProgramRun:
-    """Answers prompts by a program in ONNX Runtime."""
+    """Answers prompts by a program in the engine that it is meant for."""
 
     def __init__(
         self, session: Any, spec: IoSpec, settings: ReasonerSettings, layers: Sequence[int], processor: Processor,
-        limits: Limits, role: Role,
+        limits: Limits, role: Role, who: str = "ONNX Runtime",
     ) -> None:  # fmt: skip
-        """`session` is what `open_program` or `open_steps` gave; `layers` are those that route."""
+        """`session` is what `Comparing.program` gave, of the engine `who`; `layers` are those that route."""
+        self.who = who
         self.session, self.settings, self.processor, self.limits = session, settings, processor, limits
         self.layers = sorted(layers)
         self.role: Role = role
@@ -152,7 +153,7 @@ class ProgramRun:
         """The answer, with the bundle's default limits.
 
         Raises:
-            ExportError: ONNX Runtime fails.
+            ExportError: the engine fails.
         """
         think = self.settings.think
         feed = build_feed(
@@ -169,7 +170,7 @@ class ProgramRun:
         try:
             ran = self.session.run(self.names, feed)
         except Exception as error:  # as above
-            raise ExportError(refusal(f"cannot run the {self.role} program", error)) from error
+            raise ExportError(refusal(f"cannot run the {self.role} program", error, self.who)) from error
         out: dict[str, np.ndarray] = dict(zip(self.names, ran, strict=True))
         steps = int(out["latent_steps"])
         replayed = [[int(i) for i in row if i >= 0] for row in out["replayed"][:steps]] if "replayed" in out else []

@@ -23,7 +23,7 @@ import torch
 from lrkit.errors import ExportError
 from lrkit.export.graph.saving import save_model
 from lrkit.export.graph.tower_writer import CHOSEN
-from lrkit.export.sessions import open_graph, refusal
+from lrkit.export.sessions import Comparing, refusal
 from lrkit.families.protocols import Geometry
 from lrkit.model.backbone import Backbone, ChoosingBackbone
 from lrkit.runtime.encode.processor import EncodedPrompt
@@ -31,20 +31,20 @@ from lrkit.runtime.engines.torch.prompt_batch import PromptBatch
 
 
 def program_choices(
-    file: Path, prompts: Sequence[EncodedPrompt], image_id: int, geometry: Geometry, optimizers_off: Sequence[str] = ()
+    file: Path, prompts: Sequence[EncodedPrompt], image_id: int, geometry: Geometry, comparing: Comparing
 ) -> list[np.ndarray]:
     """Ids (V,) of the visual tokens of each prompt, image after image, as the tower in `file` chooses them. `file` is
     the program, or the graph that reads the prompt.
 
     Raises:
-        ExportError: ONNX Runtime cannot run the tower.
+        ExportError: the engine cannot run the tower.
         OSError: it cannot be written beside the program, where it stands for as long as this takes.
     """
     alone = file.with_name(f"{file.stem}.{CHOSEN}.onnx")
     try:
         save_model(_tower_in(file), alone)
-        session = open_graph(alone, optimizers_off)
-        return [_choices(session, prompt, image_id, geometry) for prompt in prompts]
+        session = comparing.open(alone, None)
+        return [_choices(session, prompt, image_id, geometry, comparing.name) for prompt in prompts]
     finally:
         alone.unlink(missing_ok=True)
 
@@ -62,14 +62,14 @@ def _tower_in(file: Path) -> ir.Model:
     return ir.Model(tower, ir_version=program.ir_version)
 
 
-def _choices(session: Any, prompt: EncodedPrompt, image_id: int, geometry: Geometry) -> np.ndarray:
+def _choices(session: Any, prompt: EncodedPrompt, image_id: int, geometry: Geometry, who: str) -> np.ndarray:
     if prompt.patches is None:
         return np.zeros(0, np.int64)
     feed = geometry.program_feed(prompt.ids, image_id, prompt.grids, prompt.patches)
     try:
         (ids,) = session.run([CHOSEN], {given.name: feed[given.name] for given in session.get_inputs()})
     except Exception as error:  # onnxruntime's own classes have no common base below Exception
-        raise ExportError(refusal("cannot run the vision tower", error)) from error
+        raise ExportError(refusal("cannot run the vision tower", error, who)) from error
     return ids
 
 

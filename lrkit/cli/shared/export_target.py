@@ -20,8 +20,9 @@ FormName = Annotated[
 ]
 Arch = Annotated[str | None, typer.Option(help="GPUs for tensorrt-rtx: sm89,sm120. [default: all it knows]")]
 
-ENGINE_TARGET = "rtx-pc"
-"""The target of --engine tensorrt-rtx alone."""
+OPENVINO = "openvino"
+ENGINE_TARGET = {"tensorrt-rtx": "rtx-pc", OPENVINO: "openvino"}
+"""The target of --engine NAME alone."""
 
 
 def load_target(
@@ -42,8 +43,12 @@ def load_target(
     chosen = _default(int4, engine) if name is None else name
     path = find_target(chosen)
     target = load_config(Target, path, (["precision=int4"] if int4 else []) + overrides)
-    if engine is not None or arch is not None:
-        values = target.model_dump(mode="json")
+    values = target.model_dump(mode="json")
+    if engine == OPENVINO:
+        if arch is not None:
+            raise UserError(f"--arch {arch} names GPUs for tensorrt-rtx, and the engine is openvino; leave it out")
+        target = load_config(Target, {**values, "openvino": values["openvino"] or {}})
+    elif engine is not None or arch is not None:
         target = load_config(Target, {**values, "engine": _engine_values(values["engine"], engine, arch)})
     return path.stem, target
 
@@ -75,8 +80,8 @@ def engine_for_bundle(
 
 
 def _default(int4: bool, engine: str | None) -> str:
-    if engine == "tensorrt-rtx":
-        return ENGINE_TARGET
+    if engine in ENGINE_TARGET:
+        return ENGINE_TARGET[engine]
     if engine == "tensorrt":
         raise UserError(
             f"--engine tensorrt builds for one device; say which with --target: {', '.join(_built_on_device())}"
@@ -96,6 +101,11 @@ def _engine_values(base: dict[str, Any] | None, kind: str | None, arch: str | No
     """The section `engine`: that of the target, or a new one where another kind is asked for."""
     if kind is None and base is None:
         raise UserError("nothing says which engine to build; give --engine tensorrt-rtx or --engine tensorrt")
+    if kind == OPENVINO:
+        raise UserError(
+            "OpenVINO builds no engines: it compiles a bundle's programs when they are loaded; give tensorrt-rtx or "
+            "tensorrt, or run the bundle with --engine openvino"
+        )
     values: dict[str, Any] = dict(base) if base is not None and kind in (None, base.get("kind")) else {"kind": kind}
     if arch is not None:
         values["archs"] = list(arch_names(arch))

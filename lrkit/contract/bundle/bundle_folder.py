@@ -65,6 +65,18 @@ def is_bundle(path: Path | str) -> bool:
     return (folder / BUNDLE_FILE).is_file() or (folder.is_dir() and any(folder.glob("*.onnx")))
 
 
+def made_for(path: Path | str) -> str | None:
+    """The engine that a bundle says it is meant for; None where it says nothing, or cannot be read: what is wrong is
+    told when it is opened."""
+    try:
+        values = read_json(Path(path) / BUNDLE_FILE, BundleError, MAX_MANIFEST_BYTES)
+    except BundleError:
+        return None
+    told = values.get("made_for")
+    name = told.get("engine") if isinstance(told, dict) else None
+    return name if isinstance(name, str) else None
+
+
 def open_bundle(path: Path | str, verify: bool = True) -> Bundle:
     """The bundle in a folder. `verify` reads every file and compares SHA-256; without it only names and sizes count.
 

@@ -235,6 +235,19 @@ class Defaults(Config):
     """Why: the command, the machine, the time, what was compared."""
 
 
+class MadeFor(Config):
+    """The engine that a bundle is meant for, on which its programs were compared with torch."""
+
+    engine: Literal["openvino"]
+    """As `--engine` takes it."""
+    version: str = Field(max_length=120)
+    """Of its package."""
+    precision: Literal["f32", "bf16", "f16"]
+    """Number type of its products of floats."""
+    int8_activations: bool = False
+    """Whether it rounds activations to int8 where weights are integers."""
+
+
 class Manifest(Config):
     """The content of bundle.json."""
 
@@ -262,6 +275,8 @@ class Manifest(Config):
     """Recorded at export."""
     validation: dict[Role, Validation]
     """Per program."""
+    made_for: MadeFor | None = None
+    """Null: ONNX Runtime, or the TensorRT engines in it."""
     defaults: Defaults | None = None
     """Written by `lrkit sweep BUNDLE ... --write-choice`."""
     provenance: dict[str, Any]

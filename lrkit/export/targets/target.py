@@ -133,6 +133,16 @@ class EngineTarget(Config):
         return self
 
 
+class OpenVinoTarget(Config):
+    """How OpenVINO is to run the programs; they are compared with torch in that way."""
+
+    precision: Literal["auto", "f32", "bf16", "f16"] = "auto"
+    """Number type of its products of floats; auto: the one that the programs are written in."""
+    int8_activations: bool = False
+    """Whether it may round activations to int8 where weights are integers, as int4.accuracy_level 4 does in the dialect
+    ort: faster, and the answers are then OpenVINO's own."""
+
+
 class Target(Config):
     """One kind of device."""
 
@@ -158,6 +168,8 @@ class Target(Config):
     inside the bundle's folder; lrkit/runtime/engines/onnxruntime/provider_options.py lists what a bundle may give."""
     engine: EngineTarget | None = None
     """TensorRT engines to add; null: none."""
+    openvino: OpenVinoTarget | None = None
+    """Makes the bundle for OpenVINO, which then runs it where no engine is named; null: it is for others."""
 
     @model_validator(mode="after")
     def _choices_of_the_scheme(self) -> "Target":
@@ -182,6 +194,20 @@ class Target(Config):
         found = {key: problem_of(short, key, value) for key, value in self.provider_options.items()}
         if problems := [f"provider_options.{key} {problem}" for key, problem in found.items() if problem]:
             raise ValueError("\n".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _openvino_reads_one_dialect(self) -> "Target":
+        if self.openvino is not None and self.dialect != "standard":
+            raise ValueError(
+                f"the dialect is {self.dialect}, and OpenVINO reads standard; set dialect=standard, or take the target "
+                "openvino"
+            )
+        if self.openvino is not None and self.engine is not None:
+            raise ValueError(
+                f"openvino and {self.engine.kind} engines were asked for at once; make a bundle for each, as one is "
+                "meant for one engine"
+            )
         return self
 
     @model_validator(mode="after")

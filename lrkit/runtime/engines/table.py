@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lrkit.config import Config, load_config
+from lrkit.contract.bundle.bundle_folder import made_for
 from lrkit.errors import UnknownNameError, UserError, did_you_mean, one_line
 from lrkit.registry import Registry, complete
 from lrkit.runtime.engines.common.protocol import Engine
@@ -30,7 +31,7 @@ ENGINES: Registry[EngineRow] = Registry(
 """onnxruntime runs every bundle, openvino those of the dialect standard, tensorrt-rtx and tensorrt the engines that
 `lrkit engines` or an export put into one, torch checkpoints."""
 FOR_BUNDLES, FOR_CHECKPOINTS = "onnxruntime", "torch"
-"""What runs them where no engine is named."""
+"""What runs them where no engine is named. A bundle may say that it is meant for another (`Manifest.made_for`)."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,32 @@ def open_engine(path: Path | str, choice: EngineChoice | None = None, verify: bo
         UserError: an option that is wrong, or for another engine.
     """
     choice = choice or EngineChoice()
-    row = engine_row(choice.name or FOR_BUNDLES)
+    name, note = (choice.name, None) if choice.name else _for_bundle(path, choice.options)
+    row = engine_row(name)
     if row.checkpoints:
         raise UserError(f"{path} is opened as a bundle, and engine {row.name} runs checkpoints; leave engine out")
     options = read_options(row, choice.options)
     with complete(f"engine {row.name}"):
-        return row.open(path, options, verify)
+        engine = row.open(path, options, verify)
+    engine.note = engine.note or note
+    return engine
+
+
+def _for_bundle(path: Path | str, options: Mapping[str, Any]) -> tuple[str, str | None]:
+    """(the engine that a bundle is meant for, None); where that is not installed, or has not the options that were
+    given, ONNX Runtime, and what a user should know of it."""
+    wanted = made_for(path)
+    if wanted is None or wanted not in ENGINES:
+        return FOR_BUNDLES, None
+    row = engine_row(wanted)
+    if any(key not in row.options.model_fields for key in options):
+        return FOR_BUNDLES, None
+    if row.installed():
+        return wanted, None
+    return FOR_BUNDLES, (
+        f"this bundle was made for {wanted}, which is not installed, so {FOR_BUNDLES} runs it; "
+        f'pip install "lrkit[{wanted}]"'
+    )
 
 
 def open_checkpoint(folder: Path, choice: EngineChoice) -> Engine:

@@ -40,5 +40,7 @@ class EngineRow:
     its SHA-256."""
     state: Callable[[Gpus], EngineState]
     """Whether it can run here, given the GPUs that are here; imports no package."""
+    installed: Callable[[], bool] = lambda: True
+    """Whether its package is there; imports nothing."""
     checkpoints: bool = False
     """It runs checkpoints, not bundles."""

@@ -5,18 +5,14 @@ Place in the pipeline: lrkit/contract/bundle/bundle_folder.py -> `OpenVinoEngine
 """
 
 from pathlib import Path
-from typing import Any
 
 from lrkit.contract.bundle.bundle_folder import Bundle
 from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import GraphName, ProgramEntry, Role
-from lrkit.contract.schemes import computed_in
-from lrkit.errors import BundleError, UserError
-from lrkit.runtime.engines.openvino.brake import add_brake
+from lrkit.errors import BundleError
+from lrkit.runtime.engines.openvino.compiled import compile_graph, on_cpu, written_in
 from lrkit.runtime.engines.openvino.graph import OvGraph
-from lrkit.runtime.engines.openvino.library import check_device, core, said
-from lrkit.runtime.engines.openvino.options import OpenVinoOptions, properties
-from lrkit.runtime.engines.openvino.reader import differences, read_model
+from lrkit.runtime.engines.openvino.options import Numbers, OpenVinoOptions
 from lrkit.runtime.engines.programs.program_engine import ProgramEngine, ProgramSessions
 
 
@@ -28,50 +24,27 @@ class OpenVinoSessions(ProgramSessions):
     def __init__(self, bundle: Bundle, options: OpenVinoOptions) -> None:
         super().__init__(bundle)
         self.options = options
-        device = options.device.strip().upper()
-        self.place = "cpu" if device.partition(".")[0] == "CPU" else device.lower()
+        self.place = "cpu" if on_cpu(options.device) else options.device.strip().lower()
 
     def open_graph(self, role: Role, entry: ProgramEntry, graph: GraphName, file: str, spec: IoSpec) -> OvGraph:
         """Loads one graph. Raises as `of`."""
-        path = self.bundle.folder / file
         if entry.dialect != "standard":
             raise BundleError(
                 f"{self.bundle.folder}: its {role} program has ONNX Runtime's own operators (dialect {entry.dialect}), "
                 "which OpenVINO does not read; export the checkpoint again: lrkit export CHECKPOINT --engine openvino"
             )
-        device = check_device(self.options.device)
         self.bundle.check_unchanged(file, entry.data)
-        model = read_model(path)
-        if found := differences(model, spec):
-            raise BundleError(
-                f"{path}: is not the program that bundle.json declares ({found[0]}); copy the bundle again"
-            )
-        # Other devices hold a copy of their inputs, in which nothing can be set while they run.
-        brake = self.place == "cpu" and add_brake(model)
-        compiled = self._compile(model, device, path, self.precision)
-        return OvGraph(compiled, path, [one.name for one in spec.inputs], brake)
+        return compile_graph(self.bundle.folder / file, spec, self.options, self.numbers)
 
     @property
-    def precision(self) -> str:
-        """Number type of float products, by OpenVINO's names."""
-        if self.options.precision != "auto":
-            return self.options.precision
-        target = self.bundle.manifest.target
-        return "f16" if computed_in(target.get("precision"), target.get("activations")) == "fp16" else "f32"
-
-    def _compile(self, model: Any, device: str, path: Path, precision: str) -> Any:
-        given = properties(self.options, device, precision)
-        try:
-            return core().compile_model(model, device, given)
-        except Exception as error:  # OpenVINO raises RuntimeError, and its binding others
-            text = said(error)
-            if named := [key for key in self.options.properties if key in text]:
-                raise UserError(
-                    f"OpenVINO refuses the property {named[0]} = {self.options.properties[named[0]]} ({text}); correct "
-                    "the engine's option properties"
-                ) from error
-            do = "copy the bundle again" if device == "CPU" else "check the device's driver, or use device=CPU"
-            raise BundleError(f"{path}: OpenVINO cannot compile it for {device} ({text}); {do}") from error
+    def numbers(self) -> Numbers:
+        """As asked for; otherwise as the programs were compared with torch on OpenVINO, or are written."""
+        made_for, asked = self.bundle.manifest.made_for, self.options
+        own = Numbers(written_in(self.bundle.manifest.target))
+        if made_for is not None and made_for.engine == self.name:
+            own = Numbers(made_for.precision, made_for.int8_activations)
+        rounds = own.int8_activations if asked.int8_activations is None else asked.int8_activations
+        return Numbers(own.precision if asked.precision == "auto" else asked.precision, rounds)
 
 
 class OpenVinoEngine(ProgramEngine):

@@ -4,7 +4,7 @@ Place in the pipeline: engine.py compiles a graph -> `OvGraph` -> program_engine
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,12 @@ def port(found: Any, name: str | None = None) -> Port:
 class OvGraph:
     """A compiled graph. May be run by several threads at once, as many as OpenVINO has streams; others wait."""
 
-    def __init__(self, compiled: Any, path: Path, inputs: Sequence[str], brake: bool) -> None:
-        """`brake`: the graph has one, as its last input."""
+    def __init__(self, compiled: Any, path: Path, inputs: Sequence[Port], outputs: Sequence[Port], brake: bool) -> None:
+        """`brake`: the graph has one, as an input after `inputs`."""
         self.compiled = compiled
-        self._path, self._inputs = path, inputs
+        self.get_inputs: Callable[[], Sequence[Port]] = lambda: inputs
+        self.get_outputs: Callable[[], Sequence[Port]] = lambda: outputs
+        self._path, self._inputs = path, [one.name for one in inputs]
         self._brake_place = len(compiled.inputs) - 1 if brake else None
         self._idle: list[tuple[Any, Brake]] = []
         self._streams = threading.Semaphore(max(1, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))))

@@ -3,6 +3,7 @@
 Place in the pipeline: `--engine-option`, `engine_options` -> `OpenVinoOptions` -> engine.py.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
@@ -22,22 +23,37 @@ class OpenVinoOptions(Config):
     precision: Precision = "auto"
     """Number type of the products of floats. auto: the one in which the export proved the program equal to torch on
     OpenVINO; of a bundle that was made for another engine, the one that it is written in."""
+    int8_activations: bool | None = None
+    """Whether activations may be rounded to int8 where weights are integers; null: as in the export, as above, and no
+    for a bundle that was made for another engine."""
     threads: int | None = Field(default=None, ge=1)
     """Of one answer, on a CPU; None: as many as the process may use (lrkit/cores.py)."""
     properties: dict[str, str | bool | int | float] = {}
     """OpenVINO's own properties, by its names, as NUM_STREAMS; they come before all others."""
 
 
-def properties(options: OpenVinoOptions, device: str, precision: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Numbers:
+    """How products are computed."""
+
+    precision: str
+    """Of floats: f32, bf16 or f16."""
+    int8_activations: bool = False
+    """Beside weights that are integers."""
+
+
+def properties(options: OpenVinoOptions, device: str, numbers: Numbers) -> dict[str, Any]:
     """What a program is compiled with. Defaults that a device does not know are left out; what was asked for is not."""
     cores = options.threads or find_cores().threads
     wanted: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_PRECISION_HINT": numbers.precision,
         "INFERENCE_NUM_THREADS": cores,
         # Pinned threads of two processes wait for the same cores while others are idle.
         "ENABLE_CPU_PINNING": False,
     }
+    if not numbers.int8_activations:
+        wanted["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # OpenVINO's own default rounds them
     asked = {"INFERENCE_PRECISION_HINT"} if options.precision != "auto" else set[str]()
     asked |= {"INFERENCE_NUM_THREADS"} if options.threads is not None else set()
     known = supported(device)

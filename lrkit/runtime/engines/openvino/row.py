@@ -31,4 +31,4 @@ def _state(gpus: Gpus) -> EngineState:
     return EngineState(NAME, bool(devices), version, names or "it finds no device here", None)
 
 
-ROW = EngineRow(NAME, OpenVinoOptions, _open, _state)
+ROW = EngineRow(NAME, OpenVinoOptions, _open, _state, lambda: installed_version() is not None)

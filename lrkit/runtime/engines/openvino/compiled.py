@@ -1,0 +1,60 @@
+"""Reads and compiles one graph of a bundle. Torch-free.
+
+Place in the pipeline: engine.py and an export that compares its programs on OpenVINO -> `compile_graph` -> graph.py.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from lrkit.contract.bundle.io_spec import IoSpec
+from lrkit.contract.schemes import computed_in
+from lrkit.errors import BundleError, UserError
+from lrkit.runtime.engines.openvino.brake import add_brake
+from lrkit.runtime.engines.openvino.graph import OvGraph, port
+from lrkit.runtime.engines.openvino.library import check_device, core, said
+from lrkit.runtime.engines.openvino.options import Numbers, OpenVinoOptions, properties
+from lrkit.runtime.engines.openvino.reader import differences, read_model
+
+
+def written_in(target: Mapping[str, Any]) -> Literal["f16", "f32"]:
+    """The number type that the programs of a target are written in, by OpenVINO's names."""
+    return "f16" if computed_in(target.get("precision"), target.get("activations")) == "fp16" else "f32"
+
+
+def compile_graph(path: Path, spec: IoSpec | None, options: OpenVinoOptions, numbers: Numbers) -> OvGraph:
+    """The graph in a file of the dialect standard, for the device of `options`.
+
+    Raises:
+        BundleError: OpenVINO refuses it, or it is another than `spec` declares; None: any will do.
+        UserError: a device that is not here, or a property that OpenVINO refuses.
+        MissingExtraError: OpenVINO is not installed.
+    """
+    device = check_device(options.device)
+    model = read_model(path)
+    if spec is not None and (found := differences(model, spec)):
+        raise BundleError(f"{path}: is not the program that bundle.json declares ({found[0]}); copy the bundle again")
+    inputs, outputs = [port(one) for one in model.inputs], [port(one) for one in model.outputs]
+    # Other devices hold a copy of their inputs, in which nothing can be set while they run.
+    brake = on_cpu(device) and add_brake(model)
+    return OvGraph(_compile(model, device, path, options, numbers), path, inputs, outputs, brake)
+
+
+def on_cpu(device: str) -> bool:
+    """Whether OpenVINO's device of that name is the CPU."""
+    return device.strip().upper().partition(".")[0] == "CPU"
+
+
+def _compile(model: Any, device: str, path: Path, options: OpenVinoOptions, numbers: Numbers) -> Any:
+    given = properties(options, device, numbers)
+    try:
+        return core().compile_model(model, device, given)
+    except Exception as error:  # OpenVINO raises RuntimeError, and its binding others
+        text = said(error)
+        if named := [key for key in options.properties if key in text]:
+            raise UserError(
+                f"OpenVINO refuses the property {named[0]} = {options.properties[named[0]]} ({text}); correct the "
+                "engine's option properties"
+            ) from error
+        do = "copy the bundle again" if on_cpu(device) else "check the device's driver, or give device=CPU"
+        raise BundleError(f"{path}: OpenVINO cannot compile it for {device} ({text}); {do}") from error
