@@ -107,20 +107,20 @@ def torch_run(
         states.append(state.last_hidden_BD[0].numpy().copy())
         return replayed
 
-    prefill = reasoner.prefill
+    read = reasoner.read
 
-    def watched_prefill(prompts):
-        state = prefill(prompts)
+    def watched_read(prompts, looks=None):
+        state = read(prompts, looks)
         depths.append(state)
         states.append(reasoner.logits(state.last_hidden_BD)[0].numpy().copy())
         return state
 
-    reasoner.think, reasoner.prefill = watched, watched_prefill
+    reasoner.think, reasoner.read = watched, watched_read
     try:
         asked = GenerationLimits(EOS, tokens, latents, "fixed" if fixed else "adaptive")
         answer = generate(reasoner, batch([prompt]), "latent" if think else "cot", asked)[0]
     finally:
-        del reasoner.think, reasoner.prefill
+        del reasoner.think, reasoner.read
     layers = sorted(reasoner.routing)
     passes = np.zeros((len(states), len(layers)), np.int64)
     for routed in depths[0].refinement.log:

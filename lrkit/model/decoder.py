@@ -82,6 +82,8 @@ class _Chunk:
     """The next."""
     survivors: Survivors | None = None
     """Which tokens of the chunk are left, where some have been pruned."""
+    parts: Sequence[Tensor] = ()
+    """Where (B, S) routing chooses on its own; empty: in the chunk as a whole."""
 
     @classmethod
     def of(
@@ -109,10 +111,13 @@ class _Chunk:
             def run(tokens: Tensor, seen: Tensor | None, at: Rotary, keys: Keys) -> Tensor:
                 return backbone.run_layer(layer, tokens, seen, at, keys.cache)
 
-            routed = self.routing[layer]
-            hidden = routed(hidden, self.valid_BS, self.rotary, state.refinement, state.num_chunks, run)
-            if self.survivors is not None:
-                state.refinement.log[-1] = self.survivors.reported(state.refinement.log[-1])
+            for number, part_BS in enumerate(self.parts or (self.valid_BS,)):
+                if self.survivors is not None:
+                    part_BS = self.survivors.among(part_BS)
+                hidden = self.routing[layer](hidden, part_BS, self.rotary, state.refinement, state.num_chunks, run)
+                if self.survivors is not None:
+                    real_BP = self.parts[number] if self.parts else self.survivors.real_BP
+                    state.refinement.log[-1] = self.survivors.reported(state.refinement.log[-1], real_BP)
         if layer in self.added:
             hidden = hidden + self.added[layer]
         self.hidden_BSD = hidden
@@ -158,35 +163,80 @@ def prefill(
     want_saliency: bool,
     prune: PruneSettings = NO_PRUNING,
 ) -> Sequences:
-    """Reads a batch of prompts (text and images) and returns the sequences, ready to think or to speak.
+    """Reads a batch of prompts (text and images) at once and returns the sequences, ready to think or to speak. Routing
+    chooses in the picture part and in the question part apart, as where these are read one after the other (read.py).
 
     Raises:
         DataError: the image tokens of a prompt do not match its images.
     """
     rows, visual = embed_prompts(backbone, prompts)
-    mask_BP = prompts.prompt_mask
     positions, next_position = prompt_positions(backbone, prompts)
-    state = Sequences(
+    state = new_state(backbone, rows, visual)
+    parts = () if visual is None or not routing else _parts(backbone, prompts)
+    read_question(backbone, routing, state, rows, prompts.prompt_mask, positions, want_saliency, prune, parts)
+    state.next_position_B = next_position
+    return state
+
+
+def new_state(backbone: Backbone, rows_BPE: Tensor, visual: VisualTokens | None) -> Sequences:
+    """Sequences that nothing has been read of."""
+    like, count = backbone.embedding_rows(), len(rows_BPE)
+    return Sequences(
         keys=GrowingKeys(),
-        refinement=RefinementState(lambda at: backbone.rotary(at.expand(backbone.axes, -1, -1), rows)),
-        next_position_B=next_position,
-        last_hidden_BD=rows[:, 0, : backbone.hidden_size],
+        refinement=RefinementState(lambda at: backbone.rotary(at.expand(backbone.axes, -1, -1), like)),
+        next_position_B=torch.zeros(count, dtype=torch.long, device=rows_BPE.device),
+        last_hidden_BD=rows_BPE[:, 0, : backbone.hidden_size],
         visual=visual,
         saliency_BV=None,
         visited_BV=None if visual is None else ~visual.real_BV,
-        latent_steps_B=torch.zeros(len(rows), dtype=torch.long, device=rows.device),
+        latent_steps_B=torch.zeros(count, dtype=torch.long, device=rows_BPE.device),
     )
-    columns = torch.arange(mask_BP.shape[1], device=mask_BP.device)
-    last_B = torch.where(mask_BP, columns, -1).amax(1)
+
+
+def read_question(
+    backbone: Backbone,
+    routing: Routing,
+    state: Sequences,
+    rows_BSE: Tensor,
+    valid_BS: Tensor,
+    positions_ABS: Tensor,
+    want_saliency: bool,
+    prune: PruneSettings = NO_PRUNING,
+    parts: Sequence[Tensor] = (),
+) -> None:
+    """Runs the chunk that ends the prompts; keeps the last token's hidden state and saliency. `parts` (B, S) say where
+    routing chooses on its own. Updates `state`."""
+    columns = torch.arange(valid_BS.shape[1], device=valid_BS.device)
+    last_B = torch.where(valid_BS, columns, -1).amax(1)
+    visual = state.visual
     row = SaliencyRow(last_B) if (want_saliency or prune.active) and visual is not None else None
-    chunk = _Chunk.of(backbone, routing, state, rows, mask_BP, positions, row)
+    chunk = _Chunk.of(backbone, routing, state, rows_BSE, valid_BS, positions_ABS, row)
+    chunk.parts = parts
     if visual is not None and prune.active:
         last_B = _prune(chunk, prune, visual)
     hidden = chunk.through(backbone.num_layers).finish()
     state.last_hidden_BD = hidden[torch.arange(len(hidden), device=hidden.device), last_B]
     if row is not None and visual is not None:
         state.saliency_BV = visual_saliency(row, visual, state.pruned) if want_saliency else None
-    return state
+
+
+def picture_parts(prompts: Prompts, image_id: int) -> Tensor:
+    """(B,) real tokens of each prompt up to and with its last visual one; 0 where the prompt has one part: without a
+    visual token, and where nothing follows the last. As `picture_part` of lrkit/runtime/encode/processor.py."""
+    mask_BP = prompts.prompt_mask
+    is_visual_BP = (prompts.input_ids == image_id) & mask_BP
+    # Real tokens from each column on; a visual token with one real token behind it has 2.
+    left_BP = mask_BP.flip(1).long().cumsum(1).flip(1)
+    behind_B = torch.where(is_visual_BP, left_BP - 1, mask_BP.shape[1]).amin(1)
+    count_B = mask_BP.sum(1)
+    return torch.where((behind_B == 0) | (behind_B >= count_B), 0, count_B - behind_B)
+
+
+def _parts(backbone: Backbone, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    """Where the picture parts and the question parts of prompts stand."""
+    mask_BP = prompts.prompt_mask
+    in_pictures_BP = mask_BP.long().cumsum(1) <= picture_parts(prompts, backbone.image_token_id)[:, None]
+    return mask_BP & in_pictures_BP, mask_BP & ~in_pictures_BP
 
 
 def _prune(chunk: _Chunk, settings: PruneSettings, visual: VisualTokens) -> Tensor:
@@ -234,12 +284,18 @@ def embed_prompts(backbone: Backbone, prompts: Prompts) -> tuple[Tensor, VisualT
             "give each picture one image token for each of its visual tokens"
         )
     rows_BPE = as_rows(embeds_BPD, tokens_VE.shape[-1]).masked_scatter(is_visual_BP[..., None], tokens_VE)
+    column_BV, real_BV = visual_columns(is_visual_BP)
+    gathered = rows_BPE.gather(1, column_BV[..., None].expand(-1, -1, rows_BPE.shape[-1]))
+    return rows_BPE, VisualTokens(gathered, real_BV, column_BV)
+
+
+def visual_columns(is_visual_BP: Tensor) -> tuple[Tensor, Tensor]:
+    """Where visual tokens stand: column (B, V) of each, and which of these are real (B, V)."""
+    count_B = is_visual_BP.sum(1)
     width = int(count_B.max())
     # Stable sort by "is not visual" lists each prompt's visual columns first, in order.
     column_BV = (~is_visual_BP).to(torch.int8).sort(dim=1, stable=True).indices[:, :width]
-    real_BV = torch.arange(width, device=count_B.device) < count_B[:, None]
-    gathered = rows_BPE.gather(1, column_BV[..., None].expand(-1, -1, rows_BPE.shape[-1]))
-    return rows_BPE, VisualTokens(gathered, real_BV, column_BV)
+    return column_BV, torch.arange(width, device=count_B.device) < count_B[:, None]
 
 
 def prompt_positions(backbone: Backbone, prompts: Prompts) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ Modes, the result and how steps are counted: generated.py.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -14,13 +14,15 @@ from lrkit.contract.generated import Generated, GenerationLimits, Halting, Mode,
 from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import UserError
 from lrkit.model.decoder import Prompts
+from lrkit.model.read import Look
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.recorded import StepRecorder
 from lrkit.model.state import Sequences
 from lrkit.model.steps import NO_WORD, PlainSteps, Steps
 
 
-def _not_finite(reasoner: LatentReasoner) -> UserError:
+def not_finite(reasoner: LatentReasoner) -> UserError:
+    """What to say where the model's numbers became NaN or infinite."""
     name = str(reasoner.backbone.embedding_rows().dtype).removeprefix("torch.")
     wider = "check its weights with `lrkit validate`" if name == "float32" else "ask in dtype float32"
     return UserError(f"the model's numbers became NaN or infinite in {name}; {wider}")
@@ -44,9 +46,11 @@ def generate(
     on_token: Callable[[list[int | None]], None] | None = None,
     recorder: StepRecorder | None = None,
     between_steps: Callable[[], None] = lambda: None,
+    looks: Sequence[Look] | None = None,
 ) -> list[Generated]:
     """Greedy answers for a batch of prompts, one per sample. `on_token` gets each new token per sample (None:
     stopped); `recorder` launches recorded steps instead of single operations. What `between_steps` raises ends it.
+    With `looks`, one per sample, only what stands behind the picture parts is read.
 
     Raises:
         UserError: the model's numbers become NaN or infinite.
@@ -56,7 +60,7 @@ def generate(
         reasoner.eval()
     try:
         watch = _watch(prompts.input_ids.device)
-        state = reasoner.prefill(prompts)
+        state = reasoner.read(prompts, looks)
         with _steps(reasoner, state, mode, limits, recorder) as steps:
             watch.lap("prefill")
             halting = _think(reasoner, steps, len(prompts.prompt_mask), mode, limits, watch, between_steps)
@@ -148,7 +152,7 @@ def _speak(
             going_B = (token_B != end) & going_B
         going, tokens = going_B.tolist(), token_B.tolist()
         if any(on and token == NO_WORD for on, token in zip(going, tokens, strict=True)):
-            raise _not_finite(reasoner)
+            raise not_finite(reasoner)
         for i in range(batch):
             if going[i]:
                 spoken[i].append(tokens[i])
@@ -184,13 +188,15 @@ def _routed_depths(state: Sequences, sample: int) -> dict[int, int]:
 
 
 def _routed_tokens(state: Sequences, sample: int, latent_steps: int) -> dict[int, list[list[int]]]:
-    """Passes by layer, chunk and real token; chunks after the sample's last latent step are other samples'."""
-    found: dict[int, list[list[int]]] = {}
+    """Passes by layer, chunk and real token; chunks after the sample's last latent step are other samples'. Both parts
+    of the prompt are one chunk."""
+    found: dict[int, dict[int, list[int]]] = {}
     for routed in state.refinement.log:
         if routed.chunk > latent_steps:
             continue
         passes_S = torch.zeros_like(routed.real_BS[sample], dtype=torch.long)
         chosen_A = routed.index_BA[sample] >= 0
         passes_S[routed.index_BA[sample][chosen_A]] = routed.depth_BA[sample][chosen_A]
-        found.setdefault(routed.layer, []).append(passes_S[routed.real_BS[sample]].tolist())
-    return found
+        chunks = found.setdefault(routed.layer, {})
+        chunks.setdefault(routed.chunk, []).extend(passes_S[routed.real_BS[sample]].tolist())
+    return {layer: list(chunks.values()) for layer, chunks in found.items()}

@@ -36,10 +36,14 @@ class Survivors:
         """(B, P, x) -> (B, S, x)."""
         return tokens_BPx.gather(1, self.index_BS[..., None].expand(-1, -1, tokens_BPx.shape[-1]))
 
-    def reported(self, routed: RoutedTokens) -> RoutedTokens:
-        """What was routed among the survivors, by columns of the prompt."""
+    def among(self, part_BP: Tensor) -> Tensor:
+        """Which survivors (B, S) are of a part of the prompt."""
+        return part_BP.gather(1, self.index_BS) & self.valid_BS
+
+    def reported(self, routed: RoutedTokens, real_BP: Tensor) -> RoutedTokens:
+        """What was routed among the survivors of a part of the prompt, by columns of the prompt."""
         column_BA = self.index_BS.gather(1, routed.index_BA.clamp_min(0))
-        return replace(routed, index_BA=torch.where(routed.index_BA < 0, -1, column_BA), real_BS=self.real_BP)
+        return replace(routed, index_BA=torch.where(routed.index_BA < 0, -1, column_BA), real_BS=real_BP)
 
 
 def num_kept(count: Tensor, settings: PruneSettings) -> Tensor:

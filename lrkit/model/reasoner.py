@@ -8,11 +8,13 @@ Legend: B batch, P prompt tokens, S spoken tokens, T latent steps, V visual toke
 vocabulary.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.errors import ConfigError
+from lrkit.errors import ConfigError, UserError
 from lrkit.model.backbone import Backbone
 from lrkit.model.decoder import Prompts, Routing, as_rows, prefill, run_chunk, visual_saliency
 from lrkit.model.distill import Teacher, TokenSR, distillation_loss
@@ -20,6 +22,7 @@ from lrkit.model.latent_token import LatentToken
 from lrkit.model.lora import Adapter
 from lrkit.model.objective import Distilled, ReasonerLoss, Supervised, loss_counts, objective
 from lrkit.model.precision import wide
+from lrkit.model.read import Look, look, read
 from lrkit.model.replay import Replay, replay
 from lrkit.model.routing import RoutedLayer
 from lrkit.model.saliency import SaliencyRow
@@ -71,9 +74,32 @@ class LatentReasoner(nn.Module):
             self.adapter = None
 
     def prefill(self, prompts: Prompts) -> Sequences:
-        """Reads the prompts. See decoder.prefill."""
-        wants = self.settings.replay.num_tokens > 0
-        return prefill(self.backbone, self.routing, prompts, wants, self.settings.prune)
+        """Reads the prompts at once, as training does. See decoder.prefill."""
+        return prefill(self.backbone, self.routing, prompts, self._wants_saliency, self.settings.prune)
+
+    def read(self, prompts: Prompts, looks: Sequence[Look] | None = None) -> Sequences:
+        """Reads the prompts part after part, as answers do. See read.read. Who prunes reads them at once: what leaves
+        the picture part depends on the question."""
+        if self.settings.prune.active:
+            return self.prefill(prompts)
+        return read(self.backbone, self.routing, prompts, self._wants_saliency, looks)
+
+    def look(self, prompts: Prompts) -> Look:
+        """Reads the picture part of one prompt. See read.look.
+
+        Raises:
+            UserError: visual tokens are pruned by what is asked.
+        """
+        if self.settings.prune.active:
+            raise UserError(
+                "this model prunes visual tokens by what is asked (model.prune), so a look cannot serve several "
+                "questions; ask about the pictures themselves, or train it without pruning"
+            )
+        return look(self.backbone, self.routing, prompts)
+
+    @property
+    def _wants_saliency(self) -> bool:
+        return self.settings.replay.num_tokens > 0
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., W) with the `<|latent|>` column from its own trained row."""

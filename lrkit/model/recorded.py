@@ -65,19 +65,15 @@ def sizes_of(reasoner: LatentReasoner, state: Sequences, latent_steps: int, spok
     tokens = 0 if state.visual is None else state.visual.real_BV.shape[1]
     slots = min(reasoner.settings.replay.num_tokens, tokens)
     chunk = 1 + (min(slots, 1) if reasoner.settings.replay.formation == "soft_mix" else slots)
-    refined = tuple(
-        (
-            layer,
-            _up(
-                min(router.alpha, prompt if layer < first else left) + latent_steps * min(router.alpha, chunk), _VISUAL
-            ),
-        )
-        for layer, router in reasoner.routing.items()
-    )
+    refined: list[tuple[int, int]] = []
+    for layer, router in reasoner.routing.items():
+        # Twice: the prompt's two parts are routed apart.
+        before = 2 * min(router.alpha, prompt if layer < first else left)
+        refined.append((layer, _up(before + latent_steps * min(router.alpha, chunk), _VISUAL)))
     columns, behind = (_up(before + latent_steps * chunk + spoken, _COLUMNS) for before in (prompt, left))
     visual = None if state.visual is None else _up(tokens, _VISUAL)
     pruned = None if state.pruned is None else (first, behind)
-    return Sizes(len(state.last_hidden_BD), columns, pruned, visual, slots, refined)
+    return Sizes(len(state.last_hidden_BD), columns, pruned, visual, slots, tuple(refined))
 
 
 class RecordedSteps:

@@ -10,6 +10,7 @@ Legend: S tokens of the whole sequence so far, D hidden width, H heads, d head w
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -142,19 +143,21 @@ class Reference:
         spans: list[tuple[int, int, int]],
         run: Run,
     ) -> Tensor:
-        """Section 5 for one layer. `spans` are (chunk, start, end) of the chunks that route."""
+        """Section 5 for one layer. `spans` are (chunk, start, end) of what routes on its own: chunks, and the parts of
+        the prompt."""
         routing = self.settings.routing
         tokens: list[int] = []  # index in the sequence of the routed tokens, chunk after chunk
         owner: list[int] = []
         gate: list[Tensor] = []
-        for chunk, start, end in spans:
+        first_of = {chunk: start for chunk, start, _ in reversed(spans)}
+        for span, (chunk, start, end) in enumerate(spans):
             score = self.router(layer, hidden_SD[start:end]).tolist()
             ranked = sorted(range(end - start), key=lambda i: -score[i])
             chosen = sorted(ranked[: min(self.alpha(layer), end - start)])
             first = self.gates(layer, hidden_SD[start:end])
-            run.routed[layer, chunk] = chosen
+            run.routed.setdefault((layer, chunk), []).extend(start - first_of[chunk] + i for i in chosen)
             tokens += [start + i for i in chosen]
-            owner += [chunk] * len(chosen)
+            owner += [span] * len(chosen)
             gate += [first[i] for i in chosen]
         if routing.positions == "keep":
             places = [positions[i] for i in tokens]
@@ -176,14 +179,15 @@ class Reference:
             u = torch.stack(rows)
             update = update + self.extra[f"routers.{layer}.step_encoding_RD"][d] * u
             depth = [number + on for number, on in zip(depth, running, strict=True)]
-        for chunk, _, _ in spans:
-            run.depths[layer, chunk] = [depth[i] for i in range(len(tokens)) if owner[i] == chunk]
+        for span, (chunk, _, _) in enumerate(spans):
+            own = [depth[i] for i in range(len(tokens)) if owner[i] == span]
+            run.depths.setdefault((layer, chunk), []).extend(own)
         hidden_SD = hidden_SD.clone()
         hidden_SD[tokens] = hidden_SD[tokens] + update
         return hidden_SD
 
     def deeper_gates(self, layer: int, u: Tensor, owner: list[int], running: list[bool]) -> list[Tensor]:
-        """Gates of the tokens that still run, read again and normalised within their own chunk; 0 for the others."""
+        """Gates of the tokens that still run, read again and normalised within what chose them; 0 for the others."""
         gate = [torch.zeros((), dtype=u.dtype)] * len(owner)
         for chunk in sorted(set(owner)):
             mine = [i for i in range(len(owner)) if owner[i] == chunk and running[i]]
@@ -198,8 +202,10 @@ class Reference:
         positions = [place for chunk in chunks for place in chunk.positions_S3]
         spans, start = [], 0
         for number, chunk in enumerate(chunks):
-            if chunk.routed:
-                spans.append((number, start, start + len(chunk.embeds_SD)))
+            behind = start + (chunk.visual[-1] + 1 if chunk.visual else 0)
+            end = start + len(chunk.embeds_SD)
+            edges = [start, behind, end] if start < behind < end else [start, end]
+            spans += [(number, *pair) for pair in pairwise(edges) if chunk.routed]
             start += len(chunk.embeds_SD)
         run = Run(hidden, torch.zeros(len(hidden), dtype=hidden.dtype), {}, {})
         layers = self.text.num_hidden_layers
@@ -210,7 +216,7 @@ class Reference:
             run.saliency_S = run.saliency_S.index_add(0, torch.tensor(there), probability[:, -1].mean(0) / layers)
             if self.routes(layer):
                 hidden = self.refine(layer, hidden, positions, spans, run)
-                for number, _, _ in spans:
+                for number in {number for number, _, _ in spans}:
                     first = sum(len(chunk.embeds_SD) for chunk in chunks[:number])
                     own = [i - first for i in there if first <= i]
                     run.routed[layer, number] = [own[i] for i in run.routed[layer, number]]

@@ -290,7 +290,7 @@ def test_fresh_routing_without_replay_equals_the_plain_backbone_bit_for_bit(tied
     reasoner = tiny_reasoner(chosen, tied=tied, encodings=0.0)
     prompts = batch([PROMPTS[i] for i in rows], side="left")
     state = reasoner.prefill(prompts)
-    assert len(state.refinement.log) == 2
+    assert {routed.layer for routed in state.refinement.log} == {1, 3}
     model = reasoner.model
     model.set_attn_implementation("sdpa")
     want = model(

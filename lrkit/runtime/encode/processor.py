@@ -29,6 +29,7 @@ from lrkit.pictures.load import Pictures
 from lrkit.runtime.encode.chat_template import find_template
 from lrkit.runtime.encode.controls import ControlTokens
 from lrkit.runtime.encode.fitting import Resized, fit_pictures
+from lrkit.runtime.encode.looked import Looked
 from lrkit.runtime.encode.plain_format import plain_format
 from lrkit.runtime.encode.tokenizer_files import CONFIG_FILE, FILE, config_to_write, guarded, read_tokenizer
 
@@ -51,6 +52,11 @@ class EncodedPrompt:
     """How the patches were cut; None without a picture."""
     resized: tuple[Resized, ...] = ()
     """The pictures that a limit made smaller."""
+    picture_part: int = 0
+    """Ids of the picture part: up to and with the last visual token. 0 where the prompt has one part: without a
+    picture, and where nothing follows the last one."""
+    looked: Looked | None = field(default=None, repr=False, compare=False)
+    """What reading the picture part left; None where it is still to be read."""
 
     @property
     def pixel_values(self) -> np.ndarray | None:
@@ -192,7 +198,9 @@ class Processor:
             check_prompt(self.limits, len(ids), len(grids), sum(map(geometry.num_patches, grids)))
         cut = [used.cut(pictures.take(index)) for index, used in enumerate(fitted.geometries)]
         patches = (cut[0] if len(cut) == 1 else np.concatenate(cut)) if cut else None
-        return EncodedPrompt(ids, patches, grids, sizes, geometry if cut else None, tuple(fitted.resized))
+        used = geometry if cut else None
+        part = picture_part(ids, self.image_id)
+        return EncodedPrompt(ids, patches, grids, sizes, used, tuple(fitted.resized), part)
 
     def asked_in(self, prompt: EncodedPrompt, mode: Mode) -> EncodedPrompt:
         """What the model reads in that mode. In `direct` the bare answer is asked for by beginning it: the answer's
@@ -264,6 +272,15 @@ class Processor:
             f"the {what} holds words that this model's vocabulary lacks ({_listed(words)}); "
             "use its words or a model with a larger vocabulary"
         )
+
+
+def picture_part(ids: Sequence[int], image_id: int) -> int:
+    """How many ids stand up to and with the last visual token; 0 without one, and where none follows it.
+
+    Both parts are read, and routed, as chunks of their own, so that the first never depends on what is asked.
+    """
+    behind = next((behind for behind, token in enumerate(reversed(ids)) if token == image_id), 0)
+    return len(ids) - behind if behind else 0
 
 
 def _read_format(path: Path) -> PromptFormat:

@@ -5,15 +5,18 @@ program_engine.py; torch/engine.py runs a checkpoint (the one file here that imp
 for).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+import numpy as np
 
 from lrkit.contract.bundle.bundle_folder import Bundle
 from lrkit.contract.bundle.manifest import ProgramEntry
 from lrkit.contract.generated import Generated, Mode
 from lrkit.contract.settings import ReasonerSettings
+from lrkit.runtime.encode.looked import Looked
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.common.model_counts import ModelCounts
 from lrkit.runtime.engines.common.stopping import Stop
@@ -25,6 +28,8 @@ OnToken = Callable[[list[int | None]], None]
 Phases = Literal["inside", "host", "differences"]
 """Who can tell prefill, thinking and speech apart: the engine itself, with the vision tower; the host's loop around the
 graphs of the form step; or only the difference of two runs of which one stops earlier."""
+
+NEVER = Stop()
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class AskOptions:
     """None: the model's own way."""
     ignore_end: bool = False
     """Generate `max_new_tokens`, past any end token: forced lengths, for profiling. Checkpoints only."""
-    stop: Stop = field(default=Stop(), repr=False, compare=False)
+    stop: Stop = field(default=NEVER, repr=False, compare=False)
     """When to stop early."""
 
 
@@ -124,12 +129,38 @@ class Engine(Protocol):
     def generate(
         self, prompts: Sequence[EncodedPrompt], options: AskOptions, on_token: OnToken | None = None
     ) -> list[Generated]:
-        """Greedy answers, one per prompt.
+        """Greedy answers, one per prompt. A prompt with `looked` is read behind that: only the ids from `picture_part`
+        on are read, and its patches are not. Equal to the whole prompt: bit for bit on torch in float32.
 
         Raises:
             CapacityError: a prompt is larger than the engine was made for.
             TimeoutExceeded, Cancelled: `options.stop` ended it.
         """
+        ...
+
+    def look(self, prompt: EncodedPrompt, stop: Stop = NEVER) -> Looked:
+        """Reads the first `picture_part` ids of a prompt and its pictures; what follows these ids is ignored.
+
+        Raises:
+            UserError: a program that was exported without scenes.
+            CapacityError: as `generate`.
+            TimeoutExceeded, Cancelled: `stop` ended it.
+        """
+        ...
+
+    def looked_of(self, arrays: Mapping[str, np.ndarray], prompt: EncodedPrompt) -> Looked:
+        """What `Looked.arrays` gave, as this engine reads it, for the picture part of `prompt` (whose patches are not
+        needed). The arrays may be a stranger's.
+
+        Raises:
+            DataError: names, shapes or types are not those that a look at such pictures leaves.
+        """
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Names what decides about a look, such as the weights and settings, or a program's files: equal digests,
+        equal looks. May take seconds when first asked for."""
         ...
 
     def baseline(self, mode: Mode) -> "Engine | None":

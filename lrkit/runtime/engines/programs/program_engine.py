@@ -9,6 +9,7 @@ streaming begins when the run ends: `on_token` then gets the whole answer, token
 (step_session.py) streams the tokens of a single prompt as they are generated.
 """
 
+import hashlib
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -28,9 +29,10 @@ from lrkit.contract.settings import ReasonerSettings
 from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import BundleError, UserError
 from lrkit.families.table import DEFAULT
+from lrkit.runtime.encode.looked import Looked
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.common.model_counts import ModelCounts
-from lrkit.runtime.engines.common.protocol import AskOptions, OnToken, Phases
+from lrkit.runtime.engines.common.protocol import NEVER, AskOptions, OnToken, Phases
 from lrkit.runtime.engines.common.stopping import Running, Stop
 from lrkit.runtime.engines.programs import patience
 from lrkit.runtime.engines.programs.answer_check import AnswerCheck
@@ -195,6 +197,23 @@ class ProgramEngine:
             for row in zip_longest(*(result.token_ids for result in results)):
                 on_token(list(row))
         return results
+
+    def look(self, prompt: EncodedPrompt, stop: Stop = NEVER) -> Looked:
+        raise UserError(
+            f"{self.bundle.folder}: its program was exported without scenes, so it reads a picture with each question; "
+            "ask it, or export it with scenes"
+        )
+
+    def looked_of(self, arrays: Mapping[str, np.ndarray], prompt: EncodedPrompt) -> Looked:
+        return self.look(prompt)
+
+    @property
+    def digest(self) -> str:
+        """Of the program's files, as bundle.json declares them."""
+        files = self.bundle.manifest.files
+        names = [self.entry.file, self.entry.data, *(step.file for step in self.entry.steps.values())]
+        found = [f"{name} {files[name].sha256}" for name in names if name in files]
+        return hashlib.sha256("\n".join(found).encode()).hexdigest()
 
     def patience(self, tokens: int | None = None) -> float:
         """Seconds for one question; see patience.py."""

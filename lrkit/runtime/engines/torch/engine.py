@@ -5,10 +5,12 @@ Place in the pipeline: lrkit/model/checkpoint.py -> TorchEngine -> lrkit/runtime
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 
 from lrkit.checkpoints.checkpoint_folder import base_of, baselines_of, read_info
@@ -20,19 +22,22 @@ from lrkit.errors import UserError, one_line
 from lrkit.gpus import torch_can_use
 from lrkit.model.build import build_reasoner, extra_state, load_extra_state
 from lrkit.model.checkpoint import load_checkpoint
-from lrkit.model.generate import generate
+from lrkit.model.generate import generate, not_finite
 from lrkit.model.open_backbone import use_attention
+from lrkit.model.read import Look
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.recorded import StepRecorder
 from lrkit.runtime.checks.checkpoint_files import check_fit
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.common.model_counts import ModelCounts
 from lrkit.runtime.engines.common.number_types import TrainedIn, known_dtype
-from lrkit.runtime.engines.common.protocol import AskOptions, OnToken, Phases
-from lrkit.runtime.engines.common.stopping import Running
+from lrkit.runtime.engines.common.protocol import NEVER, AskOptions, OnToken, Phases
+from lrkit.runtime.engines.common.stopping import Running, Stop
 from lrkit.runtime.engines.torch.counts import count_reasoner
+from lrkit.runtime.engines.torch.looked import TorchLooked, read_looked
 from lrkit.runtime.engines.torch.prompt_batch import collate_prompts
 from lrkit.runtime.engines.torch.vision_probe import VisionProbe
+from lrkit.runtime.engines.torch.weights_digest import weight_files, weights_digest
 
 DEFAULT_ATTENTION = Attention()
 DEFAULT_MAX_NEW_TOKENS = 256
@@ -59,10 +64,11 @@ class TorchEngine:
         asked: str | None = None,
         note: str | None = None,
         attention: Attention = DEFAULT_ATTENTION,
+        files: Sequence[Path] = (),
     ) -> None:
         """`cuda_graphs` records latent steps and words by shape and launches each as one (recorded.py). `asked` is the
-        number type that baselines are asked in too, None for each its own; `note` what a user should know. Raises as
-        `check_device`, `check_attention` and `use_attention`."""
+        number type that baselines are asked in too, None for each its own; `note` what a user should know; `files`
+        are those of the weights, for `digest`. Raises as `check_device`, `check_attention` and `use_attention`."""
         check_device(device, cuda_graphs)
         used = str(reasoner.backbone.embedding_rows().dtype).removeprefix("torch.")
         check_attention(attention, device, used, cuda_graphs)
@@ -78,6 +84,8 @@ class TorchEngine:
         self._baselines = baselines or {}
         self.modes: tuple[Mode, ...] = MODES
         self._recorder = StepRecorder(self.reasoner) if cuda_graphs else None
+        self._files = tuple(files)
+        self._digest: str | None = None
 
     @classmethod
     def from_checkpoint(
@@ -110,7 +118,8 @@ class TorchEngine:
         processor = Processor.from_folder(folder)
         check_fit(processor, loaded.checked)
         baselines = baselines_of(folder, info)
-        engine = cls(loaded.reasoner, processor, device, baselines, cuda_graphs, asked, note, attention)
+        files = weight_files(folder, loaded.checked.base)
+        engine = cls(loaded.reasoner, processor, device, baselines, cuda_graphs, asked, note, attention, files)
         if info["latent_id"] is None:
             engine.modes = WITHOUT_LATENTS
         return engine
@@ -176,12 +185,13 @@ class TorchEngine:
         load_extra_state(new, extra_state(old), missing_ok=True)
         dtype = next(old.model.parameters()).dtype
         graphs, attention = self.cuda_graphs, self._attention
-        return TorchEngine(new.to(dtype), self.processor, self.device, cuda_graphs=graphs, attention=attention)
+        given: Any = {"cuda_graphs": graphs, "attention": attention, "files": self._files}
+        return TorchEngine(new.to(dtype), self.processor, self.device, **given)
 
     def with_cuda_graphs(self, wanted: bool) -> "TorchEngine":
         """The same weights with or without CUDA graphs. Raises as the constructor."""
         given = self.processor, self.device, self._baselines, wanted, self._asked, self.note, self._attention
-        engine = TorchEngine(self.reasoner, *given)
+        engine = TorchEngine(self.reasoner, *given, self._files)
         engine.modes = self.modes
         return engine
 
@@ -193,13 +203,43 @@ class TorchEngine:
     ) -> list[Generated]:
         self._heed_fork(self.device)
         asked = [self.processor.asked_in(prompt, options.mode) for prompt in prompts]
+        looks = self._looks(asked, options.stop)
+        # Behind a look, a prompt is collated without its patches: they are not read again.
+        asked = [prompt if looks is None else replace(prompt, patches=None) for prompt in asked]
         batch = collate_prompts(asked, self.processor.pad_id).to(self.device)
         most = DEFAULT_MAX_NEW_TOKENS if options.max_new_tokens is None else options.max_new_tokens
         end, *others = (-1,) if options.ignore_end else self.processor.end_ids
         limits = GenerationLimits(end, most, options.max_latent_steps, options.halting, tuple(others))
         with Running(options.stop) as running:
             running.check()
-            return generate(self.reasoner, batch, options.mode, limits, on_token, self._recorder, running.check)
+            return generate(self.reasoner, batch, options.mode, limits, on_token, self._recorder, running.check, looks)
+
+    def look(self, prompt: EncodedPrompt, stop: Stop = NEVER) -> TorchLooked:
+        self._heed_fork(self.device)
+        pictures = replace(prompt, ids=prompt.ids[: prompt.picture_part])
+        with Running(stop) as running, torch.inference_mode():
+            running.check()
+            look = self.reasoner.look(collate_prompts([pictures], self.processor.pad_id).to(self.device))
+        if not bool(look.keys[-1][0].isfinite().all()):
+            raise not_finite(self.reasoner)
+        return TorchLooked(look)
+
+    def looked_of(self, arrays: Mapping[str, np.ndarray], prompt: EncodedPrompt) -> TorchLooked:
+        visual = prompt.ids[: prompt.picture_part].count(self.processor.image_id)
+        return read_looked(arrays, self.reasoner, prompt.picture_part, visual)
+
+    @property
+    def digest(self) -> str:
+        if self._digest is None:
+            self._digest = weights_digest(self.reasoner, self._files)
+        return self._digest
+
+    def _looks(self, prompts: Sequence[EncodedPrompt], stop: Stop) -> list[Look] | None:
+        """What to read the questions behind; None: read whole prompts. One look in a batch takes one for all."""
+        if not any(prompt.looked for prompt in prompts):
+            return None
+        found = [prompt.looked if prompt.looked is not None else self.look(prompt, stop) for prompt in prompts]
+        return [cast(TorchLooked, one).look for one in found]
 
     @classmethod
     def _heed_fork(cls, device: str) -> None:
