@@ -15,9 +15,11 @@ from lrkit.errors import RowError, UnknownNameError, did_you_mean
 
 FLOAT = "float"
 """What a target says of a part whose matrices stay in the number type that the program computes in."""
+SAME = "same"
+"""What a target says of a part that may have matrices of its own, where it has none."""
 Floats = Literal["fp32", "fp16"]
-Encoding = Literal["MatMulNBits", "DequantizeLinear"]
-"""Operator that reads integers: ONNX Runtime's own, or the standard one."""
+Encoding = Literal["MatMulNBits", "MatMulIntegerToFloat", "DequantizeLinear"]
+"""Operator that reads integers: one of ONNX Runtime's own, or the standard one."""
 Bounds = Mapping[str, float]
 """numbers: largest relative error of logits and latent states; agreement: share of the samples without a difference;
 accuracy_drop: right answers lost, as a share of all answers."""
@@ -64,6 +66,12 @@ class Scheme:
     """What makes the integers, as "module:class" (lrkit/export/weights/quantizers/quantizer.py); None: floats."""
     blocks: tuple[int, ...] = ()
     """Weights per scale along the input that a target may ask for, the largest first, which is the default."""
+    by_row: bool = False
+    """One scale per row of a matrix (out, in), whatever `blocks` says of other parts. The operator rounds activations
+    to 8 bits too, each token by its own largest, where the dialect has one for that."""
+    least: int = 1
+    """A matrix with fewer rows or columns stays float: what is done around its product would cost more than is
+    saved."""
     encodings: Mapping[str, Encoding] = field(default_factory=dict[str, Encoding])
     """Dialect -> the operator that reads the integers there; a dialect without one cannot hold them."""
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
@@ -85,7 +93,8 @@ class Scheme:
 
     def bytes_per_weight(self, block: int | None = None) -> float:
         """As stored, with a float32 scale for each `block` weights where they are integers."""
-        return self.bits / 8 + (4 / (block or self.blocks[0]) if self.integers else 0.0)
+        blocks = self.integers and not self.by_row
+        return self.bits / 8 + (4 / (block or self.blocks[0]) if blocks else 0.0)
 
     def encoding(self, dialect: str) -> Encoding | None:
         """The operator that reads its integers in a dialect; None where there is none, or no integers."""
@@ -128,7 +137,7 @@ _ROWS = (
         encodings=_BOTH,
         parts={
             "layers": ("int4",), "head": ("int4", "int8", FLOAT), "embedding": ("int8", FLOAT),
-            "vision": (FLOAT, "int4"),
+            "vision": (FLOAT, "int4", "w8a8"), "chunks": (SAME, "w8a8"),
         },
         tolerance=Tolerance(
             {"accuracy_drop": 0.05},
@@ -146,13 +155,33 @@ _ROWS = (
         encodings=_BOTH,
         parts={
             "layers": ("int8",), "head": ("int8", "int4", FLOAT), "embedding": ("int8", FLOAT),
-            "vision": (FLOAT, "int8", "int4"),
+            "vision": (FLOAT, "int8", "int4", "w8a8"), "chunks": (SAME, "w8a8"),
         },
         tolerance=Tolerance(
             {"accuracy_drop": 0.02},
             "8-bit weights are another model: numbers are reported, only the loss of right answers is bounded",
             # The shipped model, 200 pictures, activations rounded to int8: numbers 0.03 off at most, 99% of the answers
             # the same, none lost.
+            unanswered={"numbers": 0.1, "agreement": 0.9},
+            held=_HELD,
+            held_reason=_HELD_REASON,
+        ),
+    ),
+    Scheme(
+        name="w8a8",
+        bits=8,
+        quantizer="lrkit.export.weights.quantizers.rounded:RoundedRows",
+        by_row=True,
+        least=512,
+        blocks=(128, 64, 32),
+        encodings={"ort": "MatMulIntegerToFloat", "standard": "DequantizeLinear"},
+        parts={
+            "layers": ("w8a8",), "head": ("int8", "int4", FLOAT), "embedding": ("int8", FLOAT),
+            "vision": ("w8a8", FLOAT), "chunks": (SAME,),
+        },
+        tolerance=Tolerance(
+            {"accuracy_drop": 0.02},
+            "8-bit weights are another model: numbers are reported, only the loss of right answers is bounded",
             unanswered={"numbers": 0.1, "agreement": 0.9},
             held=_HELD,
             held_reason=_HELD_REASON,

@@ -280,7 +280,7 @@ class _Export:
 
     def _written(self, role: Role, stack: Stack, tower: Tower) -> ProgramEntry:
         """Builds and writes one program in the asked form."""
-        nbits = self.target.scheme.encoding(self.target.dialect) == "MatMulNBits"
+        nbits = self.target.scheme.integers and self.target.dialect == "ort"
         steps: dict[StepName, StepEntry] = {}
         if self.form == "program":
             program = build_program(stack, self.processor.end_ids, tower)
@@ -296,7 +296,8 @@ class _Export:
             file=file, data=data, dialect=self.target.dialect, precision=self.target.precision,
             accuracy_level=self.target.int4.accuracy_level if nbits else None, spec=spec, steps=steps,
             settings=stack.settings, num_layers=stack.dims.num_layers, routed_layers=tuple(stack.routers),
-            bytes_by_part=dict(stack.dialect.store.part_bytes), sizes=program_sizes(stack),
+            bytes_by_part=dict(stack.dialect.store.part_bytes), held=stack.dialect.store.held,
+            sizes=program_sizes(stack),
         )  # fmt: skip
 
     def _chosen(self, role: Role, entry: ProgramEntry) -> list[np.ndarray] | None:

@@ -118,7 +118,7 @@ def check(report: ExportReport, dialect: str) -> None:
     agreement = found.measured["agreement"]
     assert isinstance(agreement, dict) and set(agreement.values()) == {1.0}
     assert (entry.precision, entry.accuracy_level) == (NAME, 0 if dialect == "ort" else None)
-    asked = {"block": 16, "accuracy_level": 0, "head": NAME, "embedding": "int8", "vision": NAME}
+    asked = {"block": 16, "accuracy_level": 0, "head": NAME, "embedding": "int8", "vision": NAME, "chunks": "same"}
     assert report.manifest.target["int4"] == asked, "what was not chosen is the row's"
     model = onnx.load(report.folder / entry.file, load_external_data=False)
     assert ROW.encodings[dialect] in set(operators(model.graph))
@@ -169,8 +169,8 @@ def test_a_bundle_of_an_unknown_scheme_is_refused(exported: ExportReport) -> Non
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (["precision=itn4"], "unknown precision 'itn4'; known: fp32, fp16, int4, int8; did you mean 'int4'?"),
-        (["precision=int4", "int4.vision=itn4"], "int4.vision is 'itn4', and int4 takes float, int4; did you mean"),
+        (["precision=itn4"], "unknown precision 'itn4'; known: fp32, fp16, int4, int8, w8a8; did you mean 'int4'?"),
+        (["precision=int4", "int4.vision=itn4"], "int4.vision is 'itn4', and int4 takes float, int4, w8a8; did you mean"),
         (["precision=int4", "int4.block=48"], "int4.block is 48, and int4 takes 128, 64, 32"),
         (["precision=int4", "int4.embedding=int4"], "int4.embedding is 'int4', and int4 takes int8, float"),
     ],

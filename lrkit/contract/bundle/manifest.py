@@ -183,7 +183,10 @@ class ProgramEntry(Config):
     routed_layers: tuple[Count, ...] = ()
     """Columns of the output routed_depths."""
     bytes_by_part: dict[str, Count]
-    """Weight bytes: vision, embedding, layers, head, routing."""
+    """Weight bytes: vision, embedding, layers, chunks, head, routing."""
+    held: dict[str, str] = {}
+    """Part -> how most of those bytes are held: a row of lrkit/contract/schemes.py. A target's choice may leave small
+    matrices as they are; empty in bundles written before it was recorded."""
     sizes: ProgramSizes | None = None
     """Null in bundles written before it was recorded."""
     engines: tuple[EngineEntry, ...] = ()

@@ -23,6 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lrkit.export.graph.nodes import Graph, Value
+from lrkit.export.graph.weight_store import CHUNKS
 from lrkit.export.graph.writer import Rotation, Writer
 from lrkit.export.weights.layer_recipe import Activation, Biased, Dimensions, LayerRecipe
 
@@ -123,12 +124,15 @@ class Decoder:
         only_last: bool = False,
         watch: bool = False,
         together: bool = False,
+        many: bool = False,
     ) -> Hidden:
         """One layer over a chunk; `by_token` says how heads are sorted, and that `rotation` is a `head_rotation`.
         `only_last` returns the last token alone (all keys are remembered); `watch` keeps the last token's attention row
-        for `take_saliency`; `together` attends with all tokens of a head at once, whatever `by_token` says."""
+        for `take_saliency`; `together` attends with all tokens of a head at once, whatever `by_token` says; `many` says
+        that the chunk is long, so that its products read the matrices of `chunks`."""
         read = self._read(g, hidden, f"{number}.norm1", many=not by_token)
-        qkv = self._product(g, read, f"{number}.qkv", "qkv")
+        qkv = self._product(g, read, f"{number}.qkv", "qkv", many)
+        many = many and not only_last
         query, key, value = self._split(g, qkv, number, rotation, by_token)
         seen = remember(key, value)
         if only_last:
@@ -137,10 +141,12 @@ class Decoder:
         if by_token and together:
             query = g.op("Transpose", query, perm=[2, 1, 0, 3])
         mixed = self._attend(g, query, seen, by_token and not together, only_last, watch)
-        hidden = Hidden(hidden.x, self._made(g, self._product(g, mixed, f"{number}.out", "out"), f"{number}.after1"))
+        hidden = Hidden(
+            hidden.x, self._made(g, self._product(g, mixed, f"{number}.out", "out", many), f"{number}.after1")
+        )
         read = self._read(g, hidden, f"{number}.norm2", many=not (by_token or only_last))
-        inner = self._inner(g, read, number)
-        return Hidden(hidden.x, self._made(g, self._product(g, inner, f"{number}.down", "mlp"), f"{number}.after2"))
+        down = self._product(g, self._inner(g, read, number, many), f"{number}.down", "mlp", many)
+        return Hidden(hidden.x, self._made(g, down, f"{number}.after2"))
 
     def _read(self, g: Graph, hidden: Hidden, role: str, many: bool) -> Value:
         """What attention or the feed-forward part reads."""
@@ -152,16 +158,16 @@ class Decoder:
         """What they add."""
         return self.dialect.norm(g, made, role) if "after" in self.recipe.norm_places else made
 
-    def _product(self, g: Graph, x: Value, role: str, kind: Biased) -> Value:
+    def _product(self, g: Graph, x: Value, role: str, kind: Biased, many: bool) -> Value:
         bias = self.dialect.vector(g, f"{role}.bias") if kind in self.recipe.biases else None
-        return self.dialect.linear(g, x, role, bias)
+        return self.dialect.linear(g, x, role, bias, part=CHUNKS if many else "layers")
 
-    def _inner(self, g: Graph, x: Value, number: int) -> Value:
+    def _inner(self, g: Graph, x: Value, number: int, many: bool) -> Value:
         """The state inside the feed-forward part: (S, D) -> (S, inner)."""
         activate = ACTIVATIONS[self.recipe.activation]
 
         def product(name: str) -> Value:
-            return self._product(g, x, f"{number}.{name}", "mlp")
+            return self._product(g, x, f"{number}.{name}", "mlp", many)
 
         if not self.recipe.gated:
             return activate(g, self.dialect, product("up"))

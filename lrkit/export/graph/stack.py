@@ -27,6 +27,8 @@ from lrkit.export.weights.source import Source
 from lrkit.families.protocols import Geometry
 
 FLOAT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
+MANY = 5
+"""Tokens of a latent step from which on arithmetic binds its products, not memory."""
 SHARED = {"consecutive": False, "shared": True}
 """`ReplaySettings.positions` -> whether a step's tokens share the latent's position."""
 
@@ -106,13 +108,14 @@ class Stack:
         by_token, watch = chunk.step is not None, self.replay.slots > 0
         single = by_token and self.step_tokens == 1
         together = by_token and self.decoder.together(self.step_tokens)
+        many = not by_token or self.step_tokens >= MANY
         # Only the last token of the last layer is ever read, unless that layer routes.
         shortened = last not in self.routers and not single
         for i in range(self.dims.num_layers):
             with g.scope(f"layer{i}"):
                 only_last, remember = shortened and i == last, chunk.remember(i)
                 hidden = self.decoder.layer(
-                    g, i, hidden, chunk.rotation, remember, by_token, only_last, watch, together
+                    g, i, hidden, chunk.rotation, remember, by_token, only_last, watch, together, many
                 )  # fmt: skip
                 if i in self.routers:
                     assert chunk.routed_rotation is not None

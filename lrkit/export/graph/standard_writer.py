@@ -29,8 +29,18 @@ class StandardWriter(Writer):
         self, g: Graph, x: Value, role: str, integers: Value, scales: Value, form: Form, bias: Value | None
     ) -> Value:  # fmt: skip
         """Unpacked, then multiplied; the engine makes one kernel of both."""
-        integers = self.store.own_name(g, f"{role}.int{form.bits}", integers)
-        weight = g.early("DequantizeLinear", integers, scales, axis=0, block_size=form.block)
+        integers = self.store.own_name(g, f"{role}.{form.name}", integers)
+        return self._times(g, x, g.early("DequantizeLinear", integers, scales, axis=0, block_size=form.block), bias)
+
+    def product_by_row(
+        self, g: Graph, x: Value, role: str, integers: Value, scales: Value, form: Form, bias: Value | None
+    ) -> Value:  # fmt: skip
+        """Likewise: activations stay float."""
+        integers = self.store.own_name(g, f"{role}.{form.name}", integers)
+        return self._times(g, x, g.early("DequantizeLinear", integers, scales, axis=1), bias)
+
+    @staticmethod
+    def _times(g: Graph, x: Value, weight: Value, bias: Value | None) -> Value:
         product = g.op("MatMul", x, weight)
         return product if bias is None else g.op("Add", product, bias)
 

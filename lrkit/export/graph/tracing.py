@@ -85,13 +85,14 @@ def graft(g: Graph, dialect: Writer, made: ir.Graph, given: Sequence[Value]) -> 
     arrays |= {
         node.outputs[0]: node.attributes["value"].as_tensor().numpy() for node in made if node.op_type == "Constant"
     }
+    scheme = dialect.target.scheme_of("vision")
     for node in made:
         if node.op_type == "Constant":
             continue
         weight = node.inputs[1] if len(node.inputs) > 1 else None
         # The first matrix reads bytes and stays float: it is small, and what it takes in is no activation.
         inner = node.op_type == "Gemm" and node.inputs[0] not in made.inputs
-        if inner and weight in arrays and dialect.target.scheme_of("vision") is not None:
+        if inner and weight in arrays and scheme is not None and min(arrays[weight].shape) >= scheme.least:
             assert weight is not None and node.inputs[0] is not None
             role = f"vision.{weight.name}"
             matrix = arrays[weight] if node.attributes.get_int("transB", 0) else arrays[weight].T

@@ -17,9 +17,11 @@ from lrkit.contract.schemes import Scheme
 from lrkit.export.graph.nodes import Graph, Value
 from lrkit.export.graph.saving import WeightFile
 from lrkit.export.targets.target import Target
-from lrkit.export.weights.integers import Quantized, error_of
+from lrkit.export.weights.integers import Quantized, by_row, error_of
 from lrkit.export.weights.quantizers.quantizer import Calibrate, quantized, quantized_rows, uncalibrated
 
+CHUNKS = "chunks"
+"""The layers' matrices as chunks of many tokens read them: those of `layers`, where they are none of their own."""
 Encode = Callable[[Quantized], tuple[np.ndarray, np.ndarray]]
 """A matrix of integers -> (integers, scales) as a dialect's operator reads them."""
 
@@ -32,6 +34,13 @@ class Form:
     block: int
     rows: int
     width: int
+    by_row: bool = False
+    """One scale for the whole row; `Scheme.by_row` says what else."""
+
+    @property
+    def name(self) -> str:
+        """Behind the matrix's own, where it is stored."""
+        return "w8a8" if self.by_row else f"int{self.bits}"
 
 
 @dataclass(frozen=True)
@@ -62,8 +71,10 @@ class WeightStore:
     _tensors: dict[str, list[ir.TensorProtocol]] = field(default_factory=dict)
     _values: dict[str, list[Value]] = field(default_factory=dict)
     """The same in the graph that is being written."""
-    _forms: dict[str, Form | None] = field(default_factory=dict)
-    """Matrix that was to be rounded -> its form; None where no block divides its width, so that it stays float."""
+    _forms: dict[tuple[str, str], Form | None] = field(default_factory=dict[tuple[str, str], Form | None])
+    """Matrix that was to be rounded, and scheme -> its form; None where `quantized` left it float."""
+    _kinds: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+    """By part: bytes by how they are held."""
 
     @property
     def floats(self) -> ir.DataType:
@@ -82,12 +93,15 @@ class WeightStore:
         """The matrix `role` (out, in), rounded where the target rounds `part`. `given` is the matrix where the source
         does not have it."""
         scheme = self.target.scheme_of(part)
-        if scheme is not None and role not in self._forms:
-            self._round(role, scheme, part, self.read(role) if given is None else given)
-        form = self._forms[role] if scheme is not None else None
+        if scheme is None and part == CHUNKS:
+            return self.matrix(g, role, "layers")
+        if scheme is not None and (role, scheme.name) not in self._forms:
+            weight = self.read(role) if given is None else given
+            self._round(role, scheme, part, self._as_layers_hold(role, weight) if part == CHUNKS else weight)
+        form = self._forms[role, scheme.name] if scheme is not None else None
         if form is None:
-            return Matrix([self.vector(g, role, part)], None)
-        return Matrix(self._value(g, f"{role}.int{form.bits}", part), form)
+            return self.matrix(g, role, "layers") if part == CHUNKS else Matrix([self.vector(g, role, part)], None)
+        return Matrix(self._value(g, f"{role}.{form.name}", part), form)
 
     def rows(self, g: Graph, role: str) -> list[Value]:
         """A matrix from which rows are looked up: floats; or integers, a byte each, and one scale for each row."""
@@ -115,20 +129,28 @@ class WeightStore:
     def _as_floats(self, array: np.ndarray) -> np.ndarray:
         return array.astype(self.floats.numpy(), copy=False)
 
+    def _as_layers_hold(self, role: str, weight: np.ndarray) -> np.ndarray:
+        """What the integers of `layers` stand for: chunks and single tokens go through one model."""
+        scheme = self.target.scheme_of("layers")
+        assert scheme is not None, "a scheme without integers has no chunks"
+        made = quantized(weight, scheme, self.target.int4.block, role, self.calibrate(role))
+        return weight if made is None else made.dequantize()
+
     def _round(self, role: str, scheme: Scheme, part: str, weight: np.ndarray) -> None:
         """Makes the integers of a matrix, or leaves it float where no block divides its width."""
         made = quantized(weight, scheme, self.target.int4.block, role, self.calibrate(role))
         if made is None:
-            self._forms[role] = None
-            return self._keep(role, part, [self._as_floats(weight)])
-        self._forms[role] = Form(made.bits, made.block, *made.shape)
-        self.errors[role] = error_of(weight, made)
+            self._forms[role, scheme.name] = None
+            return None if part == CHUNKS else self._keep(role, part, [self._as_floats(weight)])
+        form = self._forms[role, scheme.name] = Form(made.bits, made.block, *made.shape, scheme.by_row)
+        self.errors[role if part != CHUNKS else f"{role}.{form.name}"] = error_of(weight, made)
         del weight  # of a vocabulary it has a gigabyte, which the encoding would stand beside
-        integers, scales = self.encode(made)
-        self._keep(f"{role}.int{made.bits}", part, [integers, self._as_floats(scales)])
+        integers, scales = by_row(made) if form.by_row else self.encode(made)
+        self._keep(f"{role}.{form.name}", part, [integers, self._as_floats(scales)], scheme.name)
 
     def _rounded_rows(self, role: str, scheme: Scheme) -> list[np.ndarray]:
         made = quantized_rows(self.read(role), scheme, role)
+        self._kinds.setdefault(role, {})[scheme.name] = made.integers.nbytes
         return [made.integers[:, 0], self._as_floats(made.scales[:, 0])]
 
     def _value(
@@ -143,7 +165,16 @@ class WeightStore:
             self._values[role] = [g.weight(role if i == 0 else f"{role}.scale", t) for i, t in enumerate(tensors)]
         return self._values[role]
 
-    def _keep(self, role: str, part: str, arrays: list[np.ndarray]) -> None:
+    @property
+    def held(self) -> dict[str, str]:
+        """Part -> how most of its bytes are held: a scheme's name, fp32 or fp16."""
+        return {part: max(sizes, key=lambda kind: sizes[kind]) for part, sizes in self._kinds.items()}
+
+    def _keep(self, role: str, part: str, arrays: list[np.ndarray], kind: str | None = None) -> None:
         tensors: list[ir.TensorProtocol] = [ir.tensor(np.ascontiguousarray(array)) for array in arrays]
-        self.part_bytes[part] = self.part_bytes.get(part, 0) + sum(tensor.nbytes for tensor in tensors)
+        size = sum(tensor.nbytes for tensor in tensors)
+        self.part_bytes[part] = self.part_bytes.get(part, 0) + size
+        kinds = self._kinds.setdefault(part, {})
+        kind = kind or ("fp16" if arrays[0].dtype == np.float16 else "fp32")
+        kinds[kind] = kinds.get(kind, 0) + size
         self._tensors[role] = tensors if self.file is None else [self.file.take(tensor) for tensor in tensors]

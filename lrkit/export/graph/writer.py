@@ -79,7 +79,8 @@ class Writer(ABC):
         if matrix.form is None:
             return g.op("Gemm", x, *matrix.values, bias, transB=1)
         integers, scales = matrix.values
-        return self.product(g, x, role, integers, scales, matrix.form, bias)
+        write = self.product_by_row if matrix.form.by_row else self.product
+        return write(g, x, role, integers, scales, matrix.form, bias)
 
     def embed(self, g: Graph, ids: Value) -> Value:
         """Rows of the token embedding: (S,) -> (S, D)."""
@@ -117,6 +118,12 @@ class Writer(ABC):
         self, g: Graph, x: Value, role: str, integers: Value, scales: Value, form: Form, bias: Value | None
     ) -> Value:  # fmt: skip
         """x times a rounded matrix, plus bias."""
+
+    @abstractmethod
+    def product_by_row(
+        self, g: Graph, x: Value, role: str, integers: Value, scales: Value, form: Form, bias: Value | None
+    ) -> Value:  # fmt: skip
+        """The same for int8 (in, out) with one scale per output, (out,)."""
 
     @abstractmethod
     def rows(self, g: Graph, integers: Value, scales: Value, ids: Value) -> Value:

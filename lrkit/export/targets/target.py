@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from lrkit.config import Config
 from lrkit.contract.bundle.manifest import Dialect, EngineKind, Limits
-from lrkit.contract.schemes import FLOAT, SCHEMES, Scheme, computed_in, scheme_named
+from lrkit.contract.schemes import FLOAT, SAME, SCHEMES, Scheme, computed_in, scheme_named
 from lrkit.errors import did_you_mean, shown
 from lrkit.families.protocols import Geometry
 from lrkit.runtime.encode.fitting import photo_warning
@@ -46,7 +46,10 @@ class Int4(Config):
     embedding: str = _INT4.parts["embedding"][0]
     """Token embedding: one scale per row."""
     vision: str = _INT4.parts["vision"][0]
-    """Matrices of the vision tower."""
+    """Matrices of the vision tower. w8a8 also rounds what they are multiplied with: ort dialect, on a CPU."""
+    chunks: str = _INT4.parts["chunks"][0]
+    """ort dialect: w8a8 gives the prompt, and latent steps of many tokens, the layers' matrices a second time, a byte
+    a weight, which CPUs with AMX or VNNI multiply several times as fast; same: once."""
 
 
 class ProgramLimits(Config):
@@ -151,7 +154,7 @@ class Target(Config):
     dialect: Dialect = "ort"
     """ort: ONNX Runtime's own fused and int4 operators; standard: standard ONNX operators only."""
     precision: Annotated[str, AfterValidator(lambda name: scheme_named(name).name)] = "fp32"
-    """How weights are held, a row of lrkit/contract/schemes.py: fp32, fp16, int4, int8. fp16 also computes in fp16,
+    """How weights are held, a row of lrkit/contract/schemes.py: fp32, fp16, int4, int8, w8a8. fp16 also computes in fp16,
     integers compute in fp32 (ort on a CPU) unless `activations` says fp16."""
     activations: Literal["fp32", "fp16"] | None = None
     """What the graph computes in; null: fp16 for precision fp16, fp32 otherwise."""
@@ -186,6 +189,20 @@ class Target(Config):
                 f"precision {scheme.name} has no operator in the dialect {self.dialect}; set dialect={known}, or "
                 "another precision"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _bytes_are_for_a_cpu(self) -> "Target":
+        if self.int4.chunks != SAME and self.scheme.integers and self.dialect != "ort":
+            raise ValueError(
+                f"int4.chunks is {self.int4.chunks}, which the dialect ort alone has; set int4.chunks=same"
+            )
+        for part in self.scheme.parts if self.dialect == "ort" and self.provider != "cpu" else ():
+            if (held := self.scheme_of(part)) is not None and held.by_row:
+                raise ValueError(
+                    f"{part} would be {held.name}, which ONNX Runtime multiplies on a CPU alone, and provider is "
+                    f"{self.provider}; set int4.{part}={self.scheme.parts[part][0]}, or provider=cpu"
+                )
         return self
 
     @model_validator(mode="after")
@@ -226,11 +243,11 @@ class Target(Config):
 
     def scheme_of(self, part: str) -> Scheme | None:
         """How the matrices of a part of the model (layers, head, embedding, vision, routing) become integers; None:
-        they stay float."""
+        they stay float, or, of `chunks`, are none of their own."""
         if part not in self.scheme.parts:
             return None
         name = getattr(self.int4, part, self.scheme.parts[part][0])
-        return None if name == FLOAT else scheme_named(name)
+        return None if name in (FLOAT, SAME) else scheme_named(name)
 
     @property
     def computes_fp16(self) -> bool:

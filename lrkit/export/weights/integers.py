@@ -1,8 +1,8 @@
 """Matrices of four and eight bit integers, symmetric, one scale per block; and the two ways ONNX writes them.
 
 Place in the pipeline: quantizers/ -> `Quantized` -> weight_store.py, which asks for one encoding of the values:
-MatMulNBits (ONNX Runtime: unsigned, zero point 8 implied, (out, blocks, block / 2)) or DequantizeLinear (standard:
-signed INT4 blocks along the input of an (in, out) matrix).
+MatMulNBits (ONNX Runtime: unsigned, zero point 8 implied, (out, blocks, block / 2)), DequantizeLinear (standard:
+signed INT4 blocks along the input of an (in, out) matrix), or bytes with a scale per row (both).
 """
 
 from collections.abc import Iterator, Sequence
@@ -61,6 +61,12 @@ def matmul_nbits(quantized: Quantized) -> tuple[np.ndarray, np.ndarray]:
         return (quantized.integers.astype(np.int16) + 128).astype(np.uint8), quantized.scales.reshape(-1)
     shifted = (quantized.integers + 8).astype(np.uint8)
     return shifted[..., 0::2] | shifted[..., 1::2] << 4, quantized.scales.reshape(-1)
+
+
+def by_row(quantized: Quantized) -> tuple[np.ndarray, np.ndarray]:
+    """int8 (in, out) and scales (out,), of a matrix whose block is a row."""
+    integers = quantized.integers.reshape(quantized.shape).T
+    return np.ascontiguousarray(integers), quantized.scales[:, 0]
 
 
 def dequantize_linear(quantized: Quantized) -> tuple[np.ndarray, np.ndarray]:

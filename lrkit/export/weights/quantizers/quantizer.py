@@ -62,9 +62,11 @@ def quantizer_of(scheme: Scheme, block: int) -> Quantizer:
 def quantized(
     weight: np.ndarray, scheme: Scheme, wanted: int, role: str, calibration: Calibration | None = None
 ) -> Quantized | None:
-    """A matrix as integers, with at most `wanted` weights per scale; None where no block of the scheme divides its
-    width, so that it stays float."""
-    block = block_for(weight.shape[1], wanted, scheme.blocks)
+    """A matrix as integers, with at most `wanted` weights per scale, or a row; None where no block of the scheme
+    divides its width, or it is too small, so that it stays float."""
+    if min(weight.shape) < scheme.least:
+        return None
+    block = weight.shape[1] if scheme.by_row else block_for(weight.shape[1], wanted, scheme.blocks)
     return None if block is None else quantizer_of(scheme, block)(weight, role, calibration)
 
 

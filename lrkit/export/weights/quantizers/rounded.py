@@ -1,6 +1,6 @@
-"""Rounds to nearest: one scale per block, the smallest that clips nothing. Needs no data.
+"""Rounds to nearest: one scale per block or per row, the smallest that clips nothing. Needs no data.
 
-Place in the pipeline: quantizer.py loads `Rounded` by the rows of int4 and int8.
+Place in the pipeline: quantizer.py loads `Rounded` by the rows of int4 and int8, `RoundedRows` by that of w8a8.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,9 @@ import numpy as np
 from lrkit.contract.schemes import Scheme
 from lrkit.export.weights.integers import Quantized, pieces
 from lrkit.export.weights.quantizers.quantizer import Calibration
+
+RANGES = {4: (7, -8), 8: (127, -127)}
+"""Bits -> (largest, smallest integer)."""
 
 
 @dataclass(frozen=True)
@@ -24,24 +27,37 @@ class Rounded:
         return quantize(weight, self.block, self.scheme.bits)
 
 
-def quantize(weight: np.ndarray, block: int, bits: int = 4) -> Quantized:
+@dataclass(frozen=True)
+class RoundedRows:
+    """The quantizer of a scheme whose activations are bytes too; a `block` is a row."""
+
+    scheme: Scheme
+    block: int
+
+    def __call__(self, weight: np.ndarray, role: str, calibration: Calibration | None = None) -> Quantized:
+        """Integers of a matrix (out, in), -64..64."""
+        # A CPU without VNNI adds two products of a byte and such an integer in 16 bits: 2 * 255 * 64 still fits, and
+        # 2 * 255 * 127 does not. ONNX Runtime has exact products of unsigned weights, which leave AMX unused.
+        return quantize(weight, self.block, self.scheme.bits, high=64)
+
+
+def quantize(weight: np.ndarray, block: int, bits: int = 4, high: int | None = None) -> Quantized:
     """Symmetric round to nearest of a matrix (out, in) whose `in` is a multiple of `block`.
 
     Scales are positive (TensorRT refuses others) and the smallest that clip nothing: 4 bits reach from -8 to 7, 8 bits
-    from -127 to 127.
+    from -127 to 127, or from -high to high.
     """
     rows, width = weight.shape
+    high, low = (high, -high) if high is not None else RANGES[bits]
     integers = np.empty((rows, width // block, block), np.int8)
     scales = np.empty((rows, width // block), np.float32)
     for part in pieces(rows, width):
-        integers[part], scales[part] = _rounded(weight[part].reshape(-1, width // block, block), bits)
+        integers[part], scales[part] = _rounded(weight[part].reshape(-1, width // block, block), low, high)
     return Quantized(integers, scales, bits)
 
 
-def _rounded(blocks: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+def _rounded(blocks: np.ndarray, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
     blocks = blocks.astype(np.float32, copy=False)
-    high = 2 ** (bits - 1) - 1
-    low = -high if bits == 8 else -high - 1
     scales = np.maximum(blocks.min(-1) / low, blocks.max(-1) / high)
     scales = np.where(scales > 0, scales, 1.0).astype(np.float32)
     return np.clip(np.rint(blocks / scales[..., None]), low, high).astype(np.int8), scales

@@ -1,0 +1,169 @@
+"""Products of bytes with bytes: the scheme w8a8, in the tower and in chunks of many tokens, against numpy and torch.
+
+Published towers have tokens that are a hundred times as large as the others. With one scale for all of them nothing
+would be left of the others.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from lrkit.contract.schemes import SCHEMES
+from lrkit.contract.settings import ReasonerSettings
+from lrkit.export.graph.dialects import writer_for
+from lrkit.export.graph.nodes import Graph
+from lrkit.export.targets.target import Target
+from lrkit.export.weights.layer_recipe import Norm
+from lrkit.export.weights.quantizers.quantizer import quantized
+from lrkit.runtime.engines.onnxruntime.engine import optimizers_off
+from tests.programs import Runner, assert_equal, build, torch_run, with_rounded_weights
+from tests.tiny import prompt, tiny_reasoner
+
+ROW = SCHEMES["w8a8"]
+AS_WRITTEN = {"session.disable_quant_qdq": "1"}
+WIDTH, OUT, TOKENS = 640, 576, 24
+SETTINGS = ReasonerSettings.model_validate(
+    {"think": {"max_latent_steps": 3}, "replay": {"num_tokens": 4}, "routing": {"depth": 1, "alpha": 4}}
+)
+
+
+@pytest.fixture
+def small_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrices of a tiny model become bytes as well."""
+    monkeypatch.setitem(SCHEMES, "w8a8", replace(ROW, least=1))
+
+
+def matrix() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((OUT, WIDTH)).astype(np.float32)
+
+
+def product(dialect: str, x: np.ndarray, weight: np.ndarray, activations: str = "fp32") -> np.ndarray:
+    """x times a matrix of the tower, plus a bias of ones, by what a dialect writes."""
+    values = {"precision": "int4", "dialect": dialect, "int4": {"vision": "w8a8"}, "activations": activations}
+    write = writer_for(Target.model_validate(values), lambda _: weight, Norm("rms", 1e-6))
+    g = Graph(write.floats)
+    given = g.input("x", write.floats, ("S", WIDTH))
+    bias = g.value(np.ones(OUT, write.floats.numpy()))
+    made = g.typed(write.linear(g, given, "m", bias, part="vision", given=weight), write.floats, ("S", OUT), "y")
+    proto: Any = ir.to_proto(g.model([given], [made], "product", {}))
+    off = optimizers_off(write.target.dialect, "int4")
+    session: Any = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"], disabled_optimizers=off
+    )
+    return session.run(["y"], {"x": x.astype(write.floats.numpy())})[0].astype(np.float32)
+
+
+def error(made: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Of each row, as a part of its length."""
+    return np.linalg.norm(made - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+
+
+@pytest.mark.parametrize("activations", ["fp32", "fp16"])
+@pytest.mark.parametrize("dialect", ["ort", "standard"])
+def test_each_token_is_rounded_by_its_own_largest(dialect: str, activations: str) -> None:
+    x = np.random.default_rng(1).standard_normal((TOKENS, WIDTH)).astype(np.float32)
+    x[3] *= 100
+    x[7, 5] = 60
+    x[11] *= 1e-3
+    x[13] = 0
+    weight = matrix()
+    made, wanted = product(dialect, x, weight, activations), x @ weight.T + 1
+    assert np.array_equal(made[13], np.ones(OUT)), "zeros stay zeros"
+    least = 1e-3 if activations == "fp16" else 1e-5
+    others = [row for row in range(TOKENS) if row not in (7, 13)]
+    assert (error(made, wanted)[others] < 0.02).all()
+    held = quantized(weight, ROW, 128, "m")
+    assert held is not None
+    exact = error(made, x @ held.dequantize().T + 1).max()
+    assert exact < least if dialect == "standard" else least < exact < 0.2, "activations are rounded in ort alone"
+
+
+def test_no_sum_of_two_products_leaves_sixteen_bits() -> None:
+    """CPUs without VNNI add two products of a byte and a weight in 16 bits, and saturate."""
+    weight = matrix()
+    weight[0] = np.where(np.arange(WIDTH) % 2, 1.0, -1.0) * 7
+    weight[1] = 0
+    held = quantized(weight, ROW, 128, "m")
+    assert held is not None
+    assert 2 * 255 * int(np.abs(held.integers.astype(int)).max()) < 2**15
+    assert (np.abs(weight - held.dequantize()) <= held.scales * 0.5001).all()
+
+
+def test_what_is_small_stays_as_it_is() -> None:
+    assert quantized(matrix()[:500], ROW, 128, "m") is None
+    reasoner = tiny_reasoner(SETTINGS)
+    chosen, plain = (
+        build(reasoner, Target.model_validate({"precision": "int4", "int4": {"block": 32, **parts}}))
+        for parts in ({"vision": "w8a8", "chunks": "w8a8"}, {})
+    )
+    proto = [ir.to_proto(program.model).SerializeToString() for program in (chosen, plain)]
+    assert proto[0] == proto[1] and chosen.part_bytes == plain.part_bytes
+
+
+def operators(graph: ir.Graph) -> Iterator[str]:
+    for node in graph.all_nodes():
+        yield node.op_type
+
+
+@pytest.mark.usefixtures("small_too")
+def test_a_tower_of_bytes_is_near_torch() -> None:
+    """And exactly it where activations stay float."""
+    for dialect in ("ort", "standard"):
+        values = {"precision": "int4", "dialect": dialect, "int4": {"vision": "w8a8", "block": 32, "accuracy_level": 1}}
+        target = Target.model_validate(values)
+        reasoner = with_rounded_weights(tiny_reasoner(SETTINGS), target)
+        program = build(tiny_reasoner(SETTINGS), target)
+        asked = prompt(3, grids=((1, 4, 4), (1, 2, 6)))
+        if dialect == "standard":
+            assert_equal(reasoner, Runner(program, **AS_WRITTEN), asked, fixed=True)
+            continue
+        assert "MatMulIntegerToFloat" in set(operators(program.model.graph))
+        _, logits, _, _ = torch_run(reasoner, asked, fixed=True)
+        found = Runner(program)(asked, fixed=True)["prefill_logits"]
+        assert 0 < np.abs(found - logits).max() < 0.1 * np.abs(logits).max()
+
+
+@pytest.mark.usefixtures("small_too")
+def test_chunks_of_bytes_hold_what_the_layers_hold() -> None:
+    """The prompt and latent steps of five tokens read them, single tokens do not."""
+    values = {"precision": "int4", "int4": {"chunks": "w8a8", "block": 32, "accuracy_level": 1}}
+    target = Target.model_validate(values)
+    reasoner = with_rounded_weights(tiny_reasoner(SETTINGS), target)
+    program = build(tiny_reasoner(SETTINGS), target)
+    assert program.part_bytes["chunks"] > program.part_bytes["layers"]
+    asked = prompt(3, grids=((1, 4, 4), (1, 2, 6)))
+    answer, logits, states, _ = torch_run(reasoner, asked, fixed=True)
+    out: dict[str, Any] = Runner(program)(asked, fixed=True)
+    assert answer.latent_steps == int(out["latent_steps"]) == 3
+    assert 0 < np.abs(out["prefill_logits"] - logits).max() < 0.1 * np.abs(logits).max()
+    # A token that is replayed instead of a near equal moves a later state; the first step replays by the prompt's row.
+    assert np.abs(out["latent_states"][0] - states[0]).max() < 0.15 * np.abs(states[0]).max()
+
+
+@pytest.mark.usefixtures("small_too")
+def test_a_whole_program_of_bytes_in_the_standard_dialect_is_torch() -> None:
+    target = Target.model_validate({"precision": "w8a8", "dialect": "standard", "int4": {"block": 32}})
+    reasoner = with_rounded_weights(tiny_reasoner(SETTINGS), target)
+    assert_equal(reasoner, Runner(build(tiny_reasoner(SETTINGS), target), **AS_WRITTEN), prompt(2), fixed=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"provider": "cuda", "int4": {"vision": "w8a8"}},
+            "vision would be w8a8, .* on a CPU alone.*int4.vision=float",
+        ),
+        ({"provider": "cuda", "int4": {"chunks": "w8a8"}}, "chunks would be w8a8, .* set int4.chunks=same"),
+        ({"dialect": "standard", "int4": {"chunks": "w8a8"}}, "chunks is w8a8, which the dialect ort alone has"),
+        ({"int4": {"chunks": "int8"}}, "int4.chunks is 'int8', and int4 takes same, w8a8"),
+    ],
+)
+def test_what_cannot_be_is_said(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Target.model_validate({"precision": "int4", **values})
