@@ -170,7 +170,7 @@ def test_a_bundle_of_an_unknown_scheme_is_refused(exported: ExportReport) -> Non
     ("changes", "said"),
     [
         (["precision=itn4"], "unknown precision 'itn4'; known: fp32, fp16, int4, int8, w8a8; did you mean 'int4'?"),
-        (["precision=int4", "int4.vision=itn4"], "int4.vision is 'itn4', and int4 takes float, int4, w8a8; did you mean"),
+        (["precision=int4", "int4.vision=itn4"], "int4.vision is 'itn4', and int4 takes float, int4, w8a8; did you"),
         (["precision=int4", "int4.block=48"], "int4.block is 48, and int4 takes 128, 64, 32"),
         (["precision=int4", "int4.embedding=int4"], "int4.embedding is 'int4', and int4 takes int8, float"),
     ],
