@@ -67,7 +67,8 @@ def preflight(
     thing: Annotated[str, typer.Argument(help="A checkpoint, a shipped name (tiny), a bundle, or an .onnx file.")],
     overrides: Changes = None,
     target: Annotated[
-        str | None, typer.Option(help="tensorrt-10, tensorrt-11, tensorrt-rtx, ort, or a target (see `lrkit ls`).")
+        str | None,
+        typer.Option(help="tensorrt-10, tensorrt-11, tensorrt-rtx, openvino, ort, or a target (see `lrkit ls`)."),
     ] = None,
     int4: Annotated[bool, typer.Option("--int4", help="A checkpoint: with weights of four bits.")] = False,
     form: FormName = "program",
@@ -183,7 +184,8 @@ def _meant_for(target: "Target") -> "tuple[tuple[TargetName, ...], tuple[str, ..
     from lrkit.export.preflight.rules import targets_of
 
     engine = target.engine
-    return targets_of(target.dialect, engine and engine.kind), engine.archs if engine else ()
+    found = targets_of(target.dialect, engine and engine.kind, target.openvino is not None)
+    return found, engine.archs if engine else ()
 
 
 def _own_targets(graph: "CheckedGraph") -> "tuple[TargetName, ...]":
@@ -193,7 +195,8 @@ def _own_targets(graph: "CheckedGraph") -> "tuple[TargetName, ...]":
     assert graph.dialect is not None
     engine = graph.target.get("engine")  # of a bundle, so it may hold anything
     kind = engine.get("kind") if isinstance(engine, dict) else None
-    return targets_of(graph.dialect, kind if kind in get_args(EngineKind) else None)
+    openvino = graph.target.get("openvino") is not None
+    return targets_of(graph.dialect, kind if kind in get_args(EngineKind) else None, openvino)
 
 
 def target_to_build(asked: Asked) -> "tuple[Target, tuple[TargetName, ...], tuple[str, ...]]":

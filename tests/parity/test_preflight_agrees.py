@@ -1,15 +1,17 @@
-"""The rules of `lrkit preflight` against the real thing: NVIDIA's parser and builder, and ONNX Runtime.
+"""The rules of `lrkit preflight` against the real thing: NVIDIA's parser and builder, ONNX Runtime and OpenVINO.
 
 For every rule that names TensorRT-RTX: what it calls rejected fails at the stage that it names, the twin builds, and
 what it calls ignored is taken. Likewise for ONNX Runtime. TensorRT-RTX needs no GPU for this; without it its half is
 skipped.
 """
 
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -17,12 +19,13 @@ import pytest
 from lrkit.export.preflight.findings import check_graph
 from lrkit.export.preflight.rules import load_operators, load_rules
 from lrkit.runtime.engines.tensorrt.library import installed_version, load_library
-from tests.preflight import operators, quantized, structure
+from tests.preflight import openvino, operators, quantized, structure
 from tests.preflight.make import Case, checked, checked_twin, make
 
-CASES: dict[str, Case] = operators.CASES | structure.CASES | quantized.CASES
+CASES: dict[str, Case] = operators.CASES | structure.CASES | quantized.CASES | openvino.CASES
 RTX = {rule.id: rule for rule in load_rules("tensorrt-rtx").rules}
 ORT = {rule.id: rule for rule in load_rules("ort").rules}
+OPENVINO = {rule.id: rule for rule in load_rules("openvino").rules}
 RTX_ONLY = pytest.mark.skipif(
     installed_version("tensorrt-rtx") is None,
     reason='needs the package tensorrt_rtx: pip install "lrkit[tensorrt-rtx]"',
@@ -202,3 +205,68 @@ def test_the_fusion_rounds_activations(tmp_path):
     session(CASES["ort-int4-rounds-activations"].bad, 21, file)
     (node,) = onnx.load(file).graph.node
     assert {a.name: a.i for a in node.attribute}["accuracy_level"] == 4
+
+
+def loaded_by_openvino(text: str, opset: int, file: Path) -> tuple[str, str]:
+    """("load" where OpenVINO refuses it, else "engine"; what it said)."""
+    library, reader = (pytest.importorskip(f"lrkit.runtime.engines.openvino.{name}") for name in ("library", "reader"))
+    pytest.importorskip("openvino", reason='needs the package openvino: pip install "lrkit[openvino]"')
+    file.write_bytes(make(text, opset).SerializeToString())
+    try:
+        library.core().compile_model(reader.parse(file), "CPU")
+    except Exception as error:  # OpenVINO raises RuntimeError, and its binding others
+        return "load", library.said(error)
+    return "engine", ""
+
+
+@pytest.mark.parametrize("name", OPENVINO)
+def test_openvino_does_what_the_rule_says(name, tmp_path):
+    rule, case = OPENVINO[name], CASES[name]
+    reached, said = loaded_by_openvino(case.bad, case.opset, tmp_path / "bad.onnx")
+    assert reached == (rule.stage or "engine"), said
+    quoted = re.search('"(.+)"', rule.source)
+    assert rule.stage is None or (quoted is not None and quoted[1] in said), said
+    reached, said = loaded_by_openvino(case.good, case.good_opset or case.opset, tmp_path / "good.onnx")
+    assert reached == "engine", said
+
+
+@pytest.mark.parametrize("name", OPENVINO)
+def test_the_report_agrees_with_openvino(name, tmp_path):
+    pytest.importorskip("openvino", reason='needs the package openvino: pip install "lrkit[openvino]"')
+    case = CASES[name]
+    for graph in (checked(case, tmp_path / "bad.onnx"), checked_twin(case, tmp_path / "good.onnx")):
+        report = check_graph(graph, load_rules("openvino"))
+        assert report.agrees, (report.asked, report.findings)
+
+
+def off_on_openvino(text: str, file: Path, **properties: object) -> float:
+    """Largest difference between what OpenVINO and ONNX Runtime compute of the program, on random inputs and floats."""
+    openvino = pytest.importorskip("openvino", reason='needs the package openvino: pip install "lrkit[openvino]"')
+    random, model = np.random.default_rng(0), make(text)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            drawn = random.standard_normal(tuple(tensor.dims)).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(drawn, tensor.name))
+    onnx.save(model, file)
+    session = onnxruntime.InferenceSession(
+        str(file), providers=["CPUExecutionProvider"], disabled_optimizers=["QDQSelectorActionTransformer"]
+    )
+    (given,) = session.get_inputs()
+    feed = {given.name: random.standard_normal(given.shape).astype(np.float32)}
+    (expected,) = session.run(None, feed)
+    model = openvino.Core().read_model(file)
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **properties})
+    return float(np.abs(compiled(feed)[0] - expected).max())
+
+
+def test_openvino_gives_one_position_to_every_token(tmp_path):
+    case = CASES["openvino-rotary-offset"]
+    assert off_on_openvino(case.bad, tmp_path / "bad.onnx") > 0.1
+    assert off_on_openvino(case.good, tmp_path / "good.onnx") < 1e-5
+
+
+def test_openvino_rounds_activations_beside_int4_unless_told(tmp_path):
+    wide = quantized.product("int4[256,64] w, float[2,64] s", quantized.BLOCKS.replace("32", "128"), width=256)
+    text = wide.replace("float[2,8] y", "float[2,64] y")
+    assert off_on_openvino(text, tmp_path / "a.onnx") > 1e-3
+    assert off_on_openvino(text, tmp_path / "b.onnx", DYNAMIC_QUANTIZATION_GROUP_SIZE=0) < 1e-3

@@ -216,6 +216,7 @@ SHARED_OF_ENGINES = {
     "lrkit.runtime.engines.openvino.compiled": "export compares programs as the engine compiles them",
     "lrkit.runtime.engines.openvino.library": "export and preflight ask the package that the engine runs",
     "lrkit.runtime.engines.openvino.options": "export compares programs in the number types of the engine",
+    "lrkit.runtime.engines.openvino.reader": "preflight reads a program as the engine does",
     "lrkit.runtime.engines.tensorrt.library": "export builds with the packages that run what they built",
 }
 """Modules of an engine's folder that others import, and why they have no other home."""

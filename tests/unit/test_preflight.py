@@ -7,10 +7,10 @@ from lrkit.export.preflight.findings import MATCHERS, bound, check_graph, load_g
 from lrkit.export.preflight.opening import CheckedGraph
 from lrkit.export.preflight.rules import TARGETS, Rule, RuleFile, load_operators, load_rules, rule_files
 from lrkit.export.preflight.view import View
-from tests.preflight import operators, quantized, structure
+from tests.preflight import openvino, operators, quantized, structure
 from tests.preflight.make import Case, checked, checked_twin, save
 
-CASES: dict[str, Case] = operators.CASES | structure.CASES | quantized.CASES
+CASES: dict[str, Case] = operators.CASES | structure.CASES | quantized.CASES | openvino.CASES
 RULES = {rule.id: rule for file in rule_files().values() for rule in file.rules}
 
 

@@ -1,4 +1,5 @@
-"""Asks the library itself whether it takes a program: TensorRT's ONNX parser, which needs no GPU, or ONNX Runtime.
+"""Asks the library itself whether it takes a program: TensorRT's ONNX parser, which needs no GPU, ONNX Runtime or
+OpenVINO.
 
 Place in the pipeline: findings.py compares the answer with what the rules say. Nothing is built, so a refusal that
 comes from the builder alone is not seen.
@@ -15,11 +16,15 @@ from pathlib import Path
 from typing import cast
 
 from lrkit.contract.bundle.manifest import EngineKind
-from lrkit.errors import LrkitError, clean, one_line
+from lrkit.errors import LrkitError, MissingExtraError, clean, one_line
 from lrkit.export.preflight.rules import Stage, TargetName
 from lrkit.export.preflight.view import View, label
 from lrkit.export.tensorrt.device.words import PARTS, place_of
 from lrkit.export.tensorrt.process import child_environment
+from lrkit.runtime.engines.openvino.library import core
+from lrkit.runtime.engines.openvino.library import installed_version as openvino_version
+from lrkit.runtime.engines.openvino.library import said as openvino_said
+from lrkit.runtime.engines.openvino.reader import parse
 from lrkit.runtime.engines.tensorrt.library import PACKAGES, TensorRT, installed_version, load_library
 
 MAJORS: dict[TargetName, int | None] = {"tensorrt-10": 10, "tensorrt-11": 11, "tensorrt-rtx": None}
@@ -72,7 +77,7 @@ class Parsed:
 def ask(target: TargetName, path: Path, view: View, apart: bool = False) -> Opinion | None:
     """The opinion of the library that stands for the target; None where it is not installed. `apart`: in a process of
     its own, as a program of a stranger may crash the library or make it take all memory."""
-    stage: Stage = "load" if target == "ort" else "parse"
+    stage: Stage = "load" if target in ("ort", "openvino") else "parse"
     version, who = _library(target)
     if version is None:
         return None
@@ -85,6 +90,8 @@ def _library(target: TargetName) -> tuple[str | None, str]:
     """(version of what can be asked, None without it; what it is)."""
     if target == "ort":
         return _version("onnxruntime"), "session of onnxruntime"
+    if target == "openvino":
+        return openvino_version(), "openvino"
     kind, major = _kind(target), MAJORS[target]
     version = installed_version(kind)
     if version is not None and major is not None and int(version.partition(".")[0]) != major:
@@ -105,6 +112,8 @@ def _parse(target: TargetName, path: Path) -> Parsed:
     """Asks in this process."""
     if target == "ort":
         return _load_onnxruntime(path)
+    if target == "openvino":
+        return _load_openvino(path)
     try:
         return _parse_tensorrt(load_library(_kind(target)), path)
     except LrkitError as error:
@@ -164,6 +173,16 @@ def _load_onnxruntime(path: Path) -> Parsed:
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes have no common base below Exception
         return Parsed(False, [("", "", _first(str(error).splitlines()))], [])
+    return Parsed(True, [], [])
+
+
+def _load_openvino(path: Path) -> Parsed:
+    try:
+        core().compile_model(parse(path), "CPU")
+    except MissingExtraError as error:
+        return Parsed(None, [("", "", str(error))], [])
+    except Exception as error:  # OpenVINO raises RuntimeError, and its binding others
+        return Parsed(False, [("", "", openvino_said(error))], [])
     return Parsed(True, [], [])
 
 

@@ -23,7 +23,8 @@ Matcher = Callable[..., Hits]
 MATCHERS: dict[str, Matcher] = {
     function.__name__: function
     for function in (
-        operators.attribute_value, operators.computes_in_type, operators.constant_above, operators.dynamic_input,
+        operators.attribute_missing, operators.attribute_value, operators.computes_in_type,
+        operators.constant_above, operators.dynamic_input,
         operators.dynamic_sizes, operators.foreign_domain, operators.input_given, operators.input_length,
         operators.input_twice, operators.input_rank, operators.input_type, operators.input_varies,
         operators.made_type, operators.operator, operators.operator_floor, operators.operator_missing,

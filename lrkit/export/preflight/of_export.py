@@ -67,7 +67,7 @@ def _rule_sets(kind: EngineKind) -> list[RuleSet]:
     """Of the installed major version, or of all where none is installed."""
     version = installed_version(kind)
     major = None if version is None else int(version.partition(".")[0])
-    names = targets_of("tensorrt", kind)
+    names = targets_of("standard", kind)
     mine = [name for name in names if MAJORS[name] in (None, major)]
     return [load_rules(name) for name in mine or names]
 

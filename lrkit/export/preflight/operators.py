@@ -84,6 +84,13 @@ def attribute_value(
                 yield Hit.at(site, f"{name} = {value if isinstance(value, str) else elements}")
 
 
+def attribute_missing(view: View, *, operators: Sequence[str], name: str) -> Hits:
+    """Nodes that leave an attribute to its default."""
+    for site in view.of(*operators):
+        if attribute(site.node, name) is None:
+            yield Hit.at(site, f"no {name}")
+
+
 def input_given(view: View, *, operators: Sequence[str], indexes: Sequence[int]) -> Hits:
     """Nodes with one of these optional inputs."""
     for site in view.of(*operators):

@@ -18,7 +18,7 @@ from lrkit.contract.bundle.manifest import Dialect, EngineKind
 from lrkit.errors import ConfigError, UnknownNameError, UserError, did_you_mean, one_line
 from lrkit.resources import find_rules, list_resources
 
-TargetName = Literal["tensorrt-10", "tensorrt-11", "tensorrt-rtx", "ort"]
+TargetName = Literal["tensorrt-10", "tensorrt-11", "tensorrt-rtx", "openvino", "ort"]
 TARGETS: tuple[TargetName, ...] = get_args(TargetName)
 
 Verdict = Literal["rejected", "ignored", "slow", "note"]
@@ -29,7 +29,7 @@ VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 Basis = Literal["measured", "documented", "inferred"]
 """How a rule is known for a target; `source` says where."""
 Stage = Literal["parse", "build", "load"]
-"""Where a program is rejected: TensorRT's parser or builder, or ONNX Runtime as it makes a session."""
+"""Where a program is rejected: TensorRT's parser or builder, or ONNX Runtime or OpenVINO as they load it."""
 Where = Literal["anywhere", "top", "loop", "branch", "body"]
 """Which nodes a rule looks at: all, those of the outermost graph, those inside a Loop or Scan, inside a branch of an
 If, or inside any of them."""
@@ -144,7 +144,7 @@ class RuleSet:
         Raises:
             UserError: there is such a one, or the target is no GPU's.
         """
-        if archs and self.facts.dialect == "ort":
+        if archs and self.target in ("ort", "openvino"):
             raise UserError(f"{', '.join(archs)} are GPUs, and the rules of {self.target} are a CPU's; leave them out")
         wrong = [arch for arch in archs if self.facts.archs and arch not in self.facts.archs]
         if wrong:
@@ -173,10 +173,13 @@ def load_rules(target: str) -> RuleSet:
     return RuleSet(name, found[0][1].targets[name], rules)
 
 
-def targets_of(dialect: Dialect, engine: EngineKind | None) -> tuple[TargetName, ...]:
-    """The targets that a program is meant for, by its dialect and the engines asked for beside it."""
+def targets_of(dialect: Dialect, engine: EngineKind | None, openvino: bool = False) -> tuple[TargetName, ...]:
+    """The targets that a program is meant for, by its dialect, the engines asked for beside it, and whether OpenVINO is
+    to run it."""
     if dialect == "ort":
         return ("ort",)
+    if openvino:
+        return ("openvino",)
     if engine is None:
         return ("tensorrt-rtx", "tensorrt-11", "tensorrt-10")
     return ("tensorrt-rtx",) if engine == "tensorrt-rtx" else ("tensorrt-11", "tensorrt-10")
