@@ -173,6 +173,17 @@ class Graph:
         made = self.ops("Loop", trip, go, *[s.initial for s in state.values()], outputs=len(kinds), body=graph)
         return dict(zip(kinds, made, strict=True))
 
+    def either(
+        self, condition: Value, then: Callable[["Graph"], Value], other: Callable[["Graph"], Value], kind: Kind
+    ) -> Value:
+        """What one of two pieces of graph makes, of that type and shape."""
+        made: dict[str, ir.Graph] = {}
+        for name, write in (("then_branch", then), ("else_branch", other)):
+            inner = Graph(self.floats, self._root, self._path)
+            output = inner.typed(write(inner), *kind)
+            made[name] = ir.Graph([], [output], nodes=inner.nodes, name=f"{self._path}/{name}")
+        return self.op("If", condition, then_branch=made["then_branch"], else_branch=made["else_branch"])
+
     def typed(self, value: Value, dtype: ir.DataType, shape: tuple[int | str, ...], name: str | None = None) -> Value:
         """`value` as an output of this graph: through Identity where it was not made here, or not under this name."""
         if value.producer() not in self.nodes or value.type is not None or name is not None:

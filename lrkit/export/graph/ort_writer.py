@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lrkit.export.graph.nodes import CONTRIB, Graph, Value
+from lrkit.export.graph.tower_attention import TowerAttention
 from lrkit.export.graph.weight_store import Form
 from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT, Rotation, Writer
 from lrkit.export.weights.integers import Quantized, matmul_nbits
@@ -108,6 +109,12 @@ class OrtWriter(Writer):
     def scores(self, g: Graph, query: Value, keys: Value) -> Value:
         """In one node."""
         return g.op("FusedMatMul", query, keys, domain=CONTRIB, transB=1)
+
+    def attention_by_picture(
+        self, g: Graph, parts: tuple[Value, Value, Value], picture: Value, num_heads: int, scale: float
+    ) -> Value:  # fmt: skip
+        """Fused, picture by picture: no scores of pairs from two pictures, none kept in memory."""
+        return TowerAttention(scale, num_heads, self.target.provider == "cpu").write(g, parts, picture)
 
     def gate_and_up(self, g: Graph, product: Callable[[str], Value], inner: int) -> tuple[Value, Value]:
         """By a matrix each: nothing is split afterwards."""

@@ -75,6 +75,12 @@ class StandardWriter(Writer):
         """With the keys transposed."""
         return g.op("MatMul", query, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
 
+    def attention_by_picture(
+        self, g: Graph, parts: tuple[Value, Value, Value], picture: Value, num_heads: int, scale: float
+    ) -> Value:  # fmt: skip
+        """Never asked: towers are traced with attention spelled out where `fused` is off."""
+        raise AssertionError("a tower for this dialect spells its attention out")
+
     def gate_and_up(self, g: Graph, product: Callable[[str], Value], inner: int) -> tuple[Value, Value]:
         """By one matrix: TensorRT-RTX 1.7.1 fails to build two int4 products of one operand (Myelin: loops.cpp, loop
         is null)."""

@@ -20,6 +20,9 @@ from lrkit.errors import ExportError
 from lrkit.export.graph.nodes import OPSET, Graph, Value
 from lrkit.export.graph.writer import Writer
 
+OWN = "lrkit"
+"""Domain of the node that a tower's trace may hold instead of attention: see `Writer.attention_by_picture`."""
+
 
 def traced(module: nn.Module, example: Mapping[str, Tensor], free: Mapping[int, Any]) -> ir.Graph:
     """The module as torch.onnx sees it. `example` are its inputs by name, in order; `free` are the axes of each of
@@ -100,6 +103,10 @@ def graft(g: Graph, dialect: Writer, made: ir.Graph, given: Sequence[Value]) -> 
             x = _operand(g, dialect, node.inputs[0], known, arrays)
             bias = bias and _operand(g, dialect, bias, known, arrays)
             outputs = [dialect.linear(g, x, role, bias, part="vision", given=matrix)]
+        elif node.domain == OWN:
+            query, key, value, picture = (_operand(g, dialect, v, known, arrays) for v in node.inputs if v is not None)
+            scale, heads = node.attributes["scale"].as_float(), node.attributes["num_heads"].as_int()
+            outputs = [dialect.attention_by_picture(g, (query, key, value), picture, heads, scale)]
         else:
             inputs = [None if v is None else _operand(g, dialect, v, known, arrays) for v in node.inputs]
             attributes = {name: attribute.value for name, attribute in node.attributes.items()}

@@ -150,6 +150,13 @@ class Writer(ABC):
         """Products of queries (..., S, W) with keys (..., N, W): (..., S, N)."""
 
     @abstractmethod
+    def attention_by_picture(
+        self, g: Graph, parts: tuple[Value, Value, Value], picture: Value, num_heads: int, scale: float
+    ) -> Value:  # fmt: skip
+        """Attention of a tower, queries, keys and values (1, H, N, W), in which patches see those of their own picture:
+        (N, H W). `picture` (N,) numbers the pictures from 0 in the order of their patches."""
+
+    @abstractmethod
     def gate_and_up(self, g: Graph, product: Callable[[str], Value], inner: int) -> tuple[Value, Value]:
         """Both products of a gated feed-forward part, each (S, inner); `product` multiplies by its matrix of a name."""
 

@@ -28,11 +28,10 @@ from lrkit.export.graph.tower_pieces import (
     first_matrix,
     grafted,
     in_number_type,
-    joined,
     merged_weights,
     mixed,
-    picture_mask,
     row_and_column_angles,
+    side_by_side,
     traced_over_patches,
     turned_parts,
 )
@@ -96,15 +95,16 @@ class TraceableTower(TowerOverPatches):
         hidden_NE = functional.linear(pixel_values, self.kernel_EC, self.bias_E)
         angles = row_and_column_angles(tower.rotary_pos_emb.inv_freq, patch_positions)
         rotary = angles.cos().to(hidden_NE.dtype), angles.sin().to(hidden_NE.dtype)
-        mask_NN, blocks = picture_mask(patch_picture), blocks_of(patch_windows, self.slots)
+        seen, blocks = self.seen(patch_picture), blocks_of(patch_windows, self.slots)
         for number, block in enumerate(tower.blocks):
             parts = turned_parts(block.attn, block.norm1(hidden_NE), rotary, self.rotate)
             if number in tower.fullatt_block_indexes:
-                mixed_1HNW = mixed(parts, mask_NN, block.attn.scaling)
+                mixed_NE = seen.mixed(parts, block.attn.scaling)
             else:
                 query, key, value = map(blocks.spread, parts)
-                mixed_1HNW = blocks.collected(mixed((query, key, value), blocks.mask_GSS, block.attn.scaling))
-            hidden_NE = hidden_NE + joined(block.attn, mixed_1HNW)
+                mixed_HGSW = mixed((query, key, value), blocks.mask_GSS, block.attn.scaling)
+                mixed_NE = side_by_side(blocks.collected(mixed_HGSW))
+            hidden_NE = hidden_NE + block.attn.proj(mixed_NE)
             hidden_NE = hidden_NE + block.mlp(block.norm2(hidden_NE))
         return tower.merger(hidden_NE)
 

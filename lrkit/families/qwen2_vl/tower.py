@@ -19,7 +19,6 @@ from lrkit.export.graph.tower_pieces import (
     grafted,
     in_number_type,
     merged_weights,
-    picture_mask,
     row_and_column_angles,
     traced_over_patches,
 )
@@ -34,13 +33,13 @@ class TraceableTower(TowerOverPatches):
     def forward(self, pixel_values: Tensor, patch_positions: Tensor, patch_picture: Tensor) -> Tensor:
         """(N, C) from `Writer.pixels`, (N, 2), (N,) -> (V, D)."""
         tower = self.tower
-        mask_NN = picture_mask(patch_picture)
+        seen = self.seen(patch_picture)
         # The patch is exactly the kernel: a matrix product says the same and runs faster than a convolution.
         hidden_NE = functional.linear(pixel_values, self.kernel_EC, self.bias_E)
         angles = row_and_column_angles(tower.rotary_pos_emb.inv_freq, patch_positions)
         rotary = angles.cos().to(hidden_NE.dtype), angles.sin().to(hidden_NE.dtype)
         for block in tower.blocks:
-            hidden_NE = hidden_NE + attend(block.attn, block.norm1(hidden_NE), rotary, mask_NN, self.rotate)
+            hidden_NE = hidden_NE + attend(block.attn, block.norm1(hidden_NE), rotary, seen, self.rotate)
             hidden_NE = hidden_NE + block.mlp(block.norm2(hidden_NE))
         return tower.merger(hidden_NE)
 

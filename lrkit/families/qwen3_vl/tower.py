@@ -22,7 +22,6 @@ from lrkit.export.graph.tower_pieces import (
     grafted,
     in_number_type,
     merged_weights,
-    picture_mask,
     row_and_column_angles,
     traced_over_patches,
 )
@@ -39,7 +38,7 @@ class TraceableTower(TowerOverPatches):
     ) -> Tensor:
         """(N, C) from `Writer.pixels`, (N, 2), (N,), (N, 2) -> (V, D (1 + F))."""
         tower = self.tower
-        mask_NN = picture_mask(patch_picture)
+        seen = self.seen(patch_picture)
         # The patch is exactly the kernel: a matrix product says the same and runs faster than a convolution.
         hidden_NE = functional.linear(pixel_values, self.kernel_EC, self.bias_E)
         rows_N4, weights_N4 = corners(patch_positions, patch_grid, tower.num_grid_per_side)
@@ -50,7 +49,7 @@ class TraceableTower(TowerOverPatches):
         mergers = dict(zip(tower.deepstack_visual_indexes, tower.deepstack_merger_list, strict=True))
         deep: list[Tensor] = []
         for number, block in enumerate(tower.blocks):
-            hidden_NE = hidden_NE + attend(block.attn, block.norm1(hidden_NE), rotary, mask_NN, self.rotate)
+            hidden_NE = hidden_NE + attend(block.attn, block.norm1(hidden_NE), rotary, seen, self.rotate)
             hidden_NE = hidden_NE + block.mlp(block.norm2(hidden_NE))
             if number in mergers:
                 deep.append(mergers[number](hidden_NE))
