@@ -93,6 +93,8 @@ class Batch:
     speech_ids: Tensor = field(default_factory=lambda: torch.zeros(0))
     speech_mask: Tensor = field(default_factory=lambda: torch.zeros(0))
     speech_weights: Tensor = field(default_factory=lambda: torch.zeros(0))
+    windows: Tensor | None = None
+    window_grid: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -64,3 +64,11 @@ class Generated:
     """Seconds of the whole batch: prefill (with vision), think, speak."""
     step_seconds: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     """Seconds of each latent step (think) and until each token is out (speak), where the engine can tell."""
+    tokens_per_window: int = 1
+    """Visual tokens that came back for each of `replayed`: more than one where replay is fine, and the index is that of
+    the window."""
+
+    @property
+    def replayed_tokens(self) -> int:
+        """Visual tokens replayed, over all latent steps."""
+        return self.tokens_per_window * sum(len(step) for step in self.replayed)

@@ -45,6 +45,25 @@ class ReplaySettings(Config):
     positions: Literal["consecutive", "shared"] = "consecutive"
     """consecutive: each replayed token takes a rotary position of its own, then the latent; shared: they take the
     latent's, so that latents follow one another as words do, however much is replayed."""
+    source: Literal["prompt", "fine"] = "prompt"
+    """prompt: the prompt's own visual tokens are replayed. fine: the prompt reads a small picture; each of its visual
+    tokens chosen is replayed as the zoom x zoom tokens that the tower makes of that part at full size."""
+    zoom: int = Field(default=2, ge=2, le=8)
+    """fine only: how many times longer the sides of the full picture are than those of the one in the prompt."""
+
+    @property
+    def fine_zoom(self) -> int:
+        """`zoom` where the source is fine, otherwise 1: the picture in the prompt is the full one."""
+        return self.zoom if self.source == "fine" else 1
+
+    @model_validator(mode="after")
+    def _fine_needs_tokens(self) -> Self:
+        if self.source == "fine" and self.num_tokens == 0:
+            raise ValueError(
+                "replay.source is fine but replay.num_tokens is 0, so the picture would only be seen small; set "
+                "num_tokens to 1 or more, or source: prompt"
+            )
+        return self
 
 
 class DistillSettings(Config):
@@ -56,6 +75,9 @@ class DistillSettings(Config):
     """W, side of the window in merged visual tokens."""
     head: Literal["linear", "mlp"] = "linear"
     """F_SR, from the pooled replay to the pooled teacher features."""
+    pointing: float = Field(default=0.0, ge=0.0)
+    """Weight of the pointing loss: the saliency row that selects is taught where to look, by labels of the data or by a
+    teacher that sees more (`teacher` of a recipe); 0 turns it off."""
 
 
 class RoutingSettings(Config):
@@ -162,6 +184,16 @@ class ReasonerSettings(Config):
 
     @model_validator(mode="after")
     def _distillation_needs_replay(self) -> Self:
+        if self.distill.pointing > 0 and self.replay.num_tokens == 0:
+            raise ValueError(
+                "distill.pointing is above 0 but replay.num_tokens is 0: nothing is selected; set distill.pointing=0 "
+                "or replay.num_tokens of 1 or more"
+            )
+        if self.distill.weight > 0 and self.replay.source == "fine":
+            raise ValueError(
+                "distill.weight is above 0 and replay.source is fine: what the teacher sees enlarged is then replayed "
+                "itself; set distill.weight=0, and distill.pointing to teach where to look"
+            )
         if self.distill.weight > 0 and self.replay.num_tokens == 0:
             raise ValueError(
                 "distill.weight is above 0 but replay.num_tokens is 0: there is nothing to distill; "

@@ -6,6 +6,8 @@ Place in the pipeline: scans -> board -> trail -> `Sample`. The kinds:
     long   the same board (its trails are longer)
     faint  one picture, 3 x 5 tiles: the ten rooms in number order between five grey distractors; weak ink and noise
     wide   two pictures of 2 x 3 rooms each, twelve rooms (signs show 0 to 9)
+    woven  one picture, 2 x 5 rooms of four tiles each, the sign in one of them, woven of light and dark pixels in equal
+           parts: a picture of half the size shows the rooms and none of the signs
 """
 
 from collections.abc import Mapping
@@ -20,17 +22,21 @@ from lrkit.config import Config
 from lrkit.data.scans import TILE, Split, draw_scans, plain_placement, random_placement, scan_bank
 from lrkit.errors import UnknownNameError, did_you_mean
 
-BoardKind = Literal["main", "long", "faint", "wide"]
+BoardKind = Literal["main", "long", "faint", "wide", "woven"]
 
 MERGED_PATCH = 16
 """Pixels per side of one visual token of the tiny model."""
 NOTHING = -1
 """Room number and digit of a distractor tile."""
 
-NUM_ROOMS: dict[BoardKind, int] = {"main": 10, "long": 10, "faint": 10, "wide": 12}
+NUM_ROOMS: dict[BoardKind, int] = {"main": 10, "long": 10, "faint": 10, "wide": 12, "woven": 10}
 """Rooms of each kind of board; they are numbered from 0."""
 
 _NUM_DISTRACTORS = 5
+_WOVEN_SIDE = 2
+"""Tiles per side of a room on woven boards."""
+_WEAVE = np.indices((TILE, TILE)).sum(0) % 2 * 2.0 - 1
+"""Light and dark pixels by turns; any two neighbours sum to 0."""
 _GREY = 0.4
 # A room is recognized by its look: red tells number // 5, blue number % 5, in steps that no arrangement changes.
 _TINTS = np.array([[0.35 * (n // 5), 0.05, 0.2 * (n % 5)] for n in range(12)] + [[_GREY] * 3], np.float32)
@@ -74,7 +80,7 @@ class Board:
     pictures: tuple[np.ndarray, ...]
     """One (height, width, 3) uint8 array per picture."""
     rooms: tuple[np.ndarray, ...]
-    """One (rows, columns) array per picture: the room number of each tile, or `NOTHING`."""
+    """One (rows, columns) array per picture: the number of the room that each tile belongs to, or `NOTHING`."""
     signs: tuple[np.ndarray, ...]
     """One (rows, columns) array per picture: the digit shown in each tile, or `NOTHING`."""
     scans: tuple[int, ...]
@@ -84,7 +90,7 @@ class Board:
     def next_room(self) -> dict[int, int]:
         """Room -> the digit on its sign."""
         rooms, signs = (np.concatenate([tiles.ravel() for tiles in part]).tolist() for part in (self.rooms, self.signs))
-        return {room: sign for room, sign in zip(rooms, signs, strict=True) if room != NOTHING}
+        return {room: sign for room, sign in zip(rooms, signs, strict=True) if NOTHING not in (room, sign)}
 
     @property
     def token_rooms(self) -> np.ndarray:
@@ -125,8 +131,9 @@ def draw_board(
     is_room = numbers != NOTHING
     if not is_room.all():
         scans[~is_room] = _clutter(scans[~is_room], rng)
-    tiles = _shade(scans, numbers, kind, split == "train", rng, settings)
-    shown = np.where(is_room, digits, NOTHING).reshape(rooms.shape)
+    hung = _hung(rooms, rng).ravel() if kind == "woven" else is_room
+    tiles = _shade(scans * hung[:, None, None], numbers, kind, split == "train", rng, settings)
+    shown = np.where(hung, digits, NOTHING).reshape(rooms.shape)
     return Board(_tile_pictures(tiles, rooms), tuple(rooms), tuple(shown), tuple(bank.ids[chosen].tolist()))
 
 
@@ -149,7 +156,12 @@ def _shade(
     if kind == "faint":
         ink, noise = np.minimum(ink, np.float32(settings.faint_ink)), max(noise, settings.faint_noise)
     tint = _TINTS[numbers][:, None, None]
-    tiles = tint + (ink * draw_scans(scans, placement))[..., None] * (1 - tint)
+    drawn = (ink * draw_scans(scans, placement))[..., None]
+    if kind == "woven":
+        # Half the contrast, around the middle: a dark pixel must be as far below the tint as a light one above it.
+        tiles = 0.25 + 0.5 * tint + 0.25 * drawn * _WEAVE[..., None].astype(np.float32)
+    else:
+        tiles = tint + drawn * (1 - tint)
     if noise > 0:
         tiles += rng.standard_normal(tiles.shape, np.float32) * np.float32(noise)
     return (tiles.clip(0, 1) * 255 + 0.5).astype(np.uint8)
@@ -169,11 +181,26 @@ def _arrange(kind: BoardKind, rng: np.random.Generator) -> np.ndarray:
         )
     if kind == "wide":
         return np.arange(12).reshape(2, 2, 3)
+    if kind == "woven":
+        return _spread(np.arange(10).reshape(1, 2, 5))
     if kind != "faint":
         return np.arange(10).reshape(1, 2, 5)
     tiles = np.full(10 + _NUM_DISTRACTORS, NOTHING)
     tiles[np.sort(rng.permutation(tiles.size)[:10])] = np.arange(10)
     return tiles.reshape(1, 3, 5)
+
+
+def _hung(rooms: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """True for the one tile of each room that its sign hangs in."""
+    side = _WOVEN_SIDE
+    down, right = rng.integers(0, side, (2, rooms.shape[0], rooms.shape[1] // side, rooms.shape[2] // side))
+    row, column = np.indices(rooms.shape[1:])
+    return (row % side == _spread(down)) & (column % side == _spread(right))
+
+
+def _spread(rooms: np.ndarray) -> np.ndarray:
+    """A value per room -> one per tile of woven boards."""
+    return rooms.repeat(_WOVEN_SIDE, 1).repeat(_WOVEN_SIDE, 2)
 
 
 def _clutter(scans: np.ndarray, rng: np.random.Generator) -> np.ndarray:

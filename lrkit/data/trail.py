@@ -33,6 +33,7 @@ HOPS: dict[BoardKind, tuple[int, ...]] = {
     "long": (9,),
     "faint": (1, 2, 3, 4, 5, 6, 7, 8),
     "wide": (1, 2, 3, 4, 5, 6, 7, 8),
+    "woven": (1, 2, 3, 4, 5, 6, 7, 8),
 }
 """Hop counts of each kind of board. On average a chain in words is then as long as those of M3CoT, about 106 tokens
 (Table 1 of arXiv 2604.10500)."""

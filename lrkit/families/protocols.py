@@ -77,12 +77,21 @@ class Geometry(Protocol):
         """
         ...
 
+    def with_zoom(self, zoom: int) -> Self:
+        """The same, whose pictures in the prompt have sides `zoom` times shorter than in full: `cut` gives the small
+        picture, `cut_windows` the full one. All limits of pixels hold for the full picture. 1: both are one.
+
+        Raises:
+            UserError: pictures of the family cannot be cut into windows.
+        """
+        ...
+
     def within(self, size: Size, patches: int, tokens: int) -> Self:
         """The same, shrinking a picture of this size no more than needed for so many patches and prompt tokens."""
         ...
 
     def seen_size(self, width: int, height: int) -> Size:
-        """Size in pixels as the tower sees a picture of this size. Raises as `check_size`."""
+        """Size in pixels as the tower sees a picture of this size, in full. Raises as `check_size`."""
         ...
 
     def grid(self, width: int, height: int) -> Grid:
@@ -101,6 +110,16 @@ class Geometry(Protocol):
 
     def cut(self, picture: Image) -> np.ndarray:
         """uint8 (patches, patch_bytes) of an upright RGB picture. Raises as `check_size`."""
+        ...
+
+    @property
+    def window_grid(self) -> Grid:
+        """The cut of one window: zoom x zoom visual tokens."""
+        ...
+
+    def cut_windows(self, picture: Image) -> np.ndarray:
+        """uint8 (V, patches of a window, patch_bytes) of an upright RGB picture: for each visual token of the prompt,
+        in order, the part of the full picture that it covers, cut as a picture of its own. Raises as `check_size`."""
         ...
 
     @property

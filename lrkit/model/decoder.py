@@ -20,6 +20,7 @@ from lrkit.families.protocols import Grid
 from lrkit.model.backbone import Backbone
 from lrkit.model.keys import GrowingKeys, Keys
 from lrkit.model.pruning import Survivors, choose
+from lrkit.model.replay import FullPictures
 from lrkit.model.routing import RefinementState, Rotary, RoutedLayer, gather_rotary
 from lrkit.model.saliency import SaliencyRow
 from lrkit.model.state import Pruned, Sequences, VisualTokens
@@ -33,6 +34,10 @@ class Prompts(Protocol):
     pixel_values: Tensor | None
     grids: Tensor | None
     images_per_sample: tuple[int, ...]
+
+
+class Asked(Prompts, FullPictures, Protocol):
+    """A batch that is read, and then thought about."""
 
 
 NO_PRUNING = PruneSettings()

@@ -149,9 +149,9 @@ def distillation_loss(
 
     The student pools the replay *as weighted*, so that the loss reaches the attention scores.
     """
-    slots = replayed.valid_BK
-    embeds_BKD = wide(replayed.tokens_BKE[..., : reference.shape[-1]])
-    pooled_BD = (embeds_BKD * slots[..., None]).sum(1) / slots.sum(1, keepdim=True).clamp_min(1)
+    slots = replayed.valid_BR
+    embeds_BRD = wide(replayed.tokens_BRE[..., : reference.shape[-1]])
+    pooled_BD = (embeds_BRD * slots[..., None]).sum(1) / slots.sum(1, keepdim=True).clamp_min(1)
     has_B = torch.zeros(len(slots), dtype=torch.bool, device=slots.device)
     has_B[samples] = True
     error = (head(pooled_BD[samples]) - wide(reference)).pow(2).mean(1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from lrkit.contract.generated import Generated, GenerationLimits, Halting, Mode, ReplayedToken
 from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import UserError
-from lrkit.model.decoder import Prompts
+from lrkit.model.decoder import Asked
 from lrkit.model.read import Look
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.recorded import StepRecorder
@@ -40,7 +40,7 @@ def _watch(device: torch.device) -> Stopwatch:
 @torch.inference_mode()
 def generate(
     reasoner: LatentReasoner,
-    prompts: Prompts,
+    prompts: Asked,
     mode: Mode,
     limits: GenerationLimits,
     on_token: Callable[[list[int | None]], None] | None = None,
@@ -85,6 +85,7 @@ def generate(
             routed_tokens=_routed_tokens(state, i, latents[i]),
             timings=watch.seconds,
             step_seconds=watch.steps,
+            tokens_per_window=reasoner.settings.replay.fine_zoom**2,
         )
         for i in range(len(spoken))
     ]

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.model.decoder import Prompts
+from lrkit.model.decoder import Asked
 
 Distilled = tuple[Tensor, Tensor]
 """Of one latent step: L_rec per sample (B,), and which samples have one."""
 
 
-class Supervised(Prompts, Protocol):
+class Supervised(Asked, Protocol):
     """A training batch (lrkit/data/collate.py: TrainBatch)."""
 
     num_latents: Tensor

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import ConfigError, UserError
 from lrkit.model.backbone import Backbone
-from lrkit.model.decoder import Prompts, Routing, as_rows, prefill, run_chunk, visual_saliency
+from lrkit.model.decoder import Asked, Prompts, Routing, as_rows, prefill, run_chunk, visual_saliency
 from lrkit.model.distill import Teacher, TokenSR, distillation_loss
 from lrkit.model.latent_token import LatentToken
 from lrkit.model.lora import Adapter
 from lrkit.model.objective import Distilled, ReasonerLoss, Supervised, loss_counts, objective
 from lrkit.model.precision import wide
 from lrkit.model.read import Look, look, read
-from lrkit.model.replay import Replay, replay
+from lrkit.model.replay import FullPictures, Replay, fine_replay, replay, windows_of
 from lrkit.model.routing import RoutedLayer
 from lrkit.model.saliency import SaliencyRow
 from lrkit.model.state import Sequences
@@ -73,16 +73,18 @@ class LatentReasoner(nn.Module):
             self.adapter.merge()
             self.adapter = None
 
-    def prefill(self, prompts: Prompts) -> Sequences:
+    def prefill(self, prompts: Asked) -> Sequences:
         """Reads the prompts at once, as training does. See decoder.prefill."""
-        return prefill(self.backbone, self.routing, prompts, self._wants_saliency, self.settings.prune)
+        return _seen_in_full(
+            prefill(self.backbone, self.routing, prompts, self._wants_saliency, self.settings.prune), prompts
+        )
 
-    def read(self, prompts: Prompts, looks: Sequence[Look] | None = None) -> Sequences:
+    def read(self, prompts: Asked, looks: Sequence[Look] | None = None) -> Sequences:
         """Reads the prompts part after part, as answers do. See read.read. Who prunes reads them at once: what leaves
         the picture part depends on the question."""
         if self.settings.prune.active:
             return self.prefill(prompts)
-        return read(self.backbone, self.routing, prompts, self._wants_saliency, looks)
+        return _seen_in_full(read(self.backbone, self.routing, prompts, self._wants_saliency, looks), prompts)
 
     def look(self, prompts: Prompts) -> Look:
         """Reads the picture part of one prompt. See read.look.
@@ -114,8 +116,8 @@ class LatentReasoner(nn.Module):
         replayed = self._replay(state, active_B)
         embeds, valid = latent_BD[:, None], active_B[:, None]
         if replayed is not None:
-            embeds = torch.cat([replayed.tokens_BKE, as_rows(embeds, replayed.tokens_BKE.shape[-1])], dim=1)
-            valid = torch.cat([replayed.valid_BK & valid, valid], dim=1)
+            embeds = torch.cat([replayed.tokens_BRE, as_rows(embeds, replayed.tokens_BRE.shape[-1])], dim=1)
+            valid = torch.cat([replayed.valid_BR & valid, valid], dim=1)
         row = None if state.saliency_BV is None else SaliencyRow()
         hidden = run_chunk(
             self.backbone,
@@ -186,13 +188,13 @@ class LatentReasoner(nn.Module):
         if self.settings.replay.num_tokens == 0 or state.visual is None:
             return None
         assert state.saliency_BV is not None and state.visited_BV is not None
-        found = replay(
-            self.settings.replay,
-            state.saliency_BV,
-            state.visual.rows_BVE,
-            ~state.visited_BV & active_B[:, None],
-            state.replay_slots,
-        )
+        settings, free_BV = self.settings.replay, ~state.visited_BV & active_B[:, None]
+        if settings.source == "fine":
+            windows = state.visual.windows
+            assert windows is not None, "prompts of a fine replay come with windows (Processor.see_for)"
+            found = fine_replay(settings, state.saliency_BV, windows, free_BV, self.backbone.encode_images)
+        else:
+            found = replay(settings, state.saliency_BV, state.visual.rows_BVE, free_BV, state.replay_slots)
         state.visited_BV = state.visited_BV | found.selected_BV
         state.replays.append(found)
         return found
@@ -222,3 +224,10 @@ class LatentReasoner(nn.Module):
         assert self.token_sr is not None
         reference, samples = teacher.features(replayed.selected_BV)
         return distillation_loss(self.token_sr, replayed, reference, samples)
+
+
+def _seen_in_full(state: Sequences, pictures: FullPictures) -> Sequences:
+    """A state that has read its prompts, with the windows that a fine replay chooses from."""
+    if state.visual is not None:
+        state.visual.windows = windows_of(pictures, state.visual.real_BV)
+    return state

@@ -25,7 +25,7 @@ from lrkit.model.keys import GrowingKeys, Keys, StaticKeys
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.replay import Replay
 from lrkit.model.routing import RefinementState, RoutedTokens
-from lrkit.model.state import Pruned, Sequences, VisualTokens
+from lrkit.model.state import Pruned, Sequences
 from lrkit.model.steps import next_token, wants_to_think
 
 KEPT = 4
@@ -35,6 +35,9 @@ _COLUMNS, _VISUAL = 256, 64
 _CARRIED = ("next_position_B", "last_hidden_BD", "saliency_BV", "visited_BV", "latent_steps_B")
 """Of a state: what a step hands to the next. All that a step replaces must be here: a recording keeps reading the
 memory of the first tensor, whoever owns it by then."""
+
+_PER_TOKEN = ("rows_BVE", "real_BV", "column_BV")
+"""Of the visual tokens. Windows are not recorded: the tower cannot be."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,8 @@ class RecordedSteps:
         for name in _CARRIED:
             _fill(getattr(state, name), getattr(answer, name), name == "visited_BV")
         if state.visual is not None and answer.visual is not None:
-            for field in fields(VisualTokens):
-                _fill(getattr(state.visual, field.name), getattr(answer.visual, field.name), 0)
+            for name in _PER_TOKEN:
+                _fill(getattr(state.visual, name), getattr(answer.visual, name), 0)
 
     def think(self, active_B: Tensor) -> None:
         self._active_B.copy_(active_B)
@@ -240,8 +243,8 @@ def _buffers(reasoner: LatentReasoner, like: Sequences, sizes: Sizes) -> Sequenc
         keys=StaticKeys(layers, key, sizes.columns),
         pruned=pruned,
         refinement=refinement,
-        visual=None if like.visual is None else VisualTokens(
-            *(_wider(getattr(like.visual, field.name), sizes.visual) for field in fields(VisualTokens))
+        visual=None if like.visual is None else replace(
+            like.visual, **{name: _wider(getattr(like.visual, name), sizes.visual) for name in _PER_TOKEN}
         ),
         replays=[],
         replay_slots=sizes.slots,

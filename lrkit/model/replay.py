@@ -1,18 +1,25 @@
 """Visual replay (SCF-VR, eq. 5 and 6; method section 3): which visual tokens come back before a latent, and with
 what weight.
 
-Legend: B batch, V visual tokens of the prompt (padded to the largest sample), K replayed tokens, E width of a visual
-    token's row: its input embedding, and what it adds behind deeper layers.
+With a fine source (`fine_replay`) it is not the prompt's own token that comes back: the tower reads what that token
+covers in the full picture, and all tokens of this window are replayed with the weight of the one that was selected.
+
+Legend: B batch, V visual tokens of the prompt (padded to the largest sample), K selected tokens, R replayed tokens (K,
+    or F for each of K windows), F tokens of a window, E width of a visual token's row: its input embedding, and what it
+    adds behind deeper layers, M patches of a window, C values of a patch.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lrkit.contract.settings import ReplaySettings
 from lrkit.contract.weightings import WEIGHTINGS
+from lrkit.errors import DataError
+from lrkit.families.protocols import Grid
 from lrkit.model.precision import wide
 from lrkit.registry import load_object
 
@@ -22,12 +29,45 @@ meaningless."""
 
 
 @dataclass(frozen=True)
+class Windows:
+    """What each visual token of the prompt covers in the full picture."""
+
+    pixels_BVMC: Tensor
+    """Its patches, as the tower reads them."""
+    grid: Grid
+    """Their cut, the same for all."""
+
+
+class FullPictures(Protocol):
+    """The part of a batch that a fine replay reads."""
+
+    windows: Tensor | None
+    window_grid: Grid | None
+
+
+def windows_of(pictures: FullPictures, real_BV: Tensor) -> Windows | None:
+    """The windows of a batch with these visual tokens; None where there are none.
+
+    Raises:
+        DataError: there is not one for each visual token.
+    """
+    if pictures.windows is None or pictures.window_grid is None:
+        return None
+    if pictures.windows.shape[:2] != real_BV.shape:
+        raise DataError(
+            f"the prompts have {real_BV.shape[1]} visual tokens and {pictures.windows.shape[1]} windows of their full "
+            "pictures; give each visual token its own"
+        )
+    return Windows(pictures.windows, pictures.window_grid)
+
+
+@dataclass(frozen=True)
 class Replay:
     """What one latent step replays."""
 
-    tokens_BKE: Tensor
-    """Replayed rows, weighted as a whole, in prompt order; (B, 1, E) for soft_mix."""
-    valid_BK: Tensor
+    tokens_BRE: Tensor
+    """Replayed rows, weighted as a whole, in prompt order, windows row by row; (B, 1, E) for soft_mix."""
+    valid_BR: Tensor
     """Slots that hold a token; the others must be masked out of attention."""
     index_BK: Tensor
     """Visual index (0..V-1) of the selected tokens in prompt order; -1 where a slot is empty."""
@@ -80,7 +120,7 @@ def alike(score_BK: Tensor, valid_BK: Tensor) -> Tensor:
 def replay(
     settings: ReplaySettings, score_BV: Tensor, rows_BVE: Tensor, free_BV: Tensor, slots: int | None = None
 ) -> Replay:
-    """Selects, weighs and forms the replayed tokens of one latent step.
+    """Selects, weighs and forms the replayed tokens of one latent step, which are the prompt's own.
 
     Args:
         score_BV: saliency of each visual token.
@@ -89,15 +129,43 @@ def replay(
         slots: as in `select`.
     """
     index, valid = select(score_BV, free_BV, settings.num_tokens, slots)
-    weight = weigh(score_BV.gather(1, index), valid, settings.weighting)
     tokens = rows_BVE.gather(1, index[..., None].expand(-1, -1, rows_BVE.shape[-1]))
-    tokens = wide(tokens) * weight[..., None]
+    return _formed(settings, score_BV, free_BV, index, valid, tokens[:, :, None])
+
+
+def fine_replay(
+    settings: ReplaySettings,
+    score_BV: Tensor,
+    windows: Windows,
+    free_BV: Tensor,
+    encode: Callable[[Tensor, Tensor], Tensor],
+) -> Replay:
+    """As `replay`, of the full picture: the windows of the selected tokens, all of them encoded in one call.
+
+    `encode` is `Backbone.encode_images`. Windows of samples that select nothing are not encoded.
+    """
+    index, valid = select(score_BV, free_BV, settings.num_tokens)
+    samples, slots = valid.nonzero(as_tuple=True)
+    pixels_NMC = windows.pixels_BVMC[samples, index[samples, slots]]
+    grids = torch.tensor([windows.grid], device=index.device).expand(len(samples), -1)
+    rows_NFE = encode(pixels_NMC.flatten(0, 1), grids).unflatten(0, (len(samples), -1))
+    tokens = rows_NFE.new_zeros(*index.shape, *rows_NFE.shape[1:]).index_put((samples, slots), rows_NFE)
+    return _formed(settings, score_BV, free_BV, index, valid, tokens)
+
+
+def _formed(
+    settings: ReplaySettings, score_BV: Tensor, free_BV: Tensor, index: Tensor, valid: Tensor, tokens_BKFE: Tensor
+) -> Replay:
+    """The selected tokens, or windows of F tokens, weighed and formed."""
+    weight = weigh(score_BV.gather(1, index), valid, settings.weighting)
+    tokens = (wide(tokens_BKFE) * weight[..., None, None]).flatten(1, 2)
     # Summed, not written: an empty slot shares its index with a real token.
     selected = torch.zeros_like(free_BV, dtype=torch.long).scatter_add(1, index, valid.long()) > 0
-    filled = valid
+    count = tokens_BKFE.shape[2]
+    filled = valid.repeat_interleave(count, 1)
     if settings.formation == "soft_mix":
         # One token whatever the weighting: the weights are normalised to sum 1, or its norm would grow with K.
-        total_B11 = weight.sum(1).clamp_min(torch.finfo(weight.dtype).tiny)[:, None, None]
+        total_B11 = (count * weight.sum(1)).clamp_min(torch.finfo(weight.dtype).tiny)[:, None, None]
         tokens = tokens.sum(1, keepdim=True) / total_B11
         filled = valid.any(1, keepdim=True)
-    return Replay(tokens.to(rows_BVE.dtype), filled, torch.where(valid, index, -1), weight, selected)
+    return Replay(tokens.to(tokens_BKFE.dtype), filled, torch.where(valid, index, -1), weight, selected)

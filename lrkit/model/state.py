@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lrkit.model.keys import Keys
-from lrkit.model.replay import Replay
+from lrkit.model.replay import Replay, Windows
 from lrkit.model.routing import RefinementState
 
 
@@ -27,6 +27,8 @@ class VisualTokens:
     """True for a token, False for padding up to the largest sample."""
     column_BV: Tensor
     """Column of each token in the (padded) prompt."""
+    windows: Windows | None = None
+    """Where replay is fine: the full picture."""
 
 
 @dataclass

@@ -271,7 +271,7 @@ class Reasoner:
             spoken_tokens=len(result.token_ids),
             ar_steps=result.ar_steps,
             prefilled_tokens=result.prefilled_tokens,
-            replayed_tokens=sum(len(step) for step in result.replayed),
+            replayed_tokens=result.replayed_tokens,
             depths=tuple(result.routed_depths.get(layer, 0) for layer in range(self.engine.num_layers)),
             halting=result.halting,
             regions=tuple(self._regions(prompt, result)),

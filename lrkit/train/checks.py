@@ -222,6 +222,7 @@ def _check_files(init: Init, recipe: Recipe, problems: Problems) -> Processor | 
     geometry = None if processor is None else problems.attempt(processor.geometry.with_max_pixels, recipe.max_pixels)
     if processor is not None and geometry is not None:
         processor.geometry = geometry
+        problems.attempt(processor.see_for, init.settings.replay, prefix="model.")
     return processor
 
 
@@ -262,7 +263,8 @@ def _long_samples(path: Path, scan: JsonlScan, init: Init, processor: Processor)
     most = None if init.layout is None else init.layout.max_positions
     tokens = [scan.lengths[name].max for name in ("prompt tokens", "spoken tokens") if name in scan.lengths]
     replay = init.settings.replay
-    latents = init.settings.think.max_latent_steps * (1 + replay.num_tokens * (replay.positions == "consecutive"))
+    replayed = replay.num_tokens * replay.fine_zoom**2
+    latents = init.settings.think.max_latent_steps * (1 + replayed * (replay.positions == "consecutive"))
     if most is None or not tokens or sum(value or 0 for value in tokens) + latents <= most:
         return
     for sample in scan.samples:

@@ -46,13 +46,13 @@ def load_start(recipe: Recipe, settings: ReasonerSettings, dtype: torch.dtype) -
         CheckpointError: files are missing, damaged, do not fit or hold NaN or infinity.
     """
     if isinstance(recipe.init, FreshBackbone):
-        processor = _limited(fresh_processor(recipe.data.words() or (), recipe.init.family), recipe)
+        processor = _fitted(fresh_processor(recipe.data.words() or (), recipe.init.family), recipe, settings)
         backbone = fresh_backbone(recipe.init, processor)
         reasoner = build_reasoner(backbone, settings, processor.latent_id, None, recipe.trainable)
         return Start(reasoner, processor, None, dict)
     hub_id = recipe.init.removeprefix(HUB_PREFIX) if recipe.init.startswith(HUB_PREFIX) else None
     folder = init_folder(recipe.init) if hub_id is None else hub_folder(hub_id, download=True)
-    processor = _limited(Processor.from_folder(folder), recipe)
+    processor = _fitted(Processor.from_folder(folder), recipe, settings)
     frozen = recipe.trainable == "lora"
     if (folder / REASONER_FILE).is_file():
         loaded = load_checkpoint(folder, recipe.trainable, settings, dtype)
@@ -75,10 +75,11 @@ def load_start(recipe: Recipe, settings: ReasonerSettings, dtype: torch.dtype) -
     return Start(reasoner, processor, base, lambda: _digests(folder, None, frozen))
 
 
-def _limited(processor: Processor, recipe: Recipe) -> Processor:
-    """The processor with the recipe's limit on pictures, which it saves into the run's checkpoints."""
+def _fitted(processor: Processor, recipe: Recipe, settings: ReasonerSettings) -> Processor:
+    """The processor with the recipe's limit on pictures, which it saves into the run's checkpoints, and with windows
+    where replay is fine."""
     processor.geometry = processor.geometry.with_max_pixels(recipe.max_pixels)
-    return processor
+    return processor.see_for(settings.replay)
 
 
 def _digests(folder: Path, base: str | None, frozen: bool) -> dict[str, str]:

@@ -97,5 +97,5 @@ def test_what_is_replayed_was_free_and_is_marked(
         assert chosen == replayed.selected_BV[row].nonzero()[:, 0].tolist()
         if formation == "tokens":
             weights = replayed.weight_BK[row, : len(chosen), None]
-            torch.testing.assert_close(replayed.tokens_BKE[row, : len(chosen)], embeddings[row, chosen] * weights)
-    assert bool(replayed.tokens_BKE[replayed.valid_BK].isfinite().all())
+            torch.testing.assert_close(replayed.tokens_BRE[row, : len(chosen)], embeddings[row, chosen] * weights)
+    assert bool(replayed.tokens_BRE[replayed.valid_BR].isfinite().all())

@@ -78,7 +78,7 @@ def test_replayed_tokens_bring_their_features() -> None:
     """Without them the second latent would be another; the first is made of the prompt alone."""
     reasoner, _ = deep_pair("paper")
     steps = run_steps(reasoner, training_batch())
-    assert all(found is not None and found.tokens_BKE.shape[-1] == 32 * (1 + len(DEEP)) for found in steps.replays)
+    assert all(found is not None and found.tokens_BRE.shape[-1] == 32 * (1 + len(DEEP)) for found in steps.replays)
     prefill = reasoner.prefill
 
     def forgetting(prompts):  # the prompt has them, what is replayed has not

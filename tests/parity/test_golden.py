@@ -350,7 +350,7 @@ def test_latent_passes_of_plain_layers(
         new = golden["rel_scores"][step].isfinite()
         torch.testing.assert_close(saliency[new], golden["rel_scores"][step][new], rtol=0, atol=1e-6)
         torch.testing.assert_close(replayed.weight_BK, golden["weights_softmax"][step], rtol=0, atol=1e-6)
-        same("picked", replayed.tokens_BKE, golden["picked"][step], 2e-5)
+        same("picked", replayed.tokens_BRE, golden["picked"][step], 2e-5)
     torch.testing.assert_close(steps.speech_BSW[0], golden["answer_logits"], rtol=0, atol=5e-5)
     loss = torch.nn.functional.cross_entropy(steps.speech_BSW[0], batch.speech_ids[0])
     assert float(loss) == pytest.approx(document("full")["cases"][case]["ce"], abs=1e-5)

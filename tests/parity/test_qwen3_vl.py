@@ -143,7 +143,7 @@ def test_replayed_tokens_add_their_features_as_plain_transformers_would(formatio
     latent = reasoner.latent.as_input(state.last_hidden_BD)[:, None]
     replayed = reasoner.think(state, torch.tensor([True]))
     assert replayed is not None
-    rows, text = replayed.tokens_BKE, backbone.model.model.language_model
+    rows, text = replayed.tokens_BRE, backbone.model.model.language_model
     tokens = backbone.encode_images(pixels, torch.tensor(grids))
     visual = ids == IMAGE
     embeds = text.embed_tokens(ids).masked_scatter(visual[..., None], tokens[:, :24])

@@ -53,11 +53,11 @@ def test_replaying_past_the_last_token_gives_masked_slots_never_zero_vectors_or_
         found = replay(chosen, scores(step), visual, free)
         free = free & ~found.selected_BV
         seen += found.index_BK[found.index_BK >= 0].tolist()
-        assert bool(found.tokens_BKE.isfinite().all()) and bool(found.weight_BK.isfinite().all())
-        assert bool((found.tokens_BKE.norm(dim=-1)[found.valid_BK] > 0).all())
+        assert bool(found.tokens_BRE.isfinite().all()) and bool(found.weight_BK.isfinite().all())
+        assert bool((found.tokens_BRE.norm(dim=-1)[found.valid_BR] > 0).all())
         left = [4, 4, 2, 0, 0][step]
         assert int((found.index_BK >= 0).sum()) == left == int(found.selected_BV.sum())
-        assert int(found.valid_BK.sum()) == (min(left, 1) if formation == "soft_mix" else left)
+        assert int(found.valid_BR.sum()) == (min(left, 1) if formation == "soft_mix" else left)
     assert sorted(seen) == list(range(10))
 
 
@@ -84,7 +84,7 @@ def test_relative_weights_average_one_over_the_real_slots() -> None:
 def test_weight_none_leaves_embeddings_as_they_are() -> None:
     visual = embeddings()
     found = replay(ReplaySettings(num_tokens=3, weighting="none"), scores(), visual, torch.ones(1, 10) > 0)
-    assert torch.equal(found.tokens_BKE[0], visual[0, found.index_BK[0]])
+    assert torch.equal(found.tokens_BRE[0], visual[0, found.index_BK[0]])
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -93,9 +93,9 @@ def test_soft_mix_is_the_normalised_weighted_sum(weighting: str) -> None:
     free = torch.ones(1, 10, dtype=torch.bool)
     tokens = replay(ReplaySettings(num_tokens=3, weighting=weighting), score, visual, free)  # pyright: ignore
     mixed = replay(ReplaySettings(num_tokens=3, weighting=weighting, formation="soft_mix"), score, visual, free)  # pyright: ignore
-    want = tokens.tokens_BKE.sum(1) / tokens.weight_BK.sum()
-    torch.testing.assert_close(mixed.tokens_BKE[:, 0], want)
-    assert mixed.tokens_BKE.shape == (1, 1, 4)
+    want = tokens.tokens_BRE.sum(1) / tokens.weight_BK.sum()
+    torch.testing.assert_close(mixed.tokens_BRE[:, 0], want)
+    assert mixed.tokens_BRE.shape == (1, 1, 4)
 
 
 def test_gradient_reaches_the_scores_through_the_weights() -> None:
@@ -107,5 +107,5 @@ def test_gradient_reaches_the_scores_through_the_weights() -> None:
             embeddings(),
             torch.ones(1, 10) > 0,  # pyright: ignore
         )
-        (found.tokens_BKE * torch.randn(1, 3, 4)).sum().backward()
+        (found.tokens_BRE * torch.randn(1, 3, 4)).sum().backward()
         assert score.grad is not None and int((score.grad != 0).sum()) == 3

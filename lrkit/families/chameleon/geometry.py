@@ -23,6 +23,7 @@ from lrkit.contract.bundle.io_spec import TensorSpec
 from lrkit.errors import DataError, UserError
 from lrkit.families.chameleon.preprocessor_file import fields_of, token_side_of, values_for
 from lrkit.families.common.config_values import made_of
+from lrkit.families.common.no_windows import NoWindows
 from lrkit.families.common.patch_processor_file import read_values
 from lrkit.families.common.smart_resize import check_aspect
 from lrkit.families.protocols import Box, Grid, Size
@@ -34,7 +35,7 @@ _MEANINGS = {
 }
 
 
-class SquareGeometry(Config):
+class SquareGeometry(NoWindows, Config):
     """How a picture becomes patches; read from and written to `preprocessor_config.json`. Implements `Geometry`.
 
     A grid is (rows, columns) of visual tokens, the same for every picture.

@@ -68,6 +68,9 @@ class MergedPatches(Config):
     """Multiplies the 8-bit values before normalisation."""
     resample: int = Field(default=int(Image.Resampling.BICUBIC), ge=0, le=5)
     """Pillow's number of the resizing filter; 3 is bicubic."""
+    zoom: int = Field(default=1, ge=1, exclude=True)
+    """The picture in the prompt has sides so many times shorter than the full one. Decided by the reasoner's settings;
+    no file of an image processor holds it."""
 
     @model_validator(mode="after")
     def _limits_in_order(self) -> Self:
@@ -79,8 +82,9 @@ class MergedPatches(Config):
 
     @property
     def factor(self) -> int:
-        """Side of a visual token in pixels; both sides of a processed picture are multiples of it."""
-        return self.patch_size * self.merge_size
+        """Side in pixels of what a visual token of the prompt covers in the full picture, whose sides are multiples of
+        it."""
+        return self.patch_size * self.merge_size * self.zoom
 
     @property
     def patch_bytes(self) -> int:
@@ -113,7 +117,7 @@ class MergedPatches(Config):
         check_aspect(width, height)
 
     def seen_size(self, width: int, height: int) -> Size:
-        """(width, height) in pixels after resizing: multiples of the token side, within the limits, aspect ratio kept.
+        """(width, height) in pixels of the full picture: multiples of `factor`, within the limits, aspect ratio kept.
 
         Raises:
             DataError: the picture is more than 200 times as long as wide.
@@ -121,9 +125,24 @@ class MergedPatches(Config):
         return smart_size(width, height, self.factor, self.min_pixels, self.max_pixels)
 
     def grid(self, width: int, height: int) -> Grid:
-        """The patches of a picture of this size in pixels. Raises as `seen_size`."""
+        """The patches in the prompt of a picture of this size in pixels. Raises as `seen_size`."""
         new_width, new_height = self.seen_size(width, height)
-        return 1, new_height // self.patch_size, new_width // self.patch_size
+        side = self.patch_size * self.zoom
+        return 1, new_height // side, new_width // side
+
+    def with_zoom(self, zoom: int) -> Self:
+        """The same with another zoom.
+
+        Raises:
+            UserError: `max_pixels` is less than one window.
+        """
+        zoomed = self.model_copy(update={"zoom": zoom})
+        if zoom > 1 and self.max_pixels < zoomed.factor**2:
+            raise UserError(
+                f"replay.zoom is {zoom}, so a window has {zoomed.factor} x {zoomed.factor} pixels, and max_pixels is "
+                f"{self.max_pixels}; lower replay.zoom, or give max_pixels of at least {zoomed.factor**2}"
+            )
+        return zoomed
 
     def with_max_pixels(self, max_pixels: int | None) -> Self:
         """The same with another largest number of pixels (None: unchanged); `min_pixels` gives way to it.
@@ -134,8 +153,9 @@ class MergedPatches(Config):
         if max_pixels is None:
             return self
         if max_pixels < self.factor**2:
+            what = "visual token of this model has" if self.zoom == 1 else "window that it looks at in full has"
             raise UserError(
-                f"max_pixels is {max_pixels}; a visual token of this model has {self.factor} x {self.factor} pixels, "
+                f"max_pixels is {max_pixels}; a {what} {self.factor} x {self.factor} pixels, "
                 f"so give at least {self.factor**2}"
             )
         return self.model_copy(update={"max_pixels": max_pixels, "min_pixels": min(self.min_pixels, max_pixels)})
@@ -187,8 +207,8 @@ class MergedPatches(Config):
         return [image_id] * self.num_visual_tokens(grid)
 
     def most_patches(self, num_images: int) -> int:
-        """Patches of pictures with `max_pixels` each."""
-        return num_images * self.max_pixels // self.patch_size**2
+        """Patches in the prompt of pictures with `max_pixels` each."""
+        return num_images * self.max_pixels // (self.patch_size * self.zoom) ** 2
 
     def most_prompt_tokens(self, patches: int) -> int:
         """Visual tokens of so many patches."""
@@ -199,7 +219,24 @@ class MergedPatches(Config):
 
         They are in the order of the spatial merge, (rows / m, columns / m, m, m). Raises as `seen_size`.
         """
+        width, height = self.seen_size(*picture.size)
+        return self._cut_at(picture, (width // self.zoom, height // self.zoom))
+
+    @property
+    def window_grid(self) -> Grid:
+        """As of a picture of zoom x zoom visual tokens."""
+        return 1, self.zoom * self.merge_size, self.zoom * self.merge_size
+
+    def cut_windows(self, picture: Image.Image) -> np.ndarray:
+        """uint8 (V, M, patch_bytes), where M is the patches of a window, in the order of `cut`. Raises as
+        `seen_size`."""
         size = self.seen_size(*picture.size)
+        token, zoom = self.patches_per_token * self.patch_bytes, self.zoom
+        rows, columns = size[1] // self.factor, size[0] // self.factor
+        tokens = self._cut_at(picture, size).reshape(rows, zoom, columns, zoom, token)
+        return tokens.swapaxes(1, 2).reshape(rows * columns, zoom**2 * self.patches_per_token, self.patch_bytes)
+
+    def _cut_at(self, picture: Image.Image, size: Size) -> np.ndarray:
         if size != picture.size:
             picture = picture.resize(size, resample=self.resample)
         # What np.asarray makes of a picture, by a shorter way.
@@ -276,7 +313,8 @@ class MergedPatches(Config):
         Raises:
             CheckpointError: another kind of image processor, or one that does not resize.
         """
-        return made_of(cls, fields_of(values, source, cls.model_fields), source)
+        own = [name for name in cls.model_fields if name != "zoom"]
+        return made_of(cls, fields_of(values, source, own), source)
 
     def to_hf(self) -> dict[str, Any]:
         """Values for a `preprocessor_config.json` that transformers reads as the same processor."""

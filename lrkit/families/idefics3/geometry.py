@@ -24,6 +24,7 @@ from lrkit.contract.bundle.io_spec import TensorSpec
 from lrkit.errors import CheckpointError, DataError, UserError
 from lrkit.families.common.config_values import made_of
 from lrkit.families.common.merged_patches import normalised_values
+from lrkit.families.common.no_windows import NoWindows
 from lrkit.families.idefics3.markers import Markers
 from lrkit.families.idefics3.processor_file import read_fields, tokens_of_a_view, values_for
 from lrkit.families.idefics3.splitting import MOST_EDGE, enlarged, whole_tiles
@@ -37,7 +38,7 @@ _PIXELS = (
 )
 
 
-class SplitPictures(Config):
+class SplitPictures(NoWindows, Config):
     """How a picture becomes views and patches. Implements `Geometry`.
 
     A grid is (rows, columns) of sub-images; (1, 1) is a picture in one view.
@@ -45,6 +46,7 @@ class SplitPictures(Config):
 
     family: ClassVar[str] = "idefics3"
     axes: ClassVar[int] = 1
+    why_no_windows: ClassVar[str] = "are split into views already"
     types: ClassVar[tuple[str, ...]] = (
         "Idefics3ImageProcessor",
         "Idefics3ImageProcessorFast",

@@ -221,7 +221,7 @@ def _fill(row: Row, result: Generated, preprocess: float, total: float, vision: 
         row.first_token_seconds += row.token_seconds[0]
     row.ar_steps, row.latent_steps = result.ar_steps, result.latent_steps
     row.spoken_tokens, row.prefilled_tokens = len(result.token_ids), result.prefilled_tokens
-    row.replayed_tokens = sum(len(step) for step in result.replayed)
+    row.replayed_tokens = result.replayed_tokens
     row.depths = {str(layer): depth for layer, depth in result.routed_depths.items()}
     row.token_depths = result.routed_tokens
     row.halting, row.finished = result.halting, result.finished

@@ -20,6 +20,7 @@ from lrkit.contract.bundle.limits import check_images, check_prompt
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.generated import Mode
 from lrkit.contract.prompt import PromptFormat
+from lrkit.contract.settings import ReplaySettings
 from lrkit.errors import CheckpointError, ConfigError, DataError, UnknownNameError, one_line
 from lrkit.families.protocols import Geometry, Grid
 from lrkit.families.table import family_of, geometry_of, prompt_style
@@ -57,6 +58,9 @@ class EncodedPrompt:
     picture, and where nothing follows the last one."""
     looked: Looked | None = field(default=None, repr=False, compare=False)
     """What reading the picture part left; None where it is still to be read."""
+    windows: np.ndarray | None = None
+    """uint8 (visual tokens, patches of a window, bytes of a patch): what each visual token covers in the full picture,
+    as `Geometry.cut_windows` cuts it; None where replay is not fine, or without a picture."""
 
     @property
     def pixel_values(self) -> np.ndarray | None:
@@ -65,6 +69,15 @@ class EncodedPrompt:
             return None
         assert self.geometry is not None, "patches without the geometry that they were cut by"
         return self.geometry.pixel_values(self.patches)
+
+    @property
+    def window_values(self) -> np.ndarray | None:
+        """The windows as the torch model reads them, float32 (V, M, C); None where there are none."""
+        if self.windows is None:
+            return None
+        assert self.geometry is not None, "windows without the geometry that they were cut by"
+        values = self.geometry.pixel_values(self.windows.reshape(-1, self.windows.shape[-1]))
+        return values.reshape(*self.windows.shape[:2], -1)
 
 
 class Processor:
@@ -102,6 +115,8 @@ class Processor:
         """What the mode `direct` forces: the ids of the answer template before the answer."""
         self.limits: Limits | None = None
         """What a bundle was made for; None (a checkpoint) sets no limit."""
+        self.zoom = 1
+        """How many times longer the sides of full pictures are than of those in the prompt; see `see_for`."""
         self._separator_ids = self._encode(format.step_separator) if format.step_separator else []
         self._controls = ControlTokens(tokenizer, format, geometry.markers)
         around = self._encode(format.prompt_text("", 1))
@@ -160,6 +175,16 @@ class Processor:
             write_json(folder / "processor_config.json", values, ensure_ascii=False)
         write_json(folder / PROMPT_FILE, self.format.model_dump(mode="json", exclude_none=True), ensure_ascii=False)
 
+    def see_for(self, replay: ReplaySettings) -> Self:
+        """Cuts pictures as this replay reads them from now on: with windows where its source is fine. Gives itself.
+
+        Raises:
+            UserError: the family's pictures cannot be cut so.
+        """
+        self.geometry = self.geometry.with_zoom(replay.fine_zoom)
+        self.zoom = replay.fine_zoom
+        return self
+
     def encode_prompt(
         self, images: Sequence[ImageSource], question: str, max_pixels: int | None = None
     ) -> EncodedPrompt:
@@ -196,11 +221,16 @@ class Processor:
             ids.extend(next(expanded) if token == self.image_id else [token])
         if self.limits is not None:
             check_prompt(self.limits, len(ids), len(grids), sum(map(geometry.num_patches, grids)))
-        cut = [used.cut(pictures.take(index)) for index, used in enumerate(fitted.geometries)]
-        patches = (cut[0] if len(cut) == 1 else np.concatenate(cut)) if cut else None
-        used = geometry if cut else None
-        part = picture_part(ids, self.image_id)
-        return EncodedPrompt(ids, patches, grids, sizes, used, tuple(fitted.resized), part)
+        cut: list[np.ndarray] = []
+        windows: list[np.ndarray] = []
+        for index, used in enumerate(fitted.geometries):
+            picture = pictures.take(index)
+            cut.append(used.cut(picture))
+            if self.zoom > 1:
+                windows.append(used.cut_windows(picture))
+        seen, part = geometry if cut else None, picture_part(ids, self.image_id)
+        given = _joined(cut), grids, sizes, seen, tuple(fitted.resized), part
+        return EncodedPrompt(ids, *given, windows=_joined(windows))
 
     def asked_in(self, prompt: EncodedPrompt, mode: Mode) -> EncodedPrompt:
         """What the model reads in that mode. In `direct` the bare answer is asked for by beginning it: the answer's
@@ -281,6 +311,11 @@ def picture_part(ids: Sequence[int], image_id: int) -> int:
     """
     behind = next((behind for behind, token in enumerate(reversed(ids)) if token == image_id), 0)
     return len(ids) - behind if behind else 0
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray | None:
+    """One after the other; None without any."""
+    return (parts[0] if len(parts) == 1 else np.concatenate(parts)) if parts else None
 
 
 def _read_format(path: Path) -> PromptFormat:

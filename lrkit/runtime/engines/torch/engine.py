@@ -6,6 +6,7 @@ Place in the pipeline: lrkit/model/checkpoint.py -> TorchEngine -> lrkit/runtime
 
 import os
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -72,6 +73,11 @@ class TorchEngine:
         check_device(device, cuda_graphs)
         used = str(reasoner.backbone.embedding_rows().dtype).removeprefix("torch.")
         check_attention(attention, device, used, cuda_graphs)
+        if cuda_graphs and reasoner.settings.replay.source == "fine":
+            raise UserError(
+                "cuda_graphs is on and replay.source is fine: the tower runs within a latent step, which cannot be "
+                "recorded; leave cuda_graphs out"
+            )
         self.reasoner = reasoner.to(device).eval()
         use_attention(self.reasoner.backbone, attention)
         self._attention = attention
@@ -115,7 +121,7 @@ class TorchEngine:
         loaded = load_checkpoint(folder, dtype=None if used is None else getattr(torch, used))
         loaded.reasoner.merge_adapter()
         note = None if used is None else trained.note(used)
-        processor = Processor.from_folder(folder)
+        processor = Processor.from_folder(folder).see_for(loaded.reasoner.settings.replay)
         check_fit(processor, loaded.checked)
         baselines = baselines_of(folder, info)
         files = weight_files(folder, loaded.checked.base)
@@ -186,7 +192,10 @@ class TorchEngine:
         dtype = next(old.model.parameters()).dtype
         graphs, attention = self.cuda_graphs, self._attention
         given: Any = {"cuda_graphs": graphs, "attention": attention, "files": self._files}
-        return TorchEngine(new.to(dtype), self.processor, self.device, **given)
+        processor = self.processor
+        if settings.replay.fine_zoom != processor.zoom:
+            processor = copy(processor).see_for(settings.replay)
+        return TorchEngine(new.to(dtype), processor, self.device, **given)
 
     def with_cuda_graphs(self, wanted: bool) -> "TorchEngine":
         """The same weights with or without CUDA graphs. Raises as the constructor."""

@@ -4,17 +4,18 @@ Place in the pipeline: `EncodedPrompt` -> `PromptBatch` -> model/generate.py. Th
 padded here too.
 
 Shapes: B samples, P prompt tokens, I pictures of the whole batch, G numbers of one cut, N patches of the whole batch, C
-values of one patch.
+values of one patch, V visual tokens (padded to the largest sample), M patches of a window.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 import numpy as np
 import torch
 
+from lrkit.families.protocols import Grid
 from lrkit.runtime.encode.processor import EncodedPrompt
 
 Side = Literal["left", "right"]
@@ -34,6 +35,10 @@ class PromptBatch:
     """(I, G) int64: how each picture was cut, in the family's own numbers; None where no sample has a picture."""
     images_per_sample: tuple[int, ...]
     """B numbers, which sum to I."""
+    windows: torch.Tensor | None = field(default=None, kw_only=True)
+    """(B, V, M, C) float32: what each visual token covers in the full picture; None where replay is not fine."""
+    window_grid: Grid | None = field(default=None, kw_only=True)
+    """The cut of every window."""
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with its tensors on `device`."""
@@ -54,6 +59,8 @@ def collate_prompts(encoded: Sequence[EncodedPrompt], pad_id: int, side: Side = 
         pixel_values=join_pixels(encoded),
         grids=join_grids(encoded),
         images_per_sample=tuple(len(prompt.grids) for prompt in encoded),
+        windows=join_windows(encoded),
+        window_grid=next((p.geometry.window_grid for p in encoded if p.windows is not None and p.geometry), None),
     )
 
 
@@ -67,6 +74,19 @@ def join_pixels(encoded: Sequence[EncodedPrompt]) -> torch.Tensor | None:
     """Pixel values of all pictures in turn, float32 (N, C); None where no prompt has a picture."""
     given = [values for prompt in encoded if (values := prompt.pixel_values) is not None]
     return torch.from_numpy(np.concatenate(given)) if given else None
+
+
+def join_windows(encoded: Sequence[EncodedPrompt]) -> torch.Tensor | None:
+    """The windows of all prompts, float32 (B, V, M, C), zeros behind those of a prompt; None where none has any."""
+    given = [prompt.window_values for prompt in encoded]
+    shapes = [values.shape for values in given if values is not None]
+    if not shapes:
+        return None
+    joined = np.zeros((len(given), max(shape[0] for shape in shapes), *shapes[0][1:]), np.float32)
+    for row, values in zip(joined, given, strict=True):
+        if values is not None:
+            row[: len(values)] = values
+    return torch.from_numpy(joined)
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, side: Side) -> tuple[torch.Tensor, torch.Tensor]:
