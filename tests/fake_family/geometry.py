@@ -11,6 +11,7 @@ from pydantic import Field
 from lrkit.config import Config
 from lrkit.contract.bundle.io_spec import TensorSpec
 from lrkit.errors import CheckpointError, DataError, UserError
+from lrkit.families.common.no_windows import NoWindows
 from lrkit.families.protocols import Box, Grid, Size
 from lrkit.files import read_json
 
@@ -20,7 +21,7 @@ MAX_SIDE = 32
 """Rows or columns of a picture: as many as the tower has places for."""
 
 
-class RowwiseGeometry(Config):
+class RowwiseGeometry(NoWindows, Config):
     """Implements `Geometry`. A grid is (rows, columns)."""
 
     family: ClassVar[str] = "rowwise"
