@@ -35,7 +35,7 @@ NUM_ROOMS: dict[BoardKind, int] = {"main": 10, "long": 10, "faint": 10, "wide": 
 _NUM_DISTRACTORS = 5
 _WOVEN_SIDE = 2
 """Tiles per side of a room on woven boards."""
-_WEAVE = np.indices((TILE, TILE)).sum(0) % 2 * 2.0 - 1
+_WEAVE = (np.indices((TILE, TILE)).sum(0) % 2 * 2 - 1).astype(np.float32)
 """Light and dark pixels by turns; any two neighbours sum to 0."""
 _GREY = 0.4
 # A room is recognized by its look: red tells number // 5, blue number % 5, in steps that no arrangement changes.
@@ -158,8 +158,10 @@ def _shade(
     tint = _TINTS[numbers][:, None, None]
     drawn = (ink * draw_scans(scans, placement))[..., None]
     if kind == "woven":
-        # Half the contrast, around the middle: a dark pixel must be as far below the tint as a light one above it.
-        tiles = 0.25 + 0.5 * tint + 0.25 * drawn * _WEAVE[..., None].astype(np.float32)
+        # As main boards, but dark at each second pixel. Around the middle, so that a dark pixel may be as far below the
+        # tint as a light one above it; everything that varies within a tile has a quarter of the contrast.
+        tiles = 0.25 + 0.5 * tint + 0.25 * drawn * (1 - tint) * _WEAVE[..., None]
+        noise *= 0.25
     else:
         tiles = tint + drawn * (1 - tint)
     if noise > 0:
