@@ -12,7 +12,7 @@ from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.data.trail import VOCABULARY as WORDS
 from lrkit.data.trail import trail_set
 from lrkit.export.bundle import export_bundle
-from lrkit.export.targets.target import EngineTarget, ProgramLimits, Target
+from lrkit.export.targets.target import EngineTarget, OpenVinoTarget, ProgramLimits, Target
 from lrkit.export.tensorrt.into_bundle import add_engines
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.model.checkpoint import save_checkpoint
@@ -71,6 +71,14 @@ def write_step_bundle(bundle: Path) -> Path:
     place = bundle.parent / "step-bundle"
     samples = trail_set("main", "test", 2)
     return export_bundle(bundle.parent / "latent", place, TARGET, samples, form="step", baselines=False).folder
+
+
+def write_openvino_bundle(bundle: Path, form: Form = "program") -> Path:
+    """The latent role of `bundle` for OpenVINO, on which it is compared with torch."""
+    place = bundle.parent / f"openvino-{form}"
+    target = Target(dialect="standard", openvino=OpenVinoTarget(), limits=ProgramLimits(**CAPACITY))
+    samples = trail_set("main", "test", 2)
+    return export_bundle(bundle.parent / "latent", place, target, samples, form=form, baselines=False).folder
 
 
 def write_engine_bundle(bundle: Path, form: Form = "program") -> Path:

@@ -78,6 +78,24 @@ def step_engine_bundle(bundle: Path, made_once: MadeOnce) -> Path:
     return made_once("exported-step-engine", lambda _: write_engine_bundle(bundle, "step"))
 
 
+@pytest.fixture(scope="session")
+def openvino_bundle(bundle: Path, made_once: MadeOnce) -> Path:
+    """The latent role of `bundle` for OpenVINO. Shared; skips without the package."""
+    pytest.importorskip("openvino", reason='needs the package openvino: pip install "lrkit[openvino]"')
+    from tests.bundles import write_openvino_bundle
+
+    return made_once("exported-openvino", lambda _: write_openvino_bundle(bundle))
+
+
+@pytest.fixture(scope="session")
+def openvino_step_bundle(bundle: Path, made_once: MadeOnce) -> Path:
+    """The same in the form `step`."""
+    pytest.importorskip("openvino", reason='needs the package openvino: pip install "lrkit[openvino]"')
+    from tests.bundles import write_openvino_bundle
+
+    return made_once("exported-openvino-step", lambda _: write_openvino_bundle(bundle, "step"))
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Torch on one thread, which sums in one order and does not wait for others."""

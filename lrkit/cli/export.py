@@ -49,6 +49,9 @@ Examples:
 PACKAGES = ("torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript")
 MODEL = "A checkpoint, a shipped name (tiny), or random:SHAPE: a shape of `lrkit ls shape` with random weights."
 
+Engine = Annotated[
+    str | None, typer.Option(help="openvino: a bundle for it; tensorrt-rtx, tensorrt: also build engines.")
+]
 DryRun = Annotated[bool, dry_run_option("Read all that an export reads, say what would stop it, and write nothing.")]
 
 
@@ -59,9 +62,7 @@ def export(
     target: Annotated[str | None, typer.Option(help="A shipped target (see `lrkit ls`) or a YAML file.")] = None,
     int4: Int4 = False,
     form: FormName = "program",
-    engine: Annotated[
-        str | None, typer.Option(help="openvino: a bundle for it; tensorrt-rtx, tensorrt: also build engines.")
-    ] = None,
+    engine: Engine = None,
     arch: Arch = None,
     script: Annotated[str | None, typer.Option(help="Write a script that builds them on a device instead.")] = None,
     data: Annotated[

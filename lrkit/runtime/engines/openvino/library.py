@@ -15,6 +15,10 @@ PACKAGE = EXTRA = "openvino"
 VIRTUAL = ("AUTO", "MULTI", "HETERO", "BATCH")
 """OpenVINO's names of what chooses between devices, or splits a program over several."""
 _PLACE = re.compile(r"Exception from \S+:\d+:|Check '.*?' failed at \S+:\d+:|\b[\w./-]+\.(?:cpp|hpp):\d+:?")
+# Lines of an error that say only that there is one.
+_EMPTY = (
+    "FrontEnd API failed", "Model wasn't fully converted", "Summary", "Conversion is failed for",
+)  # fmt: skip
 _CALLED = re.compile(r"While validating (?:ONNX )?node '.*?'(?:\s*with friendly_name '.*?')?:?", re.DOTALL)
 
 
@@ -89,6 +93,6 @@ def check_device(name: str) -> str:
 def said(error: Exception) -> str:
     """OpenVINO's words in one line, without the places in its source."""
     text = _CALLED.sub(" ", _PLACE.sub(" ", str(error)))
-    lines = [line.strip(" .:") for line in text.splitlines()]
-    kept = list(dict.fromkeys(line for line in lines if line))
+    lines = [line.strip(" .:-") for line in text.splitlines()]
+    kept = list(dict.fromkeys(line for line in lines if line and not line.startswith(_EMPTY)))
     return one_line("; ".join(kept) or type(error).__name__)
