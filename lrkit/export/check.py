@@ -28,6 +28,7 @@ from lrkit.export.check_verdict import Found, judge
 from lrkit.export.chosen_tokens import taken
 from lrkit.export.sessions import refusal
 from lrkit.model.generate import generate
+from lrkit.model.read import Look
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.state import Sequences
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
@@ -193,8 +194,8 @@ class _Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reasoner, name)
 
-    def prefill(self, prompts: PromptBatch) -> Sequences:
-        state = self._reasoner.prefill(prompts)
+    def read(self, prompts: PromptBatch, looks: Sequence[Look] | None = None) -> Sequences:
+        state = self._reasoner.read(prompts, looks)
         self.logits_BW = self._reasoner.logits(state.last_hidden_BD)
         return state
 
