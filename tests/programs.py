@@ -78,11 +78,19 @@ class Runner:
         self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def __call__(
-        self, prompt: Prompt, think: bool = True, fixed: bool = False, latents: int = 3, tokens: int = MAX_NEW_TOKENS
+        self,
+        prompt: Prompt,
+        think: bool = True,
+        fixed: bool = False,
+        latents: int = 3,
+        tokens: int = MAX_NEW_TOKENS,
+        past: dict[str, np.ndarray] | None = None,
+        ids: Sequence[int] | None = None,
     ):
         feed = build_feed(
-            prompt.ids, prompt.grids, prompt.patches, image_id=IMAGE, geometry=GEOMETRY,
+            prompt.ids if ids is None else ids, prompt.grids, None if past else prompt.patches, image_id=IMAGE, geometry=GEOMETRY,
             think=think, fixed_latents=fixed, max_latent_steps=latents, max_new_tokens=tokens,
+            spec=self.program.spec, past=past,
         )  # fmt: skip
         assert self.program.spec.problems(feed) == []
         names = [spec.name for spec in self.program.spec.outputs]

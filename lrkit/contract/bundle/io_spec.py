@@ -26,7 +26,12 @@ EMPTY = -1
 
 
 OWN_INPUTS = ("input_ids", "think", "fixed_latents", "max_latent_steps", "max_new_tokens")
-"""Inputs that every program has; the others are what its family makes of a prompt."""
+"""Inputs that every program has; the others are what its family makes of a prompt, and what an earlier look left."""
+PAST = "past_"
+"""Begins the names of inputs that take what an earlier look at the pictures left; all of length 0, the call has the
+whole prompt. Programs without scenes have none."""
+LEFT = "new_"
+"""Begins the names of outputs that a look leaves for such inputs."""
 
 
 class TensorSpec(Config):
@@ -88,6 +93,25 @@ class IoSpec(Config):
         return found
 
 
+class LookShape(Config):
+    """What a look leaves: the keys of the prompt's picture part and whatever else later steps read of it."""
+
+    floats: DType
+    """Type of activations."""
+    num_layers: int
+    """Of the language model."""
+    num_key_heads: int
+    """Of each layer."""
+    head_width: int
+    """Of each head."""
+    row_width: int
+    """E, width of a visual token's row; 0 where nothing is replayed."""
+    depth: int = 0
+    """R, passes of routed tokens."""
+    refined: int = 0
+    """A, tokens that a layer routes of the picture part at most; 0 where nothing routes."""
+
+
 class ProgramShape(Config):
     """The numbers that fix the shapes of a program; a bundle's limits and settings in one place."""
 
@@ -107,6 +131,8 @@ class ProgramShape(Config):
     """Layers that route, ascending; empty where none does."""
     latent_chunk: int = 1
     """Tokens of a latent step: slots for replayed ones, then the latent."""
+    look: LookShape | None = None
+    """None: a program without scenes, which reads a whole prompt in every call."""
 
 
 def program_spec(shape: ProgramShape) -> IoSpec:
@@ -122,7 +148,29 @@ def _inputs(shape: ProgramShape) -> list[TensorSpec]:
         _spec("fixed_latents", "bool", (), "true takes exactly max_latent_steps, false lets the model decide"),
         _spec("max_latent_steps", "int64", (), f"most latent steps, 0 to {shape.max_latent_steps}"),
         _spec("max_new_tokens", "int64", (), f"most spoken tokens, 1 to {shape.max_new_tokens}"),
+        *(_spec(f"{PAST}{name}", *kind) for name, kind in _looked(shape, "L", "V0").items()),
     ]
+
+
+def _looked(shape: ProgramShape, tokens: str, visual: str) -> dict[str, tuple[DType, tuple[int | str, ...], str]]:
+    """Name -> (type, shape, meaning) of what a look at so many tokens leaves and an ask takes."""
+    look = shape.look
+    if look is None:
+        return {}
+    heads = (look.num_layers, 2, look.num_key_heads, tokens, look.head_width)
+    kinds: dict[str, tuple[DType, tuple[int | str, ...], str]] = {
+        "keys": (look.floats, heads, "by layer: keys, then values of the prompt's picture part")
+    }
+    if look.row_width:
+        kinds["ids"] = ("int64", (tokens,), "token ids of the prompt's picture part")
+        kinds["visual"] = (look.floats, (visual, look.row_width), "rows of its visual tokens, which steps replay")
+    if look.refined:
+        layers, slots = len(shape.routed_layers), (look.depth, look.refined)
+        which = f"layers {list(shape.routed_layers)}"
+        sizes = (layers, 2, look.depth, look.num_key_heads, look.refined, look.head_width)
+        kinds["refined"] = (look.floats, sizes, f"keys, then values of its routed tokens by depth; {which}")
+        kinds["refined_seen"] = ("bool", (layers, *slots), f"which of them there are; {which}")
+    return kinds
 
 
 def _outputs(shape: ProgramShape) -> list[TensorSpec]:
@@ -155,7 +203,8 @@ def _outputs(shape: ProgramShape) -> list[TensorSpec]:
         ]
     if shape.routed_layers:
         outputs += _routing_outputs(shape)
-    return outputs
+    left = {name: kind for name, kind in _looked(shape, "P", "V").items() if name != "ids"}
+    return outputs + [_spec(f"{LEFT}{name}", *kind) for name, kind in left.items()]
 
 
 def _routing_outputs(shape: ProgramShape) -> list[TensorSpec]:

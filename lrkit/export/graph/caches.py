@@ -68,9 +68,6 @@ class Latents:
 class Caches(ABC):
     """One layout of the caches of a program."""
 
-    columns: str
-    """Name of the axis of what latent steps select replayed tokens from."""
-
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
 
@@ -87,6 +84,11 @@ class Caches(ABC):
         """What each column of the prompt has, `own` (P,), with zeros of `kind` for the columns that are not its."""
 
     # The latent loop.
+
+    @property
+    @abstractmethod
+    def columns(self) -> str:
+        """Name of the axis of what latent steps select replayed tokens from."""
 
     @property
     @abstractmethod

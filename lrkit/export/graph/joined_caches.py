@@ -44,7 +44,10 @@ class Tables:
 class JoinedCaches(Caches):
     """Copies keys to spare nodes."""
 
-    columns = "P+C"
+    @property
+    def columns(self) -> str:
+        """The prompt's, and one for each latent slot."""
+        return f"{self.stack.columns}+C"
 
     def prompt_rotations(self, g: Graph, position: Value, after: Value) -> tuple[Rotation, Rotation | None]:
         """The layers' table has the latents' rotations too."""
@@ -62,7 +65,7 @@ class JoinedCaches(Caches):
     @property
     def room(self) -> str:
         """The prompt's columns too."""
-        return "P+C"
+        return self.columns
 
     @property
     def counter_types(self) -> Types:

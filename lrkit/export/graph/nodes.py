@@ -139,6 +139,14 @@ class Graph:
             name=self._root.unique(name), type=ir.TensorType(dtype), shape=ir.Shape(shape)
         )  # fmt: skip
 
+    def default(self, given: Value) -> None:
+        """Lets callers of the graph leave an input of numbers out: then its free axes have length 0, and what is left
+        is 0. TensorRT and OpenVINO take such an input for a constant."""
+        assert given.shape is not None and given.dtype is not None and given.name is not None
+        sizes = [size if isinstance(size, int) else 0 for size in given.shape]
+        given.const_value = ir.tensor(np.zeros(sizes, given.dtype.numpy()), name=given.name)
+        self._root.initializers[given.name] = given
+
     def cast(self, value: Value, dtype: ir.DataType) -> Value:
         """`value` as another type."""
         return self.op("Cast", value, to=int(dtype))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from lrkit.contract.bundle.io_spec import EMPTY, HALTING, DType, IoSpec, program_spec
+from lrkit.contract.bundle.io_spec import EMPTY, HALTING, PAST, DType, IoSpec, program_spec
 from lrkit.export.graph.caches import Read
 from lrkit.export.graph.dialects import DIALECTS
 from lrkit.export.graph.nodes import Carried, Graph, State, Value
@@ -54,6 +54,10 @@ class _Builder:
     def build(self, tower: Tower) -> Program:
         g = self.g
         given = {spec.name: g.input(spec.name, DTYPES[spec.dtype], spec.shape) for spec in self.spec.inputs}
+        if self.dialect.fused:
+            for name, value in given.items():
+                if name.startswith(PAST):
+                    g.default(value)
         with g.scope("vision"):
             visual = tower(g, given)
         with g.scope("prompt"):

@@ -2,8 +2,12 @@
 
 Place in the pipeline: stack.py calls `Router.route` after each routed layer of the prompt and of every latent step.
 
-Keys of the refined pass live in slots: the prompt's routed tokens first, then those of each latent step. Slots are in
-the order of the tokens, so a token may see the slots up to its own; a slot whose token stopped early stays masked.
+Of a prompt, the picture part and the question part choose their tokens apart, so that the first never depends on the
+second; both are refined together.
+
+Keys of the refined pass live in slots: those of the picture part's routed tokens first, then the question part's, then
+those of each latent step. Slots are in the order of the tokens, so a token may see the slots up to its own; a slot
+whose token stopped early stays masked.
 
 Legend: S tokens of the chunk, A routed tokens, N slots, R depth, G key heads, W head width, D width.
 """
@@ -21,6 +25,8 @@ from lrkit.export.graph.nodes import Carried, Graph, State, Value
 from lrkit.export.graph.writer import Rotation, Writer
 
 FLOAT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
+LAST = np.array(2**31)
+"""Where what is no token sorts, behind all tokens."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,12 @@ class Routed:
     """Extra passes executed by each token of the chunk; int64 (S,)."""
 
 
-def _sigmoid(g: Graph, write: Writer, score: Value, valid: Value) -> Value:
+def _sigmoid(g: Graph, write: Writer, score: Value, valid: Value | None) -> Value:
     return g.op("Sigmoid", score)
 
 
-def _softmax(g: Graph, write: Writer, score: Value, valid: Value) -> Value:
+def _softmax(g: Graph, write: Writer, score: Value, valid: Value | None) -> Value:
+    assert valid is not None
     return write.softmax(g, g.op("Where", valid, score, NEVER))
 
 
@@ -89,56 +96,117 @@ class Router:
         self.alpha = settings.alpha_of(layer, decoder.dimensions.num_layers)
         self.latent_chunk = latent_chunk
         self.step_alpha = min(self.alpha, latent_chunk)
-        self.num_slots = self.alpha + steps * self.step_alpha
+        # TensorRT-RTX 1.7.1's builder dies of a loop whose states have a free size, as routed tokens of a prompt are.
+        self.pads = not decoder.dialect.fused and self.loops
+        self.num_slots = 2 * self.alpha + steps * self.step_alpha + self.pads
+
+    @property
+    def loops(self) -> bool:
+        """Whether passes are in a loop."""
+        return self.settings.depth > 1 or self.settings.threshold > 0
 
     @property
     def _role(self) -> str:
         return f"routers.{self.layer}"
 
+    @property
+    def cache_shape(self) -> tuple[int, int, int, int]:
+        """(R, G, N, W) of its keys."""
+        dims = self.decoder.dimensions
+        return self.settings.depth, dims.num_key_heads, self.num_slots, dims.head_width
+
     def empty(self, g: Graph) -> Refined:
         """A cache without keys."""
-        dims, depth = self.decoder.dimensions, self.settings.depth
-        shape = [depth, dims.num_key_heads, self.num_slots, dims.head_width]
-        zeros = g.to_floats(g.op("ConstantOfShape", shape))
+        depth = self.settings.depth
+        zeros = g.to_floats(g.op("ConstantOfShape", list(self.cache_shape)))
         masks = g.op("ConstantOfShape", [depth, self.num_slots], value=ir.tensor(NEVER.reshape(1)))
         return Refined(zeros, zeros, masks, g.value([0]))
 
     def state_types(self) -> dict[str, tuple[ir.DataType, tuple[int | str, ...]]]:
         """Types and shapes by the names of `Refined.state`."""
-        dims, depth, floats = self.decoder.dimensions, self.settings.depth, self.decoder.dialect.floats
-        cache = (floats, (depth, dims.num_key_heads, self.num_slots, dims.head_width))
+        depth, floats = self.settings.depth, self.decoder.dialect.floats
+        cache = (floats, self.cache_shape)
         types = {"keys": cache, "values": cache, "masks": (FLOAT32, (depth, self.num_slots)), "count": (INT64, (1,))}
         return {f"refined{self.layer}_{name}": kind for name, kind in types.items()}
 
     def route(
-        self, g: Graph, hidden: Value, valid: Value | None, rotation: Rotation, cache: Refined, step: Value | None
-    ) -> Routed:
+        self, g: Graph, hidden: Value, valid: Value | None, rotation: Rotation, cache: Refined, step: Value | None,
+        parts: Value | None = None,
+    ) -> Routed:  # fmt: skip
         """Refines one chunk (S, D). `valid` (S,) marks real tokens (None: all are); `step` is the number of latent
-        steps before this one, [1], or None for the prompt."""
-        alpha = self.alpha if step is None else self.step_alpha
-        first = [0] if step is None else g.op("Add", g.op("Mul", step, [alpha]), [self.alpha])
+        steps before this one, [1]. Of the prompt both are None, and `parts` (2, S) says which tokens each part has."""
+        if step is None:
+            assert parts is not None
+            return self._route_prompt(g, hidden, parts, rotation, cache)
+        alpha = self.step_alpha
         score = self._score(g, hidden)
-        everyone = step is not None and self.step_alpha == self.latent_chunk
-        padded, score, ready = self._pad(g, hidden, score, valid, alpha if step is None else 0)
-        gate = self.gate(g, self.decoder.dialect, score, ready)
-        if everyone:
-            index, active, token = None, ready, hidden
+        if valid is None:
+            valid = g.op("GreaterOrEqual", g.op("Range", 0, g.op("Squeeze", g.shape_of(hidden, 0), [0]), 1), 0)
         else:
+            score = g.op("Where", valid, score, NEVER)
+        gate = self._gate(g, score, valid, None)
+        index, active, token = None, valid, hidden
+        if alpha < self.latent_chunk:
             _, best = g.ops("TopK", score, [alpha], outputs=2, axis=0)
             index, _ = g.ops("TopK", best, [alpha], outputs=2, axis=0, largest=0)
-            active, token, gate = (g.op("Gather", value, index, axis=0) for value in (ready, padded, gate))
-        turn, count = self._rotation(g, rotation, index, active, cache, step is None)
+            active, token, gate = (g.op("Gather", value, index, axis=0) for value in (valid, hidden, gate))
+        first = g.op("Add", g.op("Mul", step, [alpha]), [2 * self.alpha])
         slots = g.op("Add", np.arange(alpha, dtype=np.int64), first)
+        turn, count = self._rotation(g, rotation, index, active, cache)
         update, cache, passes = self._refine(g, token, gate, active, turn, cache, slots, alpha)
-        out = g.op("Add", token, update)
-        if index is not None:
-            at = g.op("Unsqueeze", index, [1])
-            out = g.op("ScatterND", padded, at, out)
-            nobody = g.op("ConstantOfShape", g.shape_of(padded, 0), value=ir.tensor(np.zeros(1, np.int64)))
-            passes = g.op("ScatterND", nobody, at, passes)
-        if step is None:
-            out, passes = (g.op("Slice", value, [0], g.shape_of(hidden, 0), [0]) for value in (out, passes))
-        return Routed(out, replace(cache, count=count), passes)
+        return self._written(g, hidden, index, g.op("Add", token, update), passes, replace(cache, count=count))
+
+    def _route_prompt(self, g: Graph, hidden: Value, parts: Value, rotation: Rotation, cache: Refined) -> Routed:
+        score = self._score(g, hidden)
+        index, slots, active = self._chosen(g, score, parts)
+        pictures, padded, at = g.op("Squeeze", g.op("Gather", parts, [0], axis=0), [0]), hidden, index
+        gate = self._gate(g, score, None, pictures)
+        if self.pads:
+            spare = np.zeros((1, self.decoder.dimensions.width), self.decoder.dialect.floats.numpy())
+            padded, at = g.op("Concat", hidden, spare, axis=0), g.op("Min", index, g.shape_of(hidden, 0))
+            index = g.op("Min", index, g.op("Sub", g.shape_of(hidden, 0), [1]))
+        turn, count = self._rotation(g, rotation, index, active, cache)
+        token = g.op("Gather", padded, at, axis=0)
+        gate, pictures = g.op("Gather", gate, index, axis=0), g.op("Gather", pictures, index, axis=0)
+        size = 2 * self.alpha if self.pads else f"A{self.layer}"
+        update, cache, passes = self._refine(g, token, gate, active, turn, cache, slots, size, pictures)
+        routed = self._written(g, padded, at, g.op("Add", token, update), passes, replace(cache, count=count))
+        if not self.pads:
+            return routed
+        out, passes = (g.op("Slice", value, [0], g.shape_of(hidden, 0), [0]) for value in (routed.hidden, routed.passes))
+        return replace(routed, hidden=out, passes=passes)
+
+    def _chosen(self, g: Graph, score: Value, parts: Value) -> tuple[Value, Value, Value]:
+        """(tokens that either part routes, ascending, their slots, which of them there are); where that number must be
+        fixed, tokens behind the last one fill up, with the spare slot."""
+        alpha = self.alpha
+        ranked = g.op("Where", parts, g.op("Unsqueeze", score, [0]), NEVER)
+        # So that TopK always finds enough.
+        ranked = g.op("Concat", ranked, np.full((2, alpha), NEVER), axis=1)
+        best, index = g.ops("TopK", ranked, [alpha], outputs=2, axis=1)
+        found = g.op("Greater", best, NEVER)
+        index = g.op("Reshape", g.op("Where", found, index, LAST), [2 * alpha])
+        index, _ = g.ops("TopK", index, [2 * alpha], outputs=2, axis=0, largest=0)
+        counts = g.op("ReduceSum", g.cast(found, INT64), [1], keepdims=0)
+        number, place = g.op("ReduceSum", counts, [0], keepdims=1), np.arange(2 * alpha)
+        pictures = g.op("Gather", counts, [0], axis=0)
+        behind = g.op("Add", g.op("Sub", place, pictures), [alpha])
+        slots = g.op("Where", g.op("Less", place, pictures), place, behind)
+        if self.pads:
+            active = g.op("Less", place, number)
+            return index, g.op("Where", active, slots, self.num_slots - 1), active
+        index, slots = (g.op("Slice", value, [0], number, [0]) for value in (index, slots))
+        return index, slots, g.op("ConstantOfShape", number, value=ir.tensor(np.ones(1, bool)))
+
+    def _written(
+        self, g: Graph, hidden: Value, index: Value | None, out: Value, passes: Value, cache: Refined
+    ) -> Routed:  # fmt: skip
+        """The chunk with its routed tokens refined; `index` None: all are."""
+        if index is None:
+            return Routed(out, cache, passes)
+        at = g.op("Unsqueeze", index, [1])
+        nobody = g.op("ConstantOfShape", g.shape_of(hidden, 0), value=ir.tensor(np.zeros(1, np.int64)))
+        return Routed(g.op("ScatterND", hidden, at, out), cache, g.op("ScatterND", nobody, at, passes))
 
     def _score(self, g: Graph, x: Value) -> Value:
         """Router scores (S,), float32."""
@@ -150,32 +218,12 @@ class Router:
                 x = g.op("Mul", x, g.op("Sigmoid", x))
         return g.to_float32(g.op("Squeeze", x, [1]))
 
-    def _pad(
-        self, g: Graph, hidden: Value, score: Value, valid: Value | None, extra: int
-    ) -> tuple[Value, Value, Value]:
-        """(hidden, score, valid) with `extra` unreal tokens behind, so that TopK always finds enough; unreal scores
-        last."""
-        if valid is None:
-            valid = g.op("GreaterOrEqual", g.op("Range", 0, g.op("Squeeze", g.shape_of(hidden, 0), [0]), 1), 0)
-        else:
-            score = g.op("Where", valid, score, NEVER)
-        if extra:
-            width = self.decoder.dimensions.width
-            hidden = g.op("Concat", hidden, np.zeros((extra, width), self.decoder.dialect.floats.numpy()), axis=0)
-            score = g.op("Concat", score, np.full(extra, NEVER), axis=0)
-            valid = g.op("Concat", valid, np.zeros(extra, bool), axis=0)
-        return hidden, score, valid
-
     def _rotation(
-        self, g: Graph, rotation: Rotation, index: Value | None, active: Value, cache: Refined, prompt: bool
+        self, g: Graph, rotation: Rotation, index: Value | None, active: Value, cache: Refined
     ) -> tuple[Rotation, Value]:
         """The chunk's own rotation at `index`, or one that counts all routed tokens (`rearrange`); and that count."""
         if not self.rearranges:
-            if index is None:
-                return rotation, cache.count
-            if prompt:  # the padding behind the prompt has no rotation of its own
-                index = g.op("Min", index, g.op("Sub", g.shape_of(rotation.cos, 0), [1]))
-            return rotation.rows(g, index), cache.count
+            return rotation if index is None else rotation.rows(g, index), cache.count
         counted = g.op("Add", g.op("CumSum", g.cast(active, INT64), 0), cache.count)
         turn = self.decoder.dialect.rotation(g, self.decoder.angles(g, g.op("Sub", counted, [1])))
         return turn, g.op("Gather", counted, [-1], axis=0)
@@ -189,7 +237,8 @@ class Router:
         turn: Rotation,
         cache: Refined,
         slots: Value,
-        alpha: int,
+        alpha: int | str,
+        pictures: Value | None = None,
     ) -> tuple[Value, Refined, Value]:
         """The depths: (sum over d of e(d) u(d), cache, passes of each token)."""
         state: dict[str, Any] = {
@@ -197,20 +246,22 @@ class Router:
             "masks": cache.masks,
         }  # fmt: skip
         with g.scope("refine"):
-            if self.settings.depth == 1 and self.settings.threshold == 0:
-                done = self._pass(g, [0], state, turn, slots)
+            if self.loops:
+                done = self._depth_loop(g, state, turn, slots, alpha, pictures)
             else:
-                done = self._depth_loop(g, state, turn, slots, alpha)
+                done = self._pass(g, [0], state, turn, slots)
         refined = Refined(done["keys"], done["values"], done["masks"], cache.count)
         return done["update"], refined, done["passes"]
 
-    def _depth_loop(self, g: Graph, state: Carried, turn: Rotation, slots: Value, alpha: int) -> Carried:
+    def _depth_loop(
+        self, g: Graph, state: Carried, turn: Rotation, slots: Value, alpha: int | str, pictures: Value | None
+    ) -> Carried:
         """At most R passes; ends when no token is left."""
         floats, width = self.decoder.dialect.floats, self.decoder.dimensions.width
         state = state | {
             "active": self._still(g, state["active"], state["gate"]),
             "update": g.op("Mul", state["token"], 0.0),
-            "passes": g.value(np.zeros(alpha, np.int64)),
+            "passes": g.op("ConstantOfShape", g.shape_of(state["active"], 0), value=ir.tensor(np.zeros(1, np.int64))),
         }
         caches = self.state_types()
         types: dict[str, tuple[ir.DataType, tuple[int | str, ...]]] = {
@@ -222,12 +273,21 @@ class Router:
         def body(inner: Graph, depth: Value, held: Carried) -> tuple[Value, Carried]:
             at = inner.op("Unsqueeze", depth, [0])
             new = self._pass(inner, at, held, turn, slots)
-            new["gate"] = self.gate(inner, self.decoder.dialect, self._score(inner, new["token"]), held["active"])
+            new["gate"] = self._gate(inner, self._score(inner, new["token"]), held["active"], pictures)
             new["active"] = self._still(inner, held["active"], new["gate"])
             return self._any(inner, new["active"]), new
 
         carried = {name: State(value, *types[name]) for name, value in state.items()}
         return g.loop(g.value(self.settings.depth), self._any(g, state["active"]), carried, body)
+
+    def _gate(self, g: Graph, score: Value, real: Value | None, pictures: Value | None) -> Value:
+        """Gates (S,) of tokens that are `real`, None: all are. Of the prompt, whose picture part has `pictures`, each
+        part's tokens share the gate `softmax` among themselves."""
+        if pictures is None or self.settings.gate == "sigmoid":
+            return self.gate(g, self.decoder.dialect, score, real)
+        parts = pictures, g.op("Not", pictures)
+        kept = parts if real is None else [g.op("And", real, part) for part in parts]
+        return g.op("Where", pictures, *(self.gate(g, self.decoder.dialect, score, part) for part in kept))
 
     def _still(self, g: Graph, active: Value, gate: Value) -> Value:
         if self.settings.threshold == 0:

@@ -24,7 +24,10 @@ from lrkit.export.graph.stack import BOOL, INT64
 class SeparateCaches(Caches):
     """Copies no key of the prompt in a loop."""
 
-    columns = "P+K"
+    @property
+    def columns(self) -> str:
+        """The prompt's, and one for each replay slot."""
+        return f"{self.stack.columns}+K"
 
     def widened(self, g: Graph, own: Value, kind: type) -> Value:
         """Columns for empty slots are behind."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from lrkit.contract.bundle.io_spec import ProgramShape
+from lrkit.contract.bundle.io_spec import LookShape, ProgramShape
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.errors import ExportError
 from lrkit.export.graph.choices import choice
@@ -50,6 +50,8 @@ class Chunk:
     """Which tokens are real, (S,); None: all are."""
     step: Value | None = None
     """Latent steps before this one, [1]; None: the chunk is the prompt."""
+    parts: Value | None = None
+    """Of the prompt, where something routes: which tokens its picture part and its question part have, (2, S)."""
     deep: Mapping[int, Value] = field(default_factory=dict[int, Value])
     """By deep layer: what the tokens add behind it, (S, D)."""
 
@@ -97,8 +99,27 @@ class Stack:
         return ProgramShape(
             prompt_inputs=self.geometry.program_inputs, vocabulary=self.dims.vocabulary, width=self.dims.width,
             max_latent_steps=self.steps, max_new_tokens=self.limits.max_new_tokens, replay_slots=self.replay.slots,
-            routed_layers=tuple(self.routers), latent_chunk=self.step_tokens,
+            routed_layers=tuple(self.routers), latent_chunk=self.step_tokens, look=self.look,
         )  # fmt: skip
+
+    @property
+    def look(self) -> LookShape | None:
+        """What a look leaves; None for a target without scenes."""
+        dims, routers = self.dims, self.routers.values()
+        if not self.dialect.target.scenes:
+            return None
+        return LookShape(
+            floats="float16" if self.dialect.target.computes_fp16 else "float32", num_layers=dims.num_layers,
+            num_key_heads=dims.num_key_heads, head_width=dims.head_width,
+            row_width=dims.row_width if self.replay.slots else 0,
+            depth=self.settings.routing.depth if routers else 0,
+            refined=max((router.alpha for router in routers), default=0),
+        )  # fmt: skip
+
+    @property
+    def columns(self) -> str:
+        """Name of the axis that counts the keys of the prompt, with those of an earlier look."""
+        return "L+P" if self.dialect.target.scenes else "P"
 
     def run(self, g: Graph, chunk: Chunk) -> Passed:
         """All layers over the prompt or a latent step, with routing. Where latent steps replay, attention is watched
@@ -120,7 +141,7 @@ class Stack:
                 if i in self.routers:
                     assert chunk.routed_rotation is not None
                     routed = self.routers[i].route(
-                        g, hidden.close(g), chunk.valid, chunk.routed_rotation, refined[i], chunk.step
+                        g, hidden.close(g), chunk.valid, chunk.routed_rotation, refined[i], chunk.step, chunk.parts
                     )  # fmt: skip
                     hidden, refined[i] = Hidden(routed.hidden), routed.cache
                     passes.append(routed.passes)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from lrkit.contract.bundle.io_spec import OWN_INPUTS, DType, IoSpec, TensorSpec, program_spec
+from lrkit.contract.bundle.io_spec import LEFT, OWN_INPUTS, DType, IoSpec, TensorSpec, program_spec
 from lrkit.contract.bundle.manifest import StepName
 from lrkit.export.graph.latent_reports import Types
 from lrkit.export.graph.layers import Past, Segment
@@ -95,6 +95,8 @@ class _Steps:
             types |= thinks
             if "routed_prompt" in read.state:
                 types["routed_prompt"] = (INT64, (len(self.stack.routers), "P"))
+            left = [one for one in step_spec(self.stack).outputs if one.name.startswith(LEFT)]
+            types |= {one.name: (DTYPES[one.dtype], one.shape) for one in left}
         return self._finish(g, given, {name: state[name] for name in types}, types, prefix="")
 
     def think(self) -> Step:
@@ -102,8 +104,9 @@ class _Steps:
         g = self._graph()
         types = {name: kind for name, kind in self.caches.think_types.items() if name != "alive"}
         held, given = self._inputs(g, types), self._inputs(g, self._prompt_types())
-        rows = given[self._rows]
-        prompt = Prompt(rows, given["visual_index"], g.shape_of(rows, 0))
+        length = g.shape_of(given["prompt_value0"], 2)
+        rows = given[self._rows] if self.stack.replay.slots else held["hidden"]
+        prompt = Prompt(rows, given.get("visual_index", length), length)
         latents = self.caches.latents(g, prompt, lambda layer: self._prompt_segment(given, layer))
         with g.scope("think"):
             new = think(g, self.caches, held, latents)
@@ -149,9 +152,10 @@ class _Steps:
         """What the prompt leaves for later chunks to read."""
         heads, width, floats = self.dims.num_key_heads, self.dims.head_width, self.stack.dialect.floats
         names = [f"prompt_{kind}{i}" for i in range(self.dims.num_layers) for kind in ("key", "value")]
-        types: Types = dict.fromkeys(names, (floats, (1, heads, "P", width)))
-        if self.stack.steps:
-            types |= {self._rows: (floats, ("P", self.dims.row_width)), "visual_index": (INT64, ("P",))}
+        types: Types = dict.fromkeys(names, (floats, (1, heads, self.stack.columns, width)))
+        if self.stack.replay.slots:
+            columns = self.stack.columns
+            types |= {self._rows: (floats, (columns, self.dims.row_width)), "visual_index": (INT64, (columns,))}
         return types
 
     @property

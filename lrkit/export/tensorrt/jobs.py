@@ -172,14 +172,18 @@ def parse_program(folder: Path, file: str, plan: Plan) -> None:
 
 
 def axis_sizes(limits: Limits, step: int, answer: IoSpec, tokens: int, patches: int) -> dict[str, Sizes]:
-    """Sizes of each free axis of a program: P prompt tokens, N patches of all pictures (a multiple of `step`, the
-    smallest picture's), K slots of replay. `answer` is the spec of a whole answer; `tokens` and `patches` are to be
-    fastest at."""
+    """Sizes of each free axis of a program: P prompt tokens, L those of an earlier look and L+P both, V0 the visual
+    ones of that look, N patches of all pictures (a multiple of `step`, the smallest picture's), K slots of replay.
+    `answer` is the spec of a whole answer; `tokens` and `patches` are to be fastest at."""
     slots = next((spec.shape[1] for spec in answer.outputs if spec.name == "replayed"), 0)
     assert isinstance(slots, int)
     most = max(1, limits.max_patches // step) * step
+    prompt = 1, min(max(1, tokens), limits.max_prompt_tokens), limits.max_prompt_tokens
     return {
-        "P": (1, min(max(1, tokens), limits.max_prompt_tokens), limits.max_prompt_tokens),
+        "P": prompt,
+        "L": (0, 0, limits.max_prompt_tokens),
+        "L+P": prompt,
+        "V0": (0, 0, limits.max_prompt_tokens),
         "N": (step, min(max(1, patches // step) * step, most), most),
         "K": (slots, slots, slots),
     }
@@ -231,9 +235,14 @@ def _varies(shape: tuple[int | str, ...]) -> bool:
 def _shapes(shape: tuple[int | str, ...], sizes: Mapping[str, Sizes]) -> tuple[Shape, Shape, Shape]:
     """Smallest, usual and largest shape; an axis may be a sum, as P+K."""
 
+    def size(axis: int | str, which: int) -> int:
+        if isinstance(axis, int):
+            return axis
+        whole, *more = [axis] if axis in sizes else axis.rsplit("+", 1)
+        return size(whole, which) + sum(sizes[name][which] for name in more) if more else sizes[whole][which]
+
     def shapes(which: int) -> Shape:
-        named = [axis if isinstance(axis, int) else axis.split("+") for axis in shape]
-        return tuple(size if isinstance(size, int) else sum(sizes[name][which] for name in size) for size in named)
+        return tuple(size(axis, which) for axis in shape)
 
     return shapes(0), shapes(1), shapes(2)
 

@@ -1,10 +1,12 @@
 """Turns an encoded prompt into the arrays that a program reads (io_spec.py). Numpy only: export's check and the runtime
 share it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from lrkit.contract.bundle.io_spec import PAST, IoSpec
 from lrkit.families.protocols import Geometry, Grid
 
 
@@ -19,17 +21,33 @@ def build_feed(
     fixed_latents: bool,
     max_latent_steps: int,
     max_new_tokens: int,
+    spec: IoSpec | None = None,
+    past: Mapping[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
     """All inputs of the form `program` for one prompt. `patches` (N, patch_bytes) uint8; None without a picture.
+
+    `past` is what a look left, by the names of inputs that `spec` declares: then `ids` still are those of the whole
+    prompt, with the tokens that were looked at in front. Without it those inputs are empty.
 
     Raises:
         DataError: the image tokens in `ids` do not match `grids`.
     """
+    start = 0 if past is None else past["past_keys"].shape[3]
+    read = geometry.program_feed(ids, image_id, grids, patches)
     return {
-        "input_ids": np.asarray(ids, np.int64),
-        **geometry.program_feed(ids, image_id, grids, patches),
+        "input_ids": np.asarray(ids[start:], np.int64),
+        **read,
+        "position_ids": np.ascontiguousarray(read["position_ids"][:, start:]),
         "think": np.array(think),
         "fixed_latents": np.array(fixed_latents),
         "max_latent_steps": np.array(max_latent_steps, np.int64),
         "max_new_tokens": np.array(max_new_tokens, np.int64),
+        **(no_past(spec) if past is None and spec is not None else past or {}),
     }
+
+
+def no_past(spec: IoSpec) -> dict[str, np.ndarray]:
+    """Those of a program's inputs that take what an earlier look left, where nothing was looked at: free axes have
+    length 0."""
+    taken = (one for one in spec.inputs if one.name.startswith(PAST))
+    return {one.name: np.zeros([size if isinstance(size, int) else 0 for size in one.shape], one.dtype) for one in taken}
