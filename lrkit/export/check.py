@@ -145,7 +145,7 @@ class ProgramRun:
         """`session` is what `Comparing.program` gave, of the engine `who`; `layers` are those that route."""
         self.who = who
         self.session, self.settings, self.processor, self.limits = session, settings, processor, limits
-        self.layers = sorted(layers)
+        self.layers, self.spec = sorted(layers), spec
         self.role: Role = role
         self.names: list[str] = [output.name for output in spec.outputs]
         self.last: Trace
@@ -167,6 +167,7 @@ class ProgramRun:
             fixed_latents=think.halting == "fixed",
             max_latent_steps=min(think.max_latent_steps, self.limits.max_latent_steps),
             max_new_tokens=self.limits.max_new_tokens,
+            spec=self.spec,
         )
         try:
             ran = self.session.run(self.names, feed)

@@ -14,6 +14,7 @@ from lrkit.contract.bundle.manifest import MadeFor, ProgramEntry
 from lrkit.errors import ExportError, LrkitError, one_line
 from lrkit.export.targets.target import Target
 from lrkit.runtime.engines.onnxruntime.engine import optimizers_off
+from lrkit.runtime.engines.onnxruntime.session import inputs_of
 from lrkit.runtime.engines.programs.step_session import StepSession
 
 
@@ -84,7 +85,7 @@ def open_program(file: Path, spec: IoSpec | None = None, optimizers_off: Sequenc
         ExportError: ONNX Runtime refuses it, or it has other inputs or outputs than `spec` declares.
     """
     session = _session(file, optimizers_off)
-    if spec is not None and (wrong := spec.differences(session.get_inputs(), session.get_outputs())):
+    if spec is not None and (wrong := spec.differences(inputs_of(session), session.get_outputs())):
         raise ExportError(f"{file.name} is not the program it was built to be ({wrong[0]}); export it again")
     return session
 

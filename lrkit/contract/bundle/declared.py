@@ -7,7 +7,7 @@ against the declaration, and answer_check.py its answers.
 
 from collections.abc import Iterator, Mapping
 
-from lrkit.contract.bundle.io_spec import OWN_INPUTS, IoSpec, ProgramShape, TensorSpec, program_spec
+from lrkit.contract.bundle.io_spec import OWN_INPUTS, PAST, IoSpec, LookShape, ProgramShape, TensorSpec, program_spec
 from lrkit.contract.bundle.manifest import Manifest, ProgramEntry, Role
 from lrkit.contract.generated import WITHOUT_LATENTS
 
@@ -57,7 +57,9 @@ def _whole(manifest: Manifest, role: Role, entry: ProgramEntry) -> Iterator[str]
     capacity = _axis(found, "token_ids", 0)
     steps = _axis(found, "latent_states", 0)
     shape = ProgramShape(
-        prompt_inputs=tuple(one for one in entry.spec.inputs if one.name not in OWN_INPUTS),
+        prompt_inputs=tuple(
+            one for one in entry.spec.inputs if one.name not in OWN_INPUTS and not one.name.startswith(PAST)
+        ),
         vocabulary=_axis(found, "prefill_logits", 0),
         width=_axis(found, "latent_states", 1),
         max_latent_steps=steps,
@@ -65,6 +67,7 @@ def _whole(manifest: Manifest, role: Role, entry: ProgramEntry) -> Iterator[str]
         replay_slots=_axis(found, "replayed", 1),
         routed_layers=entry.routed_layers,
         latent_chunk=_axis(found, "routed_latents", 2) or 1,
+        look=_look(entry),
     )
     expected = program_spec(shape)
     if problem := _other("input", entry.spec.inputs, expected.inputs):
@@ -90,6 +93,23 @@ def _whole(manifest: Manifest, role: Role, entry: ProgramEntry) -> Iterator[str]
         yield f"{shape.vocabulary} words, fewer than the ids under tokens say,"
     if any(layer >= entry.num_layers for layer in entry.routed_layers):
         yield f"routed layers {list(entry.routed_layers)[:20]}, beyond its {entry.num_layers} layers,"
+
+
+def _look(entry: ProgramEntry) -> LookShape | None:
+    """What a look leaves, by the declared inputs; None for a program without scenes."""
+    given = {one.name: one for one in entry.spec.inputs}
+    if not any(name.startswith(PAST) for name in given):
+        return None
+    keys, visual, refined = f"{PAST}keys", f"{PAST}visual", f"{PAST}refined"
+    return LookShape(
+        floats=given[keys].dtype if keys in given else "float32",
+        num_layers=entry.num_layers,
+        num_key_heads=_axis(given, keys, 2),
+        head_width=_axis(given, keys, 4),
+        row_width=_axis(given, visual, 1),
+        depth=_axis(given, refined, 2),
+        refined=_axis(given, refined, 4),
+    )
 
 
 def _axis(tensors: Mapping[str, TensorSpec], name: str, number: int) -> int:

@@ -17,7 +17,7 @@ from lrkit.cores import find_cores
 from lrkit.errors import BundleError, StoppedError, UserError
 from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.onnxruntime.providers import bundle_options, choose_provider, refusal
-from lrkit.runtime.engines.onnxruntime.session import OrtGraph, load_session, said
+from lrkit.runtime.engines.onnxruntime.session import OrtGraph, inputs_of, load_session, said
 from lrkit.runtime.engines.programs.program_engine import ProgramEngine, ProgramSessions
 
 
@@ -81,7 +81,7 @@ class Sessions(ProgramSessions):
                 f"provider {self.provider!r} could not be started on this machine, which started "
                 f"{', '.join(session.get_providers())}; check its driver and libraries, or use cpu"
             )
-        if found := spec.differences(session.get_inputs(), session.get_outputs()):
+        if found := spec.differences(inputs_of(session), session.get_outputs()):
             raise BundleError(
                 f"{path}: is not the program that bundle.json declares ({found[0]}); copy the bundle again"
             )

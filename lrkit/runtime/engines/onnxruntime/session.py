@@ -22,7 +22,7 @@ class OrtGraph:
     def __init__(self, session: Any, path: Path) -> None:
         self._session = session
         self._path = path
-        self.get_inputs: Callable[[], Sequence[Any]] = session.get_inputs
+        self.get_inputs: Callable[[], Sequence[Any]] = partial(inputs_of, session)
         self.get_outputs: Callable[[], Sequence[Any]] = session.get_outputs
         self.get_providers: Callable[[], list[str]] = session.get_providers
         self.get_session_options: Callable[[], Any] = session.get_session_options
@@ -49,6 +49,11 @@ class OrtGraph:
                 raise BundleError(
                     f"{self._path}: ONNX Runtime cannot run it ({said(error)}); copy the bundle again, or ask for less"
                 ) from error
+
+
+def inputs_of(session: Any) -> list[Any]:
+    """Inputs of an `onnxruntime.InferenceSession`: those that must be given, then those that have a default."""
+    return [*session.get_inputs(), *session.get_overridable_initializers()]
 
 
 def load_session(path: Path, options: Any, providers: Sequence[Any], optimizers_off: Sequence[str]) -> Any:

@@ -32,11 +32,7 @@ class AnswerCheck:
             BundleError: they are none of a program of lrkit.
         """
         sizes = {"P": len(feed["input_ids"]), "N": len(feed["pixel_values"])}
-        for name, array in out.items():
-            declared = self._outputs[name]
-            shape = tuple(sizes.get(axis, -1) if isinstance(axis, str) else axis for axis in declared.shape)
-            if array.shape != shape or array.dtype != self._dtypes[name]:
-                self._refuse(f"{name} as {array.dtype} {list(array.shape)}, not {declared.dtype} {list(shape)}")
+        self._shapes(out, sizes)
         spoken, latents = int(out["num_tokens"]), int(out["latent_steps"])
         self._within("num_tokens", spoken, 0, int(feed["max_new_tokens"]))
         self._within("latent_steps", latents, 0, int(feed["max_latent_steps"]) if feed["think"] else 0)
@@ -44,7 +40,7 @@ class AnswerCheck:
         self._within("ar_steps", int(out["ar_steps"]), latents, latents + spoken)
         self._all_within("token_ids", out["token_ids"][:spoken], 0, self._vocabulary - 1)
         if "replayed" in out:
-            visual = int(np.count_nonzero(feed["input_ids"] == self._image_id))
+            visual = int(np.count_nonzero(feed["input_ids"] == self._image_id)) + len(feed.get("past_visual", ()))
             self._all_within("replayed", out["replayed"][:latents], EMPTY, visual - 1)
             if not np.isfinite(out["replay_weights"][:latents]).all():
                 self._refuse("replay_weights that are no finite numbers")
@@ -52,6 +48,23 @@ class AnswerCheck:
         for name, bound in (("routed_depths", most), ("routed_prompt", self._depth), ("routed_latents", self._depth)):
             if name in out:
                 self._all_within(name, out[name], 0, bound)
+
+    def left(self, out: Mapping[str, np.ndarray], feed: Mapping[str, np.ndarray]) -> None:
+        """Looks at the outputs `out` that a look leaves; `feed` gave them. Raises as a call."""
+        visual = int(np.count_nonzero(feed["input_ids"] == self._image_id))
+        self._shapes(out, {"P": len(feed["input_ids"]), "N": len(feed["pixel_values"]), "V": visual})
+        for name, array in out.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                self._refuse(f"{name} with numbers that are not finite")
+        if "routed_prompt" in out:
+            self._all_within("routed_prompt", out["routed_prompt"], 0, self._depth)
+
+    def _shapes(self, out: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> None:
+        for name, array in out.items():
+            declared = self._outputs[name]
+            shape = tuple(sizes.get(axis, -1) if isinstance(axis, str) else axis for axis in declared.shape)
+            if array.shape != shape or array.dtype != self._dtypes[name]:
+                self._refuse(f"{name} as {array.dtype} {list(array.shape)}, not {declared.dtype} {list(shape)}")
 
     def _slots(self, name: str) -> int:
         last = self._outputs[name].shape[-1] if name in self._outputs else 0

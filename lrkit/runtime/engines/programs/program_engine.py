@@ -14,6 +14,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -21,7 +22,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from lrkit.contract.bundle.bundle_folder import Bundle, open_bundle
-from lrkit.contract.bundle.io_spec import HALTING, OWN_INPUTS, IoSpec
+from lrkit.contract.bundle.io_spec import HALTING, LEFT, OWN_INPUTS, PAST, IoSpec
 from lrkit.contract.bundle.limits import check_asked, check_prompt
 from lrkit.contract.bundle.manifest import Defaults, GraphName, ProgramEntry, Role
 from lrkit.contract.generated import Generated, Halting, Mode, ReplayedToken
@@ -29,7 +30,6 @@ from lrkit.contract.settings import ReasonerSettings
 from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import BundleError, UserError
 from lrkit.families.table import DEFAULT
-from lrkit.runtime.encode.looked import Looked
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.common.model_counts import ModelCounts
 from lrkit.runtime.engines.common.protocol import NEVER, AskOptions, OnToken, Phases
@@ -38,10 +38,11 @@ from lrkit.runtime.engines.programs import patience
 from lrkit.runtime.engines.programs.answer_check import AnswerCheck
 from lrkit.runtime.engines.programs.counts import count_program
 from lrkit.runtime.engines.programs.feed import build_feed
+from lrkit.runtime.engines.programs.looked import ProgramLooked, looked_from, outputs_left, read_looked, whole_reports
 from lrkit.runtime.engines.programs.step_session import StepSession
 
 # Large, and of no use to an answer.
-_UNREAD = ("prefill_logits", "latent_states")
+_UNREAD = ("prefill_logits", "latent_states", LEFT)
 _NO_DEFAULTS = Defaults()
 
 
@@ -119,7 +120,8 @@ class ProgramEngine:
         self.entry: ProgramEntry = self.bundle.program(role)
         self.num_layers = self.entry.num_layers
         self.modes = self.bundle.manifest.modes
-        self._outputs = [spec.name for spec in self.entry.spec.outputs if spec.name not in _UNREAD]
+        self._outputs = [spec.name for spec in self.entry.spec.outputs if not spec.name.startswith(_UNREAD)]
+        self._left = outputs_left(self.entry.spec)
         self._check = AnswerCheck(self.entry, self.bundle.manifest.tokens.image, str(self.bundle.folder))
 
     @property
@@ -187,25 +189,54 @@ class ProgramEngine:
         if options.ignore_end:
             raise UserError("a program ends an answer by itself, so its length cannot be forced; give a checkpoint")
         feeds = [self.feed(prompt, options) for prompt in prompts]
+        looks = [_look_of(prompt) for prompt in prompts]
         with Running(options.stop) as running:
             running.check()
             session = self.sessions.of(self.role)
             if on_token is not None and isinstance(session, StepSession) and len(feeds) == 1:
-                return [self._run(session, feeds[0], lambda token: on_token([token]))]
-            results = [self._run(session, feed) for feed in feeds]
+                return [self._run(session, feeds[0], looks[0], lambda token: on_token([token]))]
+            results = [self._run(session, feed, look) for feed, look in zip(feeds, looks, strict=True)]
         if on_token is not None:
             for row in zip_longest(*(result.token_ids for result in results)):
                 on_token(list(row))
         return results
 
-    def look(self, prompt: EncodedPrompt, stop: Stop = NEVER) -> Looked:
-        raise UserError(
-            f"{self.bundle.folder}: its program was exported without scenes, so it reads a picture with each question; "
-            "ask it, or export it with scenes"
-        )
+    def look(self, prompt: EncodedPrompt, stop: Stop = NEVER) -> ProgramLooked:
+        """Reads the first `picture_part` ids of a prompt and its pictures.
 
-    def looked_of(self, arrays: Mapping[str, np.ndarray], prompt: EncodedPrompt) -> Looked:
-        return self.look(prompt)
+        Raises:
+            UserError: the program was exported without scenes.
+            CapacityError, BundleError: see `generate`.
+            TimeoutExceeded, Cancelled: `stop` ended it.
+        """
+        self._require_scenes()
+        ids = prompt.ids[: prompt.picture_part]
+        feed = self.feed(replace(prompt, ids=ids, looked=None), AskOptions("cot", max_new_tokens=1, max_latent_steps=0))
+        with Running(stop) as running:
+            running.check()
+            found = self.sessions.of(self.role).run(self._left, feed)
+        out = {name: np.asarray(one) for name, one in zip(self._left, found, strict=True)}
+        self._check.left(out, feed)
+        return looked_from(self.entry.spec, ids, out)
+
+    def looked_of(self, arrays: Mapping[str, np.ndarray], prompt: EncodedPrompt) -> ProgramLooked:
+        """What `ProgramLooked.arrays` gave, for the picture part of `prompt`; it may come from a stranger.
+
+        Raises:
+            DataError: it is not what this program leaves of such pictures.
+            UserError: the program was exported without scenes.
+        """
+        self._require_scenes()
+        ids = prompt.ids[: prompt.picture_part]
+        visual, routing = ids.count(self.bundle.manifest.tokens.image), self.entry.settings.routing
+        return read_looked(arrays, self.entry.spec, ids, visual, len(self.entry.routed_layers), routing.depth)
+
+    def _require_scenes(self) -> None:
+        if not self._left:
+            raise UserError(
+                f"{self.bundle.folder}: its {self.role} program reads a picture with each question; to look once and ask "
+                "often, export the checkpoint again with scenes=true"
+            )
 
     @property
     def digest(self) -> str:
@@ -252,23 +283,30 @@ class ProgramEngine:
         given = manifest.defaults or _NO_DEFAULTS
         halting = options.halting or given.halting or think.halting
         steps = given.max_latent_steps if options.max_latent_steps is None else options.max_latent_steps
-        ids = self.processor.asked_in(prompt, options.mode).ids
-        check_prompt(manifest.limits, len(ids), len(prompt.grids), 0 if prompt.patches is None else len(prompt.patches))
+        ids, look = self.processor.asked_in(prompt, options.mode).ids, _look_of(prompt)
+        patches = prompt.patches if look is None else None
+        check_prompt(manifest.limits, len(ids), len(prompt.grids), 0 if patches is None else len(patches))
         most = check_asked("max_latent_steps", steps, manifest.limits.max_latent_steps)
         return build_feed(
             ids,
             prompt.grids,
-            prompt.patches,
+            patches,
             geometry=self.processor.geometry,
             image_id=manifest.tokens.image,
             think=options.mode == "latent",
             fixed_latents=halting == "fixed",
             max_latent_steps=min(most, think.max_latent_steps) if steps is None else most,
             max_new_tokens=check_asked("max_new_tokens", options.max_new_tokens, manifest.limits.max_new_tokens),
+            spec=self.entry.spec,
+            past=None if look is None else look.past,
         )
 
     def _run(
-        self, session: Any, feed: dict[str, np.ndarray], on_token: Callable[[int], None] | None = None
+        self,
+        session: Any,
+        feed: dict[str, np.ndarray],
+        look: ProgramLooked | None = None,
+        on_token: Callable[[int], None] | None = None,
     ) -> Generated:
         started, watch = time.perf_counter(), Stopwatch()
         if isinstance(session, StepSession):  # only the host's loop can tell phases apart and stream
@@ -278,6 +316,8 @@ class ProgramEngine:
         out: dict[str, np.ndarray] = dict(zip(self._outputs, found, strict=True))
         seconds = time.perf_counter() - started
         self._check(out, feed)
+        if look is not None:
+            out = whole_reports(out, look)
         latent_steps = int(out["latent_steps"])
         halting: Halting = HALTING[int(out["halting"])]
         return Generated(
@@ -286,7 +326,7 @@ class ProgramEngine:
             ar_steps=int(out["ar_steps"]),
             halting=halting,
             finished=bool(out["finished"]),
-            prefilled_tokens=len(feed["input_ids"]),
+            prefilled_tokens=len(feed["input_ids"]) + (0 if look is None else look.num_tokens),
             replayed=_replayed(out, latent_steps),
             routed_depths=self._depths(out),
             routed_tokens=routed_tokens(out, self.entry.routed_layers, latent_steps),
@@ -298,6 +338,12 @@ class ProgramEngine:
         if "routed_depths" not in out:
             return {}
         return dict(zip(self.entry.routed_layers, out["routed_depths"].sum(0).tolist(), strict=True))
+
+
+def _look_of(prompt: EncodedPrompt) -> ProgramLooked | None:
+    """What the prompt's question is read behind; None where the prompt is read whole."""
+    assert prompt.looked is None or isinstance(prompt.looked, ProgramLooked), "a look of another engine"
+    return prompt.looked
 
 
 def _agree(bundle: Bundle, processor: Processor) -> None:
@@ -317,7 +363,8 @@ def _agree(bundle: Bundle, processor: Processor) -> None:
         found = {one.name: f"{one.dtype} {list(one.shape)}" for one in entry.spec.inputs}
         for one in geometry.program_inputs:
             pairs[f"the input {one.name}"] = found.pop(one.name, "missing"), f"{one.dtype} {list(one.shape)}"
-        pairs |= {f"the input {name}": (kind, "none") for name, kind in found.items() if name not in OWN_INPUTS}
+        others = [name for name in found if name not in OWN_INPUTS and not name.startswith(PAST)]
+        pairs |= {f"the input {name}": (found[name], "none") for name in others}
     for what, (declared, real) in pairs.items():
         if declared != real:
             raise BundleError(
