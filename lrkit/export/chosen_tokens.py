@@ -52,6 +52,9 @@ def program_choices(
 def _tower_in(file: Path) -> ir.Model:
     """The part of a written program that chooses; its weights may lie in the program's data file."""
     program = ir.load(file)
+    for node in list(program.graph):
+        if node.op_type == "If":
+            _inline(program.graph, node)
     (ids,) = [value for node in program.graph for value in node.outputs if value.name == CHOSEN]
     ids.type, ids.shape = ir.TensorType(ir.DataType.INT64), ir.Shape(["V"])
     tower = ir.convenience.extract(program.graph, list(program.graph.inputs), [ids])
@@ -60,6 +63,14 @@ def _tower_in(file: Path) -> ir.Model:
     for number in reversed(unread):
         del tower.inputs[number]
     return ir.Model(tower, ir_version=program.ir_version)
+
+
+def _inline(graph: ir.Graph, node: ir.Node) -> None:
+    """Puts the nodes that a condition chooses in front of the node that chooses, where they run always."""
+    branch = node.attributes["then_branch"].as_graph()
+    for inner in list(branch):
+        branch.remove(inner)
+        graph.insert_before(node, inner)
 
 
 def _choices(session: Any, prompt: EncodedPrompt, image_id: int, geometry: Geometry, who: str) -> np.ndarray:

@@ -17,7 +17,8 @@ from lrkit.contract.bundle.io_spec import LEFT, PAST
 from lrkit.export.graph.layers import NEVER, SEEN
 from lrkit.export.graph.nodes import Carried, Graph, Value
 from lrkit.export.graph.routing_nodes import Refined, Router
-from lrkit.export.graph.stack import Stack
+from lrkit.export.graph.stack import INT64, Stack
+from lrkit.export.graph.tower_writer import Tower
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,18 @@ class Looked:
     """(V, E), as `ids`."""
     refined: dict[int, Refined] = field(default_factory=dict[int, Refined])
     """By routed layer: its cache."""
+
+
+def see(g: Graph, stack: Stack, tower: Tower, given: Carried) -> Value:
+    """Rows of the pictures' visual tokens, (V, E). A question behind a look has none: where the target branches, the
+    tower then is not run, and there is one row, which nothing reads."""
+    if stack.look is None or not stack.dialect.target.branches:
+        return tower(g, given)
+    is_visual = g.op("Equal", given["input_ids"], stack.source.image_id)
+    some = g.op("Greater", g.op("ReduceSum", g.cast(is_visual, INT64), [0], keepdims=0), 0)
+    nothing = np.zeros((1, stack.dims.row_width), g.floats.numpy())
+    kind = g.floats, ("V", stack.dims.row_width)
+    return g.choice(some, lambda inner: tower(inner, given), lambda inner: inner.value(nothing), kind)
 
 
 def take(g: Graph, stack: Stack, given: Carried) -> Looked | None:

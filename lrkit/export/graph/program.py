@@ -15,6 +15,7 @@ import onnx_ir as ir
 from lrkit.contract.bundle.io_spec import EMPTY, HALTING, PAST, DType, IoSpec, program_spec
 from lrkit.export.graph.caches import Read
 from lrkit.export.graph.dialects import DIALECTS
+from lrkit.export.graph.looked import see
 from lrkit.export.graph.nodes import Carried, Graph, State, Value
 from lrkit.export.graph.read_prompt import read_prompt
 from lrkit.export.graph.speak import speak
@@ -59,7 +60,7 @@ class _Builder:
                 if name.startswith(PAST):
                     g.default(value)
         with g.scope("vision"):
-            visual = tower(g, given)
+            visual = see(g, self.stack, tower, given)
         with g.scope("prompt"):
             read = read_prompt(g, self.caches, given, visual)
         with g.scope("think"):

@@ -19,6 +19,7 @@ from lrkit.contract.bundle.io_spec import LEFT, OWN_INPUTS, DType, IoSpec, Tenso
 from lrkit.contract.bundle.manifest import StepName
 from lrkit.export.graph.latent_reports import Types
 from lrkit.export.graph.layers import Past, Segment
+from lrkit.export.graph.looked import see
 from lrkit.export.graph.nodes import Carried, Graph, Value
 from lrkit.export.graph.program import DTYPES
 from lrkit.export.graph.read_prompt import read_prompt
@@ -79,7 +80,7 @@ class _Steps:
         asked = [spec for spec in program_spec(self.stack.shape).inputs if spec.name not in HOST_INPUTS]
         given = {spec.name: g.input(spec.name, DTYPES[spec.dtype], spec.shape) for spec in asked}
         with g.scope("vision"):
-            visual = tower(g, given)
+            visual = see(g, self.stack, tower, given)
         with g.scope("prompt"):
             read = read_prompt(g, self.caches, given, visual)
             vocabulary = self.dims.vocabulary

@@ -252,6 +252,11 @@ class Target(Config):
         return None if name in (FLOAT, SAME) else scheme_named(name)
 
     @property
+    def branches(self) -> bool:
+        """Whether programs choose what to run: TensorRT-RTX 1.7.1's builder fails with a branch beside other loops."""
+        return self.dialect == "ort" or self.openvino is not None
+
+    @property
     def computes_fp16(self) -> bool:
         """Whether activations are fp16."""
         return computed_in(self.precision, self.activations) == "fp16"
