@@ -38,7 +38,7 @@ def facts(answer: Answer) -> dict[str, object]:
     values = answer.to_dict() | {"timings": None, "dtype": None}
     for step in values["regions"]:
         for region in step:
-            region |= {key: round(value, 4) for key, value in region.items() if isinstance(value, float)}
+            region |= {key: round(value, 3) for key, value in region.items() if isinstance(value, float)}
     return values
 
 
@@ -241,7 +241,7 @@ def test_a_damaged_program_is_one_sentence(own_bundle: Path) -> None:
 def test_a_program_other_than_declared(own_bundle: Path) -> None:
     shutil.copyfile(own_bundle / "latent.onnx", own_bundle / "cot.onnx")
     resign(own_bundle)
-    with pytest.raises(BundleError, match=r"cot.onnx: is not the program that bundle.json declares \(the outputs are"):
+    with pytest.raises(BundleError, match=r"cot.onnx: is not the program that bundle.json declares \(the inputs are"):
         Reasoner.open(own_bundle).baseline("cot").prepare()
 
 
