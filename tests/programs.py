@@ -88,9 +88,9 @@ class Runner:
         ids: Sequence[int] | None = None,
     ):
         feed = build_feed(
-            prompt.ids if ids is None else ids, prompt.grids, None if past else prompt.patches, image_id=IMAGE, geometry=GEOMETRY,
-            think=think, fixed_latents=fixed, max_latent_steps=latents, max_new_tokens=tokens,
-            spec=self.program.spec, past=past,
+            prompt.ids if ids is None else ids, prompt.grids, None if past else prompt.patches,
+            image_id=IMAGE, geometry=GEOMETRY, think=think, fixed_latents=fixed, max_latent_steps=latents,
+            max_new_tokens=tokens, spec=self.program.spec, past=past,
         )  # fmt: skip
         assert self.program.spec.problems(feed) == []
         names = [spec.name for spec in self.program.spec.outputs]

@@ -1,6 +1,5 @@
 """A look and an ask by one program against the whole prompt in one call: every number and every choice."""
 
-import numpy as np
 import pytest
 
 from lrkit.contract.settings import ReasonerSettings

@@ -212,6 +212,7 @@ SHARED_OF_ENGINES = {
     "lrkit.runtime.engines.torch.prompt_batch": "training and export pad prompts as the engine does",
     "lrkit.runtime.engines.torch.engine": "a shape with random weights is put into an engine without a checkpoint",
     "lrkit.runtime.engines.onnxruntime.engine": "export compares programs with the optimizers that the engine uses",
+    "lrkit.runtime.engines.onnxruntime.session": "export compares a program with its declaration as the engine does",
     "lrkit.runtime.engines.onnxruntime.provider_options": "a target may give no option that its bundle is refused for",
     "lrkit.runtime.engines.openvino.compiled": "export compares programs as the engine compiles them",
     "lrkit.runtime.engines.openvino.library": "export and preflight ask the package that the engine runs",

@@ -15,13 +15,13 @@ import onnx_ir as ir
 from lrkit.contract.bundle.io_spec import EMPTY, HALTING, PAST, DType, IoSpec, program_spec
 from lrkit.export.graph.caches import Read
 from lrkit.export.graph.dialects import DIALECTS
-from lrkit.export.graph.looked import see
 from lrkit.export.graph.nodes import Carried, Graph, State, Value
 from lrkit.export.graph.read_prompt import read_prompt
 from lrkit.export.graph.speak import speak
 from lrkit.export.graph.stack import BOOL, FLOAT32, INT64, Stack
 from lrkit.export.graph.think import think
 from lrkit.export.graph.tower_writer import Tower
+from lrkit.export.graph.two_parts import see
 
 DTYPES: dict[DType, ir.DataType] = {
     "int64": INT64, "float32": FLOAT32, "float16": ir.DataType.FLOAT16, "uint8": ir.DataType.UINT8, "bool": BOOL,

@@ -12,10 +12,10 @@ import numpy as np
 
 from lrkit.export.graph.caches import Caches, Read
 from lrkit.export.graph.layers import Mask, Remember, Seen, Segment
-from lrkit.export.graph.looked import Looked, leave, take
 from lrkit.export.graph.nodes import Carried, Graph, Value
 from lrkit.export.graph.replay_nodes import Prompt
 from lrkit.export.graph.stack import INT64, Chunk, Stack
+from lrkit.export.graph.two_parts import Looked, leave, take
 
 
 def read_prompt(g: Graph, caches: Caches, given: Carried, visual: Value) -> Read:

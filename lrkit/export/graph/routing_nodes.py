@@ -173,7 +173,9 @@ class Router:
         routed = self._written(g, padded, at, g.op("Add", token, update), passes, replace(cache, count=count))
         if not self.pads:
             return routed
-        out, passes = (g.op("Slice", value, [0], g.shape_of(hidden, 0), [0]) for value in (routed.hidden, routed.passes))
+        out, passes = (
+            g.op("Slice", value, [0], g.shape_of(hidden, 0), [0]) for value in (routed.hidden, routed.passes)
+        )
         return replace(routed, hidden=out, passes=passes)
 
     def _chosen(self, g: Graph, score: Value, parts: Value) -> tuple[Value, Value, Value]:

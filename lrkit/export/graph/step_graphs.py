@@ -19,7 +19,6 @@ from lrkit.contract.bundle.io_spec import LEFT, OWN_INPUTS, DType, IoSpec, Tenso
 from lrkit.contract.bundle.manifest import StepName
 from lrkit.export.graph.latent_reports import Types
 from lrkit.export.graph.layers import Past, Segment
-from lrkit.export.graph.looked import see
 from lrkit.export.graph.nodes import Carried, Graph, Value
 from lrkit.export.graph.program import DTYPES
 from lrkit.export.graph.read_prompt import read_prompt
@@ -30,6 +29,7 @@ from lrkit.export.graph.speak import speak
 from lrkit.export.graph.stack import FLOAT32, INT64, Stack
 from lrkit.export.graph.think import think
 from lrkit.export.graph.tower_writer import Tower
+from lrkit.export.graph.two_parts import see
 
 DTYPE_NAMES: dict[ir.DataType, DType] = {dtype: name for name, dtype in DTYPES.items()}
 HOST_INPUTS = set(OWN_INPUTS) - {"input_ids"}

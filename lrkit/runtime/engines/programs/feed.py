@@ -50,4 +50,6 @@ def no_past(spec: IoSpec) -> dict[str, np.ndarray]:
     """Those of a program's inputs that take what an earlier look left, where nothing was looked at: free axes have
     length 0."""
     taken = (one for one in spec.inputs if one.name.startswith(PAST))
-    return {one.name: np.zeros([size if isinstance(size, int) else 0 for size in one.shape], one.dtype) for one in taken}
+    return {
+        one.name: np.zeros([size if isinstance(size, int) else 0 for size in one.shape], one.dtype) for one in taken
+    }

@@ -38,7 +38,7 @@ from lrkit.runtime.engines.programs import patience
 from lrkit.runtime.engines.programs.answer_check import AnswerCheck
 from lrkit.runtime.engines.programs.counts import count_program
 from lrkit.runtime.engines.programs.feed import build_feed
-from lrkit.runtime.engines.programs.looked import ProgramLooked, looked_from, outputs_left, read_looked, whole_reports
+from lrkit.runtime.engines.programs.looks import ProgramLooked, looked_from, outputs_left, read_looked, whole_reports
 from lrkit.runtime.engines.programs.step_session import StepSession
 
 # Large, and of no use to an answer.
@@ -234,8 +234,8 @@ class ProgramEngine:
     def _require_scenes(self) -> None:
         if not self._left:
             raise UserError(
-                f"{self.bundle.folder}: its {self.role} program reads a picture with each question; to look once and ask "
-                "often, export the checkpoint again with scenes=true"
+                f"{self.bundle.folder}: its {self.role} program reads a picture with each question; to look once and "
+                "ask often, export the checkpoint again with scenes=true"
             )
 
     @property

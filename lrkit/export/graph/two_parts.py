@@ -1,4 +1,4 @@
-"""What a look at the pictures leaves, as a program gives it and takes it back (docs/method.md: the prompt has two parts).
+"""What a look at the pictures leaves, as a program gives it and takes it back (docs/method.md: two parts of a prompt).
 
 Place in the pipeline: read_prompt.py takes the state of an earlier look before it reads a prompt, and gives that of the
 prompt that it read. Whoever looked gives all further tokens of the prompt in a second call: the question. Where nothing
@@ -126,4 +126,6 @@ def _first(g: Graph, whole: Value, router: Router, slots: int, axis: int, kind: 
         return part
     depth, heads, _, width = router.cache_shape
     short = slots - router.alpha
-    return g.op("Concat", part, np.zeros((depth, short) if axis == 1 else (depth, heads, short, width), kind), axis=axis)
+    return g.op(
+        "Concat", part, np.zeros((depth, short) if axis == 1 else (depth, heads, short, width), kind), axis=axis
+    )

@@ -1,7 +1,7 @@
 """What a program leaves of a look at pictures, and how it goes into later questions. Torch-free.
 
 Place in the pipeline: `ProgramEngine.look` -> `ProgramLooked` -> `EncodedPrompt.looked` -> feed.py; its arrays go into
-scene files. io_spec.py names them: a look's outputs `new_keys`, ... are the inputs `past_keys`, ... of an ask.
+scene files. io_spec.py names them: a look's outputs new_keys and so on are the inputs past_keys and so on of an ask.
 
 Legend: L tokens of the picture part, V visual tokens.
 """
@@ -86,7 +86,7 @@ def read_looked(
     if "ids" in arrays and arrays["ids"].tolist() != list(ids):
         raise DataError(f"ids are not those of these pictures; {_AGAIN}")
     passes = arrays[PASSES]
-    if passes.size and not (0 <= passes.min() and passes.max() <= depth):
+    if passes.size and not (passes.min() >= 0 and passes.max() <= depth):
         raise DataError(f"{PASSES} holds numbers that no routing leaves; {_AGAIN}")
     return ProgramLooked({PAST + name: array for name, array in arrays.items() if name != PASSES}, passes)
 
@@ -106,4 +106,8 @@ def whole_reports(out: Mapping[str, np.ndarray], look: ProgramLooked) -> dict[st
         return dict(out)
     depths = out["routed_depths"].copy()
     depths[0] += look.passes.sum(1)
-    return {**out, "routed_prompt": np.concatenate([look.passes, out["routed_prompt"]], axis=1), "routed_depths": depths}
+    return {
+        **out,
+        "routed_prompt": np.concatenate([look.passes, out["routed_prompt"]], axis=1),
+        "routed_depths": depths,
+    }
