@@ -47,7 +47,7 @@ def see(g: Graph, stack: Stack, tower: Tower, given: Carried) -> Value:
     some = g.op("Greater", g.op("ReduceSum", g.cast(is_visual, INT64), [0], keepdims=0), 0)
     nothing = np.zeros((1, stack.dims.row_width), g.floats.numpy())
     kind = g.floats, ("V", stack.dims.row_width)
-    return g.choice(some, lambda inner: tower(inner, given), lambda inner: inner.value(nothing), kind)
+    return g.either(some, lambda inner: tower(inner, given), lambda inner: inner.value(nothing), kind)
 
 
 def take(g: Graph, stack: Stack, given: Carried) -> Looked | None:
