@@ -17,6 +17,8 @@ FLOAT = "float"
 """What a target says of a part whose matrices stay in the number type that the program computes in."""
 SAME = "same"
 """What a target says of a part that may have matrices of its own, where it has none."""
+MANY = 5
+"""Tokens of a chunk from which on arithmetic binds its products, not memory, so that it reads `chunks`."""
 Floats = Literal["fp32", "fp16"]
 Encoding = Literal["MatMulNBits", "MatMulIntegerToFloat", "DequantizeLinear"]
 """Operator that reads integers: one of ONNX Runtime's own, or the standard one."""

@@ -15,6 +15,7 @@ from lrkit.environment import onnxruntime_providers
 from lrkit.errors import LrkitError
 from lrkit.gpus import find_gpus
 from lrkit.profile.ceilings.devices import load_sheet, plan
+from lrkit.profile.ceilings.number_types import fastest_float
 from lrkit.profile.ceilings.rates import MeasuredRates, measure_rates
 from lrkit.profile.ceilings.roofline import Work, ceilings, phase_work
 from lrkit.profile.judge.statistics import COUNTERS, compare_runs, summarize_run
@@ -199,7 +200,8 @@ def _ceilings(summary: Report, work: Mapping[str, Work], rates: MeasuredRates | 
     if rates is None:
         return None
     phases = summary["phases_sec"]
-    return ceilings(work, phases, rates.rates, "vision" not in phases, rates.vision_rates)
+    machine = fastest_float(rates.types)
+    return ceilings(work, phases, rates.rates, "vision" not in phases, rates.vision_rates, machine)
 
 
 def _model(model: Model, rates: MeasuredRates | None) -> Report:

@@ -4,6 +4,7 @@ import pytest
 
 from lrkit.gpus import Gpu, Gpus
 from lrkit.profile.ceilings.machine import engine_states, inspect_machine, known_gpus
+from lrkit.profile.ceilings.number_types import fastest_float, measure_types
 from lrkit.provenance import installed_version
 from lrkit.runtime.engines.tensorrt.library import installed_version as engine_version
 
@@ -52,3 +53,13 @@ def test_rates_are_measured_only_when_asked(measure: bool) -> None:
     for row in rates:
         assert 1e8 < row["memory_copy_bytes_per_sec"] < 1e13 and 1e8 < row["read_bytes_per_sec"] < 1e13
         assert 1e8 < row["matmul_flops_per_sec"] < 1e16
+
+
+def test_each_number_type_is_measured_once() -> None:
+    types = measure_types("cpu", 1)
+    assert [one.name for one in types] == ["float32", "bfloat16", "int8"]
+    assert all(1e8 < one.flops_per_sec < 1e16 for one in types)
+    assert measure_types("cpu", 1) is types
+    best = fastest_float(types)
+    assert best is not None and best.flops_per_sec == max(one.flops_per_sec for one in types[:2])
+    assert fastest_float(()) is None

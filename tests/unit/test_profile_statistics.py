@@ -11,6 +11,7 @@ from lrkit.config import load_config
 from lrkit.errors import ConfigError, DataError, UserError
 from lrkit.gpus import GpuMeter
 from lrkit.profile.ceilings.devices import DeviceSheet, load_sheet, plan
+from lrkit.profile.ceilings.number_types import TypeRate
 from lrkit.profile.ceilings.roofline import Rates, Work, ceilings
 from lrkit.profile.judge.depth_map import depth_map
 from lrkit.profile.judge.statistics import compare_runs, drift, geometric_ratio, summarize_run
@@ -202,6 +203,12 @@ def test_ceilings_name_what_binds() -> None:
     assert (found["speak"]["binds"], found["speak"]["share_of_ceiling"]) == ("memory", pytest.approx(0.25))
     assert found["vision"]["binds"] == "overhead"
     assert found["think"]["share_of_ceiling"] is None
+    assert {one["share_of_machine"] for one in found.values()} == {None}
+    machine = TypeRate("bfloat16", 1e11, "torch")
+    beside = ceilings(work, phases, rates, together=False, machine=machine)
+    assert beside["prefill"]["machine_type"] == "bfloat16"
+    assert beside["prefill"]["share_of_machine"] == pytest.approx(0.05), "arithmetic is ten times as fast"
+    assert beside["speak"]["share_of_machine"] == pytest.approx(0.25), "memory is not"
     joined = ceilings(work, phases, rates, together=True)
     assert "vision" not in joined and joined["prefill"]["bytes"] == 2e6
 

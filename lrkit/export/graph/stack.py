@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from lrkit.contract.bundle.io_spec import LookShape, ProgramShape
 from lrkit.contract.bundle.manifest import Limits
+from lrkit.contract.schemes import MANY
 from lrkit.errors import ExportError
 from lrkit.export.graph.choices import choice
 from lrkit.export.graph.latent_reports import LatentReports
@@ -27,8 +28,6 @@ from lrkit.export.weights.source import Source
 from lrkit.families.protocols import Geometry
 
 FLOAT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
-MANY = 5
-"""Tokens of a latent step from which on arithmetic binds its products, not memory."""
 SHARED = {"consecutive": False, "shared": True}
 """`ReplaySettings.positions` -> whether a step's tokens share the latent's position."""
 

@@ -13,16 +13,22 @@ import numpy as np
 
 from lrkit.contract.bundle.manifest import ProgramEntry
 from lrkit.contract.schemes import chosen, scheme_named
+from lrkit.profile.ceilings.number_types import measure_types
 
 ROWS, WIDTH = 256, 1024
 """A prompt's worth of tokens through a square matrix."""
 _SECONDS = 0.4
 
 
-def program_flops(entry: ProgramEntry, target: Mapping[str, Any], threads: int | None) -> tuple[float, str] | None:
-    """(operations per second of the fastest try, how) of a program by its bundle's target; None where it cannot be
-    measured or the program has no such products."""
-    scheme = scheme_named(entry.precision)
+def program_flops(
+    entry: ProgramEntry, target: Mapping[str, Any], threads: int | None, name: str
+) -> tuple[float, str] | None:
+    """(operations per second of the fastest try, how) of a program's matrices that are held by the scheme `name`, by
+    its bundle's target; None where it cannot be measured or the program multiplies them as floats."""
+    scheme = scheme_named(name)
+    if scheme.encoding(entry.dialect) == "MatMulIntegerToFloat":
+        found = [one for one in measure_types("cpu", threads) if one.name == "int8"]
+        return (found[0].flops_per_sec, found[0].by) if found else None
     if scheme.encoding(entry.dialect) != "MatMulNBits":
         return None
     try:
@@ -33,7 +39,7 @@ def program_flops(entry: ProgramEntry, target: Mapping[str, Any], threads: int |
     options = onnxruntime.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
-    block = chosen(target, scheme, "block")
+    block = chosen(target, scheme, "block") if entry.precision == name else scheme.blocks[0]
     model = ir.serde.serialize_model(_graph(scheme.bits, block, entry.accuracy_level or 0)).SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     feed = {"x": np.random.default_rng(0).standard_normal((ROWS, WIDTH), dtype=np.float32)}

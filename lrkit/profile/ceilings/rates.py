@@ -16,6 +16,7 @@ import numpy as np
 from lrkit.contract.schemes import scheme_named
 from lrkit.cores import usable_cores
 from lrkit.gpus import torch_can_use
+from lrkit.profile.ceilings.number_types import TypeRate, measure_types
 from lrkit.profile.ceilings.program_rates import program_flops
 from lrkit.profile.ceilings.roofline import Rates
 from lrkit.runtime.engines.common.protocol import Engine
@@ -49,7 +50,9 @@ class MeasuredRates:
     by: str
     """torch on ..., or numpy."""
     float_flops_per_sec: float | None = None
-    """Of a vision tower that stays in float where the language model does not; None: the same."""
+    """Of a vision tower that is held otherwise than the language model; None: the same."""
+    types: tuple[TypeRate, ...] = ()
+    """What the device does in each number type, whatever the model computes in."""
 
     @property
     def rates(self) -> Rates:
@@ -68,17 +71,27 @@ class MeasuredRates:
 
 def measure_rates(engine: Engine, weight_bytes: int, threads: int | None = None) -> MeasuredRates | None:
     """The rates of what `engine` runs on; None where lrkit cannot measure them: a bundle on a GPU without torch."""
-    working_set = max(_SMALL_BYTES, min(weight_bytes, _large(engine.place)))
+    found = _own_rates(engine, max(_SMALL_BYTES, min(weight_bytes, _large(engine.place))), threads)
+    return found and replace(found, types=measure_types(engine.place, found.threads))
+
+
+def _own_rates(engine: Engine, working_set: int, threads: int | None) -> MeasuredRates | None:
+    """Those of the number type, or the integers, that the model is multiplied in."""
     if engine.bundle is None or engine.entry is None:
         return _by_torch(engine.place, engine.dtype, working_set)
     if engine.place != "cpu":
         return _of_gpu(engine.dtype, working_set)
+    entry, target = engine.entry, engine.bundle.manifest.target
     rates = _by_numpy(working_set, threads or usable_cores())
-    product = program_flops(engine.entry, engine.bundle.manifest.target, threads)
-    if product is None:
+    layers = program_flops(entry, target, threads, entry.held.get("chunks") or entry.precision)
+    tower = program_flops(entry, target, threads, entry.held.get("vision") or "fp32")
+    if layers is None and tower is None:
         return rates
-    by = f"numpy; products of the language model by {product[1]}"
-    return replace(rates, matmul_flops_per_sec=product[0], float_flops_per_sec=rates.matmul_flops_per_sec, by=by)
+    said = [
+        f"products of the {part} by {one[1]}" for part, one in (("language model", layers), ("tower", tower)) if one
+    ]
+    own, seen = (one[0] if one else rates.matmul_flops_per_sec for one in (layers, tower))
+    return replace(rates, matmul_flops_per_sec=own, float_flops_per_sec=seen, by="; ".join(["numpy", *said]))
 
 
 def measure_device(device: str, dtype: str) -> MeasuredRates:

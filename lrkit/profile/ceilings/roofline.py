@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lrkit.contract.schemes import MANY
+from lrkit.profile.ceilings.number_types import TypeRate
 from lrkit.runtime.engines.common.model_counts import ModelCounts
 
 MOSTLY_OVERHEAD = 0.1
@@ -70,9 +72,11 @@ def ceilings(
     rates: Rates,
     together: bool,
     vision_rates: Rates | None = None,
+    machine: TypeRate | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Per phase: work, least time, measured median, achieved rates, the ratio of the times, and what binds.
-    `together`: the measured prefill holds the vision tower. `vision_rates`: where the tower's are others."""
+    `together`: the measured prefill holds the vision tower. `vision_rates`: where the tower's are others. `machine`:
+    the fastest float type that the machine has, whose ceiling is told beside."""
     joined = dict(work)
     if together and "vision" in joined:
         joined["prefill"] = joined["prefill"] + joined.pop("vision")
@@ -95,14 +99,24 @@ def ceilings(
             "achieved_flops_per_sec": needed.flops / measured if measured and measured > 0 else None,
             "share_of_ceiling": share,
             "binds": "overhead" if share is not None and share < MOSTLY_OVERHEAD else binds,
+            "machine_type": None if machine is None else machine.name,
+            "share_of_machine": _of_machine(needed, own, machine, measured),
         }
     return found
+
+
+def _of_machine(needed: Work, own: Rates, machine: TypeRate | None, measured: float | None) -> float | None:
+    """The least time in the machine's fastest float type over the measured one. Above 1 where integers are faster."""
+    if machine is None or not measured or measured < 0:
+        return None
+    return Rates(own.bytes_per_sec, machine.flops_per_sec).seconds(needed) / measured
 
 
 def _pass(counts: ModelCounts, tokens: float, seen: float, cached: float) -> Work:
     """One pass of `tokens` through the language model, each seeing `seen` keys, `cached` of them read; one head row."""
     size, weights = counts.weight_bytes, counts.weights
-    work = Work(size["layers"] + size["head"], 2 * weights["layers"] * tokens + 2 * weights["head"])
+    own = tokens >= MANY and size.get("chunks")  # a second copy of the layers, where there is one
+    work = Work((own or size["layers"]) + size["head"], 2 * weights["layers"] * tokens + 2 * weights["head"])
     if counts.attention is None:
         return work
     a, layers = counts.attention, counts.num_layers

@@ -100,6 +100,8 @@ def ceiling_bars(runs: Sequence[Values]) -> str | None:
                 continue
             bar = [rect(0, 6, 100, 10, "track"), rect(0, 6, min(100.0, 100 * share), 10, f"b-{found['binds']}")]
             note = f"{percent(share)}, {ms(found['ceiling_sec'])} of {ms(found['measured_sec'])} ms"
+            if found.get("share_of_machine") is not None:
+                note += f"; {percent(found['share_of_machine'])} of the {found['machine_type']} ceiling"
             drawing = svg(22, *bar, label=f"{run['id']} {name}: {percent(share)} of the ceiling")
             rows.append(labelled(f"{run['id']} {PHASE_NAMES[name]}", drawing, note))
     if not rows:

@@ -28,7 +28,8 @@ def render_markdown(report: Values) -> str:
         _phases(report["runs"]),
         "## Ceilings",
         "The least time by bytes read and operations done, at the rates measured beside it, as a share of the measured "
-        "median; what binds stands behind it.",
+        "median; what binds stands behind it. Behind that: the same share, if products went at the rate of the fastest "
+        "float type that the machine has.",
         _ceilings(report["runs"]),
         _sweep(report["sweep"]),
         _plan(report["plan"]),
@@ -200,12 +201,16 @@ def _ceilings(runs: Sequence[Values]) -> str:
     rows = []
     for run in runs:
         found: Values = run["ceilings"] or {}
-        cells = [
-            f"{percent(found[name]['share_of_ceiling'])} {found[name]['binds']}" if name in found else "-"
-            for name in names
-        ]
+        cells = [_of_ceiling(found[name]) if name in found else "-" for name in names]
         rows.append([run["id"], *cells])
     return table(("run", *names), rows)
+
+
+def _of_ceiling(found: Values) -> str:
+    """Also of the machine's fastest float type, which reports of an earlier lrkit do not have."""
+    own = f"{percent(found['share_of_ceiling'])} {found['binds']}"
+    share = found.get("share_of_machine")
+    return own if share is None else f"{own}; {percent(share)} of {found['machine_type']}"
 
 
 def _sweep(sweep: Values | None) -> str | None:

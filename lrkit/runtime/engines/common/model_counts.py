@@ -8,7 +8,8 @@ from typing import Any
 
 from lrkit.contract.settings import ReasonerSettings
 
-PARTS = ("vision", "embedding", "layers", "head", "routing")
+PARTS = ("vision", "embedding", "layers", "chunks", "head", "routing")
+"""`chunks`: the layers' matrices a second time, as the prompt reads them."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class ModelCounts:
     """Sizes of a model, counted or, for a bundle, from its bytes by part."""
 
     weight_bytes: dict[str, float]
-    """vision (with merger), embedding, layers, head, routing."""
+    """By `PARTS`; vision with its merger."""
     weights: dict[str, float]
     """Weights in matrices: vision, merger, layers, head. What vision multiplies more than once for each patch counts as
     often."""
