@@ -10,6 +10,7 @@ from lrkit.contract.bundle.bundle_folder import Bundle
 from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import GraphName, ProgramEntry, Role
 from lrkit.errors import BundleError
+from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.openvino.compiled import compile_graph, on_cpu, written_in
 from lrkit.runtime.engines.openvino.graph import OvGraph
 from lrkit.runtime.engines.openvino.options import Numbers, OpenVinoOptions
@@ -49,6 +50,10 @@ class OpenVinoSessions(ProgramSessions):
 
 class OpenVinoEngine(ProgramEngine):
     """One program of a bundle on OpenVINO. May be used by several threads at once."""
+
+    def __init__(self, sessions: OpenVinoSessions, processor: Processor, role: Role = "latent") -> None:
+        super().__init__(sessions, processor, role)
+        self.sessions: OpenVinoSessions = sessions
 
     @classmethod
     def from_bundle(cls, path: Path | str, options: OpenVinoOptions, verify: bool = True) -> "OpenVinoEngine":

@@ -64,6 +64,11 @@ def capabilities(device: str) -> tuple[str, ...]:
         return ()
 
 
+def is_virtual(device: str) -> bool:
+    """Whether it is no device but what chooses one, or splits a program over several."""
+    return device.partition(":")[0] in VIRTUAL
+
+
 def check_device(name: str) -> str:
     """The name of a device as OpenVINO takes it: CPU, GPU, GPU.1, NPU, AUTO, AUTO:GPU,CPU.
 
@@ -73,12 +78,7 @@ def check_device(name: str) -> str:
     asked = name.strip().upper()
     chooser, _, listed = asked.partition(":")
     found = here()
-    if chooser in VIRTUAL:
-        parts = [part.lstrip("-") for part in listed.split(",") if part]
-    elif ":" in asked or not asked:
-        parts = [asked]
-    else:
-        parts = [asked]
+    parts = [part.lstrip("-") for part in listed.split(",") if part] if chooser in VIRTUAL else [asked]
     kinds = {one.partition(".")[0] for one in found}
     for part in parts:
         known = part in found or part in kinds or (part == "CPU.0" and "CPU" in found)

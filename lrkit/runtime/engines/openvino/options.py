@@ -10,7 +10,7 @@ from pydantic import Field
 
 from lrkit.config import Config
 from lrkit.cores import find_cores
-from lrkit.runtime.engines.openvino.library import core
+from lrkit.runtime.engines.openvino.library import core, here, is_virtual
 
 Precision = Literal["auto", "f32", "bf16", "f16"]
 
@@ -44,11 +44,17 @@ class Numbers:
 
 def properties(options: OpenVinoOptions, device: str, numbers: Numbers) -> dict[str, Any]:
     """What a program is compiled with. Defaults that a device does not know are left out; what was asked for is not."""
-    cores = options.threads or find_cores().threads
+    if is_virtual(device):  # what chooses between devices does not pass on what it does not know itself
+        each = {one: _of_device(options, one, numbers) for one in here()}
+        return {"PERFORMANCE_HINT": "LATENCY", "DEVICE_PROPERTIES": each, **options.properties}
+    return {**_of_device(options, device, numbers), **options.properties}
+
+
+def _of_device(options: OpenVinoOptions, device: str, numbers: Numbers) -> dict[str, Any]:
     wanted: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": numbers.precision,
-        "INFERENCE_NUM_THREADS": cores,
+        "INFERENCE_NUM_THREADS": options.threads or find_cores().threads,
         # Pinned threads of two processes wait for the same cores while others are idle.
         "ENABLE_CPU_PINNING": False,
     }
@@ -57,7 +63,7 @@ def properties(options: OpenVinoOptions, device: str, numbers: Numbers) -> dict[
     asked = {"INFERENCE_PRECISION_HINT"} if options.precision != "auto" else set[str]()
     asked |= {"INFERENCE_NUM_THREADS"} if options.threads is not None else set()
     known = supported(device)
-    return {**{key: value for key, value in wanted.items() if key in known or key in asked}, **options.properties}
+    return {key: value for key, value in wanted.items() if key in known or key in asked}
 
 
 def supported(device: str) -> frozenset[str]:
