@@ -105,6 +105,14 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def read_notes(path: Path) -> dict[str, Any]:
+    """The texts by name that stand beside the tensors in a file's header, `__metadata__`; empty without any. Raises as
+    `read_header`."""
+    _, _, raw = _raw_header(path)
+    notes = parse_json(raw, f"{path}: the header of the safetensors file", CheckpointError).get("__metadata__")
+    return notes if isinstance(notes, dict) else {}
+
+
 def _raw_header(path: Path) -> tuple[int, int, str]:
     """(bytes of the file, bytes of the header, the header's text)."""
     try:

@@ -4,6 +4,8 @@ Place in the pipeline: read by `Processor`, which turns it into token ids; by th
 spoken text by it; by export, which writes it into the bundle.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 from pydantic import model_validator
@@ -27,6 +29,16 @@ class SpecialTokens(Config):
     """Fills a batch."""
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A question about pictures and what was said to it: text of a conversation."""
+
+    question: str
+    answer: str
+    """As spoken, the words of the answer template included. Latents are not kept, as chat templates drop the thinking
+    of earlier turns."""
+
+
 class PromptFormat(Config):
     """How a sample becomes text."""
 
@@ -34,6 +46,9 @@ class PromptFormat(Config):
     """The whole prompt; {images} becomes `image` once per picture. May hold a full chat text."""
     bare_template: str | None = None
     """The whole prompt of a question without pictures; null: `template` with nothing for {images}."""
+    between_turns: str | None = None
+    """The text from a question to the next one of a conversation; {answer} becomes what was said. Pictures stand before
+    the first question. null: a format without follow-ups."""
     image: str = "<|vision_start|><|image_pad|><|vision_end|>"
     """The text of one picture; its one image token is repeated for every visual token."""
     step_separator: str = "\n"
@@ -53,6 +68,12 @@ class PromptFormat(Config):
             problems.append(f"image holds {self.tokens.image} {count} times; it must hold it exactly once")
         if self.bare_template is not None and (count := self.bare_template.count("{question}")) != 1:
             problems.append(f"bare_template holds {{question}} {count} times; it must hold it exactly once")
+        if self.between_turns is not None and (count := self.between_turns.count("{answer}")) != 1:
+            problems.append(f"between_turns holds {{answer}} {count} times; it must hold it exactly once")
+        if self.between_turns is not None and not problems and not self.asks_behind_pictures:
+            problems.append(
+                "between_turns is given, but template has {images} behind {question}; leave between_turns out"
+            )
         if not self.answer.partition("{answer}")[0].strip():
             problems.append("answer has no text before {answer}; give it a marker such as 'Answer:'")
         if problems:
@@ -64,12 +85,24 @@ class PromptFormat(Config):
         """What is said before the answer, without the space that belongs to the answer: "Answer:"."""
         return self.answer.partition("{answer}")[0].rstrip()
 
-    def prompt_text(self, question: str, num_images: int) -> str:
-        """The prompt as text, each picture as one `image` text."""
+    @property
+    def asks_behind_pictures(self) -> bool:
+        """Whether the question stands behind the pictures, so that these can be read before it is known."""
+        return self.template.index("{images}") < self.template.index("{question}")
+
+    def prompt_text(self, question: str, num_images: int, earlier: Sequence[Turn] = ()) -> str:
+        """The prompt as text, each picture as one `image` text; `earlier` turns need `between_turns`."""
         bare = self.bare_template if num_images == 0 else None
         before, _, after = (self.template if bare is None else bare).partition("{question}")
         images = self.image * num_images
-        return before.replace("{images}", images) + question + after.replace("{images}", images)
+        said, _, asked = (self.between_turns or "").partition("{answer}")
+        told = "".join(turn.question + said + turn.answer + asked for turn in earlier)
+        return before.replace("{images}", images) + told + question + after.replace("{images}", images)
+
+    def as_spoken(self, text: str, mode: Mode) -> str:
+        """The words of a finished turn: what was said, and in the mode `direct` the answer's beginning, which stood in
+        the prompt."""
+        return self.answer.partition("{answer}")[0] + text if mode == "direct" else text
 
     def answer_parts(self, answer: str) -> tuple[str, str]:
         """(marker, the rest with its leading space), encoded apart so that the marker is always the same ids."""

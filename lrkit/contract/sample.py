@@ -17,6 +17,16 @@ marker; none, the answer alone, behind a prompt that ends with the marker; bare,
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """What was asked about the same pictures before, with its answer; told to the model as text."""
+
+    question: str
+    steps: tuple[str, ...]
+    """Spoken before the answer where steps are spoken."""
+    answer: str
+
+
+@dataclass(frozen=True)
 class Sample:
     """A question, the pictures it is about (none, one or several), the steps that lead to its answer, the answer."""
 
@@ -32,6 +42,8 @@ class Sample:
     """Name of the sample within its data set."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """What else is known about it (hops, split, source line); never shown to the model."""
+    earlier: tuple[Earlier, ...] = ()
+    """Turns of the conversation that the question follows up; empty: it is the first."""
 
     @property
     def place(self) -> str:

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 
+from lrkit.contract.prompt import PromptFormat, Turn
 from lrkit.contract.sample import Sample, Spoken, naming
 from lrkit.errors import ConfigError, DataError
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
@@ -134,7 +135,8 @@ def _speak(
     """What a sample asks and says once `num_latents` latents stand for its first steps."""
     replaced = num_replaced(len(sample.steps), num_latents, max_latent_steps)
     with naming(sample):
-        prompt = processor.encode_prompt(sample.images, sample.question)
+        earlier = earlier_turns(processor.format, sample, spoken, explicit=max_latent_steps is None)
+        prompt = processor.encode_prompt(sample.images, sample.question, earlier=earlier)
         ids = processor.encode_speech(sample.steps[replaced:] if spoken == "rest" else (), sample.answer)
     marker = 0 if spoken == "rest" else len(processor.answer_prefix_ids)
     asked = processor.asked_in(prompt, "direct") if spoken == "none" else prompt
@@ -143,6 +145,16 @@ def _speak(
     # Explicit steps left to speak are steps that were asked for: the model did not choose to stop thinking there.
     may_think = spoken != "none" and replaced == len(sample.steps)
     return _Spoken(asked, ids[marker:], weights[marker:], may_think)
+
+
+def earlier_turns(format: PromptFormat, sample: Sample, spoken: Spoken, explicit: bool) -> list[Turn]:
+    """The turns before a sample as a model speaks them that is trained so; `explicit` speaks steps too."""
+    turns: list[Turn] = []
+    for told in sample.earlier:
+        steps = told.steps if explicit and spoken == "rest" else ()
+        answer = told.answer if spoken == "bare" else format.answer.replace("{answer}", told.answer)
+        turns.append(Turn(told.question, format.step_separator.join([*steps, answer])))
+    return turns
 
 
 class _TokenWeigher:

@@ -12,10 +12,10 @@ Everything follows from a `numpy.random.Generator`: equal seeds give equal sampl
 start room, so that the last token of the prompt is where the first hop begins.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -72,14 +72,22 @@ def sample_trail(
     start = int(rng.integers(NUM_ROOMS.get(kind, 1)))
     rooms = [start, *(room for room in rng.permutation(10).tolist() if room != start)][: hops + 1]
     board = draw_board(split, kind, rng, settings, dict(pairwise(rooms)))
-    info = {"kind": kind, "split": split, "task": "trail", "hops": hops}
+    return trail_turn(board, rooms, False, {"kind": kind, "split": split}, labels_of(board))
+
+
+def trail_turn(
+    board: Board, rooms: Sequence[int], goes_on: bool, info: Mapping[str, Any], labels: Mapping[str, Any] | None = None
+) -> Sample:
+    """A question about the trail through these rooms of a board. `goes_on`: from where the last answer ended."""
+    hops = len(rooms) - 1
     unit = "hop" if hops == 1 else "hops"
+    where = "here" if goes_on else f"in room {rooms[0]}"
     return Sample(
         images=board.images(),
-        question=f"Take {hops} {unit}. Which room are you in? Start in room {start}",
+        question=f"Take {hops} {unit}. Which room are you in? Start {where}",
         steps=tuple(_sentence(number, *pair) for number, pair in enumerate(pairwise(rooms), 1)),
         answer=str(rooms[-1]),
-        info={**info, "rooms": tuple(rooms), **_labels(board)},
+        info={**info, "task": "trail", "hops": hops, "rooms": tuple(rooms), **(labels or {})},
     )
 
 
@@ -125,8 +133,18 @@ def sample_read(
         question="Read the signs.",
         steps=(),
         answer=" ".join(f"{room} {signs[room]}" for room in order),
-        info={**info, **_labels(board)},
+        info={**info, **labels_of(board)},
     )
+
+
+def _as_it_is(sample: Sample) -> Sample:
+    return sample
+
+
+RETOLD: Mapping[Task, Callable[[Sample], Sample]] = {
+    "trail": _as_it_is, "terse": tersely, "short": shortly, "brief": in_brief,
+}  # fmt: skip
+"""Task -> how a trail is told; `read` is none."""
 
 
 class TrailStream:
@@ -146,8 +164,7 @@ class TrailStream:
         lengths = [hops] if isinstance(hops, int) else list(hops or HOPS[kind])
         chosen = self.rng.choice(lengths, count).tolist()
         samples = [sample_trail(self.split, kind, length, self.rng, self.settings) for length in chosen]
-        retold = {"trail": lambda sample: sample, "terse": tersely, "short": shortly, "brief": in_brief}[task]
-        return [retold(sample) for sample in samples]
+        return [RETOLD[task](sample) for sample in samples]
 
     def __iter__(self) -> Iterator[Sample]:
         """Trails on main boards, one by one."""
@@ -181,5 +198,6 @@ def _sentence(step: int, room: int, sign: int) -> str:
     return f"Step {step}: I am in room {room}; the sign here shows {sign}, so I go on to room {sign}."
 
 
-def _labels(board: Board) -> dict[str, object]:
+def labels_of(board: Board) -> dict[str, object]:
+    """What `Sample.info` says of a board."""
     return {"scans": board.scans, "token_rooms": board.token_rooms, "token_digits": board.token_digits}

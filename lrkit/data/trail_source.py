@@ -18,7 +18,8 @@ from lrkit.contract.sample import Sample
 from lrkit.data.board import NUM_ROOMS, BoardKind, TrailSettings
 from lrkit.data.scans import Split
 from lrkit.data.sources import DataSource, KeyT, Plan, choose
-from lrkit.data.trail import HOPS, MAX_HOPS, VOCABULARY, TrailStream, trail_set
+from lrkit.data.trail import HOPS, MAX_HOPS, RETOLD, VOCABULARY, TrailStream, trail_set
+from lrkit.data.trail_talk import MAX_TURNS, Retold, sample_talk
 from lrkit.errors import UnknownNameError, did_you_mean
 from lrkit.runtime.encode.processor import Processor
 
@@ -36,6 +37,9 @@ class TrailData(DataSource):
     """Kinds of boards and how often each is drawn, relative to the others."""
     drawing: TrailSettings = TrailSettings()
     """How boards are drawn."""
+    turns: int = Field(default=1, ge=1, le=MAX_TURNS)
+    """Most questions of a conversation about one board; as many as drawn, from 1 on. The last is learned, with the
+    earlier ones in its context."""
 
     drawn: ClassVar[str] = "the trails, which take a package of the train extra to draw"
 
@@ -64,6 +68,8 @@ class TrailData(DataSource):
     def stage_problems(self, stage: Plan) -> Iterator[str]:
         if stage.epochs is not None:
             yield "epochs count lines of a file; give updates for trail data, which is drawn without end"
+        if self.turns > 1 and stage.batches == "equal":
+            yield "batches: equal draws one length, and the turns of conversations differ; leave it out, or data.turns"
         if any(not 1 <= length <= MAX_HOPS for length in stage.lengths):
             yield f"lengths {list(stage.lengths)} are not all possible; a trail has 1 to {MAX_HOPS} hops"
         yield from _readout_problems(stage, stage.boards or self.boards)
@@ -94,6 +100,9 @@ class TrailSource:
             return self._stream.draw(count, kind=kind, task=task)
         lengths = stage.lengths or HOPS[kind]
         weights = dict(zip(lengths, stage.length_weights or (1.0,) * len(lengths), strict=True))
+        if self._data.turns > 1:
+            chosen = [(choose(weights, rng), int(rng.integers(self._data.turns)) + 1) for _ in range(count)]
+            return [self._talk("train", kind, *pair, rng, RETOLD[task]) for pair in chosen]
         if stage.batches == "equal":
             return self._stream.draw(count, kind=kind, task=task, hops=choose(weights, rng))
         return [self._stream.draw(1, kind=kind, task=task, hops=choose(weights, rng))[0] for _ in range(count)]
@@ -101,8 +110,21 @@ class TrailSource:
     def validation(self, stage: Plan, count: int) -> dict[int, list[Sample]]:
         kind = _heaviest(stage.boards or self._data.boards)
         lengths = stage.lengths or HOPS[kind]
-        drawing = self._data.drawing
+        drawing, turns = self._data.drawing, self._data.turns
+        if turns > 1:
+            return {
+                n: [
+                    self._talk("val", kind, n, turns, np.random.default_rng([0, number]), RETOLD["trail"])
+                    for number in range(count)
+                ]
+                for n in sorted(set(lengths))
+            }
         return {n: trail_set(kind, "val", count, hops=(n,), settings=drawing) for n in sorted(set(lengths))}
+
+    def _talk(
+        self, split: Split, kind: BoardKind, hops: int, turns: int, rng: np.random.Generator, retold: Retold
+    ) -> Sample:
+        return sample_talk(split, kind, hops, turns, rng, self._data.drawing, retold)
 
     def held_out(self, stage: Plan, count: int) -> list[Sample]:
         kind, task = _heaviest(stage.boards or self._data.boards), _heaviest(stage.tasks or {"read": 1.0})
@@ -119,7 +141,8 @@ class TrailSource:
 
     def digest(self) -> str:
         # Drawn by code from the recipe's seed: the code's version and the drawing settings are the data.
-        text = f"trail {__version__} {self._data.model_dump_json()}"
+        left_out = {"turns"} if self._data.turns == 1 else set[str]()
+        text = f"trail {__version__} {self._data.model_dump_json(exclude=left_out)}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def files(self) -> dict[str, str]:

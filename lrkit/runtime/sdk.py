@@ -10,7 +10,6 @@
 Place in the pipeline: Processor (encode/processor.py) -> an `Engine` (engines/table.py) -> `Answer` (answer/answer.py).
 """
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +17,16 @@ from typing import Any, Literal
 
 from lrkit.contract.attention import read_attention
 from lrkit.contract.bundle.bundle_folder import is_bundle
-from lrkit.contract.generated import Generated, Mode
+from lrkit.contract.generated import Mode
 from lrkit.errors import UserError
 from lrkit.pictures.input import ImageSource, as_pictures
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.answer.answer import Answer
+from lrkit.runtime.answer.answering import Asked, Clock, answer_all, check_mode
 from lrkit.runtime.answer.arguments import (
     ask_options,
     callback,
+    file_path,
     flag,
     known_mode,
     model_path,
@@ -35,12 +36,13 @@ from lrkit.runtime.answer.arguments import (
     texts,
     whole_number,
 )
-from lrkit.runtime.answer.regions import Region, token_regions
-from lrkit.runtime.encode.processor import EncodedPrompt, Processor
+from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.common.number_types import known_dtype
 from lrkit.runtime.engines.common.protocol import AskOptions, Engine
 from lrkit.runtime.engines.common.stopping import CancelFlag, Stop
 from lrkit.runtime.engines.table import EngineChoice, open_checkpoint, open_engine
+from lrkit.runtime.scenes.look_store import LookStore
+from lrkit.runtime.scenes.scene import Scene, look_at, open_scene
 
 Images = ImageSource | Iterable[ImageSource] | None
 
@@ -48,8 +50,11 @@ Images = ImageSource | Iterable[ImageSource] | None
 class Reasoner:
     """A model that thinks in latent steps, ready to be asked."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, scene_bytes: int | None = None) -> None:
+        """`scene_bytes` is the most memory for the states of scenes (None: 512 MiB): beyond it, those that were not
+        asked longest are left, and such a scene looks again when it is asked."""
         self.engine = engine
+        self.scenes = LookStore(whole_number("scene_bytes", scene_bytes, 0))
 
     @classmethod
     def load(
@@ -62,6 +67,7 @@ class Reasoner:
         engine: str | None = None,
         engine_options: Mapping[str, Any] | None = None,
         provider_options: Mapping[str, str] | None = None,
+        scene_bytes: int | None = None,
     ) -> "Reasoner":
         """Loads a bundle, a folder that `lrkit export` wrote. Several threads may share the result.
 
@@ -69,7 +75,7 @@ class Reasoner:
         has such engines; `engine_options` are its own (the row's class of options). Those of ONNX Runtime may be given
         by name: `provider` is cpu, cuda, cuda:1, tensorrt, ...; `threads` those of one operator (None: as many as the
         process may use); `session_config` its own session entries, `provider_options` the provider's. `verify` compares
-        every file with its SHA-256.
+        every file with its SHA-256. `scene_bytes` is the most memory for scenes (None: 512 MiB).
 
         Raises:
             BundleError: no bundle, or one that is damaged, incomplete or of a later schema, or without such an engine.
@@ -77,7 +83,7 @@ class Reasoner:
             MissingExtraError: the engine's package is not installed.
         """
         choice = _choice(engine, engine_options, provider, threads, session_config, provider_options)
-        return cls(open_engine(model_path(path), choice, flag("verify", verify))).prepare()
+        return cls(open_engine(model_path(path), choice, flag("verify", verify)), scene_bytes).prepare()
 
     @classmethod
     def open(
@@ -128,6 +134,7 @@ class Reasoner:
         cuda_graphs: bool = False,
         allow_download: bool = False,
         attention: str | Mapping[str, str] | None = None,
+        scene_bytes: int | None = None,
     ) -> "Reasoner":
         """Loads a checkpoint (a folder, or a shipped name such as `tiny`) on torch. A plain Hugging Face model answers
         in the modes cot and direct. A backbone that is named by a hub id is fetched only with `allow_download`.
@@ -137,6 +144,7 @@ class Reasoner:
         where questions of like length follow one another; the first of a length pays for the recording.
         `attention` names the kernels of attention as transformers does: sdpa (the default), flash_attention_2,
         flash_attention_3 or flash_attention_4, one for both parts or {"vision": ..., "text": ...}.
+        `scene_bytes` is the most memory for scenes (None: 512 MiB).
         A process that is forked afterwards answers on one thread. Load in each process to use all, or run a bundle.
 
         Raises:
@@ -149,7 +157,7 @@ class Reasoner:
         options = {"dtype": dtype, "cuda_graphs": flag("cuda_graphs", cuda_graphs)}
         options |= {"attention": read_attention(attention).model_dump()}
         options |= {"device": device, "allow_download": flag("allow_download", allow_download)}
-        return cls(open_checkpoint(folder, EngineChoice(None, options)))
+        return cls(open_checkpoint(folder, EngineChoice(None, options)), scene_bytes)
 
     @property
     def processor(self) -> Processor:
@@ -167,17 +175,9 @@ class Reasoner:
 
     def baseline(self, mode: Mode) -> "Reasoner":
         """Returns the model to ask in `mode`: the baseline that this checkpoint declares for it, or itself."""
-        self._check_mode(known_mode(mode))
+        check_mode(self.engine, known_mode(mode))
         engine = None if mode == "latent" else self.engine.baseline(mode)
-        return self if engine is None else Reasoner(engine)
-
-    def _check_mode(self, mode: Mode) -> None:
-        """Refuses a mode that the model does not have."""
-        if mode not in self.engine.modes:
-            raise UserError(
-                f"this model has no latents, so it cannot be asked in the mode {mode}; ask in the mode "
-                f"{' or '.join(self.engine.modes)}, or train it first (`lrkit train RECIPE init=FOLDER`)"
-            )
+        return self if engine is None else Reasoner(engine, self.scenes.limit)
 
     def ask(
         self,
@@ -231,6 +231,31 @@ class Reasoner:
         pairs = question_pairs(questions)
         return self._answers(pairs, options, max_pixels, None) if pairs else []
 
+    def look(self, images: Images, *, max_pixels: int | None = None, timeout: float | None = None,
+             cancel: CancelFlag | None = None) -> Scene:  # fmt: skip
+        """Reads pictures once, for any number of questions about them: each costs what stands behind the pictures. The
+        answers are those of `ask`, bit for bit on torch in float32. Pictures, `max_pixels`, `timeout` and `cancel` as
+        in `ask`.
+
+        Raises:
+            DataError: a picture cannot be used, or there is none.
+            UserError: a program that was exported without scenes, a model that prunes visual tokens, or a prompt format
+                with the question in front of the pictures.
+            CapacityError, TimeoutExceeded, Cancelled: as `ask`.
+        """
+        given = as_pictures(images)
+        stop, most = Stop.within(timeout, cancel), whole_number("max_pixels", max_pixels, 1)
+        return look_at(self.engine, self.scenes, given, most, stop)
+
+    def open_scene(self, path: str | Path, images: Images = None) -> Scene:
+        """A scene that `Scene.save` wrote, by the same model in whichever process. The file holds no pictures: give
+        them as `images` where traces are to be drawn.
+
+        Raises:
+            DataError: no scene, a damaged one, one of another model or prompt format, or other pictures.
+        """
+        return open_scene(self.engine, self.scenes, file_path("path", path), as_pictures(images))
+
     def _answers(
         self,
         pairs: list[tuple[tuple[ImageSource, ...], str]],
@@ -238,87 +263,15 @@ class Reasoner:
         max_pixels: int | None,
         on_text: Callable[[str], None] | None,
     ) -> list[Answer]:
-        self._check_mode(options.mode)
+        check_mode(self.engine, options.mode)
         max_pixels = whole_number("max_pixels", max_pixels, 1)
-        started = time.perf_counter()
-        prompts = [self.processor.encode_prompt(images, question, max_pixels) for images, question in pairs]
-        encoded = time.perf_counter()
-        speaker = None if on_text is None else _Speaker(self.processor, on_text)
-        results = self.engine.generate(prompts, options, speaker)
-        if speaker is not None:
-            speaker.finish()
-        outer = {"preprocess": encoded - started, "total": time.perf_counter() - started}
-        return [
-            self._answer(images, question, prompt, result, options.mode, {**result.timings, **outer})
-            for (images, question), prompt, result in zip(pairs, prompts, results, strict=True)
+        clock = Clock()
+        asked = [
+            Asked(images, question, self.processor.encode_prompt(images, question, max_pixels))
+            for images, question in pairs
         ]
-
-    def _answer(
-        self,
-        images: tuple[ImageSource, ...],
-        question: str,
-        prompt: EncodedPrompt,
-        result: Generated,
-        mode: Mode,
-        timings: dict[str, float],
-    ) -> Answer:
-        said = self.processor.decode(result.token_ids)
-        return Answer(
-            text=said,
-            answer=self.processor.format.find_answer(said, mode),
-            mode=mode,
-            latent_steps=result.latent_steps,
-            spoken_tokens=len(result.token_ids),
-            ar_steps=result.ar_steps,
-            prefilled_tokens=result.prefilled_tokens,
-            replayed_tokens=result.replayed_tokens,
-            depths=tuple(result.routed_depths.get(layer, 0) for layer in range(self.engine.num_layers)),
-            halting=result.halting,
-            regions=tuple(self._regions(prompt, result)),
-            timings=timings,
-            resized=prompt.resized,
-            dtype=self.engine.dtype,
-            question=question,
-            images=images,
-        )
-
-    def _regions(self, prompt: EncodedPrompt, result: Generated) -> list[tuple[Region, ...]]:
-        geometry = self.processor.geometry
-        steps: list[tuple[Region, ...]] = []
-        for step in result.replayed:
-            total = sum(token.weight for token in step) or 1.0
-            shares = [token.weight / total for token in step]
-            indices = [token.index for token in step]
-            steps.append(tuple(token_regions(indices, prompt.grids, geometry, prompt.sizes, shares)))
-        return steps
-
-
-class _Speaker:
-    """Turns streamed tokens into text: what the decoded text has gained since the last token."""
-
-    def __init__(self, processor: Processor, on_text: Callable[[str], None]) -> None:
-        self._processor = processor
-        self._on_text = on_text
-        self._ids: list[int] = []
-        self._said = ""
-
-    def __call__(self, tokens: list[int | None]) -> None:
-        if tokens[0] is None:
-            return
-        self._ids.append(tokens[0])
-        text = self._processor.decode(self._ids)
-        # A token may end in the middle of a character; wait for the rest.
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            self._say(text)
-
-    def finish(self) -> None:
-        """Gives out what waited for the rest of a character, so that all parts together are the whole answer."""
-        self._say(self._processor.decode(self._ids))
-
-    def _say(self, text: str) -> None:
-        if len(text) > len(self._said):
-            self._on_text(text[len(self._said) :])
-            self._said = text
+        clock.lap("preprocess")
+        return answer_all(self.engine, asked, options, on_text, clock)
 
 
 def _choice(

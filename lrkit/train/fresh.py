@@ -5,7 +5,7 @@ Place in the pipeline: a recipe whose `init` holds values instead of a checkpoin
 
 from collections.abc import Sequence
 
-from lrkit.contract.prompt import PromptFormat
+from lrkit.contract.prompt import PromptFormat, SpecialTokens
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.data.trail import VOCABULARY
 from lrkit.families.protocols import ModelSizes, ModelTokens
@@ -24,7 +24,8 @@ def fresh_processor(words: Sequence[str] = VOCABULARY, family: str = DEFAULT) ->
     geometry = fresh_models(family).geometry(
         patch_size=8, merge_size=2, min_pixels=16 * 16, max_pixels=256 * 256, plain=True
     )
-    return Processor(build_word_tokenizer(words, markers=geometry.markers), geometry, PromptFormat())
+    format = PromptFormat(between_turns=" {answer}" + SpecialTokens().eos)
+    return Processor(build_word_tokenizer(words, markers=geometry.markers), geometry, format)
 
 
 def fresh_backbone(values: FreshBackbone, processor: Processor) -> Backbone:

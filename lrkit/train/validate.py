@@ -12,7 +12,7 @@ import torch
 from lrkit.contract.generated import GenerationLimits
 from lrkit.contract.sample import Sample, naming
 from lrkit.contract.scoring import is_correct
-from lrkit.data.collate import TrainBatch
+from lrkit.data.collate import TrainBatch, earlier_turns
 from lrkit.data.sources import Source
 from lrkit.model.generate import generate
 from lrkit.model.reasoner import LatentReasoner
@@ -113,8 +113,10 @@ class Validator:
         if length not in self._prompts:
             made: list[EncodedPrompt] = []
             for sample in self._samples[length]:
+                explicit = self._stage.latent_steps == 0
                 with naming(sample):
-                    prompt = self._processor.encode_prompt(sample.images, sample.question)
+                    earlier = earlier_turns(self._processor.format, sample, self._stage.spoken_steps, explicit)
+                    prompt = self._processor.encode_prompt(sample.images, sample.question, earlier=earlier)
                 made.append(self._processor.asked_in(prompt, self._stage.mode))
             self._prompts[length] = made
         return self._prompts[length]

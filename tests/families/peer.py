@@ -71,3 +71,18 @@ def inputs_of(processor: Any, question: str, pictures: Sequence[Image] = ()) -> 
     return processor.apply_chat_template(
         messages(question, pictures), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
+
+
+def conversation_ids(
+    processor: Any, earlier: Sequence[tuple[str, str]], question: str, pictures: Sequence[Image]
+) -> list[int]:
+    """Ids of a question behind earlier ones with their answers, the pictures before the first."""
+    first, *others = [*(asked for asked, _ in earlier), question]
+    turns = messages(first, pictures)
+    for (_, answer), following in zip(earlier, others, strict=True):
+        turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        turns.append({"role": "user", "content": [{"type": "text", "text": following}]})
+    made = processor.apply_chat_template(
+        turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    return made["input_ids"][0].tolist()

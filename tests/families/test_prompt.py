@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from lrkit.contract.prompt import Turn
+from lrkit.errors import UserError
 from lrkit.runtime.encode.processor import Processor
 from tests.families.cases import FamilyCase, peer_of
 from tests.families.conftest import noise, pictures_of
-from tests.families.peer import inputs_of, open_processor
+from tests.families.peer import conversation_ids, inputs_of, open_processor
 
 QUESTION = "How many squares are there?"
 QUESTIONS = (
@@ -93,3 +95,19 @@ def test_special_tokens_keep_their_published_ids(sides: Sides) -> None:
         assert tokenizer.convert_tokens_to_ids(name) == sides.ours.tokenizer.token_to_id(name)
     assert tokenizer.eos_token_id in sides.ours.end_ids
     assert sides.ours.latent_id not in {tokenizer.convert_tokens_to_ids(name) for name in tokenizer.all_special_tokens}
+
+
+def test_a_conversation_has_the_ids_of_the_familys_processor(sides: Sides, variant: tuple[FamilyCase, Path]) -> None:
+    """Its own chat template around three turns; a family without one has no follow-ups, and says so."""
+    told = [Turn("How many?", "There are 2."), Turn("Which one is left?", " the red\none ")]
+    pictures = pictures_of(variant[0], 2)
+    if sides.ours.format.between_turns is None:
+        assert getattr(sides.theirs, "chat_template", None) is None
+        with pytest.raises(UserError, match="has no follow-ups"):
+            sides.ours.encode_prompt(pictures, QUESTION, earlier=told)
+        return
+    for earlier in (told[:1], told):
+        own = sides.ours.encode_prompt(pictures, QUESTION, earlier=earlier)
+        assert own.ids == conversation_ids(
+            sides.theirs, [(one.question, one.answer) for one in earlier], QUESTION, pictures
+        )

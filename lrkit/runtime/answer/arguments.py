@@ -5,7 +5,7 @@ Place in the pipeline: an application -> runtime/sdk.py -> here. Pictures are ch
 
 import operator
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,6 +84,19 @@ def question_text(question: Any, what: str = "the question") -> str:
             f"{what} holds half of a surrogate pair (character {error.start}), which is no character; take it out"
         ) from error
     return question
+
+
+def question_texts(questions: Any) -> list[str]:
+    """The questions of `Scene.ask_batch`.
+
+    Raises:
+        DataError: no list of texts.
+        CapacityError: one is too long.
+    """
+    if isinstance(questions, str | bytes | Mapping) or not isinstance(questions, Iterable):
+        raise DataError(f"the questions are {kind_of(questions)}; give a list of texts, or use ask for one")
+    listed = cast(Iterable[Any], questions)
+    return [question_text(one, f"question {number}") for number, one in enumerate(listed, start=1)]
 
 
 def question_pairs(questions: Any) -> list[tuple[tuple[ImageSource, ...], str]]:

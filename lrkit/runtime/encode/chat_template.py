@@ -7,7 +7,7 @@ Place in the pipeline: plain_format.py asks `render_chat` once, for a folder wit
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,16 @@ REMEDY = "add a prompt.json (docs/checkpoints.md shows one)"
 """What helps whenever a template does not."""
 _MAX_TEMPLATE = 1 << 20
 _MAX_WAIT = 20.0
-_JOBS = 3
-"""Of one form: a prompt, a finished turn, a prompt without a picture."""
+_JOBS = 5
+"""Of one form: a prompt, a finished turn, a prompt without a picture, conversations of two and of three turns."""
+_NUMBERED = "lrkit-turn-{}-goes-here"
 _ENDLESS = {"error": "it ran too long, or needed too much memory"}
 
 
 class RenderedChat:
     """What a template says, in the form of messages that it takes."""
 
-    def __init__(self, prompt: str, finished: str | None, bare: str | None) -> None:
+    def __init__(self, prompt: str, finished: str | None, bare: str | None, between: str | None = None) -> None:
         self.prompt = prompt
         """One question with one picture, up to where the answer begins. Holds the picture's text and `QUESTION_MARK`
         once each."""
@@ -38,6 +39,9 @@ class RenderedChat:
         """The same with `ANSWER_MARK` as answer; None where the template does not show it once."""
         self.bare = bare
         """One question without a picture; None where the template cannot render it."""
+        self.between = between
+        """The text from a question to the next one, with `ANSWER_MARK` once; None where the template cannot render
+        conversations, or not so that each turn adds the same words."""
 
     @property
     def end(self) -> str:
@@ -91,21 +95,25 @@ def render_chat(folder: Path, template: str, tokens: Mapping[str, str], image: s
     require("jinja2", "train")
     parts = [{"type": "image"}, {"type": "text", "text": QUESTION_MARK}]
     answer = [{"type": "text", "text": ANSWER_MARK}]
-    given = ((parts, answer, parts[1:]), (image + QUESTION_MARK, ANSWER_MARK, QUESTION_MARK))
+    given = ((parts, answer, parts[1:], _as_parts), (image + QUESTION_MARK, ANSWER_MARK, QUESTION_MARK, str))
     reasons: list[str] = []
-    for question, spoken, alone in given:
+    for question, spoken, alone, said in given:
         turns = [{"role": "user", "content": question}]
         jobs = [
             {"messages": turns, "add_generation_prompt": True},
             {"messages": [*turns, {"role": "assistant", "content": spoken}], "add_generation_prompt": False},
             {"messages": [{"role": "user", "content": alone}], "add_generation_prompt": True},
+            *({"messages": [*turns, *_later(said, count)], "add_generation_prompt": True} for count in (1, 2)),
         ]
-        prompt, finished, bare = _run(template, json.dumps(tokens, sort_keys=True), json.dumps(jobs))
+        prompt, finished, bare, *longer = _run(template, json.dumps(tokens, sort_keys=True), json.dumps(jobs))
         text, end = prompt.get("text"), finished.get("text", "")
         if text is not None and text.count(image) == 1 and text.count(QUESTION_MARK) == 1:
             shown = bare.get("text", "")
             return RenderedChat(
-                text, end if end.count(ANSWER_MARK) == 1 else None, shown if shown.count(QUESTION_MARK) == 1 else None
+                text,
+                end if end.count(ANSWER_MARK) == 1 else None,
+                shown if shown.count(QUESTION_MARK) == 1 else None,
+                _between(text, *(one.get("text", "") for one in longer)),
             )
         reasons.append(prompt.get("error", ""))
         if prompt is _ENDLESS:  # the other form would take as long
@@ -113,6 +121,33 @@ def render_chat(folder: Path, template: str, tokens: Mapping[str, str], image: s
     if reasons[0]:
         raise CheckpointError(f"{folder}: the chat template cannot be rendered ({one_line(reasons[0])}); {REMEDY}")
     raise CheckpointError(f"{folder}: the chat template does not show a picture as {image}; {REMEDY}")
+
+
+def _as_parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+def _later(said: Callable[[str], Any], count: int) -> list[dict[str, Any]]:
+    """So many answers, each with the question that follows it."""
+    made: list[dict[str, Any]] = []
+    for turn in range(count):
+        made.append({"role": "assistant", "content": said(_NUMBERED.format(2 * turn))})
+        made.append({"role": "user", "content": said(_NUMBERED.format(2 * turn + 1))})
+    return made
+
+
+def _between(prompt: str, two: str, three: str) -> str | None:
+    """What stands between two questions, if conversations are built of a prompt and that."""
+    before, _, behind = prompt.partition(QUESTION_MARK)
+    begins, ends = before + QUESTION_MARK, _NUMBERED.format(1) + behind
+    if not two.startswith(begins) or not two.endswith(ends) or len(two) < len(begins) + len(ends):
+        return None
+    between = two[len(begins) : len(two) - len(ends)]
+    first, second, third, last = (_NUMBERED.format(number) for number in range(4))
+    again = begins + between + second + between.replace(first, third) + last + behind
+    if between.count(first) != 1 or again != three:
+        return None
+    return between.replace(first, ANSWER_MARK)
 
 
 @lru_cache(maxsize=32)

@@ -25,7 +25,7 @@ class ControlTokens:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         names = format.tokens
-        around = format.template + format.image + (format.bare_template or "")
+        around = format.template + format.image + (format.bare_template or "") + (format.between_turns or "")
         used = {names.image, names.latent, names.eos, names.pad, *names.more_ends}
         # A marker that is no token of its own ("\n") is a text like any other.
         used |= {token.content for token in added.values() if token.content in markers and token.content.strip()}

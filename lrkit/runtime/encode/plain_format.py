@@ -14,7 +14,7 @@ from lrkit.contract.prompt import PromptFormat, SpecialTokens
 from lrkit.errors import CheckpointError, shown
 from lrkit.families.protocols import PromptStyle
 from lrkit.files import read_json
-from lrkit.runtime.encode.chat_template import QUESTION_MARK, find_template, render_chat
+from lrkit.runtime.encode.chat_template import ANSWER_MARK, QUESTION_MARK, find_template, render_chat
 from lrkit.runtime.encode.tokenizer_files import guarded
 
 _MAX_ENDS = 16
@@ -43,6 +43,8 @@ def plain_format(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer, 
         bare = None if chat.bare is None else chat.bare.replace(QUESTION_MARK, "{question}")
         if bare != values["template"].replace("{images}", ""):
             values["bare_template"] = bare
+        if chat.between is not None and chat.prompt.index(image) < chat.prompt.index(QUESTION_MARK):
+            values["between_turns"] = chat.between.replace(ANSWER_MARK, "{answer}")
         ends = [token for token in [_turn_end(chat.end, tokenizer)] if token] + ends
     elif style.plain_template is not None:
         values["template"] = _beginning(folder, tokenizer) + style.plain_template
@@ -51,6 +53,7 @@ def plain_format(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer, 
         pad = next((name for name in (SpecialTokens().pad, "<|endoftext|>") if tokenizer.token_to_id(name)), ends[0])
     if (
         "{images}" in image
+        or values.get("between_turns", "{answer}").count("{answer}") != 1
         or "{question}" in image
         or values.get("template", "{images}{question}").count("{images}") != 1
     ):

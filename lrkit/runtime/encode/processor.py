@@ -8,7 +8,7 @@ So the ids of a piece do not depend on what latents replaced before it, and a pi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,9 +19,9 @@ from lrkit.config import load_config
 from lrkit.contract.bundle.limits import check_images, check_prompt
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.generated import Mode
-from lrkit.contract.prompt import PromptFormat
+from lrkit.contract.prompt import PromptFormat, Turn
 from lrkit.contract.settings import ReplaySettings
-from lrkit.errors import CheckpointError, ConfigError, DataError, UnknownNameError, one_line
+from lrkit.errors import CheckpointError, ConfigError, DataError, UnknownNameError, UserError, one_line
 from lrkit.families.protocols import Geometry, Grid
 from lrkit.families.table import family_of, geometry_of, prompt_style
 from lrkit.files import read_json, write_json, write_text
@@ -29,55 +29,14 @@ from lrkit.pictures.input import ImageSource
 from lrkit.pictures.load import Pictures
 from lrkit.runtime.encode.chat_template import find_template
 from lrkit.runtime.encode.controls import ControlTokens
-from lrkit.runtime.encode.fitting import Resized, fit_pictures
-from lrkit.runtime.encode.looked import Looked
+from lrkit.runtime.encode.encoded_prompt import EncodedPrompt, picture_part
+from lrkit.runtime.encode.fitting import fit_pictures
 from lrkit.runtime.encode.plain_format import plain_format
 from lrkit.runtime.encode.tokenizer_files import CONFIG_FILE, FILE, config_to_write, guarded, read_tokenizer
 
 PROMPT_FILE = "prompt.json"
-
-
-@dataclass(frozen=True)
-class EncodedPrompt:
-    """One prompt, ready for the model."""
-
-    ids: list[int]
-    """Token ids; the visual tokens are those equal to the image token's id."""
-    patches: np.ndarray | None
-    """uint8 (all pictures' patches, bytes of a patch); None without a picture."""
-    grids: list[Grid]
-    """Per picture: how it was cut, in the family's own numbers."""
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    """Per picture: (width, height) in pixels as given, upright."""
-    geometry: Geometry | None = None
-    """How the patches were cut; None without a picture."""
-    resized: tuple[Resized, ...] = ()
-    """The pictures that a limit made smaller."""
-    picture_part: int = 0
-    """Ids of the picture part: up to and with the last visual token. 0 where the prompt has one part: without a
-    picture, and where nothing follows the last one."""
-    looked: Looked | None = field(default=None, repr=False, compare=False)
-    """What reading the picture part left; None where it is still to be read."""
-    windows: np.ndarray | None = None
-    """uint8 (visual tokens, patches of a window, bytes of a patch): what each visual token covers in the full picture,
-    as `Geometry.cut_windows` cuts it; None where replay is not fine, or without a picture."""
-
-    @property
-    def pixel_values(self) -> np.ndarray | None:
-        """The patches as the torch model reads them (`Geometry.pixel_values`); None without a picture."""
-        if self.patches is None:
-            return None
-        assert self.geometry is not None, "patches without the geometry that they were cut by"
-        return self.geometry.pixel_values(self.patches)
-
-    @property
-    def window_values(self) -> np.ndarray | None:
-        """The windows as the torch model reads them, float32 (V, M, C); None where there are none."""
-        if self.windows is None:
-            return None
-        assert self.geometry is not None, "windows without the geometry that they were cut by"
-        values = self.geometry.pixel_values(self.windows.reshape(-1, self.windows.shape[-1]))
-        return values.reshape(*self.windows.shape[:2], -1)
+QUESTION_ROOM = 128
+"""Tokens of text for which pictures of a scene leave room where a bundle limits the prompt; at most a quarter of it."""
 
 
 class Processor:
@@ -186,39 +145,85 @@ class Processor:
         return self
 
     def encode_prompt(
-        self, images: Sequence[ImageSource], question: str, max_pixels: int | None = None
+        self,
+        images: Sequence[ImageSource],
+        question: str,
+        max_pixels: int | None = None,
+        earlier: Sequence[Turn] = (),
     ) -> EncodedPrompt:
-        """Ids and patches of a question about pictures; each picture's image token becomes one per visual token, with
-        the family's markers between them.
+        """Ids and patches of a question about pictures, behind `earlier` turns about them; each picture's image token
+        becomes one per visual token, with the family's markers between them.
 
         Pictures above `max_pixels` (None: the image processor's own) or too large for `limits` together are shrunk by
         the processor's own resizing rule; `EncodedPrompt.resized` names them.
 
         Raises:
             DataError: a picture cannot be read, or the question holds a control token or an unknown word.
+            UserError: earlier turns, and the format has no follow-ups.
             CapacityError: a picture is too large to be decoded, or the prompt is above `limits` whatever the size of
                 its pictures.
             UserError: `max_pixels` is less than one visual token.
         """
-        if not question.strip():
-            raise DataError("the question is empty; ask something")
-        self._controls.refuse(question, "question")
-        text_ids = self._encode(self.format.prompt_text(question, len(images)))
-        self._refuse_unknown(text_ids, question, "question")
-        self._controls.check_prompt(text_ids, question, len(images))
+        text_ids = self.text_ids(question, len(images), earlier)
+        prompt = self._cut(images, text_ids, max_pixels, 0)
+        return replace(prompt, picture_part=picture_part(prompt.ids, self.image_id))
+
+    def encode_pictures(self, images: Sequence[ImageSource], max_pixels: int | None = None) -> EncodedPrompt:
+        """The picture part of every prompt about these pictures, for `Engine.look`. Limits of a bundle leave room for
+        `QUESTION_ROOM` tokens of text.
+
+        Raises:
+            UserError: the format has the question in front of the pictures, or there is no picture.
+            DataError, CapacityError: as `encode_prompt`.
+        """
+        if not images:
+            raise DataError("there is no picture to look at; give one, or ask without a scene")
+        if not self.format.asks_behind_pictures:
+            raise UserError(
+                "this model's prompts have the question in front of the pictures, so these cannot be read before it is "
+                "known; ask about the pictures themselves"
+            )
+        prompt = self._cut(images, self._around(len(images)), max_pixels, QUESTION_ROOM)
+        ids = self.picture_ids(prompt.grids)
+        return replace(prompt, ids=ids, picture_part=len(ids))
+
+    def picture_ids(self, grids: Sequence[Grid]) -> list[int]:
+        """Ids of the picture part of every prompt about pictures that are cut so."""
+        ids = self.with_pictures(self._around(len(grids)), grids)
+        return ids[: len(ids) - ids[::-1].index(self.image_id)]
+
+    def _around(self, num_images: int) -> list[int]:
+        """Ids of a prompt without a question."""
+        text_ids = self._encode(self.format.prompt_text("", num_images))
+        self._controls.check_prompt(text_ids, "", num_images)
+        return text_ids
+
+    def encode_behind(self, pictures: EncodedPrompt, question: str, earlier: Sequence[Turn] = ()) -> EncodedPrompt:
+        """The prompt of a question about what `encode_pictures` gave. Raises as `encode_prompt`."""
+        ids = self.with_pictures(self.text_ids(question, len(pictures.grids), earlier), pictures.grids)
+        part = pictures.picture_part
+        if ids[:part] != pictures.ids or part == len(ids):
+            raise DataError("the question changes how its pictures are told; ask about the pictures themselves")
+        if self.limits is not None:
+            patches = sum(map(self.geometry.num_patches, pictures.grids))
+            check_prompt(self.limits, len(ids), len(pictures.grids), patches)
+        return replace(pictures, ids=ids)
+
+    def _cut(
+        self, images: Sequence[ImageSource], text_ids: Sequence[int], max_pixels: int | None, room: int
+    ) -> EncodedPrompt:
+        """Cuts pictures, and puts their tokens into a prompt; `room` tokens of text are still to come."""
         geometry = self.geometry.with_max_pixels(max_pixels)
         if self.limits is not None:
             check_images(self.limits, len(images))
+            room = min(room, self.limits.max_prompt_tokens // 4)
         pictures = Pictures(images)
         sizes = pictures.sizes
         # The mode direct adds the answer's marker: pictures leave room for it in every mode, so that all see the same.
-        text_tokens = len(text_ids) - len(images) + len(self.answer_prefix_ids)
+        text_tokens = len(text_ids) - len(images) + len(self.answer_prefix_ids) + room
         fitted = fit_pictures(sizes, geometry, self.limits, text_tokens)
         grids = [used.grid(*size) for used, size in zip(fitted.geometries, sizes, strict=True)]
-        expanded = iter([geometry.picture_ids(grid, self.image_id) for grid in grids])
-        ids: list[int] = []
-        for token in text_ids:
-            ids.extend(next(expanded) if token == self.image_id else [token])
+        ids = self.with_pictures(text_ids, grids)
         if self.limits is not None:
             check_prompt(self.limits, len(ids), len(grids), sum(map(geometry.num_patches, grids)))
         cut: list[np.ndarray] = []
@@ -228,9 +233,35 @@ class Processor:
             cut.append(used.cut(picture))
             if self.zoom > 1:
                 windows.append(used.cut_windows(picture))
-        seen, part = geometry if cut else None, picture_part(ids, self.image_id)
-        given = _joined(cut), grids, sizes, seen, tuple(fitted.resized), part
+        given = _joined(cut), grids, sizes, geometry if cut else None, tuple(fitted.resized)
         return EncodedPrompt(ids, *given, windows=_joined(windows))
+
+    def text_ids(self, question: str, num_images: int, earlier: Sequence[Turn] = ()) -> list[int]:
+        """Ids of a prompt with one image token per picture. Raises as `encode_prompt`."""
+        if not question.strip():
+            raise DataError("the question is empty; ask something")
+        if earlier and self.format.between_turns is None:
+            raise UserError(
+                "this model's prompt format has no follow-ups; ask each question on its own, or give its "
+                f"{PROMPT_FILE} the words between_turns"
+            )
+        told = [(turn.question, "earlier question") for turn in earlier]
+        for text, what in [*told, *((turn.answer, "earlier answer") for turn in earlier)]:
+            self._controls.refuse(text, what)
+            self._refuse_unknown(self._encode(text), text, what)
+        self._controls.refuse(question, "question")
+        text_ids = self._encode(self.format.prompt_text(question, num_images, earlier))
+        self._refuse_unknown(text_ids, question, "question")
+        self._controls.check_prompt(text_ids, question, num_images)
+        return text_ids
+
+    def with_pictures(self, text_ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
+        """Ids in which each picture's image token has become one per visual token, with markers."""
+        expanded = iter([self.geometry.picture_ids(grid, self.image_id) for grid in grids])
+        ids: list[int] = []
+        for token in text_ids:
+            ids.extend(next(expanded) if token == self.image_id else [token])
+        return ids
 
     def asked_in(self, prompt: EncodedPrompt, mode: Mode) -> EncodedPrompt:
         """What the model reads in that mode. In `direct` the bare answer is asked for by beginning it: the answer's
@@ -302,15 +333,6 @@ class Processor:
             f"the {what} holds words that this model's vocabulary lacks ({_listed(words)}); "
             "use its words or a model with a larger vocabulary"
         )
-
-
-def picture_part(ids: Sequence[int], image_id: int) -> int:
-    """How many ids stand up to and with the last visual token; 0 without one, and where none follows it.
-
-    Both parts are read, and routed, as chunks of their own, so that the first never depends on what is asked.
-    """
-    behind = next((behind for behind, token in enumerate(reversed(ids)) if token == image_id), 0)
-    return len(ids) - behind if behind else 0
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray | None:

@@ -104,14 +104,12 @@ class _Arrays:
         found = self._left.pop(name, None)
         if found is None:
             raise DataError(f"there is no array {name}, which the model leaves; {_AGAIN}")
-        # Copied: what comes from a file may be read-only memory.
-        tensor = torch.from_numpy(np.array(found))
-        if tuple(tensor.shape) != shape or tensor.dtype != kind:
-            got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-            raise DataError(
-                f"{name} is {got} where the model leaves {str(kind).removeprefix('torch.')} {list(shape)}; {_AGAIN}"
-            )
-        return tensor
+        wanted = str(kind).removeprefix("torch.")
+        if found.shape != shape or str(found.dtype) != wanted:
+            got = f"{found.dtype} {list(found.shape)}"
+            raise DataError(f"{name} is {got} where the model leaves {wanted} {list(shape)}; {_AGAIN}")
+        # Copied: what comes from a file is read-only memory.
+        return torch.from_numpy(np.array(found))
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Pictures that are read once and asked about many times."""
