@@ -4,8 +4,8 @@ Modes, the result and how steps are counted: generated.py.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -55,10 +55,7 @@ def generate(
     Raises:
         UserError: the model's numbers become NaN or infinite.
     """
-    training = reasoner.training
-    if training:  # walking all modules costs as much as a latent step of a small model
-        reasoner.eval()
-    try:
+    with _in_use(reasoner):
         watch = _watch(prompts.input_ids.device)
         state = reasoner.read(prompts, looks)
         with _steps(reasoner, state, mode, limits, recorder) as steps:
@@ -67,9 +64,6 @@ def generate(
             watch.lap("think")
             spoken, finished, fed = _speak(reasoner, steps, len(halting), limits, watch, on_token, between_steps)
             watch.lap("speak")
-    finally:
-        if training:
-            reasoner.train()
     prefilled = prompts.prompt_mask.sum(1).tolist()
     latents = state.latent_steps_B.tolist()
     return [
@@ -89,6 +83,19 @@ def generate(
         )
         for i in range(len(spoken))
     ]
+
+
+@contextmanager
+def _in_use(reasoner: LatentReasoner) -> Generator[None]:
+    """Not in training: without dropout."""
+    training = reasoner.training
+    if training:  # walking all modules costs as much as a latent step of a small model
+        reasoner.eval()
+    try:
+        yield
+    finally:
+        if training:
+            reasoner.train()
 
 
 def _steps(

@@ -15,8 +15,8 @@ from lrkit import LrkitError, Reasoner
 from lrkit.contract.generated import MODES
 from lrkit.contract.prompt import PromptFormat
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
+from lrkit.runtime.answer.answering import _Speaker
 from lrkit.runtime.encode.processor import Processor
-from lrkit.runtime.sdk import _Speaker
 from tests.bundles import QUESTION, picture
 
 
