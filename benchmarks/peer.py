@@ -160,7 +160,7 @@ def target_of(precision: str, args: argparse.Namespace) -> Target:
     """What the peer has too: a float tower and embedding, the head rounded as the layers."""
     if precision == "fp32":
         return Target()
-    how = Int4(block=args.block, accuracy_level=args.accuracy_level, head="int4", embedding="float")
+    how = Int4(block=args.block, accuracy_level=args.accuracy_level, head="int4", embedding="float", vision="float")
     return Target(precision="int4", int4=how)
 
 

@@ -152,6 +152,15 @@ def test_a_whole_program_of_bytes_in_the_standard_dialect_is_torch() -> None:
     assert_equal(reasoner, Runner(build(tiny_reasoner(SETTINGS), target), **AS_WRITTEN), prompt(2), fixed=True)
 
 
+def test_a_tower_is_bytes_on_a_cpu_and_float_elsewhere_unless_the_target_says() -> None:
+    def vision(**values: Any) -> str:
+        return Target.model_validate({"precision": "int4", **values}).int4.vision
+
+    assert vision() == vision(precision="int8") == vision(precision="w8a8") == "w8a8"
+    assert vision(provider="cuda") == vision(dialect="standard") == vision(int4={"vision": "float"}) == "float"
+    assert vision(int4={"vision": "int4"}) == "int4"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
