@@ -38,6 +38,7 @@ WHOLE = {
     "profile": "lrkit.profile.pages.markdown:render_markdown",
     "ablation": "lrkit.train.ablate:render",
     "dialects": "benchmarks.dialects:render",
+    "pruning": "benchmarks.pruning:render",
 }
 """Kind of report -> what renders the page beside it."""
 

@@ -102,6 +102,14 @@ def peer(folder: Path) -> None:
     assert len(row["token_ratio"]["values"]) == 2 and row["bytes"]["peer"] > row["bytes"]["lrkit"] > 10_000
 
 
+def pruning(folder: Path) -> None:
+    """Of eight answers some are wrong once three of four visual tokens are gone: they really leave."""
+    report = json.loads((folder / "pruning.json").read_text())
+    plain, pruned = (row["sets"]["trail:main"]["accuracy"] for row in report["rows"])
+    assert [row["keep"] for row in report["rows"]] == [1.0, 0.25] and plain > 0.9 > pruned
+    assert "| 1 | 0 | 25.0% |" in (folder / "pruning.md").read_text()
+
+
 SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "soak": (lambda bundle, folder: [bundle, "--output", folder / "soak"], soak),
     "cold_start": (lambda bundle, folder: [bundle, "--json", folder / "cold_start.json"], cold_start),
@@ -109,6 +117,7 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "engines": (lambda bundle, folder: [bundle, bundle, "--output", folder / "engines.json"], engines),
     "int4_decode": (lambda bundle, folder: [bundle, "--json", folder / "int4_decode.json"], int4_decode),
     "training_step": (lambda bundle, folder: ["--json", folder / "training_step.json"], training_step),
+    "pruning": (lambda bundle, folder: ["--json", folder / "pruning.json"], pruning),
     "peer": (lambda bundle, folder: ["--json", folder / "peer.json"], peer),
 }
 LONG = {"peer"}
