@@ -21,6 +21,7 @@ import numpy as np
 from lrkit.export.graph.latent_reports import Types
 from lrkit.export.graph.layers import Mask, Past, Remember, Seen, Segment
 from lrkit.export.graph.nodes import Carried, Graph, Value
+from lrkit.export.graph.pruning_nodes import Left, Spread
 from lrkit.export.graph.replay_nodes import Prompt
 from lrkit.export.graph.stack import BOOL, FLOAT32, INT64, Stack
 from lrkit.export.graph.writer import Rotation
@@ -39,6 +40,12 @@ class Read:
     """Per layer (1, G, P, W), as the values."""
     values: list[Value]
     rotation: Rotation
+    left: Left | None = None
+    """Which of its tokens the layers behind pruning hold keys of; None: all."""
+
+    def num_keys(self, behind: bool) -> Value:
+        """Keys of a layer up to the pruned one, or behind it: [1]."""
+        return self.left.num_tokens if behind and self.left is not None else self.prompt.num_tokens
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,8 @@ class Places:
     rotation: Rotation
     routed_rotation: Rotation | None
     """The same as the routers read it; None where nothing routes."""
+    behind: Mask | None = None
+    """Of the layers behind pruning; None: as of the others."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,8 @@ class Latents:
     past: PastOf
     place: Callable[[Graph, Carried, Value, Value | None], Places]
     """Of (graph, state, place of each token after the last key (S,), number of the iteration () in a loop)."""
+    spread: Spread | None = None
+    """Where the columns of layers behind pruning lie among those of the others; None: both have the same."""
 
 
 class Caches(ABC):
@@ -83,6 +94,14 @@ class Caches(ABC):
     def widened(self, g: Graph, own: Value, kind: type) -> Value:
         """What each column of the prompt has, `own` (P,), with zeros of `kind` for the columns that are not its."""
 
+    def prompt_spread(self, g: Graph, left: Left, prompt: Prompt) -> Spread:
+        """While the prompt itself is read: its tokens that stay, among all."""
+        return Spread(left.index, g.op("ConstantOfShape", prompt.num_tokens))
+
+    @abstractmethod
+    def step_spread(self, g: Graph, index: Value, prompt: Prompt) -> Spread:
+        """In a latent step: the keys of those that stay, `index` (Q,), and of latent steps."""
+
     # The latent loop.
 
     @property
@@ -94,6 +113,11 @@ class Caches(ABC):
     @abstractmethod
     def room(self) -> int | str:
         """Columns of the cache that latent steps write."""
+
+    @property
+    def room_behind(self) -> int | str:
+        """The same in the layers behind pruning."""
+        return self.room
 
     @property
     @abstractmethod
@@ -120,7 +144,7 @@ class Caches(ABC):
             types |= {"saliency": (FLOAT32, (self.columns,)), "free": (BOOL, (self.columns,))}
         if stack.routers:
             types["routed_depths"] = (INT64, (stack.steps + 1, len(stack.routers)))
-        types |= self.report_types | self.types(self.room)
+        types |= self.report_types | self.types(self.room, self.room_behind)
         for router in stack.routers.values():
             types |= router.state_types()
         return types
@@ -175,12 +199,14 @@ class Caches(ABC):
 
     # What both are made with.
 
-    def types(self, columns: int | str) -> Types:
-        """Keys and values that a loop writes."""
-        dims = self.stack.dims
-        shape = (1, dims.num_key_heads, columns, dims.head_width)
-        names = [f"{kind}{i}" for i in range(dims.num_layers) for kind in ("key", "value")]
-        return dict.fromkeys(names, (self.stack.dialect.floats, shape))
+    def types(self, columns: int | str, behind: int | str | None = None) -> Types:
+        """Keys and values that a loop writes; `behind`: columns in the layers behind pruning, None: as many."""
+        dims, types = self.stack.dims, Types()
+        for i in range(dims.num_layers):
+            size = columns if behind is None or not self.stack.is_behind(i) else behind
+            shape = (1, dims.num_key_heads, size, dims.head_width)
+            types |= dict.fromkeys((f"key{i}", f"value{i}"), (self.stack.dialect.floats, shape))
+        return types
 
     def empty(self, g: Graph, columns: int) -> Carried:
         """Caches without keys."""

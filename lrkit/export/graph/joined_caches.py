@@ -19,6 +19,7 @@ from lrkit.export.graph.caches import Caches, Latents, PastOf, Places, Read
 from lrkit.export.graph.latent_reports import Types
 from lrkit.export.graph.layers import NEVER, SEEN, Past, Remember, Seen, Segment
 from lrkit.export.graph.nodes import Carried, Graph, Value
+from lrkit.export.graph.pruning_nodes import BEHIND, Spread
 from lrkit.export.graph.replay_nodes import Prompt
 from lrkit.export.graph.writer import Rotation
 
@@ -32,6 +33,8 @@ class Tables:
     """(C, G, 1, 3)."""
     masks: Value
     """(C, 1, 1, N)."""
+    behind: Value | None
+    """The same of the layers behind pruning; None: as of the others."""
     rotation: Rotation
     """Row 0 turns nothing; those behind it are for positions counted from `position`."""
     numbers: Value
@@ -68,6 +71,17 @@ class JoinedCaches(Caches):
         return self.columns
 
     @property
+    def room_behind(self) -> str:
+        """The prompt's columns that are left."""
+        return f"{BEHIND}+C"
+
+    def step_spread(self, g: Graph, index: Value, prompt: Prompt) -> Spread:
+        """Latent slots are in front in all layers."""
+        capacity = self.stack.capacity
+        places = g.op("Concat", np.arange(capacity), g.op("Add", index, [capacity]), axis=0)
+        return Spread(places, g.op("ConstantOfShape", g.op("Add", prompt.num_tokens, [capacity])))
+
+    @property
     def counter_types(self) -> Types:
         """The token to speak is read off the logits after the loop."""
         return {"logits": (self.stack.dialect.floats, (1, self.stack.dims.vocabulary))}
@@ -93,10 +107,11 @@ class JoinedCaches(Caches):
         caches = {
             f"{kind}{i}": g.op("Concat", empty, own, axis=2) for kind in kinds for i, own in enumerate(kinds[kind])
         }
-        return caches, Latents(prompt, lambda layer: Past((), None), place)
+        spread = None if read.left is None else self.step_spread(g, read.left.index, prompt)
+        return caches, Latents(prompt, lambda layer: Past((), None), place, spread)
 
     def _tables(self, g: Graph, read: Read) -> Tables:
-        stack, length = self.stack, read.prompt.num_tokens
+        stack = self.stack
         steps, tokens, capacity, groups = stack.steps, stack.step_tokens, stack.capacity, stack.dims.num_key_heads
         count = steps * tokens
         by_step = np.arange(steps).repeat(tokens).reshape(steps, tokens)
@@ -105,10 +120,15 @@ class JoinedCaches(Caches):
         where = np.zeros((count, groups, 1, 3), np.int64)
         where[..., 1], where[..., 2] = np.arange(groups)[:, None], slots[:, None, None]
         seen = np.where(np.arange(capacity) >= slots[:, None], SEEN, NEVER)[:, None, None]
-        prompt = g.op("ConstantOfShape", g.op("Concat", [count, 1, 1], length, axis=0))
-        masks = g.op("Concat", seen, prompt, axis=-1)
+
+        def masks(length: Value) -> Value:
+            prompt = g.op("ConstantOfShape", g.op("Concat", [count, 1, 1], length, axis=0))
+            return g.op("Concat", seen, prompt, axis=-1)
+
+        whole = masks(read.num_keys(behind=False))
+        behind = None if read.left is None else masks(read.left.num_tokens)
         rows = g.value((ahead[..., None] + 1) * np.array(stack.decoder.turns))
-        return Tables(g.value(where), masks, read.rotation, rows, read.state["position"])
+        return Tables(g.value(where), whole, behind, read.rotation, rows, read.state["position"])
 
     def _place(self, tables: Tables, g: Graph, held: Carried, offsets: Value, iteration: Value | None) -> Places:
         assert iteration is not None, "joined caches are written in a loop of the graph"
@@ -121,7 +141,10 @@ class JoinedCaches(Caches):
         if self.stack.routers:
             since = g.op("Add", step, self.turns(offsets)) if shared else slots
             routed = self.routed_rotation(g, g.op("Add", tables.position, since))
-        return Places(step, where, mask, rotation, routed)
+        behind = None
+        if tables.behind is not None:
+            behind = self.step_mask(g, g.op("Gather", tables.behind, slots, axis=0))
+        return Places(step, where, mask, rotation, routed, behind)
 
     def moved(self, g: Graph, held: Carried, decided: Carried, ahead: Value) -> Carried:
         """The loop itself counts the steps."""
@@ -146,6 +169,8 @@ class JoinedCaches(Caches):
         position = g.op("Add", read.state["position"], steps if self.stack.shares_positions else length)
         whole, unused = g.op("Add", read.prompt.num_tokens, length), g.op("Sub", [self.stack.capacity], length)
         counters = {"token": token, "steps": steps, "position": position, "length": whole, "unused": unused}
+        if read.left is not None:
+            counters["length_behind"] = g.op("Add", read.left.num_tokens, length)
         return counters | self.stack.reports.collected(g, state)
 
     @property
@@ -159,9 +184,11 @@ class JoinedCaches(Caches):
 
     def context(self, g: Graph, read: Read, before: Carried) -> Callable[[Graph, Carried], PastOf]:
         """The latents' cache without the slots that no step filled."""
-        num_tokens, segments = read.prompt.num_tokens, list(zip(read.keys, read.values, strict=True))
+        segments, unpruned = list(zip(read.keys, read.values, strict=True)), read.left is None
+        counts = [read.num_keys(behind) for behind in (False, True)]
         if self.stack.steps:
-            num_tokens, unused = before["length"], before["unused"]
+            counts = [before["length"], before["length"] if unpruned else before["length_behind"]]
+            unused = before["unused"]
 
             def filled(name: str) -> Value:
                 return g.op("Slice", before[name], unused, [np.iinfo(np.int64).max], [2])
@@ -169,8 +196,9 @@ class JoinedCaches(Caches):
             segments = [(filled(f"key{i}"), filled(f"value{i}")) for i in range(len(segments))]
 
         def past(inner: Graph, held: Carried) -> PastOf:
-            lengths = inner.op("Concat", num_tokens, inner.op("Add", held["fed"], [1]), axis=0)
-            return lambda layer: Past((Segment(*segments[layer]),), lengths)
+            spoken = inner.op("Add", held["fed"], [1])
+            lengths = [inner.op("Concat", count, spoken, axis=0) for count in (counts[:1] if unpruned else counts)]
+            return lambda layer: Past((Segment(*segments[layer]),), lengths[self.stack.is_behind(layer)])
 
         return past
 

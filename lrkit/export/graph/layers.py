@@ -111,7 +111,7 @@ class Decoder:
     dimensions: Dimensions
     dialect: Writer
     rows: list[Value] = field(default_factory=list)
-    """Attention rows collected since the last `take_saliency`, each (Q, G, 1, N) or (1, G, Q, N)."""
+    """Attention rows collected since the last `take_rows`, each (Q, G, 1, N) or (1, G, Q, N)."""
 
     def layer(
         self,
@@ -174,9 +174,14 @@ class Decoder:
         gate, up = self.dialect.gate_and_up(g, product, self.dimensions.inner)
         return g.op("Mul", activate(g, self.dialect, gate), up)
 
+    def take_rows(self) -> list[Value]:
+        """The rows watched since the last call, a layer each."""
+        rows, self.rows = self.rows, []
+        return rows
+
     def take_saliency(self, g: Graph) -> Value:
         """Mean over layers and heads of the rows watched since the last call: (N,), float32 (method section 2)."""
-        rows, self.rows = self.rows, []
+        rows = self.take_rows()
         return g.op("ReduceMean", g.op("Concat", *rows, axis=1), [0, 1, 2], keepdims=0)
 
     def angles(self, g: Graph, position: Value) -> Value:

@@ -13,6 +13,7 @@ import numpy as np
 from lrkit.export.graph.caches import Caches, Read
 from lrkit.export.graph.layers import Mask, Remember, Seen, Segment
 from lrkit.export.graph.nodes import Carried, Graph, Value
+from lrkit.export.graph.pruning_nodes import Left, Pruning, num_visual
 from lrkit.export.graph.replay_nodes import Prompt
 from lrkit.export.graph.stack import INT64, Chunk, Stack
 from lrkit.export.graph.two_parts import Looked, leave, take
@@ -22,7 +23,7 @@ def read_prompt(g: Graph, caches: Caches, given: Carried, visual: Value) -> Read
     """Keys, the decision, and everything that latent steps start from. `given` are the program's inputs, `visual` the
     pictures' tokens (V, E)."""
     stack = caches.stack
-    decoder, position, looked = stack.decoder, given["position_ids"], take(g, stack, given)
+    position, looked = given["position_ids"], take(g, stack, given)
     tokens = _tokens(g, stack, given["input_ids"], visual, looked)
     largest = g.op("ReduceMax", g.op("Reshape", position, [-1]), [0], keepdims=1)
     after = g.op("Add", largest, [1])
@@ -31,12 +32,15 @@ def read_prompt(g: Graph, caches: Caches, given: Carried, visual: Value) -> Read
     refined = looked.refined if looked else {i: router.empty(g) for i, router in stack.routers.items()}
     embeds, deep = stack.parted(g, tokens.rows)
     parts = _parts(g, g.op("Equal", given["input_ids"], stack.source.image_id)) if stack.routers else None
-    passed = stack.run(g, Chunk(embeds, *rotations, memory.remember, refined, parts=parts, deep=deep))
+    pruning = _pruning(g, stack, tokens, visual)
+    chunk = Chunk(embeds, *rotations, memory.remember, refined, parts=parts, deep=deep, pruning=pruning)
+    passed = stack.run(g, chunk)
+    spread = None if passed.left is None else caches.prompt_spread(g, passed.left, tokens.prompt)
     state: Carried = {"hidden": passed.hidden} | stack.decide(g, passed.hidden)
     state["prefill_logits"] = g.to_float32(g.op("Squeeze", state["logits"], [0]))
     state["position"] = after
     if stack.replay.slots:
-        saliency = decoder.take_saliency(g)
+        saliency = stack.saliency(g, spread)
         state["saliency"] = caches.widened(g, saliency, np.float32)
         state["free"] = caches.widened(g, tokens.is_visual, np.bool_)
     for i, cache in passed.refined.items():
@@ -46,7 +50,15 @@ def read_prompt(g: Graph, caches: Caches, given: Carried, visual: Value) -> Read
         rest = np.zeros((stack.steps, len(stack.routers)), np.int64)
         state["routed_depths"] = g.op("Concat", row, rest, axis=0)
     state |= leave(g, stack, memory.own_keys, memory.own_values, visual, passed.refined)
-    return Read(state, tokens.prompt, memory.keys, memory.values, rotations[0])
+    return Read(state, tokens.prompt, memory.keys, memory.values, rotations[0], passed.left)
+
+
+def _pruning(g: Graph, stack: Stack, tokens: "Tokens", visual: Value) -> Pruning | None:
+    if not stack.settings.prune.active:
+        return None
+    by_shape = not stack.dialect.target.branches
+    count = num_visual(g, stack.geometry, tokens.is_visual, visual, by_shape)
+    return Pruning(stack.settings.prune, tokens.is_visual, count)
 
 
 class Memory:
@@ -61,8 +73,9 @@ class Memory:
         self.own_values: list[Value] = []
         """Per layer (1, G, P, W)."""
 
-    def remember(self, layer: int) -> Remember:
-        """Where the keys of a layer go."""
+    def remember(self, layer: int, left: Left | None = None) -> Remember:
+        """Where the keys of a layer go, of all tokens or of those left."""
+        mask = self._mask if left is None else left.mask
 
         def remember(key: Value, value: Value) -> Seen:
             self.own_keys.append(key)
@@ -72,7 +85,7 @@ class Memory:
                 value = self._g.op("Concat", self._looked.values[layer], value, axis=2)
             self.keys.append(key)
             self.values.append(value)
-            return Seen((Segment(key, value, self._mask),))
+            return Seen((Segment(key, value, mask),))
 
         return remember
 

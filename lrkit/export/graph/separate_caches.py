@@ -16,6 +16,7 @@ from lrkit.export.graph.caches import Caches, Latents, PastOf, Places, Read
 from lrkit.export.graph.latent_reports import Types
 from lrkit.export.graph.layers import Mask, Past, Remember, Segment
 from lrkit.export.graph.nodes import Carried, Graph, Value
+from lrkit.export.graph.pruning_nodes import Left, Spread
 from lrkit.export.graph.replay_nodes import Prompt
 from lrkit.export.graph.routing_nodes import places, places_by_token
 from lrkit.export.graph.stack import BOOL, INT64
@@ -57,14 +58,27 @@ class SeparateCaches(Caches):
     def begin(self, g: Graph, read: Read) -> tuple[Carried, Latents]:
         """Empty caches and reports."""
         token = self.stack.spoken(g, read.state["logits"])
-        latents = self.latents(g, read.prompt, lambda layer: Segment(read.keys[layer], read.values[layer]))
+        latents = self.latents(g, read.prompt, lambda layer: Segment(read.keys[layer], read.values[layer]), read.left)
         reports, caches = self.stack.reports.empty(g), self.empty(g, self.stack.capacity)
         return {"token": token} | reports | caches, latents
 
-    def latents(self, g: Graph, prompt: Prompt, segment: Callable[[int], Segment]) -> Latents:
-        """What latent steps read: `segment` has the prompt's keys of a layer."""
-        lengths = g.op("Concat", prompt.num_tokens, [self.stack.capacity], axis=0)
-        return Latents(prompt, lambda layer: Past((segment(layer),), lengths), self._place)
+    def latents(
+        self, g: Graph, prompt: Prompt, segment: Callable[[int], Segment], left: Left | None = None
+    ) -> Latents:  # fmt: skip
+        """What latent steps read: `segment` has the prompt's keys of a layer, all or those `left`."""
+        counts = [prompt.num_tokens] if left is None else [prompt.num_tokens, left.num_tokens]
+        lengths = [g.op("Concat", count, [self.stack.capacity], axis=0) for count in counts]
+
+        def past(layer: int) -> Past:
+            return Past((segment(layer),), lengths[self.stack.is_behind(layer)])
+
+        return Latents(prompt, past, self._place, None if left is None else self.step_spread(g, left.index, prompt))
+
+    def step_spread(self, g: Graph, index: Value, prompt: Prompt) -> Spread:
+        """Latent slots are behind the prompt's keys."""
+        slots = g.op("Add", prompt.num_tokens, np.arange(self.stack.capacity))
+        whole = g.op("Add", prompt.num_tokens, [self.stack.capacity])
+        return Spread(g.op("Concat", index, slots, axis=0), g.op("ConstantOfShape", whole))
 
     def _place(self, g: Graph, held: Carried, offsets: Value, iteration: Value | None) -> Places:
         stack = self.stack
@@ -116,15 +130,22 @@ class SeparateCaches(Caches):
 
     def context(self, g: Graph, read: Read, before: Carried) -> Callable[[Graph, Carried], PastOf]:
         """All latent slots behind the prompt; those that no step filled are masked."""
-        num_tokens, mask, segments = read.prompt.num_tokens, None, list(zip(read.keys, read.values, strict=True))
+        segments = list(zip(read.keys, read.values, strict=True))
+        counts = [read.num_keys(behind) for behind in ((False,) if read.left is None else (False, True))]
+        masks: list[Mask | None] = [None, None]
         if self.stack.steps:
-            mask = self._context_mask(g, num_tokens, before["length"])
-            num_tokens = g.op("Add", num_tokens, [self.stack.capacity])
+            masks = [self._context_mask(g, count, before["length"]) for count in counts]
+            counts = [g.op("Add", count, [self.stack.capacity]) for count in counts]
             own = [(before[f"key{i}"], before[f"value{i}"]) for i in range(len(segments))]
             pairs = zip(segments, own, strict=True)
             segments = [(g.op("Concat", a, c, axis=2), g.op("Concat", b, d, axis=2)) for (a, b), (c, d) in pairs]
-        lengths = g.op("Concat", num_tokens, [self.speech_room], axis=0)
-        return lambda inner, held: lambda layer: Past((Segment(*segments[layer], mask),), lengths)
+        lengths = [g.op("Concat", count, [self.speech_room], axis=0) for count in counts]
+
+        def past(layer: int) -> Past:
+            behind = self.stack.is_behind(layer)
+            return Past((Segment(*segments[layer], masks[behind]),), lengths[behind])
+
+        return lambda inner, held: past
 
     def _context_mask(self, g: Graph, num_tokens: Value, length: Value) -> Mask:
         filled = g.op("Unsqueeze", g.op("Less", np.arange(self.stack.capacity), length), [0])

@@ -8,7 +8,7 @@ Legend: P prompt tokens, S tokens of a chunk, D width, E width of a visual token
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -16,11 +16,11 @@ import onnx_ir as ir
 from lrkit.contract.bundle.io_spec import LookShape, ProgramShape
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.schemes import MANY
-from lrkit.errors import ExportError
 from lrkit.export.graph.choices import choice
 from lrkit.export.graph.latent_reports import LatentReports
 from lrkit.export.graph.layers import Decoder, Hidden, Remember
 from lrkit.export.graph.nodes import Carried, Graph, Value
+from lrkit.export.graph.pruning_nodes import BEHIND, Left, Pruning, Spread, pruned_saliency
 from lrkit.export.graph.replay_nodes import Replay
 from lrkit.export.graph.routing_nodes import Refined, Router
 from lrkit.export.graph.writer import Rotation, Writer
@@ -41,8 +41,8 @@ class Chunk:
     rotation: Rotation
     routed_rotation: Rotation | None
     """The same as the routers read it; None where nothing routes."""
-    remember: Callable[[int], Remember]
-    """By layer: where new keys go."""
+    remember: Callable[[int, Left | None], Remember]
+    """By layer, and who is left where some tokens of the chunk have been pruned: where new keys go."""
     refined: dict[int, Refined]
     """By routed layer: its cache."""
     valid: Value | None = None
@@ -53,6 +53,18 @@ class Chunk:
     """Of the prompt, where something routes: which tokens its picture part and its question part have, (2, S)."""
     deep: Mapping[int, Value] = field(default_factory=dict[int, Value])
     """By deep layer: what the tokens add behind it, (S, D)."""
+    pruning: Pruning | None = None
+    """Of the prompt, where visual tokens are pruned."""
+
+    def of(self, g: Graph, left: Left) -> "Chunk":
+        """Behind pruning: the tokens that stay."""
+        return replace(
+            self,
+            rotation=self.rotation.rows(g, left.index),
+            routed_rotation=None if self.routed_rotation is None else self.routed_rotation.rows(g, left.index),
+            parts=None if self.parts is None else g.op("Gather", self.parts, left.index, axis=1),
+            deep={layer: g.op("Gather", added, left.index, axis=0) for layer, added in self.deep.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,8 @@ class Passed:
     refined: dict[int, Refined]
     passes: list[Value]
     """By routed layer: extra passes of each token, (S,)."""
+    left: Left | None = None
+    """Which tokens of the prompt stay; None where none is pruned."""
 
 
 class Stack:
@@ -74,8 +88,8 @@ class Stack:
         self.source, self.dialect, self.limits, self.geometry = source, dialect, limits, geometry
         self.dims, self.settings = source.dimensions, source.settings
         self.decoder = Decoder(self.dims, dialect)
-        if self.settings.prune.active:
-            raise ExportError("no program can be built with prune.after_layer; set it to null")
+        self.scenes = dialect.target.scenes and not self.settings.prune.active
+        """Whether programs look and ask apart. A look does not know the question, which says who is pruned."""
         self.steps = limits.max_latent_steps
         # More slots than a prompt can have visual tokens would always stay empty.
         most_visual = max(1, limits.max_patches // geometry.patches_per_token)
@@ -103,9 +117,9 @@ class Stack:
 
     @property
     def look(self) -> LookShape | None:
-        """What a look leaves; None for a target without scenes."""
+        """What a look leaves; None for a program without scenes."""
         dims, routers = self.dims, self.routers.values()
-        if not self.dialect.target.scenes:
+        if not self.scenes:
             return None
         return LookShape(
             floats="float16" if self.dialect.target.computes_fp16 else "float32", num_layers=dims.num_layers,
@@ -118,22 +132,28 @@ class Stack:
     @property
     def columns(self) -> str:
         """Name of the axis that counts the keys of the prompt, with those of an earlier look."""
-        return "L+P" if self.dialect.target.scenes else "P"
+        return "L+P" if self.scenes else "P"
+
+    def columns_of(self, layer: int) -> str:
+        """The same of one layer, without what was pruned."""
+        return BEHIND if self.is_behind(layer) else self.columns
 
     def run(self, g: Graph, chunk: Chunk) -> Passed:
         """All layers over the prompt or a latent step, with routing. Where latent steps replay, attention is watched
         for `Decoder.take_saliency`."""
         hidden, refined, passes = Hidden(chunk.embeds), dict(chunk.refined), []
         last = self.dims.num_layers - 1
-        by_token, watch = chunk.step is not None, self.replay.slots > 0
+        by_token = chunk.step is not None
         single = by_token and self.step_tokens == 1
         together = by_token and self.decoder.together(self.step_tokens)
         many = not by_token or self.step_tokens >= MANY
         # Only the last token of the last layer is ever read, unless that layer routes.
         shortened = last not in self.routers and not single
+        left: Left | None = None
         for i in range(self.dims.num_layers):
             with g.scope(f"layer{i}"):
-                only_last, remember = shortened and i == last, chunk.remember(i)
+                watch = self.replay.slots > 0 or (chunk.pruning is not None and not self.is_behind(i))
+                only_last, remember = shortened and i == last, chunk.remember(i, left)
                 hidden = self.decoder.layer(
                     g, i, hidden, chunk.rotation, remember, by_token, only_last, watch, together, many
                 )  # fmt: skip
@@ -143,14 +163,35 @@ class Stack:
                         g, hidden.close(g), chunk.valid, chunk.routed_rotation, refined[i], chunk.step, chunk.parts
                     )  # fmt: skip
                     hidden, refined[i] = Hidden(routed.hidden), routed.cache
-                    passes.append(routed.passes)
+                    passes.append(routed.passes if left is None else self._placed(g, chunk, left, routed.passes))
                 if i in chunk.deep:  # once, behind the routing: refined passes are of the layer's own output
                     added = chunk.deep[i]
                     added = g.op("Gather", added, [-1], axis=0) if only_last else added
                     hidden = Hidden(hidden.close(g), added)
+            if chunk.pruning is not None and self.is_behind(i + 1) and left is None:
+                with g.scope("prune"):
+                    left = chunk.pruning.choose(g, self.decoder, self.decoder.rows)
+                    hidden, chunk = Hidden(g.op("Gather", hidden.close(g), left.index, axis=0)), chunk.of(g, left)
         if last in self.routers and not single:
             hidden = Hidden(g.op("Gather", hidden.close(g), [-1], axis=0))
-        return Passed(hidden.norm(g, self.dialect, "norm"), refined, passes)
+        return Passed(hidden.norm(g, self.dialect, "norm"), refined, passes, left)
+
+    def is_behind(self, layer: int) -> bool:
+        """Whether a layer lies behind pruning."""
+        prune = self.settings.prune
+        return prune.active and prune.after_layer is not None and layer > prune.after_layer
+
+    def saliency(self, g: Graph, spread: Spread | None) -> Value:
+        """Of the columns that the chunk that was run last saw, (N,)."""
+        if spread is None:
+            return self.decoder.take_saliency(g)
+        first = sum(not self.is_behind(i) for i in range(self.dims.num_layers))
+        return pruned_saliency(g, self.decoder.take_rows(), first, spread, self.dims.num_heads)
+
+    def _placed(self, g: Graph, chunk: Chunk, left: Left, passes: Value) -> Value:
+        """Extra passes (Q,) of the tokens that stay, for all of the prompt, (P,)."""
+        nobody = g.op("ConstantOfShape", g.shape_of(chunk.embeds, 0), value=ir.tensor(np.zeros(1, np.int64)))
+        return g.op("ScatterElements", nobody, left.index, passes, axis=0)
 
     def parted(self, g: Graph, rows: Value) -> tuple[Value, dict[int, Value]]:
         """Rows (S, E) of tokens -> input embeddings (S, D), and what they add behind each deep layer."""

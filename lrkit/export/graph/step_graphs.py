@@ -18,9 +18,10 @@ import onnx_ir as ir
 from lrkit.contract.bundle.io_spec import LEFT, OWN_INPUTS, DType, IoSpec, TensorSpec, program_spec
 from lrkit.contract.bundle.manifest import StepName
 from lrkit.export.graph.latent_reports import Types
-from lrkit.export.graph.layers import Past, Segment
+from lrkit.export.graph.layers import Mask, Past, Segment
 from lrkit.export.graph.nodes import Carried, Graph, Value
 from lrkit.export.graph.program import DTYPES
+from lrkit.export.graph.pruning_nodes import BEHIND, Left
 from lrkit.export.graph.read_prompt import read_prompt
 from lrkit.export.graph.replay_nodes import Prompt
 from lrkit.export.graph.saving import WeightFile, save_models
@@ -88,6 +89,8 @@ class _Steps:
             kept = {f"prompt_key{i}": key for i, key in enumerate(read.keys)}
             kept |= {f"prompt_value{i}": value for i, value in enumerate(read.values)}
             kept |= {self._rows: read.prompt.rows, "visual_index": read.prompt.visual_index}
+            if read.left is not None:
+                kept["survivors"] = read.left.index
             state = read.state | kept | {"token": self.stack.spoken(g, read.state["logits"])}
             thinks = {name: kind for name, kind in self.caches.think_types.items() if name in state}
             if not self.stack.steps:
@@ -108,7 +111,8 @@ class _Steps:
         length = g.shape_of(given["prompt_value0"], 2)
         rows = given[self._rows] if self.stack.replay.slots else held["hidden"]
         prompt = Prompt(rows, given.get("visual_index", length), length)
-        latents = self.caches.latents(g, prompt, lambda layer: self._prompt_segment(given, layer))
+        left = self._left(g, given)
+        latents = self.caches.latents(g, prompt, lambda layer: self._prompt_segment(given, layer), left)
         with g.scope("think"):
             new = think(g, self.caches, held, latents)
         return self._finish(g, held | given, new, types)
@@ -132,19 +136,29 @@ class _Steps:
         return self._finish(g, held | given, new, types)
 
     def _speech_past(self, g: Graph, given: Carried, capacity: int) -> Callable[[int], Past]:
-        num_tokens = g.shape_of(given["prompt_value0"], 2)
+        names = ["prompt_value0"]
+        if self.stack.settings.prune.active:
+            names.append(f"prompt_value{self.dims.num_layers - 1}")
+        room = [self.stack.capacity, capacity] if self.stack.steps else [capacity]
+        lengths = [g.op("Concat", g.shape_of(given[name], 2), room, axis=0) for name in names]
         if not self.stack.steps:
-            lengths = g.op("Concat", num_tokens, [capacity], axis=0)
-            return lambda i: Past((self._prompt_segment(given, i),), lengths)
-        lengths = g.op("Concat", num_tokens, [self.stack.capacity, capacity], axis=0)
+            return lambda i: Past((self._prompt_segment(given, i),), lengths[self.stack.is_behind(i)])
         filled = g.op("Unsqueeze", g.op("Less", np.arange(self.stack.capacity), given["length"]), [0])
         mask = self.stack.decoder.row_mask(g, filled)
 
         def past(layer: int) -> Past:
             latent = Segment(given[f"latent_key{layer}"], given[f"latent_value{layer}"], mask)
-            return Past((self._prompt_segment(given, layer), latent), lengths)
+            return Past((self._prompt_segment(given, layer), latent), lengths[self.stack.is_behind(layer)])
 
         return past
+
+    def _left(self, g: Graph, given: Carried) -> Left | None:
+        """Who is left of the prompt, where nothing asks for its mask any more."""
+        index = given.get("survivors")
+        if index is None:
+            return None
+        nothing = g.value(np.zeros((1, 1), np.float32))
+        return Left(index, g.shape_of(index, 0), Mask(nothing, nothing))
 
     def _prompt_segment(self, given: Carried, layer: int) -> Segment:
         return Segment(given[f"prompt_key{layer}"], given[f"prompt_value{layer}"])
@@ -152,11 +166,15 @@ class _Steps:
     def _prompt_types(self) -> Types:
         """What the prompt leaves for later chunks to read."""
         heads, width, floats = self.dims.num_key_heads, self.dims.head_width, self.stack.dialect.floats
-        names = [f"prompt_{kind}{i}" for i in range(self.dims.num_layers) for kind in ("key", "value")]
-        types: Types = dict.fromkeys(names, (floats, (1, heads, self.stack.columns, width)))
+        types: Types = {}
+        for i in range(self.dims.num_layers):
+            kind = floats, (1, heads, self.stack.columns_of(i), width)
+            types |= dict.fromkeys((f"prompt_key{i}", f"prompt_value{i}"), kind)
         if self.stack.replay.slots:
             columns = self.stack.columns
             types |= {self._rows: (floats, (columns, self.dims.row_width)), "visual_index": (INT64, (columns,))}
+        if self.stack.steps and self.stack.settings.prune.active:
+            types["survivors"] = (INT64, (BEHIND,))
         return types
 
     @property
@@ -200,6 +218,7 @@ MEANINGS = {
     "prompt_embeds": "input embeddings of the prompt",
     "prompt_rows": "input embeddings of the prompt, then what its tokens add behind each deep layer",
     "visual_index": "number of each visual token over all pictures",
+    "survivors": "columns of the prompt that the layers behind pruning hold keys of",
 }
 
 

@@ -13,6 +13,7 @@ from lrkit.export.graph.caches import Caches, Latents
 from lrkit.export.graph.latent_input import as_input
 from lrkit.export.graph.layers import Remember
 from lrkit.export.graph.nodes import Carried, Graph, Value
+from lrkit.export.graph.pruning_nodes import Left
 from lrkit.export.graph.replay_nodes import Replayed
 from lrkit.export.graph.routing_nodes import Refined
 from lrkit.export.graph.stack import INT64, Chunk, Passed, Stack
@@ -29,15 +30,16 @@ def think(g: Graph, caches: Caches, held: Carried, latents: Latents, iteration: 
     embeds, deep, valid, offsets, ahead = _tokens(g, stack, latent, replayed)
     at = latents.place(g, held, offsets, iteration)
 
-    def remember(layer: int) -> Remember:
-        return caches.remember(g, layer, held, new, at.where, latents.past(layer), at.mask)
+    def remember(layer: int, _: Left | None) -> Remember:
+        mask = at.behind if at.behind is not None and stack.is_behind(layer) else at.mask
+        return caches.remember(g, layer, held, new, at.where, latents.past(layer), mask)
 
     refined = {i: Refined.of(i, held) for i in stack.routers}
-    passed = stack.run(g, Chunk(embeds, at.rotation, at.routed_rotation, remember, refined, valid, at.step, deep))
+    passed = stack.run(g, Chunk(embeds, at.rotation, at.routed_rotation, remember, refined, valid, at.step, deep=deep))
     moved = caches.moved(g, held, {"hidden": passed.hidden} | stack.decide(g, passed.hidden), ahead)
     if replayed is not None:
         moved["free"] = replayed.free
-        moved["saliency"] = caches.next_saliency(g, stack.decoder.take_saliency(g), latents.prompt)
+        moved["saliency"] = caches.next_saliency(g, stack.saliency(g, latents.spread), latents.prompt)
     by_layer = None
     if passed.passes:
         by_layer, moved["routed_depths"] = _counted(g, stack, held, passed, at.step)

@@ -41,7 +41,8 @@ class Rotation:
     """In ONNX Runtime the row of each token's each head, (tokens, heads), or of the first token, [1]; None: row 0."""
 
     def rows(self, g: Graph, index: Value) -> "Rotation":
-        """Those of the tokens at `index`."""
+        """Those of the tokens at `index`, counted from the first token's row."""
+        index = index if self.numbers is None else g.op("Add", index, self.numbers)
         return Rotation(g.op("Gather", self.cos, index, axis=0), g.op("Gather", self.sin, index, axis=0))
 
 

@@ -178,7 +178,8 @@ class Target(Config):
     openvino: OpenVinoTarget | None = None
     """Makes the bundle for OpenVINO, which then runs it where no engine is named; null: it is for others."""
     scenes: bool = True
-    """Whether a picture can be looked at once and then asked about often; costs a whole prompt next to nothing."""
+    """Whether a picture can be looked at once and then asked about often; costs a whole prompt next to nothing. A
+    checkpoint with prune.after_layer has none: the question says which visual tokens stay."""
 
     @model_validator(mode="after")
     def _choices_of_the_scheme(self) -> "Target":

@@ -172,9 +172,9 @@ def parse_program(folder: Path, file: str, plan: Plan) -> None:
 
 
 def axis_sizes(limits: Limits, step: int, answer: IoSpec, tokens: int, patches: int) -> dict[str, Sizes]:
-    """Sizes of each free axis of a program: P prompt tokens, L those of an earlier look and L+P both, V0 the visual
-    ones of that look, N patches of all pictures (a multiple of `step`, the smallest picture's), K slots of replay.
-    `answer` is the spec of a whole answer; `tokens` and `patches` are to be fastest at."""
+    """Sizes of each free axis of a program: P prompt tokens, Q of them behind pruning, L those of an earlier look and
+    L+P both, V0 the visual ones of that look, N patches of all pictures (a multiple of `step`, the smallest picture's),
+    K slots of replay. `answer` is the spec of a whole answer; `tokens` and `patches` are to be fastest at."""
     slots = next((spec.shape[1] for spec in answer.outputs if spec.name == "replayed"), 0)
     assert isinstance(slots, int)
     most = max(1, limits.max_patches // step) * step
@@ -183,6 +183,7 @@ def axis_sizes(limits: Limits, step: int, answer: IoSpec, tokens: int, patches: 
         "P": prompt,
         "L": (0, 0, limits.max_prompt_tokens),
         "L+P": prompt,
+        "Q": prompt,
         "V0": (0, 0, limits.max_prompt_tokens),
         "N": (step, min(max(1, patches // step) * step, most), most),
         "K": (slots, slots, slots),
