@@ -1,5 +1,6 @@
 """Ceilings of a profile come from work that a family's model does: held against torch's own counter of operations."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lrkit.contract.settings import ReasonerSettings
+from lrkit.contract.settings import PruneSettings, ReasonerSettings
 from lrkit.export.graph.tower_writer import writer_of
 from lrkit.export.weights.reader import reader_of
 from lrkit.model.build import build_reasoner
@@ -22,14 +23,17 @@ from tests.families.conftest import noise
 SETTINGS = ReasonerSettings.model_validate({"replay": {"num_tokens": 0}, "routing": {"depth": 0}})
 
 
-@pytest.mark.parametrize("count", [1, 2], ids=["a picture", "two pictures"])
+@pytest.mark.parametrize(
+    ("count", "keep"), [(1, 1.0), (2, 1.0), (1, 0.25)], ids=["a picture", "two pictures", "a picture, pruned"]
+)
 @torch.no_grad()
-def test_the_work_of_a_prompt_is_what_torch_counts(case: FamilyCase, folder: Path, count: int) -> None:
+def test_the_work_of_a_prompt_is_what_torch_counts(case: FamilyCase, folder: Path, count: int, keep: float) -> None:
     """The tower alone, then prompt and head. Torch counts all pairs of a causal mask, of which half are needed."""
     if count > 1 and "several_pictures" in case.cannot:
         pytest.skip("one picture a prompt")
     processor = Processor.from_folder(folder)
-    reasoner = build_reasoner(load_backbone(str(folder), torch.float32), SETTINGS, processor.latent_id).eval()
+    settings = SETTINGS.model_copy(update={"prune": PruneSettings(after_layer=0, keep=keep)})
+    reasoner = build_reasoner(load_backbone(str(folder), torch.float32), settings, processor.latent_id).eval()
     prompt = processor.encode_prompt([noise(224, 112, seed) for seed in range(count)], case.question)
     prompts, backbone = collate_prompts([prompt], processor.pad_id), reasoner.backbone
     with sdpa_kernel(SDPBackend.MATH):
@@ -44,7 +48,10 @@ def test_the_work_of_a_prompt_is_what_torch_counts(case: FamilyCase, folder: Pat
     means = {"prefilled_tokens": float(tokens), "patches": float(len(prompt.patches)), "pictures": float(count)}
     work = phase_work(counts, means)
     assert work["vision"].flops == pytest.approx(seen.get_total_flops(), rel=0.01)
-    halved = 2 * tokens**2 * counts.attention.query_width * backbone.num_layers
+    visual = prompt.ids.count(processor.image_id)
+    left = tokens - visual + math.ceil(visual * keep)
+    pairs = tokens**2 + (backbone.num_layers - 1) * left**2
+    halved = 2 * pairs * counts.attention.query_width
     assert work["prefill"].flops + halved == pytest.approx(whole.get_total_flops() - seen.get_total_flops(), rel=0.02)
 
 

@@ -25,6 +25,8 @@ from lrkit.runtime.engines.tensorrt.library import PACKAGES, load_library
 
 FOLDER = "engines"
 """Where engines lie in a bundle."""
+MOST_RANKED = 3840
+"""TensorRT's TopK finds no more. Where their number is fixed, its parser says so; where it is not, nobody does."""
 
 Progress = Callable[[str, int, int], None]
 Profile = dict[str, tuple["Shape", "Shape", "Shape"]]
@@ -118,6 +120,7 @@ def plan_jobs(folder: Path, manifest: Manifest, plan: Plan) -> list[Job]:
     usual = _usual_sizes(folder, manifest, plan)
     geometry = geometry_of(manifest.family or DEFAULT).from_folder(folder)
     step = geometry.num_patches(geometry.smallest_grid)
+    _check_pruning(manifest, geometry.patches_per_token)
     taken = set(manifest.files)
     jobs: list[Job] = []
     for role, entry in manifest.programs.items():
@@ -127,6 +130,18 @@ def plan_jobs(folder: Path, manifest: Manifest, plan: Plan) -> list[Job]:
             taken.add(name)
             jobs.append(Job(role, graph, file, name, profile_of(spec, sizes)))
     return jobs
+
+
+def _check_pruning(manifest: Manifest, patches_per_token: int) -> None:
+    """Raises: ExportError: more visual tokens would be ranked than TensorRT can."""
+    for role, entry in manifest.programs.items():
+        visual = manifest.limits.max_patches // patches_per_token
+        kept = -(-visual * entry.settings.prune.share // 1000)
+        if entry.settings.prune.active and kept > MOST_RANKED:
+            raise ExportError(
+                f"the {role} program keeps up to {kept} of {visual} visual tokens by rank (prune.keep), and TensorRT "
+                f"ranks {MOST_RANKED}; export again with a smaller limits.max_patches, or keep fewer"
+            )
 
 
 def build_engines(

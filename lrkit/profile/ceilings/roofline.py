@@ -7,7 +7,8 @@ cache. Left out: activations, norms, softmax. A routed pass reads its layer agai
 the time, for weights that stay where they are (the rates are measured on a working set of the weights' size).
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,16 +55,38 @@ def phase_work(counts: ModelCounts, means: Mapping[str, float | None]) -> dict[s
     prompt, latents = means.get("prefilled_tokens") or 0.0, means.get("latent_steps") or 0.0
     spoken = max(0.0, (means.get("ar_steps") or 0.0) - latents)
     chunk = 1 + (means.get("replayed_tokens") or 0.0) / latents if latents else 0.0
-    thought = prompt + latents * chunk
+    patches = means.get("patches") or 0.0
+
+    def passes(work_of: Callable[[float], Work]) -> Work:
+        """By the tokens of the prompt that a layer keeps: all, or those that pruning leaves."""
+        return _by_layers(counts, prompt, patches / counts.merge_area, work_of)
+
+    def speaking(kept: float) -> Work:
+        cached = kept + latents * chunk + spoken / 2
+        return _times(_pass(counts, 1.0, cached, cached=cached), spoken)
+
+    def thinking(kept: float) -> Work:
+        middle = kept + latents * chunk / 2
+        return _times(_pass(counts, chunk, middle, cached=middle) + _routed(counts, chunk), latents)
+
     work = {
-        "vision": _vision(counts, means.get("patches") or 0.0, means.get("pictures") or 1.0),
-        "prefill": _pass(counts, prompt, prompt / 2, cached=0.0) + _routed(counts, prompt),
-        "speak": _times(_pass(counts, 1.0, thought + spoken / 2, cached=thought + spoken / 2), spoken),
+        "vision": _vision(counts, patches, means.get("pictures") or 1.0),
+        "prefill": passes(lambda kept: _pass(counts, kept, kept / 2, cached=0.0) + _routed(counts, kept)),
+        "speak": passes(speaking),
     }
     if latents:
-        middle = (prompt + thought) / 2
-        work["think"] = _times(_pass(counts, chunk, middle, cached=middle) + _routed(counts, chunk), latents)
+        work["think"] = passes(thinking)
     return work
+
+
+def _by_layers(counts: ModelCounts, prompt: float, visual: float, work_of: Callable[[float], Work]) -> Work:
+    """Work of all layers, where `work_of` tells what it would be if each kept so many tokens of the prompt."""
+    prune = counts.settings.prune
+    if not prune.active or prune.after_layer is None:
+        return work_of(prompt)
+    share = (prune.after_layer + 1) / counts.num_layers
+    left = prompt - visual + math.ceil(visual * prune.share / 1000)
+    return _times(work_of(prompt), share) + _times(work_of(left), 1 - share)
 
 
 def ceilings(
