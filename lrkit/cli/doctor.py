@@ -28,6 +28,7 @@ def doctor(
     console = beside_json(json_file, soft_wrap=True)
     console.print(_machine_table(found))
     console.print(_engines_table(found["engines"]))
+    console.print(found["engine_advice"])
     if found["rates"] is not None:
         console.print(_rates_table(found["rates"]))
     console.print(_parts_table(found["parts"]))

@@ -48,6 +48,8 @@ Examples:
 
     lrkit profile my-bundle --runs latent,cot --fail-if "latent.p95_ms > 500"
 
+    lrkit profile my-bundle --engine onnxruntime,openvino
+
     lrkit profile tiny --plan jetson-orin-nx-16gb --plan h100-sxm
 
     lrkit profile random:smolvlm-256m --dtype bfloat16

@@ -18,12 +18,13 @@ from lrkit.profile.ceilings.devices import load_sheet, plan
 from lrkit.profile.ceilings.number_types import fastest_float
 from lrkit.profile.ceilings.rates import MeasuredRates, measure_rates
 from lrkit.profile.ceilings.roofline import Work, ceilings, phase_work
+from lrkit.profile.judge.engines import engine_sentences
 from lrkit.profile.judge.statistics import COUNTERS, compare_runs, summarize_run
 from lrkit.profile.measure.cases import Case, Cases, Model, ended_early
 from lrkit.profile.measure.meters import clock_cost, machine_state
 from lrkit.profile.measure.rounds import Session
 from lrkit.profile.measure.suite import Suite
-from lrkit.provenance import collect, memory_bytes
+from lrkit.provenance import collect, installed_version, memory_bytes
 from lrkit.runtime.engines.common.model_counts import ModelCounts
 
 SCHEMA = 1
@@ -82,7 +83,8 @@ def build_report(context: Context, session: Session) -> Report:
         "provenance": collect(),
     }
     report["figures"] = figures(report)
-    report["headlines"] = headlines(report)
+    programs = [model.reasoner.engine.entry for model in context.models]
+    report["headlines"] = headlines(report) + engine_sentences(report["models"], programs, runs)
     report["headline"] = next(iter(report["headlines"]), None)
     return report
 
@@ -213,6 +215,7 @@ def _model(model: Model, rates: MeasuredRates | None) -> Report:
         "engine": engine.name,
         "device": engine.place,
         "precision": engine.dtype,
+        "products": engine.products,
         "cuda_graphs": engine.cuda_graphs,
         "attention": engine.attention,
         "precision_reason": model.dtype_reason,
@@ -233,6 +236,7 @@ def _machine(started: Mapping[str, Any]) -> Report:
         "memory_bytes": memory_bytes(),
         "gpus": [gpu.summary() for gpu in find_gpus().found],
         "onnxruntime_providers": onnxruntime_providers(),
+        "openvino": installed_version("openvino"),
         "at_start": dict(started),
         "at_end": machine_state(),
     }

@@ -27,7 +27,9 @@ AttentionOption = Annotated[
         rich_help_panel=WHERE,
     ),
 ]
-Engine = Annotated[str | None, where("Bundles: onnxruntime, openvino, tensorrt-rtx or tensorrt.")]
+Engine = Annotated[
+    str | None, where("Bundles: onnxruntime, openvino, tensorrt-rtx, tensorrt; profiles: several, with commas.")
+]
 EngineOption = Annotated[list[str] | None, where("Of the engine: KEY=VALUE, as device=GPU; repeat.")]
 Provider = Annotated[str | None, where("ONNX Runtime: cpu, cuda, tensorrt, ...")]
 Threads = Annotated[int | None, where("CPU threads of one operator.", min=1)]

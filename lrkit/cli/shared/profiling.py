@@ -99,7 +99,9 @@ def where_to_run(
     from lrkit.profile.measure.cases import ModelChoice
     from lrkit.runtime.engines.table import parse_options
 
-    options = parse_options(engine_option or [], engine)
+    options: dict[str, object] = {}
+    for name, given in options_of(engine, engine_option or []).items():
+        options |= parse_options(given, name)
     kernels = None if attention is None else read_attention(attention)
     return ModelChoice("", device, provider, threads, dtype, engine, options, cuda_graphs, kernels)
 
@@ -131,10 +133,57 @@ def choose_models(models: Sequence[str], asked: "ModelChoice") -> "list[ModelCho
         raise UserError("--attention is for checkpoints, and only bundles were named; leave it out")
     of_bundles = replace(asked, device=None, dtype=None, cuda_graphs=False, attention=None)
     of_checkpoints = replace(asked, provider=None, engine=None, engine_options={})
+    found: list[ModelChoice] = []
+    for model, bundle in zip(models, kinds, strict=True):
+        found += [replace(one, path=model) for one in (_each_engine(of_bundles) if bundle else [of_checkpoints])]
+    return found
+
+
+def _each_engine(asked: "ModelChoice") -> "list[ModelChoice]":
+    """A choice for each of the engines in "onnxruntime,openvino", with the options that it has."""
+    from lrkit.runtime.engines.table import engine_row
+
+    names = engines_in(asked.engine)
+    if len(names) < 2:
+        return [asked]
+    known = {name: engine_row(name).options.model_fields for name in names}
     return [
-        replace(of_bundles if bundle else of_checkpoints, path=model)
-        for model, bundle in zip(models, kinds, strict=True)
-    ]
+        replace(
+            asked, engine=name, provider=asked.provider if "provider" in known[name] else None,
+            engine_options={key: value for key, value in asked.engine_options.items() if key in known[name]},
+        )
+        for name in names
+    ]  # fmt: skip
+
+
+def engines_in(engine: str | None) -> list[str]:
+    """The names in "onnxruntime,openvino".
+
+    Raises:
+        UserError: one is named twice, or none.
+    """
+    if engine is None:
+        return []
+    names = [name.strip() for name in engine.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise UserError(f"--engine {engine!r} names none, or one twice; give names such as onnxruntime,openvino")
+    return names
+
+
+def options_of(engine: str | None, given: Sequence[str]) -> dict[str | None, list[str]]:
+    """Each option with the first of the engines that has it; with the first of all where none does, which refuses
+    it."""
+    from lrkit.runtime.engines.table import engine_row
+
+    names = engines_in(engine)
+    if len(names) < 2:
+        return {engine: [*given]}
+    found: dict[str | None, list[str]] = {}
+    for text in given:
+        key = text.partition("=")[0].strip().split(".")[0]
+        owner = next((name for name in names if key in engine_row(name).options.model_fields), names[0])
+        found.setdefault(owner, []).append(text)
+    return found
 
 
 def measure(

@@ -9,6 +9,7 @@ from typing import Any
 
 from lrkit.cores import usable_cores
 from lrkit.gpus import Gpus, find_gpus, torch_can_use
+from lrkit.profile.ceilings.advice import cpu_flags, engine_advice
 from lrkit.profile.ceilings.rates import MeasuredRates, measure_cpu, measure_device
 from lrkit.provenance import installed_version
 from lrkit.runtime.engines.common.row import EngineState
@@ -20,6 +21,7 @@ def inspect_machine(measure: bool = True) -> dict[str, Any]:
     gpus = find_gpus()
     return {
         "engines": [asdict(engine) for engine in engine_states(gpus)],
+        "engine_advice": engine_advice(cpu_flags(), installed_version("openvino") is not None),
         "gpus": known_gpus(gpus),
         "no_gpu_reason": gpus.reason,
         "rates": [rates.to_dict() for rates in _rates(gpus)] if measure else None,

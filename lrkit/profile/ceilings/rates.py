@@ -17,6 +17,7 @@ from lrkit.contract.schemes import scheme_named
 from lrkit.cores import usable_cores
 from lrkit.gpus import torch_can_use
 from lrkit.profile.ceilings.number_types import TypeRate, measure_types
+from lrkit.profile.ceilings.openvino_rate import openvino_flops
 from lrkit.profile.ceilings.program_rates import program_flops
 from lrkit.profile.ceilings.roofline import Rates
 from lrkit.runtime.engines.common.protocol import Engine
@@ -83,6 +84,9 @@ def _own_rates(engine: Engine, working_set: int, threads: int | None) -> Measure
         return _of_gpu(engine.dtype, working_set)
     entry, target = engine.entry, engine.bundle.manifest.target
     rates = _by_numpy(working_set, threads or usable_cores())
+    if engine.name == "openvino":
+        flops, by = openvino_flops(engine.products or "f32", threads or usable_cores())
+        return replace(rates, matmul_flops_per_sec=flops, by=f"numpy; products by {by}")
     layers = program_flops(entry, target, threads, entry.held.get("chunks") or entry.precision)
     tower = program_flops(entry, target, threads, entry.held.get("vision") or "fp32")
     if layers is None and tower is None:

@@ -38,9 +38,9 @@ class ModelChoice:
     dtype: str | None = None
     """Checkpoints: float32, bfloat16 or float16."""
     engine: str | None = None
-    """Bundles: onnxruntime, tensorrt-rtx or tensorrt."""
+    """Bundles: onnxruntime, openvino, tensorrt-rtx or tensorrt; None: the one that a bundle was made for."""
     engine_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Bundles on TensorRT."""
+    """Bundles: the engine's own."""
     cuda_graphs: bool = False
     """Checkpoints on a GPU."""
     attention: Attention | None = None
@@ -136,13 +136,18 @@ def _open_bundle(choice: ModelChoice, threads: int | None) -> Reasoner:
 
 
 def unique_names(choices: Sequence[ModelChoice]) -> list[str]:
-    """Short names that differ: a second `bundle` becomes `bundle-2`."""
+    """Short names that differ: a bundle on two engines is `bundle@onnxruntime` and `bundle@openvino`, any other second
+    `bundle` is `bundle-2`."""
     names: list[str] = []
+    engines: dict[str, set[str | None]] = {}
     for choice in choices:
-        name, count = choice.name, 1
+        engines.setdefault(choice.path, set()).add(choice.engine)
+    for choice in choices:
+        own = f"{choice.name}@{choice.engine}" if choice.engine and len(engines[choice.path]) > 1 else choice.name
+        name, count = own, 1
         while name in names:
             count += 1
-            name = f"{choice.name}-{count}"
+            name = f"{own}-{count}"
         names.append(name)
     return names
 

@@ -82,6 +82,12 @@ class Engine(Protocol):
         ...
 
     @property
+    def products(self) -> str | None:
+        """Number type of its products of floats where the engine is told one: f32, bf16 or f16. None: that of the
+        weights, or of the program."""
+        ...
+
+    @property
     def place(self) -> str:
         """Where it runs: cpu, cuda, cuda:1, or the name of another device."""
         ...

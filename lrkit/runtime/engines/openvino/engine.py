@@ -55,6 +55,11 @@ class OpenVinoEngine(ProgramEngine):
         super().__init__(sessions, processor, role)
         self.sessions: OpenVinoSessions = sessions
 
+    @property
+    def products(self) -> str:
+        """Number type of its products of floats."""
+        return self.sessions.numbers.precision
+
     @classmethod
     def from_bundle(cls, path: Path | str, options: OpenVinoOptions, verify: bool = True) -> "OpenVinoEngine":
         """Opens a bundle; its programs are compiled when first asked.

@@ -111,6 +111,11 @@ class ProgramEngine:
     cuda_graphs: bool | None = None
     attention: str | None = None
 
+    @property
+    def products(self) -> str | None:
+        """None: that of its program."""
+        return None
+
     def __init__(self, sessions: ProgramSessions, processor: Processor, role: Role = "latent") -> None:
         self.sessions = sessions
         self.name = sessions.name

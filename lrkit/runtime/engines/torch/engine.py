@@ -141,6 +141,11 @@ class TorchEngine:
         return str(self._attention)
 
     @property
+    def products(self) -> None:
+        """Those of the weights."""
+        return None
+
+    @property
     def dtype(self) -> str:
         """Number type of the weights, such as "bfloat16"."""
         return str(next(self.reasoner.model.parameters()).dtype).removeprefix("torch.")
