@@ -94,6 +94,7 @@ class Batch:
     speech_mask: Tensor = field(default_factory=lambda: torch.zeros(0))
     speech_weights: Tensor = field(default_factory=lambda: torch.zeros(0))
     windows: Tensor | None = None
+    looks: Tensor | None = None
     window_grid: tuple[int, ...] | None = None
 
 

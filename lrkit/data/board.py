@@ -93,6 +93,18 @@ class Board:
         return {room: sign for room, sign in zip(rooms, signs, strict=True) if NOTHING not in (room, sign)}
 
     @property
+    def room_boxes(self) -> dict[int, tuple[int, tuple[float, float, float, float]]]:
+        """Room -> its picture and (left, top, right, bottom) in it, in pixels."""
+        found: dict[int, tuple[int, tuple[float, float, float, float]]] = {}
+        for picture, rooms in enumerate(self.rooms):
+            for room in np.unique(rooms[rooms != NOTHING]).tolist():
+                rows, columns = np.nonzero(rooms == room)
+                corners = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+                left, top, right, bottom = (float(side * TILE) for side in corners)
+                found[room] = picture, (left, top, right, bottom)
+        return found
+
+    @property
     def token_rooms(self) -> np.ndarray:
         """(num_visual_tokens,) int64: the room each visual token lies in, or `NOTHING`."""
         return np.concatenate([_per_token(rooms) for rooms in self.rooms])

@@ -7,15 +7,17 @@ Shapes: B samples, S spoken tokens; those of prompts are in prompt_batch.py.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
+import numpy as np
 import torch
 
 from lrkit.contract.prompt import PromptFormat, Turn
 from lrkit.contract.sample import Sample, Spoken, naming
+from lrkit.data.pointing import LABEL, Look, label_shares, overlaps
 from lrkit.errors import ConfigError, DataError
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.torch.prompt_batch import PromptBatch, Side, collate_prompts, pad_rows
@@ -38,6 +40,26 @@ class TrainBatch(PromptBatch):
     """(B, S) bool; False is padding."""
     speech_weights: torch.Tensor
     """(B, S) float32: weight of each token in the loss; 0 on padding."""
+    looks: torch.Tensor | None = field(default=None, kw_only=True)
+    """(B, T, V) float32: where each latent step should look, as shares of the visual tokens; 0 throughout where nothing
+    says it. None where nothing is taught about it, or until the teacher has spoken."""
+    taught: PromptBatch | None = field(default=None, kw_only=True)
+    """The same prompts as the teacher reads them."""
+    overlap: torch.Tensor | None = field(default=None, kw_only=True)
+    """(B, U, V) float32: share of each of the teacher's visual tokens that lies over each of the model's."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch with its tensors on `device`."""
+        moved = super().to(device)
+        return moved if moved.taught is None else replace(moved, taught=moved.taught.to(device))
+
+
+@dataclass(frozen=True)
+class Pointing:
+    """Who says where latent steps should look."""
+
+    teacher: Processor | None = None
+    """What the teacher reads; None: the samples' own labels."""
 
 
 def merge_steps(steps: Sequence[StepT], max_latent_steps: int) -> tuple[tuple[StepT, ...], ...]:
@@ -75,6 +97,7 @@ def collate_training(
     token_weights: Mapping[str, float] | None = None,
     side: Side = "right",
     max_latent_steps: int | None = None,
+    pointing: Pointing | None = None,
 ) -> TrainBatch:
     """A training batch: sample i thinks `num_latents[i]` latent steps, then speaks.
 
@@ -86,6 +109,7 @@ def collate_training(
             multiplies them: words that cannot be known (a random order) are kept out of the loss so.
         side: where prompts are padded; speech is always padded on the right.
         max_latent_steps: with more steps than this, steps are merged into so many (`merge_steps`); None never merges.
+        pointing: None where nothing is taught about where to look.
 
     Raises:
         DataError: a sample cannot be encoded, or was given more latents than it has steps.
@@ -111,7 +135,51 @@ def collate_training(
         speech_ids=speech_ids,
         speech_mask=speech_mask,
         speech_weights=weights,
+        windows=batch.windows,
+        window_grid=batch.window_grid,
+        **_pointed(pointing, samples, [one.prompt for one in spoken_samples], num_latents, max_latent_steps),
     )
+
+
+def _pointed(
+    pointing: Pointing | None,
+    samples: Sequence[Sample],
+    prompts: Sequence[EncodedPrompt],
+    num_latents: Sequence[int],
+    max_latent_steps: int | None,
+) -> dict[str, Any]:
+    """The fields of a batch that say where to look."""
+    if pointing is None or not any(prompt.grids for prompt in prompts):
+        return {}
+    if pointing.teacher is None:
+        shares = [
+            label_shares(_looks(sample, latents, max_latent_steps), prompt)
+            for sample, prompt, latents in zip(samples, prompts, num_latents, strict=True)
+        ]
+        return {"looks": _padded(shares)}
+    taught: list[EncodedPrompt] = []
+    for sample in samples:
+        with naming(sample):
+            taught.append(pointing.teacher.encode_prompt(sample.images, sample.question))
+    own = [overlaps(theirs, prompt) for theirs, prompt in zip(taught, prompts, strict=True)]
+    return {"taught": collate_prompts(taught, pointing.teacher.pad_id), "overlap": _padded(own)}
+
+
+def _looks(sample: Sample, num_latents: int, max_latent_steps: int | None) -> list[list[Look]]:
+    """What each latent step should see: all that the steps look at which it stands for."""
+    steps = sample.info.get(LABEL, ())
+    most = len(sample.steps) if max_latent_steps is None else max_latent_steps
+    groups = merge_steps(range(len(sample.steps)), most)[:num_latents]
+    return [[look for step in group if step < len(steps) for look in steps[step]] for group in groups]
+
+
+def _padded(matrices: Sequence[np.ndarray]) -> torch.Tensor:
+    """Matrices of several sizes as one batch, zeros behind."""
+    rows, columns = (max(matrix.shape[axis] for matrix in matrices) for axis in (0, 1))
+    joined = np.zeros((len(matrices), rows, columns), np.float32)
+    for place, matrix in zip(joined, matrices, strict=True):
+        place[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return torch.from_numpy(joined)
 
 
 @dataclass(frozen=True)

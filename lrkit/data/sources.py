@@ -106,6 +106,8 @@ class DataSource(Config, ABC):
     differs.
     """
 
+    points: ClassVar[bool] = False
+    """Whether its samples say where each step looks (lrkit/data/pointing.py)."""
     drawn: ClassVar[str] = ""
     """What takes a package of the train extra to draw, in words; empty: the base install reads it."""
 

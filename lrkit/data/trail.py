@@ -21,6 +21,7 @@ import numpy as np
 
 from lrkit.contract.sample import Sample
 from lrkit.data.board import NUM_ROOMS, Board, BoardKind, TrailSettings, draw_board
+from lrkit.data.pointing import LABEL, Look
 from lrkit.data.scans import Split
 from lrkit.errors import DataError
 
@@ -60,7 +61,8 @@ def sample_trail(
     """A board and a question about the trail of `hops` hops from a random room.
 
     No room is entered twice: a sign that led back would let a shorter trail give the right answer.
-    `info` holds hops, kind, split, rooms (visited, the start first), scans, and per visual token token_rooms and
+    `info` holds hops, kind, split, rooms (visited, the start first), looks (pointing.py: where each hop's sign hangs),
+    scans, and per visual token token_rooms and
     token_digits ((num_visual_tokens,) int64, -1 for distractors).
 
     Raises:
@@ -87,7 +89,9 @@ def trail_turn(
         question=f"Take {hops} {unit}. Which room are you in? Start {where}",
         steps=tuple(_sentence(number, *pair) for number, pair in enumerate(pairwise(rooms), 1)),
         answer=str(rooms[-1]),
-        info={**info, "task": "trail", "hops": hops, "rooms": tuple(rooms), **(labels or {})},
+        info={
+            **info, "task": "trail", "hops": hops, "rooms": tuple(rooms), LABEL: _looks(board, rooms[:-1]), **(labels or {})
+        },  # fmt: skip
     )
 
 
@@ -196,6 +200,12 @@ def trail_set(
 
 def _sentence(step: int, room: int, sign: int) -> str:
     return f"Step {step}: I am in room {room}; the sign here shows {sign}, so I go on to room {sign}."
+
+
+def _looks(board: Board, rooms: Sequence[int]) -> tuple[tuple[Look, ...], ...]:
+    """What each step looks at: the room whose sign it follows."""
+    boxes = board.room_boxes
+    return tuple((boxes[room],) for room in rooms)
 
 
 def labels_of(board: Board) -> dict[str, object]:

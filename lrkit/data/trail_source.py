@@ -41,6 +41,7 @@ class TrailData(DataSource):
     """Most questions of a conversation about one board; as many as drawn, from 1 on. The last is learned, with the
     earlier ones in its context."""
 
+    points: ClassVar[bool] = True
     drawn: ClassVar[str] = "the trails, which take a package of the train extra to draw"
 
     @classmethod

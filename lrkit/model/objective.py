@@ -9,6 +9,7 @@ own means would give a word of a short answer more weight than a word of a long 
 Legend: B batch, S spoken tokens, T latent steps, W vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.model.decoder import Asked
+from lrkit.model.pointing import Pointed
 
 Distilled = tuple[Tensor, Tensor]
 """Of one latent step: L_rec per sample (B,), and which samples have one."""
@@ -31,6 +33,7 @@ class Supervised(Asked, Protocol):
     speech_ids: Tensor
     speech_mask: Tensor
     speech_weights: Tensor
+    looks: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class ReasonerLoss:
     """Losses of one batch (eq. 13 and 14)."""
 
     total: Tensor
-    """speech + lambda * distill."""
+    """speech + lambda * distill + weight * pointing."""
     speech: Tensor
     """Weighted mean cross entropy over spoken tokens and `<|latent|>` decisions."""
     distill: Tensor
@@ -47,18 +50,27 @@ class ReasonerLoss:
     """Targets predicted right (a count)."""
     num_tokens: Tensor
     """Targets."""
+    pointing: Tensor
+    """Mean over the latent steps of all samples that are told where to look; 0 when it is off."""
 
 
 def loss_counts(settings: ReasonerSettings, batch: Supervised) -> Tensor:
-    """What the two losses of a batch are means over, (2,) float32: the weight of its targets, and its samples that
-    replay something. Known before the batch runs."""
+    """What the losses of a batch are means over, (3,) float32: the weight of its targets, its samples that replay
+    something, and their latent steps that are told where to look. Known before the batch runs."""
     weight = (batch.speech_weights * batch.speech_mask).sum()
     if settings.think.halting == "adaptive":
         weight = weight + batch.num_latents.sum()
     pictured_B = torch.tensor([count > 0 for count in batch.images_per_sample], device=batch.num_latents.device)
     # A sample with a picture has a token left to replay in its first latent step.
     replaying = ((batch.num_latents > 0) & pictured_B).sum() * (settings.distill.weight > 0)
-    return torch.stack([weight.float(), replaying.float()])
+    return torch.stack([weight.float(), replaying.float(), _told(settings, batch).float()])
+
+
+def _told(settings: ReasonerSettings, batch: Supervised) -> Tensor:
+    if batch.looks is None or settings.distill.pointing == 0:
+        return torch.zeros((), device=batch.num_latents.device)
+    step_T = torch.arange(batch.looks.shape[1], device=batch.num_latents.device)
+    return ((batch.looks.sum(2) > 0) & (step_T < batch.num_latents[:, None])).sum()
 
 
 def objective(
@@ -69,14 +81,15 @@ def objective(
     distilled: list[Distilled],
     latent_id: int,
     counts: Tensor,
+    pointed: Sequence[Pointed] = (),
 ) -> ReasonerLoss:
-    """Cross entropy on speech and on `<|latent|>` decisions, plus lambda * L_SCF (eq. 13, 14).
+    """Cross entropy on speech and on `<|latent|>` decisions, plus lambda * L_SCF (eq. 13, 14), plus the pointing loss.
 
     Args:
         logits_BSW: of the positions before each spoken token, float32.
         decisions: where the model decides, per latent step the float32 logits (B, W) before it and the samples (B,)
             that take it.
-        counts: what the sums are divided by, (2,): `loss_counts` of this batch, or the mean over an update's batches.
+        counts: what the sums are divided by, (3,): `loss_counts` of this batch, or the mean over an update's batches.
     """
     score, target, weight = _targets(settings, batch, logits_BSW, decisions, latent_id)
     summed = (functional.cross_entropy(score, target, reduction="none") * weight).sum()
@@ -87,7 +100,12 @@ def objective(
     counted = weight > 0
     right = ((score.detach().argmax(-1) == target) & counted).sum()
     total = speech + settings.distill.weight * distill
-    return ReasonerLoss(total, speech, distill, right, counted.sum())
+    pointing = (
+        torch.stack([loss.sum() for loss, _ in pointed]).sum() / divisor[2] if pointed else torch.zeros_like(speech)
+    )
+    if pointed:
+        total = total + settings.distill.pointing * pointing
+    return ReasonerLoss(total, speech, distill, right, counted.sum(), pointing)
 
 
 def _targets(

@@ -21,6 +21,7 @@ from lrkit.model.distill import Teacher, TokenSR, distillation_loss
 from lrkit.model.latent_token import LatentToken
 from lrkit.model.lora import Adapter
 from lrkit.model.objective import Distilled, ReasonerLoss, Supervised, loss_counts, objective
+from lrkit.model.pointing import Pointed, pointing_loss
 from lrkit.model.precision import wide
 from lrkit.model.read import Look, look, read
 from lrkit.model.replay import FullPictures, Replay, fine_replay, replay, windows_of
@@ -162,9 +163,12 @@ class LatentReasoner(nn.Module):
         adaptive = self.settings.think.halting == "adaptive"
         decisions: list[tuple[Tensor, Tensor]] = []
         distilled: list[Distilled] = []
+        pointed: list[Pointed] = []
         teacher = self._teacher(batch)
         for step in range(int(batch.num_latents.max())):
             active_B = batch.num_latents > step
+            if self.settings.distill.pointing and batch.looks is not None and state.saliency_BV is not None:
+                pointed.append(pointing_loss(state.saliency_BV, batch.looks[:, step], active_B))
             if adaptive:
                 decisions.append((wide(self.logits(state.last_hidden_BD)), active_B))
             replayed = self.think(state, active_B)
@@ -182,6 +186,7 @@ class LatentReasoner(nn.Module):
             distilled,
             self.latent.token_id,
             self.loss_counts(batch) if counts is None else counts,
+            pointed,
         )
 
     def _replay(self, state: Sequences, active_B: Tensor) -> Replay | None:

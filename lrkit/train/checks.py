@@ -89,6 +89,7 @@ def check_start(recipe: Recipe) -> ReasonerSettings:
     problems = Problems()
     init = _check_init(recipe, problems)
     problems.add(UserError, _kernel_problems(recipe))
+    _check_teacher(recipe, init, problems)
     for mode, where in recipe.baselines.items():
         problems.attempt(resolve_checkpoint, where, prefix=f"baselines.{mode}: ")
     problems.raise_if_any()
@@ -106,6 +107,7 @@ def find_problems(recipe: Recipe, folder: Path, resume: bool, reading: Callable[
     init = _check_init(recipe, problems)
     problems.add(UserError, _kernel_problems(recipe))
     processor = _check_files(init, recipe, problems) if init is not None else None
+    _check_teacher(recipe, init, problems)
     for mode, where in recipe.baselines.items():
         found = problems.attempt(resolve_checkpoint, where, prefix=f"baselines.{mode}: ")
         if found is not None:
@@ -116,6 +118,24 @@ def find_problems(recipe: Recipe, folder: Path, resume: bool, reading: Callable[
     if problems.attempt(check_folder, folder, resume):
         problems.attempt(_check_recipe_of if missing_package() is not None else _check_state, folder, recipe)
     problems.raise_if_any()
+
+
+def _check_teacher(recipe: Recipe, init: Init | None, problems: Problems) -> None:
+    """Somebody says where to look if the pointing loss asks, and nobody if it does not."""
+    if recipe.teacher is not None:
+        problems.attempt(resolve_checkpoint, recipe.teacher, prefix="teacher: ")
+    if init is not None:
+        problems.add(ConfigError, _pointing_problems(recipe, init.settings.distill.pointing))
+
+
+def _pointing_problems(recipe: Recipe, weight: float) -> Iterator[str]:
+    if weight and recipe.teacher is None and not recipe.data.points:
+        yield (
+            "model.distill.pointing is above 0, and nothing says where to look: the data has no such labels; give a "
+            "teacher, or set model.distill.pointing=0"
+        )
+    if recipe.teacher is not None and not weight:
+        yield "teacher is given, and model.distill.pointing is 0, so nobody listens; set it above 0 or remove teacher"
 
 
 def missing_package() -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lrkit.contract.sample import Sample
-from lrkit.data.collate import TrainBatch, collate_training
+from lrkit.data.collate import Pointing, TrainBatch, collate_training
 from lrkit.data.sources import Source
 from lrkit.runtime.encode.processor import Processor
 from lrkit.train.recipe import Recipe, Stage
@@ -32,13 +32,20 @@ class Curriculum:
     """Draws the batches of a recipe's stages."""
 
     def __init__(
-        self, recipe: Recipe, source: Source, processor: Processor, max_latent_steps: int, process: int = 0
+        self,
+        recipe: Recipe,
+        source: Source,
+        processor: Processor,
+        max_latent_steps: int,
+        process: int = 0,
+        pointing: Pointing | None = None,
     ) -> None:
-        """`process` is the rank: every process draws its own batches."""
+        """`process` is the rank: every process draws its own batches. `pointing`: who says where to look."""
         self._recipe = recipe
         self._source = source
         self._processor = processor
         self._max_latent_steps = max_latent_steps
+        self._pointing = pointing
         self._rng = np.random.default_rng([recipe.seed, process])
 
     def draw(self, index: int) -> Draw:
@@ -67,6 +74,7 @@ class Curriculum:
             stage.spoken_steps,
             self._recipe.token_weights,
             max_latent_steps=self._max_latent_steps if stage.latent_steps != 0 else None,
+            pointing=self._pointing,
         )
 
     def state(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrkit.data.collate import TrainBatch
+from lrkit.data.collate import Pointing, TrainBatch
 from lrkit.data.sources import Source
 from lrkit.errors import UserError, one_line
 from lrkit.model.checkpoint import save_checkpoint
@@ -39,6 +39,7 @@ from lrkit.train.origin import Origin
 from lrkit.train.recipe import FreshBackbone, OptimizerConfig, Recipe, Stage, overlay
 from lrkit.train.run_report import checkpoint_info, write_recipe, write_run
 from lrkit.train.start import Start
+from lrkit.train.teacher import PointingTeacher
 from lrkit.train.training_state import (
     Place,
     Saved,
@@ -96,8 +97,13 @@ class Trainer:
         self.stop = stop
         self.place = Place()
         self.meter: dict[str, Tensor] = {}
-        limit = start.reasoner.settings.think.max_latent_steps
-        self.curriculum = Curriculum(recipe, source, start.processor, limit, accelerator.process_index)
+        settings = start.reasoner.settings
+        self.teacher = PointingTeacher(recipe.teacher, accelerator.device) if recipe.teacher is not None else None
+        pointing = None
+        if settings.distill.pointing:
+            pointing = Pointing(None if self.teacher is None else self.teacher.processor)
+        limit = settings.think.max_latent_steps
+        self.curriculum = Curriculum(recipe, source, start.processor, limit, accelerator.process_index, pointing)
         self.batches = Ahead(self.curriculum)
 
     def run(self, saved: Saved | None, notes: Sequence[str] = ()) -> Path:
@@ -196,11 +202,11 @@ class Trainer:
         accelerator = self.accelerator
         set_learning_rate(now.optimizers, learning_rate(now.config, self.place.update, now.total))
         with self._saving(now):
-            batches = [self.batches.batch(now.index) for _ in range(self.recipe.accumulate)]
+            batches = [self._taught(self.batches.batch(now.index)) for _ in range(self.recipe.accumulate)]
         counts = self._mean_counts(now, batches)
         for batch in batches:
             with accelerator.accumulate(now.model):
-                loss = now.model(batch.to(accelerator.device), counts)
+                loss = now.model(batch, counts)
                 accelerator.backward(loss.total)
                 if accelerator.sync_gradients and now.config.clip:
                     norm = accelerator.clip_grad_norm_(now.model.parameters(), now.config.clip)
@@ -211,9 +217,16 @@ class Trainer:
             self._count(loss=loss.total, batches=torch.tensor(1.0), right=loss.right_tokens, tokens=loss.num_tokens)
             if hasattr(loss, "distill"):
                 self._count(speech=loss.speech, distill=loss.distill)
+                if self.start.reasoner.settings.distill.pointing:
+                    self._count(pointing=loss.pointing)
         self.place.update += 1
         self.place.total_updates += 1
         self.display.advance(self.place.update)
+
+    def _taught(self, batch: TrainBatch | VisionBatch) -> TrainBatch | VisionBatch:
+        """The batch on the device; with a teacher, after it has said where to look."""
+        moved = batch.to(self.accelerator.device)
+        return self.teacher.point(moved) if self.teacher is not None and isinstance(moved, TrainBatch) else moved
 
     def _mean_counts(self, now: StageRun, batches: Sequence[TrainBatch | VisionBatch]) -> Tensor:
         """What every batch of an update, in every process, divides its losses by."""
@@ -234,7 +247,7 @@ class Trainer:
         self.meter = {}
         batches = sums["batches"]
         values = {"loss": sums["loss"] / batches, "token_accuracy": sums["right"] / max(1.0, sums["tokens"])}
-        values |= {name: sums[name] / batches for name in ("speech", "distill") if name in sums}
+        values |= {name: sums[name] / batches for name in ("speech", "distill", "pointing") if name in sums}
         if "clipped" in sums:
             values["grad_norm"] = sums["grad_norm"] / sums["clipped"]
         if not math.isfinite(values["loss"]):

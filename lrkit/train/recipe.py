@@ -241,6 +241,9 @@ class Recipe(Config):
     and language model, or {vision: NAME, text: NAME}. Those of flash need a GPU, their package and bfloat16."""
     token_weights: dict[str, Weight] = {}
     """Regular expression on a spoken token's text -> its weight in the loss; all others weigh 1."""
+    teacher: str | None = None
+    """Checkpoint (name or path) that sees more, such as the same model with replay.source: prompt: where it looks in
+    each latent step is the target of the pointing loss (model.distill.pointing); null: labels of the data are."""
     baselines: dict[Literal["cot", "direct"], str] = {}
     """Checkpoints to hold this one against: mode -> name or path; recorded in the checkpoint."""
     seed: int = Field(default=0, ge=0)
