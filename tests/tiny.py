@@ -120,6 +120,16 @@ class Prompt:
         return ids + list(self.text)
 
 
+def windows_of(prompts: list[Prompt], zoom: int) -> Tensor:
+    """Full pictures of noise, for any prompts: (B, V, M, C)."""
+    count = max(one.ids.count(IMAGE) for one in prompts)
+    generator = torch.Generator().manual_seed(7)
+    patches = (zoom * MERGE) ** 2
+    shape = (len(prompts) * count * patches, GEOMETRY.patch_bytes)
+    drawn = torch.randint(256, shape, generator=generator, dtype=torch.uint8).numpy()
+    return torch.from_numpy(GEOMETRY.pixel_values(drawn)).view(len(prompts), count, patches, -1)
+
+
 def prompt(seed: int, grids: tuple[tuple[int, int, int], ...] = ((1, 4, 6),), length: int = 7) -> Prompt:
     generator = torch.Generator().manual_seed(seed)
     text = tuple(torch.randint(8, VOCABULARY - 1, (length,), generator=generator).tolist())

@@ -34,6 +34,8 @@ class Reference:
         gives by layer the matrix (D, D) that makes of a visual token what it adds behind that layer."""
         self.settings, self.latent_id, self.deep = settings, latent_id, deep or {}
         self.extra = extra
+        self.windows: list[Tensor] = []
+        """Patches of each window of the sample that is told, where replay is fine."""
         self.text = model.config.text_config
         self.vision = model.config.vision_config
         self.image_id = model.config.image_token_id
@@ -304,11 +306,18 @@ class Reference:
             "relative": [s / mean for s in selected],
             "none": [torch.ones_like(s) for s in selected],
         }[settings.weighting]
-        rows = torch.stack([w * embeds_VD[i] for w, i in zip(weights, chosen, strict=True)])
+        seen = [self.window(i) if settings.source == "fine" else embeds_VD[i][None] for i in chosen]
+        rows = torch.cat([w * tokens for w, tokens in zip(weights, seen, strict=True)])
         if settings.formation == "soft_mix":
             # One token of one token's size: the weights sum to 1 by eq. 6; for the others the sum is divided out.
-            rows = (rows.sum(0) / sum(weights))[None]
+            rows = (rows.sum(0) / sum(w * len(tokens) for w, tokens in zip(weights, seen, strict=True)))[None]
         return chosen, weights, rows
+
+    def window(self, index: int) -> Tensor:
+        """What one visual token covers in the full picture, read as a picture of its own: (tokens, E)."""
+        side = self.settings.replay.zoom * self.vision.spatial_merge_size
+        tokens = self.encode(self.windows[index], (1, side, side))
+        return torch.cat([tokens, *(tokens @ matrix for matrix in self.deep.values())], dim=1)
 
     def think(self, chunks: list[Chunk], visual: list[int], visited: set[int]) -> Thought:
         """One latent step; appends its chunk."""

@@ -17,7 +17,7 @@ from tests.lab import Steps, pieces, rich_reasoner, run_steps, settings, teach_h
 from tests.parity.reference import Reference
 from tests.parity.reference_losses import distill_loss, speech_loss
 from tests.parity.reference_parts import Told
-from tests.tiny import EOS, LATENT, Batch, batch, prompt
+from tests.tiny import EOS, IMAGE, LATENT, MERGE, Batch, batch, prompt, windows_of
 
 TOLERANCE = 1e-5
 
@@ -80,6 +80,14 @@ CASES: dict[str, dict[str, dict[str, object]]] = {
         "routing": {"depth": 2, "alpha": 6, "positions": "rearrange", "threshold": 0.5},
     },
     "distilled_pruned": {"distill": {"weight": 0.7, "window": 2}, "prune": {"after_layer": 1, "keep": 0.3}},
+    "fine": {"replay": {"num_tokens": 2, "source": "fine", "zoom": 2}},
+    "fine_thrice": {"replay": {"num_tokens": 1, "source": "fine", "zoom": 3, "positions": "shared"}},
+    "fine_exhausts": {"replay": {"num_tokens": 5, "source": "fine"}, "routing": {"depth": 2, "alpha": 6}},
+    "fine_soft_mix_pruned": {
+        "replay": {"num_tokens": 3, "source": "fine", "formation": "soft_mix", "weighting": "relative"},
+        "prune": {"after_layer": 1, "keep": 0.4},
+    },
+    "pointing": {"distill": {"pointing": 0.4}},
     "distilled_exhausts": {"distill": {"weight": 1.0, "window": 3}, "replay": {"num_tokens": 9}},
 }
 
@@ -92,10 +100,19 @@ def reference_of(reasoner: LatentReasoner) -> Reference:
     return Reference(reasoner.model, extra_state(reasoner), reasoner.settings, LATENT)
 
 
-def training_batch() -> Batch:
+def training_batch(zoom: int = 1) -> Batch:
+    """With windows of full pictures where replay zooms."""
     made = batch(PROMPTS, num_latents=LATENTS, speech=SPEECH)
+    if zoom > 1:
+        made.windows, made.window_grid = windows_of(PROMPTS, zoom), (1, zoom * MERGE, zoom * MERGE)
     made.speech_weights = made.speech_mask * torch.tensor([1.0, 3.0, 0.5, 2.0])
     return made
+
+
+def has_tokens() -> torch.Tensor:
+    """(B, 1, V) 1 for a visual token."""
+    count_B = torch.tensor([one.ids.count(IMAGE) for one in PROMPTS])
+    return (torch.arange(int(count_B.max())) < count_B[:, None]).float()[:, None]
 
 
 def close(got: torch.Tensor, want: torch.Tensor, what: str) -> None:
@@ -135,10 +152,12 @@ def compare_routing(steps: Steps, told: Told, row: int) -> None:
 @torch.no_grad()
 def test_cached_batched_run_equals_full_recompute(name: str) -> None:
     reasoner = rich_reasoner(case(name))
-    reference, made = reference_of(reasoner), training_batch()
+    reference, made = reference_of(reasoner), training_batch(reasoner.settings.replay.fine_zoom)
+    made.looks = torch.rand(3, 3, 12, generator=torch.Generator().manual_seed(3)) * has_tokens()
     steps, loss = run_steps(reasoner, made), reasoner(made)
-    total, count, distilled = 0.0, 0.0, []
+    total, count, distilled, pointed = 0.0, 0.0, [], []
     for row, one in enumerate(PROMPTS):
+        reference.windows = [] if made.windows is None else list(made.windows[row])
         told = reference.tell(*pieces(one), LATENTS[row], SPEECH[row])
         close(steps.speech_BSW[row, : len(SPEECH[row])], told.speech_logits_SW, f"sample {row}, speech")
         compare_thoughts(steps, told, row)
@@ -148,10 +167,16 @@ def test_cached_batched_run_equals_full_recompute(name: str) -> None:
         total, count = total + summed, count + weight
         if reasoner.settings.distill.weight and (own := distill_loss(reference, told, *pieces(one)[1:])) is not None:
             distilled.append(own)
+        for step, thought in enumerate(told.thoughts if one.grids else []):
+            shares = thought.scores_V / thought.scores_V.sum()
+            pointed.append(-(made.looks[row, step, : len(shares)] * shares.log()).sum())
     close(loss.speech, total / count, "speech loss")
     if distilled:
         close(loss.distill, sum(distilled) / len(distilled), "distillation loss")
-    close(loss.total, loss.speech + reasoner.settings.distill.weight * loss.distill, "total loss")
+    weights = reasoner.settings.distill
+    if weights.pointing:
+        close(loss.pointing, torch.stack(pointed).mean(), "pointing loss")
+    close(loss.total, loss.speech + weights.weight * loss.distill + weights.pointing * loss.pointing, "total loss")
 
 
 def test_the_sweep_covers_every_option() -> None:
@@ -164,7 +189,7 @@ def test_the_sweep_covers_every_option() -> None:
         for key in type(getattr(ReasonerSettings(), section)).model_fields
     }
     assert options == swept
-    assert len(CASES) == 40
+    assert len(CASES) == 45
 
 
 @pytest.mark.parametrize(
