@@ -81,7 +81,7 @@ def trail_turn(
     board: Board, rooms: Sequence[int], goes_on: bool, info: Mapping[str, Any], labels: Mapping[str, Any] | None = None
 ) -> Sample:
     """A question about the trail through these rooms of a board. `goes_on`: from where the last answer ended."""
-    hops = len(rooms) - 1
+    hops, looks = len(rooms) - 1, _looks(board, rooms[:-1])
     unit = "hop" if hops == 1 else "hops"
     where = "here" if goes_on else f"in room {rooms[0]}"
     return Sample(
@@ -89,9 +89,7 @@ def trail_turn(
         question=f"Take {hops} {unit}. Which room are you in? Start {where}",
         steps=tuple(_sentence(number, *pair) for number, pair in enumerate(pairwise(rooms), 1)),
         answer=str(rooms[-1]),
-        info={
-            **info, "task": "trail", "hops": hops, "rooms": tuple(rooms), LABEL: _looks(board, rooms[:-1]), **(labels or {})
-        },  # fmt: skip
+        info={**info, "task": "trail", "hops": hops, "rooms": tuple(rooms), LABEL: looks, **(labels or {})},
     )
 
 
