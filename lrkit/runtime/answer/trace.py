@@ -86,8 +86,12 @@ def draw_trace(answer: Traced, font: "os.PathLike[str] | str | None" = None) -> 
     the system.
 
     Raises:
-        DataError: a picture can no longer be read, or `font` is no font.
+        DataError: a picture can no longer be read, the pictures are not known, or `font` is no font.
     """
+    if any(answer.regions) and not answer.images:
+        raise DataError(
+            "there is no picture to draw on, as a scene file holds none; give open_scene its images, and ask again"
+        )
     fonts = Fonts((shown(answer.question), shown(answer.text)), font)
     scaled = [_scale(load_image(image)) for image in answer.images[:_MOST_DRAWN]]
     steps = answer.regions[: max(1, _MOST_DRAWN // max(1, len(scaled)))]
