@@ -56,7 +56,8 @@ def build(
     source = read_source(reasoner)
     dialect = dialect_of(source, target)
     tower = write_tower(source, GEOMETRY, dialect) if fresh_tower else tower_of(dialect)
-    return build_program(Stack(source, dialect, limits(reasoner.settings, **changes), GEOMETRY), ends, tower)
+    geometry = GEOMETRY.with_zoom(reasoner.settings.replay.fine_zoom)
+    return build_program(Stack(source, dialect, limits(reasoner.settings, **changes), geometry), ends, tower)
 
 
 def tower_of(dialect: Writer) -> Tower:
@@ -91,6 +92,7 @@ class Runner:
             prompt.ids if ids is None else ids, prompt.grids, None if past else prompt.patches,
             image_id=IMAGE, geometry=GEOMETRY, think=think, fixed_latents=fixed, max_latent_steps=latents,
             max_new_tokens=tokens, spec=self.program.spec, past=past,
+            windows=prompt.windows,
         )  # fmt: skip
         assert self.program.spec.problems(feed) == []
         names = [spec.name for spec in self.program.spec.outputs]
@@ -163,7 +165,7 @@ def assert_equal(reasoner: LatentReasoner, runner: Runner, prompt: Prompt, toler
         assert out["routed_depths"][: steps + 1].tolist() == passes.tolist()
         assert not out["routed_depths"][steps + 1 :].any()
         layers = sorted(reasoner.routing)
-        assert routed_tokens(out, layers, steps) == answer.routed_tokens
+        assert routed_tokens(out, layers, steps, answer.tokens_per_window) == answer.routed_tokens
         assert not out["routed_latents"][steps:].any() if "routed_latents" in out else steps == 0
     spoken = out["token_ids"][: int(out["num_tokens"])].tolist()
     assert spoken == answer.token_ids

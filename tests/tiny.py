@@ -1,6 +1,6 @@
 """Tiny random models and prompts for tests: a real Qwen2-VL by transformers, a few thousand weights, no download."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -106,6 +106,8 @@ class Prompt:
     text: tuple[int, ...]
     patches: np.ndarray | None
     """Of all images, uint8."""
+    windows: np.ndarray | None = None
+    """Where replay is fine: those of each visual token, (V, M, C) uint8."""
 
     @property
     def pixels(self) -> Tensor | None:
@@ -138,6 +140,14 @@ def prompt(seed: int, grids: tuple[tuple[int, int, int], ...] = ((1, 4, 6),), le
     return Prompt(grids, text, patches if count else None)
 
 
+def with_windows(one: Prompt, zoom: int, seed: int = 0) -> Prompt:
+    """The prompt with windows that have nothing to do with its patches."""
+    count = one.ids.count(IMAGE)
+    shape = (count, (zoom * MERGE) ** 2, GEOMETRY.patch_bytes)
+    drawn = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return replace(one, windows=drawn if count else None)
+
+
 def batch(
     prompts: list[Prompt],
     side: str = "right",
@@ -162,6 +172,8 @@ def batch(
         torch.tensor(grids) if grids else None,
         tuple(len(p.grids) for p in prompts),
     )
+    if any(p.windows is not None for p in prompts):
+        made.windows, made.window_grid = _windows(prompts)
     if speech is not None:
         longest = max(map(len, speech))
         made.speech_ids = torch.tensor([s + [PAD] * (longest - len(s)) for s in speech])
@@ -170,3 +182,15 @@ def batch(
         made.num_latents = torch.tensor(num_latents or [0] * len(prompts))
         made.may_think = made.num_latents > 0
     return made
+
+
+def _windows(prompts: list[Prompt]) -> tuple[Tensor, tuple[int, int, int]]:
+    """As the torch model reads them, padded to the most, and the cut of each."""
+    given = [p.windows for p in prompts if p.windows is not None]
+    side = round(given[0].shape[1] ** 0.5)
+    made = torch.zeros(len(prompts), max(map(len, given)), side * side, FRAMES * given[0].shape[2])
+    for row, one in enumerate(prompts):
+        if one.windows is not None:
+            values = GEOMETRY.pixel_values(one.windows.reshape(-1, GEOMETRY.patch_bytes))
+            made[row, : len(one.windows)] = torch.from_numpy(values).view(len(one.windows), side * side, -1)
+    return made, (1, side, side)

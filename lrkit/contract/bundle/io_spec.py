@@ -34,6 +34,10 @@ LEFT = "new_"
 """Begins the names of outputs that a look leaves for such inputs."""
 
 
+WINDOWS = "windows"
+"""Name of the input with the full picture, where replay is fine."""
+
+
 class TensorSpec(Config):
     """One input or output."""
 
@@ -133,6 +137,8 @@ class ProgramShape(Config):
     """Tokens of a latent step: slots for replayed ones, then the latent."""
     look: LookShape | None = None
     """None: a program without scenes, which reads a whole prompt in every call."""
+    window: tuple[int, int] | None = None
+    """(M, C), patches of a window and bytes of a patch, where replay is fine."""
 
 
 def program_spec(shape: ProgramShape) -> IoSpec:
@@ -144,6 +150,7 @@ def _inputs(shape: ProgramShape) -> list[TensorSpec]:
     return [
         _spec("input_ids", "int64", ("P",), "token ids of the prompt, one image token per visual token"),
         *shape.prompt_inputs,
+        *_windows(shape),
         _spec("think", "bool", (), "false masks the latent token (explicit reasoning or a direct answer)"),
         _spec("fixed_latents", "bool", (), "true takes exactly max_latent_steps, false lets the model decide"),
         _spec("max_latent_steps", "int64", (), f"most latent steps, 0 to {shape.max_latent_steps}"),
@@ -171,6 +178,13 @@ def _looked(shape: ProgramShape, tokens: str, visual: str) -> dict[str, tuple[DT
         kinds["refined"] = (look.floats, sizes, f"keys, then values of its routed tokens by depth; {which}")
         kinds["refined_seen"] = ("bool", (layers, *slots), f"which of them there are; {which}")
     return kinds
+
+
+def _windows(shape: ProgramShape) -> list[TensorSpec]:
+    if shape.window is None:
+        return []
+    said = "by visual token: what it covers in the full picture, cut into patches; one of zeros without a picture"
+    return [_spec(WINDOWS, "uint8", ("V", *shape.window), said)]
 
 
 def _outputs(shape: ProgramShape) -> list[TensorSpec]:

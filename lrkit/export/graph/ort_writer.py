@@ -78,6 +78,12 @@ class OrtWriter(Writer):
         unit = np.array(PIXEL_UNIT, self.floats.numpy())
         return g.op("DequantizeLinear", patches, unit, np.array(PIXEL_CENTRE, np.uint8))
 
+    def if_any(self, g: Graph, valid: Value, make: Callable[[Graph], Value], blank: np.ndarray) -> Value:
+        """By a branch."""
+        first = g.op("Squeeze", g.op("Slice", valid, [0], [1], [0]), [0])
+        nothing = g.value(blank.astype(self.floats.numpy()))
+        return g.either(first, make, lambda inner: nothing, (self.floats, blank.shape))
+
     def root_mean_square(self, g: Graph, x: Value, weight: Value, epsilon: float) -> Value:
         """In one node."""
         return g.op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=epsilon, stash_type=1)

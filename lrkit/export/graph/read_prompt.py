@@ -6,10 +6,11 @@ Legend: P prompt tokens, those of an earlier look aside, L tokens of that look, 
     visual token's row (`Dimensions.row_width`), G key heads, W head width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lrkit.contract.bundle.io_spec import WINDOWS
 from lrkit.export.graph.caches import Caches, Read
 from lrkit.export.graph.layers import Mask, Remember, Seen, Segment
 from lrkit.export.graph.nodes import Carried, Graph, Value
@@ -25,6 +26,8 @@ def read_prompt(g: Graph, caches: Caches, given: Carried, visual: Value) -> Read
     stack = caches.stack
     position, looked = given["position_ids"], take(g, stack, given)
     tokens = _tokens(g, stack, given["input_ids"], visual, looked)
+    windows = stack.dialect.choosable(g, given[WINDOWS]) if WINDOWS in given else None
+    prompt = replace(tokens.prompt, windows=windows)
     largest = g.op("ReduceMax", g.op("Reshape", position, [-1]), [0], keepdims=1)
     after = g.op("Add", largest, [1])
     rotations = caches.prompt_rotations(g, position, after)
@@ -50,7 +53,7 @@ def read_prompt(g: Graph, caches: Caches, given: Carried, visual: Value) -> Read
         rest = np.zeros((stack.steps, len(stack.routers)), np.int64)
         state["routed_depths"] = g.op("Concat", row, rest, axis=0)
     state |= leave(g, stack, memory.own_keys, memory.own_values, visual, passed.refined)
-    return Read(state, tokens.prompt, memory.keys, memory.values, rotations[0], passed.left)
+    return Read(state, prompt, memory.keys, memory.values, rotations[0], passed.left)
 
 
 def _pruning(g: Graph, stack: Stack, tokens: "Tokens", visual: Value) -> Pruning | None:

@@ -5,11 +5,15 @@ Place in the pipeline: think.py calls `Replay.select` in every latent step.
 Candidates are columns of the prompt, not visual tokens. So one graph serves any number of pictures, and none. Behind
 the P columns stand K or more that are never free: TopK always finds K, and empty slots point at a harmless place.
 
-Legend: P prompt tokens, K replayed tokens, E width of a visual token's row (`Dimensions.row_width`).
+With a fine source it is not the prompt's own token that comes back: the tower reads the window that the token covers in
+the full picture, and all F tokens of it come back with that one's weight.
+
+Legend: P prompt tokens, K selected tokens, R replayed ones (K, or F for each of K windows), E width of a visual token's
+    row (`Dimensions.row_width`), V visual tokens of the prompt, M patches of a window, C bytes of a patch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +22,7 @@ from lrkit.contract.settings import ReplaySettings
 from lrkit.contract.weightings import WEIGHTINGS
 from lrkit.export.graph.choices import choice
 from lrkit.export.graph.nodes import Graph, Value
+from lrkit.export.graph.tower_writer import WindowTower
 from lrkit.export.graph.writer import Writer
 from lrkit.registry import load_object
 
@@ -37,6 +42,8 @@ class Prompt:
     """(P,) int64: number of each visual token over all pictures; elsewhere meaningless."""
     num_tokens: Value
     """P, [1]."""
+    windows: Value | None = None
+    """(V, M, C) bytes, where replay is fine: what each visual token covers in the full picture. At least one."""
     padded: bool = False
     """Whether `rows` and `visual_index` have rows of empty slots in front, zeros and -1, as joined caches have latent
     keys there: `select` counts columns from the first of them."""
@@ -45,7 +52,7 @@ class Prompt:
         """The same with `count` such rows: made once before a loop, they spare every step to tell empty slots apart."""
         rows = g.op("Concat", np.zeros((count, width), g.floats.numpy()), self.rows, axis=0)
         index = g.op("Concat", np.full(count, -1), self.visual_index, axis=0)
-        return Prompt(rows, index, self.num_tokens, padded=True)
+        return replace(self, rows=rows, visual_index=index, padded=True)
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,9 @@ class Replayed:
     """What one latent step replays."""
 
     tokens: Value
-    """(K, E), or (1, E) for soft_mix; empty slots hold an unread token."""
+    """(R, E), or (1, E) for soft_mix; empty slots hold an unread token."""
     valid: Value
-    """(K,) or (1,) bool."""
+    """(R,) or (1,) bool."""
     free: Value
     """(P + K,) bool: candidates left."""
     index: Value
@@ -105,6 +112,19 @@ FORMATIONS = {"tokens": False, "soft_mix": True}
 """`ReplaySettings.formation` -> whether a step's tokens are summed into one."""
 
 
+@dataclass(frozen=True)
+class Closer:
+    """What reads windows of the full picture."""
+
+    tower: WindowTower
+    shape: tuple[int, int]
+    """(M, C)."""
+    tokens: int
+    """F."""
+    width: int
+    """E."""
+
+
 class Replay:
     """Selects, weighs and forms replayed tokens. `slots` is K, at most the visual tokens that a prompt may have.
 
@@ -112,16 +132,22 @@ class Replay:
         ExportError: a setting that no program can be built for.
     """
 
-    def __init__(self, settings: ReplaySettings, slots: int, dialect: Writer) -> None:
-        self.settings, self.slots, self.dialect = settings, slots, dialect
+    def __init__(self, settings: ReplaySettings, slots: int, dialect: Writer, closer: Closer | None = None) -> None:
+        """`closer` where the source is fine."""
+        self.settings, self.slots, self.dialect, self.closer = settings, slots, dialect, closer
         row = choice(WEIGHTINGS, settings.weighting, "replay.weighting")
         self.weighting: Weighting = load_object(row.graph, f"replay weighting {settings.weighting}", Weighting)
         self.mixes = choice(FORMATIONS, settings.formation, "replay.formation")
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that a step replays: K, or 1 for soft_mix; 0 where replay is off."""
-        return min(self.slots, 1) if self.mixes else self.slots
+        """Tokens that a step replays: R, or 1 for soft_mix; 0 where replay is off."""
+        return min(self.slots, 1) if self.mixes else self.slots * self.window
+
+    @property
+    def window(self) -> int:
+        """Tokens that come back for each that is selected."""
+        return 1 if self.closer is None else self.closer.tokens
 
     def select(self, g: Graph, prompt: Prompt, score: Value, free: Value) -> Replayed:
         """`score` float32 is the saliency a(t), `free` bool the candidates: of P + K columns or more, of which those of
@@ -140,13 +166,37 @@ class Replay:
             weights = self.weighting.several(g, self.dialect, g.op("Gather", score, index), valid)
         free = g.op("ScatterElements", free, index, np.zeros(self.slots, bool), axis=0)
         place = index if prompt.padded else g.op("Where", valid, index, 0)
-        tokens = g.op("Gather", prompt.rows, place, axis=0)
-        factors = g.to_floats(weights)
-        tokens = g.op("Mul", tokens, factors if self.slots == 1 else g.op("Unsqueeze", factors, [1]))
         visual = g.op("Gather", prompt.visual_index, place)
         visual = visual if prompt.padded else g.op("Where", valid, visual, -1)
-        if self.mixes:
-            total = g.to_floats(g.op("Max", g.op("ReduceSum", weights, [0], keepdims=1), TINY))
-            tokens = g.op("Div", g.op("ReduceSum", tokens, [0], keepdims=1), total)
-            valid = g.op("Slice", valid, [0], [1], [0])
+        if self.closer is None:
+            tokens = g.op("Gather", prompt.rows, place, axis=0)
+        else:
+            tokens = self._closer_look(g, self.closer, prompt, visual, valid)
+        tokens, valid = self._formed(g, tokens, weights, valid)
         return Replayed(tokens, valid, free, visual, weights)
+
+    def _closer_look(self, g: Graph, closer: Closer, prompt: Prompt, visual: Value, valid: Value) -> Value:
+        """(R, E): the tower's rows of the windows `visual`."""
+        assert prompt.windows is not None, "an input of the program"
+        windows = prompt.windows
+
+        def look(inner: Graph) -> Value:
+            chosen = inner.op("Gather", windows, inner.op("Max", visual, [0]), axis=0)
+            return closer.tower(inner, chosen)
+
+        blank = np.zeros((self.slots * closer.tokens, closer.width))
+        return self.dialect.if_any(g, valid, look, blank)
+
+    def _formed(self, g: Graph, tokens: Value, weights: Value, valid: Value) -> tuple[Value, Value]:
+        """Tokens (R, E) with their weights, and which are real; or the one token that they are mixed into."""
+        several = self.window > 1 and self.slots > 1
+        spread = np.arange(self.slots).repeat(self.window)
+        factors = g.to_floats(g.op("Gather", weights, spread) if several else weights)
+        tokens = g.op("Mul", tokens, factors if self.slots == 1 else g.op("Unsqueeze", factors, [1]))
+        if self.mixes:
+            total = g.op("Max", g.op("ReduceSum", weights, [0], keepdims=1), TINY)
+            if self.window > 1:
+                total = g.op("Mul", total, np.array(self.window, np.float32))
+            tokens = g.op("Div", g.op("ReduceSum", tokens, [0], keepdims=1), g.to_floats(total))
+            return tokens, g.op("Slice", valid, [0], [1], [0])
+        return tokens, valid if self.window == 1 else g.op("Gather", valid, spread)

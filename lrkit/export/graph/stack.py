@@ -21,7 +21,8 @@ from lrkit.export.graph.latent_reports import LatentReports
 from lrkit.export.graph.layers import Decoder, Hidden, Remember
 from lrkit.export.graph.nodes import Carried, Graph, Value
 from lrkit.export.graph.pruning_nodes import BEHIND, Left, Pruning, Spread, pruned_saliency
-from lrkit.export.graph.replay_nodes import Replay
+from lrkit.export.graph.replay_nodes import Closer, Replay
+from lrkit.export.graph.tower_writer import write_window_tower
 from lrkit.export.graph.routing_nodes import Refined, Router
 from lrkit.export.graph.writer import Rotation, Writer
 from lrkit.export.weights.source import Source
@@ -94,7 +95,8 @@ class Stack:
         # More slots than a prompt can have visual tokens would always stay empty.
         most_visual = max(1, limits.max_patches // geometry.patches_per_token)
         slots = min(self.settings.replay.num_tokens, most_visual) if self.steps else 0
-        self.replay = Replay(self.settings.replay, slots, dialect)
+        fine = slots > 0 and self.settings.replay.source == "fine"
+        self.replay = Replay(self.settings.replay, slots, dialect, self._closer() if fine else None)
         self.step_tokens = self.replay.num_tokens + 1
         """Tokens of a latent step: those replayed, and the latent."""
         # TopK must find K columns whatever the prompt, also where the K tokens are mixed into one.
@@ -113,6 +115,7 @@ class Stack:
             prompt_inputs=self.geometry.program_inputs, vocabulary=self.dims.vocabulary, width=self.dims.width,
             max_latent_steps=self.steps, max_new_tokens=self.limits.max_new_tokens, replay_slots=self.replay.slots,
             routed_layers=tuple(self.routers), latent_chunk=self.step_tokens, look=self.look,
+            window=None if self.replay.closer is None else self.replay.closer.shape,
         )  # fmt: skip
 
     @property
@@ -137,6 +140,13 @@ class Stack:
     def columns_of(self, layer: int) -> str:
         """The same of one layer, without what was pruned."""
         return BEHIND if self.is_behind(layer) else self.columns
+
+    def _closer(self) -> Closer:
+        """Raises as `write_window_tower`."""
+        geometry = self.geometry
+        tower = write_window_tower(self.source, geometry, self.dialect)
+        patches, tokens = geometry.num_patches(geometry.window_grid), geometry.num_visual_tokens(geometry.window_grid)
+        return Closer(tower, (patches, geometry.patch_bytes), tokens, self.dims.row_width)
 
     def run(self, g: Graph, chunk: Chunk) -> Passed:
         """All layers over the prompt or a latent step, with routing. Where latent steps replay, attention is watched

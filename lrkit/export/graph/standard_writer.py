@@ -53,6 +53,10 @@ class StandardWriter(Writer):
         centred = g.op("Sub", g.cast(patches, self.floats), float(PIXEL_CENTRE))
         return g.op("Mul", centred, PIXEL_UNIT)
 
+    def if_any(self, g: Graph, valid: Value, make: Callable[[Graph], Value], blank: np.ndarray) -> Value:
+        """Always made: a branch inside a loop is more than the engines take."""
+        return make(g)
+
     def root_mean_square(self, g: Graph, x: Value, weight: Value, epsilon: float) -> Value:
         """Spelled out, in float32."""
         wide = g.to_float32(x)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from lrkit.contract.bundle.io_spec import LEFT, OWN_INPUTS, DType, IoSpec, TensorSpec, program_spec
+from lrkit.contract.bundle.io_spec import LEFT, OWN_INPUTS, WINDOWS, DType, IoSpec, TensorSpec, program_spec
 from lrkit.contract.bundle.manifest import StepName
 from lrkit.export.graph.latent_reports import Types
 from lrkit.export.graph.layers import Mask, Past, Segment
@@ -33,8 +33,8 @@ from lrkit.export.graph.tower_writer import Tower
 from lrkit.export.graph.two_parts import see
 
 DTYPE_NAMES: dict[ir.DataType, DType] = {dtype: name for name, dtype in DTYPES.items()}
-HOST_INPUTS = set(OWN_INPUTS) - {"input_ids"}
-"""Inputs of a program that the host's loop decides by."""
+HOST_INPUTS = set(OWN_INPUTS) - {"input_ids"} | {WINDOWS}
+"""Inputs of a program that the host's loop decides by, or gives to later steps."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,12 @@ class _Steps:
         g = self._graph()
         types = {name: kind for name, kind in self.caches.think_types.items() if name != "alive"}
         held, given = self._inputs(g, types), self._inputs(g, self._prompt_types())
-        length = g.shape_of(given["prompt_value0"], 2)
-        rows = given[self._rows] if self.stack.replay.slots else held["hidden"]
-        prompt = Prompt(rows, given.get("visual_index", length), length)
+        length, windows = g.shape_of(given["prompt_value0"], 2), None
+        if (closer := self.stack.replay.closer) is not None:
+            given |= self._inputs(g, {WINDOWS: (DTYPES["uint8"], ("V", *closer.shape))})
+            windows = given[WINDOWS]
+        rows = given.get(self._rows, held["hidden"])
+        prompt = Prompt(rows, given.get("visual_index", length), length, windows)
         left = self._left(g, given)
         latents = self.caches.latents(g, prompt, lambda layer: self._prompt_segment(given, layer), left)
         with g.scope("think"):
@@ -172,7 +175,9 @@ class _Steps:
             types |= dict.fromkeys((f"prompt_key{i}", f"prompt_value{i}"), kind)
         if self.stack.replay.slots:
             columns = self.stack.columns
-            types |= {self._rows: (floats, (columns, self.dims.row_width)), "visual_index": (INT64, (columns,))}
+            if self.stack.replay.closer is None:
+                types[self._rows] = floats, (columns, self.dims.row_width)
+            types["visual_index"] = INT64, (columns,)
         if self.stack.steps and self.stack.settings.prune.active:
             types["survivors"] = (INT64, (BEHIND,))
         return types
@@ -219,6 +224,7 @@ MEANINGS = {
     "prompt_rows": "input embeddings of the prompt, then what its tokens add behind each deep layer",
     "visual_index": "number of each visual token over all pictures",
     "survivors": "columns of the prompt that the layers behind pruning hold keys of",
+    WINDOWS: "by visual token: what it covers in the full picture, cut into patches",
 }
 
 

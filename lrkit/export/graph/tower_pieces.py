@@ -4,7 +4,8 @@ rotary angles, tracing over patches.
 A family's `TowerWriter` (tower_writer.py) runs the tower's own modules around these. Everything that depends on the
 grids is an input of the program, which the family's geometry computes.
 
-Legend: N patches, C bytes of a patch, H heads, W head width, E width of the tower.
+Legend: N patches, C bytes of a patch, H heads, W head width, E width of the tower, I views of M patches
+    each.
 """
 
 import copy
@@ -86,6 +87,10 @@ def folded(proj: Any, levels: Levels) -> tuple[Tensor, Tensor]:
 class TowerOverPatches(nn.Module):
     """Base of towers that have everything that depends on the grids as an input; `forward` is the family's own."""
 
+    view: int | None = None
+    """M: each M patches are a picture of their own, all cut alike, and the inputs beside the patches are of one of them.
+    None: these are of all patches, and say which picture each belongs to."""
+
     def __init__(self, tower: nn.Module, first: tuple[Tensor, Tensor], fused: bool) -> None:
         """`first` is what `folded` gave; `fused` as in `rotation`."""
         super().__init__()
@@ -99,7 +104,14 @@ class TowerOverPatches(nn.Module):
 
     def seen(self, patch_picture: Tensor) -> "Seen":
         """What patches see in layers in which they see their whole picture."""
-        return Seen(patch_picture, None if self.by_picture else picture_mask(patch_picture))
+        masked = self.view is None and not self.by_picture
+        return Seen(patch_picture, picture_mask(patch_picture) if masked else None, self.view)
+
+    def placed(self, hidden_NE: Tensor, places_NE: Tensor) -> Tensor:
+        """The sum with what places add to patches, of all or of one view."""
+        if self.view is None:
+            return hidden_NE + places_NE
+        return (hidden_NE.unflatten(0, (-1, self.view)) + places_NE).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -109,11 +121,14 @@ class Seen:
     picture: Tensor
     """(N,) the picture of each."""
     mask_NN: Tensor | None
-    """Added to scores; None where attention goes picture by picture, in a node that can be traced, not run."""
+    """Added to scores; None where attention goes by view, or picture by picture, in a node that can be traced, not
+    run."""
+    view: int | None
+    """As in `TowerOverPatches`."""
 
     def mixed(self, parts: tuple[Tensor, Tensor, Tensor], scaling: float) -> Tensor:
-        """Values (1, H, N, W) as each patch takes them: (N, H W)."""
-        if self.mask_NN is not None:
+        """Values (1, H, N, W), or by view (I, H, M, W), as each patch takes them: (N, H W)."""
+        if self.mask_NN is not None or self.view is not None:
             return side_by_side(mixed(parts, self.mask_NN, scaling))
         _, heads, count, width = parts[2].shape
         return torch.onnx.ops.symbolic(
@@ -166,30 +181,32 @@ def row_and_column_angles(inverse_frequencies: Tensor, patch_positions: Tensor) 
 
 def attend(attn: Any, hidden_NE: Tensor, rotary: tuple[Tensor, Tensor], seen: Seen, rotate: Rotate) -> Tensor:
     """Attention of a tower whose `qkv` is one matrix; `rotary` are cos and sin (N, W / 2)."""
-    return attn.proj(seen.mixed(turned_parts(attn, hidden_NE, rotary, rotate), attn.scaling))
+    return attn.proj(seen.mixed(turned_parts(attn, hidden_NE, rotary, rotate, seen.view), attn.scaling))
 
 
 def turned_parts(
-    attn: Any, hidden_NE: Tensor, rotary: tuple[Tensor, Tensor], rotate: Rotate
+    attn: Any, hidden_NE: Tensor, rotary: tuple[Tensor, Tensor], rotate: Rotate, view: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Queries, keys and values (1, H, N, W). Queries and keys turn together, as 2 H heads."""
+    """Queries, keys and values (1, H, N, W), or by view (I, H, M, W). Queries and keys turn together, as 2 H heads."""
     heads = attn.num_heads
     # The leading 1 is what the fused rotation asks for.
-    parts_1HNW = attn.qkv(hidden_NE).reshape(1, -1, 3 * heads, hidden_NE.shape[1] // heads).transpose(1, 2)
+    count = (1, -1) if view is None else (-1, view)
+    parts_1HNW = attn.qkv(hidden_NE).reshape(*count, 3 * heads, hidden_NE.shape[1] // heads).transpose(1, 2)
     turning_1HNW, value_1HNW = parts_1HNW.split((2 * heads, heads), dim=1)
     query_1HNW, key_1HNW = rotate(turning_1HNW, *rotary).split((heads, heads), dim=1)
     return query_1HNW, key_1HNW, value_1HNW
 
 
-def mixed(parts: tuple[Tensor, Tensor, Tensor], mask: Tensor, scaling: float) -> Tensor:
+def mixed(parts: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, scaling: float) -> Tensor:
     """Values (..., N, W), mixed by what the scores (..., N, N) and the mask that is added to them say."""
     query, key, value = parts
-    score = (query @ key.transpose(2, 3)).to(torch.float32) * scaling + mask
+    score = (query @ key.transpose(2, 3)).to(torch.float32) * scaling
+    score = score if mask is None else score + mask
     return score.softmax(-1).to(value.dtype) @ value
 
 
 def side_by_side(mixed_1HNW: Tensor) -> Tensor:
-    """Heads next to each other: (N, H W)."""
+    """Heads next to each other: (N, H W), of all views."""
     heads, width = mixed_1HNW.shape[1], mixed_1HNW.shape[3]
     return mixed_1HNW.transpose(1, 2).reshape(-1, heads * width)
 

@@ -3,7 +3,8 @@
 Place in the pipeline: `write_tower` -> a `Tower`, which program.py and step_graphs.py call with the graph and its
 inputs. Most families let tracing.py do the work.
 
-Legend: V visual tokens, E width of their rows (`Dimensions.row_width`).
+Legend: V visual tokens, E width of their rows (`Dimensions.row_width`), K windows of M patches and F visual tokens, C
+    bytes of a patch.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from lrkit.errors import ExportError
 from lrkit.export.graph.nodes import Carried, Graph, Value
 from lrkit.export.graph.writer import Writer
 from lrkit.export.weights.reader import export_part
@@ -19,6 +21,10 @@ from lrkit.export.weights.source import Source
 
 Tower = Callable[[Graph, Carried], Value]
 """(graph, inputs of the program by name) -> rows of visual tokens (V, E), as `Backbone.encode_images` gives them."""
+
+WindowTower = Callable[[Graph, Value], Value]
+"""(graph, windows (K, M, C) as bytes) -> their rows (K F, E), window by window: the tower over pictures of one cut, with
+weights that are those of `Tower`."""
 
 CHOSEN = "chosen_tokens"
 """Name of the value that `chosen` marks."""
@@ -44,7 +50,10 @@ class TowerWriter(Protocol):
     """Writes the tower of one family.
 
     A tower whose visual tokens are words, chosen by nearness, says so with `chooses = True` and passes their ids
-    through `chosen`; its family's backbone is a `ChoosingBackbone`."""
+    through `chosen`; its family's backbone is a `ChoosingBackbone`.
+
+    Where `Geometry.with_zoom` gives windows, it also has `write_windows(tower, geometry, dialect) -> WindowTower`, for
+    windows of that geometry (tower_windows.py)."""
 
     def write(self, tower: nn.Module, geometry: Any, dialect: Writer) -> Tower:
         """`tower` is what `WeightReader.new_tower` made, with its weights; it stays as it is. `geometry` is the
@@ -74,6 +83,21 @@ def chosen(ids: Value) -> Value:
     """The same ids (V,), under the name by which the comparison with torch finds them."""
     ids.name = CHOSEN
     return ids
+
+
+def write_window_tower(source: Source, geometry: Any, dialect: Writer) -> WindowTower:
+    """The source's tower, for the windows of `geometry`.
+
+    Raises:
+        ExportError: no program can be built for it.
+    """
+    write = getattr(writer_of(source.family), "write_windows", None)
+    if write is None:
+        raise ExportError(
+            f"replay.source is fine, and no program of {source.family} can read windows of a picture; set "
+            "replay.source: prompt"
+        )
+    return write(source.tower, geometry, dialect)
 
 
 def write_tower(source: Source, geometry: Any, dialect: Writer) -> Tower:

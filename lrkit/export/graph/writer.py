@@ -135,6 +135,11 @@ class Writer(ABC):
         """Bytes of pictures, uint8, as numbers around zero."""
 
     @abstractmethod
+    def if_any(self, g: Graph, valid: Value, make: Callable[[Graph], Value], blank: np.ndarray) -> Value:
+        """What `make` writes, shaped as `blank`. Of slots (K,) that are `valid`, the first where any is; where none is,
+        the result may be `blank` instead: nobody reads it."""
+
+    @abstractmethod
     def root_mean_square(self, g: Graph, x: Value, weight: Value, epsilon: float) -> Value:
         """The norm of that name over the last axis, (..., D)."""
 

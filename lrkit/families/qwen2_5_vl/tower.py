@@ -15,6 +15,7 @@ Legend: N patches, C bytes of a patch, E width of the tower, V visual tokens, D 
     W head width, G blocks, S slots of a block.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,16 +31,20 @@ from lrkit.export.graph.tower_pieces import (
     in_number_type,
     merged_weights,
     mixed,
+    picture_mask,
     row_and_column_angles,
     side_by_side,
     traced_over_patches,
     turned_parts,
 )
-from lrkit.export.graph.tower_writer import Tower, TowerSizes
+from lrkit.export.graph.tower_windows import write_windows
+from lrkit.export.graph.tower_writer import Tower, TowerSizes, WindowTower
 from lrkit.export.graph.writer import Writer
 from lrkit.families.qwen2_5_vl.geometry import WindowedPatches
 from lrkit.families.qwen2_5_vl.windows import most_blocks, seen_in_layers
 
+Parts = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values of heads."""
 _NOBODY = -1
 """The window of an empty slot."""
 
@@ -95,26 +100,40 @@ class TraceableTower(TowerOverPatches):
         hidden_NE = functional.linear(pixel_values, self.kernel_EC, self.bias_E)
         angles = row_and_column_angles(tower.rotary_pos_emb.inv_freq, patch_positions)
         rotary = angles.cos().to(hidden_NE.dtype), angles.sin().to(hidden_NE.dtype)
-        seen, blocks = self.seen(patch_picture), blocks_of(patch_windows, self.slots)
+        seen, by_window = self.seen(patch_picture), self._by_window(patch_windows)
         for number, block in enumerate(tower.blocks):
-            parts = turned_parts(block.attn, block.norm1(hidden_NE), rotary, self.rotate)
+            parts = turned_parts(block.attn, block.norm1(hidden_NE), rotary, self.rotate, self.view)
             if number in tower.fullatt_block_indexes:
                 mixed_NE = seen.mixed(parts, block.attn.scaling)
             else:
-                query, key, value = map(blocks.spread, parts)
-                mixed_HGSW = mixed((query, key, value), blocks.mask_GSS, block.attn.scaling)
-                mixed_NE = side_by_side(blocks.collected(mixed_HGSW))
+                mixed_NE = side_by_side(by_window(parts, block.attn.scaling))
             hidden_NE = hidden_NE + block.attn.proj(mixed_NE)
             hidden_NE = hidden_NE + block.mlp(block.norm2(hidden_NE))
         return tower.merger(hidden_NE)
 
+    def _by_window(self, patch_windows: Tensor) -> Callable[[Parts, float], Tensor]:
+        """Mixes values within windows: in blocks, or within a view, which is small, by a mask."""
+        if self.view is not None:
+            mask_MM = picture_mask(patch_windows[:, 1]) if self.view > self.slots else None
+            return lambda parts, scaling: mixed(parts, mask_MM, scaling)
+        blocks = blocks_of(patch_windows, self.slots)
+
+        def by_block(parts: Parts, scaling: float) -> Tensor:
+            query, key, value = map(blocks.spread, parts)
+            return blocks.collected(mixed((query, key, value), blocks.mask_GSS, scaling))
+
+        return by_block
+
+
+def traceable_tower(tower: nn.Module, geometry: WindowedPatches, fp16: bool, fused: bool = False) -> TraceableTower:
+    """In the type that it computes in, for pictures that `geometry` describes; `fused` as in `TraceableTower`."""
+    first = first_matrix(tower, geometry, fp16)
+    return TraceableTower(in_number_type(tower, fp16), first, geometry.window_slots, fused)
+
 
 def traced_tower(tower: nn.Module, geometry: WindowedPatches, fp16: bool, fused: bool = False) -> ir.Graph:
-    """The tower as torch.onnx sees it, for any number of patches of pictures that `geometry` describes; `fused` as in
-    `TraceableTower`. Raises as `traced`."""
-    first = first_matrix(tower, geometry, fp16)
-    traceable = TraceableTower(in_number_type(tower, fp16), first, geometry.window_slots, fused)
-    return traced_over_patches(traceable, geometry, fp16)
+    """The same as torch.onnx sees it, for any number of patches. Raises as `traced`."""
+    return traced_over_patches(traceable_tower(tower, geometry, fp16, fused), geometry, fp16)
 
 
 class Qwen25VLTower:
@@ -123,6 +142,10 @@ class Qwen25VLTower:
     def write(self, tower: nn.Module, geometry: WindowedPatches, dialect: Writer) -> Tower:
         """Traces the tower once; the result writes it into a graph."""
         return grafted(traced_tower(tower, geometry, dialect.target.computes_fp16, dialect.fused), dialect)
+
+    def write_windows(self, tower: nn.Module, geometry: WindowedPatches, dialect: Writer) -> WindowTower:
+        """Traces it once more."""
+        return write_windows(traceable_tower, tower, geometry, dialect)
 
     def sizes(self, tower: nn.Module) -> TowerSizes:
         """The merger reads merged squares, all else patches."""

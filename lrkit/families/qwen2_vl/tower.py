@@ -22,7 +22,8 @@ from lrkit.export.graph.tower_pieces import (
     row_and_column_angles,
     traced_over_patches,
 )
-from lrkit.export.graph.tower_writer import Tower, TowerSizes
+from lrkit.export.graph.tower_windows import write_windows
+from lrkit.export.graph.tower_writer import Tower, TowerSizes, WindowTower
 from lrkit.export.graph.writer import Writer
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
 
@@ -44,11 +45,14 @@ class TraceableTower(TowerOverPatches):
         return tower.merger(hidden_NE)
 
 
+def traceable_tower(tower: nn.Module, geometry: ImageGeometry, fp16: bool, fused: bool = False) -> TraceableTower:
+    """In the type that it computes in, for pictures that `geometry` describes; `fused` as in `TraceableTower`."""
+    return TraceableTower(in_number_type(tower, fp16), first_matrix(tower, geometry, fp16), fused)
+
+
 def traced_tower(tower: nn.Module, geometry: ImageGeometry, fp16: bool, fused: bool = False) -> ir.Graph:
-    """The tower as torch.onnx sees it, for any number of patches of pictures that `geometry` describes; `fused` as in
-    `TraceableTower`. Raises as `traced`."""
-    traceable = TraceableTower(in_number_type(tower, fp16), first_matrix(tower, geometry, fp16), fused)
-    return traced_over_patches(traceable, geometry, fp16)
+    """The same as torch.onnx sees it, for any number of patches. Raises as `traced`."""
+    return traced_over_patches(traceable_tower(tower, geometry, fp16, fused), geometry, fp16)
 
 
 class Qwen2VLTower:
@@ -57,6 +61,10 @@ class Qwen2VLTower:
     def write(self, tower: nn.Module, geometry: ImageGeometry, dialect: Writer) -> Tower:
         """Traces the tower once; the result writes it into a graph."""
         return grafted(traced_tower(tower, geometry, dialect.target.computes_fp16, dialect.fused), dialect)
+
+    def write_windows(self, tower: nn.Module, geometry: ImageGeometry, dialect: Writer) -> WindowTower:
+        """Traces it once more."""
+        return write_windows(traceable_tower, tower, geometry, dialect)
 
     def sizes(self, tower: nn.Module) -> TowerSizes:
         """The merger reads merged squares, all else patches."""

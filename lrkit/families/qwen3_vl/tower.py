@@ -25,7 +25,8 @@ from lrkit.export.graph.tower_pieces import (
     row_and_column_angles,
     traced_over_patches,
 )
-from lrkit.export.graph.tower_writer import Tower, TowerSizes
+from lrkit.export.graph.tower_windows import write_windows
+from lrkit.export.graph.tower_writer import Tower, TowerSizes, WindowTower
 from lrkit.export.graph.writer import Writer
 from lrkit.families.qwen3_vl.geometry import Qwen3VLPatches
 
@@ -43,7 +44,7 @@ class TraceableTower(TowerOverPatches):
         hidden_NE = functional.linear(pixel_values, self.kernel_EC, self.bias_E)
         rows_N4, weights_N4 = corners(patch_positions, patch_grid, tower.num_grid_per_side)
         learnt_NE = (tower.pos_embed(rows_N4) * weights_N4[:, :, None]).sum(1)
-        hidden_NE = hidden_NE + learnt_NE.to(hidden_NE.dtype)
+        hidden_NE = self.placed(hidden_NE, learnt_NE.to(hidden_NE.dtype))
         angles = row_and_column_angles(tower.rotary_pos_emb.inv_freq, patch_positions)
         rotary = angles.cos().to(hidden_NE.dtype), angles.sin().to(hidden_NE.dtype)
         mergers = dict(zip(tower.deepstack_visual_indexes, tower.deepstack_merger_list, strict=True))
@@ -69,11 +70,14 @@ def corners(positions_N2: Tensor, grid_N2: Tensor, side: int) -> tuple[Tensor, T
     return rows_N4, (share_N22[:, 0, :, None] * share_N22[:, 1, None, :]).reshape(-1, 4)
 
 
+def traceable_tower(tower: nn.Module, geometry: Qwen3VLPatches, fp16: bool, fused: bool = False) -> TraceableTower:
+    """In the type that it computes in, for pictures that `geometry` describes; `fused` as in `TraceableTower`."""
+    return TraceableTower(in_number_type(tower, fp16), first_matrix(tower, geometry, fp16), fused)
+
+
 def traced_tower(tower: nn.Module, geometry: Qwen3VLPatches, fp16: bool, fused: bool = False) -> ir.Graph:
-    """The tower as torch.onnx sees it, for any number of patches of pictures that `geometry` describes; `fused` as in
-    `TraceableTower`. Raises as `traced`."""
-    traceable = TraceableTower(in_number_type(tower, fp16), first_matrix(tower, geometry, fp16), fused)
-    return traced_over_patches(traceable, geometry, fp16)
+    """The same as torch.onnx sees it, for any number of patches. Raises as `traced`."""
+    return traced_over_patches(traceable_tower(tower, geometry, fp16, fused), geometry, fp16)
 
 
 class Qwen3VLTower:
@@ -82,6 +86,10 @@ class Qwen3VLTower:
     def write(self, tower: nn.Module, geometry: Qwen3VLPatches, dialect: Writer) -> Tower:
         """Traces the tower once; the result writes it into a graph."""
         return grafted(traced_tower(tower, geometry, dialect.target.computes_fp16, dialect.fused), dialect)
+
+    def write_windows(self, tower: nn.Module, geometry: Qwen3VLPatches, dialect: Writer) -> WindowTower:
+        """Traces it once more."""
+        return write_windows(traceable_tower, tower, geometry, dialect)
 
     def sizes(self, tower: nn.Module) -> TowerSizes:
         """The mergers read merged squares, all else patches; rows of the table are looked up."""

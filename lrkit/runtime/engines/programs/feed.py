@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lrkit.contract.bundle.io_spec import PAST, IoSpec
+from lrkit.contract.bundle.io_spec import PAST, WINDOWS, IoSpec
 from lrkit.families.protocols import Geometry, Grid
 
 
@@ -23,8 +23,10 @@ def build_feed(
     max_new_tokens: int,
     spec: IoSpec | None = None,
     past: Mapping[str, Any] | None = None,
+    windows: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """All inputs of the form `program` for one prompt. `patches` (N, patch_bytes) uint8; None without a picture.
+    `windows` (V, M, patch_bytes) uint8 are of the full pictures, for a program whose `spec` has such an input.
 
     `past` is what a look left, by the names of inputs that `spec` declares: then `ids` still are those of the whole
     prompt, with the tokens that were looked at in front. Without it those inputs are empty.
@@ -38,6 +40,7 @@ def build_feed(
         "input_ids": np.asarray(ids[start:], np.int64),
         **read,
         "position_ids": np.ascontiguousarray(read["position_ids"][:, start:]),
+        **_windows(windows, spec),
         "think": np.array(think),
         "fixed_latents": np.array(fixed_latents),
         "max_latent_steps": np.array(max_latent_steps, np.int64),
@@ -53,3 +56,22 @@ def no_past(spec: IoSpec) -> dict[str, np.ndarray]:
     return {
         one.name: np.zeros([size if isinstance(size, int) else 0 for size in one.shape], one.dtype) for one in taken
     }
+
+
+def window_of(spec: IoSpec) -> tuple[int, int] | None:
+    """(patches of a window, bytes of a patch) of a program that reads windows; None: it reads none."""
+    found = next((one.shape for one in spec.inputs if one.name == WINDOWS), None)
+    if found is None:
+        return None
+    _, patches, size = found
+    assert isinstance(patches, int) and isinstance(size, int), "checked when the bundle was opened"
+    return patches, size
+
+
+def _windows(windows: np.ndarray | None, spec: IoSpec | None) -> dict[str, np.ndarray]:
+    window = None if spec is None else window_of(spec)
+    if window is None:
+        return {}
+    if windows is None:  # the loop needs something to read; no visual token refers to it
+        windows = np.zeros((1, *window), np.uint8)
+    return {WINDOWS: np.ascontiguousarray(windows, np.uint8)}

@@ -37,7 +37,7 @@ from lrkit.runtime.engines.common.stopping import Running, Stop
 from lrkit.runtime.engines.programs import patience
 from lrkit.runtime.engines.programs.answer_check import AnswerCheck
 from lrkit.runtime.engines.programs.counts import count_program
-from lrkit.runtime.engines.programs.feed import build_feed
+from lrkit.runtime.engines.programs.feed import build_feed, window_of
 from lrkit.runtime.engines.programs.looks import ProgramLooked, looked_from, outputs_left, read_looked, whole_reports
 from lrkit.runtime.engines.programs.step_session import StepSession
 
@@ -304,6 +304,7 @@ class ProgramEngine:
             max_new_tokens=check_asked("max_new_tokens", options.max_new_tokens, manifest.limits.max_new_tokens),
             spec=self.entry.spec,
             past=None if look is None else look.past,
+            windows=prompt.windows,
         )
 
     def _run(
@@ -323,7 +324,7 @@ class ProgramEngine:
         self._check(out, feed)
         if look is not None:
             out = whole_reports(out, look)
-        latent_steps = int(out["latent_steps"])
+        latent_steps, window = int(out["latent_steps"]), self.settings.replay.fine_zoom**2
         halting: Halting = HALTING[int(out["halting"])]
         return Generated(
             token_ids=out["token_ids"][: int(out["num_tokens"])].tolist(),
@@ -334,7 +335,8 @@ class ProgramEngine:
             prefilled_tokens=len(feed["input_ids"]) + (0 if look is None else look.num_tokens),
             replayed=_replayed(out, latent_steps),
             routed_depths=self._depths(out),
-            routed_tokens=routed_tokens(out, self.entry.routed_layers, latent_steps),
+            routed_tokens=routed_tokens(out, self.entry.routed_layers, latent_steps, window),
+            tokens_per_window=window,
             timings={"run": seconds, **watch.seconds},
             step_seconds=watch.steps,
         )
@@ -379,16 +381,17 @@ def _agree(bundle: Bundle, processor: Processor) -> None:
 
 
 def routed_tokens(
-    out: Mapping[str, np.ndarray], layers: Sequence[int], latent_steps: int
+    out: Mapping[str, np.ndarray], layers: Sequence[int], latent_steps: int, window: int = 1
 ) -> dict[int, list[list[int]]]:
-    """Layer -> chunk -> passes of its tokens; {} for programs of an lrkit that did not report them."""
+    """Layer -> chunk -> passes of its tokens; {} for programs of an lrkit that did not report them. `window`: tokens
+    that come back for each that is selected."""
     if "routed_prompt" not in out:
         return {}
     found = {layer: [row] for layer, row in zip(layers, out["routed_prompt"].tolist(), strict=True)}
     for step in range(latent_steps):
         passes = out["routed_latents"][step]
         # Slots without a replayed token lie between the replayed ones and the latent.
-        replayed = int((out["replayed"][step] >= 0).sum()) if "replayed" in out else 0
+        replayed = window * int((out["replayed"][step] >= 0).sum()) if "replayed" in out else 0
         real = [*range(min(replayed, passes.shape[1] - 1)), passes.shape[1] - 1]
         for layer, row in zip(layers, passes[:, real].tolist(), strict=True):
             found[layer].append(row)

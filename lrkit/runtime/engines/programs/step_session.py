@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lrkit.contract.bundle.io_spec import EMPTY, HALTING, IoSpec
+from lrkit.contract.bundle.io_spec import EMPTY, HALTING, WINDOWS, IoSpec
 from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import BundleError
 from lrkit.runtime.engines.common.stopping import current
@@ -51,7 +51,7 @@ class StepSession:
         watch = watch or Stopwatch()
         read = self._step("prompt", feed)
         watch.lap("prefill")
-        state = dict(read)
+        state = {name: feed[name] for name in (WINDOWS,) if name in feed} | read
         think, fixed = bool(feed["think"]), bool(feed["fixed_latents"])
         most = min(int(feed["max_latent_steps"]), self._most_latents)
         state |= self._empty("think", state) if "think" in self._sessions else {}
