@@ -51,6 +51,7 @@ from lrkit.export.graph.step_graphs import build_steps, save_steps, step_spec
 from lrkit.export.graph.tower_writer import Tower, chooses, write_tower
 from lrkit.export.sessions import Comparing
 from lrkit.export.sizes import program_sizes
+from lrkit.export.seen_samples import SeenSamples
 from lrkit.export.subject import CheckpointSubject, Origin, Subject
 from lrkit.export.target_engines import Say, TargetEngines
 from lrkit.export.targets.target import Target, limits_of, picture_warning, processor_of
@@ -202,10 +203,7 @@ class _Export:
         self.form: Form = form
         self.processor: Processor = processor_of(target, subject.processor)
         self.samples = samples
-        self.encoded = [
-            CheckSample(self.processor.encode_prompt(sample.images, sample.question), sample.answer or None)
-            for sample in samples
-        ]
+        self.seen: SeenSamples
         self.seconds: dict[str, float] = {}
         self.errors: dict[str, dict[str, float]] = {}
         self.recorded: list[RecordedSample] = []
@@ -215,7 +213,11 @@ class _Export:
         origins = self.subject.origins(baselines)
         # The latent reasoner comes first; a plain model has none, and then no latent steps.
         steps = next(iter(origins.values())).settings.think.max_latent_steps
-        limits = limits_of(self.target, steps, self.processor.geometry)
+        zoom = min(origin.settings.replay.fine_zoom for origin in origins.values())
+        limits = limits_of(self.target, steps, self.processor.geometry.with_zoom(zoom))
+        self.seen = SeenSamples(self.processor, self.samples, limits)
+        for origin in origins.values():
+            self.seen.encoded(origin.settings.replay)  # what cannot be read ends the export at once
         # A baseline never thinks: its program carries no latent loop.
         none = limits.model_copy(update={"max_latent_steps": 0})
         bounds: dict[Role, Limits] = {role: limits if role == "latent" else none for role in origins}
@@ -243,7 +245,7 @@ class _Export:
         norms, calibrate = source.dimensions.recipe.norm, partial(self.calibrate, role)
         dialect = writer_for(self.target, source.weight, norms, weights, calibrate)
         self.progress(f"{role}: tracing the vision tower", 0, 0)
-        geometry = self.processor.geometry
+        geometry = self.seen.processor_of(source.settings.replay).geometry
         tower = write_tower(source, geometry, dialect)
         self.seconds[f"{role}.vision"] = time.perf_counter() - started
         self.progress(f"{role}: building the graph", 0, 0)
@@ -254,26 +256,28 @@ class _Export:
 
     def _proof(self, role: Role, origin: Origin, entry: ProgramEntry, limits: Limits) -> Validation:
         """Compares what was written with torch, and records answers; without samples it does neither."""
-        if not self.encoded:
+        replay = origin.settings.replay
+        processor, encoded = self.seen.processor_of(replay), self.seen.encoded(replay)
+        if not encoded:
             return UNCOMPARED
         started = time.perf_counter()
         most = self.subject.check_tokens or limits.max_new_tokens
         bounds = limits.model_copy(update={"max_new_tokens": min(most, limits.max_new_tokens)})
-        count = len(self.encoded)
-        chosen = self._chosen(role, entry)
+        count = len(encoded)
+        chosen = self._chosen(role, entry, encoded)
         self.progress(f"{role}: loading torch's model", 0, 0)
         expected = torch_answers(
-            origin.reasoner, self.processor, self.encoded, role, bounds,
+            origin.reasoner, processor, encoded, role, bounds,
             lambda done: self.progress(f"{role}: asking torch", done, count), chosen,
         )  # fmt: skip
         session = self.comparing.program(self.staging, entry, self.processor.end_ids)
-        known, who = (entry.settings, entry.routed_layers, self.processor), self.comparing.name
+        known, who = (entry.settings, entry.routed_layers, processor), self.comparing.name
         validation = check_program(
-            expected, ProgramRun(session, entry.spec, *known, bounds, role, who), self.encoded, self.tolerance,
+            expected, ProgramRun(session, entry.spec, *known, bounds, role, who), encoded, self.tolerance,
             rounded=self.subject.check_rounded, allow_unproven=self.allow_unproven,
             progress=lambda done: self.progress(f"{role}: comparing with torch", done, count),
         )  # fmt: skip
-        self._record(role, ProgramRun(session, entry.spec, *known, limits, role, who))
+        self._record(role, ProgramRun(session, entry.spec, *known, limits, role, who), encoded)
         self.seconds[f"{role}.check"] = time.perf_counter() - started
         reasons = filter(None, (validation.tolerance_reason, self.subject.check_note))
         return validation.model_copy(update={"tolerance_reason": "; ".join(reasons)})
@@ -300,13 +304,13 @@ class _Export:
             sizes=program_sizes(stack),
         )  # fmt: skip
 
-    def _chosen(self, role: Role, entry: ProgramEntry) -> list[np.ndarray] | None:
+    def _chosen(self, role: Role, entry: ProgramEntry, encoded: Sequence[CheckSample]) -> list[np.ndarray] | None:
         """The visual tokens that the program chooses for each sample; None where its tower chooses none."""
         geometry = self.processor.geometry
         if not chooses(geometry.family):
             return None
         self.progress(f"{role}: asking its vision tower", 0, 0)
-        prompts = [self.processor.asked_in(sample.prompt, role) for sample in self.encoded]
+        prompts = [self.processor.asked_in(sample.prompt, role) for sample in encoded]
         return program_choices(self.staging / entry.file, prompts, self.processor.image_id, geometry, self.comparing)
 
     def _save(self, program: Program, file: str, weights: WeightFile | None) -> str | None:
@@ -318,12 +322,13 @@ class _Export:
         save_models({file: program.model}, self.staging, f"{file}.data", weights)
         return f"{file}.data"
 
-    def _record(self, role: Role, run: ProgramRun) -> None:
+    def _record(self, role: Role, run: ProgramRun, encoded: Sequence[CheckSample]) -> None:
         """Answers of the written program to the first samples, with their pictures, for `lrkit validate`."""
         for number, sample in enumerate(self.samples[:NUM_RECORDED]):
-            images = [self._picture(number, place, image) for place, image in enumerate(sample.images)]
+            used = {one.image: one.used for one in encoded[number].prompt.resized}
+            images = [self._picture(number, place, image, used) for place, image in enumerate(sample.images)]
             # The stored picture is what will be asked about: the answer is recorded from it.
-            prompt = self.processor.encode_prompt([self.staging / name for name in images], sample.question)
+            prompt = run.processor.encode_prompt([self.staging / name for name in images], sample.question)
             seen = run.trace(prompt)
             self.recorded.append(
                 RecordedSample(
@@ -332,12 +337,11 @@ class _Export:
                 )
             )  # fmt: skip
 
-    def _picture(self, number: int, place: int, image: ImageSource) -> str:
+    def _picture(self, number: int, place: int, image: ImageSource, used: Mapping[int, Size]) -> str:
         name = f"samples/{number}-{place}.png"
         if not (self.staging / name).is_file():
             (self.staging / "samples").mkdir(exist_ok=True)
             # A photo is kept as the program sees it: as a PNG of its own size it would have tens of megabytes.
-            used = {one.image: one.used for one in self.encoded[number].prompt.resized}
             picture = load_image(image)
             if place in used:
                 picture = picture.resize(used[place], self.processor.geometry.resample)

@@ -168,6 +168,7 @@ class ProgramRun:
             max_latent_steps=min(think.max_latent_steps, self.limits.max_latent_steps),
             max_new_tokens=self.limits.max_new_tokens,
             spec=self.spec,
+            windows=prompt.windows,
         )
         try:
             ran = self.session.run(self.names, feed)

@@ -169,7 +169,7 @@ class ShapeSubject:
         """`name` is one of `lrkit ls shape`, or a JSON file; `settings` are those of its latent steps."""
         self.shape, self.target, self.settings = load_shape(name), target, settings
         self.asked, self.name = name, Path(name).stem
-        self.processor = shape_processor(self.shape)
+        self.processor = shape_processor(self.shape).see_for(settings.replay)
         told = self.shape.model_dump(mode="json", include={"family", "description", "source", "picture", "note"})
         self.provenance = {"random_weights": True, "shape": {**told, "weights": self.shape.num_weights}}
 

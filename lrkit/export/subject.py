@@ -93,7 +93,8 @@ class CheckpointSubject:
         """Raises `CheckpointError` where the folder is no checkpoint."""
         self.folder, self.name = folder, folder.name
         self._info = read_info(folder)
-        self.processor = Processor.from_folder(folder)
+        self._settings = read_settings(folder, self._info)
+        self.processor = Processor.from_folder(folder).see_for(self._settings.replay)
         check_fit(self.processor, check_weights(folder))
         self.provenance = {"stage": self._info.get("stage"), "provenance": self._info.get("provenance")}
 

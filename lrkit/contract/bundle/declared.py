@@ -7,7 +7,16 @@ against the declaration, and answer_check.py its answers.
 
 from collections.abc import Iterator, Mapping
 
-from lrkit.contract.bundle.io_spec import OWN_INPUTS, PAST, IoSpec, LookShape, ProgramShape, TensorSpec, program_spec
+from lrkit.contract.bundle.io_spec import (
+    OWN_INPUTS,
+    PAST,
+    WINDOWS,
+    IoSpec,
+    LookShape,
+    ProgramShape,
+    TensorSpec,
+    program_spec,
+)
 from lrkit.contract.bundle.manifest import Manifest, ProgramEntry, Role
 from lrkit.contract.generated import WITHOUT_LATENTS
 
@@ -56,9 +65,14 @@ def _whole(manifest: Manifest, role: Role, entry: ProgramEntry) -> Iterator[str]
     found = {one.name: one for one in entry.spec.outputs}
     capacity = _axis(found, "token_ids", 0)
     steps = _axis(found, "latent_states", 0)
+    given = {one.name: one for one in entry.spec.inputs}
+    # Nobody looks closer who takes no latent steps.
+    fine = steps > 0 and entry.settings.replay.source == "fine"
+    window = (_axis(given, WINDOWS, 1), _axis(given, WINDOWS, 2))
     shape = ProgramShape(
         prompt_inputs=tuple(
-            one for one in entry.spec.inputs if one.name not in OWN_INPUTS and not one.name.startswith(PAST)
+            one for one in entry.spec.inputs
+            if one.name not in (*OWN_INPUTS, WINDOWS) and not one.name.startswith(PAST)
         ),
         vocabulary=_axis(found, "prefill_logits", 0),
         width=_axis(found, "latent_states", 1),
@@ -68,6 +82,7 @@ def _whole(manifest: Manifest, role: Role, entry: ProgramEntry) -> Iterator[str]
         routed_layers=entry.routed_layers,
         latent_chunk=_axis(found, "routed_latents", 2) or 1,
         look=_look(entry),
+        window=window if fine else None,
     )
     expected = program_spec(shape)
     if problem := _other("input", entry.spec.inputs, expected.inputs):
@@ -75,13 +90,15 @@ def _whole(manifest: Manifest, role: Role, entry: ProgramEntry) -> Iterator[str]
     needed = [one for one in expected.outputs if one.name in (*_HOST_MADE, "prefill_logits") or one.name in found]
     if problem := _other("output", entry.spec.outputs, needed):
         yield problem
-    given = {one.name: one for one in entry.spec.inputs}
     if _kind(given.get("position_ids")) != ("int64", (_axis(given, "position_ids", 0), "P")):
         yield "no positions (position_ids)"
     if not (patch := _axis(given, "pixel_values", 1)):
         yield "no pictures (pixel_values)"
     if (size := manifest.limits.max_patches * patch) > MAX_PICTURE_BYTES:
         yield f"pictures of {size} bytes (max_patches), where at most {MAX_PICTURE_BYTES} are taken,"
+    windows = manifest.limits.max_patches // manifest.token_patches * window[0] * window[1]
+    if fine and not 0 < windows <= MAX_PICTURE_BYTES:
+        yield f"windows of {windows} bytes (max_patches), where 1 to {MAX_PICTURE_BYTES} are taken,"
     if manifest.limits.max_new_tokens > capacity:
         yield f"room for {capacity} tokens, below its limit max_new_tokens of {manifest.limits.max_new_tokens},"
     # A program that is only asked without latents has no room for them, whatever its settings say.

@@ -184,7 +184,7 @@ def _windows(shape: ProgramShape) -> list[TensorSpec]:
     if shape.window is None:
         return []
     said = "by visual token: what it covers in the full picture, cut into patches; one of zeros without a picture"
-    return [_spec(WINDOWS, "uint8", ("V", *shape.window), said)]
+    return [_spec(WINDOWS, "uint8", (WINDOWS, *shape.window), said)]
 
 
 def _outputs(shape: ProgramShape) -> list[TensorSpec]:

@@ -78,6 +78,14 @@ class OrtWriter(Writer):
         unit = np.array(PIXEL_UNIT, self.floats.numpy())
         return g.op("DequantizeLinear", patches, unit, np.array(PIXEL_CENTRE, np.uint8))
 
+    def choosable(self, g: Graph, windows: Value) -> Value:
+        """The bytes themselves."""
+        return windows
+
+    def chosen_pixels(self, g: Graph, choosable: Value, index: Value) -> Value:
+        """Only what is chosen becomes numbers."""
+        return self.pixels(g, g.op("Gather", choosable, index, axis=0))
+
     def if_any(self, g: Graph, valid: Value, make: Callable[[Graph], Value], blank: np.ndarray) -> Value:
         """By a branch."""
         first = g.op("Squeeze", g.op("Slice", valid, [0], [1], [0]), [0])

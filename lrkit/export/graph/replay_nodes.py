@@ -43,7 +43,8 @@ class Prompt:
     num_tokens: Value
     """P, [1]."""
     windows: Value | None = None
-    """(V, M, C) bytes, where replay is fine: what each visual token covers in the full picture. At least one."""
+    """(V, M, C) from `Writer.choosable`, where replay is fine: what each visual token covers in the full picture. At
+    least one."""
     padded: bool = False
     """Whether `rows` and `visual_index` have rows of empty slots in front, zeros and -1, as joined caches have latent
     keys there: `select` counts columns from the first of them."""
@@ -181,8 +182,8 @@ class Replay:
         windows = prompt.windows
 
         def look(inner: Graph) -> Value:
-            chosen = inner.op("Gather", windows, inner.op("Max", visual, [0]), axis=0)
-            return closer.tower(inner, chosen)
+            index = inner.op("Max", visual, [0])
+            return closer.tower(inner, self.dialect.chosen_pixels(inner, windows, index))
 
         blank = np.zeros((self.slots * closer.tokens, closer.width))
         return self.dialect.if_any(g, valid, look, blank)

@@ -53,6 +53,14 @@ class StandardWriter(Writer):
         centred = g.op("Sub", g.cast(patches, self.floats), float(PIXEL_CENTRE))
         return g.op("Mul", centred, PIXEL_UNIT)
 
+    def choosable(self, g: Graph, windows: Value) -> Value:
+        """Numbers already: TensorRT cannot gather bytes."""
+        return self.pixels(g, windows)
+
+    def chosen_pixels(self, g: Graph, choosable: Value, index: Value) -> Value:
+        """Gathered."""
+        return g.op("Gather", choosable, index, axis=0)
+
     def if_any(self, g: Graph, valid: Value, make: Callable[[Graph], Value], blank: np.ndarray) -> Value:
         """Always made: a branch inside a loop is more than the engines take."""
         return make(g)

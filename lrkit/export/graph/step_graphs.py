@@ -110,8 +110,8 @@ class _Steps:
         held, given = self._inputs(g, types), self._inputs(g, self._prompt_types())
         length, windows = g.shape_of(given["prompt_value0"], 2), None
         if (closer := self.stack.replay.closer) is not None:
-            given |= self._inputs(g, {WINDOWS: (DTYPES["uint8"], ("V", *closer.shape))})
-            windows = given[WINDOWS]
+            given |= self._inputs(g, {WINDOWS: (DTYPES["uint8"], ("windows", *closer.shape))})
+            windows = self.stack.dialect.choosable(g, given[WINDOWS])
         rows = given.get(self._rows, held["hidden"])
         prompt = Prompt(rows, given.get("visual_index", length), length, windows)
         left = self._left(g, given)

@@ -63,8 +63,7 @@ def grafted_windows(made: ir.Graph, dialect: Writer, patch_bytes: int) -> Window
 
     def write(g: Graph, windows: Value) -> Value:
         with g.scope("windows"):
-            patches = g.op("Reshape", windows, [-1, patch_bytes])
-            return graft(g, dialect, made, [dialect.pixels(g, patches)])
+            return graft(g, dialect, made, [g.op("Reshape", windows, [-1, patch_bytes])])
 
     return write
 

@@ -135,6 +135,14 @@ class Writer(ABC):
         """Bytes of pictures, uint8, as numbers around zero."""
 
     @abstractmethod
+    def choosable(self, g: Graph, windows: Value) -> Value:
+        """Bytes (V, M, C) in the form from which `chosen_pixels` takes some; made once, outside the loop that does."""
+
+    @abstractmethod
+    def chosen_pixels(self, g: Graph, choosable: Value, index: Value) -> Value:
+        """Those at `index` (K,), as `pixels` gives them."""
+
+    @abstractmethod
     def if_any(self, g: Graph, valid: Value, make: Callable[[Graph], Value], blank: np.ndarray) -> Value:
         """What `make` writes, shaped as `blank`. Of slots (K,) that are `valid`, the first where any is; where none is,
         the result may be `blank` instead: nobody reads it."""

@@ -189,10 +189,12 @@ def parse_program(folder: Path, file: str, plan: Plan) -> None:
 def axis_sizes(limits: Limits, step: int, answer: IoSpec, tokens: int, patches: int) -> dict[str, Sizes]:
     """Sizes of each free axis of a program: P prompt tokens, Q of them behind pruning, L those of an earlier look and
     L+P both, V0 the visual ones of that look, N patches of all pictures (a multiple of `step`, the smallest picture's),
-    K slots of replay. `answer` is the spec of a whole answer; `tokens` and `patches` are to be fastest at."""
+    as many windows as visual tokens, K slots of replay. `answer` is the spec of a whole answer; `tokens` and `patches`
+    are to be fastest at."""
     slots = next((spec.shape[1] for spec in answer.outputs if spec.name == "replayed"), 0)
     assert isinstance(slots, int)
-    most = max(1, limits.max_patches // step) * step
+    most = max(1, limits.max_patches // step)
+    usual = min(max(1, patches // step), most)
     prompt = 1, min(max(1, tokens), limits.max_prompt_tokens), limits.max_prompt_tokens
     return {
         "P": prompt,
@@ -200,7 +202,8 @@ def axis_sizes(limits: Limits, step: int, answer: IoSpec, tokens: int, patches: 
         "L+P": prompt,
         "Q": prompt,
         "V0": (0, 0, limits.max_prompt_tokens),
-        "N": (step, min(max(1, patches // step) * step, most), most),
+        "N": (step, usual * step, most * step),
+        "windows": (1, usual, most),
         "K": (slots, slots, slots),
     }
 
@@ -217,7 +220,8 @@ def _usual_sizes(folder: Path, manifest: Manifest, plan: Plan) -> tuple[int, int
     if tokens is None or patches is None:
         seen = [(manifest.limits.max_prompt_tokens // 4, manifest.limits.max_patches // 4)]
         if manifest.samples:
-            processor = Processor.from_folder(folder, manifest.family or DEFAULT)
+            replay = next(iter(manifest.programs.values())).settings.replay
+            processor = Processor.from_folder(folder, manifest.family or DEFAULT).see_for(replay)
             prompts = [
                 processor.encode_prompt([folder / name for name in sample.images], sample.question)
                 for sample in manifest.samples

@@ -75,7 +75,7 @@ def phase_work(counts: ModelCounts, means: Mapping[str, float | None]) -> dict[s
         "speak": passes(speaking),
     }
     if latents:
-        work["think"] = passes(thinking)
+        work["think"] = passes(thinking) + _times(_closer_look(counts, chunk - 1), latents)
     return work
 
 
@@ -87,6 +87,13 @@ def _by_layers(counts: ModelCounts, prompt: float, visual: float, work_of: Calla
     share = (prune.after_layer + 1) / counts.num_layers
     left = prompt - visual + math.ceil(visual * prune.share / 1000)
     return _times(work_of(prompt), share) + _times(work_of(left), 1 - share)
+
+
+def _closer_look(counts: ModelCounts, replayed: float) -> Work:
+    """The tower's work on the windows of one latent step, where replay is fine; each is a picture of its own."""
+    replay = counts.settings.replay
+    tokens = replay.fine_zoom**2
+    return _vision(counts, replayed * counts.merge_area, replayed / tokens) if tokens > 1 else Work(0.0, 0.0)
 
 
 def ceilings(
@@ -159,7 +166,7 @@ def _routed(counts: ModelCounts, tokens: float) -> Work:
 
 def _vision(counts: ModelCounts, patches: float, pictures: float) -> Work:
     """A patch sees those of its own picture, or fewer; pictures count as of one size, which takes the least."""
-    if not patches:
+    if not patches or not pictures:
         return Work(0.0, 0.0)
     flops = 2 * (counts.weights["vision"] * patches + counts.weights["merger"] * patches / counts.merge_area)
     if (a := counts.attention) is not None:

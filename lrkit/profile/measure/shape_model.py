@@ -64,7 +64,7 @@ def _engine(shape: Shape, settings: ReasonerSettings, device: str, dtype: str, c
     from lrkit.model.open_backbone import backbone_loader
     from lrkit.runtime.engines.torch.engine import TorchEngine
 
-    processor = shape_processor(shape)
+    processor = shape_processor(shape).see_for(settings.replay)
     previous = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     try:

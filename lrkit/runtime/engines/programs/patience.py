@@ -21,6 +21,8 @@ def patience(bundle: Bundle, role: Role, tokens: int | None = None) -> float:
     names = {entry.file, entry.data, *(step.file for step in entry.steps.values())} - {None}
     weights = sum(bundle.manifest.files[name].bytes for name in names if name is not None)
     passes = limits.max_new_tokens + limits.max_latent_steps if tokens is None else tokens
+    if (replay := entry.settings.replay).source == "fine":  # the tower reads windows in every latent step
+        passes += limits.max_latent_steps * replay.num_tokens * replay.fine_zoom**2 * bundle.manifest.token_patches
     return round(SECONDS + weights * (limits.max_prompt_tokens + limits.max_patches + passes) / _BYTES_PER_SEC, 1)
 
 

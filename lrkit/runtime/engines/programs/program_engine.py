@@ -14,6 +14,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from lrkit.contract.bundle.bundle_folder import Bundle, open_bundle
-from lrkit.contract.bundle.io_spec import HALTING, LEFT, OWN_INPUTS, PAST, IoSpec
+from lrkit.contract.bundle.io_spec import HALTING, LEFT, OWN_INPUTS, PAST, WINDOWS, IoSpec
 from lrkit.contract.bundle.limits import check_asked, check_prompt
 from lrkit.contract.bundle.manifest import Defaults, GraphName, ProgramEntry, Role
 from lrkit.contract.generated import Generated, Halting, Mode, ReplayedToken
@@ -120,9 +121,11 @@ class ProgramEngine:
         self.sessions = sessions
         self.name = sessions.name
         self.bundle = sessions.bundle
-        self.processor = processor
         self.role: Role = role
         self.entry: ProgramEntry = self.bundle.program(role)
+        self.processor = processor
+        if (replay := self.entry.settings.replay).fine_zoom != processor.zoom:  # another program's pictures
+            self.processor = copy(processor).see_for(replay)
         self.num_layers = self.entry.num_layers
         self.modes = self.bundle.manifest.modes
         self._outputs = [spec.name for spec in self.entry.spec.outputs if not spec.name.startswith(_UNREAD)]
@@ -370,6 +373,10 @@ def _agree(bundle: Bundle, processor: Processor) -> None:
         found = {one.name: f"{one.dtype} {list(one.shape)}" for one in entry.spec.inputs}
         for one in geometry.program_inputs:
             pairs[f"the input {one.name}"] = found.pop(one.name, "missing"), f"{one.dtype} {list(one.shape)}"
+        if (window := window_of(entry.spec)) is not None:
+            seen = geometry.with_zoom(entry.settings.replay.fine_zoom)
+            pairs["the size of a window"] = window, (seen.num_patches(seen.window_grid), seen.patch_bytes)
+            del found[WINDOWS]
         others = [name for name in found if name not in OWN_INPUTS and not name.startswith(PAST)]
         pairs |= {f"the input {name}": (found[name], "none") for name in others}
     for what, (declared, real) in pairs.items():
