@@ -49,13 +49,16 @@ from lrkit.export.graph.saving import WeightFile, has_twins, save_model, save_mo
 from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.step_graphs import build_steps, save_steps, step_spec
 from lrkit.export.graph.tower_writer import Tower, chooses, write_tower
+from lrkit.export.seen_samples import SeenSamples
 from lrkit.export.sessions import Comparing
 from lrkit.export.sizes import program_sizes
 from lrkit.export.seen_samples import SeenSamples
+from lrkit.export.sizes import program_sizes
 from lrkit.export.subject import CheckpointSubject, Origin, Subject
 from lrkit.export.target_engines import Say, TargetEngines
 from lrkit.export.targets.target import Target, limits_of, picture_warning, processor_of
 from lrkit.export.weights.quantizers.quantizer import Calibration, uncalibrated
+from lrkit.families.protocols import Size
 from lrkit.folders import locked, staged_folder
 from lrkit.pictures.input import ImageSource
 from lrkit.pictures.load import load_image
