@@ -52,8 +52,6 @@ from lrkit.export.graph.tower_writer import Tower, chooses, write_tower
 from lrkit.export.seen_samples import SeenSamples
 from lrkit.export.sessions import Comparing
 from lrkit.export.sizes import program_sizes
-from lrkit.export.seen_samples import SeenSamples
-from lrkit.export.sizes import program_sizes
 from lrkit.export.subject import CheckpointSubject, Origin, Subject
 from lrkit.export.target_engines import Say, TargetEngines
 from lrkit.export.targets.target import Target, limits_of, picture_warning, processor_of

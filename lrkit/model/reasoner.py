@@ -194,7 +194,7 @@ class LatentReasoner(nn.Module):
             return None
         assert state.saliency_BV is not None and state.visited_BV is not None
         settings, free_BV = self.settings.replay, ~state.visited_BV & active_B[:, None]
-        if settings.source == "fine":
+        if settings.source == "fine" and bool(free_BV.any()):  # a tower has nothing to say of no window
             windows = state.visual.windows
             assert windows is not None, "prompts of a fine replay come with windows (Processor.see_for)"
             found = fine_replay(settings, state.saliency_BV, windows, free_BV, self.backbone.encode_images)
