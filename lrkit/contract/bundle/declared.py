@@ -71,8 +71,7 @@ def _whole(manifest: Manifest, role: Role, entry: ProgramEntry) -> Iterator[str]
     window = (_axis(given, WINDOWS, 1), _axis(given, WINDOWS, 2))
     shape = ProgramShape(
         prompt_inputs=tuple(
-            one for one in entry.spec.inputs
-            if one.name not in (*OWN_INPUTS, WINDOWS) and not one.name.startswith(PAST)
+            one for one in entry.spec.inputs if one.name not in (*OWN_INPUTS, WINDOWS) and not one.name.startswith(PAST)
         ),
         vocabulary=_axis(found, "prefill_logits", 0),
         width=_axis(found, "latent_states", 1),

@@ -22,8 +22,8 @@ from lrkit.export.graph.layers import Decoder, Hidden, Remember
 from lrkit.export.graph.nodes import Carried, Graph, Value
 from lrkit.export.graph.pruning_nodes import BEHIND, Left, Pruning, Spread, pruned_saliency
 from lrkit.export.graph.replay_nodes import Closer, Replay
-from lrkit.export.graph.tower_writer import write_window_tower
 from lrkit.export.graph.routing_nodes import Refined, Router
+from lrkit.export.graph.tower_writer import write_window_tower
 from lrkit.export.graph.writer import Rotation, Writer
 from lrkit.export.weights.source import Source
 from lrkit.families.protocols import Geometry

@@ -88,8 +88,8 @@ class TowerOverPatches(nn.Module):
     """Base of towers that have everything that depends on the grids as an input; `forward` is the family's own."""
 
     view: int | None = None
-    """M: each M patches are a picture of their own, all cut alike, and the inputs beside the patches are of one of them.
-    None: these are of all patches, and say which picture each belongs to."""
+    """M: each M patches are a picture of their own, all cut alike, and the inputs beside the patches are of one of
+    them. None: these are of all patches, and say which picture each belongs to."""
 
     def __init__(self, tower: nn.Module, first: tuple[Tensor, Tensor], fused: bool) -> None:
         """`first` is what `folded` gave; `fused` as in `rotation`."""

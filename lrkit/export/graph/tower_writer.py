@@ -23,8 +23,8 @@ Tower = Callable[[Graph, Carried], Value]
 """(graph, inputs of the program by name) -> rows of visual tokens (V, E), as `Backbone.encode_images` gives them."""
 
 WindowTower = Callable[[Graph, Value], Value]
-"""(graph, windows (K, M, C) from `Writer.pixels`) -> their rows (K F, E), window by window: the tower over pictures of one cut, with
-weights that are those of `Tower`."""
+"""(graph, windows (K, M, C) from `Writer.pixels`) -> their rows (K F, E), window by window: the tower over pictures of
+one cut, with weights that are those of `Tower`."""
 
 CHOSEN = "chosen_tokens"
 """Name of the value that `chosen` marks."""

@@ -23,22 +23,23 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from lrkit.contract.bundle.bundle_folder import Bundle, open_bundle
-from lrkit.contract.bundle.io_spec import HALTING, LEFT, OWN_INPUTS, PAST, WINDOWS, IoSpec
+from lrkit.contract.bundle.io_spec import HALTING, LEFT, IoSpec
 from lrkit.contract.bundle.limits import check_asked, check_prompt
 from lrkit.contract.bundle.manifest import Defaults, GraphName, ProgramEntry, Role
 from lrkit.contract.generated import Generated, Halting, Mode, ReplayedToken
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.contract.stopwatch import Stopwatch
-from lrkit.errors import BundleError, UserError
+from lrkit.errors import UserError
 from lrkit.families.table import DEFAULT
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.common.model_counts import ModelCounts
 from lrkit.runtime.engines.common.protocol import NEVER, AskOptions, OnToken, Phases
 from lrkit.runtime.engines.common.stopping import Running, Stop
 from lrkit.runtime.engines.programs import patience
+from lrkit.runtime.engines.programs.agreement import agree
 from lrkit.runtime.engines.programs.answer_check import AnswerCheck
 from lrkit.runtime.engines.programs.counts import count_program
-from lrkit.runtime.engines.programs.feed import build_feed, window_of
+from lrkit.runtime.engines.programs.feed import build_feed
 from lrkit.runtime.engines.programs.looks import ProgramLooked, looked_from, outputs_left, read_looked, whole_reports
 from lrkit.runtime.engines.programs.step_session import StepSession
 
@@ -163,7 +164,7 @@ class ProgramEngine:
         bundle = open_bundle(path, verify)
         sessions = make(bundle)
         processor = Processor.from_folder(bundle.folder, bundle.manifest.family or DEFAULT)
-        _agree(bundle, processor)
+        agree(bundle, processor)
         processor.limits = bundle.manifest.limits
         return cls(sessions, processor, bundle.manifest.first_role)
 
@@ -354,37 +355,6 @@ def _look_of(prompt: EncodedPrompt) -> ProgramLooked | None:
     """What the prompt's question is read behind; None where the prompt is read whole."""
     assert prompt.looked is None or isinstance(prompt.looked, ProgramLooked), "a look of another engine"
     return prompt.looked
-
-
-def _agree(bundle: Bundle, processor: Processor) -> None:
-    """bundle.json, tokenizer and picture settings are written by one export; a bundle mixed from two answers nonsense.
-
-    Raises:
-        BundleError: naming what differs.
-    """
-    manifest, geometry = bundle.manifest, processor.geometry
-    pairs: dict[str, tuple[object, object]] = {
-        "the id of the image token": (manifest.tokens.image, processor.image_id),
-        "the id of the end token": (manifest.tokens.eos, processor.eos_id),
-        "the number of patches of a visual token": (manifest.token_patches, geometry.patches_per_token),
-    }
-    for entry in manifest.programs.values():
-        pairs |= {"the bytes of a patch": (entry.spec.input("pixel_values").shape[1], geometry.patch_bytes)}
-        found = {one.name: f"{one.dtype} {list(one.shape)}" for one in entry.spec.inputs}
-        for one in geometry.program_inputs:
-            pairs[f"the input {one.name}"] = found.pop(one.name, "missing"), f"{one.dtype} {list(one.shape)}"
-        if (window := window_of(entry.spec)) is not None:
-            seen = geometry.with_zoom(entry.settings.replay.fine_zoom)
-            pairs["the size of a window"] = window, (seen.num_patches(seen.window_grid), seen.patch_bytes)
-            del found[WINDOWS]
-        others = [name for name in found if name not in OWN_INPUTS and not name.startswith(PAST)]
-        pairs |= {f"the input {name}": (found[name], "none") for name in others}
-    for what, (declared, real) in pairs.items():
-        if declared != real:
-            raise BundleError(
-                f"{bundle.folder}: bundle.json says {what} is {declared}, its other files say {real}; copy the bundle "
-                "again"
-            )
 
 
 def routed_tokens(
