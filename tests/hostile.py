@@ -61,13 +61,17 @@ def program(
         sizes = [size if isinstance(size, int) else 1 for size in output["shape"]]
         value = np.zeros(sizes, output["dtype"]) if given is None else np.asarray(given)
         held.append(onnx.numpy_helper.from_array(value, f"{name}_c"))
-        if given is None and "P" in output["shape"]:  # one column per token of the prompt
+        if given is None and any(isinstance(size, str) for size in output["shape"]):  # one per token of the prompt
+            axes = [f"{name}_{axis}" for axis in range(len(sizes))]
+            for axis, size in zip(axes, output["shape"], strict=True):
+                if isinstance(size, str):
+                    made.append(helper.make_node("Shape", ["input_ids"], [axis]))
+                else:
+                    held.append(onnx.numpy_helper.from_array(np.array([size], np.int64), axis))
             made += [
-                helper.make_node("Shape", ["input_ids"], [f"{name}_s"]),
-                helper.make_node("Concat", [f"{name}_rows", f"{name}_s"], [f"{name}_shape"], axis=0),
+                helper.make_node("Concat", axes, [f"{name}_shape"], axis=0),
                 helper.make_node("Expand", [f"{name}_c", f"{name}_shape"], [name]),
             ]
-            held.append(onnx.numpy_helper.from_array(np.array(sizes[:1], np.int64), f"{name}_rows"))
         elif name == "num_tokens" and nodes:
             made.append(helper.make_node("Add", [f"{name}_c", "extra"], [name]))
         else:

@@ -10,15 +10,15 @@ program chose, and the share that it would have chosen otherwise is bounded by i
 """
 
 import gc
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lrkit.contract.bundle.io_spec import HALTING, IoSpec
+from lrkit.contract.bundle.io_spec import HALTING, LEFT, IoSpec
 from lrkit.contract.bundle.manifest import Limits, Role, Validation
 from lrkit.contract.generated import Generated, GenerationLimits, Mode
 from lrkit.contract.schemes import Tolerance
@@ -33,8 +33,11 @@ from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.state import Sequences
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.programs.feed import build_feed
+from lrkit.runtime.engines.programs.looks import ProgramLooked, looked_from, outputs_left, whole_reports
 from lrkit.runtime.engines.torch.prompt_batch import PromptBatch, collate_prompts
 
+BEHIND = 10
+"""Samples that are also asked behind a look at their pictures."""
 BATCH = 25
 """Samples that torch answers at once; that batching changes no answer is shown by the model's own tests."""
 
@@ -129,8 +132,11 @@ def check_program(
     """
     found = Found(num_samples=len(samples))
     for number, (sample, reference) in enumerate(zip(samples, expected, strict=True)):
-        _compare(found, number, reference, run.trace(sample.prompt))
-        _score(found, run.processor, sample, run.role, (reference, run.last))
+        whole = run.trace(sample.prompt)
+        _compare(found, number, reference, whole)
+        if run.looks and len(found.behind) < BEHIND and sample.prompt.picture_part:
+            _compare_behind(found, number, reference, whole, run.trace(run.looked(sample.prompt)))
+        _score(found, run.processor, sample, run.role, (reference, whole))
         progress(number + 1)
     return judge(found, tolerance, run.role, rounded=rounded, allow_unproven=allow_unproven)
 
@@ -147,8 +153,15 @@ class ProgramRun:
         self.session, self.settings, self.processor, self.limits = session, settings, processor, limits
         self.layers, self.spec = sorted(layers), spec
         self.role: Role = role
-        self.names: list[str] = [output.name for output in spec.outputs]
-        self.last: Trace
+        self.names = [output.name for output in spec.outputs if not output.name.startswith(LEFT)]
+        self.looks = outputs_left(spec)
+
+    def looked(self, prompt: EncodedPrompt) -> EncodedPrompt:
+        """The same, to be asked behind a look at its pictures. Raises as `trace`."""
+        ids = prompt.ids[: prompt.picture_part]
+        feed = self._feed(ids, prompt, think=False, latents=0, tokens=1)
+        found = dict(zip(self.looks, self._run(self.looks, feed), strict=True))
+        return replace(prompt, looked=looked_from(self.spec, ids, found), patches=None)
 
     def trace(self, prompt: EncodedPrompt) -> Trace:
         """The answer, with the bundle's default limits.
@@ -156,33 +169,37 @@ class ProgramRun:
         Raises:
             ExportError: the engine fails.
         """
-        think = self.settings.think
-        feed = build_feed(
-            self.processor.asked_in(prompt, self.role).ids,
-            prompt.grids,
-            prompt.patches,
-            geometry=self.processor.geometry,
-            image_id=self.processor.image_id,
-            think=self.role == "latent",
-            fixed_latents=think.halting == "fixed",
-            max_latent_steps=min(think.max_latent_steps, self.limits.max_latent_steps),
-            max_new_tokens=self.limits.max_new_tokens,
-            spec=self.spec,
-            windows=prompt.windows,
-        )
-        try:
-            ran = self.session.run(self.names, feed)
-        except Exception as error:  # as above
-            raise ExportError(refusal(f"cannot run the {self.role} program", error, self.who)) from error
-        out: dict[str, np.ndarray] = dict(zip(self.names, ran, strict=True))
+        latents = min(self.settings.think.max_latent_steps, self.limits.max_latent_steps)
+        ids, look = self.processor.asked_in(prompt, self.role).ids, prompt.looked
+        feed = self._feed(ids, prompt, self.role == "latent", latents, self.limits.max_new_tokens)
+        out: dict[str, np.ndarray] = dict(zip(self.names, self._run(self.names, feed), strict=True))
+        if look is not None:
+            assert isinstance(look, ProgramLooked)
+            out = whole_reports(out, look)
         steps = int(out["latent_steps"])
         replayed = [[int(i) for i in row if i >= 0] for row in out["replayed"][:steps]] if "replayed" in out else []
         passes = dict(zip(self.layers, out["routed_depths"].sum(0).tolist(), strict=True)) if self.layers else {}
-        self.last = Trace(
+        return Trace(
             out["token_ids"][: int(out["num_tokens"])].tolist(), steps, HALTING[int(out["halting"])],
             out["prefill_logits"], out["latent_states"][:steps] if steps else np.zeros((0, 0)), replayed, passes,
         )  # fmt: skip
-        return self.last
+
+    def _feed(
+        self, ids: Sequence[int], prompt: EncodedPrompt, think: bool, latents: int, tokens: int
+    ) -> dict[str, np.ndarray]:
+        look = prompt.looked
+        assert look is None or isinstance(look, ProgramLooked)
+        return build_feed(
+            ids, prompt.grids, prompt.patches, geometry=self.processor.geometry, image_id=self.processor.image_id,
+            think=think, fixed_latents=self.settings.think.halting == "fixed", max_latent_steps=latents,
+            max_new_tokens=tokens, spec=self.spec, past=None if look is None else look.past, windows=prompt.windows,
+        )  # fmt: skip
+
+    def _run(self, names: Sequence[str], feed: Mapping[str, np.ndarray]) -> Sequence[Any]:
+        try:
+            return self.session.run(names, feed)
+        except Exception as error:  # as above
+            raise ExportError(refusal(f"cannot run the {self.role} program", error, self.who)) from error
 
 
 class _Watched:
@@ -250,6 +267,19 @@ def _compare(found: Found, number: int, expected: Trace, seen: Trace) -> None:
         found.same[kind] = found.same.get(kind, 0) + same
         if not same:
             found.first.setdefault(kind, f"sample {number}: {ours} where torch has {theirs}")
+
+
+def _compare_behind(found: Found, number: int, expected: Trace, whole: Trace, asked: Trace) -> None:
+    """An answer behind a look, against torch's and against the one to the whole prompt."""
+    for errors, other in ((found.behind, whole), (found.behind_torch, expected)):
+        shared = min(len(asked.states), len(other.states))
+        states = relative_error(asked.states[:shared], other.states[:shared]) if shared else 0.0
+        errors.append(max(logits_error(asked.logits, other.logits), states))
+    for kind in ("token_ids", "latent_steps", "halting", "replayed", "passes"):
+        ours, theirs = getattr(asked, kind), getattr(whole, kind)
+        if ours != theirs:
+            found.behind_otherwise.append(f"first in sample {number}, {kind}: {ours} for {theirs}"[:160])
+            break
 
 
 def relative_error(seen: np.ndarray, expected: np.ndarray) -> float:

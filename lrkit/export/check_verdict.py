@@ -12,7 +12,8 @@ What proves a program:
 Of a tower that chooses words, the share chosen otherwise is bounded by itself, in every scheme. All the rest is
 compared behind equal words (chosen_tokens.py).
 
-How much is allowed is in the row of the scheme (lrkit/contract/schemes.py).
+How much is allowed is in the row of the scheme (lrkit/contract/schemes.py). What a program answers behind a look is held
+against what it answers to the whole prompt: in float32 within 1e-5.
 """
 
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ from lrkit.errors import ExportError
 
 MIN_RIGHT = 20
 """Right answers that torch must have for a loss of 5% to be seen."""
+
+PARTS = 1e-5
+"""How far, in float32, an ask's numbers may be from those of the whole prompt, of the largest."""
 
 Proof = Literal["numbers", "answers", "none"]
 
@@ -45,6 +49,14 @@ class Found:
     num_answers: int = 0
     chosen: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     """Of each picture whose tokens were chosen: how many otherwise than by torch, of how many."""
+
+    behind: list[float] = field(default_factory=list[float])
+    """Of each sample that was also asked behind a look: largest relative error of logits and latent states, against the
+    whole prompt's."""
+    behind_torch: list[float] = field(default_factory=list[float])
+    """The same against torch."""
+    behind_otherwise: list[str] = field(default_factory=list[str])
+    """What of these was chosen otherwise than for the whole prompt."""
 
     @property
     def chosen_otherwise(self) -> float:
@@ -96,6 +108,7 @@ def judge(
         raise ExportError(_too_many(found, tolerance, role))
     if found.lost > allowed["accuracy_drop"]:
         raise ExportError(_complaint(found, allowed, reason, role))
+    _judge_scenes(found, tolerance, role)
     proof: Proof = "numbers"
     if "numbers" in allowed:
         if not _within(found, allowed, tolerance.every_choice):
@@ -138,8 +151,34 @@ def _measured(found: Found, proof: Proof) -> dict[str, Any]:
     return {
         "prefill_logits": max(found.logits, default=0.0), "latent_states": max(found.states, default=0.0),
         "agreement": found.agreement, "accuracy_torch": part("torch"), "accuracy_program": part("program"),
-        "proof": proof, **_chosen(found),
+        "proof": proof, **_chosen(found), **_scenes(found),
     }  # fmt: skip
+
+
+def _judge_scenes(found: Found, tolerance: Tolerance, role: Role) -> None:
+    """Raises `ExportError` where answers behind a look are not those of whole prompts."""
+    if not found.behind:
+        return
+    bounds = tolerance.bounds if "numbers" in tolerance.bounds else tolerance.unanswered
+    most = PARTS if tolerance.every_choice else bounds["numbers"]
+    off, agreed = float(np.max(found.behind)), 1 - len(found.behind_otherwise) / len(found.behind)
+    if off <= most and agreed >= bounds["agreement"]:
+        return
+    first = f", {found.behind_otherwise[0]}" if found.behind_otherwise else ""
+    raise ExportError(
+        f"behind a look at the pictures the {role} program's numbers are {off:.2e} from those of the whole prompt, "
+        f"where {most:g} is allowed, and {agreed:.0%} of the answers are the same{first}; nothing was written: export "
+        "with a finer precision, or with scenes=false"
+    )
+
+
+def _scenes(found: Found) -> dict[str, Any]:
+    """Of answers behind a look; nothing where none were asked for."""
+    if not found.behind:
+        return {}
+    same = 1 - len(found.behind_otherwise) / len(found.behind)
+    numbers = {"numbers": max(found.behind), "numbers_torch": max(found.behind_torch)}
+    return {"scenes": {"samples": len(found.behind), "agreement": same, **numbers}}
 
 
 def _chosen(found: Found) -> dict[str, Any]:

@@ -50,10 +50,10 @@ class Chunk:
     """Which tokens are real, (S,); None: all are."""
     step: Value | None = None
     """Latent steps before this one, [1]; None: the chunk is the prompt."""
-    parts: Value | None = None
-    """Of the prompt, where something routes: which tokens its picture part and its question part have, (2, S)."""
     deep: Mapping[int, Value] = field(default_factory=dict[int, Value])
     """By deep layer: what the tokens add behind it, (S, D)."""
+    parts: Value | None = None
+    """Of the prompt, where something routes: which tokens its picture part and its question part have, (2, S)."""
     pruning: Pruning | None = None
     """Of the prompt, where visual tokens are pruned."""
 
