@@ -131,7 +131,7 @@ def test_a_program_that_answers_nonsense(own_bundle: Path, what: str) -> None:
 
 def test_a_program_that_answers_in_another_shape(own_bundle: Path) -> None:
     def change(model: onnx.ModelProto) -> None:
-        (shape,) = [node for node in model.graph.node if list(node.output) == ["routed_prompt_s"]]
+        (shape,) = [node for node in model.graph.node if list(node.output) == ["routed_prompt_1"]]
         shape.input[0] = "patch_picture"  # as many columns as there are patches
 
     program(own_bundle, change=change)

@@ -242,9 +242,12 @@ class ProgramEngine:
 
     def _require_scenes(self) -> None:
         if not self._left:
+            do = "export the checkpoint again with scenes=true"
+            if self.entry.settings.prune.active:
+                do = "export the checkpoint without pruning, which goes by the question"
             raise UserError(
                 f"{self.bundle.folder}: its {self.role} program reads a picture with each question; to look once and "
-                "ask often, export the checkpoint again with scenes=true"
+                f"ask often, {do}"
             )
 
     @property
