@@ -12,8 +12,8 @@ What proves a program:
 Of a tower that chooses words, the share chosen otherwise is bounded by itself, in every scheme. All the rest is
 compared behind equal words (chosen_tokens.py).
 
-How much is allowed is in the row of the scheme (lrkit/contract/schemes.py). What a program answers behind a look is held
-against what it answers to the whole prompt: in float32 within 1e-5.
+How much is allowed is in the row of the scheme (lrkit/contract/schemes.py). What a program answers behind a look is
+held against what it answers to the whole prompt: in float32 within 1e-5.
 """
 
 from dataclasses import dataclass, field
