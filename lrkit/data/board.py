@@ -35,8 +35,10 @@ NUM_ROOMS: dict[BoardKind, int] = {"main": 10, "long": 10, "faint": 10, "wide": 
 _NUM_DISTRACTORS = 5
 _WOVEN_SIDE = 2
 """Tiles per side of a room on woven boards."""
-_WEAVE = (np.indices((TILE, TILE)).sum(0) % 2 * 2 - 1).astype(np.float32)
+WEAVE = (np.indices((TILE, TILE)).sum(0) % 2 * 2 - 1).astype(np.float32)
 """Light and dark pixels by turns; any two neighbours sum to 0."""
+WOVEN_TINT, WOVEN_CONTRAST = 0.5, 0.25
+"""Of woven boards, as shares of those of main boards."""
 _GREY = 0.4
 # A room is recognized by its look: red tells number // 5, blue number % 5, in steps that no arrangement changes.
 _TINTS = np.array([[0.35 * (n // 5), 0.05, 0.2 * (n % 5)] for n in range(12)] + [[_GREY] * 3], np.float32)
@@ -172,8 +174,8 @@ def _shade(
     if kind == "woven":
         # As main boards, but dark at each second pixel. Around the middle, so that a dark pixel may be as far below the
         # tint as a light one above it; everything that varies within a tile has a quarter of the contrast.
-        tiles = 0.25 + 0.5 * tint + 0.25 * drawn * (1 - tint) * _WEAVE[..., None]
-        noise *= 0.25
+        tiles = (1 - WOVEN_TINT) / 2 + WOVEN_TINT * tint + WOVEN_CONTRAST * drawn * (1 - tint) * WEAVE[..., None]
+        noise *= WOVEN_CONTRAST
     else:
         tiles = tint + drawn * (1 - tint)
     if noise > 0:

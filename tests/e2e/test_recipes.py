@@ -1,8 +1,8 @@
 """Every shipped recipe with its own values: two updates a stage, then eval, ask, an int4 export, and the bundle asked.
 
 Only what decides how long it takes is made smaller: updates, samples, batches. Where a recipe starts from a checkpoint
-of the hub, a tiny one in the published layout stands for it. The paper's recipe had never run: bfloat16, LoRA and
-routing together ended its first update.
+of the hub, a tiny one in the published layout stands for it; tiny/latent does where one is made by hand. The paper's
+recipe had never run: bfloat16, LoRA and routing together ended its first update.
 """
 
 import json
@@ -51,6 +51,8 @@ def smaller(recipe: Recipe, published: Path, lines: Path) -> list[str]:
         changes += [f"data.train={lines}", f"data.validation={lines}"]
     if isinstance(recipe.init, str) and recipe.init.startswith(HUB_PREFIX):
         changes.append(f"init={published}")
+    if isinstance(recipe.init, str) and recipe.init.startswith("runs/"):  # made by hand before
+        changes.append("init=tiny/latent")
     for index, stage in enumerate(recipe.stages):
         if stage.epochs is not None:
             changes.append(f"stages.{index}.epochs=1.0")
