@@ -6,6 +6,7 @@ html.py. The keys are explained in profiles/README.md; a change of their meaning
 
 import base64
 import io
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from lrkit.profile.judge.engines import engine_sentences
 from lrkit.profile.judge.statistics import COUNTERS, compare_runs, summarize_run
 from lrkit.profile.measure.cases import Case, Cases, Model, ended_early
 from lrkit.profile.measure.meters import clock_cost, machine_state
-from lrkit.profile.measure.rounds import Session
+from lrkit.profile.measure.rounds import Row, Session
 from lrkit.profile.measure.suite import Suite
 from lrkit.provenance import collect, installed_version, memory_bytes
 from lrkit.runtime.engines.common.model_counts import ModelCounts
@@ -140,8 +141,11 @@ def figures(report: Report) -> dict[str, dict[str, float | int | None]]:
     return found
 
 
-def _note(case: Case, suite: Suite, spoken: Sequence[int | None]) -> str | None:
-    said = [text for text in (case.note, ended_early(case, suite, spoken)) if text]
+def _note(case: Case, suite: Suite, rows: Sequence[Row]) -> str | None:
+    looks = [row.look_seconds for row in rows if row.look_seconds is not None]
+    look = f"asked of a scene; the look before it took {1000 * statistics.median(looks):.1f} ms" if looks else None
+    early = ended_early(case, suite, [row.spoken_tokens for row in rows])
+    said = [text for text in (case.note, look, early) if text]
     return "; ".join(said) or None
 
 
@@ -154,7 +158,7 @@ def _run(case: Case, session: Session, suite: Suite) -> Report:
         "mode": case.options.mode,
         "settings": case.settings.model_dump(mode="json"),
         "threads": case.threads,
-        "note": _note(case, suite, [row.spoken_tokens for row in rows]),
+        "note": _note(case, suite, rows),
         "summary": summarize_run(rows, source, differences),
         "ceilings": None,
         "differences": differences,

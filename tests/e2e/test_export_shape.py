@@ -56,6 +56,7 @@ def test_an_int4_bundle_of_a_shape(shape, tmp_path, tied, capsys):
         "latent": 7,
         "cot": 12,
         "direct": 7,
+        "follow-up": 7,
     }
     first = report["runs"][0]
     assert (first["rows"][0]["patches"], first["rows"][0]["pictures"], first["rows"][0]["correct"]) == (160, 1, None)
@@ -77,11 +78,15 @@ def test_bundles_of_a_shape_are_profiled_at_forced_lengths(shape, tmp_path, caps
     counted = ("latent_steps", "spoken_tokens", "replayed_tokens")
     assert {name: tuple(row[key] for key in counted) for name, row in rows.items()} == {
         "k0/latent": (4, 3, 0), "k0/cot": (0, 12, 0), "k0/direct": (0, 3, 0),
+        "k0/follow-up": (4, 3, 0), "k3/follow-up": (4, 3, 12),
         "k3/latent": (4, 3, 12), "k3/cot": (0, 12, 0), "k3/direct": (0, 3, 0),
     }  # fmt: skip
     assert {row["patches"] for row in rows.values()} == {192}, (
         "not the 160 of the shape's own picture; the processor enlarges a small one"
     )
+    looked = [next(run for run in report["runs"] if run["id"] == f"{name}/follow-up") for name in ("k0", "k3")]
+    assert all(run["summary"]["look_sec"]["median"] > 0 and "the look before it took" in run["note"] for run in looked)
+    assert all("vision" not in run["summary"]["phases_sec"] for run in looked), "the picture was read before"
     assert all("replay built in" in one["reason"] for one in report["skipped"] if one["run"] == "k3/no-replay")
     capsys.readouterr()
     assert lrkit("profile", tmp_path / "k0", *forced, "samples.0.data=trail:main", "-o", tmp_path / "q") == 2

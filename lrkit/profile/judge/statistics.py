@@ -36,6 +36,7 @@ def summarize_run(rows: Sequence[Row], source: Phases, differences: Differences 
         "errors": dict(Counter(row.error for row in rows if row.error is not None)),
         "accuracy": accuracy([bool(row.correct) for row in first]).to_dict(),
         "latency_sec": _summary(row.seconds["total"] for row in good),
+        "look_sec": _summary(row.look_seconds for row in good),
         "first_token_sec": _summary(_first_token(good, source, differences)),
         "phase_source": source,
         "phases_sec": _phases(good, source, differences),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.contract.attention import Attention
+from lrkit.contract.bundle.io_spec import PAST
 from lrkit.contract.generated import Mode
 from lrkit.contract.settings import PruneSettings, ReasonerSettings
 from lrkit.errors import UserError
@@ -206,6 +207,8 @@ def _why_not(model: Model, run: RunSettings, suite: Suite) -> str | None:
         return f"the model has no latents, so it cannot be asked in the mode {run.mode}"
     if bundle and suite.forced.answer_tokens is not None and not model.random_weights:
         return "a trained bundle ends its answers itself; lengths are forced on checkpoints and bundles of random:SHAPE"
+    if run.scene and (why := _without_scenes(engine)):
+        return why
     if run.routing_depth == 0 and settings.routing.depth == 0:
         return "the model does not route, so this is the run without the change"
     if run.routing_depth and run.routing_depth != settings.routing.depth and not model.random_weights:
@@ -228,6 +231,14 @@ def _why_not(model: Model, run: RunSettings, suite: Suite) -> str | None:
     if alone and settings.think.halting == "fixed":
         return "the model always takes its fixed number of steps, so this is the run without the change"
     return None
+
+
+def _without_scenes(engine: Engine) -> str | None:
+    """Why no question can be asked behind a look."""
+    if engine.entry is not None and not any(one.name.startswith(PAST) for one in engine.entry.spec.inputs):
+        return "the bundle was exported without scenes, so it reads a picture with each question"
+    prunes = engine.settings.prune.after_layer is not None
+    return "the model prunes visual tokens by the question, so nothing is left of a look" if prunes else None
 
 
 def _why_not_pruned(run: RunSettings, engine: Engine) -> str | None:

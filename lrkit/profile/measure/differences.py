@@ -5,6 +5,8 @@
     T       up to the first token, T latents fixed      T - (T - 1): the T-th latent step
     full    the answer                                  full - last of the above: speech
 
+A question asked of a scene has no vision phase, and its prefill reads the question alone.
+
 A program's tower runs in a prompt without a picture too, on the smallest one that the family knows. Where that is no
 small part of the picture, as where every view has one size, the tower is not told from the prefill.
 
@@ -22,6 +24,7 @@ from typing import Any
 
 from lrkit.contract.sample import Sample
 from lrkit.errors import LrkitError
+from lrkit.profile.measure.asked_prompt import PromptMaker
 from lrkit.profile.measure.cases import Case, patient
 from lrkit.runtime.encode.processor import EncodedPrompt
 from lrkit.runtime.engines.common.protocol import AskOptions
@@ -104,13 +107,15 @@ def difference_runs(
 
 def _job(case: Case, sample: Sample) -> _Job | None:
     try:
-        prompt = case.reasoner.processor.encode_prompt(sample.images, sample.question)
+        maker = PromptMaker(case, sample)
+        maker.look()
+        prompt = maker.encode()
         answer = case.engine.generate([prompt], patient(case.engine, case.options))[0]
     except LrkitError:
         return None
     bare = replace(case.options, max_new_tokens=1, max_latent_steps=0, halting="fixed")
     variants = {"bare": _Variant(prompt, bare)}
-    if prompt.patches is not None and _LEAST * _fewest(case) <= len(prompt.patches):
+    if prompt.looked is None and prompt.patches is not None and _LEAST * _fewest(case) <= len(prompt.patches):
         variants["text"] = _Variant(_without_picture(prompt, case.reasoner.processor.image_id), bare)
     if case.engine.phases == "differences":
         for step in range(1, answer.latent_steps + 1):

@@ -16,6 +16,7 @@ from lrkit.contract.generated import Generated
 from lrkit.contract.sample import Sample
 from lrkit.contract.scoring import answers_match
 from lrkit.errors import StoppedError, one_line
+from lrkit.profile.measure.asked_prompt import PromptMaker
 from lrkit.profile.measure.cases import Case, patient
 from lrkit.profile.measure.differences import Difference, difference_runs
 from lrkit.profile.measure.meters import EnergyMeter, MemoryMeter
@@ -56,6 +57,8 @@ class Row:
     """total; preprocess; where the engine tells them also vision (torch), prefill, think, speak and other."""
     first_token_seconds: float | None = None
     """From the question to the first spoken token; None for a program that gives all tokens at once."""
+    look_seconds: float | None = None
+    """Of the look before the question, where the run is asked of a scene; no part of `seconds`."""
     latent_step_seconds: list[float] = field(default_factory=list[float])
     token_seconds: list[float] = field(default_factory=list[float])
     """Until each spoken token was out, since the one before (the first: since the thinking ended)."""
@@ -177,10 +180,12 @@ def _ask(
     if probe is not None:
         probe.take()
     memory.start()
-    energy.start()
-    started = time.perf_counter()
+    maker = PromptMaker(case, sample)
     try:
-        prompt = case.reasoner.processor.encode_prompt(sample.images, sample.question)
+        maker.look()
+        energy.start()
+        started = time.perf_counter()
+        prompt = maker.encode()
         encoded = time.perf_counter()
         result = case.engine.generate([prompt], patient(case.engine, case.options))[0]
         said = case.reasoner.processor.decode(result.token_ids)
@@ -191,7 +196,7 @@ def _ask(
         row.error = f"{type(error).__name__}: {one_line(error)}"
         row.correct = False if scored else None
         return row
-    row.energy_joule = energy.stop()
+    row.energy_joule, row.look_seconds = energy.stop(), maker.look_seconds
     row.rss_peak_bytes, row.rss_growth_bytes = memory.stop()
     row.device_peak_bytes = case.engine.peak_bytes()
     row.patches = 0 if prompt.patches is None else len(prompt.patches)

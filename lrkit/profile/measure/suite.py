@@ -60,6 +60,9 @@ class RunSettings(Config):
     """Share of the visual tokens that stay; 1 prunes nothing."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Most generated tokens of an answer; null: as the suite says."""
+    scene: bool = False
+    """The pictures were looked at before, as by `Reasoner.look`: the question alone is timed, and the look stands
+    beside it."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of one operator."""
     cuda_graphs: bool | None = None
