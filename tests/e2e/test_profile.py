@@ -61,7 +61,9 @@ def test_every_count_is_the_methods(report: dict[str, Any]) -> None:
     assert same[0] == same[1]
     row, without = runs["latent/latent"]["rows"][0], runs["latent/no-replay"]["rows"][0]
     assert (row["replayed_tokens"], without["replayed_tokens"]) == (12, 0)
-    assert row["depths"] == runs["bundle/latent"]["rows"][0]["depths"] == {"1": 23, "3": 23}
+    assert row["depths"] == runs["bundle/latent"]["rows"][0]["depths"] == {"1": 31, "3": 31}, (
+        "8 of each part of the prompt, then 5 of each step"
+    )
     assert "depths" not in runs["latent/no-routing"]["rows"][0]
 
 
@@ -243,7 +245,14 @@ def test_a_shape_is_profiled_without_weights_of_its_own(tmp_path: Path) -> None:
     assert lrkit("profile", *given, "repeats=1", "--threads", 1, "-o", tmp_path) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     steps = {name: found["rows"][0]["ar_steps"] for name, found in runs_of(report).items()}
-    assert steps == {"latent": 2 + 2, "no-replay": 2 + 2, "routing": 2 + 2, "cot": 9 + 3 - 1, "direct": 3 - 1}
+    assert steps == {
+        "latent": 2 + 2,
+        "no-replay": 2 + 2,
+        "routing": 2 + 2,
+        "cot": 9 + 3 - 1,
+        "direct": 3 - 1,
+        "follow-up": 2 + 2,
+    }
     assert set(runs_of(report)["routing"]["rows"][0]["depths"]) == {"1"}
     assert report["models"][0]["precision"] in report["models"][0]["precision_reason"], "chosen by timing both"
     assert runs_of(report)["latent"]["rows"][0]["correct"] is None, "random weights are not asked to be right"
