@@ -14,6 +14,7 @@ from lrkit.data.trail import trail_set
 from lrkit.errors import BundleError, CapacityError, UnknownNameError, UserError
 from lrkit.runtime.answer.answer import Answer
 from lrkit.runtime.engines.common.protocol import AskOptions
+from lrkit.runtime.engines.onnxruntime.device_value import DeviceValue, run_bound
 from lrkit.runtime.engines.onnxruntime.engine import OrtEngine
 from lrkit.runtime.engines.onnxruntime.providers import available_providers, choose_provider
 from lrkit.runtime.engines.programs.step_session import StepSession
@@ -296,3 +297,24 @@ def test_a_prompt_is_not_altered(reasoner: Reasoner) -> None:
     before = replace(prompt, ids=list(prompt.ids))
     engine.generate([prompt], AskOptions(mode="direct"))
     assert prompt.ids == before.ids
+
+
+def test_between_steps_the_state_stays_where_it_is(step_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, whose place the memory of this process takes: only what the host decides by is fetched."""
+    seen: list[tuple[set[str], set[str]]] = []
+
+    def watched(session, device, names, feed, options):
+        kept = {name for name, value in feed.items() if isinstance(value, DeviceValue)}
+        seen.append((kept, set(feed) - kept))
+        return run_bound(session, device, names, feed, options)
+
+    monkeypatch.setattr("lrkit.runtime.engines.onnxruntime.session.run_bound", watched)
+    plain, engine = Reasoner.load(step_bundle, threads=1), OrtEngine.from_bundle(step_bundle, threads=1)
+    engine.sessions.device = "cpu", 0
+    bound = Reasoner(engine)
+    for shown in (picture(1), None):
+        assert facts(bound.ask(shown, QUESTION)) == facts(plain.ask(shown, QUESTION))
+    prompt, first, second, *_, spoken = (kept for kept, _ in seen[: len(seen) // 2])
+    assert not prompt and {"hidden", "saliency", "free", "prompt_key0"} <= first
+    assert {"key0", "value3", "latent_states"} <= second - first
+    assert {"token", "key0", "latent_key0", "prompt_key0"} <= spoken and not seen[len(seen) // 2 - 1][1]

@@ -239,13 +239,14 @@ def _spec(name: str, dtype: DType, shape: tuple[int | str, ...], meaning: str) -
     return TensorSpec(name=name, dtype=dtype, shape=shape, meaning=meaning)
 
 
-_ORT_TYPES = {
+ORT_TYPES = {
     "tensor(int64)": "int64",
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
+"""ONNX Runtime's names of the types that programs have."""
 
 
 def _compare(kind: str, declared: Sequence[TensorSpec], found: Sequence[Any]) -> list[str]:
@@ -255,7 +256,7 @@ def _compare(kind: str, declared: Sequence[TensorSpec], found: Sequence[Any]) ->
         return [f"the {kind}s are {real}; declared are {names}"]
     lines = []
     for spec, arg in zip(declared, found, strict=True):
-        if _ORT_TYPES.get(arg.type, arg.type) != spec.dtype:
+        if ORT_TYPES.get(arg.type, arg.type) != spec.dtype:
             lines.append(f"{kind} {spec.name} is {arg.type}; declared is {spec.dtype}")
         fixed = [axis if isinstance(axis, int) else None for axis in spec.shape]
         if [size if isinstance(size, int) else None for size in arg.shape] != fixed:

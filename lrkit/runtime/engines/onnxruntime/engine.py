@@ -16,6 +16,7 @@ from lrkit.contract.schemes import scheme_named
 from lrkit.cores import find_cores
 from lrkit.errors import BundleError, StoppedError, UserError
 from lrkit.runtime.encode.processor import Processor
+from lrkit.runtime.engines.onnxruntime.device_value import Device
 from lrkit.runtime.engines.onnxruntime.providers import bundle_options, choose_provider, refusal
 from lrkit.runtime.engines.onnxruntime.session import OrtGraph, inputs_of, load_session, said
 from lrkit.runtime.engines.programs.program_engine import ProgramEngine, ProgramSessions
@@ -55,6 +56,10 @@ class Sessions(ProgramSessions):
         given, entries = bundle_options(bundle.manifest, provider, bundle.folder)
         self._given = {**given, **(provider_options or {})}
         self._providers = choose_provider(provider, self._given)
+        self.device: Device | None = None
+        """Where the graphs of the form step leave their state; None: it comes back to the host."""
+        if self.place == "cuda":
+            self.device = "cuda", int(str(self._given.get("device_id", 0)))
         default = bundle.manifest.defaults.threads if bundle.manifest.defaults and provider == "cpu" else None
         default = None if default is None else min(default, find_cores().usable)  # chosen on another machine
         self._threads = default if threads is None else threads
@@ -85,7 +90,7 @@ class Sessions(ProgramSessions):
             raise BundleError(
                 f"{path}: is not the program that bundle.json declares ({found[0]}); copy the bundle again"
             )
-        return OrtGraph(session, path)
+        return OrtGraph(session, path, None if graph == "program" else self.device)
 
     def _options(self) -> Any:
         import onnxruntime

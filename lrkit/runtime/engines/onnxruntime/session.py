@@ -12,6 +12,7 @@ from typing import Any
 
 from lrkit.errors import BundleError, one_line
 from lrkit.runtime.engines.common.stopping import current
+from lrkit.runtime.engines.onnxruntime.device_value import Device, DeviceValue, run_bound
 
 _QUIET = 4  # fatal only: what else it logs it also raises, and lrkit says it once
 
@@ -19,13 +20,16 @@ _QUIET = 4  # fatal only: what else it logs it also raises, and lrkit says it on
 class OrtGraph:
     """A loaded graph. May be run by several threads at once."""
 
-    def __init__(self, session: Any, path: Path) -> None:
+    def __init__(self, session: Any, path: Path, device: Device | None = None) -> None:
+        """`device`: where what a run gives may be left; None: it always comes back to the host."""
         self._session = session
         self._path = path
         self.get_inputs: Callable[[], Sequence[Any]] = partial(inputs_of, session)
         self.get_outputs: Callable[[], Sequence[Any]] = session.get_outputs
         self.get_providers: Callable[[], list[str]] = session.get_providers
         self.get_session_options: Callable[[], Any] = session.get_session_options
+        if device is not None:
+            self.run_on_device = partial(self._run_on, device)
 
     def run(self, output_names: Sequence[str], input_feed: Mapping[str, Any], /) -> list[Any]:
         """The outputs of those names, in that order. What ends the thread's `Running` ends it at its next node.
@@ -34,6 +38,15 @@ class OrtGraph:
             BundleError: the program fails on these inputs.
             TimeoutExceeded, Cancelled: it was ended.
         """
+        return self._ended(lambda options: self._session.run(output_names, input_feed, options))
+
+    def _run_on(
+        self, device: Device, output_names: Sequence[str], input_feed: Mapping[str, Any], /
+    ) -> list[DeviceValue]:  # fmt: skip
+        """The same, left on the device. The feed may hold what a run before left there."""
+        return self._ended(lambda options: run_bound(self._session, device, output_names, input_feed, options))
+
+    def _ended(self, run: Callable[[Any], list[Any]]) -> list[Any]:
         import onnxruntime
 
         running = current()
@@ -41,7 +54,7 @@ class OrtGraph:
             options: Any = onnxruntime.RunOptions()
             running.ends_by(partial(setattr, options, "terminate", True))
             try:
-                return self._session.run(output_names, input_feed, options)
+                return run(options)
             except Exception as error:  # onnxruntime's own classes have no common base below Exception
                 running.check()
                 if running.was_interrupted():
