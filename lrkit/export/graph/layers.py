@@ -171,7 +171,8 @@ class Decoder:
 
         if not self.recipe.gated:
             return activate(g, self.dialect, product("up"))
-        gate, up = self.dialect.gate_and_up(g, product, self.dimensions.inner)
+        shape, part = (self.dimensions.inner, self.dimensions.width), CHUNKS if many else "layers"
+        gate, up = self.dialect.gate_and_up(g, product, shape, part)
         return g.op("Mul", activate(g, self.dialect, gate), up)
 
     def take_rows(self) -> list[Value]:

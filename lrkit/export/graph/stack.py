@@ -215,17 +215,18 @@ class Stack:
         """Reads the head once: does the model want to think on? `spoken` tells what it would say otherwise."""
         never = self.dims.never_spoken
         logits = self._logits(g, hidden, g.value(self._closing(never)) if never else None)
-        best = g.op("ArgMax", logits, axis=-1, keepdims=0)
+        best = self.dialect.largest(g, logits, self.dims.vocabulary)
         return {"logits": logits, "wants": g.op("Equal", best, [self.source.latent_id])}
 
     def spoken(self, g: Graph, logits: Value) -> Value:
         """The token [1] that is said where thinking ends."""
-        return g.op("ArgMax", g.op("Add", logits, self._closing([self.source.latent_id])), axis=-1, keepdims=0)
+        closed = g.op("Add", logits, self._closing([self.source.latent_id]))
+        return self.dialect.largest(g, closed, self.dims.vocabulary)
 
     def said(self, g: Graph, hidden: Value) -> Value:
         """The token [1] that is said next: `spoken` of the head's logits, in fewer nodes."""
         closed = self._closing([self.source.latent_id, *self.dims.never_spoken])
-        return g.op("ArgMax", self._logits(g, hidden, g.value(closed)), axis=-1, keepdims=0)
+        return self.dialect.largest(g, self._logits(g, hidden, g.value(closed)), self.dims.vocabulary)
 
     def _logits(self, g: Graph, hidden: Value, bias: Value | None = None) -> Value:
         # Tied float weights are stored once, under the embedding's name.

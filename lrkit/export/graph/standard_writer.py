@@ -93,10 +93,12 @@ class StandardWriter(Writer):
         """Never asked: towers are traced with attention spelled out where `fused` is off."""
         raise AssertionError("a tower for this dialect spells its attention out")
 
-    def gate_and_up(self, g: Graph, product: Callable[[str], Value], inner: int) -> tuple[Value, Value]:
+    def gate_and_up(
+        self, g: Graph, product: Callable[[str], Value], shape: tuple[int, int], part: str
+    ) -> tuple[Value, Value]:
         """By one matrix: TensorRT-RTX 1.7.1 fails to build two int4 products of one operand (Myelin: loops.cpp, loop
         is null)."""
-        gate, up = g.ops("Split", product("gate_up"), [inner, inner], outputs=2, axis=-1)
+        gate, up = g.ops("Split", product("gate_up"), [shape[0]] * 2, outputs=2, axis=-1)
         return gate, up
 
     def silu(self, g: Graph, x: Value) -> Value:

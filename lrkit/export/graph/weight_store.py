@@ -89,6 +89,13 @@ class WeightStore:
         """An array that is no weight of the source, as it is; the caller asks once per role."""
         return self._value(g, role, part, lambda: [array])[0]
 
+    def scheme_of(self, part: str, shape: tuple[int, int]) -> Scheme | None:
+        """How a matrix of this part and shape becomes integers; None where it stays float."""
+        scheme = self.target.scheme_of(part)
+        if part == CHUNKS and (scheme is None or min(shape) < scheme.least):
+            return self.target.scheme_of("layers")
+        return scheme
+
     def matrix(self, g: Graph, role: str, part: str, given: np.ndarray | None = None) -> Matrix:
         """The matrix `role` (out, in), rounded where the target rounds `part`. `given` is the matrix where the source
         does not have it."""

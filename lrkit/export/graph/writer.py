@@ -159,6 +159,10 @@ class Writer(ABC):
     def softmax(self, g: Graph, x: Value) -> Value:
         """Of a vector (N,)."""
 
+    def largest(self, g: Graph, x: Value, count: int) -> Value:
+        """Where the largest of (1, count) numbers is, [1]; the first, where several are equal."""
+        return g.op("ArgMax", x, axis=-1, keepdims=0)
+
     @abstractmethod
     def scores(self, g: Graph, query: Value, keys: Value) -> Value:
         """Products of queries (..., S, W) with keys (..., N, W): (..., S, N)."""
@@ -171,8 +175,11 @@ class Writer(ABC):
         (N, H W). `picture` (N,) numbers the pictures from 0 in the order of their patches."""
 
     @abstractmethod
-    def gate_and_up(self, g: Graph, product: Callable[[str], Value], inner: int) -> tuple[Value, Value]:
-        """Both products of a gated feed-forward part, each (S, inner); `product` multiplies by its matrix of a name."""
+    def gate_and_up(
+        self, g: Graph, product: Callable[[str], Value], shape: tuple[int, int], part: str
+    ) -> tuple[Value, Value]:
+        """Both products of a gated feed-forward part, each (S, inner); `product` multiplies by its matrix of a name,
+        which is one of `part`. `shape` is (inner, D)."""
 
     @abstractmethod
     def silu(self, g: Graph, x: Value) -> Value:
