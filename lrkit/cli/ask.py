@@ -1,10 +1,11 @@
-"""`lrkit ask MODEL --image x.png "question"`: one answer, and on request the picture of where the model looked.
+"""`lrkit ask MODEL --image x.png "question"`: an answer, and on request the picture of where the model looked. Several
+questions about the same pictures look at these once.
 
 MODEL is a bundle (run without torch, on ONNX Runtime or by its TensorRT engines) or a checkpoint.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,7 @@ from lrkit.cli.eval import parse_modes, say_note
 from lrkit.cli.shared.console import beside_json, err
 from lrkit.cli.shared.options import AttentionOption, Device, Download, Dtype, Engine, EngineOption, Provider, Threads
 from lrkit.cli.shared.tables import json_option, milliseconds, write_json
+from lrkit.errors import UserError
 from lrkit.files import check_writable
 
 if TYPE_CHECKING:
@@ -28,15 +30,26 @@ Examples:
 
     lrkit ask my-bundle --image rooms.png --engine tensorrt-rtx "Take 4 hops. Which room are you in? Start in room 3"
 
+    lrkit ask tiny --image rooms.png "Take 3 hops. Which room are you in? Start in room 7" "Read the signs."
+
+    lrkit ask MODEL --image rooms.png --save-scene rooms.scene --follow-up "What is in room 3?" "And beside it?"
+
+    lrkit ask MODEL --scene rooms.scene "What is in room 4?"
+
     lrkit ask tiny --image rooms.png --trace trace.png "Take 3 hops. Which room are you in? Start in room 7"
 """
 
 
 def ask(
     model: Annotated[str, typer.Argument(help="A bundle, a checkpoint folder, or a shipped name such as tiny.")],
-    question: Annotated[str, typer.Argument(help="What to ask.")],
+    question: Annotated[list[str], typer.Argument(help="What to ask; several questions look at the pictures once.")],
     image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for several.")] = None,
     mode: Annotated[str, typer.Option(help="latent, cot or direct.")] = "latent",
+    follow_up: Annotated[
+        bool, typer.Option("--follow-up", help="Each question has those before in its context.")
+    ] = False,
+    scene: Annotated[Path | None, typer.Option(help="A scene that --save-scene wrote, instead of looking.")] = None,
+    save_scene: Annotated[Path | None, typer.Option(help="Keep what the look left, for --scene.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Draw the regions that each latent step replayed.")] = None,
     trace_font: Annotated[Path | None, typer.Option(help="A font file for what Pillow's own font lacks.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest speech.")] = None,
@@ -53,7 +66,7 @@ def ask(
     download: Download = False,
     json_file: Annotated[Path | None, json_option("Write the answer and its history.")] = None,
 ) -> None:
-    """Ask one question about one picture, several, or none."""
+    """Ask a question, or several, about one picture, several, or none."""
     from lrkit.runtime.answer.trace import trace_format
     from lrkit.runtime.engines.table import parse_options
     from lrkit.runtime.sdk import Reasoner
@@ -62,33 +75,43 @@ def ask(
     if trace is not None:
         trace_format(trace)
         check_writable(trace)
+        if len(question) > 1:
+            raise UserError(f"--trace draws one answer, and there are {len(question)} questions; ask one")
+    if save_scene is not None:
+        check_writable(save_scene)
     options = parse_options(engine_option or [], engine)
     reasoner = (
         Reasoner.open(model, device, provider, threads, engine, options, dtype, attention).baseline(chosen).prepare()
     )
     say_note(reasoner)
-    answer = reasoner.ask(
-        list(image or []),
-        question,
-        chosen,
-        max_new_tokens=max_new_tokens,
-        max_latent_steps=max_latent_steps,
-        max_pixels=max_pixels,
-        timeout=timeout,
-    )
-    _show(answer, json_file)
+    limits: Any = {"max_new_tokens": max_new_tokens, "max_latent_steps": max_latent_steps, "timeout": timeout}
+    images = list(image or [])
+    if len(question) == 1 and scene is None and save_scene is None:
+        answers = [reasoner.ask(images, question[0], chosen, max_pixels=max_pixels, **limits)]
+    else:
+        if scene is None:
+            seen = reasoner.look(images, max_pixels=max_pixels, timeout=timeout)
+        else:
+            seen = reasoner.open_scene(scene, images)
+        if save_scene is not None:
+            seen.save(save_scene)
+        ask_next = seen.follow_up if follow_up else seen.ask
+        answers = [ask_next(one, chosen, **limits) for one in question]
+    _show(answers, json_file)
     if trace is not None:
-        answer.save_trace(trace, trace_font)
+        answers[0].save_trace(trace, trace_font)
 
 
-def _show(answer: "Answer", json_file: Path | None) -> None:
-    """The answer on standard output; what it took, and what was shrunk for it, on standard error."""
-    # Unwrapped: what is piped on is the answer as it was spoken, whatever the width of the terminal.
-    beside_json(json_file, soft_wrap=True).print(answer.text)
-    if answer.resized:
-        err(soft_wrap=True).print(f"note: the model saw {', '.join(map(str, answer.resized))}")
-    err(soft_wrap=True).print(
-        f"{answer.ar_steps} autoregressive steps ({answer.latent_steps} latent, {answer.spoken_tokens} tokens spoken), "
-        f"{answer.replayed_tokens} visual tokens replayed, {milliseconds(answer.timings['total'])}"
-    )
-    write_json(json_file, answer.to_dict())
+def _show(answers: list["Answer"], json_file: Path | None) -> None:
+    """The answers on standard output; what each took, and what was shrunk for it, on standard error."""
+    for answer in answers:
+        # Unwrapped: what is piped on is the answer as it was spoken, whatever the width of the terminal.
+        beside_json(json_file, soft_wrap=True).print(answer.text)
+        if answer.resized:
+            err(soft_wrap=True).print(f"note: the model saw {', '.join(map(str, answer.resized))}")
+        err(soft_wrap=True).print(
+            f"{answer.ar_steps} autoregressive steps ({answer.latent_steps} latent, {answer.spoken_tokens} tokens "
+            f"spoken), {answer.replayed_tokens} visual tokens replayed, {milliseconds(answer.timings['total'])}"
+        )
+    found = [answer.to_dict() for answer in answers]
+    write_json(json_file, found[0] if len(found) == 1 else {"answers": found})

@@ -110,6 +110,12 @@ def pruning(folder: Path) -> None:
     assert "| 1 | 0 | 25.0% |" in (folder / "pruning.md").read_text()
 
 
+def scenes(folder: Path) -> None:
+    (row,) = json.loads((folder / "scenes.json").read_text())["rows"]
+    assert row["right"]["first"] == [4, 4] and sum(asked for _, asked in row["right"].values()) == 8
+    assert set(row["median_sec"]) == {"first, with the look", "second", "whole prompt"}
+
+
 SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "soak": (lambda bundle, folder: [bundle, "--output", folder / "soak"], soak),
     "cold_start": (lambda bundle, folder: [bundle, "--json", folder / "cold_start.json"], cold_start),
@@ -118,6 +124,7 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "int4_decode": (lambda bundle, folder: [bundle, "--json", folder / "int4_decode.json"], int4_decode),
     "training_step": (lambda bundle, folder: ["--json", folder / "training_step.json"], training_step),
     "pruning": (lambda bundle, folder: ["--json", folder / "pruning.json"], pruning),
+    "scenes": (lambda bundle, folder: ["--json", folder / "scenes.json"], scenes),
     "peer": (lambda bundle, folder: ["--json", folder / "peer.json"], peer),
 }
 LONG = {"peer"}

@@ -28,7 +28,7 @@ def problems(**changes) -> str:
 
 def test_every_shipped_recipe_is_sound():
     recipes = [load_recipe(resource.path) for resource in list_resources("recipe") if _is_recipe(resource.path)]
-    names = {"trail-base", "trail-cot", "trail-latent", "trail-direct", "smoke", "m3cot-style"}
+    names = {"trail-base", "trail-cot", "trail-latent", "trail-direct", "trail-follow-up", "smoke", "m3cot-style"}
     assert names <= {recipe.name for recipe in recipes}
     assert all(recipe.description for recipe in recipes)
 
