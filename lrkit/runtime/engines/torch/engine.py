@@ -73,11 +73,7 @@ class TorchEngine:
         check_device(device, cuda_graphs)
         used = str(reasoner.backbone.embedding_rows().dtype).removeprefix("torch.")
         check_attention(attention, device, used, cuda_graphs)
-        if cuda_graphs and reasoner.settings.replay.source == "fine":
-            raise UserError(
-                "cuda_graphs is on and replay.source is fine: the tower runs within a latent step, which cannot be "
-                "recorded; leave cuda_graphs out"
-            )
+        check_recordable(reasoner.settings, cuda_graphs)
         self.reasoner = reasoner.to(device).eval()
         use_attention(self.reasoner.backbone, attention)
         self._attention = attention
@@ -301,3 +297,12 @@ def check_device(name: str, cuda_graphs: bool = False) -> None:
         raise UserError(f"device {name!r} was asked for, but torch sees no GPU here; give cpu")
     if cuda_graphs and kind != "cuda":
         raise UserError(f"CUDA graphs are for GPUs, and the device is {name}; leave them out, or give device cuda")
+
+
+def check_recordable(settings: ReasonerSettings, cuda_graphs: bool) -> None:
+    """Raises `UserError` where latent steps that should be recorded cannot be."""
+    if cuda_graphs and settings.replay.source == "fine":
+        raise UserError(
+            "cuda_graphs is on and replay.source is fine: the tower runs within a latent step, which cannot be "
+            "recorded; leave cuda_graphs out"
+        )
