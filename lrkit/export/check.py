@@ -270,16 +270,20 @@ def _compare(found: Found, number: int, expected: Trace, seen: Trace) -> None:
 
 
 def _compare_behind(found: Found, number: int, expected: Trace, whole: Trace, asked: Trace) -> None:
-    """An answer behind a look, against torch's and against the one to the whole prompt."""
-    for errors, other in ((found.behind, whole), (found.behind_torch, expected)):
-        shared = min(len(asked.states), len(other.states))
-        states = relative_error(asked.states[:shared], other.states[:shared]) if shared else 0.0
-        errors.append(max(logits_error(asked.logits, other.logits), states))
-    for kind in ("token_ids", "latent_steps", "halting", "replayed", "passes"):
-        ours, theirs = getattr(asked, kind), getattr(whole, kind)
-        if ours != theirs:
-            found.behind_otherwise.append(f"first in sample {number}, {kind}: {ours} for {theirs}"[:160])
-            break
+    """An answer behind a look, against torch's and against the one to the whole prompt. States behind another choice are
+    not compared."""
+    chosen = ("latent_steps", "halting", "replayed", "passes", "token_ids")
+    pairs = {kind: (getattr(asked, kind), getattr(whole, kind)) for kind in chosen}
+    other = [
+        f"first in sample {number}, {kind}: {ours} for {theirs}"
+        for kind, (ours, theirs) in pairs.items()
+        if ours != theirs
+    ]
+    found.behind_otherwise += [text[:160] for text in other[:1]]
+    for errors, reference in ((found.behind, whole), (found.behind_torch, expected)):
+        shared = min(len(asked.states), len(reference.states)) if asked.replayed == reference.replayed else 0
+        states = relative_error(asked.states[:shared], reference.states[:shared]) if shared else 0.0
+        errors.append(max(logits_error(asked.logits, reference.logits), states))
 
 
 def relative_error(seen: np.ndarray, expected: np.ndarray) -> float:

@@ -17,6 +17,7 @@ from lrkit.contract.bundle.io_spec import Form
 from lrkit.contract.sample import Sample
 from lrkit.errors import LrkitError
 from lrkit.export.bundle import ExportReport, export_bundle
+from lrkit.export.check_verdict import PARTS
 from lrkit.export.targets.target import EngineTarget, ProgramLimits, Target
 from lrkit.export.tensorrt.into_bundle import add_engines
 from lrkit.model.checkpoint import save_checkpoint
@@ -94,6 +95,12 @@ def check(trained: Trained, place: Path, target: Target, form: Form = "program")
     if target.precision != "fp16":
         assert set(found["agreement"].values()) == {1.0}, found["agreement"]
     assert {"spoken tokens", "replayed tokens"} <= set(found["agreement"])
+    behind = found["scenes"]
+    assert behind["samples"] > 0, "samples with pictures are also asked behind a look"
+    assert behind["numbers"] <= (PARTS if target.precision == "fp32" else CLOSE[target.precision]), behind
+    assert behind["numbers_torch"] < CLOSE[target.precision], behind
+    if target.precision != "fp16":
+        assert behind["agreement"] == 1.0, behind
     assert report.manifest.family == trained.case.name
     assert check_bundle(place).problems == []
     return report
