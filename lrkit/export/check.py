@@ -270,8 +270,8 @@ def _compare(found: Found, number: int, expected: Trace, seen: Trace) -> None:
 
 
 def _compare_behind(found: Found, number: int, expected: Trace, whole: Trace, asked: Trace) -> None:
-    """An answer behind a look, against torch's and against the one to the whole prompt. States behind another choice are
-    not compared."""
+    """An answer behind a look, against torch's and against the one to the whole prompt. States behind another choice
+    are not compared."""
     chosen = ("latent_steps", "halting", "replayed", "passes", "token_ids")
     pairs = {kind: (getattr(asked, kind), getattr(whole, kind)) for kind in chosen}
     other = [
