@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -136,6 +137,29 @@ def test_the_program_of_integers_is_torch_with_their_values(trained: Trained, tm
     report = check(trained, tmp_path / "int4", trained.target("int4"))
     errors = report.quantization_errors["latent"]
     assert len(errors) > 2 and 0 < max(errors.values()) < 0.2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("precision", "dialect", "form"), [("int4", "ort", "program"), ("fp32", "standard", "step")])
+def test_the_program_looks_closer_as_torch_does(
+    case: FamilyCase, folder: Path, processor: Processor, tmp_path: Path, precision: str, dialect: str, form: Form
+) -> None:
+    """Windows of 3 x 3 visual tokens, more than one window of a tower that attends within windows; they run out."""
+    settings = settings_of(
+        case, replay={"num_tokens": 2, "source": "fine", "zoom": 3}, distill={"weight": 0.0},
+        routing={"depth": 1, "alpha": 6},
+    )  # fmt: skip
+    try:
+        seeing = copy(processor).see_for(settings.replay)
+    except LrkitError:
+        pytest.skip("has no windows")
+    place = tmp_path / "checkpoint"
+    reasoner = rich_reasoner(folder, settings, processor, "lora")
+    save_checkpoint(place, reasoner, processor, base=str(folder), info={"stage": "drawn"})
+    trained = Trained(case, place, seeing, unlike_samples(case))
+    report = check(trained, tmp_path / "bundle", trained.target(precision, dialect), form)
+    windows = report.manifest.programs["latent"].spec.input("windows")
+    assert windows.shape[1:] == (9 * seeing.geometry.patches_per_token, seeing.geometry.patch_bytes)
 
 
 OTHER_WAYS: dict[str, tuple[str, str, Form]] = {
