@@ -36,7 +36,7 @@ _NUM_DISTRACTORS = 5
 _WOVEN_SIDE = 2
 """Tiles per side of a room on woven boards."""
 WEAVE = (np.indices((TILE, TILE)).sum(0) % 2 * 2 - 1).astype(np.float32)
-"""Light and dark pixels by turns; any two neighbours sum to 0."""
+"""Light and dark pixels in turn; any two neighbours sum to 0."""
 WOVEN_TINT, WOVEN_CONTRAST = 0.5, 0.25
 """Of woven boards, as shares of those of main boards."""
 _GREY = 0.4
