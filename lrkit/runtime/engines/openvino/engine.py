@@ -54,11 +54,7 @@ class OpenVinoEngine(ProgramEngine):
     def __init__(self, sessions: OpenVinoSessions, processor: Processor, role: Role = "latent") -> None:
         super().__init__(sessions, processor, role)
         self.sessions: OpenVinoSessions = sessions
-
-    @property
-    def products(self) -> str:
-        """Number type of its products of floats."""
-        return self.sessions.numbers.precision
+        self.products = sessions.numbers.precision
 
     @classmethod
     def from_bundle(cls, path: Path | str, options: OpenVinoOptions, verify: bool = True) -> "OpenVinoEngine":

@@ -112,11 +112,7 @@ class ProgramEngine:
     """The sessions' own, chosen when they are made."""
     cuda_graphs: bool | None = None
     attention: str | None = None
-
-    @property
-    def products(self) -> str | None:
-        """None: that of its program."""
-        return None
+    products: str | None = None
 
     def __init__(self, sessions: ProgramSessions, processor: Processor, role: Role = "latent") -> None:
         self.sessions = sessions
