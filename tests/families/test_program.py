@@ -201,6 +201,24 @@ def test_tensorrt_rtx_builds_an_engine(trained: Trained, form: Form, tmp_path: P
     assert list(place.rglob("*sm89*"))
 
 
+ON_OPENVINO: dict[str, tuple[str, Form]] = {
+    "fp32": ("fp32", "program"), "fp16": ("fp16", "program"), "int4": ("int4", "program"), "int4, step": ("int4", "step"),
+}  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", ON_OPENVINO)
+def test_openvino_answers_as_torch_does(trained: Trained, way: str, tmp_path: Path) -> None:
+    """Logits, latent states, replayed tokens, depths and words, compared when the bundle is made; then it is asked."""
+    pytest.importorskip("openvino", reason='needs the package openvino: pip install "lrkit[openvino]"')
+    precision, form = ON_OPENVINO[way]
+    if any(part in way or part in ("standard", f"{form}_form") for part in trained.case.cannot):
+        pytest.skip("the family has no such programs")
+    report = check(trained, tmp_path / "bundle", trained.target(precision, "standard", openvino={}), form)
+    assert report.manifest.made_for is not None
+    assert Reasoner.load(tmp_path / "bundle").engine.name == "openvino"
+
+
 @pytest.mark.long
 def test_its_bundle_is_profiled(trained: Trained, bundle: Path, tmp_path: Path) -> None:
     from tests.published import write_drawn_samples
