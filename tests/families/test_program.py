@@ -202,7 +202,8 @@ def test_tensorrt_rtx_builds_an_engine(trained: Trained, form: Form, tmp_path: P
 
 
 ON_OPENVINO: dict[str, tuple[str, Form]] = {
-    "fp32": ("fp32", "program"), "fp16": ("fp16", "program"), "int4": ("int4", "program"), "int4, step": ("int4", "step"),
+    "fp32": ("fp32", "program"), "fp16": ("fp16", "program"), "int4": ("int4", "program"),
+    "int4, step": ("int4", "step"),
 }  # fmt: skip
 
 

@@ -257,6 +257,28 @@ def test_what_openvino_says_is_one_line_without_places_in_its_source() -> None:
     assert said(RuntimeError("")) == "RuntimeError"
 
 
+def test_what_was_compiled_is_kept_and_never_answers_for_another_program(tmp_path: Path) -> None:
+    """The program is changed in place: same name, size and time. A damaged or unwritable cache costs time alone."""
+    cache, file = tmp_path / "cache" / "deep", tmp_path / "graph.onnx"
+
+    def answer(number: str, folder: Path) -> float:
+        save(f"(float[4] x) => (float[4] y) <float k = {{{number}}}> {{ [add] y = Add(x, k) }}", 21, file)
+        os.utime(file, (1, 1))
+        graph = compile_graph(file, None, OpenVinoOptions(cache=folder), Numbers("f32"))
+        return float(graph.run(["y"], {"x": np.zeros(4, np.float32)})[0][0])
+
+    assert [answer(number, cache) for number in ("2", "3", "2")] == [2.0, 3.0, 2.0]
+    kept = list(cache.iterdir())
+    assert len(kept) >= 2
+    for one in kept:
+        if one.is_file():
+            one.write_bytes(b"damaged")
+    assert answer("2", cache) == 2.0
+    taken = tmp_path / "file"
+    taken.write_text("")
+    assert answer("3", taken / "below") == 3.0
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_child_answers(reasoner: Reasoner) -> None:
     expected = reasoner.ask(picture(), QUESTION).text

@@ -4,6 +4,7 @@ Place in the pipeline: engine.py and an export that compares its programs on Ope
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from lrkit.errors import BundleError, UserError
 from lrkit.runtime.engines.openvino.brake import add_brake
 from lrkit.runtime.engines.openvino.graph import OvGraph, port
 from lrkit.runtime.engines.openvino.library import check_device, core, said
-from lrkit.runtime.engines.openvino.options import Numbers, OpenVinoOptions, properties
+from lrkit.runtime.engines.openvino.options import Numbers, OpenVinoOptions, cache_property, properties
 from lrkit.runtime.engines.openvino.reader import differences, read_model
 
 
@@ -46,8 +47,11 @@ def on_cpu(device: str) -> bool:
 
 
 def _compile(model: Any, device: str, path: Path, options: OpenVinoOptions, numbers: Numbers) -> Any:
-    given = properties(options, device, numbers)
+    given, kept = properties(options, device, numbers), cache_property(options.cache)
     try:
+        if kept:
+            with suppress(RuntimeError):  # a full disk, a file that is damaged: then it is compiled without
+                return core().compile_model(model, device, {**kept, **given})
         return core().compile_model(model, device, given)
     except Exception as error:  # OpenVINO raises RuntimeError, and its binding others
         text = said(error)
