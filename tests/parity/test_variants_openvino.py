@@ -26,7 +26,7 @@ PROMPTS = (prompt(3, grids=((1, 4, 4), (1, 2, 6))), prompt(4), prompt(5, grids=(
 """Two pictures, one, none."""
 CLOSE = {"fp32": 1e-4, "fp16": 5e-2}
 ROOM = {"max_patches": 160}
-FEW = ("base", "replay.num_tokens=0", "replay.weighting=softmax", "routing.depth=3", "think.max_latent_steps=0")
+FEW = ("base", "routing.depth=3")
 
 
 class OnOpenVino(Runner):
@@ -74,7 +74,7 @@ def test_a_few_values_are_as_on_torch(name: str, tmp_path: Path) -> None:
         assert_equal(reasoner, other, asked, fixed=True, latents=SINGLE[name].think.max_latent_steps)
 
 
-@pytest.mark.parametrize("kind", ["int4 None", "int8 None", "fp16 None"])
+@pytest.mark.parametrize("kind", ["int4 None"])
 def test_number_types(kind: str, tmp_path: Path) -> None:
     assert differences(SINGLE["base"], TARGETS[kind], tmp_path) == []
 
