@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lrkit.evaluate.evaluation import Evaluation
     from lrkit.export.targets.target import Target
     from lrkit.runtime.answer.answer import Answer
+    from lrkit.runtime.scenes.scene import Scene
     from lrkit.runtime.sdk import Reasoner
     from lrkit.train.recipe import Recipe, load_recipe
 
@@ -43,6 +44,7 @@ __all__ = [
     "Reasoner",
     "Recipe",
     "Sample",
+    "Scene",
     "Target",
     "UserError",
     "__version__",
@@ -64,6 +66,7 @@ _LAZY = {
     "Reasoner": "lrkit.runtime.sdk",
     "Recipe": "lrkit.train.recipe",
     "Sample": "lrkit.contract.sample",
+    "Scene": "lrkit.runtime.scenes.scene",
     "Target": "lrkit.export.targets.target",
     "UserError": "lrkit.errors",
     "check_bundle": "lrkit.api",
