@@ -8,7 +8,7 @@ The public names. Each is imported on first use, so that `import lrkit` stays ch
 
 | to ... | there is |
 |---|---|
-| ask | `Reasoner`, `Answer` |
+| ask | `Reasoner`, `Answer`, `Scene` |
 | train | `train_recipe`, `load_recipe`, `Recipe` |
 | export | `export_model`, `Target`; `open_bundle`, `check_bundle`, `Bundle` |
 | measure | `evaluate_model`, `Evaluation`, `profile_models`; `load_samples`, `Sample` |

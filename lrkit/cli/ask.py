@@ -67,18 +67,11 @@ def ask(
     json_file: Annotated[Path | None, json_option("Write the answer and its history.")] = None,
 ) -> None:
     """Ask a question, or several, about one picture, several, or none."""
-    from lrkit.runtime.answer.trace import trace_format
     from lrkit.runtime.engines.table import parse_options
     from lrkit.runtime.sdk import Reasoner
 
     (chosen,) = parse_modes(mode)[:1]
-    if trace is not None:
-        trace_format(trace)
-        check_writable(trace)
-        if len(question) > 1:
-            raise UserError(f"--trace draws one answer, and there are {len(question)} questions; ask one")
-    if save_scene is not None:
-        check_writable(save_scene)
+    _check_files(trace, save_scene, len(question))
     options = parse_options(engine_option or [], engine)
     reasoner = (
         Reasoner.open(model, device, provider, threads, engine, options, dtype, attention).baseline(chosen).prepare()
@@ -89,17 +82,27 @@ def ask(
     if len(question) == 1 and scene is None and save_scene is None:
         answers = [reasoner.ask(images, question[0], chosen, max_pixels=max_pixels, **limits)]
     else:
-        if scene is None:
-            seen = reasoner.look(images, max_pixels=max_pixels, timeout=timeout)
-        else:
-            seen = reasoner.open_scene(scene, images)
+        looked = None if scene is not None else reasoner.look(images, max_pixels=max_pixels, timeout=timeout)
+        seen = looked or reasoner.open_scene(scene or "", images)
         if save_scene is not None:
             seen.save(save_scene)
-        ask_next = seen.follow_up if follow_up else seen.ask
-        answers = [ask_next(one, chosen, **limits) for one in question]
+        answers = [(seen.follow_up if follow_up else seen.ask)(one, chosen, **limits) for one in question]
     _show(answers, json_file)
     if trace is not None:
         answers[0].save_trace(trace, trace_font)
+
+
+def _check_files(trace: Path | None, save_scene: Path | None, questions: int) -> None:
+    """Before a model is loaded: what is to be written can be."""
+    from lrkit.runtime.answer.trace import trace_format
+
+    if trace is not None:
+        trace_format(trace)
+        check_writable(trace)
+        if questions > 1:
+            raise UserError(f"--trace draws one answer, and there are {questions} questions; ask one")
+    if save_scene is not None:
+        check_writable(save_scene)
 
 
 def _show(answers: list["Answer"], json_file: Path | None) -> None:
