@@ -55,13 +55,13 @@ class Comparing:
 
 
 def _openvino(target: Target) -> Comparing:
-    from lrkit.runtime.engines.openvino.compiled import compile_graph, written_in
+    from lrkit.runtime.engines.openvino.compiled import compile_graph, natural_precision
     from lrkit.runtime.engines.openvino.library import load_library
     from lrkit.runtime.engines.openvino.options import Numbers, OpenVinoOptions
 
     assert target.openvino is not None
     options, asked = OpenVinoOptions(), target.openvino.precision
-    precision = written_in(target.model_dump(mode="json")) if asked == "auto" else asked
+    precision = natural_precision(target.model_dump(mode="json")) if asked == "auto" else asked
     numbers = Numbers(precision, target.openvino.int8_activations)
 
     def opened(file: Path, spec: IoSpec | None) -> Any:

@@ -144,7 +144,7 @@ class OpenVinoTarget(Config):
     """How OpenVINO is to run the programs; they are compared with torch in that way."""
 
     precision: Literal["auto", "f32", "bf16", "f16"] = "auto"
-    """Number type of its products of floats; auto: the one that the programs are written in."""
+    """Number type of its products of floats; auto: f32, as ONNX Runtime has on a CPU."""
     int8_activations: bool = False
     """Whether it may round activations to int8 where weights are integers, as int4.accuracy_level 4 does in the dialect
     ort: faster, and the answers are then OpenVINO's own."""

@@ -18,8 +18,11 @@ from lrkit.runtime.engines.openvino.options import Numbers, OpenVinoOptions, cac
 from lrkit.runtime.engines.openvino.reader import differences, read_model
 
 
-def written_in(target: Mapping[str, Any]) -> Literal["f16", "f32"]:
-    """The number type that the programs of a target are written in, by OpenVINO's names."""
+def natural_precision(target: Mapping[str, Any], cpu: bool = True) -> Literal["f16", "f32"]:
+    """The number type of products where none was chosen, by OpenVINO's names: that in which the programs of a target
+    are written, but on a CPU float32, as ONNX Runtime sums there: in f16 a near tie would replay another token."""
+    if cpu:
+        return "f32"
     return "f16" if computed_in(target.get("precision"), target.get("activations")) == "fp16" else "f32"
 
 

@@ -11,7 +11,7 @@ from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import GraphName, ProgramEntry, Role
 from lrkit.errors import BundleError
 from lrkit.runtime.encode.processor import Processor
-from lrkit.runtime.engines.openvino.compiled import compile_graph, on_cpu, written_in
+from lrkit.runtime.engines.openvino.compiled import compile_graph, natural_precision, on_cpu
 from lrkit.runtime.engines.openvino.graph import OvGraph
 from lrkit.runtime.engines.openvino.options import Numbers, OpenVinoOptions
 from lrkit.runtime.engines.programs.program_engine import ProgramEngine, ProgramSessions
@@ -41,7 +41,7 @@ class OpenVinoSessions(ProgramSessions):
     def numbers(self) -> Numbers:
         """As asked for; otherwise as the programs were compared with torch on OpenVINO, or are written."""
         made_for, asked = self.bundle.manifest.made_for, self.options
-        own = Numbers(written_in(self.bundle.manifest.target))
+        own = Numbers(natural_precision(self.bundle.manifest.target, self.place == "cpu"))
         if made_for is not None and made_for.engine == self.name:
             own = Numbers(made_for.precision, made_for.int8_activations)
         rounds = own.int8_activations if asked.int8_activations is None else asked.int8_activations

@@ -24,7 +24,7 @@ class OpenVinoOptions(Config):
     """CPU, GPU, GPU.1, NPU, AUTO, ...: OpenVINO's names."""
     precision: Precision = "auto"
     """Number type of the products of floats. auto: the one in which the export proved the program equal to torch on
-    OpenVINO; of a bundle that was made for another engine, the one that it is written in."""
+    OpenVINO; of a bundle that was made for another engine f32 on a CPU, and elsewhere the one it is written in."""
     int8_activations: bool | None = None
     """Whether activations may be rounded to int8 where weights are integers; null: as in the export, as above, and no
     for a bundle that was made for another engine."""
