@@ -116,6 +116,18 @@ def scenes(folder: Path) -> None:
     assert set(row["median_sec"]) == {"first, with the look", "second", "whole prompt"}
 
 
+def gpu_answers(folder: Path) -> None:
+    """The processor stands in for the GPU: every engine, form and look of the script, in the order of its report."""
+    report = json.loads((folder / "gpu_answers.json").read_text())
+    found = {tuple(name.split("/")[-5:]): row for name, row in report["rows"].items()}
+    assert list(found) == [
+        ("torch", "fp16", "graphs", "False", "1"), ("torch", "fp16", "eager", "False", "1"),
+        *(("onnxruntime", "int4", form, look, "1") for form in ("program", "step") for look in ("False", "True")),
+    ]  # fmt: skip
+    assert [row.get("reason") for row in found.values()] == [None] * 6
+    assert all(row["answer_sec"] > 0 and len(row["seconds"]) == 1 for row in found.values())
+
+
 SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "soak": (lambda bundle, folder: [bundle, "--output", folder / "soak"], soak),
     "cold_start": (lambda bundle, folder: [bundle, "--json", folder / "cold_start.json"], cold_start),
@@ -125,9 +137,13 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "training_step": (lambda bundle, folder: ["--json", folder / "training_step.json"], training_step),
     "pruning": (lambda bundle, folder: ["--json", folder / "pruning.json"], pruning),
     "scenes": (lambda bundle, folder: ["--json", folder / "scenes.json"], scenes),
+    "gpu_answers": (
+        lambda bundle, folder: ["--models", bundle.parent / "latent", "--json", folder / "gpu_answers.json"],
+        gpu_answers,
+    ),
     "peer": (lambda bundle, folder: ["--json", folder / "peer.json"], peer),
 }
-LONG = {"peer"}
+LONG = {"peer", "gpu_answers"}
 """Their smoke size takes too long for the default tests."""
 PART_OF = {"naive_step": "training_step", "peer_model": "peer"}
 """Run by another script."""
