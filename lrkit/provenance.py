@@ -14,7 +14,10 @@ from typing import Any
 from lrkit import __version__
 from lrkit.cores import usable_cores
 
-PACKAGES = ("numpy", "onnxruntime", "tokenizers", "torch", "transformers", "peft", "accelerate", "onnx", "onnxscript")
+PACKAGES = (
+    "numpy", "onnxruntime", "openvino", "tokenizers", "torch", "transformers", "peft", "accelerate", "onnx",
+    "onnxscript",
+)  # fmt: skip
 """Packages whose versions can change a result."""
 
 
