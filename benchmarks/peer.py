@@ -49,15 +49,20 @@ from lrkit.runtime.encode.processor import EncodedPrompt
 from lrkit.runtime.engines.programs.feed import build_feed
 
 
-class Lrkit:
-    """A program in ONNX Runtime, asked to speak at once."""
+def in_onnxruntime(file: Path, threads: int) -> Any:
+    """A session of the program."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
-    def __init__(self, file: Path, subject: Subject, threads: int) -> None:
-        self.processor = subject.processor
+
+class Lrkit:
+    """A program, asked to speak at once."""
+
+    def __init__(self, file: Path, subject: Subject, session: Any) -> None:
+        """`session` runs `file`."""
+        self.processor, self.session = subject.processor, session
         self.bytes = sum(part.stat().st_size for part in file.parent.iterdir())
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
-        self.session: Any = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
     def answer(self, prompt: EncodedPrompt, tokens: int) -> tuple[float, float, list[int]]:
         """As `Peer.answer`."""
@@ -115,7 +120,7 @@ def measure(model: str, work: Path, args: argparse.Namespace) -> list[dict[str, 
             rounded(work / "peer-fp32", work / "peer-int4", args.block, args.accuracy_level)
         for threads in args.threads:
             peer = Peer(work / f"peer-{precision}", host, threads)
-            pair: dict[str, Any] = {"lrkit": Lrkit(made, subject, threads), "peer": peer}
+            pair: dict[str, Any] = {"lrkit": Lrkit(made, subject, in_onnxruntime(made, threads)), "peer": peer}
             row = {"model": model, "layers": args.layers, "tower_layers": args.tower_layers, "weights": weights}
             row |= {"precision": precision, "threads": threads, "prompt_tokens": len(prompt.ids)}
             row |= {"patches": sum(map(geometry.num_patches, prompt.grids))}
@@ -157,11 +162,11 @@ def sliced(model: str, work: Path, args: argparse.Namespace) -> str:
 
 
 def target_of(precision: str, args: argparse.Namespace) -> Target:
-    """What the peer has too: a float tower and embedding, the head rounded as the layers."""
+    """What the peer has too: a float tower and embedding, the head rounded as the layers; no looks."""
     if precision == "fp32":
-        return Target()
+        return Target(scenes=False)
     how = Int4(block=args.block, accuracy_level=args.accuracy_level, head="int4", embedding="float", vision="float")
-    return Target(precision="int4", int4=how)
+    return Target(precision="int4", scenes=False, int4=how)
 
 
 def export_lrkit(name: str, target: Target, folder: Path, tokens: int) -> Path:

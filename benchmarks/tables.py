@@ -207,6 +207,22 @@ def _peer(report: Report) -> Rows:
         )  # fmt: skip
 
 
+def _genai(report: Report) -> Rows:
+    """lrkit's program on OpenVINO against OpenVINO GenAI's pipeline."""
+    for row in report["rows"]:
+        cut = f", {row['layers']} layers" if row["layers"] else ""
+        times = [
+            cell
+            for what in ("prompt", "token")
+            for cell in (
+                " / ".join(_ms(row[f"{what}_sec_{who}"]["median"]) for who in ("lrkit", "peer")),
+                _quartiles([row[f"{what}_ratio"][name] for name in ("low", "median", "high")]),
+            )
+        ]
+        same = "yes" if row["same_tokens"] else "no"
+        yield f"`{row['model']}`{cut}", row["precision"], row["hint"], str(row["threads"]), *times, same
+
+
 def _support(report: Report) -> Rows:
     return [[row[key] for key in ("engine", "device", "precision", "form", "built", "run")] for row in report["rows"]]
 
@@ -286,6 +302,14 @@ TABLES = {
             "peer / lrkit", "MB: lrkit / peer", "same tokens", "load",
         ),
         _peer,
+    ),
+    "openvino-genai": Table(
+        "openvino-genai*.json",
+        (
+            "model", "weights", "products", "threads", "prompt, ms: lrkit / peer", "peer / lrkit",
+            "token, ms: lrkit / peer", "peer / lrkit", "same tokens",
+        ),
+        _genai,
     ),
     "support": Table("support.json", ("engine", "device", "precision", "form", "built", "run"), _support),
 }  # fmt: skip

@@ -129,6 +129,15 @@ def gpu_answers(folder: Path) -> None:
     assert all(row["answer_sec"] > 0 and len(row["seconds"]) == 1 for row in found.values())
 
 
+def peer_genai(folder: Path) -> None:
+    """Another pipeline and another graph, and in float32 the same tokens."""
+    report = json.loads((folder / "peer_genai.json").read_text())
+    (row,) = report["rows"]
+    assert (row["precision"], row["hint"], row["same_tokens"], row["prompt_tokens"]) == ("fp32", "f32", True, 8)
+    assert row["prompt_sec_lrkit"]["median"] > 0 and row["prompt_sec_peer"]["median"] > 0
+    assert all(report["versions"].values())
+
+
 SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "soak": (lambda bundle, folder: [bundle, "--output", folder / "soak"], soak),
     "cold_start": (lambda bundle, folder: [bundle, "--json", folder / "cold_start.json"], cold_start),
@@ -143,10 +152,13 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
         gpu_answers,
     ),
     "peer": (lambda bundle, folder: ["--json", folder / "peer.json"], peer),
+    "peer_genai": (lambda bundle, folder: ["--json", folder / "peer_genai.json"], peer_genai),
 }
+NEEDS = {"peer_genai": ("openvino_genai", "nncf")}
+"""Packages beside lrkit's own extras; skipped without them."""
 LONG = {"peer", "gpu_answers"}
 """Their smoke size takes too long for the default tests."""
-PART_OF = {"naive_step": "training_step", "peer_model": "peer"}
+PART_OF = {"naive_step": "training_step", "peer_model": "peer", "peer_genai_model": "peer_genai"}
 """Run by another script."""
 MEASURES_NOTHING = {"tables"}
 """Renders reports; tests/unit/test_tables.py runs it."""
@@ -162,6 +174,8 @@ def test_every_script_is_run() -> None:
 def test_a_script_runs_at_its_smoke_size(
     name: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for package in NEEDS.get(name, ()):
+        pytest.importorskip(package)
     arguments, holds = SMOKE[name]
     run(monkeypatch, name, *arguments(bundle, tmp_path), "--smoke")
     holds(tmp_path)
