@@ -17,7 +17,7 @@ import torch
 
 from lrkit.contract.prompt import PromptFormat, Turn
 from lrkit.contract.sample import Sample, Spoken, naming
-from lrkit.data.pointing import LABEL, Look, label_shares, overlaps
+from lrkit.data.looks import LABEL, Look, label_shares, overlaps
 from lrkit.errors import ConfigError, DataError
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.torch.prompt_batch import PromptBatch, Side, collate_prompts, pad_rows

@@ -107,7 +107,7 @@ class DataSource(Config, ABC):
     """
 
     points: ClassVar[bool] = False
-    """Whether its samples say where each step looks (lrkit/data/pointing.py)."""
+    """Whether its samples say where each step looks (lrkit/data/looks.py)."""
     drawn: ClassVar[str] = ""
     """What takes a package of the train extra to draw, in words; empty: the base install reads it."""
 

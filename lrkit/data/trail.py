@@ -21,7 +21,7 @@ import numpy as np
 
 from lrkit.contract.sample import Sample
 from lrkit.data.board import NUM_ROOMS, Board, BoardKind, TrailSettings, draw_board
-from lrkit.data.pointing import LABEL, Look
+from lrkit.data.looks import LABEL, Look
 from lrkit.data.scans import Split
 from lrkit.errors import DataError
 

@@ -160,8 +160,8 @@ LONG = {"peer", "gpu_answers"}
 """Their smoke size takes too long for the default tests."""
 PART_OF = {"naive_step": "training_step", "peer_model": "peer", "peer_genai_model": "peer_genai"}
 """Run by another script."""
-MEASURES_NOTHING = {"tables"}
-"""Renders reports; tests/unit/test_tables.py runs it."""
+MEASURES_NOTHING = {"tables", "woven_base"}
+"""Render reports and write a model; tests/unit/test_tables.py and test_woven.py run them."""
 
 
 def test_every_script_is_run() -> None:

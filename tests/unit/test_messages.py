@@ -17,6 +17,7 @@ HANDED_ON = (
     "{name}: {error}",  # sweep.py: a ConfigError, which has been looked at where it is raised
     "{file}: {error}",
     "{folder}: {error}",
+    "{self._path}: {error}",
     "no program can be built for this backbone: {error}",  # of an unknown name, which lists the known ones
     "{self.path}: {wrong}",
     "{where} {problem}",

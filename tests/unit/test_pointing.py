@@ -8,7 +8,7 @@ import torch
 
 from lrkit.contract.settings import DistillSettings, ReasonerSettings, ReplaySettings
 from lrkit.data.collate import Pointing, collate_training
-from lrkit.data.pointing import LABEL, label_shares, overlaps
+from lrkit.data.looks import LABEL, label_shares, overlaps
 from lrkit.data.trail import sample_trail
 from lrkit.errors import ConfigError
 from lrkit.families.qwen2_vl.geometry import ImageGeometry

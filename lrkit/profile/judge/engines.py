@@ -1,6 +1,6 @@
 """What a profile says of the engines that one bundle was run on, or could be.
 
-Place in the pipeline: report.py has built models, runs and pairs -> `engine_sentences` -> the report's headlines.
+Place in the pipeline: profile/report.py has built models, runs and pairs -> `engine_sentences` -> the report's headlines.
 """
 
 from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ Device = tuple[str, int]
 
 
 class DeviceValue:
-    """An `onnxruntime.OrtValue`; numpy takes it wherever it takes an array, and copies it then."""
+    """A value of ONNX Runtime (its OrtValue); numpy takes it wherever it takes an array, and copies it then."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

@@ -2,7 +2,7 @@
 
 Place in the pipeline: engine.py changes a model here before it is compiled on a CPU -> graph.py pulls the brake.
 
-`InferRequest.cancel` is looked at between nodes, and to OpenVINO a whole loop, with all its tokens, is one node. So
+OpenVINO's own cancel is looked at between nodes, and to OpenVINO a whole loop, with all its tokens, is one node. So
 each loop gets one more input: an array of flags that lies in lrkit's own memory and of which it reads one per
 iteration. A flag that is set ends the loop after that iteration. The last flag always is, so a loop that would never
 end does.
