@@ -1,6 +1,7 @@
 """What a profile says of the engines that one bundle was run on, or could be.
 
-Place in the pipeline: profile/report.py has built models, runs and pairs -> `engine_sentences` -> the report's headlines.
+Place in the pipeline: profile/report.py has built models, runs and pairs -> `engine_sentences` -> the headlines of the
+report.
 """
 
 from collections.abc import Mapping, Sequence
