@@ -125,15 +125,13 @@ def test_integers_of_the_tower_are_read_in_the_prompt_and_in_the_loop():
         assert_equal(rounded, Runner(program), one, fixed=True)
 
 
-def test_nothing_chosen_runs_no_tower_in_onnx_runtime():
-    """Without a picture the branch of the loop is not taken."""
+def test_windows_are_read_inside_the_loop_and_behind_no_branch():
+    """ONNX Runtime packs the weights of a loop's body, but not those of a branch in it, and is then four times slower.
+    Without a picture the tower reads no windows."""
     program = build(tiny_reasoner(settings({"num_tokens": 2})))
     (loop, *_) = [node for node in program.model.graph if node.op_type == "Loop"]
-    inner = loop.attributes["body"].as_graph()
-    (branch,) = [node for node in inner if node.op_type == "If"]
-    taken = [node.op_type for node in branch.attributes["then_branch"].as_graph()]
-    assert taken.count("LayerNormalization") == 5 and "LayerNormalization" not in [node.op_type for node in inner]
-    assert [node.op_type for node in branch.attributes["else_branch"].as_graph()] == ["Identity"]
+    kinds = [node.op_type for node in loop.attributes["body"].as_graph()]
+    assert kinds.count("LayerNormalization") == 5 and "If" not in kinds
 
 
 @needs_builder

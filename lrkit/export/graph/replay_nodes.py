@@ -181,12 +181,11 @@ class Replay:
         assert prompt.windows is not None, "an input of the program"
         windows = prompt.windows
 
-        def look(inner: Graph) -> Value:
-            index = inner.op("Max", visual, [0])
-            return closer.tower(inner, self.dialect.chosen_pixels(inner, windows, index))
+        def look(index: Value) -> Value:
+            return closer.tower(g, self.dialect.chosen_pixels(g, windows, index))
 
         blank = np.zeros((self.slots * closer.tokens, closer.width))
-        return self.dialect.if_any(g, valid, look, blank)
+        return self.dialect.of_valid(g, valid, g.op("Max", visual, [0]), look, blank)
 
     def _formed(self, g: Graph, tokens: Value, weights: Value, valid: Value) -> tuple[Value, Value]:
         """Tokens (R, E) with their weights, and which are real; or the one token that they are mixed into."""

@@ -61,9 +61,11 @@ class StandardWriter(Writer):
         """Gathered."""
         return g.op("Gather", choosable, index, axis=0)
 
-    def if_any(self, g: Graph, valid: Value, make: Callable[[Graph], Value], blank: np.ndarray) -> Value:
-        """Always made: a branch inside a loop is more than the engines take."""
-        return make(g)
+    def of_valid(
+        self, g: Graph, valid: Value, index: Value, make: Callable[[Value], Value], blank: np.ndarray
+    ) -> Value:  # fmt: skip
+        """Of all slots: shapes that depend on values are more than the engines take."""
+        return make(index)
 
     def root_mean_square(self, g: Graph, x: Value, weight: Value, epsilon: float) -> Value:
         """Spelled out, in float32."""

@@ -143,9 +143,11 @@ class Writer(ABC):
         """Those at `index` (K,), as `pixels` gives them."""
 
     @abstractmethod
-    def if_any(self, g: Graph, valid: Value, make: Callable[[Graph], Value], blank: np.ndarray) -> Value:
-        """What `make` writes, shaped as `blank`. Of slots (K,) that are `valid`, the first where any is; where none is,
-        the result may be `blank` instead: nobody reads it."""
+    def of_valid(
+        self, g: Graph, valid: Value, index: Value, make: Callable[[Value], Value], blank: np.ndarray
+    ) -> Value:  # fmt: skip
+        """Rows shaped as `blank`, equally many for each slot: what `make` writes of the slots' `index` (K,). Valid
+        slots come first, and nobody reads the rows of the others."""
 
     @abstractmethod
     def root_mean_square(self, g: Graph, x: Value, weight: Value, epsilon: float) -> Value:
