@@ -19,7 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_vl.modeling_qwen2_vl import eager_attention_forward
 
-from lrkit.model.decoder import embed_prompts, prompt_positions
+from lrkit.model.decoder import embed_prompts, picture_parts, prompt_positions
 from lrkit.model.objective import Supervised
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.replay import replay
@@ -51,7 +51,9 @@ class NaiveStep:
         prompt_BPD, visual = embed_prompts(backbone, batch)
         assert visual is not None and bool(batch.prompt_mask.all())
         positions_3BP, next_B = prompt_positions(backbone, batch)
-        chunks, places = [prompt_BPD], [positions_3BP]
+        # Routing chooses in the picture part and in the question part of a prompt apart.
+        end = int(picture_parts(batch, backbone.image_token_id)[0])
+        chunks, places = [prompt_BPD[:, :end], prompt_BPD[:, end:]], [positions_3BP]
         free_BV = visual.real_BV
         decisions: list[Tensor] = []
         for _ in range(int(batch.num_latents[0])):
@@ -61,8 +63,8 @@ class NaiveStep:
             found = replay(reasoner.settings.replay, scores_BV, visual.rows_BVE, free_BV)
             free_BV = free_BV & ~found.selected_BV
             latent_BD = reasoner.latent.as_input(hidden_BSD[:, -1])
-            num_left = int(found.valid_BK[0].sum())  # the last step finds fewer than K, and empty slots stand last
-            chunks.append(torch.cat([found.tokens_BKE[:, :num_left], latent_BD[:, None]], dim=1))
+            num_left = int(found.valid_BR[0].sum())  # the last step finds fewer than K, and empty slots stand last
+            chunks.append(torch.cat([found.tokens_BRE[:, :num_left], latent_BD[:, None]], dim=1))
             next_B = self.place(places, next_B, chunks[-1].shape[1])
         chunks.append(backbone.embed_tokens(batch.speech_ids[:, :-1]))
         self.place(places, next_B, chunks[-1].shape[1])

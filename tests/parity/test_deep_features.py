@@ -49,7 +49,7 @@ def test_cached_batched_run_equals_full_recompute(name: str) -> None:
         told = reference.tell(*pieces(one), LATENTS[row], SPEECH[row])
         close(steps.speech_BSW[row, : len(SPEECH[row])], told.speech_logits_SW, f"sample {row}, speech")
         compare_thoughts(steps, told, row)
-        compare_routing(steps, told, row, 0)
+        compare_routing(steps, told, row)
         weights = made.speech_weights[row, : len(SPEECH[row])].tolist()
         summed, weight = speech_loss(reference, told, SPEECH[row], weights, may_think=True)
         total, count = total + summed, count + weight

@@ -13,7 +13,7 @@ from lrkit.contract.settings import ReasonerSettings, ReplaySettings, RoutingSet
 from lrkit.contract.weightings import WEIGHTINGS
 from lrkit.errors import ExportError
 from lrkit.export.graph.latent_input import SCALES
-from lrkit.export.graph.replay_nodes import FORMATIONS
+from lrkit.export.graph.replay_nodes import FORMATIONS, SOURCES
 from lrkit.export.graph.routing_nodes import GATES, POSITIONS, ROUTERS
 from lrkit.export.graph.stack import SHARED
 from lrkit.export.targets.target import Target
@@ -22,8 +22,8 @@ from tests.tiny import prompt, tiny_reasoner
 
 TABLES = {
     ("think", "latent_scale"): SCALES, ("replay", "weighting"): WEIGHTINGS, ("replay", "formation"): FORMATIONS,
-    ("replay", "positions"): SHARED, ("routing", "router"): ROUTERS, ("routing", "gate"): GATES,
-    ("routing", "positions"): POSITIONS,
+    ("replay", "positions"): SHARED, ("replay", "source"): SOURCES, ("routing", "router"): ROUTERS,
+    ("routing", "gate"): GATES, ("routing", "positions"): POSITIONS,
 }  # fmt: skip
 SECTIONS: dict[str, type[BaseModel]] = {"think": ThinkSettings, "replay": ReplaySettings, "routing": RoutingSettings}
 NOT_IN_THE_GRAPH = {("think", "halting")}

@@ -86,14 +86,15 @@ def test_fixed_halting_takes_exactly_the_steps_whatever_the_head_says() -> None:
 
 
 def test_ar_steps_count_every_forward_after_the_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A latent step is one, a token fed back is one; the end token, and the last token of a cut answer, are not fed."""
+    """A latent step is one, a token fed back is one; the end token, and the last token of a cut answer, are not fed.
+    The prompt is two passes where it has pictures: its picture part and its question part."""
     reasoner = rich_reasoner(options())
     teach_halting(reasoner, PROMPTS, [2, 0, 3, 1])
     for one in PROMPTS:
         for mode in ("latent", "cot"):
             forwards = Forwards(reasoner, monkeypatch)
             (made,) = generate(reasoner, batch([one]), mode, LIMITS)
-            assert made.ar_steps == forwards.count - 1
+            assert made.ar_steps == forwards.count - (2 if one.grids else 1)
             fed = len(made.token_ids) - (0 if made.finished else 1)
             assert made.ar_steps == made.latent_steps + fed
 
@@ -153,8 +154,8 @@ def test_reports_name_real_tokens_only() -> None:
     assert [m.prefilled_tokens for m in made] == [len(one.ids) for one in PROMPTS]
     for m in made:
         assert set(m.timings) == {"prefill", "think", "speak"} and set(m.routed_depths) == {1, 3}
-    # Prompt: alpha tokens; latent chunks: what was replayed and the latent, at most alpha.
-    assert made[0].routed_depths[1] == 4 + 4 * 4 and made[2].routed_depths[1] == 4 + 4 * 1
+    # Prompt: alpha tokens of each part; latent chunks: what was replayed and the latent, at most alpha.
+    assert made[0].routed_depths[1] == 2 * 4 + 4 * 4 and made[2].routed_depths[1] == 4 + 4 * 1
     for m, one in zip(made, PROMPTS, strict=True):
         sizes = [len(one.ids), *(len(step) + 1 for step in m.replayed)]
         for layer, chunks in m.routed_tokens.items():

@@ -60,7 +60,7 @@ def tensors(state: Sequences) -> dict[str, Tensor]:
     """What the next step reads, and the keys of every layer."""
     found = {name: value for name, value in vars(state).items() if isinstance(value, Tensor)}
     assert state.visual is not None
-    found |= {f"visual {name}": value for name, value in vars(state.visual).items()}
+    found |= {f"visual {name}": value for name, value in vars(state.visual).items() if isinstance(value, Tensor)}
     for at, keys in {"": state.keys, **state.refinement.keys}.items():
         layers = range(4) if at == "" else [at[0]]
         found |= {f"keys {at} {layer} {side}": keys.of_layer(layer)[side] for layer in layers for side in (0, 1)}  # pyright: ignore

@@ -111,6 +111,8 @@ RELATIVE = Weighting(_relative, _relative_one)
 ALIKE = Weighting(_ones, _ones)
 FORMATIONS = {"tokens": False, "soft_mix": True}
 """`ReplaySettings.formation` -> whether a step's tokens are summed into one."""
+SOURCES = {"prompt": False, "fine": True}
+"""`ReplaySettings.source` -> whether the tower reads what is replayed in the full picture."""
 
 
 @dataclass(frozen=True)

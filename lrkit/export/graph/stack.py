@@ -21,7 +21,7 @@ from lrkit.export.graph.latent_reports import LatentReports
 from lrkit.export.graph.layers import Decoder, Hidden, Remember
 from lrkit.export.graph.nodes import Carried, Graph, Value
 from lrkit.export.graph.pruning_nodes import BEHIND, Left, Pruning, Spread, pruned_saliency
-from lrkit.export.graph.replay_nodes import Closer, Replay
+from lrkit.export.graph.replay_nodes import SOURCES, Closer, Replay
 from lrkit.export.graph.routing_nodes import Refined, Router
 from lrkit.export.graph.tower_writer import write_window_tower
 from lrkit.export.graph.writer import Rotation, Writer
@@ -95,7 +95,7 @@ class Stack:
         # More slots than a prompt can have visual tokens would always stay empty.
         most_visual = max(1, limits.max_patches // geometry.patches_per_token)
         slots = min(self.settings.replay.num_tokens, most_visual) if self.steps else 0
-        fine = slots > 0 and self.settings.replay.source == "fine"
+        fine = choice(SOURCES, self.settings.replay.source, "replay.source") and slots > 0
         self.replay = Replay(self.settings.replay, slots, dialect, self._closer() if fine else None)
         self.step_tokens = self.replay.num_tokens + 1
         """Tokens of a latent step: those replayed, and the latent."""
