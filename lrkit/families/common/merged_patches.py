@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from lrkit.config import Config
 from lrkit.contract.bundle.io_spec import TensorSpec
@@ -68,9 +68,8 @@ class MergedPatches(Config):
     """Multiplies the 8-bit values before normalisation."""
     resample: int = Field(default=int(Image.Resampling.BICUBIC), ge=0, le=5)
     """Pillow's number of the resizing filter; 3 is bicubic."""
-    zoom: int = Field(default=1, ge=1, exclude=True)
-    """The picture in the prompt has sides so many times shorter than the full one. Decided by the reasoner's settings;
-    no file of an image processor holds it."""
+    _zoom: int = PrivateAttr(default=1)
+    """Decided by the reasoner's settings: no field, as no file of an image processor holds it."""
 
     @model_validator(mode="after")
     def _limits_in_order(self) -> Self:
@@ -79,6 +78,11 @@ class MergedPatches(Config):
         if min(self.image_std) <= 0:
             raise ValueError(f"image_std is {self.image_std}; every value must be above 0")
         return self
+
+    @property
+    def zoom(self) -> int:
+        """The picture in the prompt has sides so many times shorter than the full one."""
+        return self._zoom
 
     @property
     def factor(self) -> int:
@@ -136,7 +140,8 @@ class MergedPatches(Config):
         Raises:
             UserError: `max_pixels` is less than one window.
         """
-        zoomed = self.model_copy(update={"zoom": zoom})
+        zoomed = self.model_copy()
+        zoomed._zoom = zoom
         if zoom > 1 and self.max_pixels < zoomed.factor**2:
             raise UserError(
                 f"replay.zoom is {zoom}, so a window has {zoomed.factor} x {zoomed.factor} pixels, and max_pixels is "
@@ -313,8 +318,7 @@ class MergedPatches(Config):
         Raises:
             CheckpointError: another kind of image processor, or one that does not resize.
         """
-        own = [name for name in cls.model_fields if name != "zoom"]
-        return made_of(cls, fields_of(values, source, own), source)
+        return made_of(cls, fields_of(values, source, list(cls.model_fields)), source)
 
     def to_hf(self) -> dict[str, Any]:
         """Values for a `preprocessor_config.json` that transformers reads as the same processor."""
