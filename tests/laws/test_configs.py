@@ -29,6 +29,7 @@ from lrkit.errors import ConfigError
 from lrkit.export.tensorrt.into_bundle import TakenEngine
 from lrkit.files import read_json
 from lrkit.resources import list_everything
+from lrkit.runtime.scenes.scene_file import SceneNote
 from lrkit.strict_yaml import parse_yaml
 
 PACKAGE = Path(lrkit.__file__).parent
@@ -173,8 +174,13 @@ def known(bundle: Path) -> dict[type[Config], list[Config]]:
         vocabulary=256, tied_embeddings=True, vision_depth=1, vision_width=32, vision_heads=2, vision_mlp_ratio=2,
         patch_size=4, merge_size=2, image_size=(80, 32),
     )  # fmt: skip
+    shrunk = {"image": 0, "original": [800, 320], "used": [80, 32], "limit": "max_pixels"}
+    scene = SceneNote.model_validate({
+        "version": 1, "lrkit": "0.1.0", "model": "0" * 64, "engine": "torch", "dtype": "float32",
+        "family": "qwen2_vl", "grids": [[1, 8, 20]], "sizes": [[80, 32]], "content": "1" * 64, "resized": [shrunk],
+    })  # fmt: skip
     made: dict[type[Config], list[Config]] = {
-        EngineEntry: [engine], StepEntry: [step], TakenEngine: [taken], FlatShape: [flat]
+        SceneNote: [scene], EngineEntry: [engine], StepEntry: [step], TakenEngine: [taken], FlatShape: [flat]
     }  # fmt: skip
     return found | made
 
