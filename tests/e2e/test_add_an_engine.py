@@ -70,7 +70,9 @@ def test_what_it_does_not_take_is_one_sentence(bundle: Path) -> None:
         Reasoner.load(bundle, engine="toy", engine_options={"wokers": 1})
     with pytest.raises(ConfigError, match=r"^engine toy: workers: "):
         Reasoner.load(bundle, engine="toy", engine_options={"workers": 0})
-    with pytest.raises(UserError, match=r"^threads is for engine onnxruntime, and the engine is toy; leave it out$"):
+    with pytest.raises(
+        UserError, match=r"^threads is for engine onnxruntime or openvino, and the engine is toy; leave it out$"
+    ):
         Reasoner.load(bundle, engine="toy", threads=1)
     with pytest.raises(UserError, match=r"^workers is for engine toy, and the engine is onnxruntime; leave it out$"):
         Reasoner.load(bundle, engine_options={"workers": 1})
@@ -89,7 +91,7 @@ def test_torch_is_a_row_like_the_others(bundle: Path) -> None:
         (
             checkpoint,
             {"engine": "toys"},
-            "known are onnxruntime, tensorrt-rtx, tensorrt, torch, toy; did you mean 'toy",
+            "known are onnxruntime, openvino, tensorrt-rtx, tensorrt, torch, toy; did you mean 'toy",
         ),
     ]
     for path, options, said in cases:

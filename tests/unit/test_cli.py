@@ -93,7 +93,8 @@ def test_doctor_reports_the_machine_and_the_parts(tmp_path: Path, capsys: pytest
     assert (report["kind"], report["lrkit"]) == ("doctor", __version__)
     assert "CPUExecutionProvider" in report["onnxruntime_providers"] and report["rates"] is None
     engines = {engine["name"]: engine for engine in report["engines"]}
-    assert set(engines) == {"torch", "onnxruntime", "tensorrt-rtx", "tensorrt"} and engines["onnxruntime"]["usable"]
+    assert set(engines) == {"torch", "onnxruntime", "openvino", "tensorrt-rtx", "tensorrt"}
+    assert engines["onnxruntime"]["usable"]
     assert all(name in shown for name in engines)
     assert report["parts"]["base"]["present"] is True
     for name, part in report["parts"].items():

@@ -68,7 +68,7 @@ def test_damaged_files_of_every_kind_end_in_an_answer_or_a_sentence() -> None:
     assert {"read", "DataError"} <= seen
 
 
-def test_decoders_neither_warn_nor_write_to_standard_error(capfd: pytest.CaptureFixture[str], caplog) -> None:
+def test_decoders_neither_warn_nor_write_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
     tiff = bytearray(encoded(PHOTO, "TIFF", compression="tiff_adobe_deflate"))
     place = tiff.find(b"\x78\x9c")
     tiff[place : place + 2] = b"\xff\xff"

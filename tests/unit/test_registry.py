@@ -40,7 +40,7 @@ class Made(ABC):
         ("json:JSONDecoder", DataSource, "json:JSONDecoder is no DataSource"),
         ("lrkit.data.sources:DataSource", DataSource, "has no open, samples, which DataSource asks for"),
         ("json:JSONDecoder", EngineRow, "is no EngineRow"),
-        ("json:JSONDecoder", Geometry, "has no axes, check_size, cut, family, .*which Geometry asks for"),
+        ("json:JSONDecoder", Geometry, "has no axes, check_size, cut, .*family, .*which Geometry asks for"),
         (f"{__name__}:Half", Counts, "has no count, which Counts asks for"),
     ],
 )
