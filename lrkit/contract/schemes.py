@@ -241,5 +241,5 @@ def tolerance_in(scheme: Scheme, products: str | None) -> Tolerance:
     if "numbers" in own.bounds:
         wider = {name: (max, min)[name == "agreement"](value, own.bounds[name]) for name, value in bounds.items()}
         return replace(own, bounds=wider, reason=reason, every_choice=False)
-    held = {**own.held, "numbers": max(own.held["numbers"], bounds["numbers"])}
+    held = {**own.held, "numbers": max(own.held.get("numbers", 0.0), bounds["numbers"])}
     return replace(own, held=held, held_reason=f"{own.held_reason}; {reason}")

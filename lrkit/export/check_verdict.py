@@ -31,6 +31,9 @@ MIN_RIGHT = 20
 PARTS = 1e-5
 """How far, in float32, an ask's numbers may be from those of the whole prompt, of the largest."""
 
+ROUNDED_PARTS = 0.25
+"""The same of integers whose row says nothing of numbers. Two models that have nothing in common are 1 off or more."""
+
 Proof = Literal["numbers", "answers", "none"]
 
 
@@ -139,9 +142,10 @@ def judge(
 def _within(found: Found, allowed: Bounds, every_choice: bool = False) -> bool:
     agreement = found.agreement
     bounded = agreement.values() if every_choice else [agreement.get("spoken tokens", 1.0)]
-    # A number that is none compares as false: it must not pass.
     agreed = min(bounded, default=1.0)
-    return found.num_samples > 0 and found.off <= allowed["numbers"] and agreed >= allowed.get("agreement", 0.0)
+    # A number that is none compares as false: it must not pass. Nor does a row that says nothing of numbers.
+    within = found.off <= allowed.get("numbers", -1.0)
+    return found.num_samples > 0 and within and agreed >= allowed.get("agreement", 0.0)
 
 
 def _measured(found: Found, proof: Proof) -> dict[str, Any]:
@@ -160,7 +164,8 @@ def _judge_scenes(found: Found, tolerance: Tolerance, role: Role) -> None:
     if not found.behind:
         return
     # Integers round activations, and few tokens are rounded by other kernels than many: that flips near ties.
-    bounds = tolerance.bounds if "numbers" in tolerance.bounds else {"numbers": tolerance.unanswered["numbers"]}
+    rounded = {"numbers": tolerance.unanswered.get("numbers", ROUNDED_PARTS)}
+    bounds = tolerance.bounds if "numbers" in tolerance.bounds else rounded
     most = PARTS if tolerance.every_choice else bounds["numbers"]
     off, agreed = float(np.max(found.behind)), 1 - len(found.behind_otherwise) / len(found.behind)
     if off <= most and agreed >= bounds.get("agreement", 0.0):

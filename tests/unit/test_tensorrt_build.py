@@ -170,7 +170,8 @@ def test_profiles_come_from_the_limits():
     sizes = axis_sizes(limits, 4, answer, tokens=500, patches=21)
     assert sizes == {
         "P": (1, 100, 100), "L": (0, 0, 100), "L+P": (1, 100, 100), "V0": (0, 0, 100), "N": (4, 20, 40), "K": (3, 3, 3),
-    }, "whole squares, within the limits"  # fmt: skip
+        "Q": (1, 100, 100), "windows": (1, 5, 10),
+    }, "whole squares, within the limits, and a window for each"  # fmt: skip
     given = IoSpec(form="step", inputs=(spec("a", "P+K"), spec("b", 7, "N"), spec("c", 5)), outputs=())
     assert profile_of(given, sizes) == {"a": ((4,), (103,), (103,)), "b": ((7, 4), (7, 20), (7, 40))}
 

@@ -25,17 +25,18 @@ from tests.unit.test_device_array import ProcessMemory
 
 pytest.importorskip("tensorrt_rtx", reason='needs the package tensorrt_rtx: pip install "lrkit[tensorrt-rtx]"')
 SAMPLES = trail_set("main", "test", 6)
-MOST = {"P": CAPACITY["max_prompt_tokens"], "N": CAPACITY["max_patches"], "P+K": CAPACITY["max_prompt_tokens"] + 4}
+TOKENS = CAPACITY["max_prompt_tokens"]
+MOST = {"P": TOKENS, "N": CAPACITY["max_patches"], "L": TOKENS, "L+P": TOKENS, "L+P+K": TOKENS + 4, "V0": TOKENS}
 
 
 def profile(spec: IoSpec, least: int, most: dict[str, int]) -> dict[str, Range]:
-    """From `least` to `most` of each free axis."""
+    """From `least` to `most` of each free axis; what an earlier look left may be empty."""
     free = [given for given in spec.inputs if any(isinstance(axis, str) for axis in given.shape)]
 
     def sized(shape: tuple[int | str, ...], sizes: dict[str, int]) -> tuple[int, ...]:
         return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in shape)
 
-    low = dict.fromkeys(most, least)
+    low = dict.fromkeys(most, least) | {"L": 0, "V0": 0}
     return {given.name: (sized(given.shape, low), sized(given.shape, most), sized(given.shape, most)) for given in free}
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from lrkit.config import load_config
 from lrkit.export.bundle import _Export  # pyright: ignore[reportPrivateUsage]
+from lrkit.export.seen_samples import SeenSamples
 from lrkit.export.subject import CheckpointSubject
 from lrkit.export.targets.target import Target, limits_of
 from lrkit.resources import find_target
@@ -46,6 +47,7 @@ def bytes_of(checkpoint: Path, words: str, folder: Path, dialect: str) -> tuple[
     target = load_config(Target, base, [*changes, f"dialect={dialect}"])
     export: Any = _Export(CheckpointSubject(checkpoint), folder, target, "program", [], lambda *_: None)
     limits = limits_of(target, 0, export.processor.geometry).model_copy(update={"max_latent_steps": 0})
+    export.seen = SeenSamples(export.processor, [], limits)
     entry = export._program("direct", export.subject.origins(False)["direct"], limits)
     return entry.bytes_by_part, sum(file.stat().st_size for file in folder.iterdir())
 

@@ -156,7 +156,8 @@ def test_a_weight_is_unpacked_where_it_is_used(tmp_path):
     makes its operand, the float values of all layers were in memory at once (500 million weights: 5.0 GB; 2.2 since).
     A session's profile has the nodes in the order in which they ran."""
     stack, tower, _ = parts("standard", "int4", None)
-    model = build_program(stack, [EOS], tower).model
+    program = build_program(stack, [EOS], tower)
+    model = program.model
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # which rename nodes
     options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
@@ -166,7 +167,7 @@ def test_a_weight_is_unpacked_where_it_is_used(tmp_path):
     ids = [IMAGE + 4] * 6
     session.run(None, build_feed(
         ids, (), None, image_id=IMAGE, geometry=GEOMETRY, think=False, fixed_latents=False,
-        max_latent_steps=0, max_new_tokens=1,
+        max_latent_steps=0, max_new_tokens=1, spec=program.spec,
     ))  # fmt: skip
     events = json.loads(Path(session.end_profiling()).read_text())
     ran = [event["name"].removesuffix("_kernel_time") for event in events if event["name"].endswith("_kernel_time")]

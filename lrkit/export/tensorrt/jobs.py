@@ -106,7 +106,7 @@ def check_programs(programs: Mapping[Role, ProgramEntry], archs: tuple[str, ...]
         if entry.dialect != "standard":
             raise ExportError(
                 f"the {role} program is in the dialect {entry.dialect}, and engines are built from the dialect "
-                "tensorrt; export the checkpoint again with --dialect standard or a target made for it"
+                "standard; export the checkpoint again with --dialect standard or a target made for it"
             )
         if scheme_named(entry.precision).bits == 4 and "sm75" in archs:
             raise ExportError(
