@@ -34,7 +34,8 @@ def test_no_picture_sees_another(provider: str) -> None:
     reasoner = tiny_reasoner(SETTINGS)
     program = build(reasoner, Target.model_validate({"provider": provider}), fresh_tower=True)
     found = list(operators(program.model.graph))
-    assert "MultiHeadAttention" in found and ("If" in found) == (provider == "cpu")
+    # Outside of the loop over pictures, one branch in both: a question behind a look runs no tower.
+    assert "MultiHeadAttention" in found and found.count("If") == (2 if provider == "cpu" else 1), found.count("If")
     runner: Any = Runner(program)
     for grids in [((1, 4, 4),), ((1, 4, 4), (1, 2, 6)), ((1, 2, 2), (1, 8, 2), (1, 4, 4), (1, 2, 2))]:
         assert_equal(reasoner, runner, prompt(3, grids=grids), fixed=True)

@@ -194,9 +194,8 @@ def test_the_command_that_adds_an_engine(own: Path) -> None:
 def test_options_of_the_other_engine(bundle: Path) -> None:
     assert "provider is for engine onnxruntime, and the engine is tensorrt-rtx" in message(bundle, provider="cpu")
     assert "threads is for engine onnxruntime" in message(bundle, threads=1)
-    assert "device is for engine openvino or tensorrt-rtx or tensorrt or torch, and the engine is onnxruntime" in message(
-        bundle, "onnxruntime", engine_options={"device": 1}
-    )
+    said = message(bundle, "onnxruntime", engine_options={"device": 1})
+    assert "device is for engine openvino or tensorrt-rtx or tensorrt or torch, and the engine is onnxruntime" in said
     with pytest.raises(
         UnknownNameError, match="unknown engine 'tensorrtx'; known are onnxruntime, tensorrt-rtx, tensorrt"
     ):
