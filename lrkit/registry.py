@@ -4,7 +4,7 @@ A table (backbones, engines, tasks, verbs) is one `Registry` with rows `"name": 
 the names imports nothing, and a wrong name is answered with the right ones.
 """
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from types import MappingProxyType
@@ -39,20 +39,21 @@ class Registry(Generic[T]):
             known = ", ".join(self) or "none"
             raise UnknownNameError(f"unknown {self.kind} {name!r}; known: {known}{did_you_mean(name, self.rows)}")
 
-    def load(self, name: str, within: str = "", offers: type | None = None) -> T:
+    def load(self, name: str, within: str = "", offers: type | None = None, may_lack: Collection[str] = ()) -> T:
         """The object of the row `name`; of a row that is a package, the object `within` it (".module:attribute").
+        `offers` and `may_lack` as in `load_object`.
 
         Raises:
             UnknownNameError: as `check`.
             RowError: as `load_object`.
         """
         self.check(name)
-        return cast(T, load_object(self.rows[name] + within, f"{self.kind} {name}", offers or self.offers))
+        return cast(T, load_object(self.rows[name] + within, f"{self.kind} {name}", offers or self.offers, may_lack))
 
 
-def load_object(place: str, what: str = "a row", offers: type | None = None) -> Any:
+def load_object(place: str, what: str = "a row", offers: type | None = None, may_lack: Collection[str] = ()) -> Any:
     """What "module:attribute" names, imported; `what` names the row in messages. `offers` is the class of the object or
-    above it, or a protocol whose members it must have.
+    above it, or a protocol whose members it must have but for those of `may_lack`.
 
     Raises:
         RowError: there is no such object, its module cannot be imported, or the object is not what `offers` says.
@@ -67,15 +68,15 @@ def load_object(place: str, what: str = "a row", offers: type | None = None) -> 
         if isinstance(error, ImportError) and missing_extra(error) is not None:
             raise  # the command line says which package brings it
         raise RowError(f"{what}: {place} cannot be loaded ({one_line(error)}); write it, or correct the row") from error
-    if offers is not None and (fault := _unlike(found, offers)):
+    if offers is not None and (fault := _unlike(found, offers, may_lack)):
         raise RowError(f"{what}: {place} {fault}; complete it, or correct the row")
     return found
 
 
-def _unlike(found: Any, offers: type) -> str | None:
+def _unlike(found: Any, offers: type, may_lack: Collection[str]) -> str | None:
     """What keeps an object from being what `offers` says; None: nothing."""
     if getattr(offers, "_is_protocol", False):
-        asked, has = _members(offers), _members(found) if isinstance(found, type) else set[str]()
+        asked, has = _members(offers) - set(may_lack), _members(found) if isinstance(found, type) else set[str]()
         lacking = [n for n in sorted(asked) if not n.startswith("_") and n not in has and not hasattr(found, n)]
     elif isinstance(found, offers) or (isinstance(found, type) and issubclass(found, offers)):
         lacking = sorted(getattr(found, "__abstractmethods__", ())) if isinstance(found, type) else []

@@ -56,6 +56,7 @@ from lrkit.export.subject import CheckpointSubject, Origin, Subject
 from lrkit.export.target_engines import Say, TargetEngines
 from lrkit.export.targets.target import Target, limits_of, picture_warning, processor_of
 from lrkit.export.weights.quantizers.quantizer import Calibration, uncalibrated
+from lrkit.families.common.no_windows import zoomed
 from lrkit.families.protocols import Size
 from lrkit.folders import locked, staged_folder
 from lrkit.pictures.input import ImageSource
@@ -215,7 +216,7 @@ class _Export:
         # The latent reasoner comes first; a plain model has none, and then no latent steps.
         steps = next(iter(origins.values())).settings.think.max_latent_steps
         zoom = min(origin.settings.replay.fine_zoom for origin in origins.values())
-        limits = limits_of(self.target, steps, self.processor.geometry.with_zoom(zoom))
+        limits = limits_of(self.target, steps, zoomed(self.processor.geometry, zoom))
         self.seen = SeenSamples(self.processor, self.samples, limits)
         for origin in origins.values():
             self.seen.encoded(origin.settings.replay)  # what cannot be read ends the export at once

@@ -24,6 +24,10 @@ Size = tuple[int, int]
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels."""
 
+WINDOWS = frozenset({"with_zoom", "window_grid", "cut_windows"})
+"""Members that a `Geometry` may lack, as those do that were written before there were windows; then its pictures have
+none. So callers write `zoomed(geometry, zoom)` (lrkit/families/common/no_windows.py)."""
+
 
 class Geometry(Protocol):
     """How a picture becomes patches and tokens. A value: it is never changed in place.

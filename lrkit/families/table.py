@@ -14,7 +14,7 @@ Parts are imported when they are asked for, so that the runtime without torch ne
 use the rooms above this one; nobody else imports them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from pydantic import AfterValidator
 
 from lrkit.errors import CheckpointError, RowError, UnknownNameError, clean
 from lrkit.families.layout import Layout
-from lrkit.families.protocols import FreshModels, Geometry, PromptStyle
+from lrkit.families.protocols import WINDOWS, FreshModels, Geometry, PromptStyle
 from lrkit.files import read_json
 from lrkit.pretrained import place_by_hand
 from lrkit.registry import Registry
@@ -59,15 +59,15 @@ FamilyName = Annotated[str, AfterValidator(_known)]
 """A row of the table, in a config."""
 
 
-def load_part(family: str, part: str, offers: type | None = None) -> Any:
-    """A part of a family, which has what the protocol `offers` asks for.
+def load_part(family: str, part: str, offers: type | None = None, may_lack: Collection[str] = ()) -> Any:
+    """A part of a family, which has what the protocol `offers` asks for but for members of `may_lack`.
 
     Raises:
         UnknownNameError: no such family, where the message lists those that there are, or one without this part.
         RowError: a part that cannot be imported or is not complete.
     """
     try:
-        return FAMILIES.load(family, f".{part}:PART", offers)
+        return FAMILIES.load(family, f".{part}:PART", offers, may_lack)
     except RowError as error:
         module = f"{FAMILIES.rows[family]}.{part}"
         if not isinstance(error.__cause__, ModuleNotFoundError) or error.__cause__.name != module:
@@ -77,7 +77,7 @@ def load_part(family: str, part: str, offers: type | None = None) -> Any:
 
 def geometry_of(family: str) -> type[Geometry]:
     """How the family's pictures are read. Raises as `load_part`."""
-    return load_part(family, "geometry", Geometry)
+    return load_part(family, "geometry", Geometry, WINDOWS)
 
 
 def prompt_style(family: str) -> PromptStyle:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from lrkit import Reasoner
-from lrkit.errors import UnknownNameError
+from lrkit.errors import UnknownNameError, UserError
+from lrkit.families.common.no_windows import NoWindows, zoomed
+from lrkit.families.protocols import WINDOWS
 from lrkit.families.table import FAMILIES, geometry_of, load_part
 from tests.bundles import QUESTION, picture
 from tests.fake_family import NAME, installed
@@ -26,6 +28,18 @@ def test_a_row_is_found_by_name_and_only_while_it_is_there() -> None:
 def test_a_part_that_a_family_lacks_is_named() -> None:
     with installed(), pytest.raises(UnknownNameError, match=f"{NAME} has no part tune"):
         load_part(NAME, "tune")
+
+
+def test_a_geometry_that_was_written_before_windows_still_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fine replay added three members to the protocol, and the table then refused a stranger's family for them."""
+    for name in WINDOWS:
+        monkeypatch.delattr(NoWindows, name)
+    with installed():
+        geometry = geometry_of(NAME)()
+    assert not any(hasattr(type(geometry), name) for name in WINDOWS)
+    assert zoomed(geometry, 1) is geometry
+    with pytest.raises(UserError, match=f"pictures of {NAME} are all seen at one size, so they have no windows"):
+        zoomed(geometry, 2)
 
 
 def test_parts_that_serve_bundles_need_no_torch() -> None:

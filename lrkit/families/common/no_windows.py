@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from lrkit.errors import UserError
-from lrkit.families.protocols import Grid
+from lrkit.families.protocols import Geometry, Grid
 
 
 class NoWindows:
@@ -23,10 +23,7 @@ class NoWindows:
             UserError: any other.
         """
         if zoom != 1:
-            raise UserError(
-                f"replay.source is fine, but pictures of {self.family} {self.why_no_windows}, so they have no windows; "
-                "set replay.source: prompt"
-            )
+            raise _refused(self.family, self.why_no_windows)
         return self
 
     @property
@@ -37,3 +34,22 @@ class NoWindows:
     def cut_windows(self, picture: Image.Image) -> np.ndarray:
         """There are none."""
         raise AssertionError("with_zoom refuses")
+
+
+def zoomed(geometry: Geometry, zoom: int) -> Geometry:
+    """`Geometry.with_zoom`. A geometry that was written before there were windows lacks it, and is as one without.
+
+    Raises:
+        UserError: pictures of the family cannot be cut into windows.
+    """
+    if hasattr(geometry, "with_zoom"):
+        return geometry.with_zoom(zoom)
+    if zoom != 1:
+        raise _refused(geometry.family, NoWindows.why_no_windows)
+    return geometry
+
+
+def _refused(family: str, why: str) -> UserError:
+    return UserError(
+        f"replay.source is fine, but pictures of {family} {why}, so they have no windows; set replay.source: prompt"
+    )

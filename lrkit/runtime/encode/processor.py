@@ -22,6 +22,7 @@ from lrkit.contract.generated import Mode
 from lrkit.contract.prompt import PromptFormat, Turn
 from lrkit.contract.settings import ReplaySettings
 from lrkit.errors import CheckpointError, ConfigError, DataError, UnknownNameError, UserError, one_line
+from lrkit.families.common.no_windows import zoomed
 from lrkit.families.protocols import Geometry, Grid
 from lrkit.families.table import family_of, geometry_of, prompt_style
 from lrkit.files import read_json, write_json, write_text
@@ -140,7 +141,7 @@ class Processor:
         Raises:
             UserError: the family's pictures cannot be cut so.
         """
-        self.geometry = self.geometry.with_zoom(replay.fine_zoom)
+        self.geometry = zoomed(self.geometry, replay.fine_zoom)
         self.zoom = replay.fine_zoom
         return self
 

@@ -6,6 +6,7 @@ Place in the pipeline: program_engine.py asks when it opens a bundle.
 from lrkit.contract.bundle.bundle_folder import Bundle
 from lrkit.contract.bundle.io_spec import OWN_INPUTS, PAST, WINDOWS
 from lrkit.errors import BundleError
+from lrkit.families.common.no_windows import zoomed
 from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.programs.feed import window_of
 
@@ -28,7 +29,7 @@ def agree(bundle: Bundle, processor: Processor) -> None:
         for one in geometry.program_inputs:
             pairs[f"the input {one.name}"] = found.pop(one.name, "missing"), f"{one.dtype} {list(one.shape)}"
         if (window := window_of(entry.spec)) is not None:
-            seen = geometry.with_zoom(entry.settings.replay.fine_zoom)
+            seen = zoomed(geometry, entry.settings.replay.fine_zoom)
             pairs["the size of a window"] = window, (seen.num_patches(seen.window_grid), seen.patch_bytes)
             del found[WINDOWS]
         others = [name for name in found if name not in OWN_INPUTS and not name.startswith(PAST)]
