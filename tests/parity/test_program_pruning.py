@@ -40,8 +40,14 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("dialect", ["ort", "standard"])
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("exhausted", "routed")
+"""Cases of the default run."""
+
+
+@pytest.mark.parametrize("dialect", ["ort", pytest.param("standard", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.long) for name in CASES if name not in QUICK)]
+)
 def test_programs_prune_as_torch_does(name, dialect):
     settings = ReasonerSettings.model_validate({"think": {"max_latent_steps": 3}, **CASES[name]})
     reasoner = tiny_reasoner(settings)
@@ -51,7 +57,9 @@ def test_programs_prune_as_torch_does(name, dialect):
     assert_equal(reasoner, runner, PROMPTS[0], think=False)
 
 
-@pytest.mark.parametrize("name", ["no replay", "exhausted", "routed"])
+@pytest.mark.parametrize(
+    "name", ["routed", *(pytest.param(one, marks=pytest.mark.long) for one in ("no replay", "exhausted"))]
+)
 def test_the_graphs_that_a_host_drives_prune_too(name):
     settings = ReasonerSettings.model_validate({"think": {"max_latent_steps": 3}, **CASES[name]})
     reasoner = tiny_reasoner(settings)

@@ -58,6 +58,7 @@ def test_without_a_picture(reasoner: Reasoner) -> None:
     assert facts(reasoner.ask(None, QUESTION)) == facts(expected)
 
 
+@pytest.mark.long
 def test_the_form_step_answers_and_streams_the_same(openvino_step_bundle: Path, reasoner: Reasoner) -> None:
     step = Reasoner.load(openvino_step_bundle, threads=1)
     words: list[str] = []
