@@ -24,7 +24,7 @@ from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.recorded import StepRecorder
 from lrkit.model.saliency import SaliencyRow
 from tests.lab import PROMPTS
-from tests.tiny import EOS, LATENT, VOCABULARY, Batch, batch, tiny_backbone
+from tests.tiny import EOS, IMAGE, LATENT, MERGE, VOCABULARY, Batch, Prompt, batch, tiny_backbone, windows_of
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOLERANCES = {"bfloat16": 0.04, "float16": 0.03}
@@ -36,8 +36,10 @@ ON: Mapping[str, tuple[Any, ...]] = {
     "think.max_latent_steps": (2, 3),
     "replay.num_tokens": (3, 1, 500),
     "replay.weighting": tuple(WEIGHTINGS),
-    "distill.weight": (0.5,),
+    "replay.zoom": (2, 3),
+    "distill.weight": (0.5, 0.0),
     "distill.window": (2, 1),
+    "distill.pointing": (0.3, 0.0),
     "routing.depth": (1, 2),
     "routing.layers": ((0,),),
     "routing.alpha": (4, 2, 1000),
@@ -52,8 +54,8 @@ ON: Mapping[str, tuple[Any, ...]] = {
 """Option -> values tried beside those that its type names. An option with neither fails a test."""
 OFF: Mapping[str, dict[str, Any]] = {
     "no latent step": {"think.max_latent_steps": 0},
-    "no replay": {"replay.num_tokens": 0, "distill.weight": 0.0},
-    "no distillation": {"distill.weight": 0.0},
+    "no replay": {"replay.num_tokens": 0, "distill.weight": 0.0, "distill.pointing": 0.0},
+    "no distillation": {"distill.weight": 0.0, "distill.pointing": 0.0},
     "no routing": {"routing.depth": 0},
     "dropout": {"lora.dropout": 0.2},
 }
@@ -92,11 +94,16 @@ def first_values() -> dict[str, Any]:
     return {name: values[0] for name, values in options().items() if values}
 
 
+def allowed(flat: dict[str, Any]) -> dict[str, Any]:
+    """A fine replay is not distilled: what the teacher would see enlarged is replayed itself."""
+    return {**flat, "distill.weight": 0.0} if flat["replay.source"] == "fine" else flat
+
+
 def rows() -> dict[str, dict[str, Any]]:
     """As few settings as hold every value of every option, with nothing turned off."""
     every = options()
     return {
-        f"row {i}": {name: values[i % len(values)] for name, values in every.items() if values}
+        f"row {i}": allowed({name: values[i % len(values)] for name, values in every.items() if values})
         for i in range(max(map(len, every.values())))
     }
 
@@ -104,7 +111,9 @@ def rows() -> dict[str, dict[str, Any]]:
 def singles() -> dict[str, dict[str, Any]]:
     """Every value of every option alone, all others at their first."""
     return {
-        f"{name}={value}": {**first_values(), name: value} for name, values in options().items() for value in values[1:]
+        f"{name}={value}": allowed({**first_values(), name: value})
+        for name, values in options().items()
+        for value in values[1:]
     }
 
 
@@ -120,14 +129,21 @@ class Figures:
     """Of the first update, of the second, and of the trained model as it is used."""
 
 
-def training_batch(most: int, device: str) -> Batch:
-    """Two pictures, none and one, of other lengths; half the samples think."""
-    made = batch(
-        [PROMPTS[1], PROMPTS[2], PROMPTS[3]],
-        num_latents=[min(2, most), 0, min(1, most)],
-        speech=[[20, 21, EOS], [22, EOS], [23, 24, 25, EOS]],
-    )
-    return moved(made, device)
+def training_batch(settings: ReasonerSettings, device: str) -> Batch:
+    """Two pictures, none and one, of other lengths; two samples think, and are told where to look."""
+    most, prompts = settings.think.max_latent_steps, [PROMPTS[1], PROMPTS[2], PROMPTS[3]]
+    latents = [min(2, most), 0, min(1, most)]
+    made = batch(prompts, num_latents=latents, speech=[[20, 21, EOS], [22, EOS], [23, 24, 25, EOS]])
+    made.looks = torch.zeros(3, 2, max(one.ids.count(IMAGE) for one in prompts))
+    made.looks[[0, 2], :, :2] = 0.5
+    return moved(seen_closer(made, prompts, settings), device)
+
+
+def seen_closer(made: Batch, prompts: list[Prompt], settings: ReasonerSettings) -> Batch:
+    """With windows of full pictures where replay is fine."""
+    if (zoom := settings.replay.fine_zoom) > 1:
+        made.windows, made.window_grid = windows_of(prompts, zoom), (1, zoom * MERGE, zoom * MERGE)
+    return made
 
 
 def moved(made: Batch, device: str) -> Batch:
@@ -170,7 +186,7 @@ def run(case: str, trainable: Trainable, name: str, device: str = "cpu") -> Figu
     """Trains, then uses: asserts all that must hold of one type, and gives what types are compared by."""
     settings, dtype = nested(CASES[case]), TYPES[name]
     reasoner = fresh(settings, trainable, dtype, device)
-    made = training_batch(settings.think.max_latent_steps, device)
+    made = training_batch(settings, device)
     losses = two_updates(reasoner.train(), made, dtype)
     trained = {at: weight for at, weight in reasoner.named_parameters() if weight.requires_grad}
     assert trained and {weight.dtype for weight in trained.values()} == {torch.float32}
@@ -198,7 +214,7 @@ def as_used(reasoner: LatentReasoner, dtype: torch.dtype) -> LatentReasoner:
 def answers(reasoner: LatentReasoner, mode: Mode, device: str) -> None:
     """Plain steps and recorded ones, which are recorded on a GPU alone."""
     limits = GenerationLimits(EOS, 3, halting="fixed" if mode == "latent" else None)
-    asked = moved(batch(PROMPTS[:3]), device)
+    asked = moved(seen_closer(batch(PROMPTS[:3]), PROMPTS[:3], reasoner.settings), device)
     for recorder in (None, StepRecorder(reasoner)):
         for made in generate(reasoner, asked, mode, limits, recorder=recorder):
             assert all(0 <= token < VOCABULARY for token in made.token_ids)
