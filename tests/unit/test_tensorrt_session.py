@@ -92,7 +92,7 @@ def test_the_form_step_leaves_its_state_on_the_device(step_bundle: Path) -> None
         assert found == facts(expected.ask(sample.images, sample.question))
     contexts, memory = sessions_of(engine).contexts, sessions_of(engine).pool.memory
     assert isinstance(memory, ProcessMemory)
-    assert set(contexts["prompt"].allocators) == {"saliency", "free"}, "P+K is no size of the prompt's inputs"
+    assert set(contexts["prompt"].allocators) == {"saliency", "free", "new_visual"}, "no inputs have sizes K and V"
     memory.copied.clear()
     engine.ask(picture(), QUESTION)
     caches = [array for array in contexts["speak"].engine.spec.inputs if array.name.startswith(("prompt_", "latent_"))]

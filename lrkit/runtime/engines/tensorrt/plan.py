@@ -95,8 +95,14 @@ def plan_outputs(spec: IoSpec, shapes: Mapping[str, Shape]) -> list[Output]:
 
 
 def _sized(shape: Sequence[int | str], sizes: Mapping[str, int]) -> Shape | None:
-    found = [axis if isinstance(axis, int) else sizes.get(axis) for axis in shape]
+    found = [axis if isinstance(axis, int) else _axis(axis, sizes) for axis in shape]
     return None if None in found else tuple(size for size in found if size is not None)
+
+
+def _axis(name: str, sizes: Mapping[str, int]) -> int | None:
+    """An axis may be a sum of others, as L+P."""
+    parts = [name] if name in sizes else name.split("+")
+    return sum(sizes[part] for part in parts) if all(part in sizes for part in parts) else None
 
 
 def choose_profile(profiles: Sequence[Mapping[str, Range]], shapes: Mapping[str, Shape], name: str) -> int:
