@@ -197,7 +197,7 @@ def test_options_of_the_other_engine(bundle: Path) -> None:
     said = message(bundle, "onnxruntime", engine_options={"device": 1})
     assert "device is for engine openvino or tensorrt-rtx or tensorrt or torch, and the engine is onnxruntime" in said
     with pytest.raises(
-        UnknownNameError, match="unknown engine 'tensorrtx'; known are onnxruntime, tensorrt-rtx, tensorrt"
+        UnknownNameError, match="unknown engine 'tensorrtx'; known are onnxruntime, openvino, tensorrt-rtx, tensorrt"
     ):
         open_engine(bundle, EngineChoice("tensorrtx"))
     with pytest.raises(UserError, match="is no bundle, and an engine runs bundles"):

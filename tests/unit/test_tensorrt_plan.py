@@ -44,6 +44,14 @@ def test_outputs_take_their_sizes_from_the_inputs() -> None:
     assert [output.num_bytes for output in planned] == [80, 8, None]
 
 
+def test_an_axis_may_be_a_sum_of_those_of_inputs() -> None:
+    """Keys behind a look have L+P tokens, which no input of the prompt's graph has."""
+    inputs = (tensor("past", ("L",)), tensor("ids", ("P",)))
+    spec = IoSpec(form="step", inputs=inputs, outputs=(tensor("keys", ("L+P", 2)), tensor("scores", ("L+P+K",))))
+    shapes = [output.shape for output in plan_outputs(spec, {"past": (0,), "ids": (5,)})]
+    assert shapes == [(5, 2), None], "K is no size of an input"
+
+
 @pytest.mark.parametrize(
     "settings", [SETTINGS, ReasonerSettings(think={"max_latent_steps": 0}, replay={"num_tokens": 0})]
 )
