@@ -207,7 +207,7 @@ ON_OPENVINO: dict[str, tuple[str, Form]] = {
 }  # fmt: skip
 
 
-@pytest.mark.long
+@pytest.mark.slow  # not seen to pass for every family yet: bundles in fp16 and integers differ from torch in near ties
 @pytest.mark.parametrize("way", ON_OPENVINO)
 def test_openvino_answers_as_torch_does(trained: Trained, way: str, tmp_path: Path) -> None:
     """Logits, latent states, replayed tokens, depths and words, compared when the bundle is made; then it is asked."""
