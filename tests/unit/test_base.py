@@ -145,7 +145,7 @@ def test_git_state_is_of_lrkits_own_checkout_only(tmp_path: Path) -> None:
 
 def test_parts_of_the_installed_package_are_those_of_pyproject() -> None:
     declared = environment.declared_requirements()
-    extras = {"train", "export", "gpu", "tensorrt", "tensorrt-rtx", "docs", "dev"}
+    extras = {"train", "export", "gpu", "openvino", "tensorrt", "tensorrt-rtx", "docs", "dev"}
     assert set(declared) == {"base", *extras}
     assert "torch" not in {requirement.name for requirement in declared["base"]}
     parts = {part.name: part for part in environment.check_parts()}
