@@ -26,8 +26,11 @@ def pointing_loss(saliency_BV: Tensor, target_BV: Tensor, active_B: Tensor) -> P
     return torch.where(has_B, loss_B, 0.0), has_B
 
 
-def as_target(saliency_BU: Tensor, overlap_BUV: Tensor) -> Tensor:
-    """A teacher's saliency row, pooled to the tokens that the student chooses from: (B, V), summing to 1; 0 where there
-    is no picture."""
+def as_target(saliency_BU: Tensor, overlap_BUV: Tensor, sharpness: float = 1.0) -> Tensor:
+    """A teacher's saliency row, pooled to the tokens that the student chooses from and raised to the power `sharpness`:
+    (B, V), summing to 1; 0 where there is no picture."""
     pooled_BV = torch.einsum("bu,buv->bv", wide(saliency_BU), overlap_BUV)
-    return pooled_BV / pooled_BV.sum(1, keepdim=True).clamp_min(torch.finfo(pooled_BV.dtype).tiny)
+    least = torch.finfo(pooled_BV.dtype).tiny
+    # Of the largest, so that powers of small probabilities do not vanish.
+    sharp_BV = (pooled_BV / pooled_BV.amax(1, keepdim=True).clamp_min(least)) ** sharpness
+    return sharp_BV / sharp_BV.sum(1, keepdim=True).clamp_min(least)

@@ -74,11 +74,11 @@ class LatentReasoner(nn.Module):
             self.adapter.merge()
             self.adapter = None
 
-    def prefill(self, prompts: Asked) -> Sequences:
-        """Reads the prompts at once, as training does. See decoder.prefill."""
-        return _seen_in_full(
-            prefill(self.backbone, self.routing, prompts, self._wants_saliency, self.settings.prune), prompts
-        )
+    def prefill(self, prompts: Asked, attend: bool = False) -> Sequences:
+        """Reads the prompts at once, as training does. See decoder.prefill. `attend` keeps the saliency row of each
+        step, even where nothing is replayed by it."""
+        wanted = attend or self._wants_saliency
+        return _seen_in_full(prefill(self.backbone, self.routing, prompts, wanted, self.settings.prune), prompts)
 
     def read(self, prompts: Asked, looks: Sequence[Look] | None = None) -> Sequences:
         """Reads the prompts part after part, as answers do. See read.read. Who prunes reads them at once: what leaves

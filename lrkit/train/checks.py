@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lrkit.checkpoints.checkpoint_folder import read_info
 from lrkit.config import load_config
 from lrkit.contract.attention import problems as attention_problems
 from lrkit.contract.sample import Sample
@@ -123,9 +124,23 @@ def find_problems(recipe: Recipe, folder: Path, resume: bool, reading: Callable[
 def _check_teacher(recipe: Recipe, init: Init | None, problems: Problems) -> None:
     """Somebody says where to look if the pointing loss asks, and nobody if it does not."""
     if recipe.teacher is not None:
-        problems.attempt(resolve_checkpoint, recipe.teacher, prefix="teacher: ")
+        problems.attempt(_check_latent, recipe.teacher, prefix="teacher: ")
     if init is not None:
         problems.add(ConfigError, _pointing_problems(recipe, init.settings.distill.pointing))
+
+
+def _check_latent(name: str) -> None:
+    """Raises: UserError: a checkpoint is not there, or was not trained to take latent steps."""
+    info = read_info(resolve_checkpoint(name))
+    stage = info.get("stage")
+    mode = stage.get("mode", "latent") if isinstance(stage, dict) else "latent"
+    mode = None if info["latent_id"] is None else mode
+    if mode != "latent":
+        what = "a plain model" if mode is None else f"trained for the mode {mode}"
+        raise CheckpointError(
+            f"{name} is {what}, so it takes no latent steps that could point anywhere; give a checkpoint of a latent "
+            "stage"
+        )
 
 
 def _pointing_problems(recipe: Recipe, weight: float) -> Iterator[str]:

@@ -98,8 +98,9 @@ class Trainer:
         self.place = Place()
         self.meter: dict[str, Tensor] = {}
         settings = start.reasoner.settings
-        self.teacher = PointingTeacher(recipe.teacher, accelerator.device) if recipe.teacher is not None else None
-        pointing = None
+        self.teacher = pointing = None
+        if recipe.teacher is not None:
+            self.teacher = PointingTeacher(recipe.teacher, accelerator.device, recipe.teacher_sharpness)
         if settings.distill.pointing:
             pointing = Pointing(None if self.teacher is None else self.teacher.processor)
         limit = settings.think.max_latent_steps

@@ -244,6 +244,9 @@ class Recipe(Config):
     teacher: str | None = None
     """Checkpoint (name or path) that sees more, such as the same model with replay.source: prompt: where it looks in
     each latent step is the target of the pointing loss (model.distill.pointing); null: labels of the data are."""
+    teacher_sharpness: float = Field(default=4.0, gt=0.0)
+    """The teacher's shares are raised to this power before they are the target: 1 is where it looks, more is where it
+    looks most. With several windows a step, less of it keeps the second one."""
     baselines: dict[Literal["cot", "direct"], str] = {}
     """Checkpoints to hold this one against: mode -> name or path; recorded in the checkpoint."""
     seed: int = Field(default=0, ge=0)

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from lrkit.data.collate import TrainBatch
-from lrkit.errors import UserError
 from lrkit.model.checkpoint import load_checkpoint
 from lrkit.model.pointing import as_target
 from lrkit.resources import resolve_checkpoint
@@ -21,22 +20,16 @@ from lrkit.runtime.encode.processor import Processor
 class PointingTeacher:
     """Says where it looks."""
 
-    def __init__(self, name: str, device: torch.device) -> None:
-        """`name` is a checkpoint's name or folder.
+    def __init__(self, name: str, device: torch.device, sharpness: float = 1.0) -> None:
+        """`name` is a checkpoint's name or folder; `sharpness` as in `as_target`.
 
         Raises:
             CheckpointError: it is not there or damaged.
-            UserError: it has no latents, or selects nothing in them.
         """
         folder: Path = resolve_checkpoint(name)
-        loaded = load_checkpoint(folder)
-        self.reasoner = loaded.reasoner
+        self.sharpness = sharpness
+        self.reasoner = load_checkpoint(folder).reasoner
         self.reasoner.merge_adapter()
-        if loaded.info["latent_id"] is None or self.reasoner.settings.replay.num_tokens == 0:
-            raise UserError(
-                f"teacher: {name} replays nothing in latent steps, so it points nowhere; give a checkpoint that was "
-                "trained with replay"
-            )
         self.reasoner.to(device).eval()
         self.processor = Processor.from_folder(folder).see_for(self.reasoner.settings.replay)
 
@@ -45,11 +38,11 @@ class PointingTeacher:
         """The batch with targets for each latent step, (B, T, V)."""
         if batch.taught is None or batch.overlap is None:
             return batch
-        state = self.reasoner.prefill(batch.taught)
+        state = self.reasoner.prefill(batch.taught, attend=True)
         targets: list[torch.Tensor] = []
         for step in range(int(batch.num_latents.max())):
-            assert state.saliency_BV is not None  # there are pictures, and it replays
-            targets.append(as_target(state.saliency_BV, batch.overlap))
+            assert state.saliency_BV is not None  # there are pictures
+            targets.append(as_target(state.saliency_BV, batch.overlap, self.sharpness))
             self.reasoner.think(state, batch.num_latents > step)
         if not targets:
             return batch

@@ -1,6 +1,7 @@
 """The pointing loss: who says where a latent step looks, what that is in visual tokens, and what it teaches."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +11,16 @@ from lrkit.contract.settings import DistillSettings, ReasonerSettings, ReplaySet
 from lrkit.data.collate import Pointing, collate_training
 from lrkit.data.looks import LABEL, label_shares, overlaps
 from lrkit.data.trail import sample_trail
-from lrkit.errors import ConfigError
+from lrkit.errors import ConfigError, UserError
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
+from lrkit.model.checkpoint import load_checkpoint, save_checkpoint
 from lrkit.model.pointing import as_target, pointing_loss
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
+from lrkit.train.checks import check_start
 from lrkit.train.recipe import load_recipe
+from lrkit.train.teacher import PointingTeacher
 from tests.tiny import EOS, batch, prompt, tiny_reasoner
 
 POINTING = ReasonerSettings(replay=ReplaySettings(num_tokens=2), distill=DistillSettings(pointing=0.5))
@@ -80,6 +84,45 @@ def test_the_target_is_the_pooled_row_as_shares() -> None:
     pool = torch.tensor([[[1.0, 0], [1, 0], [0, 1], [0, 1]]])
     torch.testing.assert_close(as_target(row, pool), torch.tensor([[0.5, 0.5]]))
     assert torch.equal(as_target(torch.zeros(1, 4), pool), torch.zeros(1, 2))
+
+
+def test_a_sharper_target_is_where_the_teacher_looks_most() -> None:
+    row = torch.tensor([[0.1, 0.3, 0.2, 0.2], [1e-20, 3e-20, 0, 0]])
+    target = as_target(row, torch.eye(4).expand(2, 4, 4), 4)
+    torch.testing.assert_close(target[0], torch.tensor([1.0, 81, 16, 16]) / 114)
+    torch.testing.assert_close(target[1], torch.tensor([1.0, 81, 0, 0]) / 82)
+    assert torch.equal(as_target(torch.zeros(1, 4), torch.eye(4)[None], 4), torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_a_teacher_points_as_its_own_row_does_whether_it_replays_or_not(tmp_path: Path, tokens: int) -> None:
+    """A teacher without replay was refused, though it looks as well as any."""
+    source = resolve_checkpoint("tiny/latent")
+    loaded = load_checkpoint(source)
+    settings = loaded.reasoner.settings.model_copy(update={"replay": ReplaySettings(num_tokens=tokens)})
+    save_checkpoint(
+        tmp_path / "teacher",
+        load_checkpoint(source, settings=settings).reasoner,
+        Processor.from_folder(source),
+        loaded.base,
+        {"stage": {"mode": "latent"}},
+    )
+    teacher = PointingTeacher(str(tmp_path / "teacher"), torch.device("cpu"), sharpness=2)
+    samples = [sample_trail("train", "main", hops, np.random.default_rng(hops)) for hops in (1, 3)]
+    made = teacher.point(collate_training(processor(), samples, [1, 3], pointing=Pointing(teacher.processor)))
+    assert made.looks is not None and made.looks.shape == (2, 3, 10)
+    torch.testing.assert_close(made.looks.sum(2), torch.ones(2, 3))
+    # The shipped model looks at the room it is in, step by step; nobody told it to.
+    seen = made.looks[1].argmax(1).tolist()
+    assert [samples[1].info["token_rooms"][token] for token in seen] == list(samples[1].info["rooms"][:3])
+    assert collate_training(processor(), samples, [0, 0], pointing=Pointing(teacher.processor)).looks is None
+
+
+@pytest.mark.parametrize(("name", "said"), [("tiny/cot", "mode cot"), ("tiny/direct", "mode direct")])
+def test_a_teacher_that_takes_no_latent_steps_is_refused_before_anything_is_written(name: str, said: str) -> None:
+    asked = {"name": "x", "init": "tiny/latent", "teacher": name, "model": {"distill": {"pointing": 0.1}}}
+    with pytest.raises(UserError, match=f"teacher: {name} is trained for the {said}"):
+        check_start(load_recipe({**asked, "stages": [{"name": "a", "updates": 1}]}))
 
 
 def test_the_loss_is_least_where_the_row_is_the_target() -> None:
