@@ -6,13 +6,16 @@ Modes, the result and how steps are counted: generated.py.
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from lrkit.contract.carried import BeforeStep
 from lrkit.contract.generated import Generated, GenerationLimits, Halting, Mode, ReplayedToken
 from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import UserError
+from lrkit.model.carried_state import change
 from lrkit.model.decoder import Asked
 from lrkit.model.read import Look
 from lrkit.model.reasoner import LatentReasoner
@@ -47,20 +50,24 @@ def generate(
     recorder: StepRecorder | None = None,
     between_steps: Callable[[], None] = lambda: None,
     looks: Sequence[Look] | None = None,
+    before_step: BeforeStep | None = None,
 ) -> list[Generated]:
     """Greedy answers for a batch of prompts, one per sample. `on_token` gets each new token per sample (None:
     stopped); `recorder` launches recorded steps instead of single operations. What `between_steps` raises ends it.
-    With `looks`, one per sample, only what stands behind the picture parts is read.
+    With `looks`, one per sample, only what stands behind the picture parts is read. `before_step` sees, and may change,
+    what each latent step starts from; steps are then not recorded.
 
     Raises:
-        UserError: the model's numbers become NaN or infinite.
+        UserError: the model's numbers become NaN or infinite, or `before_step` gives other shapes.
     """
+    recorder = None if before_step is not None else recorder  # a recording reads memory of its own
     with _in_use(reasoner):
         watch = _watch(prompts.input_ids.device)
         state = reasoner.read(prompts, looks)
         with _steps(reasoner, state, mode, limits, recorder) as steps:
             watch.lap("prefill")
-            halting = _think(reasoner, steps, len(prompts.prompt_mask), mode, limits, watch, between_steps)
+            before = None if before_step is None else partial(change, state, before_step)
+            halting = _think(reasoner, steps, len(prompts.prompt_mask), mode, limits, watch, between_steps, before)
             watch.lap("think")
             spoken, finished, fed = _speak(reasoner, steps, len(halting), limits, watch, on_token, between_steps)
             watch.lap("speak")
@@ -118,6 +125,7 @@ def _think(
     limits: GenerationLimits,
     watch: Stopwatch,
     between_steps: Callable[[], None],
+    before: Callable[[int, Tensor], None] | None,
 ) -> list[Halting]:
     """Latent steps until every sample has stopped; says why each stopped."""
     if mode != "latent":
@@ -131,6 +139,8 @@ def _think(
         if step == most or not bool(active_B.any()):
             break
         between_steps()
+        if before is not None:
+            before(step + 1, active_B)
         steps.think(active_B)
         watch.step("think")
     if fixed:

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from lrkit.model.precision import Float32Module, exact, wide
 
+_LEAST_NORM = 1e-30
+"""No hidden state is that short, unless somebody made it zero: it then stays zero, however long embeddings are."""
+
 
 class LatentToken(Float32Module):
     """The trained rows, and the rescaling of a hidden state into an input embedding (eq. 1)."""
@@ -58,5 +61,5 @@ class LatentToken(Float32Module):
             return hidden_BD
         if self.scale_kind == "learned":
             return (wide(hidden_BD) * self.scale).to(hidden_BD.dtype)
-        norm_B1 = wide(hidden_BD).norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        norm_B1 = wide(hidden_BD).norm(dim=-1, keepdim=True).clamp_min(_LEAST_NORM)
         return (wide(hidden_BD) * (self.norm / norm_B1)).to(hidden_BD.dtype)

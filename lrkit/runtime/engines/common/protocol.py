@@ -14,6 +14,7 @@ import numpy as np
 
 from lrkit.contract.bundle.bundle_folder import Bundle
 from lrkit.contract.bundle.manifest import ProgramEntry
+from lrkit.contract.carried import BeforeStep
 from lrkit.contract.generated import Generated, Mode
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.runtime.encode.looked import Looked
@@ -47,6 +48,9 @@ class AskOptions:
     """Generate `max_new_tokens`, past any end token: forced lengths, for profiling. Checkpoints only."""
     stop: Stop = field(default=NEVER, repr=False, compare=False)
     """When to stop early."""
+    before_step: BeforeStep | None = field(default=None, repr=False, compare=False)
+    """Sees, and may change, what each latent step starts from (lrkit/contract/carried.py). Checkpoints, whose steps are
+    then not recorded, and programs of the form step."""
 
 
 class Probe(Protocol):

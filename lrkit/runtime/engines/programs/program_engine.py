@@ -26,6 +26,7 @@ from lrkit.contract.bundle.bundle_folder import Bundle, open_bundle
 from lrkit.contract.bundle.io_spec import HALTING, LEFT, IoSpec
 from lrkit.contract.bundle.limits import check_asked, check_prompt
 from lrkit.contract.bundle.manifest import Defaults, GraphName, ProgramEntry, Role
+from lrkit.contract.carried import BeforeStep, of_sample
 from lrkit.contract.generated import Generated, Halting, Mode, ReplayedToken
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.contract.stopwatch import Stopwatch
@@ -187,20 +188,29 @@ class ProgramEngine:
 
         Raises:
             CapacityError: a prompt, max_new_tokens or max_latent_steps is above the bundle's limit.
-            UserError: `ignore_end`.
+            UserError: `ignore_end`; `before_step`, where the program is none of the form step.
             BundleError: the program cannot be loaded, fails, or gives what no program gives.
             TimeoutExceeded, Cancelled: `options.stop` ended it.
         """
         if options.ignore_end:
             raise UserError("a program ends an answer by itself, so its length cannot be forced; give a checkpoint")
+        if options.before_step is not None and not self.entry.steps:
+            raise UserError(
+                f"{self.bundle.folder}: its program takes all latent steps in one run, so nobody can look between; "
+                "give a bundle of form: step (lrkit export CHECKPOINT --form step), or the checkpoint"
+            )
         feeds = [self.feed(prompt, options) for prompt in prompts]
         looks = [_look_of(prompt) for prompt in prompts]
         with Running(options.stop) as running:
             running.check()
             session = self.sessions.of(self.role)
             if on_token is not None and isinstance(session, StepSession) and len(feeds) == 1:
-                return [self._run(session, feeds[0], looks[0], lambda token: on_token([token]))]
-            results = [self._run(session, feed, look) for feed, look in zip(feeds, looks, strict=True)]
+                before = of_sample(options.before_step, 0)
+                return [self._run(session, feeds[0], looks[0], lambda token: on_token([token]), before)]
+            results = [
+                self._run(session, feed, look, None, of_sample(options.before_step, sample))
+                for sample, (feed, look) in enumerate(zip(feeds, looks, strict=True))
+            ]
         if on_token is not None:
             for row in zip_longest(*(result.token_ids for result in results)):
                 on_token(list(row))
@@ -316,10 +326,11 @@ class ProgramEngine:
         feed: dict[str, np.ndarray],
         look: ProgramLooked | None = None,
         on_token: Callable[[int], None] | None = None,
+        before_step: BeforeStep | None = None,
     ) -> Generated:
         started, watch = time.perf_counter(), Stopwatch()
         if isinstance(session, StepSession):  # only the host's loop can tell phases apart and stream
-            found = session.run(self._outputs, feed, on_token, watch)
+            found = session.run(self._outputs, feed, on_token, watch, before_step)
         else:
             found = session.run(self._outputs, feed)
         out: dict[str, np.ndarray] = dict(zip(self._outputs, found, strict=True))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lrkit.contract.bundle.io_spec import EMPTY, HALTING, WINDOWS, IoSpec
+from lrkit.contract.carried import BeforeStep, Carried, changed
 from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import BundleError
 from lrkit.runtime.engines.common.stopping import current
@@ -46,8 +47,14 @@ class StepSession:
         feed: Mapping[str, np.ndarray],
         on_token: Callable[[int], None] | None = None,
         watch: Stopwatch | None = None,
+        before_step: BeforeStep | None = None,
     ) -> list[np.ndarray]:
-        """The outputs `names` of a whole answer; `on_token` gets each spoken token at once, `watch` the phases."""
+        """The outputs `names` of a whole answer; `on_token` gets each spoken token at once, `watch` the phases;
+        `before_step` sees, and may change, what each latent step starts from.
+
+        Raises:
+            UserError: `before_step` gives other shapes.
+        """
         watch = watch or Stopwatch()
         read = self._step("prompt", feed)
         watch.lap("prefill")
@@ -57,7 +64,10 @@ class StepSession:
         state |= self._empty("think", state) if "think" in self._sessions else {}
         wants = bool(read["wants"][0])
         steps = 0
+        visual = None if before_step is None or "free" not in read else np.flatnonzero(np.asarray(read["free"]))
         while think and steps < most and (fixed or wants):
+            if before_step is not None:
+                state |= _changed(before_step, steps + 1, state, visual)
             state |= self._new("think", state)
             wants, steps = bool(state["wants"][0]), steps + 1
             watch.step("think")
@@ -128,3 +138,22 @@ class StepSession:
             shape = [size for size in spec.shape if isinstance(size, int)]
             made[spec.name] = np.full(shape, EMPTY if spec.name == "replayed" else 0, NUMPY_TYPES[spec.dtype])
         return made
+
+
+def _changed(before_step: BeforeStep, step: int, state: Arrays, visual: np.ndarray | None) -> Arrays:
+    """The hidden state, and the saliency at the prompt's `visual` columns, as `before_step` leaves them."""
+    hidden = np.asarray(state["hidden"])
+    shown = visual is not None and len(visual) > 0
+    saliency = np.array(state["saliency"]) if shown else None
+    given = Carried(
+        step,
+        (0,),
+        np.array(hidden, np.float32),
+        None if saliency is None else saliency[visual][None].astype(np.float32),
+    )
+    found = changed(before_step, given)
+    new = {"hidden": found.hidden.astype(hidden.dtype)}
+    if saliency is not None and found.saliency is not None:
+        saliency[visual] = found.saliency[0]
+        new["saliency"] = saliency
+    return new

@@ -222,7 +222,8 @@ class TorchEngine:
         limits = GenerationLimits(end, most, options.max_latent_steps, options.halting, tuple(others))
         with Running(options.stop) as running:
             running.check()
-            return generate(self.reasoner, batch, options.mode, limits, on_token, self._recorder, running.check, looks)
+            given = limits, on_token, self._recorder, running.check, looks, options.before_step
+            return generate(self.reasoner, batch, options.mode, *given)
 
     def look(self, prompt: EncodedPrompt, stop: Stop = NEVER) -> TorchLooked:
         self._heed_fork(self.device)

@@ -1,0 +1,1 @@
+"""Whether latents do anything: interventions on them, and what becomes of the answers."""
