@@ -16,6 +16,8 @@ from tests.families.cases import NOT_PUBLISHED, ROWS, FamilyCase, case_of
 
 LONG = tuple(f"tests.families.test_{name}" for name in ("program", "training", "work", "invariants"))
 """Modules whose tests take a second name of one architecture in the long run only."""
+ONE = "tests.families.test_program"
+"""In the default run its tests take the first family only: each exports a program and compares it number by number."""
 
 
 def second_names() -> set[str]:
@@ -28,11 +30,13 @@ def second_names() -> set[str]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Before tests are chosen by their marks."""
     twins = second_names()
+    others = set([*ROWS][1:])
     for item in items:
         module, given = getattr(item, "module", None), getattr(item, "callspec", None)
         if module is None or given is None or module.__name__ not in LONG:
             continue
-        if any(isinstance(value, str) and value in twins for value in given.params.values()):
+        later = twins | others if module.__name__ == ONE else twins
+        if any(isinstance(value, str) and value in later for value in given.params.values()):
             item.add_marker(pytest.mark.long)
 
 
