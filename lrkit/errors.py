@@ -102,6 +102,7 @@ _EXTRA_OF = {
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
     "cuda": "tensorrt",
+    "matplotlib": "analyze",
 }  # fmt: skip
 """Package -> the optional part that brings it."""
 _BASE_PACKAGES = {"onnxruntime": "onnxruntime", "tokenizers": "tokenizers", "PIL": "pillow", "numpy": "numpy"}

@@ -41,6 +41,7 @@ VERBS = Registry[Callable[..., None]](
         "report": "lrkit.cli.report:report",
         "compare": "lrkit.cli.compare:compare",
         "ablate": "lrkit.cli.ablate:ablate",
+        "analyze": "lrkit.cli.analyze:analyze",
         "demo": "lrkit.cli.demo:demo",
         "validate": "lrkit.cli.validate:validate",
         "doctor": "lrkit.cli.doctor:doctor",

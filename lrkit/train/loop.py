@@ -24,6 +24,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lrkit.contract.sample import Sample
 from lrkit.data.collate import Pointing, TrainBatch
 from lrkit.data.sources import Source
 from lrkit.errors import UserError, one_line
@@ -34,6 +35,7 @@ from lrkit.train.curriculum import Curriculum, num_updates
 from lrkit.train.display import Display
 from lrkit.train.failures import Diverged, StateError, check_finite
 from lrkit.train.metrics import MetricsWriter
+from lrkit.train.observer import Watched, observer_of
 from lrkit.train.optim import build_optimizers, learning_rate, set_learning_rate
 from lrkit.train.origin import Origin
 from lrkit.train.recipe import FreshBackbone, OptimizerConfig, Recipe, Stage, overlay
@@ -106,6 +108,8 @@ class Trainer:
         limit = settings.think.max_latent_steps
         self.curriculum = Curriculum(recipe, source, start.processor, limit, accelerator.process_index, pointing)
         self.batches = Ahead(self.curriculum)
+        watched = Watched(recipe, folder, start.reasoner, self._collated, lambda: self.accelerator.autocast())
+        self.observer = observer_of(watched) if accelerator.is_main_process else None
 
     def run(self, saved: Saved | None, notes: Sequence[str] = ()) -> Path:
         """All stages that are left; returns the last checkpoint. `notes` tell what is other than before a break."""
@@ -155,6 +159,7 @@ class Trainer:
             found = self._validate_if_due(now)
             if found is not None and _enough(now.stage, found):
                 break
+            self._observe(now, self.place.update)
             self._update(now)
             self._log_if_due(now)
             found = None
@@ -229,6 +234,19 @@ class Trainer:
         moved = batch.to(self.accelerator.device)
         return self.teacher.point(moved) if self.teacher is not None and isinstance(moved, TrainBatch) else moved
 
+    def _collated(self, stage: Stage, samples: Sequence[Sample]) -> TrainBatch:
+        """A batch for an observer."""
+        batch = self._taught(self.curriculum.collate(stage, samples))
+        assert isinstance(batch, TrainBatch), "only stages that reason are observed"
+        return batch
+
+    def _observe(self, now: StageRun, done: int | None) -> None:
+        """`done` updates of the stage; None: it is over."""
+        watches = self.observer is not None and now.stage.objective == "reason"
+        if watches and self.observer is not None and (done is None or self.observer.due(now.stage, done)):
+            with self._saving(now):
+                self.observer.look(now.stage, self.place.total_updates)
+
     def _mean_counts(self, now: StageRun, batches: Sequence[TrainBatch | VisionBatch]) -> Tensor:
         """What every batch of an update, in every process, divides its losses by."""
         objective: Any = self.accelerator.unwrap_model(now.model)
@@ -284,6 +302,7 @@ class Trainer:
 
     def _close_stage(self, now: StageRun, found: Validation) -> None:
         """Checkpoint of the stage, samples shown, and the place moved to the next stage."""
+        self._observe(now, None)
         self.accelerator.unwrap_model(now.model, keep_fp32_wrapper=False)
         # It holds on to what it prepared; a new one lets the stage's optimizers go.
         self.accelerator = make_accelerator(self.recipe)

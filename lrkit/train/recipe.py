@@ -113,6 +113,15 @@ class EvalConfig(Config):
     """Samples printed at the end of each stage."""
 
 
+class AnalyzeConfig(Config):
+    """Gradient dynamics while training: `lrkit analyze RUN --recorded` shows what was written."""
+
+    every: int = Field(default=100, ge=1)
+    """Updates of a stage between analyses; its first and its last state are analysed in any case."""
+    samples: int = Field(default=16, ge=2, le=4096)
+    """Samples, drawn once as the stage draws its own, and measured one by one."""
+
+
 class Until(Config):
     """Ends a stage before its budget is spent."""
 
@@ -257,6 +266,8 @@ class Recipe(Config):
     """Updates between lines of metrics.jsonl."""
     eval: EvalConfig = EvalConfig()
     """Validation."""
+    analyze: AnalyzeConfig | None = None
+    """Gradient dynamics; null: nothing is computed or stored."""
     stages: tuple[Stage, ...] = Field(min_length=1)
     """The curriculum, in order."""
 
