@@ -63,6 +63,59 @@ def _manifest() -> dict[str, Any]:
     return json.loads((_bundle[0] / "bundle.json").read_text())
 
 
+@cache
+def _scenes() -> dict[str, tuple[Reasoner, bytes]]:
+    """Of the bundle, and of a model that looks closer and keeps windows in its scenes: who reads them, and a file."""
+    from lrkit.contract.settings import ReplaySettings
+    from lrkit.runtime.engines.torch.engine import TorchEngine
+
+    engine = TorchEngine.from_checkpoint(resolve_checkpoint("tiny/latent"))
+    closer = engine.settings.model_copy(update={"replay": ReplaySettings(num_tokens=1, source="fine")})
+    found: dict[str, tuple[Reasoner, bytes]] = {}
+    for name, reasoner in (
+        ("program", Reasoner.load(_bundle[0], threads=1)),
+        ("closer", Reasoner(engine.with_settings(closer))),
+    ):
+        reasoner.look(pictures.picture("RGB")).save(_work[0] / "whole.scene")
+        found[name] = reasoner, (_work[0] / "whole.scene").read_bytes()
+    return found
+
+
+def _scene_case(rng: Random) -> tuple[str, bytes]:
+    """A scene whose bytes, note, or table of arrays is another; sometimes one of the other model's."""
+    name = rng.choice(("program", "closer"))
+    content = _scenes()[name][1]
+    length = int.from_bytes(content[:8], "little")
+    header: dict[str, Any] = json.loads(content[8 : 8 + length])
+    note: dict[str, Any] = json.loads(header["__metadata__"]["lrkit_scene"])
+    how = rng.randrange(8)
+    if how == 0:
+        return name, mutate.raw(content, rng)
+    if how == 1:
+        return ("program" if name == "closer" else "closer"), content
+    if how < 5:
+        header["__metadata__"]["lrkit_scene"] = mutate.encoded(json.dumps(mutate.values(note, rng)), rng).decode(
+            "latin1"
+        )
+    else:
+        header = mutate.values(header, rng)
+    text = json.dumps(header).encode("utf-8", "replace")
+    return name, len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+def _run_scene(case: tuple[str, bytes]) -> None:
+    """One that opens in spite of its damage answers."""
+    name, content = case
+    file = _work[0] / "altered.scene"
+    file.write_bytes(content)
+    try:
+        scene = _scenes()[name][0].open_scene(file)
+    except LrkitError as error:
+        assert "\n" not in str(error), "more than a sentence"
+        raise
+    scene.ask(QUESTION, max_new_tokens=1, max_latent_steps=1)
+
+
 def _bundle_case(rng: Random) -> tuple[bytes, bool]:
     manifest = _manifest()
     part = rng.choice((None, "programs", "limits", "files", "samples", "target", "programs"))
@@ -215,6 +268,7 @@ def _run_cli(words: list[str]) -> None:
 TARGETS: dict[str, Any] = {
     "bundle": (6, _bundle_case, _run_bundle),
     "checkpoint": (4, _checkpoint_case, _run_checkpoint),
+    "scene": (3, _scene_case, _run_scene),
     "sdk": (10, _sdk_case, _run_sdk),
     "cli": (6, _cli_case, _run_cli),
 }
