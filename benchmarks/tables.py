@@ -39,6 +39,7 @@ WHOLE = {
     "ablation": "lrkit.train.ablate:render",
     "dialects": "benchmarks.dialects:render",
     "pruning": "benchmarks.pruning:render",
+    "fine-replay": "benchmarks.fine_replay:render",
 }
 """Kind of report -> what renders the page beside it."""
 
@@ -180,6 +181,13 @@ def _ablation(report: Report) -> Rows:
         yield name, *(f"{100 * each['mean']:.1f} +- {100 * (each['stdev'] or 0):.1f}" for each in found)
 
 
+def _fine_replay(report: Report) -> Rows:
+    """Accuracy and visual tokens of the whole picture, of windows, and of the small picture alone."""
+    # Not at the top: that script needs torch, and these tables need none.
+    row_of = import_module("benchmarks.fine_replay").row_of
+    return [row_of(row) for row in report["rows"]]
+
+
 def _training(report: Report) -> Rows:
     """One training step as lrkit takes it, against the plain way."""
     for who, name in (("lrkit", "lrkit"), ("naive", "token by token, uncached")):
@@ -292,6 +300,14 @@ TABLES = {
         _shape_bundle,
     ),
     "ablation": Table("trail-ablation.json", ("variant", "`main`", "`faint`", "`long`"), _ablation),
+    "fine-replay": Table(
+        "fine-replay.json",
+        (
+            "the prompt reads", "updates", "seeds", "right", "each seed", "asked with random windows",
+            "minus random windows", "visual tokens",
+        ),
+        _fine_replay,
+    ),
     "training-step": Table(
         "training-step.json", ("training step", "seconds, quartiles", "peak MB", "memory / lrkit"), _training
     ),

@@ -117,6 +117,21 @@ def scenes(folder: Path) -> None:
     assert set(row["median_sec"]) == {"first, with the look", "second", "whole prompt"}
 
 
+def fine_replay(folder: Path) -> None:
+    """Three conditions of one update: the teacher teaches, windows are drawn, and nothing is trained twice."""
+    report = json.loads((folder / "fine_replay.json").read_text())
+    whole, taught, drawn = report["rows"]
+    assert [row["condition"] for row in report["rows"]] == ["full", "taught", "random"]
+    assert (whole["prompt_visual_tokens"], taught["prompt_visual_tokens"]) == (40, 10) and whole["updates"] == 2
+    assert taught["replayed_tokens"] > 0 < drawn["replayed_tokens"] and report["samples"] == 8
+    assert set(taught["with_random_windows"]) == {"accuracy", "accuracy_by_seed", "accuracy_by_hops"}
+    assert taught["minus"]["random"]["seeds"] == [0] and taught["minus"]["own"] is None
+    (times,) = report["times"]
+    assert times["whole"]["prefilled_tokens"] - times["closer"]["prefilled_tokens"] == 30 and times["questions"] == 2
+    assert times["closer_over_whole"]["count"] == 2 and times["engine"] == "torch"
+    assert "| small, then random windows | 1 | 1 |" in (folder / "fine_replay.md").read_text()
+
+
 def gpu_answers(folder: Path) -> None:
     """The processor stands in for the GPU: every engine, form and look of the script, in the order of its report."""
     report = json.loads((folder / "gpu_answers.json").read_text())
@@ -147,6 +162,10 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "training_step": (lambda bundle, folder: ["--json", folder / "training_step.json"], training_step),
     "pruning": (lambda bundle, folder: ["--json", folder / "pruning.json"], pruning),
     "scenes": (lambda bundle, folder: ["--json", folder / "scenes.json"], scenes),
+    "fine_replay": (
+        lambda bundle, folder: ["--folder", folder / "runs", "--json", folder / "fine_replay.json"],
+        fine_replay,
+    ),
     "gpu_answers": (
         lambda bundle, folder: ["--models", bundle.parent / "latent", "--json", folder / "gpu_answers.json"],
         gpu_answers,
@@ -158,7 +177,12 @@ NEEDS = {"peer_genai": ("openvino_genai", "nncf")}
 """Packages beside lrkit's own extras; skipped without them."""
 LONG = {"peer", "gpu_answers"}
 """Their smoke size takes too long for the default tests."""
-PART_OF = {"naive_step": "training_step", "peer_model": "peer", "peer_genai_model": "peer_genai"}
+PART_OF = {
+    "fine_replay_times": "fine_replay",
+    "naive_step": "training_step",
+    "peer_model": "peer",
+    "peer_genai_model": "peer_genai",
+}
 """Run by another script."""
 MEASURES_NOTHING = {"tables", "woven_base"}
 """Render reports and write a model; tests/unit/test_tables.py and test_woven.py run them."""
