@@ -156,6 +156,8 @@ def extra_shapes(settings: ReasonerSettings, layout: Layout) -> Iterator[tuple[s
     yield from {"latent.head_row_D": (width,), "latent.norm": ()}.items()
     if not layout.tied:
         yield "latent.embedding_row_D", (width,)
+    if settings.think.latents != "fed_back":
+        yield "latent.constant_TD", (settings.think.max_latent_steps, width)
     if settings.think.latent_scale == "learned":
         yield "latent.scale", ()
     for layer in settings.routing.chosen_layers(layout.num_layers):

@@ -20,6 +20,12 @@ _SHARES = 1000
 """A share of tokens is counted in this many parts."""
 
 
+def _without_defaults(values: dict[str, Any], cls: type[Config], names: tuple[str, ...]) -> dict[str, Any]:
+    """`values` of a `cls` without those of `names` that are at their defaults."""
+    fields = cls.model_fields
+    return {name: value for name, value in values.items() if name not in names or value != fields[name].default}
+
+
 class ThinkSettings(Config):
     """Latent steps: how many, who decides, and how a hidden state is fed back (eq. 1)."""
 
@@ -30,6 +36,41 @@ class ThinkSettings(Config):
     latent_scale: Literal["embedding", "none", "learned"] = "embedding"
     """embedding: each latent is rescaled to the mean norm of the token embeddings; none: as it is (the paper);
     learned: one scalar, which starts at the mean norm over sqrt(width)."""
+    latents: Literal["fed_back", "pause", "parallel"] = "fed_back"
+    """fed_back: each latent is the hidden state before it. Baselines: pause: a learned constant of each step;
+    parallel: all latents are taken in the same passes."""
+    passes: int = Field(default=1, ge=1, le=64)
+    """parallel only: how often all latents are run; each further pass feeds back what the one before has made."""
+    gradient: Literal["full", "cut"] = "full"
+    """Training only. full: gradient flows back through what is fed back; cut (a baseline): it stops there."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Files of models that are no baselines are as they were before there were any."""
+        return _without_defaults(write(self), ThinkSettings, ("latents", "passes", "gradient"))
+
+    @model_validator(mode="after")
+    def _baselines_fit(self) -> Self:
+        if self.latents == "parallel" and self.halting != "fixed":
+            raise ValueError(
+                "think.latents is parallel and think.halting is adaptive: latents taken at once cannot decide one by "
+                "one whether another follows; set halting: fixed"
+            )
+        if self.latents != "fed_back" and self.max_latent_steps == 0:
+            raise ValueError(
+                f"think.latents is {self.latents} but think.max_latent_steps is 0: there is no step to learn a "
+                "constant for; set max_latent_steps of 1 or more, or latents: fed_back"
+            )
+        if self.passes > 1 and self.latents != "parallel":
+            raise ValueError(
+                f"think.passes is {self.passes} but think.latents is {self.latents}, whose steps are run once each; "
+                "set passes: 1, or latents: parallel"
+            )
+        if self.gradient == "cut" and self.latents == "pause":
+            raise ValueError(
+                "think.gradient is cut but think.latents is pause: constants feed nothing back; set gradient: full"
+            )
+        return self
 
 
 class ReplaySettings(Config):
@@ -184,6 +225,11 @@ class ReasonerSettings(Config):
 
     @model_validator(mode="after")
     def _distillation_needs_replay(self) -> Self:
+        if self.distill.pointing > 0 and self.think.latents == "parallel":
+            raise ValueError(
+                "distill.pointing is above 0 and think.latents is parallel: all latents replay what the prompt chose, "
+                "so no step can be taught where to look; set distill.pointing=0"
+            )
         if self.distill.pointing > 0 and self.replay.num_tokens == 0:
             raise ValueError(
                 "distill.pointing is above 0 but replay.num_tokens is 0: nothing is selected; set distill.pointing=0 "

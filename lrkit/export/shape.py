@@ -147,7 +147,7 @@ class ShapeOrigin:
         """Latent rows and their scale as a fresh reasoner has them, which reads them off its embedding and head."""
         rows = torch.from_numpy(self.weights.read(self.reader.embedding))
         head = None if self.shape.layout.tied else torch.from_numpy(self.weights.read(self.reader.head))
-        latent = LatentToken(self.latent_id, rows, head, self.settings.think.latent_scale)
+        latent = LatentToken(self.latent_id, rows, head, self.settings.think)
         return {f"latent.{name}": array(tensor).copy() for name, tensor in latent.state_dict().items()}
 
 

@@ -77,7 +77,7 @@ def generate(
         Generated(
             token_ids=spoken[i],
             latent_steps=latents[i],
-            ar_steps=latents[i] + fed[i],
+            ar_steps=_passes(reasoner, latents[i]) + fed[i],
             halting=halting[i],
             finished=finished[i],
             prefilled_tokens=prefilled[i],
@@ -113,6 +113,15 @@ def _steps(
     return recorder.steps(state, _most_latents(reasoner, limits) if mode == "latent" else 0, limits.max_new_tokens)
 
 
+def _at_once(reasoner: LatentReasoner) -> bool:
+    return reasoner.settings.think.latents == "parallel"
+
+
+def _passes(reasoner: LatentReasoner, latent_steps: int) -> int:
+    """Forward passes of so many latent steps, one after the other."""
+    return min(latent_steps, reasoner.settings.think.passes) if _at_once(reasoner) else latent_steps
+
+
 def _most_latents(reasoner: LatentReasoner, limits: GenerationLimits) -> int:
     return reasoner.settings.think.max_latent_steps if limits.max_latent_steps is None else limits.max_latent_steps
 
@@ -132,6 +141,9 @@ def _think(
         return ["off"] * batch
     most = _most_latents(reasoner, limits)
     fixed = (limits.halting or reasoner.settings.think.halting) == "fixed"
+    if _at_once(reasoner):
+        _think_at_once(reasoner, steps, batch, most, fixed, between_steps)
+        return ["fixed"] * batch
     active_B = torch.ones(batch, dtype=torch.bool, device=reasoner.latent.norm.device)
     for step in range(most + 1):
         if not fixed:
@@ -146,6 +158,18 @@ def _think(
     if fixed:
         return ["fixed"] * batch
     return ["limit" if still else "decided" for still in active_B.tolist()]
+
+
+def _think_at_once(
+    reasoner: LatentReasoner, steps: Steps, batch: int, count: int, fixed: bool, between_steps: Callable[[], None]
+) -> None:
+    if not fixed:
+        raise UserError(
+            "halting is adaptive, but this model takes all its latents at once (think.latents: parallel) and cannot "
+            "stop between them; leave halting out, or set it to fixed"
+        )
+    between_steps()
+    steps.think_at_once(torch.full((batch,), count, device=reasoner.latent.norm.device))
 
 
 def _speak(
@@ -195,7 +219,8 @@ def _replayed(state: Sequences, sample: int, latent_steps: int) -> list[list[Rep
             strict=True,
         )
         steps.append([ReplayedToken(int(index), float(weight)) for index, weight in pairs if index >= 0])
-    return steps or [[] for _ in range(latent_steps)]  # without images, or with replay off, nothing was kept
+    # Nothing is kept without images and with replay off, and one replay serves all latents that are taken at once.
+    return [*steps, *([] for _ in range(latent_steps - len(steps)))]
 
 
 def _routed_depths(state: Sequences, sample: int) -> dict[int, int]:

@@ -8,6 +8,7 @@ Legend: B batch, S tokens of a chunk, N keys, H key heads, D head width.
 
 import inspect
 from collections.abc import Iterable, Sequence
+from copy import copy
 from typing import Any, Protocol
 
 import torch
@@ -59,6 +60,13 @@ class GrowingKeys:
         if self._may_be_plain and (first or num_new == 1) and bool(self.valid_BN.all()):
             return None
         return visible_mask(self.valid_BN, num_new)
+
+    def fork(self) -> "GrowingKeys":
+        """The same keys, to go on with another chunk; each is joined by its own, and shares what was there before."""
+        made = GrowingKeys(self._may_be_plain)
+        made.valid_BN = self.valid_BN
+        made.cache.layers = [copy(layer) for layer in self.cache.layers]
+        return made
 
     def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, N, D), after a chunk has run."""

@@ -51,7 +51,7 @@ class LatentReasoner(nn.Module):
         width = backbone.hidden_size
         rows = backbone.embedding_rows()
         head_rows = None if backbone.tied_embeddings else backbone.head_rows()
-        self.latent = LatentToken(latent_id, rows, head_rows, settings.think.latent_scale)
+        self.latent = LatentToken(latent_id, rows, head_rows, settings.think)
         layers = settings.routing.chosen_layers(backbone.num_layers)
         self.routers = nn.ModuleDict(
             {str(i): RoutedLayer(settings.routing, i, backbone.num_layers, width) for i in layers}
@@ -113,28 +113,56 @@ class LatentReasoner(nn.Module):
 
         Returns what was replayed (None without images or with replay off).
         """
-        latent_BD = self.latent.as_input(state.last_hidden_BD)
+        latent_BD = self.latent.next_input(state.last_hidden_BD, state.latent_steps_B)
         replayed = self._replay(state, active_B)
-        embeds, valid = latent_BD[:, None], active_B[:, None]
-        if replayed is not None:
-            embeds = torch.cat([replayed.tokens_BRE, as_rows(embeds, replayed.tokens_BRE.shape[-1])], dim=1)
-            valid = torch.cat([replayed.valid_BR & valid, valid], dim=1)
         row = None if state.saliency_BV is None else SaliencyRow()
-        hidden = run_chunk(
-            self.backbone,
-            self.routing,
-            state,
-            embeds,
-            valid,
-            self._latent_positions(state, valid),
-            row,
-        )
+        hidden = self._run_latents(state, replayed, latent_BD[:, None], active_B[:, None], row)
         keep = active_B[:, None]
         state.last_hidden_BD = torch.where(keep, hidden[:, -1], state.last_hidden_BD)
         if row is not None and state.visual is not None and state.saliency_BV is not None:
             state.saliency_BV = torch.where(keep, visual_saliency(row, state.visual, state.pruned), state.saliency_BV)
         state.latent_steps_B = state.latent_steps_B + active_B
         return replayed
+
+    def think_at_once(self, state: Sequences, count_B: Tensor) -> Replay | None:
+        """All latents of each sample, `count_B`, behind one replay, in `think.passes` passes. Updates `state`.
+
+        In the first pass every latent but the first is fed its constant; in a further pass, what stands before it has
+        become in the pass before (Jacobi iteration, method section 9). Returns as `think`.
+        """
+        most = int(count_B.max())
+        if most == 0:
+            return None
+        step_BT = torch.arange(most, device=count_B.device).expand(len(count_B), -1)
+        first_BD = self.latent.fed_back(state.last_hidden_BD)
+        inputs_BTD = torch.cat([first_BD[:, None], self.latent.constants(step_BT[:, 1:], first_BD)], dim=1)
+        replayed = self._replay(state, count_B > 0)
+        valid_BT = step_BT < count_B[:, None]
+        for _ in range(min(self.settings.think.passes, most) - 1):
+            hidden_BTD = self._run_latents(state.fork(), replayed, inputs_BTD, valid_BT)
+            inputs_BTD = torch.cat([first_BD[:, None], self.latent.fed_back(hidden_BTD[:, :-1])], dim=1)
+        hidden_BTD = self._run_latents(state, replayed, inputs_BTD, valid_BT)
+        rows = torch.arange(len(count_B), device=count_B.device)
+        last_BD = hidden_BTD[rows, count_B.clamp_min(1) - 1]
+        state.last_hidden_BD = torch.where((count_B > 0)[:, None], last_BD, state.last_hidden_BD)
+        state.latent_steps_B = state.latent_steps_B + count_B
+        return replayed
+
+    def _run_latents(
+        self,
+        state: Sequences,
+        replayed: Replay | None,
+        inputs_BTD: Tensor,
+        valid_BT: Tensor,
+        row: SaliencyRow | None = None,
+    ) -> Tensor:
+        """One chunk of replayed tokens and T latents: the hidden states (B, T, D) of the latents. Updates `state`."""
+        count, valid = inputs_BTD.shape[1], valid_BT
+        if replayed is not None:
+            inputs_BTD = torch.cat([replayed.tokens_BRE, as_rows(inputs_BTD, replayed.tokens_BRE.shape[-1])], dim=1)
+            valid = torch.cat([replayed.valid_BR & valid_BT[:, :1], valid_BT], dim=1)
+        positions = self._latent_positions(state, valid, count)
+        return run_chunk(self.backbone, self.routing, state, inputs_BTD, valid, positions, row)[:, -count:]
 
     def speak(self, state: Sequences, ids_BS: Tensor, valid_BS: Tensor) -> Tensor:
         """Appends spoken tokens (no routing) and returns their hidden states (B, S, D). Updates `state`.
@@ -165,7 +193,11 @@ class LatentReasoner(nn.Module):
         distilled: list[Distilled] = []
         pointed: list[Pointed] = []
         teacher = self._teacher(batch)
-        for step in range(int(batch.num_latents.max())):
+        if self.settings.think.latents == "parallel":
+            replayed = self.think_at_once(state, batch.num_latents)
+            if teacher is not None and replayed is not None:
+                distilled.append(self._distill(teacher, replayed))
+        for step in self._steps(batch):
             active_B = batch.num_latents > step
             if self.settings.distill.pointing and batch.looks is not None and state.saliency_BV is not None:
                 pointed.append(pointing_loss(state.saliency_BV, batch.looks[:, step], active_B))
@@ -189,6 +221,10 @@ class LatentReasoner(nn.Module):
             pointed,
         )
 
+    def _steps(self, batch: Supervised) -> range:
+        """The latent steps that are taken one after the other."""
+        return range(0 if self.settings.think.latents == "parallel" else int(batch.num_latents.max()))
+
     def _replay(self, state: Sequences, active_B: Tensor) -> Replay | None:
         if self.settings.replay.num_tokens == 0 or state.visual is None:
             return None
@@ -210,12 +246,14 @@ class LatentReasoner(nn.Module):
         state.next_position_B = state.next_position_B + valid_BS.sum(1)
         return position_BS.clamp_min(0)[None].expand(self.backbone.axes, -1, -1)
 
-    def _latent_positions(self, state: Sequences, valid_BS: Tensor) -> Tensor:
-        """Positions (axes, B, S) of replayed tokens and latent; `shared` gives all the latent's. Updates `state`."""
+    def _latent_positions(self, state: Sequences, valid_BS: Tensor, count: int) -> Tensor:
+        """Positions (axes, B, S) of replayed tokens and `count` latents; `shared` gives the replayed ones that of the
+        first latent. Updates `state`."""
         if self.settings.replay.positions == "consecutive":
             return self._positions(state, valid_BS)
-        position_AB1 = self._positions(state, valid_BS[:, -1:])
-        return position_AB1.expand(-1, -1, valid_BS.shape[1])
+        position_ABT = self._positions(state, valid_BS[:, -count:])
+        before = valid_BS.shape[1] - count
+        return torch.cat([position_ABT[..., :1].expand(-1, -1, before), position_ABT], dim=2)
 
     def _teacher(self, batch: Supervised) -> Teacher | None:
         if self.token_sr is None or batch.pixel_values is None or batch.grids is None:

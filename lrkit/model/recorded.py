@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrkit.errors import UserError
 from lrkit.model.keys import GrowingKeys, Keys, StaticKeys
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.model.replay import Replay
@@ -30,6 +31,10 @@ from lrkit.model.steps import next_token, wants_to_think
 
 KEPT = 4
 """Shapes kept recorded; each holds keys of its size. The one not asked for longest goes first."""
+NOT_AT_ONCE = (
+    "cuda_graphs is on and think.latents is parallel: all latents are one chunk, and one latent step is recorded; "
+    "leave cuda_graphs out"
+)
 _COLUMNS, _VISUAL = 256, 64
 """Sizes are rounded up to multiples of these, so that questions of like lengths share a recording."""
 _CARRIED = ("next_position_B", "last_hidden_BD", "saliency_BV", "visited_BV", "latent_steps_B")
@@ -132,6 +137,9 @@ class RecordedSteps:
         answer.num_chunks += bool(self._reasoner.routing)
         answer.latent_steps_B = answer.latent_steps_B + active_B
         self._decided = False
+
+    def think_at_once(self, count_B: Tensor) -> None:
+        raise UserError(NOT_AT_ONCE)
 
     def speak(self, token_B: Tensor, going_B: Tensor) -> None:
         self._token_B.copy_(token_B)

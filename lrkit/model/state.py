@@ -7,12 +7,12 @@ Legend: B batch, V visual tokens (padded to the largest sample), K replayed toke
     token's row.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from lrkit.model.keys import Keys
+from lrkit.model.keys import GrowingKeys, Keys
 from lrkit.model.replay import Replay, Windows
 from lrkit.model.routing import RefinementState
 
@@ -71,3 +71,24 @@ class Sequences:
     """None where all visual tokens stayed."""
     num_chunks: int = 0
     """Routed chunks so far: the prompt, then one per latent step."""
+
+    def fork(self) -> "Sequences":
+        """The same sequences, for a chunk whose keys are not kept: nothing that runs in it changes this state."""
+        keys, pruned, refinement = self.keys, self.pruned, self.refinement
+        return replace(
+            self,
+            keys=_forked(keys),
+            pruned=None if pruned is None else replace(pruned, keys=_forked(pruned.keys)),
+            refinement=replace(
+                refinement,
+                keys={at: _forked(one) for at, one in refinement.keys.items()},
+                num_routed=dict(refinement.num_routed),
+                log=list(refinement.log),
+            ),
+            replays=list(self.replays),
+        )
+
+
+def _forked(keys: Keys) -> Keys:
+    assert isinstance(keys, GrowingKeys)  # recorded steps take latents one by one
+    return keys.fork()

@@ -25,6 +25,10 @@ class Steps(Protocol):
         """One latent step for the samples where `active_B` is True."""
         ...
 
+    def think_at_once(self, count_B: Tensor) -> None:
+        """So many latent steps of each sample, in the passes of `think.latents: parallel`."""
+        ...
+
     def speak(self, token_B: Tensor, going_B: Tensor) -> None:
         """Appends one spoken token each, for the samples where `going_B` is True."""
         ...
@@ -48,6 +52,10 @@ class PlainSteps:
 
     def think(self, active_B: Tensor) -> None:
         self._reasoner.think(self._state, active_B)
+        self._logits_BW = None
+
+    def think_at_once(self, count_B: Tensor) -> None:
+        self._reasoner.think_at_once(self._state, count_B)
         self._logits_BW = None
 
     def speak(self, token_B: Tensor, going_B: Tensor) -> None:

@@ -55,9 +55,15 @@ class Sweep(Config):
     """Pictures of each set."""
     mode: Mode = "latent"
     """How the models are asked."""
+    modes: dict[FolderName, Mode] = {}
+    """Variants that are asked in another mode."""
 
     @model_validator(mode="after")
-    def _each_once(self) -> Self:
+    def _names_are_known_once(self) -> Self:
+        if strange := [name for name in self.modes if name not in self.variants]:
+            raise ValueError(
+                f"modes names {', '.join(strange)}, and the variants are {', '.join(self.variants)}; name one of these"
+            )
         for name, values in (("seeds", self.seeds), ("sets", self.sets)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} {list(values)} name one of them twice; name each once")
@@ -76,6 +82,10 @@ class Run:
     @property
     def overrides(self) -> list[str]:
         return [*self.sweep.common, *self.sweep.variants[self.variant], f"seed={self.seed}"]
+
+    @property
+    def mode(self) -> Mode:
+        return self.sweep.modes.get(self.variant, self.sweep.mode)
 
 
 def load_sweep(source: Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -188,10 +198,10 @@ def run_one(run: Run) -> dict[str, Any]:
     torch.set_num_threads(1)
     checkpoint = train(recipe, run.folder, resume=True, quiet=True, go_on=GO_ON)
     reasoner = Reasoner.from_checkpoint(checkpoint)
-    options = EvalOptions(modes=(run.sweep.mode,), batch_size=100, latency_samples=0)
+    options = EvalOptions(modes=(run.mode,), batch_size=100, latency_samples=0)
     accuracies: dict[str, Any] = {}
     for name in run.sweep.sets:
-        figures = evaluate(reasoner, load_samples(name, run.sweep.samples), options).to_dict()["modes"][run.sweep.mode]
+        figures = evaluate(reasoner, load_samples(name, run.sweep.samples), options).to_dict()["modes"][run.mode]
         keys = ("accuracy", "ar_steps_mean", "latent_steps_mean", "accuracy_by_steps", "samples")
         accuracies[name] = {key: figures[key] for key in keys}
     result = {**_asked(run, recipe), "sets": accuracies}
@@ -231,7 +241,7 @@ def _asked(run: Run, recipe: Any) -> dict[str, Any]:
         "seed": run.seed,
         "overrides": run.overrides,
         "recipe": as_written(recipe),
-        "mode": run.sweep.mode,
+        "mode": run.mode,
         "samples": run.sweep.samples,
     }
 

@@ -7,12 +7,14 @@ the uninterrupted one would have drawn.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from lrkit.contract.sample import Sample
+from lrkit.contract.settings import ThinkSettings
 from lrkit.data.collate import Pointing, TrainBatch, collate_training
 from lrkit.data.sources import Source
 from lrkit.runtime.encode.processor import Processor
@@ -36,7 +38,7 @@ class Curriculum:
         recipe: Recipe,
         source: Source,
         processor: Processor,
-        max_latent_steps: int,
+        think: ThinkSettings,
         process: int = 0,
         pointing: Pointing | None = None,
     ) -> None:
@@ -44,7 +46,8 @@ class Curriculum:
         self._recipe = recipe
         self._source = source
         self._processor = processor
-        self._max_latent_steps = max_latent_steps
+        self._max_latent_steps = think.max_latent_steps
+        self._at_once = think.latents == "parallel"
         self._pointing = pointing
         self._rng = np.random.default_rng([recipe.seed, process])
 
@@ -67,7 +70,7 @@ class Curriculum:
         if stage.objective == "vision":
             return collate_vision(self._processor, samples, tuple(stage.readouts))
         latents = [num_latents(len(sample.steps), stage, self._max_latent_steps) for sample in samples]
-        return collate_training(
+        made = collate_training(
             self._processor,
             samples,
             latents,
@@ -76,6 +79,9 @@ class Curriculum:
             max_latent_steps=self._max_latent_steps if stage.latent_steps != 0 else None,
             pointing=self._pointing,
         )
+        if self._at_once and stage.latent_steps == "all":  # as in use, where nobody knows how long the chain is
+            made = replace(made, num_latents=torch.full_like(made.num_latents, self._max_latent_steps))
+        return made
 
     def state(self) -> dict[str, Any]:
         """What `load_state` needs: plain values."""

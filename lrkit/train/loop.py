@@ -105,8 +105,8 @@ class Trainer:
             self.teacher = PointingTeacher(recipe.teacher, accelerator.device, recipe.teacher_sharpness)
         if settings.distill.pointing:
             pointing = Pointing(None if self.teacher is None else self.teacher.processor)
-        limit = settings.think.max_latent_steps
-        self.curriculum = Curriculum(recipe, source, start.processor, limit, accelerator.process_index, pointing)
+        process = accelerator.process_index
+        self.curriculum = Curriculum(recipe, source, start.processor, settings.think, process, pointing)
         self.batches = Ahead(self.curriculum)
         watched = Watched(recipe, folder, start.reasoner, self._collated, lambda: self.accelerator.autocast())
         self.observer = observer_of(watched) if accelerator.is_main_process else None

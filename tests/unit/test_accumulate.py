@@ -213,13 +213,13 @@ def test_processes_are_one_large_batch(lines: Path, tmp_path: Path) -> None:
     asked = load_recipe(values)
     torch.manual_seed(asked.seed)
     start = load_start(asked, asked.model, torch.float32)
-    source, limit = asked.data.open(asked.seed, asked.stages), start.reasoner.settings.think.max_latent_steps
+    source, think = asked.data.open(asked.seed, asked.stages), start.reasoner.settings.think
     drawn = [
-        Curriculum(asked, asked.data.open(asked.seed, asked.stages), start.processor, limit, rank)
+        Curriculum(asked, asked.data.open(asked.seed, asked.stages), start.processor, think, rank)
         for rank in range(RANKS)
     ]
     samples = [sample for one in drawn for _ in range(2) for sample in one.draw(0).samples]
-    union = Curriculum(asked, source, start.processor, limit).collate(asked.stages[0], samples)
+    union = Curriculum(asked, source, start.processor, think).collate(asked.stages[0], samples)
     start.reasoner.train()
     start.reasoner(union).total.backward()
     close(got, gradient_of(build_optimizers(start.reasoner.named_parameters(), asked.optimizer)))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lrkit.contract.settings import ThinkSettings
 from lrkit.data.collate import TrainBatch
 from lrkit.errors import DataError
 from lrkit.train.ahead import WAITING, Ahead
@@ -34,7 +35,7 @@ def made(folder: Path, missing: int | None = None) -> Curriculum:
     stages = [{"name": "say", "updates": 9}, {"name": "think", "updates": 9, "latent_steps": 1}]
     values = {"name": "a", "init": "tiny", "batch_size": 2, "data": {"kind": "jsonl", "train": str(data)}}
     recipe = load_recipe({**values, "stages": stages})
-    return Curriculum(recipe, recipe.data.open(recipe.seed, recipe.stages), fresh_processor(), 4)
+    return Curriculum(recipe, recipe.data.open(recipe.seed, recipe.stages), fresh_processor(), ThinkSettings())
 
 
 def same(first: Any, second: Any) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lrkit.contract.settings import ThinkSettings
 from lrkit.data.collate import TrainBatch
 from lrkit.data.sources import choose
 from lrkit.errors import DataError
@@ -28,7 +29,7 @@ def recipe(*stages, **changes) -> Recipe:
 
 
 def curriculum(made: Recipe, process: int = 0) -> Curriculum:
-    return Curriculum(made, made.data.open(made.seed, made.stages), fresh_processor(), 4, process)
+    return Curriculum(made, made.data.open(made.seed, made.stages), fresh_processor(), ThinkSettings(), process)
 
 
 def same(first: TrainBatch, second: TrainBatch) -> bool:

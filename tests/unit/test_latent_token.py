@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from lrkit.contract.settings import ThinkSettings
 from lrkit.model.latent_token import LatentToken
 from tests.lab import rich_reasoner, settings
 from tests.tiny import LATENT, tiny_reasoner
@@ -14,17 +15,17 @@ HIDDEN = 30 * torch.randn(3, 6, generator=torch.Generator().manual_seed(2))
 
 
 def test_a_latent_has_the_mean_norm_of_the_embeddings() -> None:
-    fed = LatentToken(4, ROWS, None, "embedding").as_input(HIDDEN)
+    fed = LatentToken(4, ROWS, None, ThinkSettings(latent_scale="embedding")).as_input(HIDDEN)
     torch.testing.assert_close(fed.norm(dim=1), ROWS.norm(dim=1).mean().expand(3))
     torch.testing.assert_close(fed / fed.norm(dim=1, keepdim=True), HIDDEN / HIDDEN.norm(dim=1, keepdim=True))
 
 
 def test_scale_none_is_the_hidden_state_itself() -> None:
-    assert LatentToken(4, ROWS, None, "none").as_input(HIDDEN) is HIDDEN
+    assert LatentToken(4, ROWS, None, ThinkSettings(latent_scale="none")).as_input(HIDDEN) is HIDDEN
 
 
 def test_learned_scale_starts_at_mean_norm_over_root_width_and_learns() -> None:
-    token = LatentToken(4, ROWS, None, "learned")
+    token = LatentToken(4, ROWS, None, ThinkSettings(latent_scale="learned"))
     torch.testing.assert_close(token.scale.detach(), ROWS.norm(dim=1).mean() / math.sqrt(6))
     token.as_input(HIDDEN).sum().backward()
     assert token.scale.grad is not None and bool(token.scale.grad != 0)
@@ -32,13 +33,13 @@ def test_learned_scale_starts_at_mean_norm_over_root_width_and_learns() -> None:
 
 def test_a_zero_hidden_state_gives_no_nan() -> None:
     hidden = torch.zeros(1, 6, requires_grad=True)
-    fed = LatentToken(4, ROWS, None, "embedding").as_input(hidden)
+    fed = LatentToken(4, ROWS, None, ThinkSettings(latent_scale="embedding")).as_input(hidden)
     fed.sum().backward()
     assert bool(fed.isfinite().all()) and hidden.grad is not None and bool(hidden.grad.isfinite().all())
 
 
 def test_only_the_latent_column_of_the_logits_is_replaced() -> None:
-    token = LatentToken(4, ROWS, HEAD, "none")
+    token = LatentToken(4, ROWS, HEAD, ThinkSettings(latent_scale="none"))
     with torch.no_grad():
         token.head_row_D.add_(1.0)
     plain = HIDDEN @ HEAD.T

@@ -27,7 +27,7 @@ from lrkit.model.generate import generate, not_finite
 from lrkit.model.open_backbone import use_attention
 from lrkit.model.read import Look
 from lrkit.model.reasoner import LatentReasoner
-from lrkit.model.recorded import StepRecorder
+from lrkit.model.recorded import NOT_AT_ONCE, StepRecorder
 from lrkit.runtime.checks.checkpoint_files import check_fit
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.common.model_counts import ModelCounts
@@ -307,3 +307,5 @@ def check_recordable(settings: ReasonerSettings, cuda_graphs: bool) -> None:
             "cuda_graphs is on and replay.source is fine: the tower runs within a latent step, which cannot be "
             "recorded; leave cuda_graphs out"
         )
+    if cuda_graphs and settings.think.latents == "parallel":
+        raise UserError(NOT_AT_ONCE)
