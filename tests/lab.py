@@ -43,6 +43,9 @@ def rich_reasoner(
         for parameter in reasoner.parameters():
             if parameter.dim() <= 1:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        if chosen.think.latents != "fed_back":  # these start alike
+            constants = reasoner.latent.constant_TD
+            constants.add_(0.1 * torch.randn(constants.shape, generator=generator))
     return reasoner.eval().to(dtype) if dtype is not None else reasoner.eval()
 
 
@@ -68,7 +71,10 @@ def run_steps(reasoner: LatentReasoner, batch: Batch) -> Steps:
     """Prefill, `num_latents` latent steps, speech: what LatentReasoner.forward does, with everything kept."""
     state = reasoner.prefill(batch)
     sources, saliency, replays = [], [], []
-    for step in range(int(batch.num_latents.max())):
+    if reasoner.settings.think.latents == "parallel":
+        sources, saliency = [state.last_hidden_BD], [state.saliency_BV]
+        replays = [reasoner.think_at_once(state, batch.num_latents)]
+    for step in range(0 if sources else int(batch.num_latents.max())):
         sources.append(state.last_hidden_BD)
         saliency.append(state.saliency_BV)
         replays.append(reasoner.think(state, batch.num_latents > step))

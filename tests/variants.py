@@ -22,6 +22,8 @@ Change = tuple[str, str, Any]
 SECTIONS: Mapping[str, type[BaseModel]] = {"think": ThinkSettings, "replay": ReplaySettings, "routing": RoutingSettings}
 TRAINING = {"distill", "lora"}
 """Sections that are gone once a program is written: distillation ends with training, adapters are merged."""
+REFUSED = {("think", "latents", "parallel"), ("think", "gradient", "cut")}
+"""What no program is built for, and what training alone knows."""
 ELSEWHERE = {"prune"}
 """Sections that tests of their own sweep."""
 BASE = {
@@ -30,6 +32,7 @@ BASE = {
 """Every loop is there, also the one over depths."""
 NUMBERS: Mapping[tuple[str, str], tuple[Any, ...]] = {
     ("think", "max_latent_steps"): (0, 1, 5),
+    ("think", "passes"): (1,),
     ("replay", "num_tokens"): (0, 1, 32),
     ("replay", "zoom"): (2,),
     ("replay", "weighting"): tuple(WEIGHTINGS),
@@ -63,7 +66,8 @@ def changes() -> dict[str, Change]:
             values = [*literals(info.annotation), *NUMBERS.get((section, field), ())]
             if not values:
                 raise LookupError(f"tests/variants.py has no values for {section}.{field}")
-            found |= {f"{section}.{field}={value}": (section, field, value) for value in values}
+            own = [(section, field, value) for value in values]
+            found |= {f"{section}.{field}={value[-1]}": value for value in own if value not in REFUSED}
     return found
 
 

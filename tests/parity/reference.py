@@ -326,22 +326,45 @@ class Reference:
         scores = run.saliency_S[visual]
         chosen, weights, rows = self.replay(scores, visited, chunks[0].embeds_SD[visual])
         visited.update(chosen)
-        own = self.widened(self.as_input(latent)[None])
-        fed = [own] if rows is None else [rows, own]
-        shared = self.settings.replay.positions == "shared"
-        self.append(chunks, torch.cat(fed), routed=True, shared=shared)
+        fed = self.extra["latent.constant_TD"][len(chunks) - 1] if self.settings.think.latents == "pause" else latent
+        self.append(chunks, self.behind(rows, [self.as_input(fed)]), routed=True, latents=1)
         return Thought(latent, scores, chosen, weights, rows)
 
-    def append(self, chunks: list[Chunk], embeds_SD: Tensor, routed: bool, shared: bool = False) -> None:
+    def think_at_once(self, chunks: list[Chunk], visual: list[int], count: int) -> list[Thought]:
+        """All latents in one chunk, run `passes` times (section 9)."""
+        if count == 0:
+            return []
+        run = self.run(chunks)
+        latent, scores = run.normed_SD[-1], run.saliency_S[visual]
+        chosen, weights, rows = self.replay(scores, set(), chunks[0].embeds_SD[visual])
+        before = [latent, *self.extra["latent.constant_TD"][1:count]]
+        for _ in range(self.settings.think.passes - 1):
+            trial = list(chunks)
+            self.append(trial, self.behind(rows, [self.as_input(one) for one in before]), routed=True, latents=count)
+            before = [latent, *self.run(trial).normed_SD[-count:-1]]
+        self.append(chunks, self.behind(rows, [self.as_input(one) for one in before]), routed=True, latents=count)
+        return [Thought(latent, scores, chosen, weights, rows)]
+
+    def behind(self, rows: Tensor | None, latents: list[Tensor]) -> Tensor:
+        """Latents behind what is replayed."""
+        own = self.widened(torch.stack(latents))
+        return own if rows is None else torch.cat([rows, own])
+
+    def append(self, chunks: list[Chunk], embeds_SD: Tensor, routed: bool, latents: int = 0) -> None:
+        """A chunk that ends with so many latents; where positions are shared, those before take that of the first."""
         after = max(max(place) for chunk in chunks for place in chunk.positions_S3) + 1
-        places = [(after if shared else after + i,) * 3 for i in range(len(embeds_SD))]
+        before = len(embeds_SD) - latents if latents and self.settings.replay.positions == "shared" else 0
+        places = [(after + max(0, i - before),) * 3 for i in range(len(embeds_SD))]
         chunks.append(Chunk(embeds_SD, places, routed))
 
     def tell(self, ids, grids, pixels, num_latents: int, speech: list[int]) -> Told:
         """Teacher forcing: `num_latents` latent steps, then `speech`, whose last token is never read."""
         prompt, visual = self.prompt(ids, grids, pixels)
         chunks, visited = [prompt], set()
-        thoughts = [self.think(chunks, visual, visited) for _ in range(num_latents)]
+        if self.settings.think.latents == "parallel":
+            thoughts = self.think_at_once(chunks, visual, num_latents)
+        else:
+            thoughts = [self.think(chunks, visual, visited) for _ in range(num_latents)]
         before = sum(len(chunk.embeds_SD) for chunk in chunks)
         if len(speech) > 1:
             self.append(chunks, self.embedding[torch.tensor(speech[:-1])], routed=False)
@@ -362,6 +385,8 @@ class Reference:
         prompt, visual = self.prompt(ids, grids, pixels)
         chunks, visited, latents = [prompt], set(), 0
         think = self.settings.think
+        if thinks and think.latents == "parallel":
+            self.think_at_once(chunks, visual, latents := think.max_latent_steps)
         while thinks and latents < think.max_latent_steps:
             wants = int(self.logits(self.run(chunks).normed_SD[-1]).argmax()) == self.latent_id
             if think.halting == "adaptive" and not wants:

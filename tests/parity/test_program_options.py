@@ -7,12 +7,13 @@ Once a weighting that the export did not know was exported as 1 with one replaye
 from typing import Any, get_args
 
 import pytest
+import torch
 from pydantic import BaseModel
 
 from lrkit.contract.settings import ReasonerSettings, ReplaySettings, RoutingSettings, ThinkSettings
 from lrkit.contract.weightings import WEIGHTINGS
 from lrkit.errors import ExportError
-from lrkit.export.graph.latent_input import SCALES
+from lrkit.export.graph.latent_input import LATENTS, SCALES
 from lrkit.export.graph.replay_nodes import FORMATIONS, SOURCES
 from lrkit.export.graph.routing_nodes import GATES, POSITIONS, ROUTERS
 from lrkit.export.graph.stack import SHARED
@@ -21,13 +22,16 @@ from tests.programs import Runner, assert_equal, build
 from tests.tiny import prompt, tiny_reasoner
 
 TABLES = {
-    ("think", "latent_scale"): SCALES, ("replay", "weighting"): WEIGHTINGS, ("replay", "formation"): FORMATIONS,
+    ("think", "latent_scale"): SCALES, ("think", "latents"): LATENTS,
+    ("replay", "weighting"): WEIGHTINGS, ("replay", "formation"): FORMATIONS,
     ("replay", "positions"): SHARED, ("replay", "source"): SOURCES, ("routing", "router"): ROUTERS,
     ("routing", "gate"): GATES, ("routing", "positions"): POSITIONS,
 }  # fmt: skip
 SECTIONS: dict[str, type[BaseModel]] = {"think": ThinkSettings, "replay": ReplaySettings, "routing": RoutingSettings}
-NOT_IN_THE_GRAPH = {("think", "halting")}
-"""An input of every question."""
+NOT_IN_THE_GRAPH = {("think", "halting"), ("think", "gradient")}
+"""An input of every question, and a matter of training."""
+REFUSED = {("think", "latents"): {"parallel"}}
+"""No program is built for these."""
 BOTH_HALVES = {("replay", "weighting")}
 """One table has what torch and what the graph does (tests/parity/test_weighting_table.py)."""
 TWO_PICTURES = prompt(3, grids=((1, 4, 4), (1, 2, 6)))
@@ -44,7 +48,7 @@ def test_the_export_knows_every_value_that_training_knows():
     chosen = {option for option in options if len(named(*option)) > 1}
     assert chosen - NOT_IN_THE_GRAPH == TABLES.keys() - BOTH_HALVES
     for option in TABLES.keys() - BOTH_HALVES:
-        assert set(named(*option)) == set(TABLES[option]), option
+        assert set(named(*option)) - REFUSED.get(option, set()) == set(TABLES[option]), option
 
 
 @pytest.mark.parametrize(
@@ -104,3 +108,21 @@ def test_the_standard_dialect_has_no_softmax_of_a_vector():
     made_by = {name: node.op_type for name, node in found.items() if node is not None}
     assert {made_by["think/Softmax"], made_by["prompt/layer1/Softmax.1"]} == {"Unsqueeze"}
     assert set(made_by.values()) == {"Unsqueeze", "Add", "Concat"}, "the last two are scores of attention"
+
+
+@pytest.mark.parametrize("dialect", ["ort", "standard"])
+@pytest.mark.parametrize(("slots", "learned"), [(0, 2), (3, 3)])
+def test_constants_in_place_of_latents(dialect: Any, slots: int, learned: int) -> None:
+    """Also for more steps than were learned: the last constant serves all that follow."""
+    think = {"max_latent_steps": learned, "latents": "pause"}
+    reasoner = tiny_reasoner(ReasonerSettings.model_validate({"think": think, "replay": {"num_tokens": slots}}))
+    torch.nn.init.normal_(reasoner.latent.constant_TD, generator=torch.Generator().manual_seed(slots))
+    assert_equal(
+        reasoner, Runner(build(reasoner, Target(dialect=dialect), max_latent_steps=3)), TWO_PICTURES, fixed=True
+    )
+
+
+def test_latents_that_are_taken_at_once_are_refused() -> None:
+    think = {"max_latent_steps": 2, "latents": "parallel", "halting": "fixed"}
+    with pytest.raises(ExportError, match=r"think\.latents='parallel'; a program knows fed_back, pause: train with"):
+        build(tiny_reasoner(ReasonerSettings.model_validate({"think": think})))

@@ -29,6 +29,7 @@ PROMPTS = [
 LATENTS = [3, 2, 1]
 SPEECH = [[20, 21, 22, EOS], [30, EOS], [40, 41, EOS]]
 
+AT_ONCE: dict[str, object] = {"max_latent_steps": 3, "latents": "parallel", "halting": "fixed"}
 BASE = {
     "think": {"max_latent_steps": 4},
     "replay": {"num_tokens": 3, "weighting": "softmax"},
@@ -88,6 +89,22 @@ CASES: dict[str, dict[str, dict[str, object]]] = {
         "prune": {"after_layer": 1, "keep": 0.4},
     },
     "pointing": {"distill": {"pointing": 0.4}},
+    "pause": {"think": {"max_latent_steps": 4, "latents": "pause"}},
+    "pause_learned_pruned": {
+        "think": {"max_latent_steps": 3, "latents": "pause", "latent_scale": "learned"},
+        "prune": {"after_layer": 1, "keep": 0.4},
+    },
+    "cut": {"think": {"max_latent_steps": 4, "gradient": "cut"}},
+    "at_once": {"think": AT_ONCE},
+    "at_once_twice": {"think": {**AT_ONCE, "passes": 2}, "replay": {"num_tokens": 3, "positions": "shared"}},
+    "at_once_thrice_pruned": {
+        "think": {**AT_ONCE, "passes": 9, "latent_scale": "none", "gradient": "cut"},
+        "routing": {"depth": 2, "alpha": 3, "positions": "rearrange", "threshold": 0.5},
+        "prune": {"after_layer": 1, "keep": 0.4},
+    },
+    "at_once_distilled": {"think": {**AT_ONCE, "passes": 2}, "distill": {"weight": 0.7, "window": 2}},
+    "at_once_fine": {"think": AT_ONCE, "replay": {"num_tokens": 2, "source": "fine", "formation": "soft_mix"}},
+    "at_once_without_replay": {"think": {**AT_ONCE, "passes": 2}, "replay": {"num_tokens": 0}},
     "distilled_exhausts": {"distill": {"weight": 1.0, "window": 3}, "replay": {"num_tokens": 9}},
 }
 
@@ -189,18 +206,30 @@ def test_the_sweep_covers_every_option() -> None:
         for key in type(getattr(ReasonerSettings(), section)).model_fields
     }
     assert options == swept
-    assert len(CASES) == 45
+    assert len(CASES) == 54
 
 
 @pytest.mark.parametrize(
-    "name", ["paper", "threshold", "distilled", "no_replay", "fixed", "rearranged_threshold", "pruned"]
+    "name",
+    [
+        "paper",
+        "threshold",
+        "distilled",
+        "no_replay",
+        "fixed",
+        "rearranged_threshold",
+        "pruned",
+        "pause",
+        "at_once_twice",
+    ],
 )
 @torch.no_grad()
 def test_generation_equals_full_recompute(name: str) -> None:
     """Greedy answers token for token; the latent row is fitted so that the samples think 2, 0 and 3 steps."""
     reasoner = rich_reasoner(case(name), seed=5)
     wanted = [2, 0, 3]
-    teach_halting(reasoner, PROMPTS, wanted)
+    if reasoner.settings.think.latents != "parallel":
+        teach_halting(reasoner, PROMPTS, wanted)
     reference = reference_of(reasoner)
     limits = GenerationLimits(eos_id=EOS, max_new_tokens=6)
     for mode in ("latent", "cot"):
@@ -208,7 +237,8 @@ def test_generation_equals_full_recompute(name: str) -> None:
         for got, one in zip(made, PROMPTS, strict=True):
             spoken, latents = reference.answer(*pieces(one), 6, EOS, thinks=mode == "latent")
             assert (got.token_ids, got.latent_steps) == (spoken, latents)
-        expected = {"cot": [0, 0, 0], "latent": [3, 3, 3] if name == "fixed" else wanted}[mode]
+        fixed = reasoner.settings.think.halting == "fixed"
+        expected = {"cot": [0, 0, 0], "latent": [3, 3, 3] if fixed else wanted}[mode]
         assert [got.latent_steps for got in made] == expected
 
 

@@ -72,6 +72,8 @@ class Latents:
     past: PastOf
     place: Callable[[Graph, Carried, Value, Value | None], Places]
     """Of (graph, state, place of each token after the last key (S,), number of the iteration () in a loop)."""
+    step: Callable[[Graph, Carried, Value | None], Value]
+    """Of (graph, state, number of the iteration): the latent steps before this one, [1]."""
     spread: Spread | None = None
     """Where the columns of layers behind pruning lie among those of the others; None: both have the same."""
 

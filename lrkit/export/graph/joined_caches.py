@@ -108,7 +108,11 @@ class JoinedCaches(Caches):
             f"{kind}{i}": g.op("Concat", empty, own, axis=2) for kind in kinds for i, own in enumerate(kinds[kind])
         }
         spread = None if read.left is None else self.step_spread(g, read.left.index, prompt)
-        return caches, Latents(prompt, lambda layer: Past((), None), place, spread)
+        return caches, Latents(prompt, lambda layer: Past((), None), place, self._step, spread)
+
+    def _step(self, g: Graph, held: Carried, iteration: Value | None) -> Value:
+        assert iteration is not None, "joined caches are written in a loop of the graph"
+        return g.op("Unsqueeze", iteration, [0])
 
     def _tables(self, g: Graph, read: Read) -> Tables:
         stack = self.stack

@@ -1,4 +1,4 @@
-"""A hidden state as the next latent's input embedding (eq. 1; method section 1).
+"""The next latent's input embedding: a hidden state (eq. 1; method section 1), or a constant of the step (section 9).
 
 Place in the pipeline: think.py begins every latent step with it.
 """
@@ -9,6 +9,18 @@ from lrkit.export.graph.choices import choice
 from lrkit.export.graph.nodes import Graph, Value
 from lrkit.export.graph.writer import Writer
 from lrkit.export.weights.source import Source
+
+Step = Callable[[], Value]
+"""Makes the number of the step, from 0, [1]."""
+
+
+def next_input(g: Graph, source: Source, dialect: Writer, hidden: Value, step: Step) -> Value:
+    """What a latent step is fed behind a token with `hidden` (1, D): (1, D).
+
+    Raises:
+        ExportError: no program can be built for the setting.
+    """
+    return choice(LATENTS, source.settings.think.latents, "think.latents")(g, source, dialect, hidden, step)
 
 
 def as_input(g: Graph, source: Source, dialect: Writer, hidden: Value) -> Value:
@@ -37,3 +49,20 @@ SCALES: dict[str, Callable[[Graph, Source, Writer, Value], Value]] = {
     "none": _as_it_is, "learned": _learned, "embedding": _rescaled,
 }  # fmt: skip
 """By `ThinkSettings.latent_scale`."""
+
+
+def _fed_back(g: Graph, source: Source, dialect: Writer, hidden: Value, step: Step) -> Value:
+    return as_input(g, source, dialect, hidden)
+
+
+def _paused(g: Graph, source: Source, dialect: Writer, hidden: Value, step: Step) -> Value:
+    """Steps beyond those learned have the constant of the last."""
+    number = g.op("Min", step(), [source.settings.think.max_latent_steps - 1])
+    constant = g.op("Gather", dialect.vector(g, "latent.constant_TD"), number, axis=0)
+    return as_input(g, source, dialect, constant)
+
+
+LATENTS: dict[str, Callable[[Graph, Source, Writer, Value, Step], Value]] = {
+    "fed_back": _fed_back, "pause": _paused,
+}  # fmt: skip
+"""By `ThinkSettings.latents`. Latents that are taken at once are none of a loop's steps."""

@@ -72,7 +72,8 @@ class SeparateCaches(Caches):
         def past(layer: int) -> Past:
             return Past((segment(layer),), lengths[self.stack.is_behind(layer)])
 
-        return Latents(prompt, past, self._place, None if left is None else self.step_spread(g, left.index, prompt))
+        spread = None if left is None else self.step_spread(g, left.index, prompt)
+        return Latents(prompt, past, self._place, lambda _, held, __: held["steps"], spread)
 
     def step_spread(self, g: Graph, index: Value, prompt: Prompt) -> Spread:
         """Latent slots are behind the prompt's keys."""

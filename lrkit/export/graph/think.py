@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lrkit.export.graph.caches import Caches, Latents
-from lrkit.export.graph.latent_input import as_input
+from lrkit.export.graph.latent_input import next_input
 from lrkit.export.graph.layers import Remember
 from lrkit.export.graph.nodes import Carried, Graph, Value
 from lrkit.export.graph.pruning_nodes import Left
@@ -23,7 +23,11 @@ def think(g: Graph, caches: Caches, held: Carried, latents: Latents, iteration: 
     """The state after a step from `held`, and the rows that the loop collects. Without `alive` in the state it always
     moves. `iteration` () numbers the steps, where they are in a loop."""
     stack, new = caches.stack, dict(held)
-    latent = as_input(g, stack.source, stack.dialect, held["hidden"])
+
+    def step() -> Value:
+        return latents.step(g, held, iteration)
+
+    latent = next_input(g, stack.source, stack.dialect, held["hidden"], step)
     replayed = None
     if stack.replay.slots:
         replayed = stack.replay.select(g, latents.prompt, held["saliency"], held["free"])

@@ -36,7 +36,7 @@ class Source:
     """Weight by role: embedding, head, norm, and per layer N.qkv, N.out, N.gate_up or N.gate and N.up, N.down, N.norm1,
     N.norm2, N.after1, N.after2, N.head_norm; biases with `.bias` behind."""
     extras: dict[str, np.ndarray] = field(default_factory=dict)
-    """Routers and step encodings by the names of lrkit.safetensors."""
+    """Routers, step encodings and constants of latent steps by the names of lrkit.safetensors."""
     latent_norm: float = 1.0
     """Mean norm of the token embeddings, to which latents are rescaled."""
     latent_scale: float | None = None
@@ -111,7 +111,7 @@ def assemble(parts: Parts) -> Source:
         latent_id=parts.latent_id,
         tower=_tower(parts),
         fetch=_fetcher(parts, dimensions),
-        extras={name: value for name, value in extras.items() if name.startswith("routers.")},
+        extras={name: value for name, value in extras.items() if name.startswith(("routers.", "latent.constant"))},
         latent_norm=float(extras["latent.norm"]),
         latent_scale=float(extras["latent.scale"]) if learned else None,
         tied=parts.tied,
