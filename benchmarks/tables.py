@@ -25,6 +25,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks import sceptic
+
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = Path("profiles/reports")
 PAGES = ("README.md", "CONTRIBUTING.md", "*/README.md", "docs/**/*.md", "profiles/reports/*.md")
@@ -300,6 +302,7 @@ TABLES = {
         _shape_bundle,
     ),
     "ablation": Table("trail-ablation.json", ("variant", "`main`", "`faint`", "`long`"), _ablation),
+    "sceptic": Table("trail-sceptic.json", sceptic.HEAD, sceptic.rows),
     "fine-replay": Table(
         "fine-replay.json",
         (

@@ -142,7 +142,7 @@ def _think(
     most = _most_latents(reasoner, limits)
     fixed = (limits.halting or reasoner.settings.think.halting) == "fixed"
     if _at_once(reasoner):
-        _think_at_once(reasoner, steps, batch, most, fixed, between_steps)
+        _think_at_once(reasoner, steps, batch, most, fixed, between_steps, before)
         return ["fixed"] * batch
     active_B = torch.ones(batch, dtype=torch.bool, device=reasoner.latent.norm.device)
     for step in range(most + 1):
@@ -161,7 +161,13 @@ def _think(
 
 
 def _think_at_once(
-    reasoner: LatentReasoner, steps: Steps, batch: int, count: int, fixed: bool, between_steps: Callable[[], None]
+    reasoner: LatentReasoner,
+    steps: Steps,
+    batch: int,
+    count: int,
+    fixed: bool,
+    between_steps: Callable[[], None],
+    before: Callable[[int, Tensor], None] | None,
 ) -> None:
     if not fixed:
         raise UserError(
@@ -169,7 +175,10 @@ def _think_at_once(
             "stop between them; leave halting out, or set it to fixed"
         )
     between_steps()
-    steps.think_at_once(torch.full((batch,), count, device=reasoner.latent.norm.device))
+    count_B = torch.full((batch,), count, device=reasoner.latent.norm.device)
+    if before is not None and count:
+        before(1, count_B > 0)  # there is no other moment between steps
+    steps.think_at_once(count_B)
 
 
 def _speak(
