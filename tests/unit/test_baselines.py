@@ -110,7 +110,8 @@ def test_recorded_steps_read_the_constant_of_their_step() -> None:
 
 
 def test_a_checkpoint_keeps_its_constants(tmp_path: Path) -> None:
-    one, processor = reasoner(latents="pause"), fresh_processor()
+    chosen = settings(think={"max_latent_steps": 3, "latents": "pause"})
+    one, processor = rich_reasoner(chosen, trainable="full"), fresh_processor()
     save_checkpoint(tmp_path / "one", one, processor, None, {})
     assert check_weights(tmp_path / "one").extras["latent.constant_TD"].shape == (3, one.backbone.hidden_size)
     loaded = load_checkpoint(tmp_path / "one").reasoner
