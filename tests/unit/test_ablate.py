@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lrkit.errors import ConfigError, FileError, UserError
-from lrkit.resources import find_sweep
+from lrkit.resources import find_recipe, find_sweep
 from lrkit.train.ablate import Run, Sweep, load_sweep, run_one, run_sweep
 from lrkit.train.recipe import as_written, load_recipe
 
@@ -22,8 +22,6 @@ def sweep(tmp_path: Path, *overrides: str) -> Sweep:
 
 def write_result(asked: Sweep, folder: Path, **changes: object) -> Run:
     """The result of the variant `with` under seed 3, as a run leaves it."""
-    from lrkit.resources import find_recipe
-
     run = Run(asked, "with", 3, folder / "with-3")
     run.folder.mkdir(parents=True)
     result = {
@@ -106,3 +104,38 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
 @pytest.mark.parametrize("name", ["trail-ablation", "trail-options"])
 def test_shipped_sweeps_can_be_read(name):
     assert load_sweep(find_sweep(name)).variants
+
+
+def test_variants_may_be_asked_in_a_mode_of_their_own(tmp_path):
+    asked = sweep(tmp_path, "modes={without: cot}")
+    assert [Run(asked, name, 0, tmp_path).mode for name in asked.variants] == ["latent", "cot"]
+    with pytest.raises(ConfigError, match=r"modes names nobody, and the variants are with, without"):
+        sweep(tmp_path, "modes={nobody: cot}")
+
+
+def test_what_a_sceptic_asks_for_is_trained_on_equal_batches():
+    """The stages draw the same samples in the same order; only what is thought and said differs."""
+    asked = load_sweep(find_sweep("trail-sceptic"))
+    recipes = [as_written(load_recipe(find_recipe(asked.recipe), Run(asked, name, 0, Path()).overrides))
+               for name in asked.variants]  # fmt: skip
+    for recipe in recipes:
+        recipe["model"].pop("think")
+        for stage in recipe["stages"][1:]:
+            stage.pop("latent_steps", None), stage.pop("spoken_steps", None)
+    assert len(recipes) == 6 and all(recipe == recipes[0] for recipe in recipes)
+    # A baseline for the mode would be asked in place of what was trained.
+    assert recipes[0]["baselines"] == {}
+
+
+@pytest.mark.long
+def test_a_sweep_of_a_sceptic_runs(tmp_path):
+    """One update each of all latents at once, and of words asked in their own mode."""
+    budget = [f"stages.{stage}.updates={int(stage == 5)}" for stage in range(1, 6)]
+    common = [*budget, "stages.5.batch_size=2", "stages.5.rehearse=[words]", "eval.samples=0", "baselines={}"]
+    asked = load_sweep(find_sweep("trail-sceptic"), ["seeds=[0]", "samples=4", f"common={json.dumps(common)}"])
+    few = asked.model_copy(update={"variants": {name: asked.variants[name] for name in ("terse", "parallel")}})
+    table = run_sweep(few.model_copy(update={"modes": {"terse": "cot"}}), tmp_path / "runs")
+    made = {run["variant"]: run for run in table["runs"]}
+    assert {name: run["mode"] for name, run in made.items()} == {"terse": "cot", "parallel": "latent"}
+    found = {name: run["sets"]["trail:main"] for name, run in made.items()}
+    assert found["terse"]["latent_steps_mean"] == 0 and found["parallel"]["latent_steps_mean"] == 9
