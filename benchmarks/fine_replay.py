@@ -236,14 +236,14 @@ def _times(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 HEAD = (
-    "the prompt reads", "updates", "seeds", "right", "each seed", "asked with random windows", "minus random windows",
+    "the prompt reads", "updates", "seeds", "right", "each seed", "asked with random windows", "salient minus random",
     "visual tokens",
 )  # fmt: skip
 
 
 def row_of(row: dict[str, Any]) -> list[str]:
     """The cells of `HEAD`."""
-    drawn, minus = row.get("with_random_windows"), row["minus"].get("random")
+    drawn, minus = row.get("with_random_windows"), row["minus"].get("itself_with_random_windows")
     return [
         row["name"], str(row["updates"]), str(len(row["seeds"])), _share(row["accuracy"]),
         ", ".join(f"{100 * each:.1f}" for each in row["accuracy_by_seed"]),

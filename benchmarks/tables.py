@@ -307,7 +307,7 @@ TABLES = {
         "fine-replay.json",
         (
             "the prompt reads", "updates", "seeds", "right", "each seed", "asked with random windows",
-            "minus random windows", "visual tokens",
+            "salient minus random", "visual tokens",
         ),
         _fine_replay,
     ),
