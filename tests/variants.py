@@ -98,6 +98,33 @@ def paired_variants() -> dict[str, ReasonerSettings]:
     return found
 
 
+def packed_variants() -> dict[str, ReasonerSettings]:
+    """Name -> settings with as many values changed at once as there are fields: each value is in one of them, so that
+    few programs have them all. Zeros, which switch off what others change, stand alone."""
+    packs: list[dict[str, Change]] = []
+    for name, change in changes().items():
+        if settings_with(change) == settings_with():
+            continue
+        fits = (pack for pack in packs if change[2] != 0 and _fits(pack, change))
+        pack = next(fits, None)
+        if pack is None:
+            packs.append({name: change})
+        else:
+            pack[name] = change
+    return {" ".join(pack): settings_with(*pack.values()) for pack in packs}
+
+
+def _fits(pack: Mapping[str, Change], change: Change) -> bool:
+    """Whether a pack has no such field and no zero, and does not contradict the change."""
+    if any(change[:2] == other[:2] or other[2] == 0 for other in pack.values()):
+        return False
+    try:
+        settings_with(*pack.values(), change)
+    except ValidationError:
+        return False
+    return True
+
+
 def target_variants() -> dict[str, Target]:
     """Name -> target in the dialect standard, with every choice of how its numbers are written."""
     return dict(_targets())

@@ -16,7 +16,7 @@ from lrkit.runtime.engines.openvino.compiled import compile_graph
 from lrkit.runtime.engines.openvino.options import Numbers, OpenVinoOptions
 from tests import variants
 from tests.programs import Runner, assert_equal, build
-from tests.tiny import prompt, tiny_reasoner
+from tests.tiny import prompt, tiny_reasoner, with_windows
 
 pytest.importorskip("openvino", reason='needs the package openvino: pip install "lrkit[openvino]"')
 
@@ -54,7 +54,8 @@ def differences(settings: ReasonerSettings, target: Target, folder: Path) -> lis
         return []
     close = CLOSE["fp16" if target.computes_fp16 else "fp32"]
     found: list[str] = []
-    for number, asked in enumerate(PROMPTS):
+    for number, plain in enumerate(PROMPTS):
+        asked = with_windows(plain, settings.replay.fine_zoom) if settings.replay.source == "fine" else plain
         expected: dict[str, Any] = runner(asked, fixed=True)
         seen: dict[str, Any] = other(asked, fixed=True)
         for name, want in expected.items():
@@ -79,15 +80,25 @@ def test_number_types(kind: str, tmp_path: Path) -> None:
     assert differences(SINGLE["base"], TARGETS[kind], tmp_path) == []
 
 
-@pytest.mark.slow  # at routing.depth=3 the two engines differ by 1e-3, and which is right is open
+def all_differences(settings: dict[str, ReasonerSettings], folder: Path) -> dict[str, list[str]]:
+    """Those of each of some settings that has any."""
+    found = {name: differences(one, STANDARD, folder) for name, one in settings.items()}
+    return {name: said for name, said in found.items() if said}
+
+
+@pytest.mark.long
 def test_every_value(tmp_path: Path) -> None:
-    found: dict[str, Any] = {name: differences(settings, STANDARD, tmp_path) for name, settings in SINGLE.items()}
-    assert {name: said for name, said in found.items() if said} == {}
+    assert all_differences(variants.packed_variants(), tmp_path) == {}
 
 
-@pytest.mark.slow  # at routing.depth=3 the two engines differ by 1e-3, and which is right is open
+@pytest.mark.slow
+def test_every_value_alone(tmp_path: Path) -> None:
+    assert all_differences(SINGLE, tmp_path) == {}
+
+
+@pytest.mark.slow
 def test_every_number_type(tmp_path: Path) -> None:
-    found: dict[str, Any] = {
+    found = {
         name: differences(SINGLE["base"], target, tmp_path)
         for name, target in TARGETS.items()
         if target.scheme.encoding("standard") or not target.scheme.integers
@@ -97,5 +108,4 @@ def test_every_number_type(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_pair_of_values(tmp_path: Path) -> None:
-    found: dict[str, Any] = {name: differences(settings, STANDARD, tmp_path) for name, settings in PAIRS.items()}
-    assert {name: said for name, said in found.items() if said} == {}
+    assert all_differences(PAIRS, tmp_path) == {}

@@ -79,8 +79,9 @@ class OvGraph:
     def _run(self, names: Sequence[str], feed: Mapping[str, Any], running: Running) -> list[Any] | None:
         """None where a signal ended it whose handler did not raise: then it is to be repeated."""
         request, brake = self._take()
-        # Shared with OpenVINO, not copied, so they must live as long as the run.
-        given = {name: np.asarray(feed[name], order="C") for name in self._inputs}
+        # Shared with OpenVINO, not copied, so they must live as long as the run. It refuses one that is read-only, as
+        # families keep what never changes: that is copied.
+        given = {name: np.require(feed[name], requirements="CAW") for name in self._inputs}
         with brake.released() as pull:
             running.ends_by(pull)
             try:
