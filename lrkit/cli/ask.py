@@ -30,6 +30,8 @@ Examples:
 
     lrkit ask my-bundle --image rooms.png --engine tensorrt-rtx "Take 4 hops. Which room are you in? Start in room 3"
 
+    lrkit ask intel --image rooms.png --engine openvino --engine-option cache=true "Which room are you in?"
+
     lrkit ask tiny --image rooms.png "Take 3 hops. Which room are you in? Start in room 7" "Read the signs."
 
     lrkit ask MODEL --image rooms.png --save-scene rooms.scene --follow-up "What is in room 3?" "And beside it?"

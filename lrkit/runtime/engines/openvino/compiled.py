@@ -4,7 +4,6 @@ Place in the pipeline: engine.py and an export that compares its programs on Ope
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +12,9 @@ from lrkit.contract.schemes import computed_in
 from lrkit.errors import BundleError, UserError
 from lrkit.runtime.engines.openvino.brake import add_brake
 from lrkit.runtime.engines.openvino.graph import OvGraph, port
+from lrkit.runtime.engines.openvino.kept import Kept, ready
 from lrkit.runtime.engines.openvino.library import check_device, core, said
-from lrkit.runtime.engines.openvino.options import Numbers, OpenVinoOptions, cache_property, properties
+from lrkit.runtime.engines.openvino.options import Numbers, OpenVinoOptions, properties
 from lrkit.runtime.engines.openvino.reader import differences, read_model
 
 
@@ -26,22 +26,33 @@ def natural_precision(target: Mapping[str, Any], cpu: bool = True) -> Literal["f
     return "f16" if computed_in(target.get("precision"), target.get("activations")) == "fp16" else "f32"
 
 
-def compile_graph(path: Path, spec: IoSpec | None, options: OpenVinoOptions, numbers: Numbers) -> OvGraph:
-    """The graph in a file of the dialect standard, for the device of `options`.
+def compile_graph(
+    path: Path, spec: IoSpec | None, options: OpenVinoOptions, numbers: Numbers, weights: Path | None = None
+) -> OvGraph:
+    """The graph in a file of the dialect standard, for the device of `options`; `weights`: the file that holds its
+    weights, None: it holds them itself.
 
     Raises:
         BundleError: OpenVINO refuses it, or it is another than `spec` declares; None: any will do.
-        UserError: a device that is not here, or a property that OpenVINO refuses.
+        UserError: a device that is not here, a property that OpenVINO refuses, or a cache folder that cannot be used.
         MissingExtraError: OpenVINO is not installed.
     """
-    device = check_device(options.device)
+    device, folder = check_device(options.device), ready(options.cache)
     model = read_model(path)
     if spec is not None and (found := differences(model, spec)):
         raise BundleError(f"{path}: is not the program that bundle.json declares ({found[0]}); copy the bundle again")
     inputs, outputs = [port(one) for one in model.inputs], [port(one) for one in model.outputs]
     # Other devices hold a copy of their inputs, in which nothing can be set while they run.
     brake = on_cpu(device) and add_brake(model)
-    return OvGraph(_compile(model, device, path, options, numbers), path, inputs, outputs, brake)
+    given = properties(options, device, numbers)
+    if folder is None:
+        return OvGraph(_compile(model, device, path, options, given), path, inputs, outputs, brake)
+    kept = Kept(folder, [path] if weights is None else [path, weights], device, given)
+    compiled = kept.load()
+    if compiled is None:
+        compiled = _compile(model, device, path, options, given)
+        kept.save(compiled)
+    return OvGraph(compiled, path, inputs, outputs, brake)
 
 
 def on_cpu(device: str) -> bool:
@@ -49,13 +60,9 @@ def on_cpu(device: str) -> bool:
     return device.strip().upper().partition(".")[0] == "CPU"
 
 
-def _compile(model: Any, device: str, path: Path, options: OpenVinoOptions, numbers: Numbers) -> Any:
-    given, kept = properties(options, device, numbers), cache_property(options.cache)
+def _compile(model: Any, device: str, path: Path, options: OpenVinoOptions, given: Mapping[str, Any]) -> Any:
     try:
-        if kept:
-            with suppress(RuntimeError):  # a full disk, a file that is damaged: then it is compiled without
-                return core().compile_model(model, device, {**kept, **given})
-        return core().compile_model(model, device, given)
+        return core().compile_model(model, device, dict(given))
     except Exception as error:  # OpenVINO raises RuntimeError, and its binding others
         text = said(error)
         if named := [key for key in options.properties if key in text]:

@@ -35,7 +35,8 @@ class OpenVinoSessions(ProgramSessions):
                 "which OpenVINO does not read; export the checkpoint again: lrkit export CHECKPOINT --engine openvino"
             )
         self.bundle.check_unchanged(file, entry.data)
-        return compile_graph(self.bundle.folder / file, spec, self.options, self.numbers)
+        weights = None if entry.data is None else self.bundle.folder / entry.data
+        return compile_graph(self.bundle.folder / file, spec, self.options, self.numbers, weights)
 
     @property
     def numbers(self) -> Numbers:

@@ -3,7 +3,6 @@
 Place in the pipeline: `--engine-option`, `engine_options` -> `OpenVinoOptions` -> engine.py.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,10 +29,10 @@ class OpenVinoOptions(Config):
     for a bundle that was made for another engine."""
     threads: int | None = Field(default=None, ge=1)
     """Of one answer, on a CPU; None: as many as the process may use (lrkit/cores.py)."""
-    cache: Path | None = None
-    """A folder that keeps what was compiled, so that the next start is quick; made if it is not there. OpenVINO looks
-    in it by the content of the program, the device and its own version; of a folder that cannot be written to, nothing
-    is kept. Null: nothing is."""
+    cache: bool | Path | None = None
+    """A folder of the user's own that keeps what was compiled, so that the next start is quick; made if need be.
+    true: lrkit/openvino in the user's cache folder (XDG_CACHE_HOME, or ~/.cache). Null: nothing is kept, as it is twice
+    as large as the program and more. See kept.py for what is trusted and how much is kept."""
     properties: dict[str, str | bool | int | float] = {}
     """OpenVINO's own properties, by its names, as NUM_STREAMS; they come before all others."""
 
@@ -70,17 +69,6 @@ def _of_device(options: OpenVinoOptions, device: str, numbers: Numbers) -> dict[
     asked |= {"INFERENCE_NUM_THREADS"} if options.threads is not None else set()
     known = supported(device)
     return {key: value for key, value in wanted.items() if key in known or key in asked}
-
-
-def cache_property(cache: Path | None) -> dict[str, str]:
-    """Where OpenVINO keeps what it compiled; nothing where that cannot be written to, which no answer depends on."""
-    if cache is None:
-        return {}
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return {}
-    return {"CACHE_DIR": str(cache.absolute())} if os.access(cache, os.W_OK) else {}
 
 
 def supported(device: str) -> frozenset[str]:
