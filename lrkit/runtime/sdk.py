@@ -74,9 +74,9 @@ class Reasoner:
         `engine` is a name of lrkit/runtime/engines/table.py: onnxruntime, openvino, or tensorrt-rtx or tensorrt where
         the bundle has such engines; `engine_options` are its own (the row's class of options), as {"cache": True} of
         openvino, which keeps what it compiled for the next start. Those of ONNX Runtime may be given by name:
-        `provider` is cpu, cuda, cuda:1, tensorrt, ...; `threads` those of one operator (None: as many as the process may use);
-        `session_config` its own session entries, `provider_options` the provider's. `verify` compares every file with
-        its SHA-256. `scene_bytes` is the most memory for scenes (None: 512 MiB).
+        `provider` is cpu, cuda, cuda:1, tensorrt, ...; `threads` those of one operator (None: as many as the process
+        may use); `session_config` its own session entries, `provider_options` the provider's. `verify` compares every
+        file with its SHA-256. `scene_bytes` is the most memory for scenes (None: 512 MiB).
 
         Raises:
             BundleError: no bundle, or one that is damaged, incomplete or of a later schema, or without such an engine.

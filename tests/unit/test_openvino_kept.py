@@ -58,7 +58,8 @@ def test_each_program_and_way_to_run_it_is_compiled_once(tmp_path: Path, compile
 @pytest.mark.parametrize("damage", ["emptied", "cut", "one bit", "other", "no head"])
 def test_a_damaged_file_is_removed_and_made_again(tmp_path: Path, compiles: list[str], damage: str) -> None:
     """OpenVINO itself answers by changed numbers, without a word."""
-    answer(2, tmp_path, tmp_path), answer(3, tmp_path, tmp_path)
+    answer(2, tmp_path, tmp_path)
+    answer(3, tmp_path, tmp_path)
     file, other = blobs(tmp_path)  # the first is that of 2
     content = file.read_bytes()
     flipped = bytearray(content)
@@ -103,7 +104,8 @@ def test_what_was_used_least_recently_goes(tmp_path: Path, monkeypatch: pytest.M
     (first,) = blobs(tmp_path)
     answer(3, tmp_path, tmp_path)
     second = blobs(tmp_path)[-1]
-    os.utime(first, (9, 9)), os.utime(second, (5, 5))
+    os.utime(first, (9, 9))
+    os.utime(second, (5, 5))
     answer(2, tmp_path, tmp_path)  # used now
     monkeypatch.setattr(kept, "MOST_BYTES", 5 * first.stat().st_size // 2)
     answer(4, tmp_path, tmp_path)

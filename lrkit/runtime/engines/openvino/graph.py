@@ -81,7 +81,7 @@ class OvGraph:
         request, brake = self._take()
         # Shared with OpenVINO, not copied, so they must live as long as the run. It refuses one that is read-only, as
         # families keep what never changes: that is copied.
-        given = {name: np.require(feed[name], requirements="CAW") for name in self._inputs}
+        given = {name: np.require(feed[name], requirements=["C", "A", "W"]) for name in self._inputs}
         with brake.released() as pull:
             running.ends_by(pull)
             try:
