@@ -3,6 +3,8 @@
 Place in the pipeline: after.py or during.py give rows -> analysis_summary.py -> `save`.
 """
 
+import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,8 +16,10 @@ from lrkit.analyze.analysis_plots import draw
 from lrkit.analyze.analysis_summary import summarize_rows
 from lrkit.analyze.rows import Row, write_rows
 from lrkit.errors import require
-from lrkit.files import write_bytes, write_json, write_text
+from lrkit.files import write_bytes, write_text
 from lrkit.provenance import collect
+
+_INNERMOST = re.compile(r"[\[{][^\[\]{}]*[\]}]")
 
 
 def check_packages() -> None:
@@ -37,7 +41,9 @@ def save(report: dict[str, Any], rows: Sequence[Row], folder: Path) -> list[Path
     """
     images = draw(report, rows)
     paths = [folder / "report.json", folder / "report.html"]
-    write_json(paths[0], report)
+    text = json.dumps(report, indent=1, allow_nan=False)
+    # A figure with its interval on one line: a report has thousands.
+    write_text(paths[0], _INNERMOST.sub(lambda found: " ".join(found[0].split()), text) + "\n")
     write_text(paths[1], render_page(report, images))
     for name, png in images.items():
         paths.append(folder / f"{name}.png")

@@ -31,8 +31,8 @@ _NOTES = {
     ),
     "projection": (
         "Embeddings",
-        "Latents beside visual tokens and words, as they enter the first layer, on the two axes of their largest "
-        "variance.",
+        "Latents beside visual tokens and words, as they enter the first layer: their directions, on the two axes "
+        "of their largest variance.",
     ),
 }
 

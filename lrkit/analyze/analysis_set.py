@@ -72,9 +72,11 @@ def split(hops: Sequence[int], losses: Sequence[float]) -> list[str]:
 
 
 def _projected(found: Sequence[SampleFigures], groups: Sequence[str], updates: int, stage: str) -> list[Row]:
-    """The embeddings of all samples on the two axes of their largest variance (PCA)."""
-    kinds = sorted({kind for one in found for kind in one.embeddings})
-    every = {kind: np.concatenate([one.embeddings[kind] for one in found if kind in one.embeddings]) for kind in kinds}
+    """The directions of all samples' embeddings on the two axes of their largest variance (PCA). Lengths are left out:
+    the first layer's norm takes them away, and visual tokens are often so much longer that nothing else is seen."""
+    own = [{kind: _directions(points) for kind, points in one.embeddings.items()} for one in found]
+    kinds = sorted({kind for embeddings in own for kind in embeddings})
+    every = {kind: np.concatenate([points[kind] for points in own if kind in points]) for kind in kinds}
     fitted = np.concatenate([points[:: max(1, -(-len(points) // _MOST_FITTED))] for points in every.values()])
     if len(fitted) < 3 or not np.isfinite(fitted).all() or not all(np.isfinite(p).all() for p in every.values()):
         return []
@@ -86,11 +88,16 @@ def _projected(found: Sequence[SampleFigures], groups: Sequence[str], updates: i
         Row(updates, stage, None, "", 0, "model", f"pc{axis + 1}_share", finite(float(share[axis])))
         for axis in range(2)
     ]
-    for number, (one, group) in enumerate(zip(found, groups, strict=True)):
-        for kind, points in one.embeddings.items():
+    for number, (embeddings, group) in enumerate(zip(own, groups, strict=True)):
+        for kind, points in embeddings.items():
             for token, place in enumerate((points - centre) @ axes[:2].T):
                 rows += [
                     Row(updates, stage, number, group, 0, kind, f"pc{axis + 1}", finite(float(place[axis])), token)
                     for axis in range(2)
                 ]
     return rows
+
+
+def _directions(points: np.ndarray) -> np.ndarray:
+    """Rows of length 1."""
+    return points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)

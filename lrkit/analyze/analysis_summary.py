@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lrkit.analyze.rows import Row
+from lrkit.analyze.rows import Row, finite
 from lrkit.profile.judge.statistics import geometric_ratio, ratio_of_means
 
 Values = Mapping[str, Any]
@@ -26,6 +26,7 @@ TOKENS = ("visual", "text", "replayed", "latent", "spoken")
 MATRICES = ("q", "k", "v", "o")
 SCHEMA = 1
 _RESAMPLES = 4000
+_DRAWN = ("gradient_mean", "contribution")
 Table = dict[tuple[int | None, str, str], dict[int, float]]
 """Layer, kind, measure -> sample -> value."""
 
@@ -88,7 +89,8 @@ def _visual_sentence(point: Values) -> str:
     )
     return (
         f"A visual token's gradient is {_times(first)} a text token's, over all layers, after {point['updates']} "
-        f"updates: {verdict}. By other measures: {', '.join(others)}."
+        f"updates: {verdict}. By other measures: {', '.join(others)}. Behind the first layer alone it is "
+        f"{_times(first['behind_first'])} a text token's: {_verdict(first['behind_first'], 'larger', 'smaller')}."
     )
 
 
@@ -127,10 +129,7 @@ def _point(key: tuple[int, str], rows: Sequence[Row]) -> dict[str, Any]:
     layers = 1 + max(layer for layer, _, _ in table if layer is not None)
     groups = {row.sample: row.group for row in rows if row.sample is not None}
     tokens = {
-        kind: {
-            measure: [_mean(table.get((layer, kind, measure), {})) for layer in range(layers)]
-            for measure in (*GRADIENTS, "contribution", "cosine")
-        }
+        kind: {measure: _by_layer(table, kind, measure, layers) for measure in (*GRADIENTS, "contribution", "cosine")}
         for kind in TOKENS
         if (0, kind, "gradient_mean") in table
     }
@@ -158,22 +157,33 @@ def _point(key: tuple[int, str], rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def _by_layer(table: Table, kind: str, measure: str, layers: int) -> list[Any]:
+    """Means; those that are drawn have intervals."""
+    cells = [table.get((layer, kind, measure), {}) for layer in range(layers)]
+    if measure in _DRAWN:
+        return [_mean(cell) for cell in cells]
+    return [finite(float(np.mean(list(cell.values())))) if cell else None for cell in cells]
+
+
 def _against(table: Table, over: str, under: str, measure: str) -> dict[str, Any]:
-    """The ratio over all layers, and in each."""
+    """The ratio over all layers, in each, and behind the first: in front of it states still have the embeddings'
+    lengths, by which the layer's norm divides their gradients."""
     count = 1 + max(layer for layer, _, _ in table if layer is not None)
     by_layer = [
         _ratio(table.get((layer, over, measure), {}), table.get((layer, under, measure), {}))["value"]
         for layer in range(count - 1)
     ]
-    return {**_ratio(_over_layers(table, over, measure), _over_layers(table, under, measure)), "by_layer": by_layer}
+    behind = {"behind_first": _ratio(*(_over_layers(table, kind, measure, first=1) for kind in (over, under)))}
+    every = _ratio(*(_over_layers(table, kind, measure) for kind in (over, under)))
+    return {**every, "by_layer": by_layer, **behind}
 
 
-def _over_layers(table: Table, kind: str, measure: str = "gradient_mean") -> dict[int, float]:
-    """Sample -> geometric mean over the layers that a state enters."""
+def _over_layers(table: Table, kind: str, measure: str = "gradient_mean", first: int = 0) -> dict[int, float]:
+    """Sample -> geometric mean over the layers that a state enters, from the first of them on."""
     last = max(layer for layer, _, _ in table if layer is not None)
     logs: dict[int, list[float]] = {}
     for (layer, of, name), values in table.items():
-        if of == kind and name == measure and layer is not None and layer < last:
+        if of == kind and name == measure and layer is not None and first <= layer < last:
             for sample, value in values.items():
                 if value > 0:
                     logs.setdefault(sample, []).append(float(np.log(value)))
@@ -225,20 +235,25 @@ def _group_ratio(values: Mapping[int, Sequence[float]], groups: Mapping[int, str
     }
     if not all(len(own) for own in logs.values()):
         return {"value": None, "low": None, "high": None}
-    value = float(np.exp(logs["hard"].mean() - logs["easy"].mean()))
+    value = finite(float(np.exp(logs["hard"].mean() - logs["easy"].mean())))
     if min(map(len, logs.values())) < 2:
         return {"value": value, "low": None, "high": None}
     rng = np.random.default_rng(0)
     draws = {group: own[rng.integers(0, len(own), (_RESAMPLES, len(own)))].mean(-1) for group, own in logs.items()}
     low, high = np.exp(np.percentile(draws["hard"] - draws["easy"], (2.5, 97.5)))
-    return {"value": value, "low": float(low), "high": float(high)}
+    return {"value": value, "low": finite(float(low)), "high": finite(float(high))}
 
 
 def _ratio(over: Mapping[int, float], under: Mapping[int, float]) -> dict[str, Any]:
     shared = [sample for sample in over if sample in under]
-    return geometric_ratio([over[sample] for sample in shared], [under[sample] for sample in shared])
+    return _short(geometric_ratio([over[sample] for sample in shared], [under[sample] for sample in shared]))
 
 
 def _mean(values: Mapping[int, float]) -> dict[str, Any]:
     found = ratio_of_means(list(values.values()), [1.0] * len(values))
-    return {name: found[name] for name in ("value", "low", "high")}
+    return _short(found)
+
+
+def _short(found: Values) -> dict[str, Any]:
+    """Six digits are more than any interval here supports."""
+    return {name: None if found[name] is None else finite(found[name]) for name in ("value", "low", "high")}

@@ -1,6 +1,6 @@
 """While a model learns: the same samples at each cadence, one file of rows each.
 
-    RUN/analysis/000100-two.jsonl     the rows after 100 updates of the run, in the stage `two`
+    RUN/analysis/000100-03-two.jsonl     the rows after 100 updates of the run, in stage 3, `two`
 
 Place in the pipeline: train/observer.py loads this by name -> `GradientObserver` -> analysis_set.py -> rows.py. A
 resumed run writes the same files again, with the same rows.
@@ -45,7 +45,8 @@ class GradientObserver:
         self._prepare(stage)
         hops = [hops_of(sample) for sample in self._samples]
         rows = measure(self._watched.reasoner, self._batches, hops, updates, stage.name, self._watched.autocast)
-        write_lines(rows, self._watched.folder / ANALYSIS_FOLDER / f"{updates:06d}-{stage.name}.jsonl")
+        name = f"{updates:06d}-{self._watched.recipe.stages.index(stage):02d}-{stage.name}.jsonl"
+        write_lines(rows, self._watched.folder / ANALYSIS_FOLDER / name)
 
     def _prepare(self, stage: Stage) -> None:
         if self._stage is stage:

@@ -118,7 +118,7 @@ class AnalyzeConfig(Config):
 
     every: int = Field(default=100, ge=1)
     """Updates of a stage between analyses; its first and its last state are analysed in any case."""
-    samples: int = Field(default=16, ge=2, le=4096)
+    samples: int = Field(default=8, ge=2, le=4096)
     """Samples, drawn once as the stage draws its own, and measured one by one."""
 
 

@@ -46,9 +46,10 @@ def test_a_watched_run_is_the_same_run(runs) -> None:
     assert not (runs["plain"] / "analysis").exists()
     # Each stage that reasons at its beginning, at the cadence and at its end; the one that looks has nothing to say.
     names = sorted(file.name for file in (runs["watched"] / "analysis").iterdir())
-    assert names == ["000001-say.jsonl", "000003-say.jsonl", *(f"{n:06d}-think.jsonl" for n in (3, 5, 7))]
+    assert names == ["000001-01-say.jsonl", "000003-01-say.jsonl", *(f"{n:06d}-02-think.jsonl" for n in (3, 5, 7))]
 
 
+@pytest.mark.long
 def test_dropout_and_bfloat16_draw_the_same_numbers_too(runs, tmp_path) -> None:
     """An adapter with dropout: a random number taken by the analysis would change every loss behind it."""
     settings = [f"init={runs['plain']}/stages/01-say", "trainable=lora", "model.lora.dropout=0.3", "model.lora.rank=2"]
@@ -63,6 +64,7 @@ def test_dropout_and_bfloat16_draw_the_same_numbers_too(runs, tmp_path) -> None:
         assert kinds == set("qkvo")
 
 
+@pytest.mark.long
 def test_resuming_a_watched_run_gives_the_same_rows(runs, tmp_path) -> None:
     from lrkit.errors import LrkitError
     from lrkit.train.loop import TrainingInterrupted
@@ -97,6 +99,7 @@ def test_what_training_recorded_becomes_a_report(runs, tmp_path, capsys) -> None
     assert any((out / name).is_file() for name in ("rows.parquet", "rows.jsonl"))
 
 
+@pytest.mark.long
 def test_the_last_checkpoint_gives_what_training_recorded_last(runs, tmp_path) -> None:
     """After the fact and while it trained: the same samples, the same figures."""
     out = tmp_path / "out"
@@ -112,6 +115,7 @@ def test_the_last_checkpoint_gives_what_training_recorded_last(runs, tmp_path) -
         assert values[0] == pytest.approx(values[1], rel=1e-3, abs=1e-9)
 
 
+@pytest.mark.long
 def test_the_shipped_model_on_other_data_and_one_stage_of_a_run(runs, tmp_path) -> None:
     out = tmp_path / "out"
     assert lrkit("analyze", "tiny", "--samples", 2, "--data", "trail:main", "-o", out) == 0

@@ -111,6 +111,12 @@ def pruning(folder: Path) -> None:
     assert "| 1 | 0 | 25.0% |" in (folder / "pruning.md").read_text()
 
 
+def analysis_cost(folder: Path) -> None:
+    report = json.loads((folder / "analysis_cost.json").read_text())
+    assert report["recipe"] == "smoke" and report["samples"] == 2 and report["pairs"] >= 2
+    assert 0 <= report["share"]["median"] < 1 and report["update_sec"]["median"] > 0
+
+
 def scenes(folder: Path) -> None:
     (row,) = json.loads((folder / "scenes.json").read_text())["rows"]
     assert row["right"]["first"] == [4, 4] and sum(asked for _, asked in row["right"].values()) == 8
@@ -161,6 +167,7 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "int4_decode": (lambda bundle, folder: [bundle, "--json", folder / "int4_decode.json"], int4_decode),
     "training_step": (lambda bundle, folder: ["--json", folder / "training_step.json"], training_step),
     "pruning": (lambda bundle, folder: ["--json", folder / "pruning.json"], pruning),
+    "analysis_cost": (lambda bundle, folder: ["--json", folder / "analysis_cost.json"], analysis_cost),
     "scenes": (lambda bundle, folder: ["--json", folder / "scenes.json"], scenes),
     "fine_replay": (
         lambda bundle, folder: ["--folder", folder / "runs", "--json", folder / "fine_replay.json"],
