@@ -6,6 +6,7 @@ would be left of the others.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,20 +43,36 @@ def matrix() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((OUT, WIDTH)).astype(np.float32)
 
 
-def product(dialect: str, x: np.ndarray, weight: np.ndarray, activations: str = "fp32") -> np.ndarray:
-    """x times a matrix of the tower, plus a bias of ones, by what a dialect writes."""
-    values = {"precision": "int4", "dialect": dialect, "int4": {"vision": "w8a8"}, "activations": activations}
-    write = writer_for(Target.model_validate(values), lambda _: weight, Norm("rms", 1e-6))
+def written(weight: np.ndarray, **values: Any) -> tuple[bytes, Target]:
+    """A graph of x (S, WIDTH) times a matrix of the tower, plus a bias of ones: y, by what a target writes."""
+    target = Target.model_validate({"precision": "int4", "int4": {"vision": "w8a8"}, **values})
+    write = writer_for(target, lambda _: weight, Norm("rms", 1e-6))
     g = Graph(write.floats)
     given = g.input("x", write.floats, ("S", WIDTH))
     bias = g.value(np.ones(OUT, write.floats.numpy()))
     made = g.typed(write.linear(g, given, "m", bias, part="vision", given=weight), write.floats, ("S", OUT), "y")
     proto: Any = ir.to_proto(g.model([given], [made], "product", {}))
-    off = optimizers_off(write.target.dialect, "int4")
-    session: Any = onnxruntime.InferenceSession(
-        proto.SerializeToString(), providers=["CPUExecutionProvider"], disabled_optimizers=off
-    )
-    return session.run(["y"], {"x": x.astype(write.floats.numpy())})[0].astype(np.float32)
+    return proto.SerializeToString(), target
+
+
+def product(kind: str, x: np.ndarray, weight: np.ndarray, activations: str = "fp32") -> np.ndarray:
+    """What that gives on ONNX Runtime, by a dialect, or, as `openvino`, by a program for OpenVINO."""
+    values = {"dialect": "standard", "openvino": {}} if kind == "openvino" else {"dialect": kind}
+    graph, target = written(weight, activations=activations, **values)
+    off = optimizers_off(target.dialect, "int4")
+    session: Any = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"], disabled_optimizers=off)
+    kind_of_x = np.float16 if activations == "fp16" else np.float32
+    return session.run(["y"], {"x": x.astype(kind_of_x)})[0].astype(np.float32)
+
+
+def uneven() -> np.ndarray:
+    """Tokens of very different sizes; of one, 7, a single number is large, and 13 is zero."""
+    x = np.random.default_rng(1).standard_normal((TOKENS, WIDTH)).astype(np.float32)
+    x[3] *= 100
+    x[7, 5] = 60
+    x[11] *= 1e-3
+    x[13] = 0
+    return x
 
 
 def error(made: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -64,14 +81,9 @@ def error(made: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("activations", ["fp32", "fp16"])
-@pytest.mark.parametrize("dialect", ["ort", "standard"])
+@pytest.mark.parametrize("dialect", ["ort", "standard", "openvino"])
 def test_each_token_is_rounded_by_its_own_largest(dialect: str, activations: str) -> None:
-    x = np.random.default_rng(1).standard_normal((TOKENS, WIDTH)).astype(np.float32)
-    x[3] *= 100
-    x[7, 5] = 60
-    x[11] *= 1e-3
-    x[13] = 0
-    weight = matrix()
+    x, weight = uneven(), matrix()
     made, wanted = product(dialect, x, weight, activations), x @ weight.T + 1
     assert np.array_equal(made[13], np.ones(OUT)), "zeros stay zeros"
     least = 1e-3 if activations == "fp16" else 1e-5
@@ -80,7 +92,32 @@ def test_each_token_is_rounded_by_its_own_largest(dialect: str, activations: str
     held = quantized(weight, ROW, 128, "m")
     assert held is not None
     exact = error(made, x @ held.dequantize().T + 1).max()
-    assert exact < least if dialect == "standard" else least < exact < 0.2, "activations are rounded in ort alone"
+    assert exact < least if dialect == "standard" else least < exact < 0.2, "no engine rounds activations"
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_openvino_multiplies_bytes_by_bytes(tmp_path: Path, precision: str) -> None:
+    """Not the floats that they stand for, which its reader would do without a constant scale; numbers as ONNX
+    Runtime's."""
+    openvino = pytest.importorskip("openvino")
+    from lrkit.runtime.engines.openvino.reader import parse
+
+    graph, _ = written(matrix(), dialect="standard", openvino={"precision": precision})
+    (tmp_path / "product.onnx").write_bytes(graph)
+    core = openvino.Core()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("a CPU without products in bf16")
+    compiled = core.compile_model(
+        parse(tmp_path / "product.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1}
+    )
+    nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    kernels = [info["primitiveType"].astype(str) for info in nodes if "FullyC" in info["layerType"].astype(str)]
+    assert any("i8" in kernel for kernel in kernels), kernels
+    x = uneven()
+    found = compiled([x])[0]
+    assert np.array_equal(found[13], np.ones(OUT)), "zeros stay zeros"
+    rows = [row for row in range(TOKENS) if row != 13]
+    assert error(found, product("openvino", x, matrix()))[rows].max() < (1e-5 if precision == "f32" else 0.02)
 
 
 def test_no_sum_of_two_products_leaves_sixteen_bits() -> None:
@@ -169,7 +206,7 @@ def test_a_tower_is_bytes_on_a_cpu_and_float_elsewhere_unless_the_target_says() 
             "vision would be w8a8, .* on a CPU alone.*int4.vision=float",
         ),
         ({"provider": "cuda", "int4": {"chunks": "w8a8"}}, "chunks would be w8a8, .* set int4.chunks=same"),
-        ({"dialect": "standard", "int4": {"chunks": "w8a8"}}, "chunks is w8a8, which the dialect ort alone has"),
+        ({"dialect": "standard", "int4": {"chunks": "w8a8"}}, "chunks is w8a8, .* for OpenVINO alone have; set"),
         ({"int4": {"chunks": "int8"}}, "int4.chunks is 'int8', and int4 takes same, w8a8"),
     ],
 )

@@ -5,7 +5,7 @@ says, so a state is frozen once it has halted.
 """
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,11 +14,19 @@ from lrkit.export.graph.weight_store import Form
 from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT, Rotation, Writer
 from lrkit.export.weights.integers import Quantized, dequantize_linear
 
+_LEAST = 1e-30
+"""What a row of zeros is divided by."""
+
 
 class StandardWriter(Writer):
     """Writes what every engine reads."""
 
     fused: ClassVar[bool] = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._bytes: dict[tuple[Value, int], tuple[Value, Value]] = {}
+        """(activations, level of the graph) -> what `_rows_as_bytes` made of them."""
 
     @staticmethod
     def encode(quantized: Quantized) -> tuple[np.ndarray, np.ndarray]:
@@ -35,9 +43,32 @@ class StandardWriter(Writer):
     def product_by_row(
         self, g: Graph, x: Value, role: str, integers: Value, scales: Value, form: Form, bias: Value | None
     ) -> Value:  # fmt: skip
-        """Likewise: activations stay float."""
+        """For OpenVINO on a CPU both sides are bytes; elsewhere activations stay float."""
         integers = self.store.own_name(g, f"{role}.{form.name}", integers)
-        return self._times(g, x, g.early("DequantizeLinear", integers, scales, axis=1), bias)
+        weight = g.early("DequantizeLinear", integers, scales, axis=1)
+        if not self.target.multiplies_bytes:
+            return self._times(g, x, weight, bias)
+        rounded, largest = self._rows_as_bytes(g, x)
+        product = g.to_floats(g.op("Mul", g.op("MatMul", rounded, g.to_float32(weight)), largest))
+        return product if bias is None else g.op("Add", product, bias)
+
+    def _rows_as_bytes(self, g: Graph, x: Value) -> tuple[Value, Value]:
+        """x (S, in) divided by the largest of its row and rounded to multiples of 1/127, and these largest, (S, 1).
+
+        Each token is rounded by its own largest, and yet the scale of the bytes is a constant: without one OpenVINO
+        multiplies floats. Made once for all products of x.
+        """
+        if (x, g.level) not in self._bytes:
+            wide, unit, zero = g.to_float32(x), np.array(1 / 127, np.float32), np.array(0, np.int8)
+            ends = g.op("ReduceMax", wide, [1], keepdims=1), g.op("Neg", g.op("ReduceMin", wide, [1], keepdims=1))
+            largest = g.op("Max", *ends, np.array(_LEAST, np.float32))
+            if self.target.openvino is not None and self.target.openvino.precision == "bf16":
+                # OpenVINO 2026.4 leaves all in float32 that lies between an output and the last products before it. By
+                # way of these factors that would be a whole tower but its products; so they come out of one.
+                largest = g.op("MatMul", largest, np.ones((1, 1), np.float32))
+            steps = g.op("QuantizeLinear", g.op("Div", wide, largest), unit, zero)
+            self._bytes[x, g.level] = g.op("DequantizeLinear", steps, unit, zero), largest
+        return self._bytes[x, g.level]
 
     @staticmethod
     def _times(g: Graph, x: Value, weight: Value, bias: Value | None) -> Value:
@@ -99,7 +130,10 @@ class StandardWriter(Writer):
         self, g: Graph, product: Callable[[str], Value], shape: tuple[int, int], part: str
     ) -> tuple[Value, Value]:
         """By one matrix: TensorRT-RTX 1.7.1 fails to build two int4 products of one operand (Myelin: loops.cpp, loop
-        is null)."""
+        is null). By two where OpenVINO multiplies bytes: it copies what it splits."""
+        scheme = self.store.scheme_of(part, shape)
+        if scheme is not None and scheme.by_row and self.target.multiplies_bytes:
+            return product("gate"), product("up")
         gate, up = g.ops("Split", product("gate_up"), [shape[0]] * 2, outputs=2, axis=-1)
         return gate, up
 

@@ -202,9 +202,10 @@ class Target(Config):
 
     @model_validator(mode="after")
     def _bytes_are_for_a_cpu(self) -> "Target":
-        if self.int4.chunks != SAME and self.scheme.integers and self.dialect != "ort":
+        if self.int4.chunks != SAME and self.scheme.integers and self.dialect != "ort" and self.openvino is None:
             raise ValueError(
-                f"int4.chunks is {self.int4.chunks}, which the dialect ort alone has; set int4.chunks=same"
+                f"int4.chunks is {self.int4.chunks}, which the dialect ort and programs for OpenVINO alone have; set "
+                "int4.chunks=same"
             )
         for part in self.scheme.parts if self.dialect == "ort" and self.provider != "cpu" else ():
             if (held := self.scheme_of(part)) is not None and held.by_row:
@@ -267,6 +268,11 @@ class Target(Config):
     def on_cpu(self) -> bool:
         """Whether ONNX Runtime's own operators run on a CPU."""
         return self.dialect == "ort" and self.provider == "cpu"
+
+    @property
+    def multiplies_bytes(self) -> bool:
+        """Whether matrices with a scale for each row are multiplied by activations rounded to bytes."""
+        return self.on_cpu or self.openvino is not None
 
     @property
     def computes_fp16(self) -> bool:
