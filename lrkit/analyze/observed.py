@@ -97,11 +97,13 @@ def observed(reasoner: LatentReasoner) -> Generator[ObservedBackbone]:
         reasoner.backbone = own
 
 
-def name_tokens(chunks: list[Chunk], batch: TrainBatch, image_id: int) -> None:
+def name_tokens(chunks: list[Chunk], batch: TrainBatch, reasoner: LatentReasoner) -> None:
     """Says of each token of a sample's pass what it is. `batch` holds that one sample."""
     prompt, *later = chunks
     ids_S = batch.input_ids[0]
-    visual_S = (ids_S == image_id) & batch.prompt_mask[0]
+    visual_S = (ids_S == reasoner.backbone.image_token_id) & batch.prompt_mask[0]
+    # Latents stand behind what is replayed before them: one in each chunk, or all.
+    at_once = int(batch.num_latents[0]) if reasoner.settings.think.latents == "parallel" else 1
     _fill(prompt, torch.where(visual_S, VISUAL, TEXT))
     spoken = batch.speech_ids.shape[1] > 1
     for number, chunk in enumerate(later):
@@ -110,7 +112,7 @@ def name_tokens(chunks: list[Chunk], batch: TrainBatch, image_id: int) -> None:
             kinds = torch.full((size,), SPOKEN)
         else:
             kinds = torch.full((size,), REPLAYED)
-            kinds[-1] = LATENT
+            kinds[-at_once:] = LATENT
         _fill(chunk, kinds.to(ids_S.device))
 
 

@@ -78,7 +78,7 @@ def measure_sample(
     with torch.enable_grad(), observed(reasoner) as watched, autocast():
         loss = reasoner(batch)
     chunks = watched.chunks
-    name_tokens(chunks, batch, reasoner.backbone.image_token_id)
+    name_tokens(chunks, batch, reasoner)
     hidden = [state for chunk in chunks for state in chunk.hidden]
     inputs = [*hidden, *(matrix.weight for matrix in matrices)]
     gradients = list(torch.autograd.grad(loss.total, inputs, allow_unused=True))
@@ -166,12 +166,14 @@ def _contributions(chunks: list[Chunk], found: SampleFigures) -> None:
 def _early_reading(reasoner: LatentReasoner, chunks: list[Chunk], found: SampleFigures) -> None:
     """The head read before each layer: how often it says what it says at last, and from which layer on it stays so."""
     ends = [chunk for chunk in chunks if int(chunk.kinds[0][-1]) != SPOKEN]
-    steps = [[state[0, -1:] for state in chunk.hidden] for chunk in ends]
+    # Latents stand at the end of their chunks; of the prompt the last token counts.
+    sizes = [max(1, int((chunk.kinds[0] == LATENT).sum())) for chunk in ends]
+    steps = [[state[0, -size:] for state in chunk.hidden] for chunk, size in zip(ends, sizes, strict=True)]
     if len(steps) > 1:  # with latents: the last token of the prompt and each latent, where a thought is read off
         _settle(reasoner, [torch.cat(states) for states in zip(*steps, strict=True)], KINDS[LATENT], True, found)
-        steps = steps[-1:]
+    steps = [[state[-1:] for state in steps[-1]]]
     speech = [[state[0] for state in chunk.hidden] for chunk in chunks if int(chunk.kinds[0][-1]) == SPOKEN]
-    said = [torch.cat(states) for states in zip(*steps[-1:], *speech, strict=True)]
+    said = [torch.cat(states) for states in zip(*steps, *speech, strict=True)]
     _settle(reasoner, said, KINDS[SPOKEN], False, found)
 
 

@@ -105,13 +105,41 @@ def test_pruned_tokens_leave_and_the_others_keep_their_kinds() -> None:
         reasoner(sample)
     from lrkit.analyze.observed import VISUAL, name_tokens
 
-    name_tokens(watched.chunks, sample, reasoner.backbone.image_token_id)
+    name_tokens(watched.chunks, sample, reasoner)
     counts = [int((kinds == VISUAL).sum()) for kinds in watched.chunks[0].kinds]
     texts = [int((kinds != VISUAL).sum()) for kinds in watched.chunks[0].kinds]
     assert counts == [6, 6, 3, 3, 3] and len(set(texts)) == 1
     figures = figures_of(PRUNED)[2]
     assert (3, "visual", "gradient_mean") in figures and (1, "visual", "contribution") not in figures
     assert (1, "latent", "contribution") in figures
+
+
+@pytest.mark.parametrize(
+    "think",
+    [
+        {"latents": "parallel", "halting": "fixed"},
+        {"latents": "parallel", "halting": "fixed", "passes": 2},
+        {"latents": "pause"},
+        {"gradient": "cut"},
+    ],
+    ids=["parallel", "two passes", "pause", "cut"],
+)
+def test_baselines_of_latents_are_measured_as_latents_are(think) -> None:
+    reasoner, found, figures = figures_of({**PLAIN, "think": think})
+    sample = one_sample()
+    with observed(reasoner) as watched:
+        reasoner(sample)
+    from lrkit.analyze.observed import LATENT, REPLAYED, name_tokens
+
+    name_tokens(watched.chunks, sample, reasoner)
+    named = [
+        (int((kinds == REPLAYED).sum()), int((kinds == LATENT).sum()))
+        for kinds in (chunk.kinds[0] for chunk in watched.chunks[1:-1])
+    ]
+    passes = think.get("passes", 1)
+    assert named == ([(2, 2)] * passes if "passes" in think or think.get("halting") else [(2, 1), (2, 1)])
+    assert figures[2, "latent", "gradient_mean"] > 0 and (None, "latent", "settled_depth") in figures
+    assert len(found.embeddings["latent"]) == sum(latents for _, latents in named)
 
 
 @pytest.mark.parametrize("trainable", ["lora", "full"])
