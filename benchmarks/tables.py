@@ -39,6 +39,7 @@ DIALECT_COUNTS = ("spoken tokens", "latent steps", "replayed tokens", "extra pas
 WHOLE = {
     "profile": "lrkit.profile.pages.markdown:render_markdown",
     "ablation": "lrkit.train.ablate:render",
+    "probe": "lrkit.probe.markdown:render",
     "dialects": "benchmarks.dialects:render",
     "pruning": "benchmarks.pruning:render",
     "fine-replay": "benchmarks.fine_replay:render",
@@ -101,6 +102,16 @@ def _seed(report: Report) -> Rows:
         f"`{Path(report['model']).name}`",
         *(_accuracy(sets[f"trail:{kind}"]["modes"]["latent"]) for kind in ("main", "faint", "wide")),
     )
+
+
+def _probe(report: Report) -> Rows:
+    """Accuracy with other latents, and how many answers follow a donor's."""
+    right = report["accuracy"]
+    shares = (f"{right[name]:.1%}" for name in ("latent", "direct", "zero", "mean", "noise", "donor"))
+    engine = f"`{Path(report['model']).name}`, {report['runs_on']['engine']}, {report['runs_on']['dtype']}"
+    yield (
+        engine, str(report["seed"]), *shares, f"{report['followed']:.1%} of {report['with_donor']}", report["verdict"],
+    )  # fmt: skip
 
 
 def _accuracy(mode: Report) -> str:
@@ -270,6 +281,11 @@ TABLES = {
         _tiny,
     ),
     "tiny-seeds": Table("tiny-latent-seed?-eval.json", ("checkpoint", "`main`", "`faint`", "`wide`"), _seed),
+    "probe": Table(
+        "tiny*-probe*.json",
+        ("model", "seed", "latent", "direct", "zeros", "mean", "noise", "donor", "answers follow the donor", "verdict"),
+        _probe,
+    ),
     "headline": Table(
         "tiny-int4-cpu*.json",
         (

@@ -11,18 +11,18 @@ The public names. Each is imported on first use, so that `import lrkit` stays ch
 | ask | `Reasoner`, `Answer`, `Scene` |
 | train | `train_recipe`, `load_recipe`, `Recipe` |
 | export | `export_model`, `Target`; `open_bundle`, `check_bundle`, `Bundle` |
-| measure | `evaluate_model`, `Evaluation`, `profile_models`; `load_samples`, `Sample` |
+| measure | `evaluate_model`, `Evaluation`, `profile_models`, `probe_model`; `load_samples`, `Sample` |
 | catch | `LrkitError`, and of it `UserError`: something that the caller can mend |
 
-`lrkit.train`, `lrkit.export`, `lrkit.evaluate` and `lrkit.profile` are packages, so the functions say in their names
-what they work on. Modules, and names in them, may change from release to release; these names stay.
+`lrkit.train`, `lrkit.export`, `lrkit.evaluate`, `lrkit.probe` and `lrkit.profile` are packages, so the functions say in
+their names what they work on. Modules, and names in them, may change from release to release; these names stay.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lrkit.api import check_bundle, evaluate_model, export_model, profile_models, train_recipe
+    from lrkit.api import check_bundle, evaluate_model, export_model, probe_model, profile_models, train_recipe
     from lrkit.contract.bundle.bundle_folder import Bundle, open_bundle
     from lrkit.contract.sample import Sample
     from lrkit.data.sources import load_samples
@@ -54,6 +54,7 @@ __all__ = [
     "load_recipe",
     "load_samples",
     "open_bundle",
+    "probe_model",
     "profile_models",
     "train_recipe",
 ]
@@ -75,6 +76,7 @@ _LAZY = {
     "load_recipe": "lrkit.train.recipe",
     "load_samples": "lrkit.data.sources",
     "open_bundle": "lrkit.contract.bundle.bundle_folder",
+    "probe_model": "lrkit.api",
     "profile_models": "lrkit.api",
     "train_recipe": "lrkit.api",
 }

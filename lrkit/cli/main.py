@@ -40,6 +40,7 @@ VERBS = Registry[Callable[..., None]](
         "sweep": "lrkit.cli.sweep:sweep",
         "report": "lrkit.cli.report:report",
         "compare": "lrkit.cli.compare:compare",
+        "probe": "lrkit.cli.probe:probe",
         "ablate": "lrkit.cli.ablate:ablate",
         "analyze": "lrkit.cli.analyze:analyze",
         "demo": "lrkit.cli.demo:demo",

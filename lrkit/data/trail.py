@@ -82,15 +82,25 @@ def trail_turn(
 ) -> Sample:
     """A question about the trail through these rooms of a board. `goes_on`: from where the last answer ended."""
     hops, looks = len(rooms) - 1, _looks(board, rooms[:-1])
-    unit = "hop" if hops == 1 else "hops"
-    where = "here" if goes_on else f"in room {rooms[0]}"
     return Sample(
         images=board.images(),
-        question=f"Take {hops} {unit}. Which room are you in? Start {where}",
-        steps=tuple(_sentence(number, *pair) for number, pair in enumerate(pairwise(rooms), 1)),
+        question=trail_question(hops, None if goes_on else rooms[0]),
+        steps=trail_steps(rooms),
         answer=str(rooms[-1]),
         info={**info, "task": "trail", "hops": hops, "rooms": tuple(rooms), LABEL: looks, **(labels or {})},
     )
+
+
+def trail_question(hops: int, start: int | None) -> str:
+    """Asks where so many hops lead from a room; None: from where the last answer ended."""
+    unit = "hop" if hops == 1 else "hops"
+    where = "here" if start is None else f"in room {start}"
+    return f"Take {hops} {unit}. Which room are you in? Start {where}"
+
+
+def trail_steps(rooms: Sequence[int]) -> tuple[str, ...]:
+    """A sentence for each hop through these rooms, the start first."""
+    return tuple(_sentence(number, *pair) for number, pair in enumerate(pairwise(rooms), 1))
 
 
 def tersely(sample: Sample) -> Sample:

@@ -1,12 +1,12 @@
 """Renders a report as one HTML page that needs nothing else: no script, no font, no network. Its looks: style.css."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lrkit.profile.judge.sweep import replay_sentence
 from lrkit.profile.pages import charts, heat, plots
 from lrkit.profile.pages.markdown import how_it_runs, interval, machine_lines, ms, number, percent, sheet_source, title
+from lrkit.profile.pages.page import html_table, page, section
 from lrkit.profile.pages.svg import escape
 
 Values = Mapping[str, Any]
@@ -19,31 +19,23 @@ def render_html(report: Values) -> str:
     sources = {run["summary"]["phase_source"] for run in runs}
     body = [
         _head(report),
-        _section(
-            "Runs", _runs(every), "Means over all answers; latency end to end at batch 1, preprocessing included."
-        ),
-        _section("Against the latent run", _pairs(report["pairs"]), _PAIRS),
+        section("Runs", _runs(every), "Means over all answers; latency end to end at batch 1, preprocessing included."),
+        section("Against the latent run", _pairs(report["pairs"]), _PAIRS),
         _sweep(report["sweep"]),
-        _section("Where the time goes", charts.phase_bars(runs), _phase_note(sources, len(runs) < len(every))),
-        _section(
+        section("Where the time goes", charts.phase_bars(runs), _phase_note(sources, len(runs) < len(every))),
+        section(
             "Latency", charts.latency_strips(runs), "Every answer is a dot; the line is the median, the short one p95."
         ),
-        _section("Autoregressive steps", charts.step_histograms(runs), _STEPS),
-        _section("Routed depth by layer", heat.depth_map(runs), _DEPTHS),
-        _section("Routed depth by layer and token", heat.token_maps(runs), _TOKENS),
-        _section("Against the ceiling", charts.ceiling_bars(runs), _CEILINGS),
+        section("Autoregressive steps", charts.step_histograms(runs), _STEPS),
+        section("Routed depth by layer", heat.depth_map(runs), _DEPTHS),
+        section("Routed depth by layer and token", heat.token_maps(runs), _TOKENS),
+        section("Against the ceiling", charts.ceiling_bars(runs), _CEILINGS),
         _plan(report["plan"]),
         _gallery(report["examples"]),
         _notes(report),
-        _section("How it was measured", _machine(report)),
+        section("How it was measured", _machine(report)),
     ]
-    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
-    head = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title(report))}</title><style>{style}</style></head>"
-    )
-    return f"{head}<body><main>{''.join(part for part in body if part)}</main></body></html>\n"
+    return page(title(report), body)
 
 
 _SOURCES = {
@@ -77,13 +69,6 @@ def _drawn(runs: Sequence[Values], sweep: Values | None) -> list[Values]:
 def _phase_note(sources: set[str], left_out: bool) -> str:
     words = ["Means.", *(_SOURCES[name] for name in sorted(sources))]
     return " ".join(words) + (" Of the sweep only the setting to use is drawn here and below." if left_out else "")
-
-
-def _section(name: str, content: str | None, note: str = "") -> str:
-    if content is None:
-        return ""
-    said = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(name)}</h2>{said}{content}</section>"
 
 
 def _head(report: Values) -> str:
@@ -126,14 +111,6 @@ def _tiles(report: Values) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    # What is unknown in every row would only push the rest off the page; report.json says null.
-    known = [column for column in range(len(head)) if any(row[column] != "-" for row in rows)]
-    top = "".join(f"<th>{escape(head[column])}</th>" for column in known)
-    body = "".join("<tr>" + "".join(f"<td>{escape(row[column])}</td>" for column in known) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
 def _runs(runs: Sequence[Values]) -> str:
     rows: list[list[str]] = []
     for run in runs:
@@ -153,7 +130,7 @@ def _runs(runs: Sequence[Values]) -> str:
         rows.append([run["id"], share, *means, *latency, first, grown, device, energy, str(s["failures"])])
     head = ["run", "right (95%)", "AR steps", "latent", "spoken", "replayed", "median ms", "p90", "p95", "p99"]
     head += ["first token ms", "memory growth MB", "device GB", "joule", "failed"]
-    return _table(head, rows)
+    return html_table(head, rows)
 
 
 def _pairs(pairs: Sequence[Values]) -> str | None:
@@ -168,7 +145,7 @@ def _pairs(pairs: Sequence[Values]) -> str | None:
         for pair in pairs
     ]  # fmt: skip
     head = ("run / reference", "time in all", "latency", "AR steps", "reference more accurate by, points", "McNemar p")
-    return _table(head, rows)
+    return html_table(head, rows)
 
 
 def _sweep(sweep: Values | None) -> str:
@@ -177,10 +154,10 @@ def _sweep(sweep: Values | None) -> str:
     note = f"Use {sweep['use']}: {sweep['why']}."
     pareto, replayed = plots.pareto_plot(sweep), sweep.get("replay_against_cot")
     note += " Accuracy over latency; filled: not beaten in both." if pareto else ""
-    found = _section("Settings", pareto, note)
+    found = section("Settings", pareto, note)
     if replayed:
         note = f"{replay_sentence(replayed)}. Median milliseconds of an answer."
-        found += _section("What replay costs", plots.replay_plot(replayed), note)
+        found += section("What replay costs", plots.replay_plot(replayed), note)
     return found
 
 
@@ -192,7 +169,7 @@ def _plan(plans: Sequence[Values]) -> str:
         [p["sheet"]["description"], *(ms(p["least_sec"][run]) for run in runs), sheet_source(p["sheet"])] for p in plans
     ]
     note = "From datasheets, for planning; nothing here was measured. Least milliseconds by memory and arithmetic."
-    return _section("Other devices", _table(("device", *runs, "source"), rows), note)
+    return section("Other devices", html_table(("device", *runs, "source"), rows), note)
 
 
 def _gallery(examples: Sequence[Values]) -> str:
@@ -208,7 +185,7 @@ def _gallery(examples: Sequence[Values]) -> str:
         )
         question = f"{escape(example['question'])} <span>(right: {escape(example['expected'])})</span>"
         cards.append(f"<article><h3>{question}</h3>{image}<dl>{said}</dl></article>")
-    return _section("Examples", "".join(cards)) if cards else ""
+    return section("Examples", "".join(cards)) if cards else ""
 
 
 def _notes(report: Values) -> str:
@@ -216,7 +193,7 @@ def _notes(report: Values) -> str:
     notes += [f"{item['run']} was skipped: {item['reason']}" for item in report["skipped"]]
     for run in report["runs"]:
         notes += [f"{run['id']}: {n} answers failed: {error}" for error, n in run["summary"]["errors"].items()]
-    return _section("Notes", "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>") if notes else ""
+    return section("Notes", "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>") if notes else ""
 
 
 def _machine(report: Values) -> str:

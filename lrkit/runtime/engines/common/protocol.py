@@ -68,6 +68,19 @@ class Probe(Protocol):
         ...
 
 
+class WordHead(Protocol):
+    """What hidden states say as words."""
+
+    def logits(self, hidden_ND: np.ndarray) -> np.ndarray:
+        """float32 (N, W) by the model's own head; the least there is for `<|latent|>`, which is no word."""
+        ...
+
+    def nearest(self, hidden_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each state as the latent that it becomes: the word whose embedding is nearest by angle (N,), the cosine
+        between the two (N,), and their distance over the latent's length (N,)."""
+        ...
+
+
 class Engine(Protocol):
     """Runs a reasoner. Engines of bundles derive from `ProgramEngine`, which has all of this."""
 
@@ -201,6 +214,10 @@ class Engine(Protocol):
 
     def vision_probe(self) -> Probe | None:
         """A new probe of the vision tower; None where it cannot be told apart within a run."""
+        ...
+
+    def word_head(self) -> WordHead | None:
+        """The head and the embeddings; None where a program has them inside."""
         ...
 
     def with_settings(self, settings: ReasonerSettings) -> "Engine":

@@ -284,6 +284,9 @@ class ProgramEngine:
     def vision_probe(self) -> None:
         return None
 
+    def word_head(self) -> None:
+        return None
+
     def with_settings(self, settings: ReasonerSettings) -> Self:
         raise UserError("a program has its settings compiled in; export the checkpoint with others")
 

@@ -39,6 +39,7 @@ from lrkit.runtime.engines.torch.looked import TorchLooked, read_looked
 from lrkit.runtime.engines.torch.prompt_batch import collate_prompts
 from lrkit.runtime.engines.torch.vision_probe import VisionProbe
 from lrkit.runtime.engines.torch.weights_digest import weight_files, weights_digest
+from lrkit.runtime.engines.torch.word_head import TorchWordHead
 
 DEFAULT_ATTENTION = Attention()
 DEFAULT_MAX_NEW_TOKENS = 256
@@ -184,6 +185,10 @@ class TorchEngine:
     def vision_probe(self) -> VisionProbe:
         """A probe of the backbone, which several engines may share."""
         return VisionProbe(self.reasoner.backbone, self.device)
+
+    def word_head(self) -> TorchWordHead:
+        """Its own head and embeddings."""
+        return TorchWordHead(self.reasoner, self.device)
 
     def with_settings(self, settings: ReasonerSettings) -> "TorchEngine":
         """The same weights with another replay or without routing; the backbone is shared, not copied."""
