@@ -131,7 +131,7 @@ class _Run:
         asked = self._reasoner.baseline(mode).engine
         same = asked.processor is self._questions.engine.processor
         questions = self._questions if same else Questions(asked, self._questions.samples, self._how)
-        return questions.ask(mode, mode=mode)
+        return questions.ask(mode, mode=mode, engine=asked)
 
     def _verdict(self, told: Mapping[str, Mapping[int, Told]]) -> Verdict:
         pairs = list(self._donors)
