@@ -182,7 +182,7 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
 }
 NEEDS = {"peer_genai": ("openvino_genai", "nncf")}
 """Packages beside lrkit's own extras; skipped without them."""
-LONG = {"peer", "gpu_answers"}
+LONG = {"peer", "gpu_answers", "fine_replay"}
 """Their smoke size takes too long for the default tests."""
 PART_OF = {
     "fine_replay_times": "fine_replay",
