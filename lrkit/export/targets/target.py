@@ -52,8 +52,8 @@ class Int4(Config):
     """Matrices of the vision tower. Where nothing is said: w8a8 in the dialect ort on a CPU, which also rounds what
     they are multiplied with; float elsewhere. Matrices narrower than 512 stay float."""
     chunks: str = _INT4.parts["chunks"][0]
-    """ort dialect: w8a8 gives the prompt, and latent steps of many tokens, the layers' matrices a second time, a byte
-    a weight, which CPUs with AMX or VNNI multiply several times as fast; same: once."""
+    """w8a8, in the dialect ort and for OpenVINO, gives the prompt, and latent steps of many tokens, the layers'
+    matrices a second time, a byte a weight, which CPUs with AMX or VNNI multiply several times as fast; same: once."""
 
 
 class ProgramLimits(Config):
