@@ -44,6 +44,7 @@ from lrkit.export.check import CheckSample, ProgramRun, check_program, torch_ans
 from lrkit.export.check_verdict import UNCOMPARED
 from lrkit.export.chosen_tokens import program_choices
 from lrkit.export.graph.dialects import writer_for
+from lrkit.export.graph.latent_input import check_latents
 from lrkit.export.graph.program import Program, build_program
 from lrkit.export.graph.saving import WeightFile, has_twins, save_model, save_models
 from lrkit.export.graph.stack import Stack
@@ -219,6 +220,7 @@ class _Export:
         limits = limits_of(self.target, steps, zoomed(self.processor.geometry, zoom))
         self.seen = SeenSamples(self.processor, self.samples, limits)
         for origin in origins.values():
+            check_latents(origin.settings.think)
             self.seen.encoded(origin.settings.replay)  # what cannot be read ends the export at once
         # A baseline never thinks: its program carries no latent loop.
         none = limits.model_copy(update={"max_latent_steps": 0})

@@ -11,6 +11,7 @@ from pathlib import Path
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.sample import Sample
 from lrkit.export.bundle import look_ahead, refuse_taken
+from lrkit.export.graph.latent_input import check_latents
 from lrkit.export.subject import Subject
 from lrkit.export.target_engines import Say
 from lrkit.export.targets.target import Target, limits_of, processor_of
@@ -51,6 +52,8 @@ def plan_export(
     for sample in samples:
         processor.encode_prompt(sample.images, sample.question)
     origins = subject.origins(baselines)
+    for origin in origins.values():
+        check_latents(origin.settings.think)
     steps = next(iter(origins.values())).settings.think.max_latent_steps
     layers = {role: origin.source().dimensions.num_layers for role, origin in origins.items()}
     return ExportPlan(layers, limits_of(target, steps, processor.geometry), len(samples))

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from lrkit.resources import resolve_checkpoint
 from tests.commands import lrkit
@@ -57,3 +58,20 @@ def test_what_would_stop_it(words: tuple[str, ...], says: str, capsys: pytest.Ca
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert says in line
     assert sorted(path.as_posix() for path in Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize("flags", [("--dry-run",), ()])
+def test_latents_that_are_taken_at_once_are_refused_first(
+    flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dry run found nothing wrong, and the export was refused only once the tower had been traced."""
+    shutil.copytree(resolve_checkpoint("tiny").parent, "mine")
+    info = json.loads(Path("mine/latent/reasoner.json").read_text())
+    info["settings"]["think"] |= {"latents": "parallel", "halting": "fixed", "max_latent_steps": 2}
+    Path("mine/latent/reasoner.json").write_text(json.dumps(info))
+    extras = load_file("mine/latent/lrkit.safetensors")
+    extras["latent.constant_TD"] = extras["latent.head_row_D"].repeat(2, 1)
+    save_file(extras, "mine/latent/lrkit.safetensors")
+    assert lrkit("export", "mine/latent", "--samples", "1", *flags) == 2
+    assert "a program knows fed_back, pause: train with one of these" in capsys.readouterr().err
+    assert [path.name for path in Path().iterdir()] == ["mine"]

@@ -5,6 +5,7 @@ Place in the pipeline: think.py begins every latent step with it.
 
 from collections.abc import Callable
 
+from lrkit.contract.settings import ThinkSettings
 from lrkit.export.graph.choices import choice
 from lrkit.export.graph.nodes import Graph, Value
 from lrkit.export.graph.writer import Writer
@@ -66,3 +67,12 @@ LATENTS: dict[str, Callable[[Graph, Source, Writer, Value, Step], Value]] = {
     "fed_back": _fed_back, "pause": _paused,
 }  # fmt: skip
 """By `ThinkSettings.latents`. Latents that are taken at once are none of a loop's steps."""
+
+
+def check_latents(think: ThinkSettings) -> None:
+    """Asked before anything is built.
+
+    Raises:
+        ExportError: no program can be built for such latents.
+    """
+    choice(LATENTS, think.latents, "think.latents")

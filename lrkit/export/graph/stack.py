@@ -17,7 +17,7 @@ from lrkit.contract.bundle.io_spec import LookShape, ProgramShape
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.schemes import MANY
 from lrkit.export.graph.choices import choice
-from lrkit.export.graph.latent_input import LATENTS
+from lrkit.export.graph.latent_input import check_latents
 from lrkit.export.graph.latent_reports import LatentReports
 from lrkit.export.graph.layers import Decoder, Hidden, Remember
 from lrkit.export.graph.nodes import Carried, Graph, Value
@@ -103,7 +103,7 @@ class Stack:
         # TopK must find K columns whatever the prompt, also where the K tokens are mixed into one.
         self.capacity = max(self.steps * self.step_tokens, slots)
         """Cache slots of all latent steps."""
-        choice(LATENTS, self.settings.think.latents, "think.latents")
+        check_latents(self.settings.think)
         self.shares_positions = choice(SHARED, self.settings.replay.positions, "replay.positions")
         routing, tokens = self.settings.routing, self.step_tokens
         layers = routing.chosen_layers(self.dims.num_layers)
