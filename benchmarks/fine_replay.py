@@ -148,8 +148,9 @@ def ask(reasoner: Reasoner, condition: Condition, samples: Sequence[Sample]) -> 
     }
 
 
-def report_of(folder: Path, seeds: Sequence[int], samples: Sequence[Sample]) -> dict[str, Any]:
-    """Of every run that has a result."""
+def report_of(folder: Path, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Of every run that has a result, whatever seeds were asked for now."""
+    seeds = sorted({int(file.parent.name.rpartition("-")[2]) for file in folder.glob("*-*/result.json")})
     found = {
         key: {seed: read_json(file) for seed in seeds if (file := folder / f"{key}-{seed}" / "result.json").is_file()}
         for key in CONDITIONS
@@ -276,7 +277,7 @@ def main() -> None:
                 result = run_one(key, seed, args.folder, samples, [*args.budget[CONDITIONS[key].recipe], *args.changes])
                 share = sum(result["right"]) / len(samples)
                 Console(stderr=True).print(f"{key}, seed {seed}: {share:.1%}", highlight=False)
-    report = report_of(args.folder, args.seeds, samples)
+    report = report_of(args.folder, samples)
     before = read_json(args.json, missing_ok=True).get("times", [])
     report["times"] = measure(args.times, samples[: args.questions]) if args.times else before
     write_json(args.json, report)
