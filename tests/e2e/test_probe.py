@@ -16,7 +16,8 @@ from tests.commands import lrkit
 
 pytest.importorskip("sklearn")
 TINY = resolve_checkpoint("tiny").parent
-FEW = ["--samples", "16", "--batch", "16"]
+SHORT = ["--max-new-tokens", "3"]
+FEW = ["--samples", "16", "--batch", "16", *SHORT]
 
 
 def probed(place: Path, *arguments: str) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def unread(folder: Path) -> Path:
 
 def test_latents_that_say_nothing_are_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = unread(tmp_path / "model")
-    found = probed(tmp_path, str(checkpoint), "--samples", "80", "--modes", "zero")
+    found = probed(tmp_path, str(checkpoint), "--samples", "80", "--modes", "zero", *SHORT)
     assert found["thinking"] >= 60 and found["verdict"] == "unused" and found["decided"]
     assert (
         found["followed"] == 0 and len({found["accuracy"][name] for name in ("latent", "zero", "noise", "donor")}) == 1
@@ -72,7 +73,7 @@ def test_a_model_that_never_thinks_has_no_latents_in_use(tmp_path: Path) -> None
 
 
 def test_too_few_samples_ask_for_more(tmp_path: Path) -> None:
-    found = probed(tmp_path, "tiny", "--samples", "2", "--modes", "zero")
+    found = probed(tmp_path, "tiny", "--samples", "2", "--modes", "zero", *SHORT)
     assert found["verdict"] in ("used", "unused") and not found["decided"]
     assert found["more_samples"] > 2 and f"--samples {found['more_samples']}" in found["sentence"]
 
