@@ -48,7 +48,7 @@ def unread(folder: Path) -> Path:
     shutil.copytree(TINY / "base", folder / "base")
     shutil.copytree(TINY / "latent", folder / "latent")
     info = json.loads((folder / "latent/reasoner.json").read_text(encoding="utf-8"))
-    info["settings"]["think"]["latent_scale"] = "learned"
+    info["settings"]["think"] |= {"latent_scale": "learned", "halting": "fixed", "max_latent_steps": 3}
     info["settings"]["replay"]["num_tokens"] = 0
     info["baselines"] = {}
     (folder / "latent/reasoner.json").write_text(json.dumps(info), encoding="utf-8")
