@@ -69,7 +69,7 @@ def _accuracy(report: Values) -> str:
     rows: list[str] = []
     for index, (name, value) in enumerate(report["accuracy"].items()):
         bar = rect(0, 4, scale(100 * (value or 0.0)), 16, f"r{index % 8}", f"{name}: {percent(value)}")
-        meaning = PART_MEANINGS.get(name, name)
+        meaning = str(PART_MEANINGS.get(name, name))
         rows.append(
             labelled(meaning, svg(24, rect(0, 4, 100, 16, "track"), bar, label=f"accuracy: {meaning}"), percent(value))
         )

@@ -36,7 +36,7 @@ def test_the_shipped_model_is_carried_by_its_latents(tmp_path: Path, capsys: pyt
     assert found["by_step"]["patched"]["1"]["followed"]["value"] > 0.8 and set(found["by_step"]) == {"patched"}
     moved = found["input"]["sign"]["moved"]
     assert moved["at"]["distance"] > 5 * moved["before"]["distance"]
-    assert found["words"]["1"]["right_room_first"] > 0.8 and found["words"]["1"]["nearest_word"]["cosine"]["mean"] < 1
+    assert found["words"]["2"]["right_room_first"] > 0.8 and found["words"]["1"]["nearest_word"]["cosine"]["mean"] < 1
     said = "these latents carry the answer"
     assert said in capsys.readouterr().out
     for page in ("report.md", "report.html"):
@@ -98,7 +98,7 @@ def write_lines(folder: Path, count: int) -> Path:
         assert isinstance(shown, Image.Image)
         if number % 2 == 0:
             shown.save(folder / name)
-        rows.append(json.dumps({"image": name, "question": sample.question, "answer": sample.answer}))
+        rows.append(json.dumps({"image": name, "question": sample.question, "steps": [], "answer": sample.answer}))
     (folder / "lines.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder / "lines.jsonl"
 
@@ -111,7 +111,6 @@ def write_lines(folder: Path, count: int) -> Path:
         (["tiny", "--modes"], "--modes"),
         (["tinny"], "did you mean 'tiny'"),
         (["tiny", "--data", "trail:mian"], "did you mean"),
-        (["tiny/base", "--samples", "2"], "has no latents"),
         (["tiny", "--json", "nowhere/there.json/x"], "nowhere"),
     ],
 )
@@ -133,3 +132,13 @@ def test_a_bundle_of_one_graph_is_refused_by_its_form(
     assert lrkit("probe", str(bundle), "--samples", "2", "-o", str(tmp_path / "report")) == 2
     assert "form: step" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
+
+
+def test_a_model_that_may_take_no_step_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = unread(tmp_path / "model")
+    file = checkpoint / "reasoner.json"
+    info = json.loads(file.read_text(encoding="utf-8"))
+    info["settings"]["think"]["max_latent_steps"] = 0
+    file.write_text(json.dumps(info), encoding="utf-8")
+    assert lrkit("probe", str(checkpoint), "-o", str(tmp_path / "report")) == 2
+    assert "takes no latent steps" in capsys.readouterr().err
