@@ -19,7 +19,7 @@ boards, whose scans no training has seen. All but `full` read a picture of half 
     cot       answers from the small picture in words
 
 Models that choose their windows are asked once more with random ones. `--times` asks two models, checkpoints or
-bundles, by turns; a report without it keeps the times it has. It goes on where it stopped. The JSON is the source;
+bundles, interleaved; a report without it keeps the times it has. It goes on where it stopped. The JSON is the source;
 the Markdown beside it is rendered from it.
 """
 
@@ -232,7 +232,7 @@ def render(report: dict[str, Any]) -> str:
 def _times(rows: Sequence[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
-    said = f"Medians of {rows[0]['questions']} questions one by one, both models by turns:"
+    said = f"Medians of {rows[0]['questions']} questions one by one, both models interleaved:"
     return ["", said, "", *table(fine_replay_times.HEAD, [fine_replay_times.row_of(row) for row in rows])]
 
 

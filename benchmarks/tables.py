@@ -39,7 +39,7 @@ DIALECT_COUNTS = ("spoken tokens", "latent steps", "replayed tokens", "extra pas
 WHOLE = {
     "profile": "lrkit.profile.pages.markdown:render_markdown",
     "ablation": "lrkit.train.ablate:render",
-    "probe": "lrkit.probe.markdown:render",
+    "probe": "lrkit.probe.probe_markdown:render",
     "dialects": "benchmarks.dialects:render",
     "pruning": "benchmarks.pruning:render",
     "fine-replay": "benchmarks.fine_replay:render",

@@ -89,9 +89,9 @@ class _Counted:
 
 
 def _show(report: dict[str, Any], json_file: Path | None) -> None:
-    from lrkit.probe.markdown import what_was_asked
     from lrkit.probe.options import PART_MEANINGS
-    from lrkit.probe.rows import sentences
+    from lrkit.probe.probe_markdown import what_was_asked
+    from lrkit.probe.probe_rows import sentences
 
     console = beside_json(json_file, soft_wrap=True)
     console.print(report["sentence"])

@@ -1,7 +1,7 @@
 """Probes a model: asks the same questions with its latents and with others in their place, and judges what that does.
 
-Place in the pipeline: `Reasoner` + samples -> `probe_reasoner` -> a report -> pages.py, lrkit/cli/probe.py. Torch-free:
-a bundle is probed without torch.
+Place in the pipeline: `Reasoner` + samples -> `probe_reasoner` -> a report -> report_files.py, lrkit/cli/probe.py.
+Torch-free: a bundle is probed without torch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +17,8 @@ from lrkit.probe.donors import find_donors
 from lrkit.probe.effects import accuracy_with, effect, follows_donor
 from lrkit.probe.options import Part, ProbeOptions
 from lrkit.probe.signs import change_signs
+from lrkit.probe.spoken_latents import read_words, words_by_stopping
 from lrkit.probe.verdict import REMOVED, Evidence, Verdict, judge
-from lrkit.probe.words import read_words, words_by_stopping
 from lrkit.provenance import collect
 from lrkit.runtime.answer.answering import check_mode
 from lrkit.runtime.sdk import Reasoner
@@ -46,7 +46,10 @@ def probe_reasoner(
     engine = reasoner.engine
     check_mode(engine, "latent")
     if engine.settings.think.max_latent_steps == 0:
-        raise UserError("this model takes no latent steps (think.max_latent_steps is 0), so there is nothing to probe")
+        raise UserError(
+            "this model takes no latent steps (think.max_latent_steps is 0), so there is nothing to probe; give a "
+            "model that thinks in latents"
+        )
     if not samples:
         raise UserError("there are no samples to ask; give 1 or more")
     how = Asking(options.batch_size, options.max_new_tokens, options.max_pixels, on_answers)

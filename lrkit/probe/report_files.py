@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.files import write_json, write_text
-from lrkit.probe.html import render_html
-from lrkit.probe.markdown import render
+from lrkit.probe.probe_markdown import render
+from lrkit.probe.probe_page import render_html
 
 
 def save(report: Mapping[str, Any], folder: Path) -> list[Path]:

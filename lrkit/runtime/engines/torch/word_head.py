@@ -1,6 +1,6 @@
 """What hidden states say as words, by a torch model's head and its word embeddings.
 
-Place in the pipeline: `TorchEngine.word_head` -> lrkit/probe/words.py.
+Place in the pipeline: `TorchEngine.word_head` -> lrkit/probe/spoken_latents.py.
 
 Legend: N states, D width, W words.
 """

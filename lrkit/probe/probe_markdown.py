@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lrkit.probe.rows import (
+from lrkit.probe.probe_rows import (
     HEAD,
     SIGN_HEAD,
     STEP_HEAD,

@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from lrkit.probe.markdown import headline, what_was_asked
 from lrkit.probe.options import PART_MEANINGS
-from lrkit.probe.rows import (
+from lrkit.probe.probe_markdown import headline, what_was_asked
+from lrkit.probe.probe_rows import (
     HEAD,
     SIGN_HEAD,
     STEP_HEAD,
