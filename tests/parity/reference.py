@@ -104,7 +104,7 @@ class Reference(ReferenceLayers):
         own = thought.latent_D
         if self.settings.think.latents == "pause":
             own = self.extra["latent.constant_TD"][len(chunks) - 1]
-        self.append(chunks, self.behind(thought.embeds, [self.as_input(own)]), routed=True, latents=1)
+        self.append(chunks, self.behind(thought.rows_KD, [self.as_input(own)]), routed=True, latents=1)
         return thought
 
     def look(self, chunks: list[Chunk], visual: list[int], visited: set[int]) -> Thought:
@@ -125,7 +125,7 @@ class Reference(ReferenceLayers):
             if number:
                 before = [thought.latent_D, *self.run(trial).normed_SD[-count:-1]]
             trial, fed = [*chunks], [self.as_input(one) for one in before]
-            self.append(trial, self.behind(thought.embeds, fed), routed=True, latents=count)
+            self.append(trial, self.behind(thought.rows_KD, fed), routed=True, latents=count)
         chunks.append(trial[-1])
         return [thought]
 
