@@ -10,6 +10,7 @@ import torch
 
 from lrkit.contract.carried import BeforeStep, Carried
 from lrkit.contract.generated import Generated
+from lrkit.contract.settings import ThinkSettings
 from lrkit.data.trail import trail_set
 from lrkit.errors import UserError
 from lrkit.model.carried_state import change
@@ -132,5 +133,5 @@ def test_a_hook_that_gives_something_else_is_one_sentence(fault: str) -> None:
 
 def test_a_zero_state_gives_a_zero_latent() -> None:
     """Divided by its length of zero it would not be a number, where embeddings are long."""
-    latent = LatentToken(1, torch.full((4, 8), 50.0), None, "embedding")
+    latent = LatentToken(1, torch.full((4, 8), 50.0), None, ThinkSettings(latent_scale="embedding"))
     assert torch.equal(latent.as_input(torch.zeros(2, 8)), torch.zeros(2, 8))

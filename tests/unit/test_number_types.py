@@ -34,6 +34,7 @@ the other way (which token is replayed or routed), and AdamW's first update, who
 gradient's: a gradient near zero moves its weight the other way."""
 ON: Mapping[str, tuple[Any, ...]] = {
     "think.max_latent_steps": (2, 3),
+    "think.passes": (2, 1),
     "replay.num_tokens": (3, 1, 500),
     "replay.weighting": tuple(WEIGHTINGS),
     "replay.zoom": (2, 3),
@@ -95,16 +96,27 @@ def first_values() -> dict[str, Any]:
 
 
 def allowed(flat: dict[str, Any]) -> dict[str, Any]:
-    """A fine replay is not distilled: what the teacher would see enlarged is replayed itself."""
-    return {**flat, "distill.weight": 0.0} if flat["replay.source"] == "fine" else flat
+    """As the settings take them: a fine replay is not distilled, constants have no gradient to cut, and latents that
+    are taken at once decide nothing and look where the prompt did."""
+    flat = dict(flat)
+    if flat["replay.source"] == "fine":
+        flat["distill.weight"] = 0.0
+    if flat["think.latents"] == "parallel":
+        flat |= {"think.halting": "fixed", "distill.pointing": 0.0}
+    else:
+        flat["think.passes"] = 1
+    if flat["think.latents"] == "pause":
+        flat["think.gradient"] = "full"
+    return flat
 
 
 def rows() -> dict[str, dict[str, Any]]:
-    """As few settings as hold every value of every option, with nothing turned off."""
+    """As few settings as hold every value of every option, with nothing turned off. One more than values of an option:
+    the row of constants has no gradient to cut."""
     every = options()
     return {
         f"row {i}": allowed({name: values[i % len(values)] for name, values in every.items() if values})
-        for i in range(max(map(len, every.values())))
+        for i in range(max(map(len, every.values())) + 1)
     }
 
 
@@ -117,7 +129,7 @@ def singles() -> dict[str, dict[str, Any]]:
     }
 
 
-OFFS = {name: {**first_values(), **values} for name, values in OFF.items()}
+OFFS = {name: allowed({**first_values(), **values}) for name, values in OFF.items()}
 CASES = {**rows(), **OFFS, **singles()}
 
 
@@ -212,10 +224,11 @@ def as_used(reasoner: LatentReasoner, dtype: torch.dtype) -> LatentReasoner:
 
 
 def answers(reasoner: LatentReasoner, mode: Mode, device: str) -> None:
-    """Plain steps and recorded ones, which are recorded on a GPU alone."""
+    """Plain steps and recorded ones, which are recorded on a GPU alone; latents that are taken at once never are."""
     limits = GenerationLimits(EOS, 3, halting="fixed" if mode == "latent" else None)
     asked = moved(seen_closer(batch(PROMPTS[:3]), PROMPTS[:3], reasoner.settings), device)
-    for recorder in (None, StepRecorder(reasoner)):
+    at_once = reasoner.settings.think.latents == "parallel"
+    for recorder in (None,) if at_once else (None, StepRecorder(reasoner)):
         for made in generate(reasoner, asked, mode, limits, recorder=recorder):
             assert all(0 <= token < VOCABULARY for token in made.token_ids)
             assert made.latent_steps == (reasoner.settings.think.max_latent_steps if mode == "latent" else 0)
