@@ -201,7 +201,10 @@ def test_every_script_is_run() -> None:
         assert f"benchmarks.{name} import" in (ROOT / "benchmarks" / f"{whole}.py").read_text()
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in SMOKE])
+MARKS = {"dialects": pytest.mark.long, **dict.fromkeys(LONG, pytest.mark.slow)}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in SMOKE])
 def test_a_script_runs_at_its_smoke_size(
     name: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

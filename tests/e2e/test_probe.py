@@ -27,6 +27,7 @@ def probed(place: Path, *arguments: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long
 def test_the_shipped_model_is_carried_by_its_latents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = probed(tmp_path, "tiny", "--seed", "3", "--modes", "patched,sign,words", *FEW)
     assert found["verdict"] == "used" and found["decided"] and found["samples"] == 16 and found["seed"] == 3

@@ -85,6 +85,7 @@ def test_a_setting_without_values_to_try_fails(monkeypatch):
         variants.changes()
 
 
+@pytest.mark.long
 @needs_builder
 def test_the_parser_takes_every_value():
     """In one form each, turn and turn about: both are made of the same chunks, and the slow run has all of both."""
