@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     others = set([*ROWS][1:])
     for item in items:
         module, given = getattr(item, "module", None), getattr(item, "callspec", None)
-        if module is None or given is None or module.__name__ not in LONG:
+        if module is None or given is None or module.__name__ not in LONG or item.get_closest_marker("slow"):
             continue
         later = twins | others if module.__name__ == ONE else twins
         if any(isinstance(value, str) and value in later for value in given.params.values()):
