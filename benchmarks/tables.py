@@ -25,7 +25,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks import sceptic
+from benchmarks import probe_table, sceptic
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = Path("profiles/reports")
@@ -102,16 +102,6 @@ def _seed(report: Report) -> Rows:
         f"`{Path(report['model']).name}`",
         *(_accuracy(sets[f"trail:{kind}"]["modes"]["latent"]) for kind in ("main", "faint", "wide")),
     )
-
-
-def _probe(report: Report) -> Rows:
-    """Accuracy with other latents, and how many answers follow a donor's."""
-    right = report["accuracy"]
-    shares = (f"{right[name]:.1%}" for name in ("latent", "direct", "zero", "mean", "noise", "donor"))
-    engine = f"`{Path(report['model']).name}`, {report['runs_on']['engine']}, {report['runs_on']['dtype']}"
-    yield (
-        engine, str(report["seed"]), *shares, f"{report['followed']:.1%} of {report['with_donor']}", report["verdict"],
-    )  # fmt: skip
 
 
 def _accuracy(mode: Report) -> str:
@@ -281,11 +271,7 @@ TABLES = {
         _tiny,
     ),
     "tiny-seeds": Table("tiny-latent-seed?-eval.json", ("checkpoint", "`main`", "`faint`", "`wide`"), _seed),
-    "probe": Table(
-        "tiny*-probe*.json",
-        ("model", "seed", "latent", "direct", "zeros", "mean", "noise", "donor", "answers follow the donor", "verdict"),
-        _probe,
-    ),
+    "probe": Table("tiny*-probe*.json", probe_table.HEAD, probe_table.rows),
     "headline": Table(
         "tiny-int4-cpu*.json",
         (
