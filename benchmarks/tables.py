@@ -25,7 +25,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks import probe_table, sceptic
+from benchmarks import probe_table, sceptic, shape_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = Path("profiles/reports")
@@ -145,38 +145,6 @@ def _dialects(report: Report) -> Rows:
             )  # fmt: skip
 
 
-def _shape(report: Report) -> Rows:
-    """A shape with random weights: what words cost against latents, and what a step costs with more replayed tokens."""
-    model = report["models"][0]
-    runs = {run["id"]: run["summary"] for run in report["runs"]}
-    where = _cpu(report["provenance"]) if model["device"] == "cpu" else report["machine"]["gpus"][0]["name"]
-    for suffix in ("", "-eager"):
-        if f"latent{suffix}" not in runs:
-            continue
-        latent, words = runs[f"latent{suffix}"], runs[f"cot{suffix}"]
-        graphs = "yes" if model.get("cuda_graphs") and not suffix else "no"
-        times = [latent["latency_sec"]["median"], words["latency_sec"]["median"]]
-        steps = words["ar_steps"]["mean"] / latent["ar_steps"]["mean"]
-        yield (
-            model["name"], where, model["precision"], graphs, *map(_ms, times), f"{steps:.1f}",
-            f"{times[1] / times[0]:.1f}", f"{latent['replayed_tokens']['mean']:.0f}",
-        )  # fmt: skip
-
-
-def _shape_bundle(report: Report) -> Rows:
-    """Programs of shapes: what words cost against latents, and how much of a latent answer picture and prompt are."""
-    for number, model in enumerate(report["models"]):
-        runs = {run["mode"]: run for run in report["runs"] if run["model"] == number}
-        latent, words = runs["latent"]["summary"], runs["cot"]["summary"]
-        times = [each["latency_sec"]["median"] for each in (latent, words)]
-        reading = runs["direct"]["summary"]["first_token_sec"]["median"]
-        yield (
-            model["name"], _cpu(report["provenance"]), str(runs["latent"]["threads"]), *map(_ms, times),
-            f"{words['ar_steps']['mean'] / latent['ar_steps']['mean']:.1f}", f"{times[1] / times[0]:.1f}",
-            _ms(reading), f"{100 * reading / times[0]:.0f}%",
-        )  # fmt: skip
-
-
 def _ablation(report: Report) -> Rows:
     """Mean accuracy in percent with its standard deviation over seeds, one row per variant."""
     for name, sets in report["rows"].items():
@@ -260,10 +228,6 @@ def _spread(found: Report) -> str:
     return f"{found['median']:.2f} ({found['quartile_low']:.2f}-{found['quartile_high']:.2f})"
 
 
-SHAPE_HEAD = (
-    "shape", "device", "type", "CUDA graphs", "latent, ms", "in words, ms", "fewer steps", "times faster",
-    "replayed tokens",
-)  # fmt: skip
 TABLES = {
     "tiny": Table(
         "tiny-eval.json",
@@ -293,16 +257,9 @@ TABLES = {
         ),
         _dialects,
     ),
-    "shapes-gpu": Table("qwen2-vl-*-gpu*.json", SHAPE_HEAD, _shape),
-    "shapes-cpu": Table("qwen2-vl-*-cpu*.json", SHAPE_HEAD, _shape),
-    "shape-bundles": Table(
-        "*-bundle-cpu.json",
-        (
-            "program", "CPU", "threads", "latent, ms", "in words, ms", "fewer steps", "times faster",
-            "picture and prompt, ms", "of latent",
-        ),
-        _shape_bundle,
-    ),
+    "shapes-gpu": Table("qwen2-vl-*-gpu*.json", shape_tables.TORCH_HEAD, shape_tables.torch_rows),
+    "shapes-cpu": Table("qwen2-vl-*-cpu*.json", shape_tables.TORCH_HEAD, shape_tables.torch_rows),
+    "shape-bundles": Table("*-bundle-cpu.json", shape_tables.PROGRAM_HEAD, shape_tables.program_rows),
     "ablation": Table("trail-ablation.json", ("variant", "`main`", "`faint`", "`long`"), _ablation),
     "sceptic": Table("trail-sceptic.json", sceptic.HEAD, sceptic.rows),
     "fine-replay": Table(

@@ -49,7 +49,8 @@ def test_an_int4_bundle_of_a_shape(shape, tmp_path, tied, capsys):
     assert manifest["provenance"]["checkpoint"]["shape"]["weights"] == WEIGHTS
     checked = check_bundle(place)
     assert checked.problems == []
-    asked = ("profile", place, "--suite", "shape-bundle", "runs.1.max_new_tokens=12", "repeats=1", "-o", tmp_path)
+    short = ("runs.1.max_new_tokens=12", "runs.4.max_new_tokens=12", "repeats=1")
+    asked = ("profile", place, "--suite", "shape-bundle", *short, "-o", tmp_path)
     assert lrkit(*asked) == 0, capsys.readouterr().err
     report = json.loads((tmp_path / "report.json").read_text())
     assert {run["id"]: run["rows"][0]["spoken_tokens"] for run in report["runs"]} == {
@@ -57,6 +58,7 @@ def test_an_int4_bundle_of_a_shape(shape, tmp_path, tied, capsys):
         "cot": 12,
         "direct": 7,
         "follow-up": 7,
+        "follow-up-cot": 12,
     }
     first = report["runs"][0]
     assert (first["rows"][0]["patches"], first["rows"][0]["pictures"], first["rows"][0]["correct"]) == (160, 1, None)
