@@ -1,23 +1,24 @@
-"""Writes tiny with a tower that reads woven signs, which trail-fine starts from.
+"""Writes tiny/latent with a tower that reads woven signs, which trail-full and trail-fine start from.
 
-    python benchmarks/woven_base.py runs/woven      # writes runs/woven/base, and runs/woven/start: tiny/latent on it
+    python benchmarks/woven_base.py runs/woven      # writes runs/woven/start, on the base of tiny
 
 Weaving darkens each second pixel of a sign: it multiplies the ink by 1 and -1 in turn, keeps the tint, and is linear.
 The first matrix of the tower is linear too. So a folded matrix sees in a woven sign exactly what tiny's own sees in a
-plain one, and nothing is trained. Plain signs are then what it cannot read.
+plain one, and nothing is trained. Plain signs are then what it cannot read. The checkpoint holds that one matrix in
+place of the base's, and what is trained from it does too.
 """
 
 import argparse
-import json
-import os
-import shutil
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from lrkit.checkpoints.checkpoint_folder import EXTRAS_FILE, INFO_FILE, OWN_BACKBONE, read_info
+from lrkit.checkpoints.whole_weights import check_weights
 from lrkit.data.board import WEAVE, WOVEN_CONTRAST, WOVEN_TINT
+from lrkit.files import write_json
+from lrkit.model.checkpoint import copy_checkpoint
 from lrkit.resources import resolve_checkpoint
 
 MATRIX = "patch_embed.proj.weight"
@@ -36,37 +37,20 @@ def fold(weight: torch.Tensor) -> torch.Tensor:
     return (varying + of_tint / side**2).to(weight.dtype).contiguous()
 
 
-def write_base(folder: Path) -> None:
-    """tiny/base with the folded matrix."""
-    shutil.copytree(resolve_checkpoint("tiny/base"), folder)
-    file = folder / "model.safetensors"
-    with safe_open(file, "pt") as opened:
-        metadata = opened.metadata()
-    weights = load_file(file)
-    (name,) = [name for name in weights if name.endswith(MATRIX)]
-    weights[name] = fold(weights[name])
-    save_file(weights, file, metadata=metadata)
-
-
-def write_start(folder: Path, base: Path) -> None:
-    """The adapter of tiny/latent on that base."""
-    shutil.copytree(resolve_checkpoint("tiny/latent"), folder)
-    where = os.path.relpath(base, folder)
-    for name, values in {
-        "reasoner.json": {"base": where, "baselines": {}},
-        "adapter_config.json": {"base_model_name_or_path": where},
-    }.items():
-        text = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps({**text, **values}, indent=2) + "\n")
+def write_start(folder: Path) -> None:
+    """The adapter of tiny/latent, with the folded matrix."""
+    copy_checkpoint(resolve_checkpoint("tiny/latent"), folder)
+    write_json(folder / INFO_FILE, {**read_info(folder), "baselines": {}})
+    ((name, matrix),) = [one for one in check_weights(folder).backbone.items() if one[0].endswith(MATRIX)]
+    extras = load_file(folder / EXTRAS_FILE)
+    save_file({**extras, OWN_BACKBONE + name: fold(torch.from_numpy(matrix.read()))}, folder / EXTRAS_FILE)
+    (folder / EXTRAS_FILE).chmod(0o644)  # safetensors writes files that only their owner may read
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a new folder")
-    folder = parser.parse_args().folder.absolute()
-    folder.mkdir(parents=True)
-    write_base(folder / "base")
-    write_start(folder / "start", folder / "base")
+    write_start(parser.parse_args().folder / "start")
 
 
 if __name__ == "__main__":

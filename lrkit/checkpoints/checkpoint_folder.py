@@ -22,6 +22,8 @@ from lrkit.pretrained import is_hub_id, place_by_hand
 INFO_FILE = "reasoner.json"
 CONFIG_FILE = "config.json"
 EXTRAS_FILE = "lrkit.safetensors"
+OWN_BACKBONE = "backbone."
+"""In `EXTRAS_FILE`, before the name of a weight that stands in place of the base's, such as one of the tower."""
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")

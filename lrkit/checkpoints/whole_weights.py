@@ -15,6 +15,7 @@ from lrkit.checkpoints.checkpoint_folder import (
     ADAPTER_WEIGHTS,
     EXTRAS_FILE,
     INFO_FILE,
+    OWN_BACKBONE,
     WEIGHTS,
     base_folder,
     is_plain,
@@ -55,16 +56,23 @@ class CheckedWeights:
     latent_id: int
     """Token of the latent step; of a plain model that of the image, which no answer holds."""
     backbone: Mapping[str, StoredTensor]
-    """By name in transformers."""
+    """By name in transformers; where the checkpoint holds a weight of its own for the base's, that one."""
     adapter: Mapping[str, StoredTensor]
     """Empty without one; by name in the file."""
     extras: Mapping[str, StoredTensor]
     """Empty for a plain model."""
+    replaced: Mapping[str, StoredTensor]
+    """By name in transformers: weights in lrkit.safetensors that stand in place of the base's. Mostly empty."""
 
     @property
     def stored(self) -> list[StoredTensor]:
         """All tensors that loading reads."""
         return [*self.backbone.values(), *self.adapter.values(), *self.extras.values()]
+
+
+def own_backbone_names(names: Iterable[str]) -> list[str]:
+    """Of names in lrkit.safetensors those of the backbone's own weights, by name in transformers."""
+    return [name.removeprefix(OWN_BACKBONE) for name in names if name.startswith(OWN_BACKBONE)]
 
 
 def check_weights(folder: Path, download: bool = False, settings: ReasonerSettings | None = None) -> CheckedWeights:
@@ -90,9 +98,13 @@ def check_weights(folder: Path, download: bool = False, settings: ReasonerSettin
             f"{folder / INFO_FILE}: latent_id is {latent_id}, the backbone has {layout.vocabulary} rows; {_AGAIN}"
         )
     extras = {} if is_plain(folder) else _header_of(folder, EXTRAS_FILE)
+    replaced = {name: extras.pop(OWN_BACKBONE + name) for name in own_backbone_names(list(extras))}
+    _check_replaced(folder / EXTRAS_FILE, replaced, layout)
     if not is_plain(folder) and settings is None:
         _hold_against(folder / EXTRAS_FILE, extras, dict(extra_shapes(own, layout)), _EXTRAS_WORDS)
-    return CheckedWeights(folder, info, own, base, layout, latent_id, backbone, adapter, extras)
+    return CheckedWeights(
+        folder, info, own, base, layout, latent_id, {**backbone, **replaced}, adapter, extras, replaced
+    )
 
 
 def check_backbone(base: Path, layout: Layout) -> dict[str, StoredTensor]:
@@ -148,6 +160,17 @@ def check_adapter(folder: Path, layout: Layout, settings: ReasonerSettings) -> d
     tensors = _header_of(folder, ADAPTER_WEIGHTS)
     _hold_against(folder / ADAPTER_WEIGHTS, tensors, wanted, _ADAPTER_WORDS)
     return tensors
+
+
+def _check_replaced(file: Path, replaced: Mapping[str, StoredTensor], layout: Layout) -> None:
+    """Weights in place of the base's have its shapes, and LoRA leaves them alone."""
+    if adapted := next((name for name in replaced if name.rpartition(".")[0] in layout.adapted), None):
+        raise CheckpointError(
+            f"{file}: {OWN_BACKBONE}{clean(adapted)[:160]} is of a matrix that LoRA adapts, which only the base may "
+            "hold; put it there"
+        )
+    wanted = {name: shape for name, shape in layout.tensors.items() if name in replaced}
+    _hold_against(file, replaced, wanted, _REPLACED_WORDS)
 
 
 def extra_shapes(settings: ReasonerSettings, layout: Layout) -> Iterator[tuple[str, Shape]]:
@@ -259,6 +282,9 @@ _ADAPTER_WORDS = _Words(
     "the adapter does not fit its backbone", "the backbone and reasoner.json need",
     "give the adapter that was trained on this backbone",
 )  # fmt: skip
+_REPLACED_WORDS = _Words(
+    "what it has in place of the base's weights does not fit config.json", "config.json needs", _AGAIN
+)
 _EXTRAS_WORDS = _Words(
     "does not fit the settings in reasoner.json", "the settings in reasoner.json need",
     "the two files must come from the same checkpoint",

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from lrkit.checkpoints.checkpoint_folder import OWN_BACKBONE
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CheckpointError
 from lrkit.model.backbone import Backbone
@@ -15,6 +16,8 @@ from lrkit.model.lora import Adapter, freeze_all
 from lrkit.model.reasoner import LatentReasoner
 
 Trainable = Literal["lora", "full", "none"]
+_BACKBONE = "model."
+"""Before the names of the backbone's weights in a reasoner's."""
 
 
 def build_reasoner(
@@ -50,10 +53,13 @@ def set_trainable(reasoner: LatentReasoner, trainable: Trainable) -> None:
 
 
 def extra_state(reasoner: LatentReasoner) -> dict[str, Tensor]:
-    """The weights of `lrkit.safetensors`: routers, step encodings, TokenSR, latent rows and scale."""
-    state = {n: t for n, t in reasoner.state_dict().items() if not n.startswith("model.")}
+    """The weights of `lrkit.safetensors`: routers, step encodings, TokenSR, latent rows and scale, and those of the
+    backbone that stand in place of the base's."""
+    whole = reasoner.state_dict()
+    state = {n: t for n, t in whole.items() if not n.startswith(_BACKBONE)}
     if reasoner.backbone.tied_embeddings:
         state.pop("latent.embedding_row_D", None)  # the same tensor as the head row
+    state |= {f"{OWN_BACKBONE}{name}": whole[f"{_BACKBONE}{name}"] for name in reasoner.replaced}
     return {name: tensor.detach().contiguous() for name, tensor in state.items()}
 
 
@@ -78,5 +84,11 @@ def load_extra_state(reasoner: LatentReasoner, state: Mapping[str, Tensor], miss
                 f"{name} has shape {tuple(tensor.shape)}, but the settings in reasoner.json need "
                 f"{tuple(own[name].shape)}; the two files must come from the same checkpoint"
             )
-    reasoner.load_state_dict(usable, strict=False)
+    placed = {_placed(name): tensor for name, tensor in usable.items()}
+    reasoner.load_state_dict(placed, strict=False)
     return skipped
+
+
+def _placed(name: str) -> str:
+    """Name in lrkit.safetensors -> name in the reasoner."""
+    return f"{_BACKBONE}{name.removeprefix(OWN_BACKBONE)}" if name.startswith(OWN_BACKBONE) else name

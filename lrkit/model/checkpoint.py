@@ -2,7 +2,8 @@
 
     config.json                                    the backbone's; with model.safetensors when its weights are here
     adapter_config.json, adapter_model.safetensors LoRA in peft's format; absent in a base
-    lrkit.safetensors                              routers, step encodings, TokenSR, latent rows
+    lrkit.safetensors                              routers, step encodings, TokenSR, latent rows; weights of the
+                                                   backbone in place of the base's
     tokenizer.json, ..., prompt.json               the processor's files (lrkit/runtime/encode/processor.py)
     reasoner.json                                  schema version, settings, where the base is, provenance, metrics
 
@@ -23,6 +24,7 @@ from lrkit.checkpoints.checkpoint_folder import (
     ADAPTER_FILE,
     EXTRAS_FILE,
     INFO_FILE,
+    OWN_BACKBONE,
     base_of,
     baselines_of,
     is_plain,
@@ -86,7 +88,10 @@ def save_checkpoint(
             saved.save_pretrained(staging)  # pyright: ignore
         if reasoner.adapter is not None:
             reasoner.adapter.save(staging, where or "")
-        save_file(extra_state(reasoner), staging / EXTRAS_FILE)
+        extras = extra_state(reasoner)
+        if base is None:  # they are among the backbone's, whole
+            extras = {name: tensor for name, tensor in extras.items() if not name.startswith(OWN_BACKBONE)}
+        save_file(extras, staging / EXTRAS_FILE)
         processor.save(staging)
         write_json(staging / INFO_FILE, {**head, **info})
         for file in staging.iterdir():
@@ -135,6 +140,7 @@ def load_checkpoint(
         chosen = settings or checked.settings
         adapter = Adapter.load(backbone, folder, checked.settings.lora) if checked.adapter else None
         reasoner = build_reasoner(backbone, chosen, checked.latent_id, adapter, trainable)
+        reasoner.replaced = tuple(checked.replaced)
         if checked.extras:
             load_extra_state(reasoner, load_file(folder / EXTRAS_FILE), missing_ok=settings is not None)
     except LrkitError:

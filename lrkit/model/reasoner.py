@@ -47,6 +47,8 @@ class LatentReasoner(nn.Module):
         self.backbone = backbone
         self.settings = settings
         self.adapter = adapter
+        self.replaced: tuple[str, ...] = ()
+        """Weights of the backbone that its base has otherwise; they are saved beside the adapter."""
         self.model = backbone.model
         width = backbone.hidden_size
         rows = backbone.embedding_rows()

@@ -185,7 +185,7 @@ def test_extras_of_another_checkpoint_are_refused(adapter):
         load_checkpoint(adapter[0])
 
 
-@pytest.mark.parametrize("name", ["cot", "direct", "latent"])
+@pytest.mark.parametrize("name", ["cot", "direct", "latent", "closer"])
 def test_shipped_adapters_lead_to_the_shipped_base_alone(name):
     """They once led to the tree they were trained in: only that machine could open them."""
     tiny = resolve_checkpoint("tiny/base").parent

@@ -6,8 +6,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.woven_base import fold
+from benchmarks.woven_base import MATRIX, fold, write_start
+from lrkit.checkpoints.whole_weights import check_weights
 from lrkit.data.board import NOTHING, WEAVE, WOVEN_CONTRAST, WOVEN_TINT, draw_board
+from lrkit.resources import resolve_checkpoint
+from lrkit.runtime.checks.checkpoint_files import check_checkpoint
 
 
 def halved(picture: np.ndarray) -> np.ndarray:
@@ -45,6 +48,16 @@ def test_a_folded_matrix_reads_in_woven_patches_what_the_matrix_reads_in_plain_o
     torch.testing.assert_close(sums[1], sums[0], rtol=1e-4, atol=1e-4)
 
 
-def test_the_recipe_names_the_base_that_the_script_writes() -> None:
-    recipe = Path("train/recipes/trail-fine.yaml").read_text()
-    assert "init: runs/woven/start" in recipe and "benchmarks/woven_base.py runs/woven" in recipe
+def test_the_recipes_start_from_what_the_script_writes() -> None:
+    for name in ("trail-fine", "trail-full"):
+        recipe = Path(f"train/recipes/{name}.yaml").read_text()
+        assert "init: runs/woven/start" in recipe and "benchmarks/woven_base.py runs/woven" in recipe
+
+
+def test_the_script_writes_one_matrix_which_is_the_shipped_one(tmp_path: Path) -> None:
+    write_start(tmp_path / "start")
+    start, shipped = (check_weights(folder) for folder in (tmp_path / "start", resolve_checkpoint("tiny/closer")))
+    (name,) = start.replaced
+    assert name.endswith(MATRIX) and (start.replaced[name].read() == shipped.replaced[name].read()).all()
+    assert 100 * start.replaced[name].num_bytes < 3 * sum(one.num_bytes for one in start.backbone.values())
+    assert check_checkpoint(tmp_path / "start").problems == []
