@@ -11,14 +11,14 @@ from lrkit.cli.shared.tables import json_option, write_json
 EXAMPLES = """
 Examples:
 
-    lrkit compare before/report.json after/report.json
+    lrkit compare before after
 
     lrkit compare before/report.json after/report.json --json compared.json
 """
 
 
 def compare(
-    before: Annotated[Path, typer.Argument(help="A report.json.")],
+    before: Annotated[Path, typer.Argument(help="A report.json, or its folder.")],
     after: Annotated[Path, typer.Argument(help="Another, of the same runs.")],
     json_file: Annotated[Path | None, json_option("Write the comparison to this file too.")] = None,
 ) -> None:

@@ -13,7 +13,7 @@ from lrkit.files import check_writable
 EXAMPLES = """
 Examples:
 
-    lrkit report runs/profile/report.json
+    lrkit report runs/profile
 
     lrkit report profiles/reports/tiny-cpu.json -o pages
 
@@ -22,7 +22,7 @@ Examples:
 
 
 def report(
-    file: Annotated[Path, typer.Argument(help="A report.json.")],
+    file: Annotated[Path, typer.Argument(help="A report.json, or the folder of `lrkit profile`.")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder of the pages. [default: that of FILE]")
     ] = None,
@@ -31,9 +31,10 @@ def report(
     """Show a report again and render its pages, Markdown and HTML, from the JSON."""
     from lrkit.profile.measure.conditions import parse_condition
     from lrkit.profile.profile_models import render_pages
-    from lrkit.profile.report_file import read_report, whole
+    from lrkit.profile.report_file import read_report, report_path, whole
 
     conditions = [parse_condition(text) for text in fail_if or []]
+    file = report_path(file)
     folder = output or file.parent
     check_writable(folder, folder=True)
     found = read_report(file)

@@ -95,12 +95,18 @@ class _Report(_Part):
     provenance: _Provenance
 
 
+def report_path(path: Path) -> Path:
+    """The report of a folder that `lrkit profile` wrote, or the file itself."""
+    return path / "report.json" if path.is_dir() else path
+
+
 def read_report(file: Path) -> Report:
-    """A report that `write_report` wrote.
+    """A report that `write_report` wrote; a folder stands for its report.json.
 
     Raises:
         DataError: no such file, no report, one of a later schema, or one that lacks what a comparison reads.
     """
+    file = report_path(file)
     found = read_json(file, DataError)
     if found.get("kind") != "profile":
         raise DataError(f"{file}: is no report of lrkit profile; give its report.json")

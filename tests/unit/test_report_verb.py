@@ -36,7 +36,7 @@ def test_pages_lie_beside_the_report_and_conditions_are_checked(
     file = Path(shutil.copy(REPORTS / "tiny-int4-cpu.json", tmp_path / "report.json"))
     assert lrkit("report", file, "--fail-if", "latent.accuracy < 0.9") == 0
     assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.md", "report.html"}
-    assert lrkit("report", file, "--fail-if", "cot_over_latent.time < 20") == 2
+    assert lrkit("report", tmp_path, "--fail-if", "cot_over_latent.time < 20") == 2, "a folder stands for its report"
     assert "error: cot_over_latent.time < 20 (it is " in capsys.readouterr().err
 
 
