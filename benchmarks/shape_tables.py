@@ -39,13 +39,12 @@ def program_rows(report: Report) -> Rows:
     for number, model in enumerate(report["models"]):
         found = {run["settings"]["name"]: run["summary"] for run in report["runs"] if run["model"] == number}
         latent = found["latent"]
-        reading = sum(latent["phases_sec"][phase]["median"] for phase in ("vision", "prefill"))
         products = f", {model['products']}" if model.get("products") else ""
         yield (
-            model["name"], f"{model['engine']}{products}", _mean(latent, "replayed_tokens"), _ms(reading),
+            model["name"], f"{model['engine']}{products}", _mean(latent, "replayed_tokens"), _phase(found["direct"], "first_token_sec"),
             *_pair(found, "latent", "cot"), *_pair(found, "follow-up", "follow-up-cot"),
             f"{_median(found['follow-up']) / _median(latent):.2f}" if "follow-up" in found else "-",
-            _ms(latent["latent_step_sec"]["median"]), _ms(found["cot"]["token_sec"]["median"]),
+            _phase(latent, "latent_step_sec"), _phase(found["cot"], "token_sec"),
         )  # fmt: skip
 
 
@@ -54,6 +53,12 @@ def _pair(found: Mapping[str, Report], latent: str, words: str) -> tuple[str, st
         return ("-", "-", "-")
     times = _median(found[latent]), _median(found[words])
     return _ms(times[0]), _ms(times[1]), f"{times[1] / times[0]:.1f}"
+
+
+def _phase(summary: Report, what: str) -> str:
+    """The profile may not have told phases apart."""
+    found = summary.get(what)
+    return _ms(found["median"]) if found and found["median"] is not None else "-"
 
 
 def _median(summary: Report) -> float:
@@ -65,4 +70,5 @@ def _mean(summary: Report, what: str) -> str:
 
 
 def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:,.0f}"
+    value = 1000 * seconds
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
