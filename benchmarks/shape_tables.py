@@ -41,7 +41,8 @@ def program_rows(report: Report) -> Rows:
         latent = found["latent"]
         products = f", {model['products']}" if model.get("products") else ""
         yield (
-            model["name"], f"{model['engine']}{products}", _mean(latent, "replayed_tokens"), _phase(found["direct"], "first_token_sec"),
+            model["name"], f"{model['engine']}{products}", _mean(latent, "replayed_tokens"),
+            _phase(found["direct"], "first_token_sec"),
             *_pair(found, "latent", "cot"), *_pair(found, "follow-up", "follow-up-cot"),
             f"{_median(found['follow-up']) / _median(latent):.2f}" if "follow-up" in found else "-",
             _phase(latent, "latent_step_sec"), _phase(found["cot"], "token_sec"),
