@@ -1,8 +1,8 @@
 """`lrkit demo`: the shipped model answers questions about handwritten scans without reasoning, in words and in
-latents."""
+latents; a second one reads a small picture and looks closer."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -10,7 +10,7 @@ from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lrkit.cli.shared.console import bars, beside_json
-from lrkit.cli.shared.tables import headline, json_option, milliseconds, modes_table, write_json
+from lrkit.cli.shared.tables import headline, json_option, milliseconds, modes_table, percent, write_json
 from lrkit.contract.generated import MODES
 from lrkit.errors import MissingExtraError
 from lrkit.files import check_writable
@@ -33,7 +33,8 @@ def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the pictures.")] = Path("runs/demo"),
     json_file: Annotated[Path | None, json_option("Write all figures to this file.")] = None,
 ) -> None:
-    """Ask the shipped model about held-out pictures in three modes; show accuracy, steps, latency and one trace."""
+    """Ask the shipped model about held-out pictures in three modes, and one that looks closer; show accuracy, steps,
+    latency and traces."""
     from lrkit.profile.demo import demonstrate
     from lrkit.provenance import collect
 
@@ -52,8 +53,32 @@ def demo(
     for mode, answer in shown.example.items():
         console.print(f"  {mode}, {answer.ar_steps} steps: {answer.text}")
     console.print(f"\nthe picture: {shown.picture}\nwhere each latent step looked: {shown.trace}")
+    report["closer"] = _closer(console, output, samples)
     report["engines"] = {row.name: row.to_dict() for row in _engines(console, output, latency_samples)}
     write_json(json_file, {"schema": 1, "kind": "demo", **report, "provenance": collect()}, precious=True)
+
+
+def _closer(console: Console, output: Path, samples: int) -> dict[str, Any]:
+    """Coarse first, then closer: what replay is worth where the prompt shows no detail."""
+    from lrkit.probe.looking_closer import show_looking_closer
+    from lrkit.runtime.sdk import Reasoner
+
+    with bars(MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+        tasks = {what: progress.add_task(what, total=samples) for what in ("chosen windows", "random windows")}
+        shown = show_looking_closer(
+            Reasoner.from_checkpoint("tiny/closer"), output, samples,
+            on_answers=lambda what, count: progress.advance(tasks[what], count),
+        )  # fmt: skip
+    figures = shown.to_dict()
+    chosen, drawn = (figures[name]["value"] for name in ("accuracy", "accuracy_with_random_windows"))
+    console.print(
+        f"\ntiny/closer reads a picture of half the size, in which no sign can be read ({shown.visual_tokens} visual "
+        f"tokens); each latent step looks at one window in full ({shown.window_tokens} tokens)"
+    )
+    console.print(f"  right with the windows it chooses: {percent(chosen)}; with random ones: {percent(drawn)}")
+    console.print(f"  {shown.example.question}  (right: {shown.expected}): {shown.example.text}")
+    console.print(f"the picture: {shown.picture}\nwhat it read and where it looked: {shown.trace}\n")
+    return figures
 
 
 def _engines(console: Console, output: Path, samples: int) -> "list[EngineFigures]":

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bundles import QUESTION, picture
+from lrkit import Reasoner
+from tests.bundles import QUESTION, picture, torch_reasoner
 from tests.commands import lrkit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,3 +140,12 @@ def test_ask_and_eval_say_that_a_picture_was_shrunk(
     assert lrkit("eval", bundle, *given) == 0
     assert json.loads(report.read_text())["modes"]["latent"]["pictures_resized"] == 1
     assert "note: pictures were shrunk to the model's limits" in capsys.readouterr().err
+
+
+def test_depths_of_each_step_are_told_by_torch_and_program_alike(bundle: Path, step_bundle: Path) -> None:
+    """The trace says of each latent step how many extra passes it took; those of the prompt are the rest."""
+    one = torch_reasoner().ask(picture(), QUESTION)
+    others = [Reasoner.load(place).ask(picture(), QUESTION) for place in (bundle, step_bundle)]
+    assert len(one.step_depths) == one.latent_steps == 3 and all(one.step_depths)
+    assert sum(one.step_depths) < sum(one.depths)
+    assert [other.step_depths for other in others] == [one.step_depths] * 2

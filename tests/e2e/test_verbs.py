@@ -90,7 +90,10 @@ def test_demo_shows_three_modes_a_trace_and_the_program(tmp_path, capsys):
     for mode in figures["modes"].values():
         assert mode["samples"] == 8 and mode["latency_sec_median"] > 0 and 0 <= mode["accuracy"] <= 1
         assert mode["ar_steps_mean"] > 0
-    assert (tmp_path / "shown" / "trace.png").is_file()
+    assert (tmp_path / "shown" / "trace.png").is_file() and (tmp_path / "shown" / "closer.png").is_file()
+    closer = figures["closer"]
+    assert closer["accuracy"]["correct"] >= 7 and closer["accuracy_with_random_windows"]["correct"] <= 4
+    assert closer["example"]["answer"]["answer"] == closer["example"]["expected"]
     pytest.importorskip("onnxscript")
     assert set(figures["engines"]) == {"torch float32", "program float32", "program int4"}
     assert figures["engines"]["program int4"]["bytes"] < figures["engines"]["program float32"]["bytes"]

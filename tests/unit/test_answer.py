@@ -110,3 +110,16 @@ def test_a_trace_is_saved_or_the_reason_given(tmp_path: Path) -> None:
         one.save_trace(tmp_path / "trace.what")
     with pytest.raises(FileError, match=r"give another name|not a folder"):
         one.save_trace(tmp_path / "trace.png" / "inside.png")
+
+
+def test_a_trace_shows_the_small_picture_that_was_read_and_the_passes_of_each_step() -> None:
+    """A checkered picture is grey at half its size: the panel in front has no detail, the others have."""
+    checks = np.indices(BOARD_SIZE[::-1]).sum(0) % 2 * 255
+    board = Image.fromarray(checks.astype(np.uint8)).convert("RGB")
+    whole, closer = answer((board,), [0]), answer((board,), [0], read_sizes=((40, 16),))
+    plain, drawn = (np.asarray(draw_trace(one)) for one in (whole, closer))
+    assert drawn.shape[1] > plain.shape[1] or drawn.shape[0] > plain.shape[0]
+    panel = drawn[-180:-80, 60:300]
+    assert panel.std() < 20 and panel.mean() < 200
+    told = [np.asarray(draw_trace(answer((board,), [0], step_depths=depths))) for depths in ((), (12,))]
+    assert told[0].shape == told[1].shape and (told[0] != told[1]).any()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from lrkit.families.protocols import Size
 from lrkit.pictures.input import ImageSource
 from lrkit.runtime.answer.regions import Region
 from lrkit.runtime.encode.fitting import Resized
@@ -34,6 +35,10 @@ class Answer:
     """Visual tokens replayed, over all latent steps."""
     depths: tuple[int, ...] = ()
     """Per layer: routed token-depths executed; 0 where a layer does not route."""
+    step_depths: tuple[int, ...] = ()
+    """Per latent step: the same over all its tokens and layers; empty where nothing routes or an engine cannot tell."""
+    read_sizes: tuple[Size, ...] = ()
+    """Where replay is fine, per picture: (width, height) in pixels at which the prompt read it; empty otherwise."""
     halting: str = "decided"
     """How thinking ended: decided (by the model), limit (most steps allowed), fixed (number given), none (no
     latent)."""
@@ -56,7 +61,8 @@ class Answer:
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures, for JSON."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "images"}
-        values["depths"] = list(self.depths)
+        values["depths"], values["step_depths"] = list(self.depths), list(self.step_depths)
+        values["read_sizes"] = [list(size) for size in self.read_sizes]
         values["regions"] = [[region.to_dict() for region in step] for step in self.regions]
         values["timings"] = dict(self.timings)
         values["resized"] = [one.to_dict() for one in self.resized]

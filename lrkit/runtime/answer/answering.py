@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from lrkit.contract.generated import Generated, Mode
 from lrkit.errors import UserError
+from lrkit.families.protocols import Size
 from lrkit.pictures.input import ImageSource
 from lrkit.runtime.answer.answer import Answer
 from lrkit.runtime.answer.regions import Region, token_regions
@@ -86,6 +87,8 @@ def _answer(engine: Engine, asked: Asked, result: Generated, mode: Mode, timings
         prefilled_tokens=result.prefilled_tokens,
         replayed_tokens=result.replayed_tokens,
         depths=tuple(result.routed_depths.get(layer, 0) for layer in range(engine.num_layers)),
+        step_depths=_step_depths(result),
+        read_sizes=_read_sizes(engine.processor, asked.prompt),
         halting=result.halting,
         regions=tuple(_regions(engine.processor, asked.prompt, result)),
         timings=timings,
@@ -94,6 +97,23 @@ def _answer(engine: Engine, asked: Asked, result: Generated, mode: Mode, timings
         question=asked.question,
         images=asked.images,
     )
+
+
+def _step_depths(result: Generated) -> tuple[int, ...]:
+    """Extra passes of each latent step."""
+    if not result.routed_tokens:
+        return ()
+    steps = range(1, result.latent_steps + 1)  # chunk 0 is the prompt
+    return tuple(sum(sum(chunks[step]) for chunks in result.routed_tokens.values()) for step in steps)
+
+
+def _read_sizes(processor: Processor, prompt: EncodedPrompt) -> tuple[Size, ...]:
+    if processor.zoom == 1:
+        return ()
+    used = {one.image: one.used for one in prompt.resized}
+    geometry = prompt.geometry or processor.geometry
+    full = [used.get(image) or geometry.seen_size(*size) for image, size in enumerate(prompt.sizes)]
+    return tuple((width // processor.zoom, height // processor.zoom) for width, height in full)
 
 
 def _regions(processor: Processor, prompt: EncodedPrompt, result: Generated) -> list[tuple[Region, ...]]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, PngImagePlugin
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps, PngImagePlugin
 
 from lrkit.errors import DataError, clean, one_line
 from lrkit.files import write_bytes
@@ -33,6 +33,8 @@ _PAGE_WIDTH = 1360
 _MIN_PAGE_WIDTH = 560
 _DIM = 0.45
 """Share of white laid over what was not replayed."""
+_NAMED = 3
+"""Sizes in a caption."""
 _MOST_DRAWN = 256
 """Pictures on a page, over all steps: some 40 million pixels."""
 
@@ -95,7 +97,7 @@ def draw_trace(answer: Traced, font: "os.PathLike[str] | str | None" = None) -> 
     fonts = Fonts((shown(answer.question), shown(answer.text)), font)
     scaled = [_scale(load_image(image)) for image in answer.images[:_MOST_DRAWN]]
     steps = answer.regions[: max(1, _MOST_DRAWN // max(1, len(scaled)))]
-    rows = _rows(_panels(steps, scaled, fonts))
+    rows = _rows([*_read_panel(answer, scaled, fonts), *_panels(steps, answer.step_depths, scaled, fonts)])
     width = _page_width(rows)
     head = draw_head(answer, width - 2 * _MARGIN, fonts, _left_out(answer, len(steps), len(scaled)))
     height = 2 * _MARGIN + head.height + sum(max(panel.height for panel in row) + _GAP for row in rows)
@@ -118,7 +120,23 @@ def _left_out(answer: Traced, steps: int, pictures: int) -> str:
     return f"drawn: {steps} of {len(answer.regions)} steps, {pictures} of {len(answer.images)} pictures"
 
 
-def _panels(steps: Sequence[Sequence[Region]], scaled: list[Any], fonts: Fonts) -> list[Image.Image]:
+def _read_panel(answer: Traced, scaled: list[Any], fonts: Fonts) -> list[Image.Image]:
+    """One with the pictures as small as the prompt read them, where latent steps look closer; else none."""
+    read = answer.read_sizes[: len(scaled)]
+    if not read:
+        return []
+    small = [
+        load_image(image).resize(size, Image.Resampling.BICUBIC).resize(drawn.size, Image.Resampling.NEAREST)
+        for image, size, (drawn, _) in zip(answer.images, read, scaled, strict=False)
+    ]
+    sizes = ", ".join(f"{width} x {height}" for width, height in read[:_NAMED])
+    framed = [ImageOps.expand(one, _LINE, PAPER) for one in small]
+    return [_panel(framed, f"as the prompt reads it: {sizes}", fonts)]
+
+
+def _panels(
+    steps: Sequence[Sequence[Region]], depths: Sequence[int], scaled: list[Any], fonts: Fonts
+) -> list[Image.Image]:
     """One per latent step; a single plain one for a mode without latent steps; none without pictures."""
     if not scaled:
         return []
@@ -131,6 +149,8 @@ def _panels(steps: Sequence[Sequence[Region]], scaled: list[Any], fonts: Fonts) 
             for index, (small, factor) in enumerate(scaled)
         ]
         caption = f"step {step}" if regions else f"step {step} (nothing replayed)"
+        if depths:
+            caption += f", {depths[step - 1]} extra passes"
         panels.append(_panel(drawn, caption, fonts))
     return panels
 

@@ -9,6 +9,7 @@ from typing import Protocol
 from PIL import Image, ImageDraw
 
 from lrkit.errors import clean
+from lrkit.families.protocols import Size
 from lrkit.pictures.input import ImageSource
 from lrkit.runtime.answer.fonts import Fonts, can_shape, is_right_to_left
 from lrkit.runtime.answer.regions import Region
@@ -37,6 +38,10 @@ class Traced(Protocol):
     def spoken_tokens(self) -> int: ...
     @property
     def replayed_tokens(self) -> int: ...
+    @property
+    def step_depths(self) -> Sequence[int]: ...
+    @property
+    def read_sizes(self) -> Sequence[Size]: ...
     @property
     def regions(self) -> Sequence[Sequence[Region]]: ...
     @property
