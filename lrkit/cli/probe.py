@@ -24,7 +24,7 @@ Examples:
     lrkit probe runs/my-run/last --data held-out.jsonl --batch 8 -o runs/my-probe
 """
 _PARTS = (
-    "zero, mean, noise, donor (always); shuffled, truncated, frozen, patched, sign, replay, routing, words; "
+    "zero, mean, noise, donor (always); looks, shuffled, truncated, frozen, patched, sign, replay, routing, words; "
     "with commas, or repeat. [default: all]"
 )
 

@@ -65,6 +65,16 @@ def donated(states: States, only: int | None = None) -> Change:
     return change
 
 
+def looks_of(states: States) -> Change:
+    """The latents as they are, and the visual tokens that the donor replays, with its weights."""
+    both = donated(states)
+
+    def change(number: int, step: int, state: State) -> State:
+        return replace(state, saliency=both(number, step, state).saliency)
+
+    return change
+
+
 def shuffled(states: States, seed: int) -> Change:
     """The question's own latents in another order."""
     orders = {number: _order(len(own), _rng(seed, _ORDER, number, 0)) for number, own in states.items()}

@@ -7,7 +7,19 @@ from typing import Literal, get_args
 from lrkit.errors import UserError, did_you_mean, one_line
 
 Part = Literal[
-    "zero", "mean", "noise", "donor", "shuffled", "truncated", "frozen", "patched", "sign", "replay", "routing", "words"
+    "zero",
+    "mean",
+    "noise",
+    "donor",
+    "looks",
+    "shuffled",
+    "truncated",
+    "frozen",
+    "patched",
+    "sign",
+    "replay",
+    "routing",
+    "words",
 ]
 PARTS: tuple[Part, ...] = get_args(Part)
 ALWAYS: tuple[Part, ...] = ("zero", "mean", "noise", "donor")
@@ -17,6 +29,7 @@ PART_MEANINGS: dict[str, str] = {
     "mean": "the mean over the questions, step by step",
     "noise": "a random direction of equal norm",
     "donor": "another question's latents",
+    "looks": "the latents as they are, and the visual tokens that the donor replays",
     "shuffled": "the question's own latents in another order",
     "truncated": "no latent after step t",
     "frozen": "from step t on always the latent of step t",

@@ -24,6 +24,7 @@ from lrkit.runtime.answer.answering import check_mode
 from lrkit.runtime.sdk import Reasoner
 
 SCHEMA = 1
+_NO_REPLAY = "nothing is replayed: by this model's settings, or without a picture"
 Report = dict[str, Any]
 
 
@@ -109,6 +110,10 @@ class _Run:
     def _same_picture(self) -> bool:
         return bool(self._donors) and all(donor.same_picture for donor in self._donors.values())
 
+    @property
+    def _replays(self) -> bool:
+        return any(state.saliency is not None for states in self._states.values() for state in states)
+
     def _in_place_of_all(self) -> dict[str, dict[int, Told]]:
         """Name -> the answers with something else in place of all latents."""
         given = {number: donor.states for number, donor in self._donors.items()}
@@ -120,6 +125,10 @@ class _Run:
         found = {name: self._questions.ask(name, change, self._steps) for name, change in changes.items()}
         with_donor = {number: self._steps[number] for number in given}
         found["donor"] = self._questions.ask("donor", interventions.donated(given), with_donor)
+        if self._replays and self._same_picture:
+            found["looks"] = self._questions.ask("looks", interventions.looks_of(given), with_donor)
+        elif self._wants("looks"):
+            self._leave_out("looks", f"{_NO_REPLAY}, or donors are about other pictures")
         several = {number: count for number, count in self._steps.items() if count > 1}
         if self._wants("shuffled"):
             change = interventions.shuffled(self._states, self._seed)
@@ -139,12 +148,12 @@ class _Run:
     def _verdict(self, told: Mapping[str, Mapping[int, Told]]) -> Verdict:
         pairs = list(self._donors)
         right = {name: [told[name][number].right for number in pairs] for name in REMOVED}
-        followed, by_noise = (
-            [follows_donor(number, self._plain, told[name], self._donors) for number in pairs]
-            for name in ("donor", "noise")
+        followed, by_noise, by_looks = (
+            [follows_donor(number, self._plain, told[name], self._donors) for number in pairs if name in told]
+            for name in ("donor", "noise", "looks")
         )
         latent = [self._plain[number].right for number in pairs]
-        return judge(Evidence(len(self._plain), latent, right, followed, by_noise, self._same_picture))
+        return judge(Evidence(len(self._plain), latent, right, followed, by_noise, self._same_picture, by_looks))
 
     def _by_step(self) -> dict[str, Any]:
         """What is done to the steps from one on, or to one alone."""
@@ -195,11 +204,11 @@ class _Run:
             else:
                 self._leave_out("sign", "only of trails is it known what another sign would change")
         if self._wants("replay"):
-            if any(state.saliency is not None for states in self._states.values() for state in states):
+            if self._replays:
                 told = self._questions.ask("replay", interventions.random_places(self._seed), self._steps)
                 found["replay"] = effect(self._plain, told)
             else:
-                self._leave_out("replay", "nothing is replayed: by this model's settings, or without a picture")
+                self._leave_out("replay", _NO_REPLAY)
         if self._wants("routing"):
             if engine.settings.routing.depth == 0:
                 self._leave_out("routing", "this model routes no tokens")

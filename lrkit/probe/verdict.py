@@ -17,6 +17,10 @@ CARRY, IN_PART, UNUSED = (
     "these latents carry the answer, in part",
     "these latents are not used",
 )
+BY_LOOKS = (
+    "these latents carry the answer by where they look: it follows the visual tokens that are replayed, and "
+    "vectors can be their mean"
+)
 UNGAINFUL = "these latents are not used for right answers: answers may move with them, but are right no more often"
 MATTER = "other latents cost accuracy, but answers do not follow them: these latents matter, not what they say"
 REMOVED = ("zero", "mean", "noise", "donor")
@@ -56,6 +60,8 @@ class Evidence:
     """With noise: did it, by chance?"""
     same_picture: bool
     """Whether donors are about the same picture, so that their answers can be followed."""
+    by_looks: Sequence[bool] = ()
+    """With the donor's replayed tokens alone: did the answer become the donor's? Empty where nothing is replayed."""
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -70,6 +76,8 @@ def judge(evidence: Evidence) -> Verdict:
         share = sum(evidence.followed) / len(evidence.followed)
         carried = not evidence.same_picture or share > 0.5
         why = _said(costs, gain, evidence)
+        if carried and _by_looks(costs, evidence):
+            return Verdict("used", True, BY_LOOKS, why, None)
         return Verdict("used", True, CARRY if carried else IN_PART, why, None)
     if _is_nothing(costs["mean"]) and _is_nothing(costs["donor"]):
         moves = evidence.same_picture and not _is_nothing(gain)
@@ -85,6 +93,12 @@ def _is_used(costs: Mapping[str, PairedComparison], gain: PairedComparison, evid
     # A model that is never right has no accuracy to lose; its answers can still go with the latents.
     led, _ = wilson_interval(sum(evidence.followed), len(evidence.followed))
     return _is_something(gain) and ((removed and _is_something(costs["donor"])) or led > 0.5)
+
+
+def _by_looks(costs: Mapping[str, PairedComparison], evidence: Evidence) -> bool:
+    """The mean in place of all vectors costs nothing, for what is replayed stays, and answers follow that."""
+    followed, total = sum(evidence.by_looks), len(evidence.by_looks)
+    return total > 0 and _is_nothing(costs["mean"]) and wilson_interval(followed, total)[0] > 0.5
 
 
 def _is_something(found: PairedComparison) -> bool:
@@ -126,7 +140,9 @@ def _said(costs: Mapping[str, PairedComparison], gain: PairedComparison, evidenc
         if evidence.same_picture
         else "; donors are about other pictures, so following them is no part of the verdict"
     )
-    return f"points of accuracy lost with other latents: {parts}; {followed}{apart}"
+    looks = sum(evidence.by_looks) / max(1, len(evidence.by_looks))
+    looked = f"; {looks:.1%} with the visual tokens that the donor replays alone" if evidence.by_looks else ""
+    return f"points of accuracy lost with other latents: {parts}; {followed}{looked}{apart}"
 
 
 def _interval(found: PairedComparison) -> str:

@@ -1,5 +1,5 @@
-"""tiny/closer, which reads a small picture and looks closer: what ships answers, in torch and as an int4 program, and only
-with the windows that it chooses."""
+"""tiny/closer, which reads a small picture and looks closer: what ships answers, in torch and as an int4 program, and
+only with the windows that it chooses."""
 
 import json
 from pathlib import Path

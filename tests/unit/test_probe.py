@@ -16,7 +16,7 @@ from lrkit.probe.asking import State, Told
 from lrkit.probe.donors import Donor, _of_the_set  # pyright: ignore[reportPrivateUsage]
 from lrkit.probe.effects import accuracy_with, effect
 from lrkit.probe.options import ALWAYS, PARTS, parse_parts
-from lrkit.probe.verdict import CARRY, IN_PART, UNGAINFUL, UNUSED, Evidence, judge
+from lrkit.probe.verdict import BY_LOOKS, CARRY, IN_PART, UNGAINFUL, UNUSED, Evidence, judge
 
 RNG = np.random.default_rng(0)
 
@@ -183,6 +183,25 @@ def test_noise_that_hurts_does_not_make_a_model_a_user() -> None:
     given = evidence(200, 1.0, 1.0, 0.0, 0.0)
     found = judge(replace(given, removed={**given.removed, "zero": [False] * 200, "noise": [False] * 200}))
     assert found.verdict == "unused" and found.decided and found.sentence == UNUSED
+
+
+def test_a_model_whose_latents_only_say_where_to_look_is_told_so() -> None:
+    """Fine replay: the vectors in it can be their mean, and the windows of another trail lead to its answer."""
+    given = evidence(200, 1.0, 0.0, 0.97)
+    given = replace(given, removed={**given.removed, "noise": [False] * 100 + [True] * 100})
+    sentences = {
+        share: judge(replace(given, by_looks=[place < share for place in range(100)])) for share in (95, 20, 0)
+    }
+    assert [found.sentence for found in sentences.values()] == [BY_LOOKS, CARRY, CARRY] and BY_LOOKS.startswith(CARRY)
+    assert "95.0% with the visual tokens that the donor replays alone" in sentences[95].why
+    costly = replace(given, removed={**given.removed, "mean": [False] * 200}, by_looks=[True] * 100)
+    assert judge(costly).sentence == CARRY
+
+
+def test_the_looks_of_a_donor_leave_the_latents() -> None:
+    given, change = state(9), interventions.looks_of(STATES)
+    assert change(1, 2, given).hidden is given.hidden and change(1, 2, given).saliency is STATES[1][1].saliency
+    assert change(1, 2, state(9, visual=7)).saliency.shape == (7,)  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def test_parts_by_name() -> None:
