@@ -17,16 +17,17 @@ def rows(report: dict[str, Any]) -> Iterable[Sequence[str]]:
     for variant, sets in report["rows"].items():
         main = [run["sets"]["trail:main"] for run in report["runs"] if run["variant"] == variant]
         steps = sum(one["ar_steps_mean"] for one in main) / len(main)
-        shares = (_share([one["accuracy_by_steps"][str(hops)] for one in main for hops in some]) for some in HOPS)
-        accuracies = (_spread(sets[name]) for name in ("trail:main", "trail:faint"))
+        shares = (share([one["accuracy_by_steps"][str(hops)] for one in main for hops in some]) for some in HOPS)
+        accuracies = (spread(sets[name]) for name in ("trail:main", "trail:faint"))
         yield variant, str(len(main)), *accuracies, *shares, f"{steps:.1f}"
 
 
-def _share(found: Sequence[dict[str, Any]]) -> str:
+def share(found: Sequence[dict[str, Any]]) -> str:
+    """Percent that are right, over several counts."""
     return f"{100 * sum(one['correct'] for one in found) / sum(one['total'] for one in found):.1f}"
 
 
-def _spread(found: dict[str, Any]) -> str:
+def spread(found: dict[str, Any]) -> str:
     """Mean, and over several seeds the standard deviation."""
-    mean, spread = 100 * found["mean"], found["stdev"]
-    return f"{mean:.1f}" if spread is None else f"{mean:.1f} +- {100 * spread:.1f}"
+    mean, stdev = 100 * found["mean"], found["stdev"]
+    return f"{mean:.1f}" if stdev is None else f"{mean:.1f} +- {100 * stdev:.1f}"

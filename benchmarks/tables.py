@@ -42,6 +42,7 @@ WHOLE = {
     "probe": "lrkit.probe.probe_markdown:render",
     "dialects": "benchmarks.dialects:render",
     "pruning": "benchmarks.pruning:render",
+    "routed-depth": "benchmarks.routed_depth:render",
     "fine-replay": "benchmarks.fine_replay:render",
 }
 """Kind of report -> what renders the page beside it."""

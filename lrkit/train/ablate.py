@@ -202,7 +202,9 @@ def run_one(run: Run) -> dict[str, Any]:
     accuracies: dict[str, Any] = {}
     for name in run.sweep.sets:
         figures = evaluate(reasoner, load_samples(name, run.sweep.samples), options).to_dict()["modes"][run.mode]
-        keys = ("accuracy", "ar_steps_mean", "latent_steps_mean", "accuracy_by_steps", "samples")
+        keys = (
+            "accuracy", "ar_steps_mean", "latent_steps_mean", "routed_depths_mean", "accuracy_by_steps", "samples",
+        )  # fmt: skip
         accuracies[name] = {key: figures[key] for key in keys}
     result = {**_asked(run, recipe), "sets": accuracies}
     write_json(run.folder / RESULT_FILE, result)

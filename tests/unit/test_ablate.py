@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import depth, routed_depth
 from lrkit.errors import ConfigError, FileError, UserError
 from lrkit.resources import find_recipe, find_sweep
 from lrkit.train.ablate import Run, Sweep, load_sweep, run_one, run_sweep
@@ -101,7 +102,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
         run_sweep(sweep(tmp_path), tmp_path / "file" / "runs")
 
 
-@pytest.mark.parametrize("name", ["trail-ablation", "trail-options"])
+@pytest.mark.parametrize("name", ["trail-ablation", "trail-options", "trail-depth"])
 def test_shipped_sweeps_can_be_read(name):
     assert load_sweep(find_sweep(name)).variants
 
@@ -139,3 +140,21 @@ def test_a_sweep_of_a_sceptic_runs(tmp_path):
     assert {name: run["mode"] for name, run in made.items()} == {"terse": "cot", "parallel": "latent"}
     found = {name: run["sets"]["trail:main"] for name, run in made.items()}
     assert found["terse"]["latent_steps_mean"] == 0 and found["parallel"]["latent_steps_mean"] == 9
+
+
+@pytest.mark.long
+def test_a_sweep_of_depth_runs_and_its_passes_are_counted(tmp_path):
+    """One update of each variant: routing alone takes extra passes, and a table shows how many."""
+    asked = load_sweep(find_sweep("trail-depth"))
+    common = [*asked.common, *(f"stages.{stage}.updates={int(stage == 5)}" for stage in range(1, 6))]
+    common += ["stages.5.batch_size=2", "stages.5.rehearse=[words]"]
+    few = asked.model_copy(update={"common": tuple(common), "samples": 8, "seeds": (1,)})
+    table = run_sweep(few.model_copy(update={"variants": {name: asked.variants[name] for name in ("base", "few")}}),
+                      tmp_path / "runs")  # fmt: skip
+    shown = {row[0]: row for row in depth.rows(table)}
+    assert len(depth.HEAD) == len(shown["few"]) == len(shown["base"])
+    assert shown["base"][-1] == "0" and int(shown["few"][-1]) >= 4 * 2 * 2, "4 tokens, two parts, two layers"
+    report = routed_depth.measure([str(tmp_path / "runs" / "few-1")], "trail:main", 2, "latent", [0.9])
+    passes = {row["way"]: row["extra_passes"]["mean"] for row in report["rows"]}
+    assert passes["no routing"] == 0 < passes["random tokens"] and passes["threshold 0.9"] < passes["as trained"]
+    assert passes["as trained"] < passes["all tokens"] and routed_depth.render(report).count("\n| ") == 7
