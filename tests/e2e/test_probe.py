@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,14 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from lrkit import Reasoner
+from lrkit.contract.bundle.manifest import digest
 from lrkit.data.trail import trail_set
+from lrkit.probe.options import PARTS, ProbeOptions
+from lrkit.probe.probe import probe_reasoner
 from lrkit.resources import resolve_checkpoint
+from lrkit.runtime.engines.torch.engine import TorchEngine
+from tests.bundles import torch_reasoner
 from tests.commands import lrkit
 
 pytest.importorskip("sklearn")
@@ -143,3 +150,31 @@ def test_a_model_that_may_take_no_step_is_refused(tmp_path: Path, capsys: pytest
     file.write_text(json.dumps(info), encoding="utf-8")
     assert lrkit("probe", str(checkpoint), "-o", str(tmp_path / "report")) == 2
     assert "takes no latent steps" in capsys.readouterr().err
+
+
+def test_a_probe_leaves_a_bundle_and_its_answers_as_they_were(step_bundle: Path, tmp_path: Path) -> None:
+    """The hook is between graphs, on the host: no file is written, and none of the graphs has a node for it."""
+    files = sorted(file for file in step_bundle.rglob("*") if file.is_file())
+    manifest = json.loads((step_bundle / "bundle.json").read_text(encoding="utf-8"))
+    before, listed = [digest(file).sha256 for file in files], manifest["files"]
+    asked = [(list(sample.images), sample.question) for sample in trail_set("main", "test", 3)]
+    reasoner = Reasoner.load(step_bundle)
+    plain = reasoner.ask_batch(asked)
+    report = probe_reasoner(reasoner, trail_set("main", "test", 3), ProbeOptions(parts=PARTS))
+    assert report["latents"]["noise"]["asked"] == 3
+    for again in (reasoner, Reasoner.load(step_bundle)):
+        for one, other in zip(plain, again.ask_batch(asked), strict=True):
+            assert replace(one, timings={}, images=()) == replace(other, timings={}, images=())
+    assert before == [digest(file).sha256 for file in files]
+    assert files == sorted(file for file in step_bundle.rglob("*") if file.is_file())
+    graphs = [name for name in listed if name.endswith(".onnx")]
+    assert len(graphs) == 3 and all(listed[name]["sha256"] == digest(step_bundle / name).sha256 for name in graphs)
+
+
+def test_a_probe_leaves_weights_as_they_were() -> None:
+    engine = torch_reasoner().engine
+    assert isinstance(engine, TorchEngine)
+    before = {name: tensor.clone() for name, tensor in engine.reasoner.state_dict().items()}
+    probe_reasoner(Reasoner(engine), trail_set("main", "test", 2), ProbeOptions(parts=PARTS, max_new_tokens=2))
+    after = engine.reasoner.state_dict()
+    assert before.keys() == after.keys() and all(before[name].equal(after[name]) for name in before)
