@@ -18,8 +18,8 @@ CARRY, IN_PART, UNUSED = (
     "these latents are not used",
 )
 BY_LOOKS = (
-    "these latents carry the answer by where they look: it follows the visual tokens that are replayed, and "
-    "vectors can be their mean"
+    "these latents carry the answer by where they look: the visual tokens that another question replays lead to its "
+    "answer, with its vectors or without"
 )
 UNGAINFUL = "these latents are not used for right answers: answers may move with them, but are right no more often"
 MATTER = "other latents cost accuracy, but answers do not follow them: these latents matter, not what they say"
@@ -76,7 +76,7 @@ def judge(evidence: Evidence) -> Verdict:
         share = sum(evidence.followed) / len(evidence.followed)
         carried = not evidence.same_picture or share > 0.5
         why = _said(costs, gain, evidence)
-        if carried and _by_looks(costs, evidence):
+        if carried and _by_looks(evidence):
             return Verdict("used", True, BY_LOOKS, why, None)
         return Verdict("used", True, CARRY if carried else IN_PART, why, None)
     if _is_nothing(costs["mean"]) and _is_nothing(costs["donor"]):
@@ -95,10 +95,12 @@ def _is_used(costs: Mapping[str, PairedComparison], gain: PairedComparison, evid
     return _is_something(gain) and ((removed and _is_something(costs["donor"])) or led > 0.5)
 
 
-def _by_looks(costs: Mapping[str, PairedComparison], evidence: Evidence) -> bool:
-    """The mean in place of all vectors costs nothing, for what is replayed stays, and answers follow that."""
+def _by_looks(evidence: Evidence) -> bool:
+    """What a donor replays leads to its answer as often as its latents do, so that vectors add nothing."""
     followed, total = sum(evidence.by_looks), len(evidence.by_looks)
-    return total > 0 and _is_nothing(costs["mean"]) and wilson_interval(followed, total)[0] > 0.5
+    if not total or wilson_interval(followed, total)[0] <= 0.5:
+        return False
+    return _is_nothing(compare_paired(evidence.followed, evidence.by_looks))
 
 
 def _is_something(found: PairedComparison) -> bool:

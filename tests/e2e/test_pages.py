@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,9 @@ VALUES = {
 """What a user who opens mine.yaml changes: pattern -> value."""
 
 
-def commands() -> list[list[str]]:
-    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [shlex.split(line) for block in blocks for line in block.splitlines()]
+def commands(page: Path = PAGE) -> list[list[str]]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
 
 
 def write_home(home: Path) -> None:
@@ -74,11 +75,42 @@ def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
     assert Path("trace.png").is_file() and Path("runs/profile/report.json").is_file()
 
 
-def run(words: list[str]) -> bool:
+PROBES = {
+    "probe": ["--samples", "8", "--max-new-tokens", "3", "--modes", "patched"],
+    "export": ["--samples", "2", "--allow-unproven"],
+    "train": [
+        "eval.samples=0", "batch_size=2", "analyze.every=1", "analyze.samples=2",
+        *(f"stages.{stage}.updates={int(stage in (2, 5))}" for stage in range(6)),
+    ],
+    "analyze": ["--samples", "2"],
+}  # fmt: skip
+"""The same for the pages of probe and analyze."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "made"),
+    [
+        ("probe.md", ["runs/probe/report.html", "probe.json", "tiny-step/bundle.json"]),
+        ("analyze.md", ["watched/report.html", "stages/report.json", "tiny-analysis/report.html"]),
+    ],
+)
+def test_the_commands_of_other_pages_run(
+    page: str, made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = commands(ROOT / "docs" / page)
+    assert len(found) >= 3
+    for words in found:
+        run(words, PROBES)
+    assert [name for name in made if not Path(name).is_file()] == []
+
+
+def run(words: list[str], smaller: Mapping[str, list[str]] = SMALLER) -> bool:
     program, verb, *arguments = words
     assert program == "lrkit"
     with pytest.raises(SystemExit) as left:
-        main([verb, *arguments, *SMALLER.get(verb, [])])
+        main([verb, *arguments, *smaller.get(verb, [])])
     assert left.value.code == 0, words
     if verb == "cp":
         edit(Path("mine.yaml"))
