@@ -25,7 +25,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks import probe_table, sceptic, shape_tables
+from benchmarks import depth, probe_table, sceptic, shape_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = Path("profiles/reports")
@@ -263,6 +263,7 @@ TABLES = {
     "shape-bundles": Table("*-bundle-cpu.json", shape_tables.PROGRAM_HEAD, shape_tables.program_rows),
     "ablation": Table("trail-ablation.json", ("variant", "`main`", "`faint`", "`long`"), _ablation),
     "sceptic": Table("trail-sceptic.json", sceptic.HEAD, sceptic.rows),
+    "depth": Table("trail-depth.json", depth.HEAD, depth.rows),
     "fine-replay": Table(
         "fine-replay.json",
         (

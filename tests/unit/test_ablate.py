@@ -148,9 +148,9 @@ def test_a_sweep_of_depth_runs_and_its_passes_are_counted(tmp_path):
     asked = load_sweep(find_sweep("trail-depth"))
     common = [*asked.common, *(f"stages.{stage}.updates={int(stage == 5)}" for stage in range(1, 6))]
     common += ["stages.5.batch_size=2", "stages.5.rehearse=[words]"]
-    few = asked.model_copy(update={"common": tuple(common), "samples": 8, "seeds": (1,)})
-    table = run_sweep(few.model_copy(update={"variants": {name: asked.variants[name] for name in ("base", "few")}}),
-                      tmp_path / "runs")  # fmt: skip
+    variants = {"base": (), "few": (*asked.variants["rds"], "model.routing.alpha=4")}
+    few = asked.model_copy(update={"common": tuple(common), "variants": variants, "samples": 8, "seeds": (1,)})
+    table = run_sweep(few, tmp_path / "runs")
     shown = {row[0]: row for row in depth.rows(table)}
     assert len(depth.HEAD) == len(shown["few"]) == len(shown["base"])
     assert shown["base"][-1] == "0" and int(shown["few"][-1]) >= 4 * 2 * 2, "4 tokens, two parts, two layers"
