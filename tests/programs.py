@@ -207,7 +207,7 @@ def with_rounded_weights(
         if part == "embedding":
             made = quantized_rows(values, scheme, name)
         else:
-            made = quantized(values, scheme, target.int4.block, name, calibrate(name))
+            made = quantized(values, scheme, target.int4.block, name, calibrate(name), target.int4.method)
         if made is not None:
             weight.copy_(torch.from_numpy(made.dequantize()))
 

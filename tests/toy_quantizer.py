@@ -25,7 +25,7 @@ class Searched:
         if calibration is None:
             return rounded
         blocks = weight.reshape(rounded.integers.shape)
-        importance = (calibration.inputs**2).mean(0).reshape(1, *blocks.shape[1:])
+        importance = np.diag(calibration.hessian).reshape(1, *blocks.shape[1:])
         scales = np.stack([rounded.scales * part for part in (1.0, 0.9, 0.8, 0.7)])[..., None]
         integers = np.clip(np.rint(blocks / scales), -8, 7)
         best = (importance * (integers * scales - blocks) ** 2).sum(-1).argmin(0)[None, ..., None]

@@ -132,7 +132,7 @@ def target_variants() -> dict[str, Target]:
 
 def _targets() -> Iterator[tuple[str, Target]]:
     activations = [None, *literals(Target.model_fields["activations"].annotation)]
-    for precision in SCHEMES:
+    for precision in (name for name, row in SCHEMES.items() if not row.offsets):  # TensorRT takes none
         for kind in activations:
             changed: dict[str, Any] = {"precision": precision, "activations": kind, "int4": {"block": 32}}
             yield f"{precision} {kind}", Target.model_validate({"dialect": "standard", **changed})

@@ -22,6 +22,9 @@ MANY = 5
 Floats = Literal["fp32", "fp16"]
 Encoding = Literal["MatMulNBits", "MatMulIntegerToFloat", "DequantizeLinear"]
 """Operator that reads integers: one of ONNX Runtime's own, or the standard one."""
+Method = Literal["rtn", "search", "gptq"]
+"""How integers are chosen. rtn: each weight to the nearest; search: with the scales of the least error; gptq: each
+takes over the error of those before it, by what the matrix is multiplied with."""
 Bounds = Mapping[str, float]
 """numbers: largest relative error of logits and latent states; agreement: share of the samples without a difference;
 accuracy_drop: right answers lost, as a share of all answers."""
@@ -56,7 +59,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Scheme:
-    """One way of holding weights. Of integers, value = integer * scale: zero stays zero."""
+    """One way of holding weights. Of integers, value = (integer - offset) * scale: zero stays zero."""
 
     name: str
     bits: int
@@ -71,6 +74,8 @@ class Scheme:
     by_row: bool = False
     """One scale per row of a matrix (out, in), whatever `blocks` says of other parts. The operator rounds activations
     to 8 bits too, each token by its own largest, where the dialect has one for that."""
+    offsets: bool = False
+    """Whether each block has an integer of its own that stands for zero. TensorRT takes none but 0."""
     least: int = 1
     """A matrix with fewer rows or columns stays float: what is done around its product would cost more than is
     saved."""
@@ -94,9 +99,10 @@ class Scheme:
         return self.quantizer is not None
 
     def bytes_per_weight(self, block: int | None = None) -> float:
-        """As stored, with a float32 scale for each `block` weights where they are integers."""
-        blocks = self.integers and not self.by_row
-        return self.bits / 8 + (4 / (block or self.blocks[0]) if blocks else 0.0)
+        """As stored, with a float32 scale, and an offset, for each `block` weights where they are integers."""
+        if not self.integers or self.by_row:
+            return self.bits / 8
+        return self.bits / 8 + (4 + self.offsets * self.bits / 8) / (block or self.blocks[0])
 
     def encoding(self, dialect: str) -> Encoding | None:
         """The operator that reads its integers in a dialect; None where there is none, or no integers."""
@@ -111,6 +117,13 @@ more."""
 _HELD = {"numbers": 0.1}
 """Activations are rounded to int8, which flips near ties."""
 _HELD_REASON = "torch held the values of the integers: numbers within a tenth of the largest"
+_FOUR_BITS = Tolerance(
+    {"accuracy_drop": 0.05},
+    "4-bit weights are another model: numbers are reported, only the loss of right answers is bounded",
+    unanswered=_UNANSWERED,
+    held=_HELD,
+    held_reason=_HELD_REASON,
+)
 
 _ROWS = (
     Scheme(
@@ -141,13 +154,7 @@ _ROWS = (
             "layers": ("int4",), "head": ("int4", "int8", FLOAT), "embedding": ("int8", FLOAT),
             "vision": (FLOAT, "int4", "w8a8"), "chunks": (SAME, "w8a8"),
         },
-        tolerance=Tolerance(
-            {"accuracy_drop": 0.05},
-            "4-bit weights are another model: numbers are reported, only the loss of right answers is bounded",
-            unanswered=_UNANSWERED,
-            held=_HELD,
-            held_reason=_HELD_REASON,
-        ),
+        tolerance=_FOUR_BITS,
     ),
     Scheme(
         name="int8",
@@ -188,6 +195,19 @@ _ROWS = (
             held=_HELD,
             held_reason=_HELD_REASON,
         ),
+    ),
+    Scheme(
+        name="int4-offsets",
+        bits=4,
+        quantizer="lrkit.export.weights.quantizers.rounded:RoundedOffsets",
+        offsets=True,
+        blocks=(128, 64, 32),
+        encodings=_BOTH,
+        parts={
+            "layers": ("int4-offsets",), "head": ("int4-offsets", "int4", "int8", FLOAT), "embedding": ("int8", FLOAT),
+            "vision": (FLOAT, "int4", "w8a8"), "chunks": (SAME, "w8a8"),
+        },
+        tolerance=_FOUR_BITS,
     ),
 )  # fmt: skip
 

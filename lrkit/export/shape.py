@@ -126,7 +126,7 @@ class ShapeOrigin:
             return weight
         if part == "embedding":
             return quantized_rows(weight, scheme, name).dequantize()
-        made = quantized(weight, scheme, self.target.int4.block, name)
+        made = quantized(weight, scheme, self.target.int4.block, name, None, self.target.int4.method)
         return weight if made is None else made.dequantize()
 
     def _part(self, name: str) -> str:

@@ -55,7 +55,7 @@ def gathered(reasoner: LatentReasoner) -> dict[str, Calibration]:
     Reasoner(TorchEngine(reasoner, processor())).ask(picture(), QUESTION)
     for hook in hooks:
         hook.remove()
-    return {name: Calibration(np.concatenate(inputs)) for name, inputs in seen.items()}
+    return {name: Calibration.of(np.concatenate(inputs)) for name, inputs in seen.items()}
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,16 @@ def check(report: ExportReport, dialect: str) -> None:
     agreement = found.measured["agreement"]
     assert isinstance(agreement, dict) and set(agreement.values()) == {1.0}
     assert (entry.precision, entry.accuracy_level) == (NAME, 0 if dialect == "ort" else None)
-    asked = {"block": 16, "accuracy_level": 0, "head": NAME, "embedding": "int8", "vision": NAME, "chunks": "same"}
+    asked = {
+        "block": 16,
+        "accuracy_level": 0,
+        "method": "rtn",
+        "matrices": {},
+        "head": NAME,
+        "embedding": "int8",
+        "vision": NAME,
+        "chunks": "same",
+    }
     assert report.manifest.target["int4"] == asked, "what was not chosen is the row's"
     model = onnx.load(report.folder / entry.file, load_external_data=False)
     assert ROW.encodings[dialect] in set(operators(model.graph))
@@ -150,7 +159,7 @@ def test_calibration_reaches_the_quantizer(exported: ExportReport) -> None:
     quantizer = quantizer_of(ROW, 16)
     errors = [
         np.linalg.norm((quantizer(weight, "0.qkv", data).dequantize() - weight) @ inputs.T)
-        for data in (Calibration(inputs), None)
+        for data in (Calibration.of(inputs), None)
     ]
     assert errors[0] < errors[1]
 
@@ -169,7 +178,10 @@ def test_a_bundle_of_an_unknown_scheme_is_refused(exported: ExportReport) -> Non
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (["precision=itn4"], "unknown precision 'itn4'; known: fp32, fp16, int4, int8, w8a8; did you mean 'int4'?"),
+        (
+            ["precision=itn4"],
+            "unknown precision 'itn4'; known: fp32, fp16, int4, int8, w8a8, int4-offsets; did you mean 'int4'?",
+        ),
         (["precision=int4", "int4.vision=itn4"], "int4.vision is 'itn4', and int4 takes float, int4, w8a8; did you"),
         (["precision=int4", "int4.block=48"], "int4.block is 48, and int4 takes 128, 64, 32"),
         (["precision=int4", "int4.embedding=int4"], "int4.embedding is 'int4', and int4 takes int8, float"),

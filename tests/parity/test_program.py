@@ -218,6 +218,8 @@ def test_weights_are_stored_once():
         ("ort", "int8", {"vision": "int8"}),
         ("standard", "int4", {"vision": "int4"}),
         ("standard", "int8", {"head": "int4"}),
+        ("ort", "int4-offsets", {"method": "search"}),
+        ("standard", "int4-offsets", {"head": "int8"}),
     ],
 )
 def test_integers_compute_what_they_stand_for(dialect, precision, changes):

@@ -51,6 +51,11 @@ def open_subject(
     if (shape := random_shape(name)) is not None:
         from lrkit.export.shape import ShapeSubject, shape_settings
 
+        if target.int4.matrices:
+            raise UserError(
+                "int4.matrices says how some matrices are held otherwise, and those of random:SHAPE are held alike; "
+                "leave it out"
+            )
         drawn = ShapeSubject(shape, target, shape_settings(settings))
         return drawn, drawn.samples(1 if samples is None else samples), drawn.name
     from lrkit.data.sources import load_samples

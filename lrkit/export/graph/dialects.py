@@ -15,6 +15,7 @@ from lrkit.export.graph.ort_writer import OrtWriter
 from lrkit.export.graph.saving import WeightFile
 from lrkit.export.graph.separate_caches import SeparateCaches
 from lrkit.export.graph.standard_writer import StandardWriter
+from lrkit.export.graph.weight_store import Made, none_made
 from lrkit.export.graph.writer import Writer
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.layer_recipe import Norm
@@ -39,7 +40,7 @@ DIALECTS: Mapping[Dialect, DialectParts] = {
 
 def writer_for(
     target: Target, read: Callable[[str], np.ndarray], norms: Norm, file: WeightFile | None = None,
-    calibrate: Calibrate = uncalibrated,
+    calibrate: Calibrate = uncalibrated, made: Made = none_made,
 ) -> Writer:  # fmt: skip
     """The writer of the target's dialect; the rest as `Writer` takes it."""
-    return DIALECTS[target.dialect].writer(target, read, norms, file, calibrate)
+    return DIALECTS[target.dialect].writer(target, read, norms, file, calibrate, made)

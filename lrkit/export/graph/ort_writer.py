@@ -34,17 +34,19 @@ class OrtWriter(Writer):
         """(activations, level of the graph) -> what `_rows_as_bytes` made of them."""
 
     @staticmethod
-    def encode(quantized: Quantized) -> tuple[np.ndarray, np.ndarray]:
+    def encode(quantized: Quantized) -> tuple[np.ndarray, ...]:
         """For MatMulNBits."""
         return matmul_nbits(quantized)
 
     def product(
-        self, g: Graph, x: Value, role: str, integers: Value, scales: Value, form: Form, bias: Value | None
+        self, g: Graph, x: Value, role: str, encoded: list[Value], form: Form, bias: Value | None
     ) -> Value:  # fmt: skip
         """In one node."""
+        integers, scales, *zeros = encoded
         return g.op(
-            "MatMulNBits", x, integers, scales, None, None, bias, domain=CONTRIB, K=form.width, N=form.rows,
-            bits=form.bits, block_size=form.block, accuracy_level=self.target.int4.accuracy_level,
+            "MatMulNBits", x, integers, scales, zeros[0] if zeros else None, None, bias, domain=CONTRIB,
+            K=form.width, N=form.rows, bits=form.bits, block_size=form.block,
+            accuracy_level=self.target.int4.accuracy_level,
         )  # fmt: skip
 
     def product_by_row(

@@ -29,16 +29,18 @@ class StandardWriter(Writer):
         """(activations, level of the graph) -> what `_rows_as_bytes` made of them."""
 
     @staticmethod
-    def encode(quantized: Quantized) -> tuple[np.ndarray, np.ndarray]:
+    def encode(quantized: Quantized) -> tuple[np.ndarray, ...]:
         """For DequantizeLinear."""
         return dequantize_linear(quantized)
 
     def product(
-        self, g: Graph, x: Value, role: str, integers: Value, scales: Value, form: Form, bias: Value | None
+        self, g: Graph, x: Value, role: str, encoded: list[Value], form: Form, bias: Value | None
     ) -> Value:  # fmt: skip
         """Unpacked, then multiplied; the engine makes one kernel of both."""
+        integers, scales, *zeros = encoded
         integers = self.store.own_name(g, f"{role}.{form.name}", integers)
-        return self._times(g, x, g.early("DequantizeLinear", integers, scales, axis=0, block_size=form.block), bias)
+        weight = g.early("DequantizeLinear", integers, scales, *zeros, axis=0, block_size=form.block)
+        return self._times(g, x, weight, bias)
 
     def product_by_row(
         self, g: Graph, x: Value, role: str, integers: Value, scales: Value, form: Form, bias: Value | None

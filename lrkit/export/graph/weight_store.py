@@ -22,8 +22,14 @@ from lrkit.export.weights.quantizers.quantizer import Calibrate, quantized, quan
 
 CHUNKS = "chunks"
 """The layers' matrices as chunks of many tokens read them: those of `layers`, where they are none of their own."""
-Encode = Callable[[Quantized], tuple[np.ndarray, np.ndarray]]
-"""A matrix of integers -> (integers, scales) as a dialect's operator reads them."""
+Encode = Callable[[Quantized], tuple[np.ndarray, ...]]
+"""A matrix of integers -> (integers, scales), and offsets where it has them, as a dialect's operator reads them."""
+Made = Callable[[str], Quantized | None]
+"""Role of a matrix -> its integers, where they were made before (calibrated, or in the checkpoint)."""
+
+
+def none_made(role: str) -> None:
+    """All are yet to be made."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Matrix:
     """A stored matrix as one graph reads it."""
 
     values: list[Value]
-    """The floats (out, in); or integers and scales, as the dialect's operator reads them."""
+    """The floats (out, in); or what `Encode` gives."""
     form: Form | None
     """None: floats."""
 
@@ -64,6 +70,8 @@ class WeightStore:
     """Where weights go that are too many to be held; None: all are held."""
     calibrate: Calibrate = uncalibrated
     """What a matrix is rounded by, where its quantizer wants to know."""
+    made: Made = none_made
+    """Integers that need not be made again."""
     part_bytes: dict[str, int] = field(default_factory=dict)
     """Weight bytes by part: filled as weights are stored."""
     errors: dict[str, float] = field(default_factory=dict)
@@ -99,7 +107,7 @@ class WeightStore:
     def matrix(self, g: Graph, role: str, part: str, given: np.ndarray | None = None) -> Matrix:
         """The matrix `role` (out, in), rounded where the target rounds `part`. `given` is the matrix where the source
         does not have it."""
-        scheme = self.target.scheme_of(part)
+        scheme = self.target.scheme_for(role, part)
         if scheme is None and part == CHUNKS:
             return self.matrix(g, role, "layers")
         if scheme is not None and (role, scheme.name) not in self._forms:
@@ -138,22 +146,29 @@ class WeightStore:
 
     def _as_layers_hold(self, role: str, weight: np.ndarray) -> np.ndarray:
         """What the integers of `layers` stand for: chunks and single tokens go through one model."""
-        scheme = self.target.scheme_of("layers")
-        assert scheme is not None, "a scheme without integers has no chunks"
-        made = quantized(weight, scheme, self.target.int4.block, role, self.calibrate(role))
+        scheme = self.target.scheme_for(role, "layers")
+        made = None if scheme is None else self._quantized(role, scheme, weight)
         return weight if made is None else made.dequantize()
+
+    def _quantized(self, role: str, scheme: Scheme, weight: np.ndarray) -> Quantized | None:
+        found = None if scheme.by_row else self.made(role)
+        if found is not None:
+            assert found.shape == weight.shape, f"{role}: {found.shape} integers for {weight.shape} weights"
+            return found
+        int4 = self.target.int4
+        return quantized(weight, scheme, int4.block, role, self.calibrate(role), int4.method)
 
     def _round(self, role: str, scheme: Scheme, part: str, weight: np.ndarray) -> None:
         """Makes the integers of a matrix, or leaves it float where no block divides its width."""
-        made = quantized(weight, scheme, self.target.int4.block, role, self.calibrate(role))
+        made = self._quantized(role, scheme, weight)
         if made is None:
             self._forms[role, scheme.name] = None
             return None if part == CHUNKS else self._keep(role, part, [self._as_floats(weight)])
         form = self._forms[role, scheme.name] = Form(made.bits, made.block, *made.shape, scheme.by_row)
         self.errors[role if part != CHUNKS else f"{role}.{form.name}"] = error_of(weight, made)
         del weight  # of a vocabulary it has a gigabyte, which the encoding would stand beside
-        integers, scales = by_row(made) if form.by_row else self.encode(made)
-        self._keep(f"{role}.{form.name}", part, [integers, self._as_floats(scales)], scheme.name)
+        integers, scales, *zeros = by_row(made) if form.by_row else self.encode(made)
+        self._keep(f"{role}.{form.name}", part, [integers, self._as_floats(scales), *zeros], scheme.name)
 
     def _rounded_rows(self, role: str, scheme: Scheme) -> list[np.ndarray]:
         made = quantized_rows(self.read(role), scheme, role)
@@ -169,7 +184,8 @@ class WeightStore:
             self._keep(role, part, make())
         if role not in self._values:
             tensors = self._tensors[role]
-            self._values[role] = [g.weight(role if i == 0 else f"{role}.scale", t) for i, t in enumerate(tensors)]
+            named = zip(("", ".scale", ".zero"), tensors, strict=False)
+            self._values[role] = [g.weight(f"{role}{end}", tensor) for end, tensor in named]
         return self._values[role]
 
     @property

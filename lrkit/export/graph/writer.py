@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from lrkit.export.graph.nodes import Graph, Value
 from lrkit.export.graph.saving import WeightFile
-from lrkit.export.graph.weight_store import Form, WeightStore
+from lrkit.export.graph.weight_store import Form, Made, WeightStore, none_made
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.integers import Quantized
 from lrkit.export.weights.layer_recipe import Norm
@@ -54,12 +54,13 @@ class Writer(ABC):
 
     def __init__(
         self, target: Target, read: Callable[[str], np.ndarray], norms: Norm, file: WeightFile | None = None,
-        calibrate: Calibrate = uncalibrated,
+        calibrate: Calibrate = uncalibrated, made: Made = none_made,
     ) -> None:  # fmt: skip
         """`read` gives a weight by role as float32, matrices as (out, in); `norms` says which the model has; `file`
-        takes weights that are too many to be held; `calibrate` tells quantizers what a matrix is multiplied with."""
+        takes weights that are too many to be held; `calibrate` tells quantizers what a matrix is multiplied with, and
+        `made` gives integers that need not be made again."""
         self.target, self.norms = target, norms
-        self.store = WeightStore(target, read, self.encode, file, calibrate)
+        self.store = WeightStore(target, read, self.encode, file, calibrate, made)
 
     @property
     def floats(self) -> ir.DataType:
@@ -79,9 +80,10 @@ class Writer(ABC):
         matrix = self.store.matrix(g, role, part, given)
         if matrix.form is None:
             return g.op("Gemm", x, *matrix.values, bias, transB=1)
-        integers, scales = matrix.values
-        write = self.product_by_row if matrix.form.by_row else self.product
-        return write(g, x, role, integers, scales, matrix.form, bias)
+        if matrix.form.by_row:
+            integers, scales = matrix.values
+            return self.product_by_row(g, x, role, integers, scales, matrix.form, bias)
+        return self.product(g, x, role, matrix.values, matrix.form, bias)
 
     def embed(self, g: Graph, ids: Value) -> Value:
         """Rows of the token embedding: (S,) -> (S, D)."""
@@ -111,14 +113,14 @@ class Writer(ABC):
 
     @staticmethod
     @abstractmethod
-    def encode(quantized: Quantized) -> tuple[np.ndarray, np.ndarray]:
-        """(integers, scales) of a rounded matrix as `product` reads them."""
+    def encode(quantized: Quantized) -> tuple[np.ndarray, ...]:
+        """(integers, scales), and offsets where there are some, of a rounded matrix as `product` reads them."""
 
     @abstractmethod
     def product(
-        self, g: Graph, x: Value, role: str, integers: Value, scales: Value, form: Form, bias: Value | None
+        self, g: Graph, x: Value, role: str, encoded: list[Value], form: Form, bias: Value | None
     ) -> Value:  # fmt: skip
-        """x times a rounded matrix, plus bias."""
+        """x times a rounded matrix, which `encode` gave, plus bias."""
 
     @abstractmethod
     def product_by_row(

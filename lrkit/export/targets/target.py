@@ -8,13 +8,14 @@ Place in the pipeline: `lrkit export --target NAME` -> `Target` -> writer.py (ho
 import re
 from collections.abc import Iterator, Mapping
 from copy import copy
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from lrkit.config import Config
 from lrkit.contract.bundle.manifest import Dialect, EngineKind, Limits
-from lrkit.contract.schemes import FLOAT, SAME, SCHEMES, Scheme, computed_in, scheme_named
+from lrkit.contract.schemes import FLOAT, SAME, SCHEMES, Method, Scheme, computed_in, scheme_named
 from lrkit.errors import did_you_mean, shown
 from lrkit.families.protocols import Geometry
 from lrkit.runtime.encode.fitting import photo_warning
@@ -32,6 +33,7 @@ _TEXT_TOKENS = 512
 TOWER_ON_CPU = "w8a8"
 """What the vision tower is held by, where the target says nothing, in ONNX Runtime's own operators on a CPU: there it
 is a third of the time that float takes, with 1 to 2% of error in a product."""
+_PATTERN = re.compile(r"(\d{1,4}|\*)\.(qkv|out|gate_up|down|\*)")
 _INT4 = SCHEMES["int4"]
 """What a target chooses of where its precision is one of floats, and chooses nothing of."""
 
@@ -44,6 +46,11 @@ class Int4(Config):
     """Weights per scale; a width that it does not divide falls back to the next smaller block."""
     accuracy_level: Literal[0, 1, 4] = 4
     """ort dialect: 0 or 1 computes in float32, 4 with activations rounded to int8 (faster)."""
+    method: Method = "rtn"
+    """How integers with a scale per block are chosen: rtn, search (needs no data), gptq (needs a calibration set)."""
+    matrices: dict[str, str] = {}
+    """Matrices of layers that are held otherwise: a pattern such as "*.down" or "0.*", of LAYER.qkv, out, gate_up or
+    down -> int4, int4-offsets, int8 or float. The last pattern that fits counts."""
     head: str = _INT4.parts["head"][0]
     """Language head. A head of its own type is stored beside the embedding, which it shares otherwise."""
     embedding: str = _INT4.parts["embedding"][0]
@@ -201,6 +208,40 @@ class Target(Config):
         return self
 
     @model_validator(mode="after")
+    def _matrices_are_held_somehow(self) -> "Target":
+        known = [row.name for row in SCHEMES.values() if row.integers and not row.by_row] + [FLOAT]
+        for pattern, name in self.int4.matrices.items():
+            if not _PATTERN.fullmatch(pattern):
+                raise ValueError(
+                    f"int4.matrices has {shown(pattern)}, which fits no matrix of a layer; write LAYER.MATRIX, where "
+                    "either may be *, and MATRIX is qkv, out, gate_up or down"
+                )
+            if name not in known:
+                raise ValueError(
+                    f"int4.matrices.{pattern} is {shown(name)}, and a matrix can be {', '.join(known)}"
+                    f"{did_you_mean(name, known)}"
+                )
+        if self.int4.matrices and (not self.scheme.integers or self.scheme.by_row):
+            raise ValueError(
+                f"int4.matrices says how some matrices are held otherwise, and precision {self.scheme.name} has no "
+                "scales by block; set precision=int4, int4-offsets or int8"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _offsets_are_not_for_tensorrt(self) -> "Target":
+        if self.engine is None and "tensorrt" not in self.provider:
+            return self
+        held = [self.scheme_of(part) for part in self.scheme.parts]
+        held += [scheme_named(name) for name in self.int4.matrices.values() if name != FLOAT]
+        if found := next((one.name for one in held if one is not None and one.offsets), None):
+            raise ValueError(
+                f"{found} has an offset for each block, and TensorRT takes no zero point but 0; set precision=int4, "
+                "which is symmetric, or leave TensorRT out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _bytes_are_for_a_cpu(self) -> "Target":
         if self.int4.chunks != SAME and self.scheme.integers and self.dialect != "ort" and self.openvino is None:
             raise ValueError(
@@ -258,6 +299,13 @@ class Target(Config):
             return None
         name = getattr(self.int4, part, self.scheme.parts[part][0])
         return None if name in (FLOAT, SAME) else scheme_named(name)
+
+    def scheme_for(self, role: str, part: str) -> Scheme | None:
+        """How the matrix `role` of a part becomes integers: as `scheme_of`, but for what int4.matrices says."""
+        fits = [name for pattern, name in self.int4.matrices.items() if fnmatchcase(role, pattern)]
+        if part != "layers" or not fits:
+            return self.scheme_of(part)
+        return None if fits[-1] == FLOAT else scheme_named(fits[-1])
 
     @property
     def branches(self) -> bool:

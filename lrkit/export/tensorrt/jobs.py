@@ -108,6 +108,11 @@ def check_programs(programs: Mapping[Role, ProgramEntry], archs: tuple[str, ...]
                 f"the {role} program is in the dialect {entry.dialect}, and engines are built from the dialect "
                 "standard; export the checkpoint again with --dialect standard or a target made for it"
             )
+        if scheme_named(entry.precision).offsets:
+            raise ExportError(
+                f"the {role} program has {entry.precision} weights, and TensorRT takes no zero point but 0; export the "
+                "checkpoint again with precision=int4, which is symmetric"
+            )
         if scheme_named(entry.precision).bits == 4 and "sm75" in archs:
             raise ExportError(
                 f"the {role} program has {entry.precision} weights, which sm75 cannot compute with; leave sm75 out, or "

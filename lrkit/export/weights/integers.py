@@ -1,4 +1,5 @@
-"""Matrices of four and eight bit integers, symmetric, one scale per block; and the two ways ONNX writes them.
+"""Matrices of four and eight bit integers with one scale per block, and an offset where the scheme has them; and the
+two ways ONNX writes them.
 
 Place in the pipeline: quantizers/ -> `Quantized` -> weight_store.py, which asks for one encoding of the values:
 MatMulNBits (ONNX Runtime: unsigned, zero point 8 implied, (out, blocks, block / 2)), DequantizeLinear (standard:
@@ -17,7 +18,7 @@ PIECE = 1 << 18
 
 @dataclass(frozen=True)
 class Quantized:
-    """A matrix (out, in) as integers and scales; value = integer * scale."""
+    """A matrix (out, in) as integers and scales; value = (integer - zero) * scale."""
 
     integers: np.ndarray
     """int8 (out, blocks, block), -8..7 for 4 bits, -127..127 for 8."""
@@ -25,6 +26,8 @@ class Quantized:
     """float32 (out, blocks)."""
     bits: int
     """4 or 8."""
+    zeros: np.ndarray | None = None
+    """int8 (out, blocks), the integers that stand for zero, in the range of the others; None: 0 everywhere."""
 
     @property
     def block(self) -> int:
@@ -39,7 +42,14 @@ class Quantized:
 
     def dequantize(self) -> np.ndarray:
         """float32 (out, in)."""
-        return (self.integers * self.scales[..., None]).reshape(self.shape)
+        return self.values(slice(None)).reshape(self.shape)
+
+    def values(self, rows: slice) -> np.ndarray:
+        """float32 (rows, blocks, block) of some rows."""
+        integers = self.integers[rows]
+        if self.zeros is not None:
+            integers = integers.astype(np.int16) - self.zeros[rows, :, None]
+        return integers * self.scales[rows, :, None]
 
 
 def block_for(width: int, wanted: int, blocks: Sequence[int]) -> int | None:
@@ -54,13 +64,22 @@ def pieces(rows: int, width: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
-def matmul_nbits(quantized: Quantized) -> tuple[np.ndarray, np.ndarray]:
-    """B uint8 (out, blocks, bytes) and scales (out * blocks): low nibble first, zero point 8 (128 for 8 bits)
-    implied."""
-    if quantized.bits == 8:
-        return (quantized.integers.astype(np.int16) + 128).astype(np.uint8), quantized.scales.reshape(-1)
-    shifted = (quantized.integers + 8).astype(np.uint8)
-    return shifted[..., 0::2] | shifted[..., 1::2] << 4, quantized.scales.reshape(-1)
+def matmul_nbits(quantized: Quantized) -> tuple[np.ndarray, ...]:
+    """B uint8 (out, blocks, bytes) and scales (out * blocks): low nibble first, zero point 8 (128 for 8 bits) implied.
+    With offsets, zero points uint8 (out * bytes) too, each row of blocks filled up to whole bytes."""
+    integers, scales = _unsigned(quantized.integers, quantized.bits), quantized.scales.reshape(-1)
+    if quantized.zeros is None:
+        return integers, scales
+    odd = quantized.bits == 4 and quantized.zeros.shape[1] % 2
+    zeros = np.pad(quantized.zeros, ((0, 0), (0, 1))) if odd else quantized.zeros
+    return integers, scales, _unsigned(zeros, quantized.bits).reshape(-1)
+
+
+def _unsigned(integers: np.ndarray, bits: int) -> np.ndarray:
+    if bits == 8:
+        return (integers.astype(np.int16) + 128).astype(np.uint8)
+    shifted = (integers + 8).astype(np.uint8)
+    return shifted[..., 0::2] | shifted[..., 1::2] << 4
 
 
 def by_row(quantized: Quantized) -> tuple[np.ndarray, np.ndarray]:
@@ -69,12 +88,14 @@ def by_row(quantized: Quantized) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(integers), quantized.scales[:, 0]
 
 
-def dequantize_linear(quantized: Quantized) -> tuple[np.ndarray, np.ndarray]:
-    """x INT4 (in, out) and scales (blocks, out) for DequantizeLinear with axis 0."""
+def dequantize_linear(quantized: Quantized) -> tuple[np.ndarray, ...]:
+    """x INT4 (in, out) and scales (blocks, out) for DequantizeLinear with axis 0; with offsets, zero points as the
+    scales, of the type of x."""
     rows, width = quantized.shape
     integers = quantized.integers.reshape(rows, width).T
     kind = ml_dtypes.int4 if quantized.bits == 4 else np.int8
-    return np.ascontiguousarray(integers).astype(kind), np.ascontiguousarray(quantized.scales.T)
+    made = np.ascontiguousarray(integers).astype(kind), np.ascontiguousarray(quantized.scales.T)
+    return made if quantized.zeros is None else (*made, np.ascontiguousarray(quantized.zeros.T).astype(kind))
 
 
 def error_of(weight: np.ndarray, quantized: Quantized) -> float:
@@ -83,7 +104,6 @@ def error_of(weight: np.ndarray, quantized: Quantized) -> float:
     wrong = total = 0.0
     for part in pieces(rows, width):
         own = weight[part]
-        held = quantized.integers[part] * quantized.scales[part, :, None]
-        wrong += float(np.linalg.norm(own - held.reshape(own.shape))) ** 2
+        wrong += float(np.linalg.norm(own - quantized.values(part).reshape(own.shape))) ** 2
         total += float(np.linalg.norm(own)) ** 2
     return (wrong / max(total, 1e-60)) ** 0.5

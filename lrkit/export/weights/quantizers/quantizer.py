@@ -6,24 +6,39 @@ that the scheme's row names (lrkit/contract/schemes.py), loaded when it is first
 Legend: a matrix is (out, in), float32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from lrkit.contract.schemes import Scheme
+from lrkit.contract.schemes import Method, Scheme
 from lrkit.errors import RowError
 from lrkit.export.weights.integers import Quantized, block_for
 from lrkit.registry import Registry
+
+METHODS: Mapping[Method, str] = {
+    "search": "lrkit.export.weights.quantizers.searched:Searched",
+    "gptq": "lrkit.export.weights.quantizers.gptq:Gptq",
+}
+"""How integers are chosen -> the quantizer, of every scheme with a scale per block. rtn: that of the scheme's row."""
 
 
 @dataclass(frozen=True)
 class Calibration:
     """What one matrix was multiplied with while the model ran."""
 
-    inputs: np.ndarray
-    """float32 (tokens, in)."""
+    hessian: np.ndarray
+    """float32 (in, in): the mean of x times x transposed over the inputs x. Half the second derivative of the squared
+    error of a row's products by its weights."""
+    num_tokens: int
+    """Inputs that it was gathered from."""
+
+    @classmethod
+    def of(cls, inputs: np.ndarray) -> "Calibration":
+        """From inputs (tokens, in)."""
+        wide = inputs.astype(np.float64)
+        return cls((wide.T @ wide / max(1, len(wide))).astype(np.float32), len(inputs))
 
 
 Calibrate = Callable[[str], Calibration | None]
@@ -43,31 +58,31 @@ class Quantizer(Protocol):
         ...
 
 
-def quantizer_of(scheme: Scheme, block: int) -> Quantizer:
-    """The quantizer that the row of a scheme of integers names.
+def quantizer_of(scheme: Scheme, block: int, method: Method = "rtn") -> Quantizer:
+    """The quantizer that the row of a scheme of integers names, or that of a method.
 
     Raises:
         RowError: it is not there, or not complete.
     """
     assert scheme.quantizer is not None, "floats have none"
-    table = Registry[Callable[[Scheme, int], Quantizer]]("quantizer", {scheme.name: scheme.quantizer})
+    named = scheme.quantizer if scheme.by_row else METHODS.get(method, scheme.quantizer)
+    table = Registry[Callable[[Scheme, int], Quantizer]]("quantizer", {scheme.name: named})
     made = table.load(scheme.name)(scheme, block)
     if not callable(made):
-        raise RowError(
-            f"quantizer {scheme.name}: {scheme.quantizer} has no __call__, which Quantizer asks for; write it"
-        )
+        raise RowError(f"quantizer {scheme.name}: {named} has no __call__, which Quantizer asks for; write it")
     return made
 
 
 def quantized(
-    weight: np.ndarray, scheme: Scheme, wanted: int, role: str, calibration: Calibration | None = None
-) -> Quantized | None:
+    weight: np.ndarray, scheme: Scheme, wanted: int, role: str, calibration: Calibration | None = None,
+    method: Method = "rtn",
+) -> Quantized | None:  # fmt: skip
     """A matrix as integers, with at most `wanted` weights per scale, or a row; None where no block of the scheme
     divides its width, or it is too small, so that it stays float."""
     if min(weight.shape) < scheme.least:
         return None
     block = weight.shape[1] if scheme.by_row else block_for(weight.shape[1], wanted, scheme.blocks)
-    return None if block is None else quantizer_of(scheme, block)(weight, role, calibration)
+    return None if block is None else quantizer_of(scheme, block, method)(weight, role, calibration)
 
 
 def quantized_rows(table: np.ndarray, scheme: Scheme, role: str) -> Quantized:

@@ -1,6 +1,7 @@
 """Rounds to nearest: one scale per block or per row, the smallest that clips nothing. Needs no data.
 
-Place in the pipeline: quantizer.py loads `Rounded` by the rows of int4 and int8, `RoundedRows` by that of w8a8.
+Place in the pipeline: quantizer.py loads `Rounded` by the rows of int4 and int8, `RoundedOffsets` by that of
+int4-offsets, `RoundedRows` by that of w8a8.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,18 @@ class Rounded:
     def __call__(self, weight: np.ndarray, role: str, calibration: Calibration | None = None) -> Quantized:
         """Integers of a matrix (out, in)."""
         return quantize(weight, self.block, self.scheme.bits)
+
+
+@dataclass(frozen=True)
+class RoundedOffsets:
+    """The quantizer of a scheme with an offset for each block too."""
+
+    scheme: Scheme
+    block: int
+
+    def __call__(self, weight: np.ndarray, role: str, calibration: Calibration | None = None) -> Quantized:
+        """Integers of a matrix (out, in)."""
+        return quantize_with_offsets(weight, self.block, self.scheme.bits)
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,33 @@ def quantize(weight: np.ndarray, block: int, bits: int = 4, high: int | None = N
     for part in pieces(rows, width):
         integers[part], scales[part] = _rounded(weight[part].reshape(-1, width // block, block), low, high)
     return Quantized(integers, scales, bits)
+
+
+def quantize_with_offsets(weight: np.ndarray, block: int, bits: int = 4) -> Quantized:
+    """Round to nearest of a matrix (out, in) whose `in` is a multiple of `block`, with one of the integers standing for
+    zero: all of them lie between the smallest weight of a block and its largest, or zero where that is farther out."""
+    rows, width = weight.shape
+    high, low = RANGES[bits]
+    integers = np.empty((rows, width // block, block), np.int8)
+    scales, zeros = (np.empty((rows, width // block), kind) for kind in (np.float32, np.int8))
+    for part in pieces(rows, width):
+        blocks = weight[part].reshape(-1, width // block, block).astype(np.float32, copy=False)
+        scales[part], zero = grid(blocks, bits, offsets=True)
+        zeros[part] = zero
+        steps = np.rint(blocks / scales[part][..., None]) + zero[..., None]
+        integers[part] = np.clip(steps, low, high)
+    return Quantized(integers, scales, bits, zeros)
+
+
+def grid(blocks: np.ndarray, bits: int, offsets: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(scales, zeros), float32 (...,), of blocks (..., block): the finest integers that clip nothing. Without `offsets`
+    all zeros are 0."""
+    high, low = RANGES[bits]
+    least, most = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
+    scales = (most - least) / (high - low) if offsets else np.maximum(least / low, most / high)
+    scales = np.where(scales > 0, scales, 1.0).astype(np.float32)
+    zeros = np.clip(low - np.rint(least / scales), low, high) if offsets else np.zeros_like(scales)
+    return scales, zeros.astype(np.float32)
 
 
 def _rounded(blocks: np.ndarray, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,88 @@
+"""Looks for the scale of each block that leaves the smallest error, by trying some and solving for the best of each.
+Needs no data; where it is known what a matrix is multiplied with, columns count by the mean square of their inputs.
+
+Place in the pipeline: quantizer.py loads `Searched` where a target says int4.method=search; gptq.py takes its scales.
+
+Legend: a block is (..., block) weights with one scale, and one offset where the scheme has them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lrkit.contract.schemes import Scheme
+from lrkit.export.weights.integers import Quantized, pieces
+from lrkit.export.weights.quantizers.quantizer import Calibration
+from lrkit.export.weights.quantizers.rounded import RANGES, grid
+
+SHRINK = np.linspace(1.0, 0.6, 17, dtype=np.float32)
+"""Parts of the range that are tried: what lies outside is clipped, what lies inside is rounded finer."""
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The quantizer of a scheme, with `block` weights per scale."""
+
+    scheme: Scheme
+    block: int
+
+    def __call__(self, weight: np.ndarray, role: str, calibration: Calibration | None = None) -> Quantized:
+        """Integers of a matrix (out, in)."""
+        importance = None if calibration is None else np.diag(calibration.hessian).astype(np.float32)
+        return search(weight, self.block, self.scheme.bits, self.scheme.offsets, importance)
+
+
+def search(
+    weight: np.ndarray, block: int, bits: int, offsets: bool, importance: np.ndarray | None = None
+) -> Quantized:  # fmt: skip
+    """Integers of a matrix (out, in); `importance` (in,) weighs the squared error of each column."""
+    rows, width = weight.shape
+    counts = np.ones(width, np.float32) if importance is None else importance + importance.mean() * 1e-3 + _TINY
+    by_block = counts.reshape(1, width // block, block)
+    integers = np.empty((rows, width // block, block), np.int8)
+    scales = np.empty((rows, width // block), np.float32)
+    zeros = np.zeros((rows, width // block), np.int8) if offsets else None
+    for part in pieces(rows, width):
+        blocks = weight[part].reshape(-1, width // block, block).astype(np.float32, copy=False)
+        scales[part], found = best_grid(blocks, by_block, bits, offsets)
+        zero = found[..., None] if offsets else np.float32(0)
+        integers[part] = _rounded(blocks, scales[part][..., None], zero, bits)
+        if zeros is not None:
+            zeros[part] = found
+    return Quantized(integers, scales, bits, zeros)
+
+
+def best_grid(
+    blocks: np.ndarray, importance: np.ndarray, bits: int, offsets: bool
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """(scales, zeros), each (...,), of blocks (..., block): the grid with the smallest weighted squared error."""
+    first, zero = grid(blocks, bits, offsets)
+    best = np.full(first.shape, np.inf, np.float32)
+    chosen, offset = first.copy(), zero.copy()
+    for shrink in SHRINK:
+        scale, zero = grid(blocks * shrink, bits, offsets)
+        for solved in (False, True):
+            if solved:
+                scale = _solved(blocks, importance, scale, zero, bits)
+            held = scale[..., None] * (_rounded(blocks, scale[..., None], zero[..., None], bits) - zero[..., None])
+            lost = (importance * (blocks - held) ** 2).sum(-1)
+            better = lost < best
+            best = np.where(better, lost, best)
+            chosen, offset = np.where(better, scale, chosen), np.where(better, zero, offset)
+    return chosen.astype(np.float32), offset.astype(np.float32)
+
+
+def _rounded(blocks: np.ndarray, scale: np.ndarray, zero: np.ndarray | np.float32, bits: int) -> np.ndarray:
+    high, low = RANGES[bits]
+    return np.clip(np.rint(blocks / scale) + zero, low, high)
+
+
+def _solved(
+    blocks: np.ndarray, importance: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int
+) -> np.ndarray:  # fmt: skip
+    """The scale with the least error of the integers that `scale` gives, which stay."""
+    steps = _rounded(blocks, scale[..., None], zero[..., None], bits) - zero[..., None]
+    length = (importance * steps * steps).sum(-1)
+    best = (importance * steps * blocks).sum(-1) / np.maximum(length, _TINY)
+    return np.where(best > 0, best, scale).astype(np.float32)
