@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lrkit.cli.shared.console import beside_json, err, out
+from lrkit.cli.shared.export_calibration import MethodName, Mix, SetName, SetSize, method_change, open_calibrator
 from lrkit.cli.shared.export_engines import engines_into_bundle, print_engines
 from lrkit.cli.shared.export_subject import check_samples, open_subject, part_changes
 from lrkit.cli.shared.export_tables import proofs, sizes
@@ -30,6 +31,8 @@ Examples:
     lrkit export tiny --target cuda-fp16 limits.max_new_tokens=64 -o half
 
     lrkit export my-checkpoint --int4 --data held-out.jsonl -o mine
+
+    lrkit export my-checkpoint --int4 --int4-method gptq --calibration seen.jsonl -o calibrated
 
     lrkit export my-checkpoint --int4 --samples 5 --allow-unproven -o draft
 
@@ -74,6 +77,10 @@ def export(
     allow_unproven: Annotated[
         bool, typer.Option("--allow-unproven", help="Write a bundle that the samples cannot prove equal to torch.")
     ] = False,
+    int4_method: MethodName = None,
+    calibration: SetName = None,
+    calibration_samples: SetSize = None,
+    calibration_mix: Mix = None,
     dry_run: DryRun = False,
     download: Download = False,
     json_file: Annotated[Path | None, json_option("Write sizes, errors and times to this file.")] = None,
@@ -95,16 +102,17 @@ def export(
     if random_shape(model) is not None and data is not None:
         raise UserError(f"{model} is checked on a picture of its own; leave --data out")
     changes, settings = part_changes(model, overrides or [])
-    name, asked = load_target(target, int4, changes, engine, arch)
+    name, asked = load_target(target, int4, method_change(int4_method, changes), engine, arch)
     if engine is not None and script is None and asked.engine is not None:
         from lrkit.export.tensorrt.jobs import plan_engines
 
         plan_engines(asked.engine)  # asked for by name: a package that is missing is no reason to write a script
     options: dict[str, Any] = {"form": form, "baselines": baselines, "force": force, "script": script_path(script)}
     options["allow_unproven"] = allow_unproven
+    calibrated = (calibration, calibration_samples, calibration_mix)
     if dry_run:
-        return _dry_run((model, data, samples), settings, output, name, asked, options, json_file)
-    _export((model, data, samples), settings, output, name, asked, options, json_file)
+        return _dry_run((model, data, samples), settings, output, name, asked, options, calibrated, json_file)
+    _export((model, data, samples), settings, output, name, asked, options, calibrated, json_file)
 
 
 def _dry_run(
@@ -114,6 +122,7 @@ def _dry_run(
     name: str,
     target: "Target",
     options: dict[str, Any],
+    calibrated: tuple[str | None, int | None, str | None],
     json_file: Path | None,
 ) -> None:
     """Says what would be written, or what would stop it."""
@@ -123,6 +132,7 @@ def _dry_run(
 
     subject, samples, called = open_subject(*what, target, settings)
     place = output or Path(f"{called}-{name}")
+    open_calibrator(subject, target, place, *calibrated)
     given = {key: options[key] for key in ("baselines", "force", "allow_unproven")}
     plan = plan_export(subject, place, target, samples, **given, say=err(soft_wrap=True).print)
     console, limits = beside_json(json_file, soft_wrap=True), plan.limits.model_dump()
@@ -144,6 +154,7 @@ def _export(
     name: str,
     target: "Target",
     options: dict[str, Any],
+    calibrated: tuple[str | None, int | None, str | None],
     json_file: Path | None,
 ) -> None:
     for package in PACKAGES:
@@ -154,6 +165,7 @@ def _export(
         refuse_taken(output, options["force"])  # before a shape or many samples are read
     subject, samples, called = open_subject(*what, target, settings)
     place = output or Path(f"{called}-{name}")
+    options["calibrator"] = open_calibrator(subject, target, place, *calibrated)
     refused: EnginesRefused | None = None
     try:
         with ExportProgress() as progress:

@@ -40,6 +40,7 @@ from lrkit.contract.bundle.manifest import (
 from lrkit.contract.sample import Sample
 from lrkit.contract.schemes import tolerance_in
 from lrkit.errors import ExportError, FileError, os_sentence
+from lrkit.export.calibration.calibrate import Calibrator, calibrated, report_of
 from lrkit.export.check import CheckSample, ProgramRun, check_program, torch_answers
 from lrkit.export.check_verdict import UNCOMPARED
 from lrkit.export.chosen_tokens import program_choices
@@ -113,6 +114,7 @@ def export_bundle(
     allow_unproven: bool = False,
     script: Path | None = None,
     calibrate: CalibrateProgram = uncalibrated,
+    calibrator: Calibrator | None = None,
     progress: Progress = lambda what, done, total: None,
     say: Say = lambda text: None,
 ) -> ExportReport:
@@ -122,7 +124,8 @@ def export_bundle(
     the programs are checked on. With `baselines` the checkpoint's own cot and direct baselines become programs too.
     An existing bundle is replaced when `force` is set. Samples that prove nothing of a program end the export, unless
     `allow_unproven` is set: then there may be none, and torch's model is never loaded. `calibrate` says what each
-    matrix is multiplied with, for schemes whose quantizer asks. `say` gets what is urgent.
+    matrix is multiplied with, for schemes whose quantizer asks; `calibrator` finds that out by itself. `say` gets what
+    is urgent.
 
     Where the target asks for TensorRT engines they are built too; or, with `script`, the script that builds them on a
     device is written there. Standard TensorRT builds on the device itself: without it here, that script goes into the
@@ -142,10 +145,12 @@ def export_bundle(
     look_ahead(subject, target, samples or allow_unproven, say)
     with locked(output, "writes into"), staged_folder(output, replace=True) as staging:
         refuse_taken(output, force)  # another process may have been quicker
-        export = _Export(subject, staging, target, form, samples, progress, allow_unproven, calibrate)
+        export = _Export(subject, staging, target, form, samples, progress, allow_unproven, calibrate, calibrator)
         manifest = export.run(baselines, lambda programs: engines.ask(staging, programs, progress, say))
         manifest = engines.add(manifest, staging, export.seconds, progress)
         (staging / BUNDLE_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if calibrator is not None:
+        calibrator.finish()
     report = ExportReport(output, manifest, export.errors, export.seconds, engines.finish(output, manifest))
     if engines.refusal is not None and engines.engine is not None:
         raise EnginesRefused(report, engines.engine.kind, engines.refusal)
@@ -198,8 +203,9 @@ class _Export:
         progress: Progress,
         allow_unproven: bool = False,
         calibrate: CalibrateProgram = uncalibrated,
+        calibrator: Calibrator | None = None,
     ) -> None:
-        self.allow_unproven, self.calibrate = allow_unproven, calibrate
+        self.allow_unproven, self.calibrate, self.calibrator = allow_unproven, calibrate, calibrator
         self.subject, self.staging, self.target, self.progress = subject, staging, target, progress
         self.comparing = Comparing.of(target)
         self.tolerance = tolerance_in(target.scheme, self.comparing.products)
@@ -247,9 +253,11 @@ class _Export:
         source = origin.source()
         weights = WeightFile(self.staging, f"{role}.onnx.data")
         norms, calibrate = source.dimensions.recipe.norm, partial(self.calibrate, role)
-        dialect = writer_for(self.target, source.weight, norms, weights, calibrate)
+        processor = self.seen.processor_of(source.settings.replay)
+        made = calibrated(self.calibrator, role, origin.reasoner, processor, limits, self.progress)
+        dialect = writer_for(self.target, source.weight, norms, weights, calibrate, made.get)
         self.progress(f"{role}: tracing the vision tower", 0, 0)
-        geometry = self.seen.processor_of(source.settings.replay).geometry
+        geometry = processor.geometry
         tower = write_tower(source, geometry, dialect)
         self.seconds[f"{role}.vision"] = time.perf_counter() - started
         self.progress(f"{role}: building the graph", 0, 0)
@@ -380,5 +388,5 @@ class _Export:
             samples=tuple(self.recorded),
             made_for=self.comparing.made_for,
             validation=validations,
-            provenance=collect(checkpoint=self.subject.provenance),
+            provenance=collect(checkpoint=self.subject.provenance, **report_of(self.calibrator)),
         )

@@ -1,0 +1,196 @@
+"""Calibrated integers of all layers of a reasoner: some layers at a time, each behind those that are rounded already.
+
+    for some layers:  answer the calibration set --gather.py--> Hessians --quantizer--> integers --> torch's weights
+
+Only so many layers are gathered at a time as a bound of memory allows. What is done is kept in a folder, so that a
+calibration that was interrupted goes on from there.
+
+Place in the pipeline: bundle.py calls `Calibrator.integers` for a program, then builds it from what it gives.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from lrkit.contract.bundle.manifest import Limits, Role
+from lrkit.errors import ExportError
+from lrkit.export.calibration.gather import PHASES, CalibrationSet, Sums, gather
+from lrkit.export.calibration.matrices import Matrices, Matrix
+from lrkit.export.targets.target import Target
+from lrkit.export.weights.integers import Quantized
+from lrkit.export.weights.quantizers.quantizer import quantized
+from lrkit.export.weights.source import read_source
+from lrkit.files import replacing, write_json
+from lrkit.model.reasoner import LatentReasoner
+from lrkit.runtime.encode.processor import Processor
+
+MEMORY = 1 << 31
+"""Bytes of Hessians that are held at a time, where one layer has not more."""
+STATE_FILE = "calibration.json"
+Say = Callable[[str, int, int], None]
+"""(what is going on, done, total)."""
+
+
+@dataclass
+class Calibrator:
+    """Calibrates the programs of one export."""
+
+    target: Target
+    given: CalibrationSet
+    folder: Path
+    """Where finished layers are kept until the export is done."""
+    subject: str
+    """What is calibrated: changes with the checkpoint's files."""
+    memory: int = MEMORY
+    report: dict[str, Any] = field(default_factory=dict[str, Any])
+    """By role, for bundle.json."""
+
+    def __post_init__(self) -> None:
+        """Raises `ExportError` where there is nothing to calibrate on."""
+        if not self.given.samples and not any(text.strip() for text in self.given.texts):
+            raise ExportError(
+                f"the calibration set {self.given.name} is empty, and int4.method={self.target.int4.method} needs what "
+                "the model reads; give samples or a text with --calibration, or set int4.method=search"
+            )
+
+    def integers(
+        self, role: Role, load: Callable[[], LatentReasoner], processor: Processor, limits: Limits, say: Say
+    ) -> dict[str, Quantized]:
+        """Role of a matrix -> its integers.
+
+        Raises:
+            ExportError: the set is too small, or its numbers are of no use.
+        """
+        started, folder = time.perf_counter(), self._opened(role, limits)
+        reasoner = load()
+        source = read_source(reasoner)
+        matrices = Matrices(reasoner, source, self.target)
+        groups = list(_groups(matrices.all(), self.memory))
+        made: dict[str, Quantized] = {}
+        counts: dict[str, int] = {}
+        for number, group in enumerate(groups):
+            file = folder / f"{number}.safetensors"
+            found = _stored(file)
+            if found is None:
+                what = f"{role}: calibrating {group[0].role} to {group[-1].role}"
+                sums = gather(reasoner, processor, role, limits, self.given, group, partial(say, what))
+                counts = {phase: sums[group[0].role].count.get(phase, 0) for phase in PHASES}
+                _check_enough(sums, self.given.name)
+                found = self._rounded(group, sums, source.weight, lambda name: say(f"{role}: rounding {name}", 0, 0))
+                _store(file, found)
+            for matrix in group:
+                matrices.hold(matrix, found[matrix.role])
+            made |= found
+        seconds = time.perf_counter() - started
+        self.report[role] = {
+            "set": self.given.name, "method": self.target.int4.method, "inputs": counts, "mix": dict(self.given.mix),
+            "rounds": len(groups), "seconds": round(seconds, 1),
+        }  # fmt: skip
+        return made
+
+    def finish(self) -> None:
+        """The export is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _rounded(
+        self, group: Sequence[Matrix], sums: Mapping[str, Sums], weight: Callable[[str], np.ndarray],
+        say: Callable[[str], None],
+    ) -> dict[str, Quantized]:  # fmt: skip
+        int4, found = self.target.int4, dict[str, Quantized]()
+        for matrix in group:
+            say(matrix.role)
+            scheme = self.target.scheme_for(matrix.role, matrix.part)
+            assert scheme is not None, "it would not be here"
+            data = sums[matrix.role].calibration(self.given.mix)
+            made = quantized(weight(matrix.role), scheme, int4.block, matrix.role, data, int4.method)
+            if made is not None:
+                found[matrix.role] = made
+        return found
+
+    def _opened(self, role: Role, limits: Limits) -> Path:
+        """The folder of one program; emptied where it was of another calibration."""
+        asked = {
+            "subject": self.subject, "target": self.target.model_dump(mode="json"), "set": self.given.name,
+            "mix": dict(self.given.mix), "questions": [sample.question for sample in self.given.samples],
+            "texts": [len(text) for text in self.given.texts], "memory": self.memory, "limits": limits.model_dump(),
+        }  # fmt: skip
+        folder = self.folder / role
+        state = folder / STATE_FILE
+        if not state.is_file() or json.loads(state.read_text(encoding="utf-8")) != json.loads(json.dumps(asked)):
+            shutil.rmtree(folder, ignore_errors=True)
+            write_json(state, asked)
+        return folder
+
+
+def calibrated(
+    calibrator: Calibrator | None, role: Role, load: Callable[[], LatentReasoner], processor: Processor, limits: Limits,
+    say: Say,
+) -> Mapping[str, Quantized]:  # fmt: skip
+    """As `Calibrator.integers`; nothing where nobody calibrates."""
+    return {} if calibrator is None else calibrator.integers(role, load, processor, limits, say)
+
+
+def report_of(calibrator: Calibrator | None) -> dict[str, Any]:
+    """For the provenance of a bundle."""
+    return {} if calibrator is None else {"calibration": calibrator.report}
+
+
+def _groups(layers: Sequence[Sequence[Matrix]], memory: int) -> Iterator[list[Matrix]]:
+    """Layers together, as far as their Hessians of all phases fit into `memory`."""
+    group: list[Matrix] = []
+    held = 0
+    for layer in layers:
+        size = sum(4 * matrix.width**2 * len(PHASES) for matrix in layer)
+        if group and held + size > memory:
+            yield group
+            group, held = [], 0
+        group += layer
+        held += size
+    if group:
+        yield group
+
+
+def _check_enough(sums: Mapping[str, Sums], name: str) -> None:
+    """Raises `ExportError` where fewer inputs were seen than a matrix has columns."""
+    role, few = max(
+        ((role, one) for role, one in sums.items() if role != "head"), key=lambda pair: pair[1].width,
+        default=("", Sums(0)),
+    )  # fmt: skip
+    if (count := sum(few.count.values())) < few.width:
+        raise ExportError(
+            f"the calibration set {name} gave {count} inputs of {role}, which has {few.width} columns; give at least "
+            "as many inputs as columns"
+        )
+
+
+def _store(file: Path, found: Mapping[str, Quantized]) -> None:
+    arrays: dict[str, np.ndarray] = {}
+    for role, made in found.items():
+        whole = np.ascontiguousarray(made.integers)
+        arrays |= {f"{role}/integers": whole, f"{role}/scales": made.scales, f"{role}/bits": np.array(made.bits)}
+        if made.zeros is not None:
+            arrays[f"{role}/zeros"] = made.zeros
+    with replacing(file) as place:
+        save_file(arrays, place)
+
+
+def _stored(file: Path) -> dict[str, Quantized] | None:
+    """What an earlier run has left; None where it has not, or not whole."""
+    if not file.is_file():
+        return None
+    arrays = load_file(file)
+    return {
+        role: Quantized(
+            arrays[f"{role}/integers"], arrays[f"{role}/scales"], int(arrays[f"{role}/bits"]),
+            arrays.get(f"{role}/zeros"),
+        )
+        for role in dict.fromkeys(name.partition("/")[0] for name in arrays)
+    }  # fmt: skip
