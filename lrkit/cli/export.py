@@ -55,6 +55,12 @@ MODEL = "A checkpoint, a shipped name (tiny), or random:SHAPE: a shape of `lrkit
 Engine = Annotated[
     str | None, typer.Option(help="openvino: a bundle for it; tensorrt-rtx, tensorrt: also build engines.")
 ]
+Data = Annotated[
+    str | None, typer.Option(help="Samples to check on: trail:main, ..., or a .jsonl file. [default: trail:main]")
+]
+Unproven = Annotated[
+    bool, typer.Option("--allow-unproven", help="Write a bundle that the samples cannot prove equal to torch.")
+]
 DryRun = Annotated[bool, dry_run_option("Read all that an export reads, say what would stop it, and write nothing.")]
 
 
@@ -68,15 +74,11 @@ def export(
     engine: Engine = None,
     arch: Arch = None,
     script: Annotated[str | None, typer.Option(help="Write a script that builds them on a device instead.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Samples to check on: trail:main, ..., or a .jsonl file. [default: trail:main]")
-    ] = None,
+    data: Data = None,
     samples: Annotated[int | None, typer.Option(help="How many of them. [default: 500; of random:SHAPE: 1]")] = None,
     baselines: Annotated[bool, typer.Option(help="Also the checkpoint's cot and direct baselines.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle of that name.")] = False,
-    allow_unproven: Annotated[
-        bool, typer.Option("--allow-unproven", help="Write a bundle that the samples cannot prove equal to torch.")
-    ] = False,
+    allow_unproven: Unproven = False,
     int4_method: MethodName = None,
     calibration: SetName = None,
     calibration_samples: SetSize = None,
@@ -109,10 +111,9 @@ def export(
         plan_engines(asked.engine)  # asked for by name: a package that is missing is no reason to write a script
     options: dict[str, Any] = {"form": form, "baselines": baselines, "force": force, "script": script_path(script)}
     options["allow_unproven"] = allow_unproven
+    do = _dry_run if dry_run else _export
     calibrated = (calibration, calibration_samples, calibration_mix)
-    if dry_run:
-        return _dry_run((model, data, samples), settings, output, name, asked, options, calibrated, json_file)
-    _export((model, data, samples), settings, output, name, asked, options, calibrated, json_file)
+    do((model, data, samples), settings, output, name, asked, options, calibrated, json_file)
 
 
 def _dry_run(

@@ -40,7 +40,7 @@ from lrkit.contract.bundle.manifest import (
 from lrkit.contract.sample import Sample
 from lrkit.contract.schemes import tolerance_in
 from lrkit.errors import ExportError, FileError, os_sentence
-from lrkit.export.calibration.calibrate import Calibrator, calibrated, report_of
+from lrkit.export.calibration.calibrate import Calibrator, calibrated, finish, report_of
 from lrkit.export.check import CheckSample, ProgramRun, check_program, torch_answers
 from lrkit.export.check_verdict import UNCOMPARED
 from lrkit.export.chosen_tokens import program_choices
@@ -121,11 +121,9 @@ def export_bundle(
     """Writes the bundle of a checkpoint (name or folder), or of another subject such as a shape, into `output`.
 
     `form` is one graph per program, or `step`: graphs that the host drives. `samples`, unseen in training, are what
-    the programs are checked on. With `baselines` the checkpoint's own cot and direct baselines become programs too.
-    An existing bundle is replaced when `force` is set. Samples that prove nothing of a program end the export, unless
-    `allow_unproven` is set: then there may be none, and torch's model is never loaded. `calibrate` says what each
-    matrix is multiplied with, for schemes whose quantizer asks; `calibrator` finds that out by itself. `say` gets what
-    is urgent.
+    the programs are checked on. With `baselines` the checkpoint's own become programs too. An existing bundle is
+    replaced when `force` is set. Samples that prove nothing of a program end the export, unless `allow_unproven` is set:
+    then there may be none. `calibrate` says what matrices are multiplied with, `calibrator` finds it out.
 
     Where the target asks for TensorRT engines they are built too; or, with `script`, the script that builds them on a
     device is written there. Standard TensorRT builds on the device itself: without it here, that script goes into the
@@ -145,12 +143,11 @@ def export_bundle(
     look_ahead(subject, target, samples or allow_unproven, say)
     with locked(output, "writes into"), staged_folder(output, replace=True) as staging:
         refuse_taken(output, force)  # another process may have been quicker
-        export = _Export(subject, staging, target, form, samples, progress, allow_unproven, calibrate, calibrator)
+        export = _Export(subject, staging, target, form, samples, progress, allow_unproven, (calibrate, calibrator))
         manifest = export.run(baselines, lambda programs: engines.ask(staging, programs, progress, say))
         manifest = engines.add(manifest, staging, export.seconds, progress)
         (staging / BUNDLE_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    if calibrator is not None:
-        calibrator.finish()
+    finish(calibrator)
     report = ExportReport(output, manifest, export.errors, export.seconds, engines.finish(output, manifest))
     if engines.refusal is not None and engines.engine is not None:
         raise EnginesRefused(report, engines.engine.kind, engines.refusal)
@@ -202,10 +199,9 @@ class _Export:
         samples: Sequence[Sample],
         progress: Progress,
         allow_unproven: bool = False,
-        calibrate: CalibrateProgram = uncalibrated,
-        calibrator: Calibrator | None = None,
+        calibrating: tuple[CalibrateProgram, Calibrator | None] = (uncalibrated, None),
     ) -> None:
-        self.allow_unproven, self.calibrate, self.calibrator = allow_unproven, calibrate, calibrator
+        self.allow_unproven, (self.calibrate, self.calibrator) = allow_unproven, calibrating
         self.subject, self.staging, self.target, self.progress = subject, staging, target, progress
         self.comparing = Comparing.of(target)
         self.tolerance = tolerance_in(target.scheme, self.comparing.products)

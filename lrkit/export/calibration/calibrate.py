@@ -96,10 +96,6 @@ class Calibrator:
         }  # fmt: skip
         return made
 
-    def finish(self) -> None:
-        """The export is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _rounded(
         self, group: Sequence[Matrix], sums: Mapping[str, Sums], weight: Callable[[str], np.ndarray],
         say: Callable[[str], None],
@@ -136,6 +132,12 @@ def calibrated(
 ) -> Mapping[str, Quantized]:  # fmt: skip
     """As `Calibrator.integers`; nothing where nobody calibrates."""
     return {} if calibrator is None else calibrator.integers(role, load, processor, limits, say)
+
+
+def finish(calibrator: Calibrator | None) -> None:
+    """The export is done: what was kept of its layers is no longer needed."""
+    if calibrator is not None:
+        shutil.rmtree(calibrator.folder, ignore_errors=True)
 
 
 def report_of(calibrator: Calibrator | None) -> dict[str, Any]:
