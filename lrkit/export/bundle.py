@@ -122,8 +122,8 @@ def export_bundle(
 
     `form` is one graph per program, or `step`: graphs that the host drives. `samples`, unseen in training, are what
     the programs are checked on. With `baselines` the checkpoint's own become programs too. An existing bundle is
-    replaced when `force` is set. Samples that prove nothing of a program end the export, unless `allow_unproven` is set:
-    then there may be none. `calibrate` says what matrices are multiplied with, `calibrator` finds it out.
+    replaced when `force` is set. Samples that prove nothing of a program end the export, unless `allow_unproven` is
+    set. `calibrate` says what a matrix is multiplied with, `calibrator` finds it out. `say` gets what is urgent.
 
     Where the target asks for TensorRT engines they are built too; or, with `script`, the script that builds them on a
     device is written there. Standard TensorRT builds on the device itself: without it here, that script goes into the
