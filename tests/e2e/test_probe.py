@@ -120,6 +120,9 @@ def write_lines(folder: Path, count: int) -> Path:
         (["tinny"], "did you mean 'tiny'"),
         (["tiny", "--data", "trail:mian"], "did you mean"),
         (["tiny", "--json", "nowhere/there.json/x"], "nowhere"),
+        (["tiny", "--data", "none.jsonl"], "is no file"),
+        (["tiny", "--data", "empty.jsonl"], "holds no sample"),
+        (["tiny", "--data", "gone.jsonl"], "'gone.png' is not there"),
     ],
 )
 def test_wrong_inputs_are_one_sentence(
@@ -128,6 +131,8 @@ def test_wrong_inputs_are_one_sentence(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nowhere").mkdir()
     (tmp_path / "nowhere/there.json").write_text("{}")
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "gone.jsonl").write_text('{"image": "gone.png", "question": "Start", "steps": [], "answer": "1"}\n')
     assert lrkit("probe", *arguments) == 2
     told = capsys.readouterr().err.strip()
     assert said in told and told.count("\n") == 0 and "Traceback" not in told
