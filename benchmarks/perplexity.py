@@ -54,7 +54,7 @@ def windows_of(processor: Processor, text: str, tokens: int, window: int) -> lis
     ids = list(processor.tokenizer.encode(text).ids)
     if len(ids) < tokens:
         raise UserError(f"the text has {len(ids)} tokens, and {tokens} were asked for; give fewer with --tokens")
-    return [ids[start : start + window] for start in range(0, tokens, window) if tokens - start > 1]
+    return [ids[start : min(start + window, tokens)] for start in range(0, tokens, window) if tokens - start > 1]
 
 
 def of_torch(folder: Path) -> tuple[Processor, Logits]:

@@ -5,6 +5,7 @@ The training step's once crashed for a week, after pictures had become bytes: no
 
 import csv
 import json
+import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -191,12 +192,16 @@ PART_OF = {
     "peer_genai_model": "peer_genai",
 }
 """Run by another script."""
-MEASURES_NOTHING = {"tables", "sceptic", "probe_table", "woven_base"}
-"""Render reports, the tables of two, and write a model; tests/unit/test_tables.py and test_woven.py run them."""
+RUN_ELSEWHERE = {"routed_depth": "unit/test_ablate.py", "perplexity": "parity/test_perplexity.py"}
+"""Script -> the test that runs it on a small model."""
+MEASURES_NOTHING = {"tables", "sceptic", "depth", "probe_table", "shape_tables", "woven_base"}
+"""Render reports, the tables of some, and write a model; tests/unit/test_tables.py and test_woven.py run them."""
 
 
 def test_every_script_is_run() -> None:
-    assert {*SMOKE, *PART_OF, *MEASURES_NOTHING} == set(SCRIPTS) and set(PART_OF.values()) <= set(SMOKE)
+    assert {*SMOKE, *PART_OF, *RUN_ELSEWHERE, *MEASURES_NOTHING} == set(SCRIPTS) and set(PART_OF.values()) <= set(SMOKE)
+    for name, test in RUN_ELSEWHERE.items():
+        assert re.search(rf"from benchmarks import .*\b{name}\b", (ROOT / "tests" / test).read_text())
     for name, whole in PART_OF.items():
         assert f"benchmarks.{name} import" in (ROOT / "benchmarks" / f"{whole}.py").read_text()
 
