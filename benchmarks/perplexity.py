@@ -21,7 +21,7 @@ import numpy as np
 from lrkit.contract.bundle.bundle_folder import is_bundle
 from lrkit.contract.bundle.io_spec import LEFT, PAST
 from lrkit.contract.settings import ReasonerSettings
-from lrkit.errors import UserError
+from lrkit.errors import LrkitError, UserError
 from lrkit.files import read_text, write_json
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.encode.processor import Processor
@@ -108,6 +108,20 @@ def _refuse_choosing(folder: Path, settings: ReasonerSettings) -> None:
         )
 
 
+def measure(models: Sequence[str], text: str, tokens: int, window: int, threads: int | None) -> dict[str, float]:
+    """Name of a model's folder -> its perplexity.
+
+    Raises:
+        LrkitError: a model that cannot be read or has no single perplexity, or too short a text.
+    """
+    found = dict[str, float]()
+    for model in models:
+        bundle = is_bundle(model)
+        processor, logits = of_program(Path(model), threads) if bundle else of_torch(resolve_checkpoint(model))
+        found[Path(model).name] = perplexity(logits, windows_of(processor, text, tokens, window), model)
+    return found
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,14 +132,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="of a program")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    text, found = read_text(asked.text, UserError), dict[str, float]()
-    for model in asked.models:
-        bundle = is_bundle(model)
-        processor, logits = of_program(Path(model), asked.threads) if bundle else of_torch(resolve_checkpoint(model))
-        found[Path(model).name] = perplexity(logits, windows_of(processor, text, asked.tokens, asked.window), model)
+    try:
+        found = measure(asked.models, read_text(asked.text, UserError), asked.tokens, asked.window, asked.threads)
+        if asked.json is not None:
+            write_json(asked.json, found)
+    except LrkitError as error:
+        parser.error(str(error))
     print(json.dumps(found, indent=2))
-    if asked.json is not None:
-        write_json(asked.json, found)
 
 
 if __name__ == "__main__":

@@ -65,3 +65,15 @@ def test_what_has_no_single_perplexity_and_a_short_text_are_one_sentence(bundle:
         perplexity.of_program(bundle, None)
     with pytest.raises(UserError, match=r"the text has .* tokens, and 6144 were asked for; give fewer"):
         perplexity.windows_of(processor(), TEXT, 6144, 512)
+
+
+def test_a_wrong_path_is_one_sentence_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    for model, text in (("nowhere", "text.txt"), ("tiny", "none.txt")):
+        monkeypatch.setattr(sys, "argv", ["perplexity.py", model, "--text", str(tmp_path / text)])
+        with pytest.raises(SystemExit, match="2"):
+            perplexity.main()
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("perplexity.py: error: ") and "; " in said

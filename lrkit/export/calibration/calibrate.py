@@ -58,7 +58,7 @@ class Calibrator:
         if not self.given.samples and not any(text.strip() for text in self.given.texts):
             raise ExportError(
                 f"the calibration set {self.given.name} is empty, and int4.method={self.target.int4.method} needs what "
-                "the model reads; give samples or a text with --calibration, or set int4.method=search"
+                "the model reads; give samples or a text with --calibration, or set int4.method=rtn"
             )
 
     def integers(

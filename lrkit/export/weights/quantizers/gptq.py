@@ -87,7 +87,7 @@ def _upper(hessian: np.ndarray, damping: float, role: str) -> Tensor:
     if bool(wrong) or not bool(lower.isfinite().all()):
         raise ExportError(
             f"calibration of {role} gave a matrix that has no inverse, even damped; give more and other samples, or "
-            "set int4.method=search"
+            "set int4.method=rtn"
         )
     return lower.to(torch.float32)
 
