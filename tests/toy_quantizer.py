@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lrkit.contract.quantized import Quantized
 from lrkit.contract.schemes import FLOAT, Scheme, Tolerance
-from lrkit.export.weights.integers import Quantized
 from lrkit.export.weights.quantizers.quantizer import Calibration
 from lrkit.export.weights.quantizers.rounded import quantize
 

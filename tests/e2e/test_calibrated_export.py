@@ -10,6 +10,7 @@ import pytest
 from lrkit import Reasoner
 from lrkit.cli.main import main
 from lrkit.contract.bundle.bundle_folder import open_bundle
+from lrkit.contract.quantized import Quantized
 from lrkit.data.trail import trail_set
 from lrkit.errors import ExportError
 from lrkit.export.calibration import calibrate
@@ -18,7 +19,6 @@ from lrkit.export.calibration.gather import CalibrationSet
 from lrkit.export.calibration.matrices import Matrices
 from lrkit.export.subject import CheckpointOrigin
 from lrkit.export.targets.target import Target, limits_of
-from lrkit.export.weights.integers import Quantized
 from lrkit.export.weights.source import read_source
 from tests.bundles import CAPACITY, QUESTION, picture, processor
 

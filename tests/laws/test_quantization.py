@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from lrkit.export.weights.integers import Quantized, block_for, dequantize_linear, error_of, matmul_nbits
+from lrkit.contract.quantized import Quantized
+from lrkit.export.weights.integers import block_for, dequantize_linear, error_of, matmul_nbits
 from lrkit.export.weights.quantizers.rounded import quantize
 
 values = st.one_of(

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lrkit.contract.quantized import Quantized
 from lrkit.contract.sample import Sample
 from lrkit.contract.schemes import SCHEMES
 from lrkit.errors import ExportError
 from lrkit.export.calibration.calibrate import Calibrator
 from lrkit.export.calibration.gather import CalibrationSet, Sums
 from lrkit.export.targets.target import Target
-from lrkit.export.weights.integers import Quantized, dequantize_linear, matmul_nbits
+from lrkit.export.weights.integers import dequantize_linear, matmul_nbits
 from lrkit.export.weights.quantizers.gptq import solve
 from lrkit.export.weights.quantizers.quantizer import Calibration, quantized, quantizer_of
 from lrkit.export.weights.quantizers.rounded import quantize, quantize_with_offsets

@@ -21,11 +21,11 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from lrkit.contract.bundle.manifest import Limits, Role
+from lrkit.contract.quantized import Quantized
 from lrkit.errors import ExportError
 from lrkit.export.calibration.gather import PHASES, CalibrationSet, Sums, gather
 from lrkit.export.calibration.matrices import Matrices, Matrix
 from lrkit.export.targets.target import Target
-from lrkit.export.weights.integers import Quantized
 from lrkit.export.weights.quantizers.quantizer import quantized
 from lrkit.export.weights.source import read_source
 from lrkit.files import replacing, write_json
@@ -178,8 +178,8 @@ def _store(file: Path, found: Mapping[str, Quantized]) -> None:
     for role, made in found.items():
         whole = np.ascontiguousarray(made.integers)
         arrays |= {f"{role}/integers": whole, f"{role}/scales": made.scales, f"{role}/bits": np.array(made.bits)}
-        if made.zeros is not None:
-            arrays[f"{role}/zeros"] = made.zeros
+        more = {"zeros": made.zeros, "constants": made.constants}
+        arrays |= {f"{role}/{name}": array for name, array in more.items() if array is not None}
     with replacing(file) as place:
         save_file(arrays, place)
 
@@ -192,7 +192,7 @@ def _stored(file: Path) -> dict[str, Quantized] | None:
     return {
         role: Quantized(
             arrays[f"{role}/integers"], arrays[f"{role}/scales"], int(arrays[f"{role}/bits"]),
-            arrays.get(f"{role}/zeros"),
+            arrays.get(f"{role}/zeros"), arrays.get(f"{role}/constants"),
         )
         for role in dict.fromkeys(name.partition("/")[0] for name in arrays)
     }  # fmt: skip

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from lrkit.contract.quantized import Quantized
 from lrkit.export.targets.target import Target
-from lrkit.export.weights.integers import Quantized, block_for
-from lrkit.export.weights.packing import packed
+from lrkit.export.weights.integers import block_for
 from lrkit.export.weights.reader import WeightReader, reader_of
-from lrkit.export.weights.source import Source, array
+from lrkit.export.weights.rows import Rows, rows_of
+from lrkit.export.weights.source import Source
 from lrkit.model.reasoner import LatentReasoner
 
 
@@ -50,7 +51,7 @@ class Matrices:
     def _of_layer(self, number: int) -> Iterator[Matrix]:
         inner = "gate_up" if self._source.dimensions.recipe.gated else "up"
         for name in ("qkv", "out", inner, "down"):
-            (tensor, *_), _ = self._parts(number, name)
+            tensor = self._rows(number, name).tensors[0]
             yield from self._taken(f"{number}.{name}", "layers", self._model.get_submodule(_module(tensor)))
 
     def _head(self) -> Iterator[Matrix]:
@@ -62,22 +63,11 @@ class Matrices:
             return
         yield Matrix(role, part, module, width)
 
-    def _parts(self, number: int, name: str) -> tuple[list[str], np.ndarray]:
-        """(tensors that a matrix of a layer is packed from, (out, 3): row of the tensor, its number, factor)."""
-        tensors: list[str] = []
+    def _rows(self, number: int, name: str) -> Rows:
+        return rows_of(self._reader, self._height, number, name, self._source.dimensions)
 
-        def part(one: str, kind: str) -> np.ndarray:
-            names: list[str] = []
-
-            def read(tensor: str) -> np.ndarray:
-                names.append(tensor)
-                return array(self._model.get_parameter(tensor)).copy()
-
-            rows = len(self._reader.layer(read, number, one, kind))
-            tensors.append(names[-1])
-            return np.stack([np.arange(rows), np.full(rows, len(tensors) - 1), np.ones(rows)], axis=1)
-
-        return tensors, packed(part, name, self._source.dimensions)
+    def _height(self, tensor: str) -> int:
+        return int(self._model.get_parameter(tensor).shape[0])
 
     def hold(self, matrix: Matrix, made: Quantized) -> None:
         """Lets torch's weights be what the integers stand for, so that later layers read what they will read. Weights
@@ -85,16 +75,15 @@ class Matrices:
         if matrix.part != "layers":
             return
         number, _, name = matrix.role.partition(".")
-        tensors, places = self._parts(int(number), name)
-        values, factor = made.dequantize(), places[:, 2:]
-        rows, which = (np.rint(places[:, i] / factor[:, 0]).astype(np.int64) for i in (0, 1))
-        for i, tensor in enumerate(tensors):
-            weight, own = self._model.get_parameter(tensor), which == i
+        rows = self._rows(int(number), name)
+        values = made.dequantize()
+        for i, tensor in enumerate(rows.tensors):
+            weight, own = self._model.get_parameter(tensor), rows.which == i
             if tuple(weight.shape) != (int(own.sum()), made.shape[1]):
                 continue
             with torch.no_grad():
-                rounded = torch.from_numpy((values[own] / factor[own]).astype(np.float32))
-                weight[torch.from_numpy(rows[own])] = rounded.to(weight.dtype)
+                rounded = torch.from_numpy((values[own] / rows.factor[own, None]).astype(np.float32))
+                weight[torch.from_numpy(rows.row[own])] = rounded.to(weight.dtype)
 
 
 def _module(tensor: str) -> str:

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from lrkit.contract.quantized import Quantized
 from lrkit.export.graph.nodes import CONTRIB, Graph, Value
 from lrkit.export.graph.tower_attention import TowerAttention
 from lrkit.export.graph.weight_store import Form
 from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT, Rotation, Writer
-from lrkit.export.weights.integers import Quantized, matmul_nbits
+from lrkit.export.weights.integers import matmul_nbits
 
 _LARGE = 1 << 14
 """Numbers from which on their largest is looked for in two steps."""

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lrkit.contract.quantized import Quantized
 from lrkit.export.graph.nodes import Graph, Value
 from lrkit.export.graph.weight_store import Form
 from lrkit.export.graph.writer import PIXEL_CENTRE, PIXEL_UNIT, Rotation, Writer
-from lrkit.export.weights.integers import Quantized, dequantize_linear
+from lrkit.export.weights.integers import dequantize_linear
 
 _LEAST = 1e-30
 """What a row of zeros is divided by."""

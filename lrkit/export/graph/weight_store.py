@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from lrkit.contract.quantized import Quantized
 from lrkit.contract.schemes import Scheme
 from lrkit.export.graph.nodes import Graph, Value
 from lrkit.export.graph.saving import WeightFile
 from lrkit.export.targets.target import Target
-from lrkit.export.weights.integers import Quantized, by_row, error_of
+from lrkit.export.weights.integers import by_row, error_of
 from lrkit.export.weights.quantizers.quantizer import Calibrate, quantized, quantized_rows, uncalibrated
 
 CHUNKS = "chunks"

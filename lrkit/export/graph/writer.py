@@ -18,11 +18,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from lrkit.contract.quantized import Quantized
 from lrkit.export.graph.nodes import Graph, Value
 from lrkit.export.graph.saving import WeightFile
 from lrkit.export.graph.weight_store import Form, Made, WeightStore, none_made
 from lrkit.export.targets.target import Target
-from lrkit.export.weights.integers import Quantized
 from lrkit.export.weights.layer_recipe import Norm
 from lrkit.export.weights.quantizers.quantizer import Calibrate, uncalibrated
 

@@ -1,5 +1,4 @@
-"""Matrices of four and eight bit integers with one scale per block, and an offset where the scheme has them; and the
-two ways ONNX writes them.
+"""The ways ONNX writes matrices of four and eight bit integers, and work on them in pieces.
 
 Place in the pipeline: quantizers/ -> `Quantized` -> weight_store.py, which asks for one encoding of the values:
 MatMulNBits (ONNX Runtime: unsigned, zero point 8 implied, (out, blocks, block / 2)), DequantizeLinear (standard:
@@ -7,49 +6,14 @@ signed INT4 blocks along the input of an (in, out) matrix), or bytes with a scal
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
 
+from lrkit.contract.quantized import Quantized
+
 PIECE = 1 << 18
 """Weights that are worked on at a time."""
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """A matrix (out, in) as integers and scales; value = (integer - zero) * scale."""
-
-    integers: np.ndarray
-    """int8 (out, blocks, block), -8..7 for 4 bits, -127..127 for 8."""
-    scales: np.ndarray
-    """float32 (out, blocks)."""
-    bits: int
-    """4 or 8."""
-    zeros: np.ndarray | None = None
-    """int8 (out, blocks), the integers that stand for zero, in the range of the others; None: 0 everywhere."""
-
-    @property
-    def block(self) -> int:
-        """Weights per scale."""
-        return self.integers.shape[2]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in) of the matrix."""
-        rows, blocks, block = self.integers.shape
-        return rows, blocks * block
-
-    def dequantize(self) -> np.ndarray:
-        """float32 (out, in)."""
-        return self.values(slice(None)).reshape(self.shape)
-
-    def values(self, rows: slice) -> np.ndarray:
-        """float32 (rows, blocks, block) of some rows."""
-        integers = self.integers[rows]
-        if self.zeros is not None:
-            integers = integers.astype(np.int16) - self.zeros[rows, :, None]
-        return integers * self.scales[rows, :, None]
 
 
 def block_for(width: int, wanted: int, blocks: Sequence[int]) -> int | None:

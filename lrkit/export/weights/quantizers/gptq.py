@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrkit.contract.quantized import Quantized
 from lrkit.contract.schemes import Scheme
 from lrkit.errors import ExportError
-from lrkit.export.weights.integers import Quantized
 from lrkit.export.weights.quantizers.quantizer import Calibration
 from lrkit.export.weights.quantizers.rounded import RANGES
 from lrkit.export.weights.quantizers.searched import search

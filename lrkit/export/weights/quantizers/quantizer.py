@@ -12,9 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
+from lrkit.contract.quantized import Quantized
 from lrkit.contract.schemes import Method, Scheme
 from lrkit.errors import RowError
-from lrkit.export.weights.integers import Quantized, block_for
+from lrkit.export.weights.integers import block_for
 from lrkit.registry import Registry
 
 METHODS: Mapping[Method, str] = {

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lrkit.contract.quantized import Quantized
 from lrkit.contract.schemes import Scheme
-from lrkit.export.weights.integers import Quantized, pieces
+from lrkit.export.weights.integers import pieces
 from lrkit.export.weights.quantizers.quantizer import Calibration
 
 RANGES = {4: (7, -8), 8: (127, -127)}
