@@ -25,7 +25,7 @@ from lrkit.pretrained import HUB_PREFIX, is_hub_id
 from lrkit.resources import REASONER_FILE, resolve_checkpoint
 from lrkit.runtime.checks.checkpoint_files import check_checkpoint
 from lrkit.runtime.encode.processor import Processor
-from lrkit.train.recipe import Recipe, as_written, differences, load_recipe, overlay
+from lrkit.train.recipe import OwnGroup, Recipe, as_written, differences, load_recipe, overlay
 from lrkit.train.run_folder import RECIPE_FILE, check_folder
 
 T = TypeVar("T")
@@ -194,13 +194,19 @@ def _check_init(recipe: Recipe, problems: Problems) -> Init | None:
     """Folder, settings and shape of the start; None where it is not there."""
     if not isinstance(recipe.init, str):
         problems.add(ConfigError, _model_problems(recipe.model, recipe.init.num_layers))
+        problems.add(ConfigError, _rate_problems(recipe, recipe.model))
         return Init(None, recipe.model)
     if recipe.init.startswith(HUB_PREFIX):
+        problems.add(ConfigError, _rate_problems(recipe, recipe.model))
         return Init(None, recipe.model)
     folder = problems.attempt(init_folder, recipe.init)
     if folder is None:
         return None
-    settings = problems.attempt(_settings_of, folder, recipe) or recipe.model
+    settings = problems.attempt(_settings_of, folder, recipe)
+    if settings is None:
+        settings = recipe.model
+    else:
+        problems.add(ConfigError, _rate_problems(recipe, settings))
     layout = problems.attempt(read_layout, folder, prefix="init: ")
     if layout is not None:
         problems.add(ConfigError, _model_problems(settings, layout.num_layers))
@@ -244,6 +250,26 @@ def _model_problems(settings: ReasonerSettings, num_layers: int) -> Iterator[str
             )
     if problem := settings.prune.problem(num_layers):
         yield f"model.{problem}"
+
+
+def _rate_problems(recipe: Recipe, settings: ReasonerSettings) -> Iterator[str]:
+    """Rates of weights that the model will not have."""
+    absent: dict[OwnGroup, str] = {}
+    if settings.routing.depth == 0:
+        absent |= dict.fromkeys(("step_encodings", "routers"), "model.routing.depth")
+    if settings.distill.weight == 0:
+        absent["distillation"] = "model.distill.weight"
+    named = {
+        "optimizer": recipe.optimizer,
+        **{f"stages.{i}.optimizer": s.optimizer for i, s in enumerate(recipe.stages)},
+    }
+    for where, optimizer in named.items():
+        for group in optimizer.rates:
+            if group in absent:
+                yield (
+                    f"{where}.rates: {group} are weights that this model does not have, because {absent[group]} is 0; "
+                    f"set {absent[group]} above 0, or leave {group} out"
+                )
 
 
 def _check_files(init: Init, recipe: Recipe, problems: Problems) -> Processor | None:

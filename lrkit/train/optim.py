@@ -2,37 +2,63 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lrkit.train.recipe import OptimizerConfig
+from lrkit.train.recipe import OptimizerConfig, OwnGroup
 
 # Rows that are looked up, and heads read as classes: Muon's orthogonal update would mix unrelated rows.
 _NOT_HIDDEN = ("embed", "lm_head", "readout", "latent")
+_FACTOR = "rate"
+"""Key of a group of an optimizer: its learning rate as a multiple of the common one."""
+_OWN: dict[str, OwnGroup] = {"latent": "latent", "token_sr": "distillation"}
+"""Module of a reasoner -> the group that its weights are."""
 
 
 def build_optimizers(named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> list[Optimizer]:
     """AdamW alone, or Muon on hidden matrices beside AdamW on the rest; only what requires a gradient."""
     trained = [(name, weight) for name, weight in named_parameters if weight.requires_grad]
-    hidden = [weight for name, weight in trained if config.kind == "muon" and is_hidden_matrix(name, weight)]
-    taken = {id(weight) for weight in hidden}
-    rest = [weight for _, weight in trained if id(weight) not in taken]
+    muon = config.kind == "muon"
+    hidden = [(name, weight) for name, weight in trained if muon and is_hidden_matrix(name, weight)]
+    rest = [(name, weight) for name, weight in trained if not (muon and is_hidden_matrix(name, weight))]
     optimizers: list[Optimizer] = []
     if hidden:
         # Scaled to the size of an AdamW update, so that one learning rate serves both.
         optimizers.append(
-            torch.optim.Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+            torch.optim.Muon(
+                _groups(hidden, config), lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
         )
     if rest:
-        groups = [
-            {"params": [weight for weight in rest if weight.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [weight for weight in rest if weight.ndim < 2], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True))
+        optimizers.append(torch.optim.AdamW(_groups(rest, config), lr=config.lr, betas=config.betas, fused=True))
     return optimizers
+
+
+def _groups(named: Sequence[tuple[str, nn.Parameter]], config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Weights with one decay and one factor of the rate together: those at the common rate first, matrices before
+    vectors."""
+    factors = [config.rates.get(group, 1.0) if (group := own_group(name)) else 1.0 for name, _ in named]
+    made: list[dict[str, Any]] = []
+    for factor in dict.fromkeys([1.0, *factors]):
+        own = [weight for (_, weight), its in zip(named, factors, strict=True) if its == factor]
+        for decay, weights in (
+            (config.weight_decay, [weight for weight in own if weight.ndim >= 2]),
+            (0.0, [weight for weight in own if weight.ndim < 2]),
+        ):
+            if weights:
+                made.append({"params": weights, "weight_decay": decay, _FACTOR: factor})
+    return made
+
+
+def own_group(name: str) -> OwnGroup | None:
+    """The weights of the method that a parameter is one of; None: it is the backbone's, an adapter's or a stage's."""
+    first, _, below = name.removeprefix("reasoner.").partition(".")
+    if first == "routers":
+        return "step_encodings" if below.endswith(".step_encoding_RD") else "routers"
+    return _OWN.get(first)
 
 
 def is_hidden_matrix(name: str, weight: torch.Tensor) -> bool:
@@ -52,7 +78,8 @@ def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:
 
 
 def set_learning_rate(optimizers: Sequence[Optimizer], lr: float) -> None:
-    """Give every group of every optimizer one rate."""
+    """Give every group of every optimizer the rate, times its own factor."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            # States that were saved before there were factors have none.
+            group["lr"] = lr * group.get(_FACTOR, 1.0)

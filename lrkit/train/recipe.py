@@ -28,6 +28,8 @@ SCHEMA_VERSION = 1
 MOST_AT_ONCE = 65_536
 """Samples of a batch, and batches of an update: more is a slip of the keyboard, found only once memory is gone."""
 Weight = Annotated[float, Field(ge=0.0)]
+OwnGroup = Literal["step_encodings", "routers", "latent", "distillation"]
+"""Weights that the method adds to a backbone: e(d) and routers of RDS, what belongs to `<|latent|>`, F_SR."""
 ConfigT = TypeVar("ConfigT", bound=Config)
 # Names become those of folders: systems allow 255 bytes, and a folder being written has a longer name still.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100)]
@@ -84,6 +86,9 @@ class OptimizerConfig(Config):
     """muon: torch.optim.Muon on matrices inside the layers, AdamW on everything else."""
     lr: float = Field(default=5e-4, gt=0.0)
     """Highest learning rate, of AdamW and of Muon (whose updates are scaled to AdamW's size)."""
+    rates: dict[OwnGroup, Annotated[float, Field(gt=0.0)]] = {}
+    """Weights of the method -> their learning rate as a multiple of `lr`; all others have 1. Step encodings start at 0
+    and move by about the rate at each update, so in a short run they need more for routing to do anything."""
     betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.98)
     """Decay of AdamW's two running means."""
     weight_decay: float = Field(default=0.01, ge=0.0)

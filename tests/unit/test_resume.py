@@ -36,7 +36,8 @@ def adapter(smoke, tmp_path_factory) -> Path:
 
 
 def lora(smoke: Path) -> Recipe:
-    """Dropout, rehearsal, a stage that trains nothing, accumulation, and an end that validation decides."""
+    """Dropout, rehearsal, a stage that trains nothing, accumulation, rates of their own, and an end that validation
+    decides."""
     think = {"lengths": [1, 2], "latent_steps": "all", "rehearsal_fraction": 0.4}
     return load_recipe(
         {
@@ -44,7 +45,13 @@ def lora(smoke: Path) -> Recipe:
             "init": str(smoke),
             "trainable": "lora",
             "model": {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.3}},
-            "optimizer": {"kind": "muon", "lr": 1e-2, "warmup": 2, "schedule": "linear"},
+            "optimizer": {
+                "kind": "muon",
+                "lr": 1e-2,
+                "warmup": 2,
+                "schedule": "linear",
+                "rates": {"step_encodings": 20.0},
+            },
             "batch_size": 3,
             "accumulate": 2,
             "save_every": 2,
