@@ -13,8 +13,8 @@ from lrkit.contract.schemes import Scheme
 from lrkit.export.weights.integers import pieces
 from lrkit.export.weights.quantizers.quantizer import Calibration
 
-RANGES = {4: (7, -8), 8: (127, -127)}
-"""Bits -> (largest, smallest integer)."""
+RANGES = {3: (3, -4), 4: (7, -8), 8: (127, -127)}
+"""Bits -> (largest, smallest integer). No program holds 3; what is measured on torch does."""
 
 
 @dataclass(frozen=True)
