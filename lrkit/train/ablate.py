@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 
 from lrkit.config import Config, load_config
 from lrkit.contract.generated import Mode
+from lrkit.contract.sample import Sample
 from lrkit.data.sources import load_samples
 from lrkit.errors import ConfigError, FileError, LrkitError, UserError, os_sentence
 from lrkit.evaluate.evaluation import EvalOptions, evaluate
@@ -53,6 +54,8 @@ class Sweep(Config):
     """Sample sets of the table's columns."""
     samples: int = Field(default=400, ge=1)
     """Pictures of each set."""
+    lengths: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Only those among them with so many steps are asked; empty: all."""
     mode: Mode = "latent"
     """How the models are asked."""
     modes: dict[FolderName, Mode] = {}
@@ -110,7 +113,7 @@ def run_sweep(
         Run(sweep, variant, seed, folder / f"{variant}-{seed}") for variant in sweep.variants for seed in sweep.seeds
     ]
     for name in sweep.sets:
-        load_samples(name, 1)
+        _samples(sweep, name)
     _check_runs(runs)
     with _alone(folder):
         results = _results(runs, jobs, on_result)
@@ -201,7 +204,7 @@ def run_one(run: Run) -> dict[str, Any]:
     options = EvalOptions(modes=(run.mode,), batch_size=100, latency_samples=0)
     accuracies: dict[str, Any] = {}
     for name in run.sweep.sets:
-        figures = evaluate(reasoner, load_samples(name, run.sweep.samples), options).to_dict()["modes"][run.mode]
+        figures = evaluate(reasoner, _samples(run.sweep, name), options).to_dict()["modes"][run.mode]
         keys = (
             "accuracy", "ar_steps_mean", "latent_steps_mean", "routed_depths_mean", "accuracy_by_steps", "samples",
         )  # fmt: skip
@@ -209,6 +212,25 @@ def run_one(run: Run) -> dict[str, Any]:
     result = {**_asked(run, recipe), "sets": accuracies}
     write_json(run.folder / RESULT_FILE, result)
     return result
+
+
+def _samples(sweep: Sweep, name: str) -> list[Sample]:
+    """The samples of a set that are asked.
+
+    Raises:
+        UserError: there is no such set, or none of its samples has as many steps as asked for.
+    """
+    drawn = load_samples(name, sweep.samples)
+    if not sweep.lengths:
+        return drawn
+    found = [sample for sample in drawn if len(sample.steps) in sweep.lengths]
+    if not found:
+        there = ", ".join(map(str, sorted({len(sample.steps) for sample in drawn})))
+        raise UserError(
+            f"no sample of {name} has {' or '.join(map(str, sweep.lengths))} steps, but {there}; change lengths, or "
+            "raise samples"
+        )
+    return found
 
 
 def _read_result(run: Run) -> tuple[Any, dict[str, Any] | None]:
@@ -238,7 +260,7 @@ def _asked(run: Run, recipe: Any) -> dict[str, Any]:
     """What a result is the answer to."""
     from lrkit.train.recipe import as_written
 
-    return {
+    asked = {
         "variant": run.variant,
         "seed": run.seed,
         "overrides": run.overrides,
@@ -246,6 +268,7 @@ def _asked(run: Run, recipe: Any) -> dict[str, Any]:
         "mode": run.mode,
         "samples": run.sweep.samples,
     }
+    return {**asked, "lengths": list(run.sweep.lengths)} if run.sweep.lengths else asked
 
 
 def tabulate(sweep: Sweep, results: dict[tuple[str, int], dict[str, Any]]) -> dict[str, Any]:
@@ -270,11 +293,13 @@ def render(table: dict[str, Any]) -> str:
     """The table in Markdown: mean accuracy in percent and, over several seeds, the sample standard deviation."""
     sweep = table["sweep"]
     sets = sweep["sets"]
+    lengths = sweep.get("lengths")
+    of = f" (asked: those of {' or '.join(map(str, lengths))} steps)" if lengths else ""
     lines = [
         f"# {sweep['name']}",
         "",
         f"{sweep['description']} Recipe `{sweep['recipe']}`, {len(sweep['seeds'])} seeds, {sweep['samples']} unseen",
-        "pictures a set; mean accuracy in percent, and the standard deviation over seeds.",
+        f"pictures a set{of}; mean accuracy in percent, and the standard deviation over seeds.",
         "",
         "| variant | " + " | ".join(sets) + " |",
         "|---" * (len(sets) + 1) + "|",

@@ -114,6 +114,17 @@ def test_variants_may_be_asked_in_a_mode_of_their_own(tmp_path):
         sweep(tmp_path, "modes={nobody: cot}")
 
 
+def test_a_sweep_may_ask_for_some_lengths_alone(tmp_path):
+    """What was trained on trails of two hops is not asked for eight."""
+    asked = sweep(tmp_path, "lengths=[2, 3]", "samples=16")
+    with pytest.raises(UserError, match="is the result of another sweep"):
+        run_one(write_result(asked, tmp_path / "runs", samples=16))
+    assert run_one(write_result(asked, tmp_path / "more", samples=16, lengths=[2, 3]))["samples"] == 16
+    with pytest.raises(UserError, match=r"no sample of trail:main has 9 steps, but 1, 2, 3, 4; change lengths"):
+        run_sweep(sweep(tmp_path, "lengths=[9]"), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_what_a_sceptic_asks_for_is_trained_on_equal_batches():
     """The stages draw the same samples in the same order; only what is thought and said differs."""
     asked = load_sweep(find_sweep("trail-sceptic"))
