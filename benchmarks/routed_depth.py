@@ -36,7 +36,7 @@ ALL_TOKENS = 4096
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
-    report = measure(args.checkpoints, args.data, args.samples, args.mode, args.thresholds)
+    report = measure(args.checkpoints, args.data, args.samples, args.mode, args.thresholds, args.lengths)
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     text = render(report)
@@ -45,10 +45,15 @@ def main() -> None:
 
 
 def measure(
-    checkpoints: Sequence[str], data: str, count: int, mode: Mode, thresholds: Sequence[float]
+    checkpoints: Sequence[str],
+    data: str,
+    count: int,
+    mode: Mode,
+    thresholds: Sequence[float],
+    lengths: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Every way of asking, of every checkpoint on the same pictures."""
-    samples = load_samples(data, count)
+    """Every way of asking, of every checkpoint on the same pictures; with `lengths`, on those of so many steps."""
+    samples = [sample for sample in load_samples(data, count) if not lengths or len(sample.steps) in lengths]
     ways: dict[str, dict[str, Any]] = {
         "as trained": {},
         **{f"threshold {each:g}": {"threshold": each} for each in thresholds},
@@ -63,7 +68,8 @@ def measure(
         rows.append({"way": way, "runs": found, **_means(found)})
     return {
         "schema": 1, "kind": "routed-depth", "checkpoints": [Path(path).name for path in checkpoints], "data": data,
-        "split": "test", "samples": count, "mode": mode, "rows": rows, "provenance": collect(),
+        "split": "test", "samples": len(samples), "lengths": list(lengths), "mode": mode, "rows": rows,
+        "provenance": collect(),
     }  # fmt: skip
 
 
@@ -106,7 +112,7 @@ def render(report: dict[str, Any]) -> str:
     lines = [
         "# Checkpoints that route, asked with other routing",
         "",
-        f"{', '.join(f'`{name}`' for name in report['checkpoints'])} of `lrkit ablate trail-depth` on",
+        f"{', '.join(f'`{name}`' for name in report['checkpoints'])}, trained by `lrkit ablate`, on",
         f"{report['samples']} pictures of `{report['data']}` that training has not seen, in the mode {report['mode']}:",
         "`python -m benchmarks.routed_depth`. Mean in percent, and the standard deviation over seeds.",
         f"torch {made['packages']['torch']}, {made['cpu']}, {made['time_utc'][:10]}.",
@@ -128,6 +134,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--mode", choices=("latent", "direct", "cot"), default="latent")
     parser.add_argument("--thresholds", nargs="*", type=float, default=[0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    parser.add_argument("--lengths", nargs="*", type=int, default=[], help="ask those of so many steps alone")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("profiles/reports/trail-depth-asked.json"))
     return parser.parse_args()

@@ -43,6 +43,7 @@ WHOLE = {
     "dialects": "benchmarks.dialects:render",
     "pruning": "benchmarks.pruning:render",
     "routed-depth": "benchmarks.routed_depth:render",
+    "step-encodings": "benchmarks.step_encodings:render",
     "fine-replay": "benchmarks.fine_replay:render",
 }
 """Kind of report -> what renders the page beside it."""

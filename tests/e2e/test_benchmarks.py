@@ -160,6 +160,14 @@ def peer_genai(folder: Path) -> None:
     assert all(report["versions"].values())
 
 
+def step_encodings(folder: Path) -> None:
+    """An extra pass that is added with a weight changes the model, and gradient reaches what decides on it."""
+    report = json.loads((folder / "step_encodings.json").read_text())
+    none, some = report["rows"]
+    assert (none["size"], none["changed"], none["gradient"]["routers"]) == (0.0, 0.0, 0.0)
+    assert none["gradient"]["step_encodings"] > 0 < some["gradient"]["routers"]
+
+
 SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "soak": (lambda bundle, folder: [bundle, "--output", folder / "soak"], soak),
     "cold_start": (lambda bundle, folder: [bundle, "--json", folder / "cold_start.json"], cold_start),
@@ -168,6 +176,7 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "int4_decode": (lambda bundle, folder: [bundle, "--json", folder / "int4_decode.json"], int4_decode),
     "training_step": (lambda bundle, folder: ["--json", folder / "training_step.json"], training_step),
     "pruning": (lambda bundle, folder: ["--json", folder / "pruning.json"], pruning),
+    "step_encodings": (lambda bundle, folder: ["--json", folder / "step_encodings.json"], step_encodings),
     "analysis_cost": (lambda bundle, folder: ["--json", folder / "analysis_cost.json"], analysis_cost),
     "scenes": (lambda bundle, folder: ["--json", folder / "scenes.json"], scenes),
     "fine_replay": (
