@@ -40,7 +40,7 @@ def limits(settings: ReasonerSettings, **changes: int) -> Limits:
 
 
 def dialect_of(source: Source, target: Target) -> Writer:
-    return writer_for(target, source.weight, source.dimensions.recipe.norm)
+    return writer_for(target, source.weight, source.dimensions.recipe.norm, low_rank=source.low_rank)
 
 
 def build(
@@ -48,12 +48,13 @@ def build(
     target: Target | None = None,
     ends: Sequence[int] = (EOS,),
     fresh_tower: bool = False,
+    keep: bool = False,
     **changes: int,
 ) -> Program:
     """The program of a tiny reasoner; `fresh_tower` traces its own tower, where it is not that of the tied model of
-    seed 0."""
+    seed 0. Its adapter is merged for good, unless `keep` is set."""
     target = target or Target()
-    source = read_source(reasoner)
+    source = read_source(reasoner, keep)
     dialect = dialect_of(source, target)
     tower = write_tower(source, GEOMETRY, dialect) if fresh_tower else tower_of(dialect)
     geometry = GEOMETRY.with_zoom(reasoner.settings.replay.fine_zoom)
@@ -221,7 +222,8 @@ def with_rounded_weights(
         setattr(model.get_submodule(module), weight, torch.nn.Parameter(head))
         rounded.latent.head_row_D.copy_(head[rounded.latent.token_id])
         for name, module in model.named_modules():
+            name = name.removesuffix(".base_layer")
             part = PARTS.get(backbone.part_of(f"{name}.weight"))
-            if isinstance(module, torch.nn.Linear) and part is not None:
+            if isinstance(module, torch.nn.Linear) and part is not None and "lora_" not in name:
                 rewrite(module.weight, part, name)
     return rounded

@@ -10,7 +10,17 @@ from lrkit.cli.shared.export_calibration import MethodName, Mix, SetName, SetSiz
 from lrkit.cli.shared.export_engines import engines_into_bundle, print_engines
 from lrkit.cli.shared.export_subject import check_samples, open_subject, part_changes
 from lrkit.cli.shared.export_tables import proofs, sizes
-from lrkit.cli.shared.export_target import Arch, Changes, FormName, Int4, check_form, load_target, script_path
+from lrkit.cli.shared.export_target import (
+    AdapterName,
+    Arch,
+    Changes,
+    FormName,
+    Int4,
+    adapter_change,
+    check_form,
+    load_target,
+    script_path,
+)
 from lrkit.cli.shared.options import Download, dry_run_option
 from lrkit.cli.shared.progress import ExportProgress
 from lrkit.cli.shared.tables import json_option, write_json
@@ -33,6 +43,8 @@ Examples:
     lrkit export my-checkpoint --int4 --data held-out.jsonl -o mine
 
     lrkit export my-checkpoint --int4 --int4-method gptq --calibration seen.jsonl -o calibrated
+
+    lrkit export my-checkpoint --int4 --adapter keep -o beside
 
     lrkit export my-checkpoint --int4 --samples 5 --allow-unproven -o draft
 
@@ -79,6 +91,7 @@ def export(
     baselines: Annotated[bool, typer.Option(help="Also the checkpoint's cot and direct baselines.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle of that name.")] = False,
     allow_unproven: Unproven = False,
+    adapter: AdapterName = None,
     int4_method: MethodName = None,
     calibration: SetName = None,
     calibration_samples: SetSize = None,
@@ -104,7 +117,8 @@ def export(
     if random_shape(model) is not None and data is not None:
         raise UserError(f"{model} is checked on a picture of its own; leave --data out")
     changes, settings = part_changes(model, overrides or [])
-    name, asked = load_target(target, int4, method_change(int4_method, changes), engine, arch)
+    changes = adapter_change(adapter, method_change(int4_method, changes))
+    name, asked = load_target(target, int4, changes, engine, arch)
     if engine is not None and script is None and asked.engine is not None:
         from lrkit.export.tensorrt.jobs import plan_engines
 

@@ -54,7 +54,7 @@ from lrkit.export.graph.tower_writer import Tower, chooses, write_tower
 from lrkit.export.seen_samples import SeenSamples
 from lrkit.export.sessions import Comparing
 from lrkit.export.sizes import program_sizes
-from lrkit.export.subject import CheckpointSubject, Origin, Subject
+from lrkit.export.subject import CheckpointSubject, Origin, Subject, check_adapters
 from lrkit.export.target_engines import Say, TargetEngines
 from lrkit.export.targets.target import Target, limits_of, picture_warning, processor_of
 from lrkit.export.weights.quantizers.quantizer import Calibration, uncalibrated
@@ -216,6 +216,7 @@ class _Export:
     def run(self, baselines: bool, ask: Callable[[Mapping[Role, ProgramEntry]], None]) -> Manifest:
         """`ask` gets all programs once they are written, and before they are compared with torch."""
         origins = self.subject.origins(baselines)
+        check_adapters(origins, self.target.adapter)
         # The latent reasoner comes first; a plain model has none, and then no latent steps.
         steps = next(iter(origins.values())).settings.think.max_latent_steps
         zoom = min(origin.settings.replay.fine_zoom for origin in origins.values())
@@ -246,12 +247,13 @@ class _Export:
         """Builds and writes one program."""
         started = time.perf_counter()
         self.progress(f"{role}: reading weights", 0, 0)
-        source = origin.source()
+        keep = origin.keeps(self.target.adapter)
+        source = origin.source(keep)
         weights = WeightFile(self.staging, f"{role}.onnx.data")
         norms, calibrate = source.dimensions.recipe.norm, partial(self.calibrate, role)
         processor = self.seen.processor_of(source.settings.replay)
-        made = calibrated(self.calibrator, role, origin.reasoner, processor, limits, self.progress)
-        dialect = writer_for(self.target, source.weight, norms, weights, calibrate, made.get)
+        made = calibrated(self.calibrator, role, partial(origin.reasoner, keep), processor, limits, self.progress)
+        dialect = writer_for(self.target, source.weight, norms, weights, calibrate, made.get, source.low_rank)
         self.progress(f"{role}: tracing the vision tower", 0, 0)
         geometry = processor.geometry
         tower = write_tower(source, geometry, dialect)
@@ -306,7 +308,8 @@ class _Export:
             file = files["prompt"]
         return ProgramEntry(
             file=file, data=data, dialect=self.target.dialect, precision=self.target.precision,
-            accuracy_level=self.target.int4.accuracy_level if nbits else None, spec=spec, steps=steps,
+            accuracy_level=self.target.int4.accuracy_level if nbits else None, adapter=stack.source.adapter,
+            spec=spec, steps=steps,
             settings=stack.settings, num_layers=stack.dims.num_layers, routed_layers=tuple(stack.routers),
             bytes_by_part=dict(stack.dialect.store.part_bytes), held=stack.dialect.store.held,
             sizes=program_sizes(stack),

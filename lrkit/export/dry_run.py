@@ -12,7 +12,7 @@ from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.sample import Sample
 from lrkit.export.bundle import look_ahead, refuse_taken
 from lrkit.export.graph.latent_input import check_latents
-from lrkit.export.subject import Subject
+from lrkit.export.subject import Subject, check_adapters
 from lrkit.export.target_engines import Say
 from lrkit.export.targets.target import Target, limits_of, processor_of
 
@@ -52,6 +52,7 @@ def plan_export(
     for sample in samples:
         processor.encode_prompt(sample.images, sample.question)
     origins = subject.origins(baselines)
+    check_adapters(origins, target.adapter)
     for origin in origins.values():
         check_latents(origin.settings.think)
     steps = next(iter(origins.values())).settings.think.max_latent_steps

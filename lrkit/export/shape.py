@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from lrkit.config import load_config
-from lrkit.contract.bundle.manifest import Role
+from lrkit.contract.bundle.manifest import AdapterKind, Role
 from lrkit.contract.sample import Sample
 from lrkit.contract.settings import ReasonerSettings, ThinkSettings
 from lrkit.data.shapes import Shape, load_shape, shape_config, shape_processor, shape_samples
 from lrkit.export.subject import Origin
 from lrkit.export.targets.target import Target
+from lrkit.export.weights.low_rank import LowRank, nothing_added
 from lrkit.export.weights.quantizers.quantizer import quantized, quantized_rows
 from lrkit.export.weights.reader import reader_of
 from lrkit.export.weights.source import Parts, Source, array, assemble
@@ -80,9 +81,21 @@ class ShapeOrigin:
         self.image_id, self.latent_id = processor.image_id, processor.latent_id
         self.config = shape_config(shape)
         self.reader = reader_of(shape.family)
-        self.weights = RandomWeights(shape.layout.tensors, getattr(self.reader, "spreads", None))
+        sides = {}
+        for module, (inputs, outputs) in shape.layout.adapted.items():
+            sides |= {f"{module}.A": (settings.lora.rank, inputs), f"{module}.B": (outputs, settings.lora.rank)}
+        self.weights = RandomWeights({**shape.layout.tensors, **sides}, getattr(self.reader, "spreads", None))
 
-    def source(self) -> Source:
+    @property
+    def adapted(self) -> bool:
+        """One is drawn where it is asked for."""
+        return True
+
+    def keeps(self, asked: AdapterKind | None) -> bool:
+        """Random weights have an adapter, of the rank of the settings, where one is to be kept."""
+        return asked == "keep"
+
+    def source(self, keep: bool = False) -> Source:
         """Weights drawn as asked for; only the vision tower is made whole."""
         return assemble(
             Parts(
@@ -94,15 +107,28 @@ class ShapeOrigin:
                 image_id=self.image_id,
                 latent_id=self.latent_id,
                 extras=self._extras(),
+                adapter="keep" if keep else None,
+                adapted=self._added if keep else nothing_added,
             )
         )
 
-    def reasoner(self) -> LatentReasoner:
-        """What the program's weights stand for, on torch in float32."""
+    def _added(self, name: str) -> LowRank | None:
+        """What the random adapter adds to a weight."""
+        module, lora = name.removesuffix(".weight"), self.settings.lora
+        if module not in self.shape.layout.adapted or not name.endswith(".weight"):
+            return None
+        down, up = (self.weights.read(f"{module}.{side}") for side in "AB")
+        return LowRank(down, up * np.float32(lora.alpha / lora.rank))
+
+    def reasoner(self, keep: bool = False) -> LatentReasoner:
+        """What the program's weights stand for, on torch in float32, with what an adapter that is kept adds to them."""
         model = self._empty()
         names = [name for name, _ in model.named_parameters() if name != self.reader.head]
         tables = {f"{name}.weight" for name, one in model.named_modules() if isinstance(one, torch.nn.Embedding)}
         held = {n: torch.from_numpy(self._held(n, looked_up=n in tables)) for n in names}
+        for name in names if keep else ():
+            if (added := self._added(name)) is not None:
+                held[name] += torch.from_numpy(added.up @ added.down)
         model.load_state_dict(held, strict=False, assign=True)
         if self.shape.layout.tied and not self.target.scheme.integers:
             model.tie_weights()

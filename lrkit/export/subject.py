@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 import torch
 
-from lrkit.checkpoints.checkpoint_folder import baselines_of, read_info, read_settings
+from lrkit.checkpoints.checkpoint_folder import ADAPTER_FILE, baselines_of, read_info, read_settings
 from lrkit.checkpoints.whole_weights import check_weights
-from lrkit.contract.bundle.manifest import Role
+from lrkit.contract.bundle.manifest import AdapterKind, Role
 from lrkit.contract.generated import WITHOUT_LATENTS
 from lrkit.contract.settings import ReasonerSettings
+from lrkit.errors import ExportError
 from lrkit.export.weights.source import Source
 from lrkit.export.weights.streaming import stream_source
 from lrkit.model.checkpoint import load_checkpoint
@@ -32,13 +33,32 @@ class Origin(Protocol):
         """What it was built with."""
         ...
 
-    def source(self) -> Source:
-        """Its weights, read as they are asked for where that is possible."""
+    @property
+    def adapted(self) -> bool:
+        """Whether it has an adapter."""
         ...
 
-    def reasoner(self) -> LatentReasoner:
-        """All of it on torch, in float32."""
+    def keeps(self, asked: AdapterKind | None) -> bool:
+        """Whether its adapter stays apart from its matrices, where `asked` for so, or by default."""
         ...
+
+    def source(self, keep: bool = False) -> Source:
+        """Its weights, read as they are asked for where that is possible; the adapter is merged unless `keep` is
+        set."""
+        ...
+
+    def reasoner(self, keep: bool = False) -> LatentReasoner:
+        """All of it on torch, in float32, with its adapter as `source` has it."""
+        ...
+
+
+def check_adapters(origins: Mapping[Role, Origin], asked: AdapterKind | None) -> None:
+    """Raises `ExportError` where an adapter is to be kept and there is none."""
+    if asked == "keep" and not any(origin.adapted for origin in origins.values()):
+        raise ExportError(
+            "adapter is keep, and the checkpoint has weights of its own and no adapter; leave it out, or export a "
+            "checkpoint that was trained with LoRA"
+        )
 
 
 class Subject(Protocol):
@@ -71,14 +91,24 @@ class CheckpointOrigin:
         """As reasoner.json has them."""
         return read_settings(self.folder, read_info(self.folder))
 
-    def source(self) -> Source:
-        """Read from the files as it is asked for."""
-        return stream_source(self.folder)
+    @property
+    def adapted(self) -> bool:
+        """By the adapter's own file."""
+        return (self.folder / ADAPTER_FILE).exists()
 
-    def reasoner(self) -> LatentReasoner:
-        """With its adapter merged, as the program has it."""
+    def keeps(self, asked: AdapterKind | None) -> bool:
+        """Merged where nothing is said."""
+        return asked == "keep"
+
+    def source(self, keep: bool = False) -> Source:
+        """Read from the files as it is asked for."""
+        return stream_source(self.folder, keep)
+
+    def reasoner(self, keep: bool = False) -> LatentReasoner:
+        """See `Origin`."""
         reasoner = load_checkpoint(self.folder, dtype=torch.float32).reasoner
-        reasoner.merge_adapter()
+        if not keep:
+            reasoner.merge_adapter()
         return reasoner
 
 

@@ -1,11 +1,14 @@
 """LoRA by peft, injected into the backbone in place (method section 6), saved in peft's own format."""
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from lrkit.checkpoints.checkpoint_folder import ADAPTER_WEIGHTS
 from lrkit.contract.settings import LoraSettings
@@ -13,6 +16,17 @@ from lrkit.errors import CheckpointError
 from lrkit.model.backbone import Backbone
 
 NAME = "default"
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What LoRA adds to a matrix (out, in): up @ down * scale."""
+
+    down: Tensor
+    """(rank, in)."""
+    up: Tensor
+    """(out, rank)."""
+    scale: float
 
 
 class Adapter:
@@ -70,6 +84,14 @@ class Adapter:
     def parameters(self) -> list[nn.Parameter]:
         """LoRA's own weights."""
         return [p for n, p in self._peft.named_parameters() if "lora_" in n]
+
+    def sides(self, module: str) -> Sides | None:
+        """What is added to the matrix of a module of the backbone; None: nothing."""
+        found: Any = self._peft.get_base_model().get_submodule(module)
+        if not isinstance(found, LoraLayer):
+            return None
+        down, up = (getattr(found, f"lora_{side}")[NAME].weight for side in "AB")
+        return Sides(down, up, float(found.scaling[NAME]))
 
     def merge(self) -> None:
         """Adds the update into the backbone's weights, in place and for good."""

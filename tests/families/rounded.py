@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrkit.contract.bundle.manifest import Role
+from lrkit.contract.bundle.manifest import AdapterKind, Role
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.export.subject import CheckpointOrigin, CheckpointSubject, Origin
 from lrkit.export.targets.target import Target
@@ -28,11 +28,18 @@ class RoundedOrigin:
     def settings(self) -> ReasonerSettings:
         return self.stored.settings
 
-    def source(self) -> Source:
-        return self.stored.source()
+    @property
+    def adapted(self) -> bool:
+        return self.stored.adapted
 
-    def reasoner(self) -> LatentReasoner:
-        held = self.stored.reasoner()
+    def keeps(self, asked: AdapterKind | None) -> bool:
+        return self.stored.keeps(asked)
+
+    def source(self, keep: bool = False) -> Source:
+        return self.stored.source(keep)
+
+    def reasoner(self, keep: bool = False) -> LatentReasoner:
+        held = self.stored.reasoner(keep)
         if not self.target.scheme.integers:
             return held
         return with_rounded_weights(held, self.target, read_layout(self.stored.folder).family)

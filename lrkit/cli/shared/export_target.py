@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from lrkit.contract.bundle.io_spec import Form
+from lrkit.contract.bundle.manifest import AdapterKind
 from lrkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,6 +18,13 @@ Changes = Annotated[
 Int4 = Annotated[bool, typer.Option("--int4", help="Short for --target cpu-int4.")]
 FormName = Annotated[
     str, typer.Option(help="program: one graph with its loops inside; step: graphs that the host drives.")
+]
+AdapterName = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter",
+        help="LoRA: merge adds it to the matrices, keep lets it run beside them in floats. [default: merge]",
+    ),
 ]
 Arch = Annotated[str | None, typer.Option(help="GPUs for tensorrt-rtx: sm89,sm120. [default: all it knows]")]
 
@@ -51,6 +59,17 @@ def load_target(
     elif engine is not None or arch is not None:
         target = load_config(Target, {**values, "engine": _engine_values(values["engine"], engine, arch)})
     return path.stem, target
+
+
+def adapter_change(adapter: str | None, overrides: list[str]) -> list[str]:
+    """Changes of the target with that of --adapter.
+
+    Raises:
+        UserError: there is no such choice.
+    """
+    if adapter is not None and adapter not in get_args(AdapterKind):
+        raise UserError(f"--adapter is {adapter!r}; it must be one of {', '.join(get_args(AdapterKind))}")
+    return [*overrides, *([] if adapter is None else [f"adapter={adapter}"])]
 
 
 def engine_for_bundle(

@@ -45,6 +45,8 @@ StepName = Literal["prompt", "think", "speak"]
 Dialect = Annotated[Literal["ort", "standard"], BeforeValidator(modern_dialect)]
 """ort: ONNX Runtime's own operators too; standard: what every engine reads."""
 EngineKind = Literal["tensorrt-rtx", "tensorrt"]
+AdapterKind = Literal["merge", "keep"]
+"""merge: an adapter is added to the matrices before they are rounded; keep: it is a branch of its own beside them."""
 GraphName = Literal["program", "prompt", "think", "speak"]
 
 
@@ -172,6 +174,9 @@ class ProgramEntry(Config):
     """How the weights of the language model are held: the name of a row of lrkit/contract/schemes.py."""
     accuracy_level: int | None = Field(default=None, ge=0, le=4)
     """Of int4 nodes: 0 or 1 computes in float32, 4 with int8 activations; null without int4 nodes."""
+    adapter: AdapterKind | None = None
+    """What became of the checkpoint's LoRA adapter; null where it has none, and in bundles written before it was
+    recorded, which merged."""
     spec: IoSpec
     """Inputs and outputs of a whole answer, in one run (program) or by the host's loop (step)."""
     steps: dict[StepName, StepEntry] = {}
@@ -183,7 +188,7 @@ class ProgramEntry(Config):
     routed_layers: tuple[Count, ...] = ()
     """Columns of the output routed_depths."""
     bytes_by_part: dict[str, Count]
-    """Weight bytes: vision, embedding, layers, chunks, head, routing."""
+    """Weight bytes: vision, embedding, layers, chunks, head, routing, adapter."""
     held: dict[str, str] = {}
     """Part -> how most of those bytes are held: a row of lrkit/contract/schemes.py. A target's choice may leave small
     matrices as they are; empty in bundles written before it was recorded."""

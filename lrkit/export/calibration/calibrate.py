@@ -71,7 +71,7 @@ class Calibrator:
         """
         started, folder = time.perf_counter(), self._opened(role, limits)
         reasoner = load()
-        source = read_source(reasoner)
+        source = read_source(reasoner, keep=True)  # `load` has merged an adapter, or leaves it apart
         matrices = Matrices(reasoner, source, self.target)
         groups = list(_groups(matrices.all(), self.memory))
         made: dict[str, Quantized] = {}

@@ -36,7 +36,8 @@ class Matrix:
 
 
 class Matrices:
-    """Those of a reasoner on torch, whose adapter has been merged."""
+    """Those of a reasoner on torch. An adapter that has not been merged stays active beside what is rounded: what its
+    modules call their weight is the base's."""
 
     def __init__(self, reasoner: LatentReasoner, source: Source, target: Target) -> None:
         self._model: Any = reasoner.backbone.model

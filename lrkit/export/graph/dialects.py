@@ -19,6 +19,7 @@ from lrkit.export.graph.weight_store import Made, none_made
 from lrkit.export.graph.writer import Writer
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.layer_recipe import Norm
+from lrkit.export.weights.low_rank import Adapted, nothing_added
 from lrkit.export.weights.quantizers.quantizer import Calibrate, uncalibrated
 
 
@@ -40,7 +41,7 @@ DIALECTS: Mapping[Dialect, DialectParts] = {
 
 def writer_for(
     target: Target, read: Callable[[str], np.ndarray], norms: Norm, file: WeightFile | None = None,
-    calibrate: Calibrate = uncalibrated, made: Made = none_made,
+    calibrate: Calibrate = uncalibrated, made: Made = none_made, low_rank: Adapted = nothing_added,
 ) -> Writer:  # fmt: skip
     """The writer of the target's dialect; the rest as `Writer` takes it."""
-    return DIALECTS[target.dialect].writer(target, read, norms, file, calibrate, made)
+    return DIALECTS[target.dialect].writer(target, read, norms, file, calibrate, made, low_rank)

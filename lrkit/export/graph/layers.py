@@ -131,7 +131,7 @@ class Decoder:
         for `take_saliency`; `together` attends with all tokens of a head at once, whatever `by_token` says; `many` says
         that the chunk is long, so that its products read the matrices of `chunks`."""
         read = self._read(g, hidden, f"{number}.norm1", many=not by_token)
-        qkv = self._product(g, read, f"{number}.qkv", "qkv", many)
+        qkv = self._adapted_product(g, read, f"{number}.qkv", "qkv", many)
         many = many and not only_last
         query, key, value = self._split(g, qkv, number, rotation, by_token)
         seen = remember(key, value)
@@ -141,11 +141,10 @@ class Decoder:
         if by_token and together:
             query = g.op("Transpose", query, perm=[2, 1, 0, 3])
         mixed = self._attend(g, query, seen, by_token and not together, only_last, watch)
-        hidden = Hidden(
-            hidden.x, self._made(g, self._product(g, mixed, f"{number}.out", "out", many), f"{number}.after1")
-        )
+        mixed = self._adapted_product(g, mixed, f"{number}.out", "out", many)
+        hidden = Hidden(hidden.x, self._made(g, mixed, f"{number}.after1"))
         read = self._read(g, hidden, f"{number}.norm2", many=not (by_token or only_last))
-        down = self._product(g, self._inner(g, read, number, many), f"{number}.down", "mlp", many)
+        down = self._adapted_product(g, self._inner(g, read, number, many), f"{number}.down", "mlp", many)
         return Hidden(hidden.x, self._made(g, down, f"{number}.after2"))
 
     def _read(self, g: Graph, hidden: Hidden, role: str, many: bool) -> Value:
@@ -162,6 +161,9 @@ class Decoder:
         bias = self.dialect.vector(g, f"{role}.bias") if kind in self.recipe.biases else None
         return self.dialect.linear(g, x, role, bias, part=CHUNKS if many else "layers")
 
+    def _adapted_product(self, g: Graph, x: Value, role: str, kind: Biased, many: bool) -> Value:
+        return self.dialect.branches.add(g, x, [role], [self._product(g, x, role, kind, many)])[0]
+
     def _inner(self, g: Graph, x: Value, number: int, many: bool) -> Value:
         """The state inside the feed-forward part: (S, D) -> (S, inner)."""
         activate = ACTIVATIONS[self.recipe.activation]
@@ -170,9 +172,10 @@ class Decoder:
             return self._product(g, x, f"{number}.{name}", "mlp", many)
 
         if not self.recipe.gated:
-            return activate(g, self.dialect, product("up"))
+            return activate(g, self.dialect, self._adapted_product(g, x, f"{number}.up", "mlp", many))
         shape, part = (self.dimensions.inner, self.dimensions.width), CHUNKS if many else "layers"
-        gate, up = self.dialect.gate_and_up(g, product, shape, part)
+        products = self.dialect.gate_and_up(g, product, shape, part)
+        gate, up = self.dialect.branches.add(g, x, [f"{number}.gate", f"{number}.up"], products)
         return g.op("Mul", activate(g, self.dialect, gate), up)
 
     def take_rows(self) -> list[Value]:

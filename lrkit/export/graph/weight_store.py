@@ -98,6 +98,11 @@ class WeightStore:
         """An array that is no weight of the source, as it is; the caller asks once per role."""
         return self._value(g, role, part, lambda: [array])[0]
 
+    def keep_floats(self, role: str, part: str, array: np.ndarray) -> None:
+        """Stores an array under a name of the caller's, in the activations' type, once; `vector` then finds it."""
+        if role not in self._tensors:
+            self._keep(role, part, [self._as_floats(array)])
+
     def scheme_of(self, part: str, shape: tuple[int, int]) -> Scheme | None:
         """How a matrix of this part and shape becomes integers; None where it stays float."""
         scheme = self.target.scheme_of(part)

@@ -19,11 +19,13 @@ import numpy as np
 import onnx_ir as ir
 
 from lrkit.contract.quantized import Quantized
+from lrkit.export.graph.branches import Branches
 from lrkit.export.graph.nodes import Graph, Value
 from lrkit.export.graph.saving import WeightFile
 from lrkit.export.graph.weight_store import Form, Made, WeightStore, none_made
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.layer_recipe import Norm
+from lrkit.export.weights.low_rank import Adapted, nothing_added
 from lrkit.export.weights.quantizers.quantizer import Calibrate, uncalibrated
 
 PIXEL_CENTRE, PIXEL_UNIT = 128, 1 / 64
@@ -54,13 +56,14 @@ class Writer(ABC):
 
     def __init__(
         self, target: Target, read: Callable[[str], np.ndarray], norms: Norm, file: WeightFile | None = None,
-        calibrate: Calibrate = uncalibrated, made: Made = none_made,
+        calibrate: Calibrate = uncalibrated, made: Made = none_made, low_rank: Adapted = nothing_added,
     ) -> None:  # fmt: skip
         """`read` gives a weight by role as float32, matrices as (out, in); `norms` says which the model has; `file`
         takes weights that are too many to be held; `calibrate` tells quantizers what a matrix is multiplied with, and
-        `made` gives integers that need not be made again."""
+        `made` gives integers that need not be made again; `low_rank` gives what an adapter adds to a matrix."""
         self.target, self.norms = target, norms
         self.store = WeightStore(target, read, self.encode, file, calibrate, made)
+        self.branches = Branches(self.store, self.fused, low_rank)
 
     @property
     def floats(self) -> ir.DataType:
@@ -76,7 +79,7 @@ class Writer(ABC):
         given: np.ndarray | None = None,
     ) -> Value:  # fmt: skip
         """x (S, in) times the matrix `role` (out, in), plus bias (out): (S, out). `given` is the matrix, where the
-        source does not have it (the traced tower's)."""
+        source does not have it (the traced tower's). What an adapter adds, `branches` knows."""
         matrix = self.store.matrix(g, role, part, given)
         if matrix.form is None:
             return g.op("Gemm", x, *matrix.values, bias, transB=1)

@@ -162,8 +162,8 @@ def _build(checkpoint: Path, target: Target, form: Form, folder: Path) -> dict[s
     from lrkit.runtime.encode.processor import Processor
 
     loaded = load_checkpoint(checkpoint, dtype=torch.float32)
-    source = read_source(loaded.reasoner)
-    writer = writer_for(target, source.weight, source.dimensions.recipe.norm)
+    source = read_source(loaded.reasoner, keep=target.adapter == "keep")
+    writer = writer_for(target, source.weight, source.dimensions.recipe.norm, low_rank=source.low_rank)
     processor = Processor.from_folder(checkpoint)
     limits = limits_of(target, loaded.reasoner.settings.think.max_latent_steps, processor.geometry)
     stack = Stack(source, writer, limits, processor.geometry)

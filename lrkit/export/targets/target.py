@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from lrkit.config import Config
-from lrkit.contract.bundle.manifest import Dialect, EngineKind, Limits
+from lrkit.contract.bundle.manifest import AdapterKind, Dialect, EngineKind, Limits
 from lrkit.contract.schemes import FLOAT, SAME, SCHEMES, Method, Scheme, computed_in, scheme_named
 from lrkit.errors import did_you_mean, shown
 from lrkit.families.protocols import Geometry
@@ -171,6 +171,9 @@ class Target(Config):
     """What the graph computes in; null: fp16 for precision fp16, fp32 otherwise."""
     int4: Int4 = Int4()
     """Read where weights become integers: by precision int4, and by any other that does so."""
+    adapter: AdapterKind | None = None
+    """merge: a LoRA adapter is added to the matrices before they are rounded; keep: they are rounded without it, and it
+    runs beside them in floats; null: merge, or keep where the base is quantized already."""
     limits: ProgramLimits = ProgramLimits()
     """Capacities."""
     max_pixels: int | None = Field(default=None, ge=1)

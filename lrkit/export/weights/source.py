@@ -1,4 +1,4 @@
-"""What an export reads out of a reasoner: dimensions, merged weights by role, and the extras.
+"""What an export reads out of a reasoner: dimensions, weights by role, what an adapter adds to them, and the extras.
 
 Place in the pipeline: a reasoner in memory (`read_source`), the files of a checkpoint (streaming.py) or random weights
 (lrkit/export/shape.py) -> `assemble` -> `Source` -> the writers of export/graph.
@@ -6,14 +6,17 @@ Place in the pipeline: a reasoner in memory (`read_source`), the files of a chec
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lrkit.contract.bundle.manifest import AdapterKind
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.export.weights.layer_recipe import Dimensions
+from lrkit.export.weights.low_rank import Adapted, LowRank, branch_of, nothing_added
 from lrkit.export.weights.packing import packed
 from lrkit.export.weights.reader import Read, reader_of
 from lrkit.model.build import extra_state
@@ -43,6 +46,10 @@ class Source:
     """The learned scale, where there is one."""
     tied: bool = False
     """The head is the embedding matrix (but for the latent token's row, which is never fed)."""
+    adapter: AdapterKind | None = None
+    """What became of the adapter; None: there is none."""
+    low_rank: Adapted = nothing_added
+    """By role, N.qkv, N.out, N.gate, N.up or N.down: what an adapter that is kept apart adds to that matrix."""
 
     def weight(self, role: str) -> np.ndarray:
         """Any weight: an extra by its name, or one of the backbone by role."""
@@ -65,6 +72,10 @@ class Parts:
     latent_id: int
     extras: Mapping[str, np.ndarray]
     """Routers and latent rows by the names of lrkit.safetensors."""
+    adapter: AdapterKind | None = None
+    """What `read` does with an adapter; None: there is none."""
+    adapted: Adapted = nothing_added
+    """By name in transformers: what an adapter adds that `read` leaves out."""
 
 
 def array(tensor: Tensor) -> np.ndarray:
@@ -72,13 +83,15 @@ def array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
 
 
-def read_source(reasoner: LatentReasoner) -> Source:
-    """The reasoner as an export sees it. Merges an adapter into the backbone's weights for good.
+def read_source(reasoner: LatentReasoner, keep: bool = False) -> Source:
+    """The reasoner as an export sees it. Merges an adapter into the backbone's weights for good, unless `keep` is set.
 
     Raises:
         ExportError: no program can be built for this backbone.
     """
-    reasoner.merge_adapter()
+    adapter: AdapterKind | None = None if reasoner.adapter is None else "keep" if keep else "merge"
+    if not keep:
+        reasoner.merge_adapter()
     model: Any = reasoner.backbone.model
     return assemble(
         Parts(
@@ -90,8 +103,16 @@ def read_source(reasoner: LatentReasoner) -> Source:
             image_id=reasoner.backbone.image_token_id,
             latent_id=reasoner.latent.token_id,
             extras={name: array(tensor) for name, tensor in extra_state(reasoner).items()},
+            adapter=adapter,
+            adapted=partial(_sides, reasoner),
         )
     )
+
+
+def _sides(reasoner: LatentReasoner, name: str) -> LowRank | None:
+    """What the adapter adds to a weight, where it has not been merged."""
+    sides = None if reasoner.adapter is None else reasoner.adapter.sides(name.removesuffix(".weight"))
+    return None if sides is None else LowRank(array(sides.down), array(sides.up * sides.scale))
 
 
 def assemble(parts: Parts) -> Source:
@@ -115,6 +136,8 @@ def assemble(parts: Parts) -> Source:
         latent_norm=float(extras["latent.norm"]),
         latent_scale=float(extras["latent.scale"]) if learned else None,
         tied=parts.tied,
+        adapter=parts.adapter,
+        low_rank=lambda role: branch_of(reader_of(parts.family), parts.adapted, role, dimensions),
     )
 
 

@@ -1,5 +1,5 @@
-"""The weights of a checkpoint, read from its files one matrix at a time with the adapter merged in. So the export of a
-large backbone never holds all of it.
+"""The weights of a checkpoint, read from its files one matrix at a time, with the adapter merged in or kept apart. So
+the export of a large backbone never holds all of it.
 
 Place in the pipeline: subject.py opens a checkpoint, or a plain Hugging Face folder, by `stream_source`.
 """
@@ -14,6 +14,7 @@ import torch
 from lrkit.checkpoints.stored import StoredTensor, first_not_finite
 from lrkit.checkpoints.whole_weights import CheckedWeights, check_weights
 from lrkit.errors import CheckpointError
+from lrkit.export.weights.low_rank import LowRank, nothing_added
 from lrkit.export.weights.reader import reader_of
 from lrkit.export.weights.source import Parts, Source, array, assemble
 from lrkit.model.open_backbone import config_of
@@ -21,7 +22,7 @@ from lrkit.model.open_backbone import config_of
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """A backbone's weights by their names in transformers, with LoRA merged."""
+    """A backbone's weights by their names in transformers."""
 
     tensors: Mapping[str, StoredTensor]
     adapted: Mapping[str, tuple[StoredTensor, StoredTensor]]
@@ -29,17 +30,28 @@ class StoredWeights:
     scale: float
     """LoRA's: alpha / rank."""
 
-    def read(self, name: str) -> np.ndarray:
-        """The merged weight, float32."""
-        weight = self.tensors[name].read()
+    def merged(self, name: str) -> np.ndarray:
+        """The weight with LoRA in it, float32."""
+        weight = self.base(name)
         if name not in self.adapted:
             return weight
         down, up = (torch.from_numpy(stored.read()) for stored in self.adapted[name])
         return array(torch.from_numpy(weight) + (up @ down) * self.scale)
 
+    def base(self, name: str) -> np.ndarray:
+        """The weight without it, float32."""
+        return self.tensors[name].read()
 
-def stream_source(folder: Path) -> Source:
-    """The source of a checkpoint that reads its files as it is asked.
+    def added(self, name: str) -> LowRank | None:
+        """What LoRA adds to it."""
+        if name not in self.adapted:
+            return None
+        down, up = (stored.read() for stored in self.adapted[name])
+        return LowRank(down, up * np.float32(self.scale))
+
+
+def stream_source(folder: Path, keep: bool = False) -> Source:
+    """The source of a checkpoint that reads its files as it is asked. Its adapter is merged, unless `keep` is set.
 
     Raises:
         CheckpointError: something is missing, damaged, does not fit together or holds NaN or infinity.
@@ -48,12 +60,14 @@ def stream_source(folder: Path) -> Source:
     checked = check_weights(folder)
     if problem := first_not_finite(checked.stored):
         raise CheckpointError(problem)
-    layout = checked.layout
+    layout, weights = checked.layout, _open(checked)
     return assemble(
         Parts(
             family=layout.family,
             config=config_of(layout),
-            read=_open(checked).read,
+            read=weights.base if keep else weights.merged,
+            adapter=None if not checked.adapter else "keep" if keep else "merge",
+            adapted=weights.added if keep else nothing_added,
             tied=layout.tied,
             settings=checked.settings,
             image_id=layout.image_id,

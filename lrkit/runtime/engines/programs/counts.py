@@ -13,6 +13,8 @@ from lrkit.runtime.engines.common.model_counts import PARTS, Attention, ModelCou
 def count_program(manifest: Manifest, entry: ProgramEntry) -> ModelCounts:
     """Bytes as stored (integers as integers), weights and widths from the sizes that the bundle records."""
     size = {part: float(entry.bytes_by_part.get(part, 0)) for part in PARTS}
+    for part in ("layers", "chunks"):  # an adapter that is kept apart is read with either
+        size[part] += float(entry.bytes_by_part.get("adapter", 0)) if size[part] else 0.0
     # A tied head is stored once, as the embedding, and read whole for every token.
     size["head"] = size["head"] or size["embedding"]
     if entry.sizes is None:
