@@ -108,12 +108,7 @@ def export(
     check_samples(samples, allow_unproven)
     if is_bundle(model) and find_checkpoint(model) is None:  # an earlier spelling of `lrkit engines`
         pointless = {"--output": output, "--int4": int4, "--data": data, "--samples": samples, "--force": force}
-        if given := [name for name, value in pointless.items() if value]:
-            raise UserError(
-                f"{model} is a bundle already, and `lrkit engines` adds engines to it; leave {given[0]} out"
-            )
-        wanted = (target, overrides or [], engine, arch)
-        return engines_into_bundle(Path(model), wanted, script_path(script), None, json_file)
+        return _engines(model, pointless, (target, overrides or [], engine, arch), script, json_file)
     if random_shape(model) is not None and data is not None:
         raise UserError(f"{model} is checked on a picture of its own; leave --data out")
     changes, settings = part_changes(model, overrides or [])
@@ -128,6 +123,16 @@ def export(
     do = _dry_run if dry_run else _export
     calibrated = (calibration, calibration_samples, calibration_mix)
     do((model, data, samples), settings, output, name, asked, options, calibrated, json_file)
+
+
+def _engines(
+    bundle: str, pointless: dict[str, Any], wanted: tuple[str | None, list[str], str | None, str | None],
+    script: str | None, json_file: Path | None,
+) -> None:  # fmt: skip
+    """Adds engines to a bundle; `pointless` are options that mean nothing then."""
+    if given := [name for name, value in pointless.items() if value]:
+        raise UserError(f"{bundle} is a bundle already, and `lrkit engines` adds engines to it; leave {given[0]} out")
+    engines_into_bundle(Path(bundle), wanted, script_path(script), None, json_file)
 
 
 def _dry_run(

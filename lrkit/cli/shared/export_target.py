@@ -24,6 +24,7 @@ AdapterName = Annotated[
     typer.Option(
         "--adapter",
         help="LoRA: merge adds it to the matrices, keep lets it run beside them in floats. [default: merge]",
+        rich_help_panel="Adapter",
     ),
 ]
 Arch = Annotated[str | None, typer.Option(help="GPUs for tensorrt-rtx: sm89,sm120. [default: all it knows]")]
