@@ -22,9 +22,12 @@ MANY = 5
 Floats = Literal["fp32", "fp16"]
 Encoding = Literal["MatMulNBits", "MatMulIntegerToFloat", "DequantizeLinear"]
 """Operator that reads integers: one of ONNX Runtime's own, or the standard one."""
-Method = Literal["rtn", "search", "gptq"]
+Method = Literal["rtn", "search", "gptq", "awq"]
 """How integers are chosen. rtn: each weight to the nearest; search: with the scales of the least error; gptq: each
-takes over the error of those before it, by what the matrix is multiplied with."""
+takes over the error of those before it, by what the matrix is multiplied with; awq: columns with large inputs are made
+larger first."""
+CALIBRATED: tuple[Method, ...] = ("gptq", "awq")
+"""Methods that need to know what a matrix is multiplied with."""
 Bounds = Mapping[str, float]
 """numbers: largest relative error of logits and latent states; agreement: share of the samples without a difference;
 accuracy_drop: right answers lost, as a share of all answers."""

@@ -253,7 +253,10 @@ class _Export:
         norms, calibrate = source.dimensions.recipe.norm, partial(self.calibrate, role)
         processor = self.seen.processor_of(source.settings.replay)
         made = calibrated(self.calibrator, role, partial(origin.reasoner, keep), processor, limits, self.progress)
-        dialect = writer_for(self.target, source.weight, norms, weights, calibrate, made.get, source.low_rank)
+        source = source.rescaled(made.factors)
+        dialect = writer_for(
+            self.target, source.weight, norms, weights, calibrate, made.integers.get, source.low_rank
+        )  # fmt: skip
         self.progress(f"{role}: tracing the vision tower", 0, 0)
         geometry = processor.geometry
         tower = write_tower(source, geometry, dialect)

@@ -16,6 +16,7 @@ from lrkit.errors import ExportError
 from lrkit.export.calibration import calibrate
 from lrkit.export.calibration.calibrate import Calibrator
 from lrkit.export.calibration.gather import CalibrationSet
+from lrkit.export.calibration.made import Made
 from lrkit.export.calibration.matrices import Matrices
 from lrkit.export.subject import CheckpointOrigin
 from lrkit.export.targets.target import Target, limits_of
@@ -30,10 +31,10 @@ def target_of(**int4: Any) -> Target:
     return Target.model_validate({"precision": "int4", "limits": CAPACITY, "int4": chosen})
 
 
-def made_by(calibrator: Calibrator, checkpoint: Path) -> dict[str, Quantized]:
+def made_by(calibrator: Calibrator, checkpoint: Path) -> Made:
     origin, seen = CheckpointOrigin(checkpoint), processor()
     limits = limits_of(calibrator.target, 3, seen.geometry)
-    return calibrator.integers("latent", origin.reasoner, seen, limits, lambda what, done, total: None)
+    return calibrator.made("latent", origin.reasoner, seen, limits, lambda what, done, total: None)
 
 
 def test_all_phases_are_gathered_and_an_interrupted_calibration_goes_on(
@@ -42,7 +43,7 @@ def test_all_phases_are_gathered_and_an_interrupted_calibration_goes_on(
     checkpoint, target = bundle.parent / "latent", target_of()
     given = CalibrationSet("trail:main", SAMPLES)
     calibrator = Calibrator(target, given, tmp_path / "kept", "one", memory=1)
-    whole = made_by(calibrator, checkpoint)
+    whole = made_by(calibrator, checkpoint).integers
     report = calibrator.report["latent"]
     assert set(whole) == {f"{i}.{name}" for i in range(4) for name in ("qkv", "out", "gate_up", "down")} | {"head"}
     assert report["rounds"] == 5, "layer by layer, then the head"
@@ -56,7 +57,7 @@ def test_all_phases_are_gathered_and_an_interrupted_calibration_goes_on(
     monkeypatch.setattr(calibrate, "gather", noted)
     for number in (2, 3, 4):  # as if it had been stopped behind the second layer
         (tmp_path / "kept" / "latent" / f"{number}.safetensors").unlink()
-    again = made_by(Calibrator(target, given, tmp_path / "kept", "one", memory=1), checkpoint)
+    again = made_by(Calibrator(target, given, tmp_path / "kept", "one", memory=1), checkpoint).integers
     assert asked == ["2.qkv", "3.qkv", "head"]
     for role, one in whole.items():
         np.testing.assert_array_equal(one.integers, again[role].integers)
@@ -130,8 +131,8 @@ def test_a_set_with_fewer_inputs_than_columns_is_refused(bundle: Path, tmp_path:
     ("options", "said"),
     [
         (["--int4", "--int4-method", "gtpq"], "--int4-method is 'gtpq'; it must be one of rtn, search, gptq"),
-        (["--int4", "--calibration", "x.txt"], "--calibration is for --int4-method gptq with integers, and this"),
-        (["--calibration-mix", "prompt=1"], "--calibration-mix is for --int4-method gptq with integers, and th"),
+        (["--int4", "--calibration", "x.txt"], "--calibration is for --int4-method gptq and awq with integers, and"),
+        (["--calibration-mix", "prompt=1"], "--calibration-mix is for --int4-method gptq and awq with integers, and"),
         (["--int4", "--int4-method", "gptq", "--calibration-mix", "promt=1"], "--calibration-mix is 'promt=1'; g"),
         (["--int4", "--int4-method", "gptq", "--calibration-mix", "latent=no"], "--calibration-mix is 'latent=no';"),
         (["--int4", "--int4-method", "gptq", "--calibration-mix", "prompt=0"], "--calibration-mix is 'prompt=0';"),

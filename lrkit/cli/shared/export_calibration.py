@@ -18,12 +18,12 @@ PANEL = "Integers"
 DEFAULT, DEFAULT_SAMPLES = "trail:main", 64
 MethodName = Annotated[
     str | None,
-    typer.Option("--int4-method", help="rtn, search (no data), gptq (calibrated).", rich_help_panel=PANEL),
+    typer.Option("--int4-method", help="rtn, search (no data), gptq, awq (calibrated).", rich_help_panel=PANEL),
 ]
 SetName = Annotated[
     str | None,
     typer.Option(
-        help="For gptq: trail:main, ..., a .jsonl or a .txt file. [default: trail:main]", rich_help_panel=PANEL
+        help="For gptq and awq: trail:main, ..., a .jsonl or a .txt file. [default: trail:main]", rich_help_panel=PANEL
     ),
 ]
 SetSize = Annotated[
@@ -57,18 +57,21 @@ def open_calibrator(
         UserError: options of a calibration where there is none, random weights, or a mix that is none.
         DataError, UnknownNameError, ExportError: no such set, or an empty one.
     """
+    from lrkit.contract.schemes import CALIBRATED
     from lrkit.export.subject import CheckpointSubject
 
-    wanted = target.scheme.integers and target.int4.method == "gptq"
+    wanted = target.scheme.integers and target.int4.method in CALIBRATED
     if not wanted:
         if given := [key for key, value in (("", name), ("-samples", count), ("-mix", mix)) if value is not None]:
             raise UserError(
-                f"--calibration{given[0]} is for --int4-method gptq with integers, and this is {target.precision} by "
-                f"{target.int4.method}; leave it out, or ask for both"
+                f"--calibration{given[0]} is for --int4-method {' and '.join(CALIBRATED)} with integers, and this is "
+                f"{target.precision} by {target.int4.method}; leave it out, or ask for both"
             )
         return None
     if not isinstance(subject, CheckpointSubject):
-        raise UserError("int4.method is gptq, and random weights have nothing to keep; set int4.method=rtn")
+        raise UserError(
+            f"int4.method is {target.int4.method}, and random weights have nothing to keep; set int4.method=rtn"
+        )
     from lrkit.export.calibration.calibrate import Calibrator
 
     files = sorted(path for path in subject.folder.iterdir() if path.is_file())

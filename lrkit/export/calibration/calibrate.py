@@ -5,7 +5,7 @@
 Only so many layers are gathered at a time as a bound of memory allows. What is done is kept in a folder, so that a
 calibration that was interrupted goes on from there.
 
-Place in the pipeline: bundle.py calls `Calibrator.integers` for a program, then builds it from what it gives.
+Place in the pipeline: bundle.py calls `Calibrator.made` for a program, then builds it from what it gives.
 """
 
 import json
@@ -17,18 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import load_file, save_file
-
 from lrkit.contract.bundle.manifest import Limits, Role
-from lrkit.contract.quantized import Quantized
 from lrkit.errors import ExportError
 from lrkit.export.calibration.gather import PHASES, CalibrationSet, Sums, gather
+from lrkit.export.calibration.made import Made, Rounding, round_matrices, store, stored
 from lrkit.export.calibration.matrices import Matrices, Matrix
 from lrkit.export.targets.target import Target
-from lrkit.export.weights.quantizers.quantizer import quantized
-from lrkit.export.weights.source import read_source
-from lrkit.files import replacing, write_json
+from lrkit.export.weights.source import Source, read_source
+from lrkit.files import write_json
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.encode.processor import Processor
 
@@ -61,10 +57,10 @@ class Calibrator:
                 "the model reads; give samples or a text with --calibration, or set int4.method=rtn"
             )
 
-    def integers(
+    def made(
         self, role: Role, load: Callable[[], LatentReasoner], processor: Processor, limits: Limits, say: Say
-    ) -> dict[str, Quantized]:
-        """Role of a matrix -> its integers.
+    ) -> Made:
+        """The integers of all matrices of a program.
 
         Raises:
             ExportError: the set is too small, or its numbers are of no use.
@@ -74,21 +70,21 @@ class Calibrator:
         source = read_source(reasoner, keep=True)  # `load` has merged an adapter, or leaves it apart
         matrices = Matrices(reasoner, source, self.target)
         groups = list(_groups(matrices.all(), self.memory))
-        made: dict[str, Quantized] = {}
+        made = Made()
         counts: dict[str, int] = {}
         for number, group in enumerate(groups):
             file = folder / f"{number}.safetensors"
-            found = _stored(file)
+            found = stored(file)
             if found is None:
                 what = f"{role}: calibrating {group[0].role} to {group[-1].role}"
                 sums = gather(reasoner, processor, role, limits, self.given, group, partial(say, what))
                 counts = {phase: sums[group[0].role].count.get(phase, 0) for phase in PHASES}
                 _check_enough(sums, self.given.name)
-                found = self._rounded(group, sums, source.weight, lambda name: say(f"{role}: rounding {name}", 0, 0))
-                _store(file, found)
+                found = self._rounded(group, sums, source, lambda text: say(f"{role}: {text}", 0, 0))
+                store(file, found)
             for matrix in group:
-                matrices.hold(matrix, found[matrix.role])
-            made |= found
+                matrices.hold(matrix, found.integers[matrix.role], found.factors)
+            made.add(found)
         seconds = time.perf_counter() - started
         self.report[role] = {
             "set": self.given.name, "method": self.target.int4.method, "inputs": counts, "mix": dict(self.given.mix),
@@ -97,19 +93,11 @@ class Calibrator:
         return made
 
     def _rounded(
-        self, group: Sequence[Matrix], sums: Mapping[str, Sums], weight: Callable[[str], np.ndarray],
-        say: Callable[[str], None],
-    ) -> dict[str, Quantized]:  # fmt: skip
-        int4, found = self.target.int4, dict[str, Quantized]()
-        for matrix in group:
-            say(matrix.role)
-            scheme = self.target.scheme_for(matrix.role, matrix.part)
-            assert scheme is not None, "it would not be here"
-            data = sums[matrix.role].calibration(self.given.mix)
-            made = quantized(weight(matrix.role), scheme, int4.block, matrix.role, data, int4.method)
-            if made is not None:
-                found[matrix.role] = made
-        return found
+        self, group: Sequence[Matrix], sums: Mapping[str, Sums], source: Source, say: Callable[[str], None]
+    ) -> Made:
+        int4 = self.target.int4
+        how = Rounding(self.target.scheme_for, int4.block, int4.method, source.dimensions.recipe)
+        return round_matrices(how, group, source.weight, lambda role: sums[role].calibration(self.given.mix), say)
 
     def _opened(self, role: Role, limits: Limits) -> Path:
         """The folder of one program; emptied where it was of another calibration."""
@@ -129,9 +117,9 @@ class Calibrator:
 def calibrated(
     calibrator: Calibrator | None, role: Role, load: Callable[[], LatentReasoner], processor: Processor, limits: Limits,
     say: Say,
-) -> Mapping[str, Quantized]:  # fmt: skip
-    """As `Calibrator.integers`; nothing where nobody calibrates."""
-    return {} if calibrator is None else calibrator.integers(role, load, processor, limits, say)
+) -> Made:  # fmt: skip
+    """As `Calibrator.made`; nothing where nobody calibrates."""
+    return Made() if calibrator is None else calibrator.made(role, load, processor, limits, say)
 
 
 def finish(calibrator: Calibrator | None) -> None:
@@ -171,28 +159,3 @@ def _check_enough(sums: Mapping[str, Sums], name: str) -> None:
             f"the calibration set {name} gave {count} inputs of {role}, which has {few.width} columns; give at least "
             "as many inputs as columns"
         )
-
-
-def _store(file: Path, found: Mapping[str, Quantized]) -> None:
-    arrays: dict[str, np.ndarray] = {}
-    for role, made in found.items():
-        whole = np.ascontiguousarray(made.integers)
-        arrays |= {f"{role}/integers": whole, f"{role}/scales": made.scales, f"{role}/bits": np.array(made.bits)}
-        more = {"zeros": made.zeros, "constants": made.constants}
-        arrays |= {f"{role}/{name}": array for name, array in more.items() if array is not None}
-    with replacing(file) as place:
-        save_file(arrays, place)
-
-
-def _stored(file: Path) -> dict[str, Quantized] | None:
-    """What an earlier run has left; None where it has not, or not whole."""
-    if not file.is_file():
-        return None
-    arrays = load_file(file)
-    return {
-        role: Quantized(
-            arrays[f"{role}/integers"], arrays[f"{role}/scales"], int(arrays[f"{role}/bits"]),
-            arrays.get(f"{role}/zeros"), arrays.get(f"{role}/constants"),
-        )
-        for role in dict.fromkeys(name.partition("/")[0] for name in arrays)
-    }  # fmt: skip

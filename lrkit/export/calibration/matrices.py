@@ -17,6 +17,7 @@ from lrkit.contract.quantized import Quantized
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.integers import block_for
 from lrkit.export.weights.reader import WeightReader, reader_of
+from lrkit.export.weights.rescaled import Factors, inverse, rescaled
 from lrkit.export.weights.rows import Rows, rows_of
 from lrkit.export.weights.source import Source
 from lrkit.model.reasoner import LatentReasoner
@@ -70,14 +71,15 @@ class Matrices:
     def _height(self, tensor: str) -> int:
         return int(self._model.get_parameter(tensor).shape[0])
 
-    def hold(self, matrix: Matrix, made: Quantized) -> None:
+    def hold(self, matrix: Matrix, made: Quantized, factors: Factors | None = None) -> None:
         """Lets torch's weights be what the integers stand for, so that later layers read what they will read. Weights
-        that the family does not store row by row stay, and so does the head, which nothing follows."""
+        that the family does not store row by row stay, and so does the head, which nothing follows. `factors` are those
+        that the matrices were rescaled by before they were rounded."""
         if matrix.part != "layers":
             return
         number, _, name = matrix.role.partition(".")
         rows = self._rows(int(number), name)
-        values = made.dequantize()
+        values = rescaled(matrix.role, made.dequantize(), inverse(factors or {}))
         for i, tensor in enumerate(rows.tensors):
             weight, own = self._model.get_parameter(tensor), rows.which == i
             if tuple(weight.shape) != (int(own.sum()), made.shape[1]):

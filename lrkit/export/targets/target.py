@@ -47,7 +47,8 @@ class Int4(Config):
     accuracy_level: Literal[0, 1, 4] = 4
     """ort dialect: 0 or 1 computes in float32, 4 with activations rounded to int8 (faster)."""
     method: Method = "rtn"
-    """How integers with a scale per block are chosen: rtn, search (needs no data), gptq (needs a calibration set)."""
+    """How integers with a scale per block are chosen: rtn, search (need no data), gptq, awq (need a calibration
+    set)."""
     matrices: dict[str, str] = {}
     """Matrices of layers that are held otherwise: a pattern such as "*.down" or "0.*", of LAYER.qkv, out, gate_up or
     down -> int4, int4-offsets, int8 or float. The last pattern that fits counts."""

@@ -5,7 +5,7 @@ Place in the pipeline: a reasoner in memory (`read_source`), the files of a chec
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from lrkit.export.weights.layer_recipe import Dimensions
 from lrkit.export.weights.low_rank import Adapted, LowRank, branch_of, nothing_added
 from lrkit.export.weights.packing import packed
 from lrkit.export.weights.reader import Read, reader_of
+from lrkit.export.weights.rescaled import Factors, rescaled, rescaled_branch
 from lrkit.model.build import extra_state
 from lrkit.model.reasoner import LatentReasoner
 
@@ -54,6 +55,16 @@ class Source:
     def weight(self, role: str) -> np.ndarray:
         """Any weight: an extra by its name, or one of the backbone by role."""
         return self.extras[role] if role in self.extras else self.fetch(role)
+
+    def rescaled(self, factors: Factors) -> "Source":
+        """The same model with other weights: rescaled.py."""
+        if not factors:
+            return self
+        return replace(
+            self,
+            fetch=lambda role: rescaled(role, self.fetch(role), factors),
+            low_rank=lambda role: rescaled_branch(role, self.low_rank(role), factors),
+        )
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,10 @@ from lrkit.registry import Registry
 METHODS: Mapping[Method, str] = {
     "search": "lrkit.export.weights.quantizers.searched:Searched",
     "gptq": "lrkit.export.weights.quantizers.gptq:Gptq",
+    "awq": "lrkit.export.weights.quantizers.searched:Searched",
 }
-"""How integers are chosen -> the quantizer, of every scheme with a scale per block. rtn: that of the scheme's row."""
+"""How integers are chosen -> the quantizer, of every scheme with a scale per block. rtn: that of the scheme's row; awq:
+what rounds the columns that export/calibration/scaling.py has made larger."""
 
 
 @dataclass(frozen=True)
