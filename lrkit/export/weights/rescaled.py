@@ -53,8 +53,8 @@ def rescaled(role: str, value: np.ndarray, factors: Factors) -> np.ndarray:
 
 
 def rescaled_branch(role: str, branch: LowRank | None, factors: Factors) -> LowRank | None:
-    """What an adapter adds to the matrix `role`, where that is rescaled: it reads the same inputs, and what it adds goes
-    the same way."""
+    """What an adapter adds to the matrix `role`, where that is rescaled: it reads the same inputs, and what it adds
+    goes the same way."""
     if branch is None:
         return None
     columns, rows = _of_columns(role, factors), _of_rows(role, len(branch.up), factors)
