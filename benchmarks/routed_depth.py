@@ -11,6 +11,7 @@ training has not seen. The JSON is the source; the Markdown beside it is rendere
 import argparse
 import json
 from collections.abc import Sequence
+from operator import ne
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,14 @@ def measure(
     }
     engines = [Reasoner.from_checkpoint(path).engine for path in checkpoints]
     rows: list[dict[str, Any]] = []
+    trained: list[list[str | None]] = []
     for way, changed in track(list(ways.items()), console=Console(stderr=True)):
-        found = [_figures(_asked(engine, changed, way == "random tokens"), samples, mode) for engine in engines]
+        asked = [_figures(_asked(engine, changed, way == "random tokens"), samples, mode) for engine in engines]
+        trained = trained or [answers for _, answers in asked]
+        found = [
+            {**figures, "changed": sum(map(ne, answers, own)) / len(own)}
+            for (figures, answers), own in zip(asked, trained, strict=True)
+        ]
         rows.append({"way": way, "runs": found, **_means(found)})
     return {
         "schema": 1, "kind": "routed-depth", "checkpoints": [Path(path).name for path in checkpoints], "data": data,
@@ -95,20 +102,27 @@ class RandomChoice:
         return self._choose(torch.rand(score_BS.shape, generator=self._rng), valid_BS)
 
 
-def _figures(reasoner: Reasoner, samples: Sequence[Sample], mode: Mode) -> dict[str, Any]:
-    options = EvalOptions(modes=(mode,), batch_size=100, latency_samples=0)
-    found = evaluate(reasoner, samples, options).to_dict()["modes"][mode]
-    return {"accuracy": found["accuracy"], "extra_passes": sum(found["routed_depths_mean"])}
+def _figures(reasoner: Reasoner, samples: Sequence[Sample], mode: Mode) -> tuple[dict[str, float], list[str | None]]:
+    """Accuracy and passes, and the answers themselves."""
+    asked = evaluate(reasoner, samples, EvalOptions(modes=(mode,), batch_size=100, latency_samples=0))
+    found = asked.to_dict()["modes"][mode]
+    figures = {"accuracy": found["accuracy"], "extra_passes": sum(found["routed_depths_mean"])}
+    return figures, [answer.answer for answer in asked.results[mode].answers]
 
 
 def _means(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {name: summarize(one[name] for one in found).to_dict() for name in ("accuracy", "extra_passes")}
+    return {name: summarize(one[name] for one in found).to_dict() for name in ("accuracy", "extra_passes", "changed")}
 
 
 def render(report: dict[str, Any]) -> str:
     """The report as Markdown."""
-    made, head = report["provenance"], ["asked with", "right", "extra passes of a token an answer"]
-    rows = [[row["way"], _right(row["accuracy"]), f"{row['extra_passes']['mean']:.1f}"] for row in report["rows"]]
+    made, head = report["provenance"], [
+        "asked with", "right", "answers changed", "extra passes of a token an answer",
+    ]  # fmt: skip
+    rows = [
+        [row["way"], _right(row["accuracy"]), f"{row['changed']['mean']:.1%}", f"{row['extra_passes']['mean']:.1f}"]
+        for row in report["rows"]
+    ]
     lines = [
         "# Checkpoints that route, asked with other routing",
         "",

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from benchmarks import depth, routed_depth
 from lrkit.errors import ConfigError, FileError, UserError
-from lrkit.resources import find_recipe, find_sweep
+from lrkit.resources import find_recipe, find_sweep, resolve_checkpoint
 from lrkit.train.ablate import Run, Sweep, load_sweep, run_one, run_sweep
 from lrkit.train.recipe import as_written, load_recipe
 
@@ -102,7 +103,9 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
         run_sweep(sweep(tmp_path), tmp_path / "file" / "runs")
 
 
-@pytest.mark.parametrize("name", ["trail-ablation", "trail-options", "trail-depth"])
+@pytest.mark.parametrize(
+    "name", ["trail-ablation", "trail-options", "trail-depth", "trail-look-ups", "trail-replay-depth"]
+)
 def test_shipped_sweeps_can_be_read(name):
     assert load_sweep(find_sweep(name)).variants
 
@@ -169,3 +172,30 @@ def test_a_sweep_of_depth_runs_and_its_passes_are_counted(tmp_path):
     passes = {row["way"]: row["extra_passes"]["mean"] for row in report["rows"]}
     assert passes["no routing"] == 0 < passes["random tokens"] and passes["threshold 0.9"] < passes["as trained"]
     assert passes["as trained"] < passes["all tokens"] and routed_depth.render(report).count("\n| ") == 7
+
+
+@pytest.mark.long
+def test_the_sweeps_that_ask_for_depth_run(tmp_path):
+    """One update of each: step encodings have moved by their own rate, and only what was trained is asked."""
+    few = {
+        "trail-look-ups": [
+            "stages.0.updates=1",
+            "batch_size=2",
+            "eval.every=0",
+            "eval.samples=0",
+            "optimizer.warmup=0",
+        ],
+        "trail-replay-depth": [*(f"stages.{i}.updates={int(i == 5)}" for i in range(1, 6)), "stages.5.batch_size=2"],
+    }
+    for name, more in few.items():
+        asked = load_sweep(find_sweep(name), ["samples=8", "seeds=[3]"])
+        folder = tmp_path / name
+        table = run_sweep(asked.model_copy(update={"common": (*asked.common, *more)}), folder)
+        for run in table["runs"]:
+            (found,) = run["sets"].values()
+            assert found["samples"] == len(asked.lengths) and list(map(int, found["accuracy_by_steps"])) == list(
+                asked.lengths
+            )
+            assert bool(sum(found["routed_depths_mean"])) == bool(run["recipe"]["model"].get("routing"))
+    moved = load_file(resolve_checkpoint(tmp_path / "trail-look-ups" / "rds-3") / "lrkit.safetensors")
+    assert moved["routers.0.step_encoding_RD"].abs().max() == pytest.approx(20 * 2e-3, rel=1e-3)
