@@ -27,6 +27,8 @@ OWN_BACKBONE = "backbone."
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+HOLD_WEIGHTS = (".safetensors", ".gguf")
+"""Endings of the files that hold weights."""
 BASELINES = ("cot", "direct")
 MAX_ID = 1 << 24
 """Above every vocabulary."""

@@ -22,7 +22,8 @@ from lrkit.checkpoints.checkpoint_folder import (
     read_info,
     read_settings,
 )
-from lrkit.checkpoints.stored import FLOATS, StoredTensor, is_plain_name, read_header, same_values
+from lrkit.checkpoints.quantized.table import unpacked
+from lrkit.checkpoints.tensors.stored import FLOATS, StoredTensor, Weight, is_plain_name, read_header, same_values
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CheckpointError, clean, shown
 from lrkit.families.layout import Layout, Shape
@@ -55,7 +56,7 @@ class CheckedWeights:
     layout: Layout
     latent_id: int
     """Token of the latent step; of a plain model that of the image, which no answer holds."""
-    backbone: Mapping[str, StoredTensor]
+    backbone: Mapping[str, Weight]
     """By name in transformers; where the checkpoint holds a weight of its own for the base's, that one."""
     adapter: Mapping[str, StoredTensor]
     """Empty without one; by name in the file."""
@@ -65,7 +66,7 @@ class CheckedWeights:
     """By name in transformers: weights in lrkit.safetensors that stand in place of the base's. Mostly empty."""
 
     @property
-    def stored(self) -> list[StoredTensor]:
+    def stored(self) -> list[Weight]:
         """All tensors that loading reads."""
         return [*self.backbone.values(), *self.adapter.values(), *self.extras.values()]
 
@@ -107,21 +108,23 @@ def check_weights(folder: Path, download: bool = False, settings: ReasonerSettin
     )
 
 
-def check_backbone(base: Path, layout: Layout) -> dict[str, StoredTensor]:
+def check_backbone(base: Path, layout: Layout) -> dict[str, Weight]:
     """The weights in a backbone's folder by their names in transformers: all that `layout` asks for, and no others.
+    Those that the folder holds as integers are `PackedWeight`s.
 
     Raises:
         CheckpointError: a file is missing, damaged or of pickled weights, or a weight is missing, too much or of
             another shape.
     """
-    found: dict[str, StoredTensor] = {}
+    listed: dict[str, StoredTensor] = {}
     for stored in _listed(base):
         name = layout.canonical(stored.name)
         if name is None:
             continue
-        if name in found:
+        if name in listed:
             raise CheckpointError(f"{base}: holds {clean(name)} twice; {_AGAIN}")
-        found[name] = stored
+        listed[name] = stored
+    found = unpacked(base, listed, layout)
     for copy, name in layout.copies.items():
         if copy in found and name in found:
             _take_out_copy(base, found, copy, name)
@@ -129,9 +132,14 @@ def check_backbone(base: Path, layout: Layout) -> dict[str, StoredTensor]:
     return found
 
 
-def _take_out_copy(base: Path, found: dict[str, StoredTensor], copy: str, name: str) -> None:
+def _take_out_copy(base: Path, found: dict[str, Weight], copy: str, name: str) -> None:
     """A weight that is stored a second time must have the same values: transformers would keep both otherwise."""
-    if not same_values(found[copy], found[name]):
+    one, other = found[copy], found[name]
+    if isinstance(one, StoredTensor) and isinstance(other, StoredTensor):
+        same = same_values(one, other)
+    else:
+        same = one.shape == other.shape and bool((one.read() == other.read()).all())
+    if not same:
         raise CheckpointError(
             f"{base}: {copy} and {name} have different values where config.json says that they are one "
             f"(tie_word_embeddings); set that to false there, or {_AGAIN}"
@@ -291,7 +299,7 @@ _EXTRAS_WORDS = _Words(
 )  # fmt: skip
 
 
-def _hold_against(place: Path, found: Mapping[str, StoredTensor], wanted: Mapping[str, Shape], words: _Words) -> None:
+def _hold_against(place: Path, found: Mapping[str, Weight], wanted: Mapping[str, Shape], words: _Words) -> None:
     """Names, shapes and types; the first misfit is told."""
     missing = [name for name in wanted if name not in found]
     if missing:

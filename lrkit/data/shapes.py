@@ -23,6 +23,7 @@ from lrkit.data.flat_shape import FlatShape, Side
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.data.trail import VOCABULARY
 from lrkit.errors import CheckpointError, ConfigError, DataError, UserError
+from lrkit.families.common.config_values import refuse_quantized
 from lrkit.families.layout import Layout
 from lrkit.families.protocols import Geometry
 from lrkit.families.table import FamilyName, geometry_of, load_part
@@ -82,6 +83,7 @@ class Shape(Config):
     @property
     def layout(self) -> Layout:
         """Names and shapes of all weights, as the family reads them. Raises `CheckpointError` as its part `layout`."""
+        refuse_quantized(self.config, "config")
         return load_part(self.family, "layout")(self.config, "config")
 
     @property

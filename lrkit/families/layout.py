@@ -40,3 +40,5 @@ class Layout:
     """config.json without what could make transformers load anything else."""
     canonical: Callable[[str], str | None]
     """Name in the files -> name in transformers; None for a tensor that transformers passes over."""
+    gguf: tuple[str, ...] = ()
+    """Architectures of GGUF files (general.architecture) whose language model is the family's."""

@@ -72,6 +72,14 @@ class DecoderBackbone:
         return cls(model)
 
     @classmethod
+    def from_weights(cls, weights: Mapping[str, Tensor], config: Mapping[str, Any], dtype: torch.dtype) -> Self:
+        """The backbone of these weights, by their names in transformers."""
+        model = cls.model_class.from_pretrained(
+            None, config=cls.config_from(config), state_dict=dict(weights), dtype=dtype, local_files_only=True
+        )
+        return cls(model)
+
+    @classmethod
     def config_from(cls, values: Mapping[str, Any]) -> Any:
         """transformers' config object; `values` stay as they are."""
         return cls.config_class(**copy.deepcopy(dict(values)))

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from lrkit.checkpoints.tensors.stored import StoredTensor
 from lrkit.checkpoints.whole_weights import check_backbone
 from lrkit.contract.attention import Attention
-from lrkit.errors import UserError, one_line
+from lrkit.errors import CheckpointError, UserError, one_line
 from lrkit.families.layout import Layout
 from lrkit.families.table import load_part, read_layout
 from lrkit.model.backbone import Backbone
@@ -28,6 +30,11 @@ class BackboneLoader(Protocol):
         Nothing is downloaded, and no code of the folder is run."""
         ...
 
+    def from_weights(self, weights: Mapping[str, Tensor], config: Mapping[str, Any], dtype: torch.dtype) -> Backbone:
+        """The backbone of these weights, by their names in transformers. A family may lack it, and then reads no
+        checkpoint whose weights are quantized."""
+        ...
+
     def config_from(self, values: Mapping[str, Any]) -> Any:
         """transformers' config object; `values` stay as they are."""
         ...
@@ -35,19 +42,31 @@ class BackboneLoader(Protocol):
 
 def backbone_loader(family: str) -> BackboneLoader:
     """The family's part on torch. Raises as `load_part`."""
-    return load_part(family, "backbone", BackboneLoader)
+    return load_part(family, "backbone", BackboneLoader, ("from_weights",))
 
 
 def load_backbone(path: str, dtype: torch.dtype | None = None) -> Backbone:
     """Loads the backbone in a local folder through its family's row. transformers gets the config as lrkit has read it.
+    Of weights that are quantized it gets the floats that they stand for, float32 where `dtype` is None: no shorter type
+    holds them exactly.
 
     Raises:
         CheckpointError: nothing loadable there, or a family without a row; the message lists the rows.
     """
     layout = read_layout(Path(path))
-    check_backbone(Path(path), layout)
+    weights = check_backbone(Path(path), layout)
+    loader = backbone_loader(layout.family)
     with no_progress_bars():
-        return backbone_loader(layout.family).from_pretrained(path, dtype, layout.config)
+        if all(isinstance(weight, StoredTensor) for weight in weights.values()):
+            return loader.from_pretrained(path, dtype, layout.config)
+        if not hasattr(loader, "from_weights"):
+            raise CheckpointError(
+                f"{path}: its weights are quantized, and the family {layout.family} reads floats only; give the model "
+                "as it was before"
+            )
+        kind = dtype or torch.float32
+        floats = {name: torch.from_numpy(weight.read()).to(kind) for name, weight in weights.items()}
+        return loader.from_weights(floats, layout.config, kind)
 
 
 def config_of(layout: Layout) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lrkit.checkpoints.checkpoint_folder import read_info
+from lrkit.checkpoints.quantized.table import quantization_of
 from lrkit.config import load_config
 from lrkit.contract.attention import problems as attention_problems
 from lrkit.contract.sample import Sample
@@ -208,6 +209,7 @@ def _check_init(recipe: Recipe, problems: Problems) -> Init | None:
     else:
         problems.add(ConfigError, _rate_problems(recipe, settings))
     layout = problems.attempt(read_layout, folder, prefix="init: ")
+    problems.attempt(quantization_of, folder, prefix="init: ")
     if layout is not None:
         problems.add(ConfigError, _model_problems(settings, layout.num_layers))
     return Init(folder, settings, layout)

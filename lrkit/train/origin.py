@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from lrkit import __version__
+from lrkit.checkpoints.checkpoint_folder import HOLD_WEIGHTS
 from lrkit.errors import CheckpointError, ConfigError, os_sentence
 from lrkit.files import sha256
 from lrkit.provenance import cpu_model, installed_version
 
 _PACKAGES = ("accelerate", "numpy", "peft", "pillow", "tokenizers", "torch", "transformers")
 _READ = (".json", ".jinja", ".txt")
-_WEIGHTS = ".safetensors"
 # These hold paths, dates and other runs, which do not change what is learned.
 _PASSED_OVER = ("reasoner.json", "run.json")
 
@@ -68,7 +68,7 @@ def files_digest(folder: Path, weights: bool) -> dict[str, str]:
     found: dict[str, str] = {}
     try:
         for path in sorted(folder.iterdir()):
-            wanted = path.suffix in _READ or (weights and path.suffix == _WEIGHTS)
+            wanted = path.suffix in _READ or (weights and path.suffix in HOLD_WEIGHTS)
             if wanted and path.is_file() and path.name not in _PASSED_OVER:
                 found[path.name] = sha256(path)[0]
     except OSError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lrkit.checkpoints.stored import StoredTensor, first_not_finite
+from lrkit.checkpoints.tensors.stored import StoredTensor, first_not_finite
 from lrkit.checkpoints.whole_weights import CheckedWeights, check_weights
 from lrkit.errors import CheckpointError
 from lrkit.export.weights.low_rank import LowRank, nothing_added

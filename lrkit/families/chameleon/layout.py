@@ -12,7 +12,6 @@ from lrkit.families.common.config_values import (
     NumberType,
     Values,
     read_values_of,
-    refuse_quantized,
 )
 from lrkit.families.common.decoder_tensors import DecoderTensors
 from lrkit.families.layout import Layout, Shape
@@ -85,7 +84,6 @@ def read_chameleon(values: Mapping[str, Any], label: str) -> Layout:
         CheckpointError: a size is missing, of a wrong type or beyond reason, sizes do not go together, or the backbone
             does something that lrkit does not know.
     """
-    refuse_quantized(values, label)
     text = read_values_of(_Text, values, label)
     vision = read_values_of(_Vision, values.get("vq_config") or {}, f"{label}: vq_config")
     for wrong in _contradictions(text, vision):

@@ -10,12 +10,15 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 from pydantic import Field
 
 from lrkit.errors import CheckpointError
-from lrkit.families.common.config_values import ID, Decoder, NumberType, Values, read_values_of, refuse_quantized
+from lrkit.families.common.config_values import ID, Decoder, NumberType, Values, read_values_of
 from lrkit.families.common.decoder_tensors import DecoderTensors
 from lrkit.families.layout import Layout, Shape
 
 TEXT, TOWER, HEAD = "model.language_model", "model.visual", "lm_head.weight"
 """Where language model, tower and head lie in transformers."""
+
+GGUF_DECODERS = ("llama", "qwen2", "qwen2vl")
+"""Architectures of GGUF files whose language model is `Text` as it is. A Llama is one with biases of zero."""
 
 
 class Rotary(Values):
@@ -137,9 +140,11 @@ class Read(Generic[TowerT, TextT]):
         """Files of transformers 4 say so inside, those of transformers 5 outside."""
         return self.outer.tie_word_embeddings or self.text.tie_word_embeddings
 
-    def layout(self, family: str, tower: Mapping[str, Shape], config: Mapping[str, Any], **cut: int) -> Layout:
+    def layout(
+        self, family: str, tower: Mapping[str, Shape], config: Mapping[str, Any], gguf: tuple[str, ...] = (), **cut: int
+    ) -> Layout:
         """The layout of a family with these weights of its tower; `config` is for transformers, `cut` what its tower
-        asks of pictures beside `Tower.cut`."""
+        asks of pictures beside `Tower.cut`, and `gguf` as in `Layout`."""
         text, decoder = self.text, self.text.decoder
         tensors = dict(decoder.all()) | dict(tower)
         if not self.tied:
@@ -158,6 +163,7 @@ class Read(Generic[TowerT, TextT]):
             adapted=dict(decoder.adapted()),
             config=config,
             canonical=stored_name,
+            gguf=gguf,
         )
 
     def for_transformers(self, architecture: str, vision: dict[str, Any]) -> dict[str, Any]:
@@ -177,9 +183,8 @@ def read_parts(
     """The parts of config.json's `values`; `label` names the file in messages.
 
     Raises:
-        CheckpointError: the weights are quantized, or as `read_values_of`.
+        CheckpointError: as `read_values_of`.
     """
-    refuse_quantized(values, label)
     inner = values.get("text_config")
     where = label if inner is None else f"{label}: text_config"
     return Read(

@@ -15,7 +15,6 @@ from lrkit.families.common.config_values import (
     NumberType,
     Values,
     read_values_of,
-    refuse_quantized,
 )
 from lrkit.families.common.decoder_tensors import DecoderTensors
 from lrkit.families.layout import Layout, Shape
@@ -98,7 +97,6 @@ class LayoutReader:
             CheckpointError: a size is missing, of a wrong type or beyond reason, sizes do not go together, or the
                 backbone does something that lrkit does not know.
         """
-        refuse_quantized(values, label)
         text = read_values_of(_Text, values.get("text_config"), f"{label}: text_config")
         vision = read_values_of(_Vision, values.get("vision_config"), f"{label}: vision_config")
         outer = read_values_of(_Outer, values, label)
@@ -125,6 +123,7 @@ class LayoutReader:
             adapted=dict(decoder.adapted()),
             config=self._for_transformers(text, vision, outer),
             canonical=_stored_name,
+            gguf=("llama",),
         )
 
     def _for_transformers(self, text: _Text, vision: _Vision, outer: _Outer) -> dict[str, Any]:

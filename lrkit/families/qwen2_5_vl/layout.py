@@ -45,6 +45,7 @@ def read_qwen2_5_vl(values: Mapping[str, Any], label: str) -> Layout:
     given = vision.model_dump(exclude_none=True) | {"fullatt_block_indexes": list(vision.fullatt_block_indexes)}
     return read.layout(
         "qwen2_5_vl",
+        gguf=mrope_layout.GGUF_DECODERS,
         tower=dict(_tower(vision)),
         config=read.for_transformers("Qwen2_5_VLForConditionalGeneration", given),
         window_size=vision.window_size,

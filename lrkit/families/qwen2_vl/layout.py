@@ -37,6 +37,7 @@ def read_qwen2_vl(values: Mapping[str, Any], label: str) -> Layout:
     mrope_layout.refuse(mrope_layout.tower_contradictions(*sizes, read.text), label)
     return read.layout(
         "qwen2_vl",
+        gguf=mrope_layout.GGUF_DECODERS,
         tower=dict(_tower(vision)),
         config=read.for_transformers("Qwen2VLForConditionalGeneration", vision.model_dump(exclude_none=True)),
     )

@@ -72,6 +72,7 @@ def read_qwen3_vl(values: Mapping[str, Any], label: str) -> Layout:
     mrope_layout.refuse(_deep_contradictions(read.text, vision), label)
     return read.layout(
         "qwen3_vl",
+        gguf=("qwen3", "qwen3vl"),
         tower=dict(_tower(vision)),
         config=read.for_transformers("Qwen3VLForConditionalGeneration", vision.model_dump(mode="json")),
     )

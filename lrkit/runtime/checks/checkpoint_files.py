@@ -7,8 +7,9 @@ files against each other by lrkit/checkpoints/whole_weights.py and open the same
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lrkit.checkpoints.checkpoint_folder import INFO_FILE, baselines_of, is_plain, read_info
-from lrkit.checkpoints.stored import first_not_finite, read_header
+from lrkit.checkpoints.checkpoint_folder import HOLD_WEIGHTS, INFO_FILE, baselines_of, is_plain, read_info
+from lrkit.checkpoints.quantized.gguf_header import read_gguf_header
+from lrkit.checkpoints.tensors.stored import first_not_finite, read_header
 from lrkit.checkpoints.whole_weights import CheckedWeights, check_weights
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import CheckpointError
@@ -68,10 +69,11 @@ def _check(folder: Path, values: bool, seen: set[Path]) -> CheckpointReport:
 
 def _list_files(report: CheckpointReport) -> None:
     """Sizes and numbers of tensors; a damaged file is told by `check_weights` where it is needed, here where not."""
-    for path in sorted(report.folder.glob("*.safetensors")):
+    for path in sorted(path for ending in HOLD_WEIGHTS for path in report.folder.glob(f"*{ending}")):
         try:
             report.sizes[path.name] = path.stat().st_size
-            report.tensors[path.name] = len(read_header(path))
+            gguf = path.suffix == ".gguf"
+            report.tensors[path.name] = len(read_gguf_header(path).tensors if gguf else read_header(path))
         except (CheckpointError, OSError):
             continue
 

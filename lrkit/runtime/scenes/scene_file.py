@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from lrkit import __version__
-from lrkit.checkpoints.stored import StoredTensor, read_header, read_notes
+from lrkit.checkpoints.tensors.stored import StoredTensor, read_header, read_notes
 from lrkit.config import Config, load_config
 from lrkit.errors import CheckpointError, ConfigError, DataError, clean, os_sentence
 from lrkit.files import parse_json, write_bytes

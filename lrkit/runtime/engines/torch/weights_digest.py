@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from lrkit.checkpoints.checkpoint_folder import CONFIG_FILE
+from lrkit.checkpoints.checkpoint_folder import CONFIG_FILE, HOLD_WEIGHTS
 from lrkit.files import sha256
 from lrkit.model.reasoner import LatentReasoner
 
 
 def weight_files(folder: Path, base: Path) -> tuple[Path, ...]:
     """What decides about the weights of a checkpoint over a backbone's folder."""
-    found = [path for place in (base, folder) for path in sorted(place.glob("*.safetensors"))]
+    found = [path for place in (base, folder) for path in sorted(place.iterdir()) if path.suffix in HOLD_WEIGHTS]
     return tuple(dict.fromkeys([base / CONFIG_FILE, *found]))
 
 

@@ -9,10 +9,10 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,7 +33,40 @@ BYTES = {
 """Bytes of one value, by the names of safetensors."""
 FLOATS = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2"), "F64": np.dtype("<u8")}
 """What lrkit reads as weights, and the whole numbers of that width."""
+WHOLE_NUMBERS = {"I8": np.dtype("i1"), "U8": np.dtype("u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
+"""What lrkit reads as integers of quantized weights."""
 _EXPONENT = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80, "F64": 0x7FF0000000000000}
+
+
+class Weight(Protocol):
+    """One weight of a checkpoint, however its file holds it: floats (`StoredTensor`), or integers with scales
+    (lrkit/checkpoints/quantized/packed_weight.py)."""
+
+    @property
+    def file(self) -> Path: ...
+    @property
+    def name(self) -> str:
+        """As the file has it."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Of what `read` gives, as safetensors calls it."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def read(self) -> np.ndarray:
+        """Its values as float32, in an array of their own. Raises `CheckpointError`."""
+        ...
+
+    def read_row(self, index: int) -> np.ndarray:
+        """One row of a matrix, as `read` gives it."""
+        ...
+
+    def odd_value(self) -> str:
+        """NaN or infinity, where it holds such a value; empty otherwise. Raises `CheckpointError`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -80,6 +113,23 @@ class StoredTensor:
         step = self.num_bytes // self.shape[0]
         row = replace(self, shape=self.shape[1:], start=self.start + index * step, num_bytes=step)
         return row.read()
+
+    def whole_numbers(self) -> np.ndarray:
+        """Its values, where they are integers of one of `WHOLE_NUMBERS`. Raises `CheckpointError`."""
+        assert self.dtype in WHOLE_NUMBERS, f"{self.name} is {self.dtype}"
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.start)
+                values = np.fromfile(file, WHOLE_NUMBERS[self.dtype], math.prod(self.shape))
+        except OSError as error:
+            raise CheckpointError(os_sentence(error, self.file)) from error
+        if len(values) != math.prod(self.shape):
+            raise CheckpointError(f"{self.file}: ends within {clean(self.name)}; {_AGAIN}")
+        return values.reshape(self.shape)
+
+    def odd_value(self) -> str:
+        """See `Weight`; of what is no float, none."""
+        return _not_finite(self) if self.dtype in FLOATS else ""
 
 
 def as_float(raw: np.ndarray, dtype: str) -> np.ndarray:
@@ -171,7 +221,7 @@ def _check_places(path: Path, tensors: dict[str, StoredTensor], data: int, size:
         raise CheckpointError(f"{path}: has {size} bytes where {end} belong; {_AGAIN}")
 
 
-def first_not_finite(tensors: "Iterator[StoredTensor] | list[StoredTensor]") -> str | None:
+def first_not_finite(tensors: Iterable[Weight]) -> str | None:
     """The first tensor that holds NaN or infinity, as one sentence; None where all values are numbers.
 
     Values are read in small blocks, so that a large file takes no memory. Tensors that are no floats pass.
@@ -180,7 +230,7 @@ def first_not_finite(tensors: "Iterator[StoredTensor] | list[StoredTensor]") -> 
         CheckpointError: a file cannot be read.
     """
     for tensor in tensors:
-        if tensor.dtype in FLOATS and (seen := _not_finite(tensor)):
+        if seen := tensor.odd_value():
             return (
                 f"{tensor.file}: {clean(tensor.name)} holds {seen}, so every answer would be nonsense; train again "
                 "from a checkpoint before it, with a lower learning rate"

@@ -1,0 +1,72 @@
+"""Makes a checkpoint folder out of a GGUF file with the language model and a Hugging Face folder with all the rest:
+config.json, tokenizer, image processor, and the weights that the GGUF file lacks, such as the vision tower's.
+
+    config.json          as it was, with quantization_config: {quant_method: gguf, file: language.gguf}
+    language.gguf        the file as it is
+    model.safetensors    the weights of the folder that it lacks, as they are
+
+Place in the pipeline: `lrkit import-gguf` calls it; whole_weights.py checks the result before it takes its place.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lrkit.checkpoints.checkpoint_folder import CONFIG_FILE, HOLD_WEIGHTS, WEIGHTS
+from lrkit.checkpoints.quantized.gguf_header import read_gguf_header
+from lrkit.checkpoints.quantized.gguf_weights import language_model
+from lrkit.checkpoints.quantized.quantization import KEY
+from lrkit.checkpoints.tensors.stored import StoredTensor
+from lrkit.errors import CheckpointError, FileError, os_sentence
+from lrkit.families.layout import Layout
+from lrkit.files import read_json, write_json
+from lrkit.folders import staged_folder
+
+GGUF_FILE = "language.gguf"
+
+
+def write_gguf_folder(
+    target: Path, gguf: Path, folder: Path, layout: Layout, stored: Mapping[str, StoredTensor],
+    check: Callable[[Path], object],
+) -> None:  # fmt: skip
+    """Writes `target`, which `check` reads before it takes its place. `folder` holds everything but weights, and
+    `stored` are its weights by their names in transformers; those that the GGUF file has too are left out.
+
+    Raises:
+        CheckpointError: the GGUF file cannot be used, is of another model, or `check` refuses the result.
+        FileError: the folder cannot be written.
+    """
+    inner = language_model(read_gguf_header(gguf), layout)
+    left = {name: tensor for name, tensor in stored.items() if name not in inner and name not in layout.copies}
+    with staged_folder(target) as staging:
+        for file in sorted(folder.iterdir()):
+            if file.is_file() and file.suffix not in HOLD_WEIGHTS and file.name not in (CONFIG_FILE, *WEIGHTS):
+                shutil.copyfile(file, staging / file.name)
+        shutil.copyfile(gguf, staging / GGUF_FILE)
+        _write(staging / WEIGHTS[0], left)
+        config = read_json(folder / CONFIG_FILE, CheckpointError)
+        write_json(staging / CONFIG_FILE, config | {KEY: {"quant_method": "gguf", "file": GGUF_FILE}})
+        check(staging)
+
+
+def _write(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """A safetensors file of tensors of others, byte for byte: the package reads bfloat16 into torch alone."""
+    header: dict[str, Any] = {}
+    place = 0
+    for name, tensor in tensors.items():
+        end = place + tensor.num_bytes
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [place, end]}
+        place = end
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    try:
+        with path.open("wb") as file:
+            file.write(len(raw).to_bytes(8, "little") + raw)
+            for tensor in tensors.values():
+                with tensor.file.open("rb") as source:
+                    source.seek(tensor.start)
+                    file.write(source.read(tensor.num_bytes))
+    except OSError as error:
+        raise FileError(os_sentence(error, path)) from error
