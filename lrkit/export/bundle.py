@@ -51,6 +51,7 @@ from lrkit.export.graph.saving import WeightFile, has_twins, save_model, save_mo
 from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.step_graphs import build_steps, save_steps, step_spec
 from lrkit.export.graph.tower_writer import Tower, chooses, write_tower
+from lrkit.export.kept_integers import KeptIntegers, report_of_kept, say_what_is_rounded_again
 from lrkit.export.seen_samples import SeenSamples
 from lrkit.export.sessions import Comparing
 from lrkit.export.sizes import program_sizes
@@ -144,7 +145,7 @@ def export_bundle(
     with locked(output, "writes into"), staged_folder(output, replace=True) as staging:
         refuse_taken(output, force)  # another process may have been quicker
         export = _Export(subject, staging, target, form, samples, progress, allow_unproven, (calibrate, calibrator))
-        manifest = export.run(baselines, lambda programs: engines.ask(staging, programs, progress, say))
+        manifest = export.run(baselines, lambda programs: engines.ask(staging, programs, progress, say), say)
         manifest = engines.add(manifest, staging, export.seconds, progress)
         (staging / BUNDLE_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     finish(calibrator)
@@ -212,8 +213,9 @@ class _Export:
         self.seconds: dict[str, float] = {}
         self.errors: dict[str, dict[str, float]] = {}
         self.recorded: list[RecordedSample] = []
+        self.kept: dict[Role, KeptIntegers] = {}
 
-    def run(self, baselines: bool, ask: Callable[[Mapping[Role, ProgramEntry]], None]) -> Manifest:
+    def run(self, baselines: bool, ask: Callable[[Mapping[Role, ProgramEntry]], None], say: Say) -> Manifest:
         """`ask` gets all programs once they are written, and before they are compared with torch."""
         origins = self.subject.origins(baselines)
         check_adapters(origins, self.target.adapter)
@@ -236,6 +238,7 @@ class _Export:
             ]
             programs[role] = self._program(role, origin, bounds[role]) if not twins else programs[twins[0]]
             gc.collect()  # graphs are full of cycles, which hold the weights
+        say_what_is_rounded_again(self.kept, say)
         ask(programs)
         proofs: dict[Role, Validation] = {}
         for role, origin in origins.items():
@@ -254,8 +257,9 @@ class _Export:
         processor = self.seen.processor_of(source.settings.replay)
         made = calibrated(self.calibrator, role, partial(origin.reasoner, keep), processor, limits, self.progress)
         source = source.rescaled(made.factors)
+        self.kept[role] = KeptIntegers(source, self.target, made.integers)
         dialect = writer_for(
-            self.target, source.weight, norms, weights, calibrate, made.integers.get, source.low_rank
+            self.target, source.weight, norms, weights, calibrate, self.kept[role], source.low_rank
         )  # fmt: skip
         self.progress(f"{role}: tracing the vision tower", 0, 0)
         geometry = processor.geometry
@@ -390,5 +394,7 @@ class _Export:
             samples=tuple(self.recorded),
             made_for=self.comparing.made_for,
             validation=validations,
-            provenance=collect(checkpoint=self.subject.provenance, **report_of(self.calibrator)),
+            provenance=collect(
+                checkpoint=self.subject.provenance, **report_of(self.calibrator), **report_of_kept(self.kept)
+            ),
         )

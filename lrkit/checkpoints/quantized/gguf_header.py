@@ -1,7 +1,7 @@
 """The header of a GGUF file, read strictly: every number in it is held against the file's length before it is used.
 
 lrkit reads it itself, as it does with safetensors: the file may be a stranger's, and the package gguf maps it and
-trusts what it says. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little endian.
+trusts what it says. Format: https://github.com/ggml-org/ggml, "gguf", versions 2 and 3, little endian.
 
 Place in the pipeline: gguf_weights.py takes tensors by name, gguf_blocks.py unpacks them.
 """

@@ -1,5 +1,5 @@
-"""Tensors of a quantized checkpoint, put together by the module that they belong to: what gptq.py, awq.py and
-compressed_tensors.py have in common.
+"""Tensors of a quantized checkpoint, put together by the module that they belong to: what gptq_words.py,
+awq_words.py and compressed_tensors.py have in common.
 """
 
 from collections.abc import Callable, Collection, Mapping

@@ -1,8 +1,9 @@
 """A matrix that a checkpoint holds as integers with scales, seen as a `Weight`, and the parts of several formats that
 are alike: words of 32 bits with some integers each, and matrices made of a scale for each group.
 
-Place in the pipeline: the readers of the formats (gptq.py, awq.py, ...) give `PackedWeight`s; whole_weights.py holds
-their shapes against config.json, the loader reads their values, and an export takes their integers as they are.
+Place in the pipeline: the readers of the formats (gptq_words.py, awq_words.py, ...) give `PackedWeight`s;
+whole_weights.py holds their shapes against config.json, the loader reads their values, and an export takes their
+integers as they are.
 """
 
 from collections.abc import Callable, Sequence

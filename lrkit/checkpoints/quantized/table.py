@@ -7,10 +7,10 @@ A new format is a file with a reader, a row here, and a row in quantization.py f
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lrkit.checkpoints.quantized.awq import read_awq
+from lrkit.checkpoints.quantized.awq_words import read_awq
 from lrkit.checkpoints.quantized.compressed_tensors import read_compressed_tensors
 from lrkit.checkpoints.quantized.gguf_weights import read_gguf
-from lrkit.checkpoints.quantized.gptq import read_gptq
+from lrkit.checkpoints.quantized.gptq_words import read_gptq
 from lrkit.checkpoints.quantized.modules import Stored
 from lrkit.checkpoints.quantized.quantization import Quantization, read_quantization
 from lrkit.checkpoints.tensors.stored import Weight

@@ -18,7 +18,7 @@ from lrkit.export.targets.target import Target
 from lrkit.export.weights.integers import block_for
 from lrkit.export.weights.reader import WeightReader, reader_of
 from lrkit.export.weights.rescaled import Factors, inverse, rescaled
-from lrkit.export.weights.rows import Rows, rows_of
+from lrkit.export.weights.row_places import Rows, rows_of
 from lrkit.export.weights.source import Source
 from lrkit.model.reasoner import LatentReasoner
 

@@ -20,6 +20,7 @@ from lrkit.export.graph.saving import WeightFile
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.integers import by_row, error_of
 from lrkit.export.weights.quantizers.quantizer import Calibrate, quantized, quantized_rows, uncalibrated
+from lrkit.export.weights.stored_integers import symmetric
 
 CHUNKS = "chunks"
 """The layers' matrices as chunks of many tokens read them: those of `layers`, where they are none of their own."""
@@ -33,6 +34,13 @@ def none_made(role: str) -> None:
     """All are yet to be made."""
 
 
+def kind_of(made: Quantized, scheme: Scheme) -> str:
+    """The scheme that integers are of: the target's, where nothing else was found in the checkpoint."""
+    if made.bits == scheme.bits and (made.zeros is not None) == scheme.offsets:
+        return scheme.name
+    return "int8" if made.bits == 8 else "int4" if made.zeros is None else "int4-offsets"
+
+
 @dataclass(frozen=True)
 class Form:
     """How a rounded matrix (rows, width) is stored: `bits` per weight, one scale for `block` of them along the row."""
@@ -43,6 +51,8 @@ class Form:
     width: int
     by_row: bool = False
     """One scale for the whole row; `Scheme.by_row` says what else."""
+    constants: bool = False
+    """Whether something is added to all weights of a block."""
 
     @property
     def name(self) -> str:
@@ -58,6 +68,8 @@ class Matrix:
     """The floats (out, in); or what `Encode` gives."""
     form: Form | None
     """None: floats."""
+    constants: Value | None = None
+    """(blocks, out), or (rows, blocks) of a table that is looked up: added to every weight of a block."""
 
 
 @dataclass
@@ -122,7 +134,8 @@ class WeightStore:
         form = self._forms[role, scheme.name] if scheme is not None else None
         if form is None:
             return self.matrix(g, role, "layers") if part == CHUNKS else Matrix([self.vector(g, role, part)], None)
-        return Matrix(self._value(g, f"{role}.{form.name}", part), form)
+        name = f"{role}.{form.name}"
+        return Matrix(self._value(g, name, part), form, self._constants(g, name, part, form))
 
     def rows(self, g: Graph, role: str) -> list[Value]:
         """A matrix from which rows are looked up: floats; or integers, a byte each, and one scale for each row."""
@@ -130,6 +143,29 @@ class WeightStore:
         if scheme is None:
             return [self.vector(g, role, role)]
         return self._value(g, f"{role}.int{scheme.bits}", role, lambda: self._rounded_rows(role, scheme))
+
+    def rows_in_blocks(self, g: Graph, role: str) -> Matrix | None:
+        """The same, where its integers (rows, width), a byte each, were made before: scales (rows, blocks)."""
+        if self.target.scheme_of(role) is None:
+            return None
+        name = f"{role}.blocks"
+        if (role, name) not in self._forms:
+            self._forms[role, name] = self._rows_made(role, name)
+        form = self._forms[role, name]
+        return None if form is None else Matrix(self._value(g, name, role), form, self._constants(g, name, role, form))
+
+    def _rows_made(self, role: str, name: str) -> Form | None:
+        made = self.made(role)
+        if made is None:
+            return None
+        made = symmetric(made)
+        self._keep(name, role, [made.integers.reshape(made.shape), self._as_floats(made.scales)], "int8")
+        if made.constants is not None:
+            self._keep(f"{name}.constant", role, [self._as_floats(made.constants)])
+        return Form(8, made.block, *made.shape, constants=made.constants is not None)
+
+    def _constants(self, g: Graph, name: str, part: str, form: Form) -> Value | None:
+        return self._value(g, f"{name}.constant", part)[0] if form.constants else None
 
     def own_name(self, g: Graph, role: str, value: Value) -> Value:
         """The same tensor under a name of its own in each loop: TensorRT-RTX 1.7.1 fails to build a network whose
@@ -170,11 +206,16 @@ class WeightStore:
         if made is None:
             self._forms[role, scheme.name] = None
             return None if part == CHUNKS else self._keep(role, part, [self._as_floats(weight)])
-        form = self._forms[role, scheme.name] = Form(made.bits, made.block, *made.shape, scheme.by_row)
+        constants = made.constants
+        form = Form(made.bits, made.block, *made.shape, scheme.by_row, constants is not None)
+        self._forms[role, scheme.name] = form
         self.errors[role if part != CHUNKS else f"{role}.{form.name}"] = error_of(weight, made)
         del weight  # of a vocabulary it has a gigabyte, which the encoding would stand beside
         integers, scales, *zeros = by_row(made) if form.by_row else self.encode(made)
-        self._keep(f"{role}.{form.name}", part, [integers, self._as_floats(scales), *zeros], scheme.name)
+        name, kind = f"{role}.{form.name}", kind_of(made, scheme)
+        self._keep(name, part, [integers, self._as_floats(scales), *zeros], kind)
+        if constants is not None:
+            self._keep(f"{name}.constant", part, [self._as_floats(constants.T)], kind)
 
     def _rounded_rows(self, role: str, scheme: Scheme) -> list[np.ndarray]:
         made = quantized_rows(self.read(role), scheme, role)

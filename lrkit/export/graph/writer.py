@@ -22,7 +22,7 @@ from lrkit.contract.quantized import Quantized
 from lrkit.export.graph.branches import Branches
 from lrkit.export.graph.nodes import Graph, Value
 from lrkit.export.graph.saving import WeightFile
-from lrkit.export.graph.weight_store import Form, Made, WeightStore, none_made
+from lrkit.export.graph.weight_store import Form, Made, Matrix, WeightStore, none_made
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.layer_recipe import Norm
 from lrkit.export.weights.low_rank import Adapted, nothing_added
@@ -86,12 +86,33 @@ class Writer(ABC):
         if matrix.form.by_row:
             integers, scales = matrix.values
             return self.product_by_row(g, x, role, integers, scales, matrix.form, bias)
-        return self.product(g, x, role, matrix.values, matrix.form, bias)
+        product = self.product(g, x, role, matrix.values, matrix.form, bias)
+        return product if matrix.constants is None else self._with_constants(g, x, product, matrix)
+
+    def _with_constants(self, g: Graph, x: Value, product: Value, matrix: Matrix) -> Value:
+        """What is added to all weights of a block is multiplied with the sum of what the block is."""
+        assert matrix.form is not None and matrix.constants is not None
+        block = matrix.form.block
+        sums = g.op("ReduceSum", g.op("Reshape", x, [-1, matrix.form.width // block, block]), [2], keepdims=0)
+        return g.op("Add", product, g.op("MatMul", sums, matrix.constants))
 
     def embed(self, g: Graph, ids: Value) -> Value:
         """Rows of the token embedding: (S,) -> (S, D)."""
+        if (blocks := self.store.rows_in_blocks(g, "embedding")) is not None:
+            return self._rows_of_blocks(g, blocks, ids)
         table, *scales = self.store.rows(g, "embedding")
         return self.rows(g, table, scales[0], ids) if scales else g.op("Gather", table, ids, axis=0)
+
+    def _rows_of_blocks(self, g: Graph, blocks: Matrix, ids: Value) -> Value:
+        """Only the rows that are looked up become floats."""
+        assert blocks.form is not None
+        form, (table, scales) = blocks.form, blocks.values
+        rows = g.cast(g.op("Gather", table, ids, axis=0), self.floats)
+        rows = g.op("Reshape", rows, [-1, form.width // form.block, form.block])
+        rows = g.op("Mul", rows, g.op("Unsqueeze", g.op("Gather", scales, ids, axis=0), [2]))
+        if blocks.constants is not None:
+            rows = g.op("Add", rows, g.op("Unsqueeze", g.op("Gather", blocks.constants, ids, axis=0), [2]))
+        return g.op("Reshape", rows, [-1, form.width])
 
     def norm(self, g: Graph, x: Value, role: str) -> Value:
         """The model's norm `role` of (S, D)."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.errors import ConfigError, UserError, did_you_mean, one_line
-from lrkit.export.preflight import loops, operators, quantized
+from lrkit.export.preflight import loops, operators, packed
 from lrkit.export.preflight.ask_library import Opinion, ask
 from lrkit.export.preflight.opening import CheckedGraph
 from lrkit.export.preflight.rules import Basis, Rule, RuleSet, Stage, Verdict
@@ -31,10 +31,10 @@ MATCHERS: dict[str, Matcher] = {
         operators.operator_since, operators.operator_type, operators.opset_outside, operators.output_used,
         operators.stored_type, operators.target_option, operators.trailing_empty_input, operators.type_used,
         loops.branch_rank, loops.cache_axis, loops.cache_elsewhere, loops.condition_read, loops.growing_state,
-        loops.iteration_read, loops.scan_output, loops.trip_missing, quantized.block_axis, quantized.block_size,
-        quantized.crosses_branch, quantized.float_copy, quantized.fusion, quantized.odd_volume,
-        quantized.outer_weight, quantized.quantized_elsewhere, quantized.scale_type, quantized.shared_by_loop,
-        quantized.shared_side_by_side, quantized.uneven_blocks, quantized.zero_point,
+        loops.iteration_read, loops.scan_output, loops.trip_missing, packed.block_axis, packed.block_size,
+        packed.crosses_branch, packed.float_copy, packed.fusion, packed.odd_volume,
+        packed.outer_weight, packed.quantized_elsewhere, packed.scale_type, packed.shared_by_loop,
+        packed.shared_side_by_side, packed.uneven_blocks, packed.zero_point,
     )
 }  # fmt: skip
 """What a rule may name as `match`."""

@@ -1,7 +1,7 @@
 """What a target rejects or ignores, as data: the rules of `export/rules/*.yaml`, read strictly.
 
 Place in the pipeline: findings.py asks `load_rules` for those of one target and holds a program against them. A rule
-names a matcher, a pure function over the graph (operators.py, loops.py, quantized.py), and gives it values. What is
+names a matcher, a pure function over the graph (operators.py, loops.py, packed.py), and gives it values. What is
 wrong, why, and how that is known stands in the YAML alone.
 """
 

@@ -1,6 +1,6 @@
 """An ONNX program as the matchers read it: every node with the loops and branches around it, and what is constant.
 
-Place in the pipeline: findings.py makes one `View` per program. The matchers of operators.py, loops.py and quantized.py
+Place in the pipeline: findings.py makes one `View` per program. The matchers of operators.py, loops.py and packed.py
 look for one thing each in it. Nothing here knows a target.
 """
 

@@ -49,6 +49,10 @@ class Int4(Config):
     method: Method = "rtn"
     """How integers with a scale per block are chosen: rtn, search (need no data), gptq, awq (need a calibration
     set)."""
+    stored: Literal["all", "layers", "none"] = "all"
+    """Which matrices keep the integers that a quantized checkpoint has for them, with its own blocks and offsets: all,
+    head and embedding too; those of layers whose bits are as many; none, so that its values are rounded once more, as
+    methods other than rtn always do."""
     matrices: dict[str, str] = {}
     """Matrices of layers that are held otherwise: a pattern such as "*.down" or "0.*", of LAYER.qkv, out, gate_up or
     down -> int4, int4-offsets, int8 or float. The last pattern that fits counts."""

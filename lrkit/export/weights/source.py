@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lrkit.contract.bundle.manifest import AdapterKind
+from lrkit.contract.quantized import Quantized
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.export.weights.layer_recipe import Dimensions
 from lrkit.export.weights.low_rank import Adapted, LowRank, branch_of, nothing_added
@@ -22,6 +23,10 @@ from lrkit.export.weights.reader import Read, reader_of
 from lrkit.export.weights.rescaled import Factors, rescaled, rescaled_branch
 from lrkit.model.build import extra_state
 from lrkit.model.reasoner import LatentReasoner
+
+
+def none_stored(role: str) -> None:
+    """All weights are floats."""
 
 
 @dataclass
@@ -51,6 +56,10 @@ class Source:
     """What became of the adapter; None: there is none."""
     low_rank: Adapted = nothing_added
     """By role, N.qkv, N.out, N.gate, N.up or N.down: what an adapter that is kept apart adds to that matrix."""
+    stored: Callable[[str], Quantized | None] = none_stored
+    """Integers of a matrix by role, where the checkpoint holds it so, and nothing has changed it."""
+    stored_as: str = ""
+    """The format of those integers."""
 
     def weight(self, role: str) -> np.ndarray:
         """Any weight: an extra by its name, or one of the backbone by role."""

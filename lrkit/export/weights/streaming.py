@@ -5,18 +5,20 @@ Place in the pipeline: subject.py opens a checkpoint, or a plain Hugging Face fo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from lrkit.checkpoints.tensors.stored import StoredTensor, first_not_finite
+from lrkit.checkpoints.quantized.table import quantization_of
+from lrkit.checkpoints.tensors.stored import StoredTensor, Weight, first_not_finite
 from lrkit.checkpoints.whole_weights import CheckedWeights, check_weights
 from lrkit.errors import CheckpointError
 from lrkit.export.weights.low_rank import LowRank, nothing_added
 from lrkit.export.weights.reader import reader_of
 from lrkit.export.weights.source import Parts, Source, array, assemble
+from lrkit.export.weights.stored_integers import StoredIntegers
 from lrkit.model.open_backbone import config_of
 
 
@@ -24,7 +26,7 @@ from lrkit.model.open_backbone import config_of
 class StoredWeights:
     """A backbone's weights by their names in transformers."""
 
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, Weight]
     adapted: Mapping[str, tuple[StoredTensor, StoredTensor]]
     """Weight -> (A, B)."""
     scale: float
@@ -61,7 +63,8 @@ def stream_source(folder: Path, keep: bool = False) -> Source:
     if problem := first_not_finite(checked.stored):
         raise CheckpointError(problem)
     layout, weights = checked.layout, _open(checked)
-    return assemble(
+    extras = {name: stored.read() for name, stored in checked.extras.items()} or _plain_extras(checked)
+    source = assemble(
         Parts(
             family=layout.family,
             config=config_of(layout),
@@ -72,9 +75,17 @@ def stream_source(folder: Path, keep: bool = False) -> Source:
             settings=checked.settings,
             image_id=layout.image_id,
             latent_id=checked.latent_id,
-            extras={name: stored.read() for name, stored in checked.extras.items()} or _plain_extras(checked),
+            extras=extras,
         )
     )
+    given = quantization_of(checked.base)
+    if given is None:
+        return source
+    changed = frozenset[str]() if keep else frozenset(weights.adapted)
+    stored = StoredIntegers(
+        checked.backbone, changed, reader_of(layout.family), source.dimensions, layout.tied, checked.latent_id, extras
+    )
+    return replace(source, stored=stored, stored_as=given.method)
 
 
 def _open(checked: CheckedWeights) -> StoredWeights:
