@@ -132,9 +132,10 @@ def target_variants() -> dict[str, Target]:
 
 def _targets() -> Iterator[tuple[str, Target]]:
     activations = [None, *literals(Target.model_fields["activations"].annotation)]
-    for precision in (name for name, row in SCHEMES.items() if not row.offsets):  # TensorRT takes none
-        for kind in activations:
-            changed: dict[str, Any] = {"precision": precision, "activations": kind, "int4": {"block": 32}}
+    for precision, row in SCHEMES.items():
+        for kind in activations if not row.offsets else ():  # TensorRT takes none
+            int4 = {"block": row.blocks[-1]} if row.blocks else {}
+            changed: dict[str, Any] = {"precision": precision, "activations": kind, "int4": int4}
             yield f"{precision} {kind}", Target.model_validate({"dialect": "standard", **changed})
     scheme = SCHEMES["int4"]
     for field, choices in {"block": scheme.blocks, **scheme.parts}.items():

@@ -12,7 +12,7 @@ class Quantized:
     """A matrix (out, in) as integers and scales; value = (integer - zero) * scale + constant."""
 
     integers: np.ndarray
-    """int8 (out, blocks, block), -8..7 for 4 bits, -127..127 for 8."""
+    """int8 (out, blocks, block), -8..7 for 4 bits, -127..127 for 8; or floats of so many bits (of ml_dtypes)."""
     scales: np.ndarray
     """float32 (out, blocks)."""
     bits: int
@@ -29,6 +29,11 @@ class Quantized:
         return self.integers.shape[2]
 
     @property
+    def is_float(self) -> bool:
+        """Whether they are floats."""
+        return self.integers.dtype.kind != "i"
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(out, in) of the matrix."""
         rows, blocks, block = self.integers.shape
@@ -43,5 +48,7 @@ class Quantized:
         integers = self.integers[rows]
         if self.zeros is not None:
             integers = integers.astype(np.int16) - self.zeros[rows, :, None]
+        if self.is_float:
+            integers = integers.astype(np.float32)
         values = integers * self.scales[rows, :, None]
         return values if self.constants is None else values + self.constants[rows, :, None]

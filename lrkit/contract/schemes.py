@@ -79,6 +79,12 @@ class Scheme:
     to 8 bits too, each token by its own largest, where the dialect has one for that."""
     offsets: bool = False
     """Whether each block has an integer of its own that stands for zero. TensorRT takes none but 0."""
+    floats: bool = False
+    """Whether its numbers are floats of so few bits, and no integers."""
+    gpus: int = 0
+    """Compute capability from which on GPUs multiply by them, as 89; TensorRT refuses older ones. 0: all."""
+    on_cpu: bool = True
+    """Whether some engine reads them on a CPU. Else no program can be compared with torch before it is on its GPU."""
     least: int = 1
     """A matrix with fewer rows or columns stays float: what is done around its product would cost more than is
     saved."""
@@ -105,6 +111,8 @@ class Scheme:
         """As stored, with a float32 scale, and an offset, for each `block` weights where they are integers."""
         if not self.integers or self.by_row:
             return self.bits / 8
+        if self.floats:  # a scale has eight bits
+            return self.bits / 8 + 1 / (block or self.blocks[0])
         return self.bits / 8 + (4 + self.offsets * self.bits / 8) / (block or self.blocks[0])
 
     def encoding(self, dialect: str) -> Encoding | None:
@@ -209,6 +217,43 @@ _ROWS = (
         parts={
             "layers": ("int4-offsets",), "head": ("int4-offsets", "int4", "int8", FLOAT), "embedding": ("int8", FLOAT),
             "vision": (FLOAT, "int4", "w8a8"), "chunks": (SAME, "w8a8"),
+        },
+        tolerance=_FOUR_BITS,
+    ),
+    Scheme(
+        name="fp8",
+        bits=8,
+        quantizer="lrkit.export.weights.quantizers.small_floats:Float8Rows",
+        floats=True,
+        gpus=89,
+        by_row=True,
+        blocks=(128, 64, 32),
+        encodings={"standard": "DequantizeLinear"},
+        parts={
+            "layers": ("fp8",), "head": ("fp8", "int8", FLOAT), "embedding": ("int8", FLOAT), "vision": (FLOAT, "fp8"),
+            "chunks": (SAME,),
+        },
+        tolerance=Tolerance(
+            {"accuracy_drop": 0.02},
+            "weights of 4 significant bits are another model: numbers are reported, only the loss of right answers is "
+            "bounded",
+            unanswered={"numbers": 0.15, "agreement": 0.9},
+            held=_HELD,
+            held_reason=_HELD_REASON,
+        ),
+    ),
+    Scheme(
+        name="nvfp4",
+        bits=4,
+        quantizer="lrkit.export.weights.quantizers.small_floats:Float4Blocks",
+        floats=True,
+        gpus=100,
+        on_cpu=False,
+        blocks=(16,),
+        encodings={"standard": "DequantizeLinear"},
+        parts={
+            "layers": ("nvfp4",), "head": ("fp8", "nvfp4", "int8", FLOAT), "embedding": ("int8", FLOAT),
+            "vision": (FLOAT, "fp8"), "chunks": (SAME,),
         },
         tolerance=_FOUR_BITS,
     ),

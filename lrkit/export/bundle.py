@@ -42,7 +42,7 @@ from lrkit.contract.schemes import tolerance_in
 from lrkit.errors import ExportError, FileError, os_sentence
 from lrkit.export.calibration.calibrate import Calibrator, calibrated, finish, report_of
 from lrkit.export.check import CheckSample, ProgramRun, check_program, torch_answers
-from lrkit.export.check_verdict import UNCOMPARED
+from lrkit.export.check_verdict import uncompared
 from lrkit.export.chosen_tokens import program_choices
 from lrkit.export.graph.dialects import writer_for
 from lrkit.export.graph.latent_input import check_latents
@@ -141,7 +141,7 @@ def export_bundle(
     subject = CheckpointSubject(resolve_checkpoint(checkpoint)) if isinstance(checkpoint, str | Path) else checkpoint
     refuse_taken(output, force)
     engines = TargetEngines.of(target, script)
-    look_ahead(subject, target, samples or allow_unproven, say)
+    look_ahead(subject, target, samples, allow_unproven, say)
     with locked(output, "writes into"), staged_folder(output, replace=True) as staging:
         refuse_taken(output, force)  # another process may have been quicker
         export = _Export(subject, staging, target, form, samples, progress, allow_unproven, (calibrate, calibrator))
@@ -155,9 +155,14 @@ def export_bundle(
     return report
 
 
-def look_ahead(subject: Subject, target: Target, provable: object, say: Say) -> None:
+def look_ahead(subject: Subject, target: Target, samples: Sequence[Sample], allow_unproven: bool, say: Say) -> None:
     """What can be refused or warned of before anything is written."""
-    if not provable:
+    if target.unread_on_cpu is not None and not allow_unproven:
+        raise ExportError(
+            f"no engine reads {target.unread_on_cpu} on a CPU, so nothing would prove the program; give "
+            "--allow-unproven to write it all the same, or set precision=int4 or fp8"
+        )
+    if not samples and not allow_unproven:
         raise ExportError("no samples were given to check the program on; give at least one, or allow_unproven")
     if (warning := picture_warning(target, subject.processor)) is not None:
         say(warning)
@@ -275,8 +280,8 @@ class _Export:
         """Compares what was written with torch, and records answers; without samples it does neither."""
         replay = origin.settings.replay
         processor, encoded = self.seen.processor_of(replay), self.seen.encoded(replay)
-        if not encoded:
-            return UNCOMPARED
+        if not encoded or self.target.unread_on_cpu is not None:
+            return uncompared("there were no samples" if not encoded else "no engine reads its weights on a CPU")
         started = time.perf_counter()
         most = self.subject.check_tokens or limits.max_new_tokens
         bounds = limits.model_copy(update={"max_new_tokens": min(most, limits.max_new_tokens)})

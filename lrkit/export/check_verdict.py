@@ -91,11 +91,12 @@ class Found:
         return (self.right["torch"] - self.right["program"]) / max(1, self.num_answers)
 
 
-UNCOMPARED = Validation(
-    passed=False, num_samples=0, tolerance={}, measured={"proof": "none"},
-    tolerance_reason="NOTHING IS PROVEN: there were no samples, which was allowed",
-)  # fmt: skip
-"""Of a program that was not compared with torch at all."""
+def uncompared(why: str) -> Validation:
+    """Of a program that was not compared with torch at all."""
+    return Validation(
+        passed=False, num_samples=0, tolerance={}, measured={"proof": "none"},
+        tolerance_reason=f"NOTHING IS PROVEN: {why}, which was allowed",
+    )  # fmt: skip
 
 
 def judge(

@@ -47,7 +47,7 @@ def plan_export(
         CapacityError, DataError: a sample is above the limits, or cannot be read.
     """
     refuse_taken(output, force)
-    look_ahead(subject, target, samples or allow_unproven, say)
+    look_ahead(subject, target, samples, allow_unproven, say)
     processor = processor_of(target, subject.processor)
     for sample in samples:
         processor.encode_prompt(sample.images, sample.question)

@@ -40,6 +40,8 @@ class StandardWriter(Writer):
         """Unpacked, then multiplied; the engine makes one kernel of both."""
         integers, scales, *zeros = encoded
         integers = self.store.own_name(g, f"{role}.{form.name}", integers)
+        if form.floats:
+            scales, zeros = g.early("DequantizeLinear", scales, *zeros), []
         weight = g.early("DequantizeLinear", integers, scales, *zeros, axis=0, block_size=form.block)
         return self._times(g, x, weight, bias)
 
@@ -49,7 +51,7 @@ class StandardWriter(Writer):
         """For OpenVINO on a CPU both sides are bytes; elsewhere activations stay float."""
         integers = self.store.own_name(g, f"{role}.{form.name}", integers)
         weight = g.early("DequantizeLinear", integers, scales, axis=1)
-        if not self.target.multiplies_bytes:
+        if form.floats or not self.target.multiplies_bytes:
             return self._times(g, x, weight, bias)
         rounded, largest = self._rows_as_bytes(g, x)
         product = g.to_floats(g.op("Mul", g.op("MatMul", rounded, g.to_float32(weight)), largest))

@@ -53,10 +53,14 @@ class Form:
     """One scale for the whole row; `Scheme.by_row` says what else."""
     constants: bool = False
     """Whether something is added to all weights of a block."""
+    floats: bool = False
+    """`Scheme.floats`."""
 
     @property
     def name(self) -> str:
         """Behind the matrix's own, where it is stored."""
+        if self.floats:
+            return "fp8" if self.by_row else "nvfp4"
         return "w8a8" if self.by_row else f"int{self.bits}"
 
 
@@ -207,15 +211,19 @@ class WeightStore:
             self._forms[role, scheme.name] = None
             return None if part == CHUNKS else self._keep(role, part, [self._as_floats(weight)])
         constants = made.constants
-        form = Form(made.bits, made.block, *made.shape, scheme.by_row, constants is not None)
+        form = Form(made.bits, made.block, *made.shape, scheme.by_row, constants is not None, made.is_float)
         self._forms[role, scheme.name] = form
         self.errors[role if part != CHUNKS else f"{role}.{form.name}"] = error_of(weight, made)
         del weight  # of a vocabulary it has a gigabyte, which the encoding would stand beside
-        integers, scales, *zeros = by_row(made) if form.by_row else self.encode(made)
+        integers, *others = by_row(made) if form.by_row else self.encode(made)
         name, kind = f"{role}.{form.name}", kind_of(made, scheme)
-        self._keep(name, part, [integers, self._as_floats(scales), *zeros], kind)
+        self._keep(name, part, [integers, *map(self._scaling, others)], kind)
         if constants is not None:
             self._keep(f"{name}.constant", part, [self._as_floats(constants.T)], kind)
+
+    def _scaling(self, array: np.ndarray) -> np.ndarray:
+        """Scales in the activations' type; offsets, and scales of eight bits, as they are."""
+        return self._as_floats(array) if array.dtype == np.float32 else array
 
     def _rounded_rows(self, role: str, scheme: Scheme) -> list[np.ndarray]:
         made = quantized_rows(self.read(role), scheme, role)

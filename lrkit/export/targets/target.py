@@ -217,7 +217,7 @@ class Target(Config):
 
     @model_validator(mode="after")
     def _matrices_are_held_somehow(self) -> "Target":
-        known = [row.name for row in SCHEMES.values() if row.integers and not row.by_row] + [FLOAT]
+        known = [row.name for row in SCHEMES.values() if row.integers and not (row.by_row or row.floats)] + [FLOAT]
         for pattern, name in self.int4.matrices.items():
             if not _PATTERN.fullmatch(pattern):
                 raise ValueError(
@@ -229,7 +229,7 @@ class Target(Config):
                     f"int4.matrices.{pattern} is {shown(name)}, and a matrix can be {', '.join(known)}"
                     f"{did_you_mean(name, known)}"
                 )
-        if self.int4.matrices and (not self.scheme.integers or self.scheme.by_row):
+        if self.int4.matrices and (not self.scheme.integers or self.scheme.by_row or self.scheme.floats):
             raise ValueError(
                 f"int4.matrices says how some matrices are held otherwise, and precision {self.scheme.name} has no "
                 "scales by block; set precision=int4, int4-offsets or int8"
@@ -246,6 +246,21 @@ class Target(Config):
             raise ValueError(
                 f"{found} has an offset for each block, and TensorRT takes no zero point but 0; set precision=int4, "
                 "which is symmetric, or leave TensorRT out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _small_floats_are_for_tensorrt(self) -> "Target":
+        held = [one for one in map(self.scheme_of, self.scheme.parts) if one is not None and one.floats]
+        if held and self.openvino is not None:
+            raise ValueError(
+                f"precision {held[0].name} is of floats that TensorRT multiplies on a GPU, and OpenVINO does not read "
+                "them; set precision=int4 or int8"
+            )
+        if held and self.int4.method != "rtn":
+            raise ValueError(
+                f"int4.method is {self.int4.method}, and the floats of precision {held[0].name} are rounded to the "
+                "nearest; set int4.method=rtn"
             )
         return self
 
@@ -314,6 +329,12 @@ class Target(Config):
         if part != "layers" or not fits:
             return self.scheme_of(part)
         return None if fits[-1] == FLOAT else scheme_named(fits[-1])
+
+    @property
+    def unread_on_cpu(self) -> str | None:
+        """The scheme that no engine reads on a CPU; None: there is none."""
+        held = filter(None, map(self.scheme_of, self.scheme.parts))
+        return next((one.name for one in held if not one.on_cpu), None)
 
     @property
     def branches(self) -> bool:

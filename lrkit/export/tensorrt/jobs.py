@@ -113,7 +113,13 @@ def check_programs(programs: Mapping[Role, ProgramEntry], archs: tuple[str, ...]
                 f"the {role} program has {entry.precision} weights, and TensorRT takes no zero point but 0; export the "
                 "checkpoint again with precision=int4, which is symmetric"
             )
-        if scheme_named(entry.precision).bits == 4 and "sm75" in archs:
+        scheme = scheme_named(entry.precision)
+        if old := next((arch for arch in archs if int(arch[2:]) < scheme.gpus), None):
+            raise ExportError(
+                f"the {role} program has {entry.precision} weights, which GPUs multiply by from sm{scheme.gpus} on; "
+                f"leave {old} out, or export with precision=int4 or fp16"
+            )
+        if scheme.bits == 4 and "sm75" in archs:
             raise ExportError(
                 f"the {role} program has {entry.precision} weights, which sm75 cannot compute with; leave sm75 out, or "
                 "export with precision=fp16"

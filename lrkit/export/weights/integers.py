@@ -47,18 +47,23 @@ def _unsigned(integers: np.ndarray, bits: int) -> np.ndarray:
 
 
 def by_row(quantized: Quantized) -> tuple[np.ndarray, np.ndarray]:
-    """int8 (in, out) and scales (out,), of a matrix whose block is a row."""
+    """int8 (in, out), or floats of eight bits, and scales (out,), of a matrix whose block is a row."""
     integers = quantized.integers.reshape(quantized.shape).T
     return np.ascontiguousarray(integers), quantized.scales[:, 0]
 
 
 def dequantize_linear(quantized: Quantized) -> tuple[np.ndarray, ...]:
     """x INT4 (in, out) and scales (blocks, out) for DequantizeLinear with axis 0; with offsets, zero points as the
-    scales, of the type of x."""
+    scales, of the type of x. Floats of four bits: x FLOAT4E2M1, scales FLOAT8E4M3, and what these are multiplied with,
+    ()."""
     rows, width = quantized.shape
-    integers = quantized.integers.reshape(rows, width).T
+    values = np.ascontiguousarray(quantized.integers.reshape(rows, width).T)
+    scales = np.ascontiguousarray(quantized.scales.T)
+    if quantized.is_float:
+        unit = np.float32(scales.max() / np.float32(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max))
+        return values, (scales / unit).astype(ml_dtypes.float8_e4m3fn), unit
     kind = ml_dtypes.int4 if quantized.bits == 4 else np.int8
-    made = np.ascontiguousarray(integers).astype(kind), np.ascontiguousarray(quantized.scales.T)
+    made = values.astype(kind), scales
     return made if quantized.zeros is None else (*made, np.ascontiguousarray(quantized.zeros.T).astype(kind))
 
 

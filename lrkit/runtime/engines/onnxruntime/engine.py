@@ -70,6 +70,11 @@ class Sessions(ProgramSessions):
         path = self.bundle.folder / file
         self.bundle.check_unchanged(file, entry.data)
         off = optimizers_off(entry.dialect, entry.precision)
+        if self.provider == "cpu" and not scheme_named(entry.precision).on_cpu:
+            raise BundleError(
+                f"{path}: its weights are {entry.precision}, which no engine reads on a CPU; ask it by its TensorRT "
+                "engine on a GPU, or export with precision=int4"
+            )
         try:
             session = load_session(path, self._options(), self._providers, off)
         except StoppedError:
