@@ -12,7 +12,8 @@ from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.data.trail import VOCABULARY as WORDS
 from lrkit.data.trail import trail_set
 from lrkit.export.bundle import export_bundle
-from lrkit.export.targets.target import EngineTarget, OpenVinoTarget, ProgramLimits, Target
+from lrkit.export.targets.engine_target import EngineTarget, OpenVinoTarget
+from lrkit.export.targets.target import ProgramLimits, Target
 from lrkit.export.tensorrt.into_bundle import add_engines
 from lrkit.families.qwen2_vl.geometry import ImageGeometry
 from lrkit.model.checkpoint import save_checkpoint

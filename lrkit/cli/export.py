@@ -179,7 +179,8 @@ def _export(
 ) -> None:
     for package in PACKAGES:
         require(package, "export")
-    from lrkit.export.bundle import EnginesRefused, export_bundle, refuse_taken
+    from lrkit.export.before import refuse_taken
+    from lrkit.export.bundle import EnginesRefused, export_bundle
 
     if output is not None:
         refuse_taken(output, options["force"])  # before a shape or many samples are read

@@ -13,7 +13,6 @@ Everything is written into a hidden neighbour of the target folder, which takes 
 """
 
 import gc
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +38,8 @@ from lrkit.contract.bundle.manifest import (
 )
 from lrkit.contract.sample import Sample
 from lrkit.contract.schemes import tolerance_in
-from lrkit.errors import ExportError, FileError, os_sentence
+from lrkit.errors import ExportError
+from lrkit.export.before import look_ahead, refuse_taken
 from lrkit.export.calibration.calibrate import Calibrator, calibrated, finish, report_of
 from lrkit.export.check import CheckSample, ProgramRun, check_program, torch_answers
 from lrkit.export.check_verdict import uncompared
@@ -57,7 +57,7 @@ from lrkit.export.sessions import Comparing
 from lrkit.export.sizes import program_sizes
 from lrkit.export.subject import CheckpointSubject, Origin, Subject, check_adapters
 from lrkit.export.target_engines import Say, TargetEngines
-from lrkit.export.targets.target import Target, limits_of, picture_warning, processor_of
+from lrkit.export.targets.target import Target, limits_of, processor_of
 from lrkit.export.weights.quantizers.quantizer import Calibration, uncalibrated
 from lrkit.families.common.no_windows import zoomed
 from lrkit.families.protocols import Size
@@ -153,44 +153,6 @@ def export_bundle(
     if engines.refusal is not None and engines.engine is not None:
         raise EnginesRefused(report, engines.engine.kind, engines.refusal)
     return report
-
-
-def look_ahead(subject: Subject, target: Target, samples: Sequence[Sample], allow_unproven: bool, say: Say) -> None:
-    """What can be refused or warned of before anything is written."""
-    if target.unread_on_cpu is not None and not allow_unproven:
-        raise ExportError(
-            f"no engine reads {target.unread_on_cpu} on a CPU, so nothing would prove the program; give "
-            "--allow-unproven to write it all the same, or set precision=int4 or fp8"
-        )
-    if not samples and not allow_unproven:
-        raise ExportError("no samples were given to check the program on; give at least one, or allow_unproven")
-    if (warning := picture_warning(target, subject.processor)) is not None:
-        say(warning)
-
-
-def refuse_taken(output: Path, force: bool) -> None:
-    """Checks, before anything is computed, that a bundle may be written there.
-
-    Raises:
-        ExportError: something else than a bundle is there, a bundle without `force`, or a folder that cannot be
-            replaced.
-        FileError: no path.
-    """
-    try:
-        place = Path(os.path.realpath(output))
-        taken, held = os.path.lexists(place), (place / BUNDLE_FILE).is_file()
-        if taken and not held and (not place.is_dir() or any(place.iterdir())):
-            raise ExportError(f"{output} exists and is no bundle; give another folder")
-        if taken and (os.path.ismount(place) or place == Path(os.path.realpath("."))):
-            what = "a mount point" if os.path.ismount(place) else "the working folder"
-            raise ExportError(f"{output} is {what}, which no other folder can replace; give a folder of its own")
-        if held and not force:
-            raise ExportError(f"{output} holds a bundle already; give another folder, or --force to replace it")
-        place.parent.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ExportError):
-            raise
-        raise FileError(os_sentence(error, output)) from error
 
 
 class _Export:

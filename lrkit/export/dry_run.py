@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.sample import Sample
-from lrkit.export.bundle import look_ahead, refuse_taken
+from lrkit.export.before import look_ahead, refuse_taken
 from lrkit.export.graph.latent_input import check_latents
 from lrkit.export.subject import Subject, check_adapters
 from lrkit.export.target_engines import Say

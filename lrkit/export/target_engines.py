@@ -12,7 +12,8 @@ from pathlib import Path
 
 from lrkit.contract.bundle.manifest import Manifest, ProgramEntry, Role, digest
 from lrkit.errors import ExportError, FileError
-from lrkit.export.targets.target import EngineTarget, Target
+from lrkit.export.targets.engine_target import EngineTarget
+from lrkit.export.targets.target import Target
 from lrkit.export.tensorrt.into_bundle import with_engines
 from lrkit.export.tensorrt.jobs import FOLDER, Plan, Progress, build_engines, check_programs, plan_engines
 from lrkit.export.tensorrt.script import SCRIPT_FILE, write_script

@@ -12,7 +12,8 @@ from PIL import Image
 from lrkit.contract.sample import Sample
 from lrkit.errors import ExportError
 from lrkit.export import bundle as bundle_module
-from lrkit.export.bundle import export_bundle, refuse_taken
+from lrkit.export.before import refuse_taken
+from lrkit.export.bundle import export_bundle
 from lrkit.export.targets.target import ProgramLimits, Target
 from lrkit.folders import locked
 from lrkit.runtime.checks.bundle_check import check_bundle

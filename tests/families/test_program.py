@@ -19,7 +19,8 @@ from lrkit.contract.sample import Sample
 from lrkit.errors import LrkitError
 from lrkit.export.bundle import ExportReport, export_bundle
 from lrkit.export.check_verdict import PARTS
-from lrkit.export.targets.target import EngineTarget, ProgramLimits, Target
+from lrkit.export.targets.engine_target import EngineTarget
+from lrkit.export.targets.target import ProgramLimits, Target
 from lrkit.export.tensorrt.into_bundle import add_engines
 from lrkit.model.checkpoint import save_checkpoint
 from lrkit.runtime.checks.bundle_check import check_bundle

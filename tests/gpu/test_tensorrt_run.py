@@ -14,7 +14,7 @@ from lrkit.contract.bundle.manifest import EngineKind
 from lrkit.data.trail import trail_set
 from lrkit.errors import CapacityError
 from lrkit.export.bundle import export_bundle
-from lrkit.export.targets.target import EngineOptions, EngineTarget
+from lrkit.export.targets.engine_target import EngineOptions, EngineTarget
 from lrkit.export.tensorrt.into_bundle import add_engines
 from lrkit.gpus import find_gpus
 from lrkit.runtime.answer.answer import Answer

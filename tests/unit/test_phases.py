@@ -14,7 +14,7 @@ from lrkit.data.trail import trail_set
 from lrkit.export.calibration.gather import PHASES, CalibrationSet
 from lrkit.export.phases.answers import Answered, answers
 from lrkit.export.phases.comparing import compare
-from lrkit.export.phases.errors import Errors, off
+from lrkit.export.phases.phase_errors import Errors, off
 from lrkit.export.phases.quantization_page import render
 from lrkit.export.phases.rounding import Held, hessians, round_weights
 from lrkit.export.targets.target import Target

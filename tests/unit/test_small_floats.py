@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from lrkit.contract.schemes import SCHEMES
 from lrkit.errors import ExportError
-from lrkit.export.bundle import look_ahead
+from lrkit.export.before import look_ahead
 from lrkit.export.subject import CheckpointSubject
 from lrkit.export.targets.target import Target
 from lrkit.export.tensorrt.jobs import check_programs

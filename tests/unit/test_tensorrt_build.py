@@ -15,7 +15,8 @@ from lrkit.contract.bundle.io_spec import IoSpec, TensorSpec
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.errors import ConfigError, ExportError
 from lrkit.export.graph.nodes import Graph
-from lrkit.export.targets.target import EngineTarget, Target
+from lrkit.export.targets.engine_target import EngineTarget
+from lrkit.export.targets.target import Target
 from lrkit.export.tensorrt.device.build_engine import BuildError, Package, Watch, build, set_archs, set_options
 from lrkit.export.tensorrt.device.words import explain, known_archs, place_of
 from lrkit.export.tensorrt.into_bundle import add_engines

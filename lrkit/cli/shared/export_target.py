@@ -10,7 +10,8 @@ from lrkit.contract.bundle.manifest import AdapterKind
 from lrkit.errors import UserError
 
 if TYPE_CHECKING:
-    from lrkit.export.targets.target import EngineTarget, Target
+    from lrkit.export.targets.engine_target import EngineTarget
+    from lrkit.export.targets.target import Target
 
 Changes = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes of the target, by dotted path.")

@@ -13,7 +13,7 @@ import numpy as np
 from lrkit.contract.bundle.manifest import Limits, Role
 from lrkit.contract.scoring import compare_paired, is_correct
 from lrkit.export.phases.answers import Answered, answers
-from lrkit.export.phases.errors import NORM, Errors, off
+from lrkit.export.phases.phase_errors import NORM, Errors, off
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 

@@ -19,7 +19,7 @@ from lrkit.config import Config, load_config
 from lrkit.contract.bundle.bundle_folder import Bundle, open_bundle
 from lrkit.contract.bundle.manifest import BUNDLE_FILE, SCHEMA, EngineEntry, Manifest, Role, digest
 from lrkit.errors import BundleError, ConfigError, ExportError, FileError, is_write_failure, one_line, os_sentence
-from lrkit.export.targets.target import EngineTarget
+from lrkit.export.targets.engine_target import EngineTarget
 from lrkit.export.tensorrt.jobs import FOLDER, Progress, build_engines, check_programs, free_name, plan_engines
 from lrkit.files import read_json, remove, sync, write_json, write_text
 from lrkit.folders import locked

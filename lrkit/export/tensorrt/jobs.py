@@ -16,7 +16,7 @@ from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import EngineEntry, EngineKind, GraphName, Limits, Manifest, ProgramEntry, Role
 from lrkit.contract.schemes import scheme_named
 from lrkit.errors import ExportError, FileError, MissingExtraError
-from lrkit.export.targets.target import EngineTarget
+from lrkit.export.targets.engine_target import EngineTarget
 from lrkit.export.tensorrt.device.words import default_archs, known_archs
 from lrkit.export.tensorrt.process import build_in_process
 from lrkit.families.table import DEFAULT, geometry_of

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lrkit import __version__
 from lrkit.contract.bundle.manifest import Manifest
-from lrkit.export.targets.target import EngineTarget
+from lrkit.export.targets.engine_target import EngineTarget
 from lrkit.export.tensorrt.jobs import check_programs, plan_jobs, plan_script
 from lrkit.files import write_text
 from lrkit.runtime.engines.tensorrt.library import PACKAGES

@@ -1,0 +1,53 @@
+"""What an export refuses or warns of before anything is computed or written.
+
+Place in the pipeline: bundle.py and dry_run.py ask first of all.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lrkit.contract.bundle.manifest import BUNDLE_FILE
+from lrkit.contract.sample import Sample
+from lrkit.errors import ExportError, FileError, os_sentence
+from lrkit.export.subject import Subject
+from lrkit.export.target_engines import Say
+from lrkit.export.targets.target import Target, picture_warning
+
+
+def look_ahead(subject: Subject, target: Target, samples: Sequence[Sample], allow_unproven: bool, say: Say) -> None:
+    """What can be refused or warned of before anything is written."""
+    if target.unread_on_cpu is not None and not allow_unproven:
+        raise ExportError(
+            f"no engine reads {target.unread_on_cpu} on a CPU, so nothing would prove the program; give "
+            "--allow-unproven to write it all the same, or set precision=int4 or fp8"
+        )
+    if not samples and not allow_unproven:
+        raise ExportError("no samples were given to check the program on; give at least one, or allow_unproven")
+    if (warning := picture_warning(target, subject.processor)) is not None:
+        say(warning)
+
+
+def refuse_taken(output: Path, force: bool) -> None:
+    """Checks, before anything is computed, that a bundle may be written there.
+
+    Raises:
+        ExportError: something else than a bundle is there, a bundle without `force`, or a folder that cannot be
+            replaced.
+        FileError: no path.
+    """
+    try:
+        place = Path(os.path.realpath(output))
+        taken, held = os.path.lexists(place), (place / BUNDLE_FILE).is_file()
+        if taken and not held and (not place.is_dir() or any(place.iterdir())):
+            raise ExportError(f"{output} exists and is no bundle; give another folder")
+        if taken and (os.path.ismount(place) or place == Path(os.path.realpath("."))):
+            what = "a mount point" if os.path.ismount(place) else "the working folder"
+            raise ExportError(f"{output} is {what}, which no other folder can replace; give a folder of its own")
+        if held and not force:
+            raise ExportError(f"{output} holds a bundle already; give another folder, or --force to replace it")
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ExportError):
+            raise
+        raise FileError(os_sentence(error, output)) from error
