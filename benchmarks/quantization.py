@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.sample import Sample
-from lrkit.contract.schemes import Method
+from lrkit.contract.schemes import CALIBRATED, Method
 from lrkit.data.sources import load_samples
 from lrkit.errors import LrkitError, UserError
 from lrkit.export.calibration.gather import PHASES, CalibrationSet, Phase, Sums
@@ -39,8 +39,6 @@ from lrkit.runtime.encode.processor import EncodedPrompt
 LIMITS = Limits(max_prompt_tokens=1 << 16, max_patches=1 << 16, max_images=64, max_latent_steps=64, max_new_tokens=256)
 JSON = Path("profiles/reports/quantization.json")
 METHODS = ("rtn", "search", "gptq", "gptq@prompt")
-FREE: tuple[Method, ...] = ("rtn", "search")
-"""Methods that need no data."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,8 @@ class Way:
                 f"{name!r} is no way to round; give one of {', '.join(known)}, with @ and phases joined by + where it "
                 f"calibrates ({', '.join(PHASES)})"
             )
-        chosen = tuple(named[one] for one in wanted) or PHASES
-        return cls(known[method], () if known[method] in FREE else chosen, bits)
+        chosen: tuple[Phase, ...] = tuple(named[one] for one in wanted) if wanted else PHASES
+        return cls(known[method], chosen if known[method] in CALIBRATED else (), bits)
 
     @property
     def name(self) -> str:

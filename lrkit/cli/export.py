@@ -6,10 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lrkit.cli.shared.console import beside_json, err, out
-from lrkit.cli.shared.export_calibration import MethodName, Mix, SetName, SetSize, method_change, open_calibrator
+from lrkit.cli.shared.export_calibration import (
+    KeepAs,
+    KeepCount,
+    MaxLoss,
+    MethodName,
+    Mix,
+    SetName,
+    SetSize,
+    kept,
+    method_change,
+    open_calibrator,
+)
 from lrkit.cli.shared.export_engines import engines_into_bundle, print_engines
 from lrkit.cli.shared.export_subject import check_samples, open_subject, part_changes
-from lrkit.cli.shared.export_tables import proofs, sizes
+from lrkit.cli.shared.export_tables import by_phase, proofs, sizes
 from lrkit.cli.shared.export_target import (
     AdapterName,
     Arch,
@@ -46,6 +57,8 @@ Examples:
 
     lrkit export my-checkpoint --int4 --adapter keep -o beside
 
+    lrkit export my-checkpoint --int4 --data held-out.jsonl --max-loss 0.5 -o mine
+
     lrkit export my-checkpoint --int4 --samples 5 --allow-unproven -o draft
 
     lrkit export random:qwen2-vl-2b --int4 int4.vision=int4 -o two-billion
@@ -70,6 +83,9 @@ Engine = Annotated[
 Data = Annotated[
     str | None, typer.Option(help="Samples to check on: trail:main, ..., or a .jsonl file. [default: trail:main]")
 ]
+Count = Annotated[
+    int | None, typer.Option(help="How many of them. [default: 500, or what --max-loss needs; of random:SHAPE: 1]")
+]
 Unproven = Annotated[
     bool, typer.Option("--allow-unproven", help="Write a bundle that the samples cannot prove equal to torch.")
 ]
@@ -87,15 +103,18 @@ def export(
     arch: Arch = None,
     script: Annotated[str | None, typer.Option(help="Write a script that builds them on a device instead.")] = None,
     data: Data = None,
-    samples: Annotated[int | None, typer.Option(help="How many of them. [default: 500; of random:SHAPE: 1]")] = None,
+    samples: Count = None,
     baselines: Annotated[bool, typer.Option(help="Also the checkpoint's cot and direct baselines.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle of that name.")] = False,
     allow_unproven: Unproven = False,
     adapter: AdapterName = None,
+    max_loss: MaxLoss = None,
     int4_method: MethodName = None,
     calibration: SetName = None,
     calibration_samples: SetSize = None,
     calibration_mix: Mix = None,
+    keep_sensitive: KeepCount = 0,
+    keep_as: KeepAs = "int8",
     dry_run: DryRun = False,
     download: Download = False,
     json_file: Annotated[Path | None, json_option("Write sizes, errors and times to this file.")] = None,
@@ -105,7 +124,7 @@ def export(
     `lrkit preflight` says before what a target would reject, and `lrkit engines` adds TensorRT engines to a bundle.
     """
     check_form(form)
-    check_samples(samples, allow_unproven)
+    samples = check_samples(model, samples, allow_unproven, max_loss)
     if is_bundle(model) and find_checkpoint(model) is None:  # an earlier spelling of `lrkit engines`
         pointless = {"--output": output, "--int4": int4, "--data": data, "--samples": samples, "--force": force}
         return _engines(model, pointless, (target, overrides or [], engine, arch), script, json_file)
@@ -119,7 +138,7 @@ def export(
 
         plan_engines(asked.engine)  # asked for by name: a package that is missing is no reason to write a script
     options: dict[str, Any] = {"form": form, "baselines": baselines, "force": force, "script": script_path(script)}
-    options["allow_unproven"] = allow_unproven
+    options |= {"allow_unproven": allow_unproven, "max_loss": max_loss, "keep": kept(model, keep_sensitive, keep_as)}
     do = _dry_run if dry_run else _export
     calibrated = (calibration, calibration_samples, calibration_mix)
     do((model, data, samples), settings, output, name, asked, options, calibrated, json_file)
@@ -153,7 +172,7 @@ def _dry_run(
     subject, samples, called = open_subject(*what, target, settings)
     place = output or Path(f"{called}-{name}")
     open_calibrator(subject, target, place, *calibrated)
-    given = {key: options[key] for key in ("baselines", "force", "allow_unproven")}
+    given = {key: options[key] for key in ("baselines", "force", "allow_unproven", "max_loss", "keep")}
     plan = plan_export(subject, place, target, samples, **given, say=err(soft_wrap=True).print)
     console, limits = beside_json(json_file, soft_wrap=True), plan.limits.model_dump()
     programs = ", ".join(f"{role} ({layers} layers, {target.precision})" for role, layers in plan.programs.items())
@@ -196,6 +215,7 @@ def _export(
     console = out()
     console.print(sizes(report))
     console.print(proofs(report))
+    console.print(by_phase(report))
     print_engines(console, place, report.manifest, report.script)
     console.print(f"bundle: {place}")
     write_json(json_file, {

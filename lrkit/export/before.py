@@ -5,25 +5,52 @@ Place in the pipeline: bundle.py and dry_run.py ask first of all.
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lrkit.contract.bundle.manifest import BUNDLE_FILE
 from lrkit.contract.sample import Sample
 from lrkit.errors import ExportError, FileError, os_sentence
+from lrkit.export.calibration.sensitive import KeepSensitive
+from lrkit.export.loss_bound import enough
 from lrkit.export.subject import Subject
 from lrkit.export.target_engines import Say
 from lrkit.export.targets.target import Target, picture_warning
 
 
-def look_ahead(subject: Subject, target: Target, samples: Sequence[Sample], allow_unproven: bool, say: Say) -> None:
-    """What can be refused or warned of before anything is written."""
-    if target.unread_on_cpu is not None and not allow_unproven:
+@dataclass(frozen=True)
+class Bounds:
+    """What is asked of the comparison with torch, besides what the scheme asks."""
+
+    allow_unproven: bool = False
+    """A bundle is written even where the samples prove nothing."""
+    max_loss: float | None = None
+    """Points of accuracy that a program may lose."""
+
+
+def look_ahead(
+    subject: Subject, target: Target, samples: Sequence[Sample], bounds: Bounds, keep: KeepSensitive, say: Say
+) -> None:  # fmt: skip
+    """What can be refused or warned of before anything is written.
+
+    Raises:
+        ExportError: nothing would be compared, or too little to see the loss that is allowed.
+        UserError: matrices are to be kept, and none has 4 bits.
+    """
+    if target.unread_on_cpu is not None and bounds.max_loss is not None:
+        raise ExportError(
+            f"no engine reads {target.unread_on_cpu} on a CPU, so no loss would be seen; leave --max-loss out, or set "
+            "precision=int4 or fp8"
+        )
+    if target.unread_on_cpu is not None and not bounds.allow_unproven:
         raise ExportError(
             f"no engine reads {target.unread_on_cpu} on a CPU, so nothing would prove the program; give "
             "--allow-unproven to write it all the same, or set precision=int4 or fp8"
         )
-    if not samples and not allow_unproven:
+    if not samples and not bounds.allow_unproven:
         raise ExportError("no samples were given to check the program on; give at least one, or allow_unproven")
+    enough(bounds.max_loss, samples)
+    keep.check(target)
     if (warning := picture_warning(target, subject.processor)) is not None:
         say(warning)
 

@@ -39,8 +39,10 @@ from lrkit.contract.bundle.manifest import (
 from lrkit.contract.sample import Sample
 from lrkit.contract.schemes import tolerance_in
 from lrkit.errors import ExportError
-from lrkit.export.before import look_ahead, refuse_taken
+from lrkit.export.before import Bounds, look_ahead, refuse_taken
 from lrkit.export.calibration.calibrate import Calibrator, calibrated, finish, report_of
+from lrkit.export.calibration.made import Made
+from lrkit.export.calibration.sensitive import NONE_KEPT, KeepSensitive, rank_weights
 from lrkit.export.check import CheckSample, ProgramRun, check_program, torch_answers
 from lrkit.export.check_verdict import uncompared
 from lrkit.export.chosen_tokens import program_choices
@@ -59,6 +61,7 @@ from lrkit.export.subject import CheckpointSubject, Origin, Subject, check_adapt
 from lrkit.export.target_engines import Say, TargetEngines
 from lrkit.export.targets.target import Target, limits_of, processor_of
 from lrkit.export.weights.quantizers.quantizer import Calibration, uncalibrated
+from lrkit.export.weights.source import Source
 from lrkit.families.common.no_windows import zoomed
 from lrkit.families.protocols import Size
 from lrkit.folders import locked, staged_folder
@@ -113,22 +116,24 @@ def export_bundle(
     baselines: bool = True,
     force: bool = False,
     allow_unproven: bool = False,
+    max_loss: float | None = None,
     script: Path | None = None,
     calibrate: CalibrateProgram = uncalibrated,
     calibrator: Calibrator | None = None,
+    keep: KeepSensitive = NONE_KEPT,
     progress: Progress = lambda what, done, total: None,
     say: Say = lambda text: None,
 ) -> ExportReport:
     """Writes the bundle of a checkpoint (name or folder), or of another subject such as a shape, into `output`.
 
     `form` is one graph per program, or `step`: graphs that the host drives. `samples`, unseen in training, are what
-    the programs are checked on. With `baselines` the checkpoint's own become programs too. An existing bundle is
-    replaced when `force` is set. Samples that prove nothing of a program end the export, unless `allow_unproven` is
-    set. `calibrate` says what a matrix is multiplied with, `calibrator` finds it out. `say` gets what is urgent.
+    the programs are checked on, `baselines` makes programs of the checkpoint's own too, and `force` replaces a bundle.
+    Samples that prove nothing end the export, unless `allow_unproven`; `max_loss` bounds the points of accuracy lost.
+    `calibrate` says what a matrix is multiplied with, `calibrator` finds it out, `keep` keeps the most sensitive ones
+    in more bits. `say` gets what is urgent.
 
-    Where the target asks for TensorRT engines they are built too; or, with `script`, the script that builds them on a
-    device is written there. Standard TensorRT builds on the device itself: without it here, that script goes into the
-    bundle.
+    Where the target asks for TensorRT engines they are built too; or, with `script`, what builds them on a device is
+    written there. Standard TensorRT builds on the device itself: without it here, the script goes into the bundle.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -141,14 +146,20 @@ def export_bundle(
     subject = CheckpointSubject(resolve_checkpoint(checkpoint)) if isinstance(checkpoint, str | Path) else checkpoint
     refuse_taken(output, force)
     engines = TargetEngines.of(target, script)
-    look_ahead(subject, target, samples, allow_unproven, say)
+    bounds = Bounds(allow_unproven, max_loss)
+    look_ahead(subject, target, samples, bounds, keep, say)
     with locked(output, "writes into"), staged_folder(output, replace=True) as staging:
         refuse_taken(output, force)  # another process may have been quicker
-        export = _Export(subject, staging, target, form, samples, progress, allow_unproven, (calibrate, calibrator))
+        export = _Export(subject, staging, target, form, samples, progress, bounds, (calibrate, calibrator, keep))
         manifest = export.run(baselines, lambda programs: engines.ask(staging, programs, progress, say), say)
         manifest = engines.add(manifest, staging, export.seconds, progress)
         (staging / BUNDLE_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     finish(calibrator)
+    return _report(output, manifest, export, engines)
+
+
+def _report(output: Path, manifest: Manifest, export: "_Export", engines: TargetEngines) -> ExportReport:
+    """Raises `EnginesRefused` where engines were asked for, and their builder refused."""
     report = ExportReport(output, manifest, export.errors, export.seconds, engines.finish(output, manifest))
     if engines.refusal is not None and engines.engine is not None:
         raise EnginesRefused(report, engines.engine.kind, engines.refusal)
@@ -166,10 +177,10 @@ class _Export:
         form: Form,
         samples: Sequence[Sample],
         progress: Progress,
-        allow_unproven: bool = False,
-        calibrating: tuple[CalibrateProgram, Calibrator | None] = (uncalibrated, None),
+        bounds: Bounds = Bounds(),
+        choosing: tuple[CalibrateProgram, Calibrator | None, KeepSensitive] = (uncalibrated, None, NONE_KEPT),
     ) -> None:
-        self.allow_unproven, (self.calibrate, self.calibrator) = allow_unproven, calibrating
+        self.bounds, (self.calibrate, self.calibrator, self.keep) = bounds, choosing
         self.subject, self.staging, self.target, self.progress = subject, staging, target, progress
         self.comparing = Comparing.of(target)
         self.tolerance = tolerance_in(target.scheme, self.comparing.products)
@@ -223,6 +234,7 @@ class _Export:
         norms, calibrate = source.dimensions.recipe.norm, partial(self.calibrate, role)
         processor = self.seen.processor_of(source.settings.replay)
         made = calibrated(self.calibrator, role, partial(origin.reasoner, keep), processor, limits, self.progress)
+        self._keep_sensitive(source, made)
         source = source.rescaled(made.factors)
         self.kept[role] = KeptIntegers(source, self.target, made.integers)
         dialect = writer_for(
@@ -237,6 +249,18 @@ class _Export:
         self.seconds[f"{role}.build"] = time.perf_counter() - started
         self.errors[role] = dict(dialect.store.errors)
         return entry
+
+    def _keep_sensitive(self, source: Source, made: Made) -> None:
+        """What the first program decides, the others follow. Kept matrices are rounded again, with more bits."""
+        if not self.keep.count or self.keep.report:
+            return
+        self.progress("ranking matrices", 0, 0)
+        ranks = rank_weights(source, self.target) if self.calibrator is None else made.off
+        self.target = self.keep.chosen(self.target, ranks, "weights" if self.calibrator is None else "products")
+        for role in self.keep.report["kept"]:
+            made.integers.pop(role, None)
+        if self.calibrator is not None:
+            self.calibrator.target = self.target
 
     def _proof(self, role: Role, origin: Origin, entry: ProgramEntry, limits: Limits) -> Validation:
         """Compares what was written with torch, and records answers; without samples it does neither."""
@@ -258,7 +282,7 @@ class _Export:
         known, who = (entry.settings, entry.routed_layers, processor), self.comparing.name
         validation = check_program(
             expected, ProgramRun(session, entry.spec, *known, bounds, role, who), encoded, self.tolerance,
-            rounded=self.subject.check_rounded, allow_unproven=self.allow_unproven,
+            rounded=self.subject.check_rounded, bounds=self.bounds,
             progress=lambda done: self.progress(f"{role}: comparing with torch", done, count),
         )  # fmt: skip
         self._record(role, ProgramRun(session, entry.spec, *known, limits, role, who), encoded)
@@ -362,6 +386,9 @@ class _Export:
             made_for=self.comparing.made_for,
             validation=validations,
             provenance=collect(
-                checkpoint=self.subject.provenance, **report_of(self.calibrator), **report_of_kept(self.kept)
+                checkpoint=self.subject.provenance,
+                **report_of(self.calibrator),
+                **report_of_kept(self.kept),
+                **self.keep.recorded,
             ),
         )

@@ -24,8 +24,10 @@ from lrkit.contract.generated import Generated, GenerationLimits, Mode
 from lrkit.contract.schemes import Tolerance
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.errors import ExportError, LrkitError, is_write_failure, one_line
+from lrkit.export.before import Bounds
 from lrkit.export.check_verdict import Found, judge
 from lrkit.export.chosen_tokens import taken
+from lrkit.export.loss_bound import judge_loss
 from lrkit.export.sessions import refusal
 from lrkit.model.generate import generate
 from lrkit.model.read import Look
@@ -118,17 +120,18 @@ def check_program(
     tolerance: Tolerance,
     *,
     rounded: bool = False,
-    allow_unproven: bool = False,
+    bounds: Bounds = Bounds(),
     progress: Callable[[int], None] = lambda done: None,
 ) -> Validation:
     """Runs a program on `samples` and compares it with what torch answered (`torch_answers`).
 
     The program's role says how it is asked: with latents for `latent`, with `<|latent|>` masked otherwise. `rounded`
-    says that torch held the values that the program's integers stand for.
+    says that torch held the values that the program's integers stand for. `bounds` are those that the export was
+    asked for.
 
     Raises:
-        ExportError: the program differs from torch by more than `tolerance` allows; or nothing is proven by these
-            samples, and that is not allowed.
+        ExportError: the program differs from torch by more than `tolerance` or the bounds allow, or nothing is
+            proven by these samples, and that is not allowed.
     """
     found = Found(num_samples=len(samples))
     for number, (sample, reference) in enumerate(zip(samples, expected, strict=True)):
@@ -138,7 +141,9 @@ def check_program(
             _compare_behind(found, number, reference, whole, run.trace(run.looked(sample.prompt)))
         _score(found, run.processor, sample, run.role, (reference, whole))
         progress(number + 1)
-    return judge(found, tolerance, run.role, rounded=rounded, allow_unproven=allow_unproven)
+    if bounds.max_loss is not None:
+        judge_loss(found.paired, bounds.max_loss, run.role)
+    return judge(found, tolerance, run.role, rounded=rounded, allow_unproven=bounds.allow_unproven)
 
 
 class ProgramRun:
@@ -256,6 +261,7 @@ def _compare(found: Found, number: int, expected: Trace, seen: Trace) -> None:
     shared = min(len(seen.states), len(expected.states))
     if shared:
         found.states.append(relative_error(seen.states[:shared], expected.states[:shared]))
+    _by_phase(found, expected, seen, shared)
     for kind, ours, theirs in (
         ("latent steps", seen.latent_steps, expected.latent_steps),
         ("halting", seen.halting, expected.halting),
@@ -267,6 +273,20 @@ def _compare(found: Found, number: int, expected: Trace, seen: Trace) -> None:
         found.same[kind] = found.same.get(kind, 0) + same
         if not same:
             found.first.setdefault(kind, f"sample {number}: {ours} where torch has {theirs}")
+
+
+def _by_phase(found: Found, expected: Trace, seen: Trace, shared: int) -> None:
+    """The same in the norm that is reported by phase; of speech, how long the words are torch's."""
+    open_W = expected.logits > np.finfo(np.float32).min
+    found.phases.add("prompt.logits", seen.logits[open_W], expected.logits[open_W])
+    for step in range(shared):
+        found.phases.add(f"latent.{step + 1}", seen.states[step], expected.states[step])
+    if shared and expected.latent_steps == seen.latent_steps:
+        found.phases.add("latent.last", seen.states[-1], expected.states[-1])
+    pairs = list(zip(seen.token_ids, expected.token_ids, strict=False))
+    alike = next((place for place, (ours, theirs) in enumerate(pairs) if ours != theirs), len(pairs))
+    longest = max(len(seen.token_ids), len(expected.token_ids))
+    found.words.append(alike / longest if longest else 1.0)
 
 
 def _compare_behind(found: Found, number: int, expected: Trace, whole: Trace, asked: Trace) -> None:
@@ -306,6 +326,10 @@ def _score(found: Found, processor: Processor, sample: CheckSample, role: Role, 
     if sample.answer is None:
         return
     found.num_answers += 1
-    for who, trace in zip(("torch", "program"), traces, strict=True):
-        said = processor.format.find_answer(processor.decode(trace.token_ids), role)
-        found.right[who] += said is not None and said.strip().casefold() == sample.answer.strip().casefold()
+    said = [processor.format.find_answer(processor.decode(trace.token_ids), role) for trace in traces]
+    torch_right, program_right = (
+        one is not None and one.strip().casefold() == sample.answer.strip().casefold() for one in said
+    )
+    found.right["torch"] += torch_right
+    found.right["program"] += program_right
+    found.paired.append((torch_right, program_right))

@@ -24,6 +24,8 @@ import numpy as np
 from lrkit.contract.bundle.manifest import Role, Validation
 from lrkit.contract.schemes import Bounds, Tolerance
 from lrkit.errors import ExportError
+from lrkit.export.loss_bound import paired
+from lrkit.export.phases.phase_errors import NORM, Errors
 
 MIN_RIGHT = 20
 """Right answers that torch must have for a loss of 5% to be seen."""
@@ -48,6 +50,12 @@ class Found:
     same: dict[str, int] = field(default_factory=dict)
     """Kind -> samples without a difference."""
     right: dict[str, int] = field(default_factory=lambda: {"torch": 0, "program": 0})
+    paired: list[tuple[bool, bool]] = field(default_factory=list[tuple[bool, bool]])
+    """Of each sample with an answer: whether torch, and whether the program, gave it."""
+    phases: Errors = field(default_factory=Errors)
+    """Relative errors in the Euclidean norm, by phase: prompt.logits, latent.1 ..., latent.last."""
+    words: list[float] = field(default_factory=list[float])
+    """Of each sample: the share of torch's words that the program says before the first that differs."""
     num_samples: int = 0
     num_answers: int = 0
     chosen: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
@@ -156,8 +164,20 @@ def _measured(found: Found, proof: Proof) -> dict[str, Any]:
     return {
         "prefill_logits": max(found.logits, default=0.0), "latent_states": max(found.states, default=0.0),
         "agreement": found.agreement, "accuracy_torch": part("torch"), "accuracy_program": part("program"),
-        "proof": proof, **_chosen(found), **_scenes(found),
+        "proof": proof, **_by_phase(found), **_lost(found), **_chosen(found), **_scenes(found),
     }  # fmt: skip
+
+
+def _by_phase(found: Found) -> dict[str, Any]:
+    """Errors by phase. A program gives no numbers of its speech, so there words are counted."""
+    if not found.words:
+        return {}
+    speech = {"words_alike": float(np.mean(found.words)), "samples": len(found.words)}
+    return {"phases": {"norm": NORM, **found.phases.summary(), "speech": speech}}
+
+
+def _lost(found: Found) -> dict[str, Any]:
+    return {"lost": paired(found.paired)} if found.paired else {}
 
 
 def _judge_scenes(found: Found, tolerance: Tolerance, role: Role) -> None:

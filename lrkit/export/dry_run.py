@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.sample import Sample
-from lrkit.export.before import look_ahead, refuse_taken
+from lrkit.export.before import Bounds, look_ahead, refuse_taken
+from lrkit.export.calibration.sensitive import NONE_KEPT, KeepSensitive
 from lrkit.export.graph.latent_input import check_latents
 from lrkit.export.subject import Subject, check_adapters
 from lrkit.export.target_engines import Say
@@ -37,6 +38,8 @@ def plan_export(
     baselines: bool = True,
     force: bool = False,
     allow_unproven: bool = False,
+    max_loss: float | None = None,
+    keep: KeepSensitive = NONE_KEPT,
     say: Say = lambda text: None,
 ) -> ExportPlan:
     """Everything of `export_bundle` up to the first program: place, samples within the target's limits, every weight.
@@ -47,7 +50,7 @@ def plan_export(
         CapacityError, DataError: a sample is above the limits, or cannot be read.
     """
     refuse_taken(output, force)
-    look_ahead(subject, target, samples, allow_unproven, say)
+    look_ahead(subject, target, samples, Bounds(allow_unproven, max_loss), keep, say)
     processor = processor_of(target, subject.processor)
     for sample in samples:
         processor.encode_prompt(sample.images, sample.question)

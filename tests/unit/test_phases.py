@@ -81,7 +81,7 @@ def test_corrupted_integers_show_behind_their_layer() -> None:
     made = round_weights(rounded)
     round_weights(corrupted)
     (matrix,) = [one for one in corrupted.all() if one.role == "2.down"]
-    corrupted.hold(matrix, Quantized(-made["2.down"].integers.clip(-7), made["2.down"].scales, 4))
+    corrupted.hold(matrix, Quantized(-made.integers["2.down"].integers.clip(-7), made.integers["2.down"].scales, 4))
     usual, found = errors_of(rounded), errors_of(corrupted)
     assert all(found["phases"][phase]["mean"] > usual["phases"][phase]["mean"] for phase in ("prompt.last", "speech"))
     before, behind = (np.subtract(found["layers"]["prompt.last"], usual["layers"]["prompt.last"])[at] for at in (1, 2))
@@ -103,7 +103,7 @@ def test_the_head_and_the_embedding_part_where_they_were_one_matrix() -> None:
     before = rounded.reasoner.backbone.embedding_rows().clone()
     made = round_weights(rounded)
     head, rows = rounded.reasoner.backbone.head_rows(), rounded.reasoner.backbone.embedding_rows()
-    np.testing.assert_allclose(head.detach().numpy(), made["head"].dequantize())
+    np.testing.assert_allclose(head.detach().numpy(), made.integers["head"].dequantize())
     assert not torch.equal(head, rows) and 0 < float((rows - before).abs().max()) < 0.02, "the embedding has 8 bits"
 
 
@@ -115,7 +115,7 @@ def test_fewer_bits_err_more_and_calibration_errs_less() -> None:
     for name, bits, data in (("rtn", 4, None), ("rtn", 3, None), ("gptq", 3, sums)):
         one = held(method=name)
         made = round_weights(one, bits, data, dict.fromkeys(PHASES, 1.0))
-        assert int(made["0.qkv"].integers.max()) == (3 if bits == 3 else 7)
+        assert int(made.integers["0.qkv"].integers.max()) == (3 if bits == 3 else 7)
         found[name, bits] = errors_of(one)["phases"]["prompt.tokens"]["mean"]
     assert found["rtn", 4] < found["rtn", 3] and found["gptq", 3] < found["rtn", 3]
 

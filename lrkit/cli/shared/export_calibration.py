@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from lrkit.errors import UserError
+from lrkit.resources import random_shape
 
 if TYPE_CHECKING:
     from lrkit.export.calibration.calibrate import Calibrator
     from lrkit.export.calibration.gather import CalibrationSet, Phase
+    from lrkit.export.calibration.sensitive import KeepSensitive
     from lrkit.export.subject import Subject
     from lrkit.export.targets.target import Target
 
@@ -33,6 +35,26 @@ Mix = Annotated[
     str | None,
     typer.Option(help="How much phases count: prompt=1,latent=2,speech=1. [default: 1 each]", rich_help_panel=PANEL),
 ]
+MaxLoss = Annotated[
+    float | None,
+    typer.Option(
+        "--max-loss", help="Points of accuracy that a program may lose against torch, as 0.5.", rich_help_panel=PANEL
+    ),
+]
+KeepCount = Annotated[
+    int,
+    typer.Option("--keep-sensitive", help="Keep so many of the worst matrices in more bits.", rich_help_panel=PANEL),
+]
+KeepAs = Annotated[str, typer.Option("--keep-as", help="int8 or float.", rich_help_panel=PANEL)]
+
+
+def kept(model: str, count: int, kept_as: str) -> "KeepSensitive":
+    """The matrices to keep. Raises `UserError` for less than none, what a matrix cannot be kept as, or random ones."""
+    from lrkit.export.calibration.sensitive import KeepSensitive
+
+    if count > 0 and random_shape(model) is not None:
+        raise UserError(f"--keep-sensitive is {count}, and no random matrix is worse than another; leave it out")
+    return KeepSensitive(count, kept_as)
 
 
 def method_change(method: str | None, overrides: Sequence[str]) -> list[str]:

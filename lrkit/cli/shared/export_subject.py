@@ -14,16 +14,36 @@ if TYPE_CHECKING:
 
 MODEL = "model."
 """Begins a change of the settings of random:SHAPE; the others change the target."""
+SAMPLES = 500
+"""Where nothing says how many."""
 MOST_SAMPLES = 100_000
 """Each is answered twice: more would take days."""
 
 
-def check_samples(count: int | None, allow_unproven: bool) -> None:
-    """Raises `UserError` for fewer than none, more than could ever be answered, or none where a proof is wanted."""
+def check_samples(model: str, count: int | None, allow_unproven: bool, max_loss: float | None = None) -> int | None:
+    """How many samples to take; None where nothing says so.
+
+    Raises:
+        UserError: fewer than none, more than could ever be answered, or none where a proof is wanted; a bound that is
+            none, or of random weights.
+    """
     if count == 0 and not allow_unproven:
         raise UserError("--samples is 0, so nothing would be compared with torch; give 1 or more, or --allow-unproven")
     if count is not None and not 0 <= count <= MOST_SAMPLES:
         raise UserError(f"--samples is {count}; give 1 to {MOST_SAMPLES:,}")
+    if max_loss is None:
+        return count
+    from lrkit.export.loss_bound import check_points, needed
+
+    wanted = needed(check_points(max_loss))
+    if random_shape(model) is not None:
+        raise UserError(f"--max-loss is {max_loss:g}, and random weights have no right answers to lose; leave it out")
+    if wanted > MOST_SAMPLES:
+        raise UserError(
+            f"--max-loss {max_loss:g} needs {wanted:,} samples to be seen, and at most {MOST_SAMPLES:,} are compared; "
+            "allow a larger loss"
+        )
+    return max(SAMPLES, wanted) if count is None else count
 
 
 def part_changes(name: str, changes: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -66,4 +86,4 @@ def open_subject(
     place = folder.name if Path(name).is_dir() else name.replace("/", "-")
     if samples == 0:
         return CheckpointSubject(folder), [], place
-    return CheckpointSubject(folder), load_samples("trail:main" if data is None else data, samples or 500), place
+    return CheckpointSubject(folder), load_samples("trail:main" if data is None else data, samples or SAMPLES), place

@@ -1,6 +1,6 @@
-"""Tables that `lrkit export` prints: bytes by part, the comparison with torch."""
+"""Tables that `lrkit export` prints: bytes by part, the comparison with torch, the errors by phase."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -48,3 +48,26 @@ def proofs(report: "ExportReport") -> Table:
             *([f"{chosen['tokens']} of {chosen['of']}"] if isinstance(chosen, dict) else []),
         )  # fmt: skip
     return table
+
+
+PHASES = {"prompt.logits": "prompt", "latent.1": "first latent", "latent.last": "last latent"}
+"""Phases of the record that are printed, by how they are called."""
+
+
+def by_phase(report: "ExportReport") -> Table:
+    """How far the numbers of each phase are from torch's, of their length; of speech, how many words are the same."""
+    table = Table(title="error by phase (of the length of torch's numbers)", title_justify="left")
+    for column in ("program", *PHASES.values(), "words alike", "points lost"):
+        table.add_column(column, justify="left" if column == "program" else "right")
+    for role, found in report.manifest.validation.items():
+        phases, lost = found.measured.get("phases"), found.measured.get("lost")
+        if not isinstance(phases, dict):
+            continue
+        speech: Any = phases["speech"]
+        points = f"{lost['points']:+.2f}" if isinstance(lost, dict) else "-"
+        table.add_row(role, *(_mean(phases.get(name)) for name in PHASES), f"{speech['words_alike']:.1%}", points)
+    return table
+
+
+def _mean(found: Any) -> str:
+    return f"{found['mean']:.1e}" if isinstance(found, dict) and found["mean"] is not None else "-"

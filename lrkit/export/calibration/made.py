@@ -14,6 +14,7 @@ from lrkit.contract.quantized import Quantized
 from lrkit.contract.schemes import Method, Scheme
 from lrkit.export.calibration.matrices import Matrix
 from lrkit.export.calibration.scaling import column_factors, rescaled_calibration
+from lrkit.export.calibration.sensitive import off
 from lrkit.export.weights.layer_recipe import LayerRecipe
 from lrkit.export.weights.quantizers.quantizer import Calibrate, quantized
 from lrkit.export.weights.rescaled import can_rescale, rescaled
@@ -28,11 +29,14 @@ class Made:
     """Of the weights as the factors make them."""
     factors: dict[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
     """Of columns (in,): weights/rescaled.py. Only of what is rescaled."""
+    off: dict[str, float] = field(default_factory=dict[str, float])
+    """How far its products are off: sensitive.py. Only of what was calibrated."""
 
     def add(self, other: "Made") -> None:
         """Those of other layers too."""
         self.integers |= other.integers
         self.factors |= other.factors
+        self.off |= other.off
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ def round_matrices(
         found = None if scheme is None else quantized(whole, scheme, how.block, role, data, how.method)
         if found is not None:
             made.integers[role] = found
+            if data is not None:
+                made.off[role] = off(whole, found, data)
     return made
 
 
@@ -82,6 +88,7 @@ def store(file: Path, made: Made) -> None:
         arrays |= {f"{role}/integers": whole, f"{role}/scales": one.scales, f"{role}/bits": np.array(one.bits)}
         if one.zeros is not None:
             arrays[f"{role}/zeros"] = one.zeros
+    arrays |= {f"{role}/off": np.array(value) for role, value in made.off.items()}
     with replacing(file) as place:
         save_file(arrays, place)
 
@@ -102,4 +109,5 @@ def stored(file: Path) -> Made | None:
             for role, integers in by_kind.get("integers", {}).items()
         },
         by_kind.get("factors", {}),
+        {role: float(value) for role, value in by_kind.get("off", {}).items()},
     )

@@ -17,7 +17,7 @@ from lrkit.export.phases.phase_errors import NORM, Errors, off
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 
-BATCH = 100
+BATCH = 250
 """Samples that are answered at once."""
 
 

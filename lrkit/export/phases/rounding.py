@@ -19,9 +19,11 @@ from lrkit.contract.bundle.manifest import Limits, Role
 from lrkit.contract.quantized import Quantized
 from lrkit.contract.schemes import Scheme
 from lrkit.export.calibration.gather import CalibrationSet, Phase, Sums, gather
+from lrkit.export.calibration.made import Made, Rounding, round_matrices
 from lrkit.export.calibration.matrices import Matrices, Matrix
 from lrkit.export.targets.target import Target
-from lrkit.export.weights.quantizers.quantizer import quantized, quantized_rows
+from lrkit.export.weights.quantizers.quantizer import Calibration, quantized_rows
+from lrkit.export.weights.rescaled import Factors
 from lrkit.export.weights.source import Source, read_source
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.encode.processor import Processor
@@ -54,12 +56,12 @@ class Held:
         """Matrices that become integers."""
         return [matrix for layer in self.matrices.all() for matrix in layer]
 
-    def hold(self, matrix: Matrix, made: Quantized) -> None:
-        """Torch multiplies with what the integers stand for."""
+    def hold(self, matrix: Matrix, made: Quantized, factors: Factors | None = None) -> None:
+        """Torch multiplies with what the integers stand for, and the factors that columns were rescaled by."""
         if matrix.part == "head":
             self._hold_head(matrix.module, made.dequantize())
         else:
-            self.matrices.hold(matrix, made)
+            self.matrices.hold(matrix, made, factors)
 
     def _hold_head(self, module: Any, values: np.ndarray) -> None:
         """A head of its own, even where it shared its matrix with the embedding, as in a program of integers."""
@@ -88,26 +90,28 @@ def hessians(
 
 def round_weights(
     held: Held, bits: int = 4, sums: Mapping[str, Sums] | None = None, mix: Mapping[Phase, float] | None = None,
-) -> dict[str, Quantized]:  # fmt: skip
+) -> Made:  # fmt: skip
     """Rounds all matrices by the target's method, with `bits` a weight where the target says 4; torch holds them.
-    `sums` are needed by methods that calibrate. Returns the integers by role.
+    `sums` are needed by methods that calibrate.
 
     Raises:
         ExportError: a Hessian is of no use.
     """
-    made: dict[str, Quantized] = {}
-    for matrix in held.all():
-        data = None if sums is None or mix is None else sums[matrix.role].calibration(mix)
-        scheme = held.target.scheme_for(matrix.role, matrix.part)
-        assert scheme is not None, "it would not be among them"
-        weight, int4 = held.source.weight(matrix.role), held.target.int4
-        found = quantized(weight, _with_bits(scheme, bits), int4.block, matrix.role, data, int4.method)
-        if found is not None:
-            made[matrix.role] = found
+
+    def scheme_for(role: str, part: str) -> Scheme | None:
+        found = held.target.scheme_for(role, part)
+        return None if found is None else _with_bits(found, bits)
+
+    def calibration(role: str) -> Calibration | None:
+        return None if sums is None or mix is None else sums[role].calibration(mix)
+
+    int4, recipe = held.target.int4, held.source.dimensions.recipe
+    how = Rounding(scheme_for, int4.block, int4.method, recipe)
+    made = round_matrices(how, held.all(), held.source.weight, calibration)
     held.hold_embedding()  # before the head, which reads it where both are one matrix
     for matrix in held.all():
-        if matrix.role in made:
-            held.hold(matrix, made[matrix.role])
+        if matrix.role in made.integers:
+            held.hold(matrix, made.integers[matrix.role], made.factors)
     return made
 
 
@@ -115,4 +119,5 @@ def _with_bits(scheme: Scheme, bits: int) -> Scheme:
     if scheme.bits != 4 or bits == 4:
         return scheme
     values: dict[str, Any] = {one.name: getattr(scheme, one.name) for one in fields(scheme)}
-    return Narrow(**values | {"bits": bits})
+    values["bits"] = bits
+    return Narrow(**values)

@@ -32,7 +32,7 @@ _TEXT_TOKENS = 512
 TOWER_ON_CPU = "w8a8"
 """What the vision tower is held by, where the target says nothing, in ONNX Runtime's own operators on a CPU: there it
 is a third of the time that float takes, with 1 to 2% of error in a product."""
-_PATTERN = re.compile(r"(\d{1,4}|\*)\.(qkv|out|gate_up|down|\*)")
+_PATTERN = re.compile(r"(\d{1,4}|\*)\.(qkv|out|gate_up|up|down|\*)")
 _INT4 = SCHEMES["int4"]
 """What a target chooses of where its precision is one of floats, and chooses nothing of."""
 
