@@ -206,7 +206,7 @@ def with_rounded_weights(
         if scheme is None:
             return
         if part == "embedding":
-            made = quantized_rows(values, scheme, name)
+            made = quantized_rows(values, scheme, target.int4.block, name)
         else:
             made = quantized(values, scheme, target.int4.block, name, calibrate(name), target.int4.method)
         if made is not None:

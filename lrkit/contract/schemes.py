@@ -162,7 +162,7 @@ _ROWS = (
         blocks=(128, 64, 32),
         encodings=_BOTH,
         parts={
-            "layers": ("int4",), "head": ("int4", "int8", FLOAT), "embedding": ("int8", FLOAT),
+            "layers": ("int4",), "head": ("int4", "int8", FLOAT), "embedding": ("int8", "int4", FLOAT),
             "vision": (FLOAT, "int4", "w8a8"), "chunks": (SAME, "w8a8"),
         },
         tolerance=_FOUR_BITS,
@@ -215,7 +215,8 @@ _ROWS = (
         blocks=(128, 64, 32),
         encodings=_BOTH,
         parts={
-            "layers": ("int4-offsets",), "head": ("int4-offsets", "int4", "int8", FLOAT), "embedding": ("int8", FLOAT),
+            "layers": ("int4-offsets",), "head": ("int4-offsets", "int4", "int8", FLOAT),
+            "embedding": ("int8", "int4", FLOAT),
             "vision": (FLOAT, "int4", "w8a8"), "chunks": (SAME, "w8a8"),
         },
         tolerance=_FOUR_BITS,

@@ -151,7 +151,8 @@ class ShapeOrigin:
         if scheme is None or weight.ndim != 2 or norm or (looked_up and part == "vision"):
             return weight
         if part == "embedding":
-            return quantized_rows(weight, scheme, name).dequantize()
+            held = quantized_rows(weight, scheme, self.target.int4.block, name)
+            return weight if held is None else held.dequantize()
         made = quantized(weight, scheme, self.target.int4.block, name, None, self.target.int4.method)
         return weight if made is None else made.dequantize()
 

@@ -215,11 +215,13 @@ def test_weights_are_stored_once():
         ("ort", "int4", {"vision": "int4"}),
         ("ort", "int4", {"head": "int8", "embedding": "float"}),
         ("ort", "int4", {"head": "float"}),
+        ("ort", "int4", {"embedding": "int4"}),
         ("ort", "int8", {"vision": "int8"}),
         ("standard", "int4", {"vision": "int4"}),
         ("standard", "int8", {"head": "int4"}),
         ("ort", "int4-offsets", {"method": "search"}),
         ("standard", "int4-offsets", {"head": "int8"}),
+        ("standard", "fp8", {"vision": "fp8"}),
     ],
 )
 def test_integers_compute_what_they_stand_for(dialect, precision, changes):
@@ -235,6 +237,17 @@ def test_integers_compute_what_they_stand_for(dialect, precision, changes):
     rounded = with_rounded_weights(reasoner, target)
     answer = assert_equal(rounded, Runner(program, **session), PROMPTS["one image"], fixed=True)
     assert answer.latent_steps == 3
+
+
+def test_an_embedding_of_four_bits_and_its_head_are_stored_once():
+    reasoner = tiny_reasoner(settings({"num_tokens": 3}, {"depth": 0}))
+    apart, one = (
+        build(reasoner, Target(precision="int4", int4={"block": 32, "embedding": kind})) for kind in ("int8", "int4")
+    )
+    rows, width = reasoner.backbone.embedding_rows().shape
+    scales = rows * width // 32 * 4
+    assert apart.part_bytes["head"] == rows * width // 2 + scales and one.part_bytes["head"] == scales
+    assert one.part_bytes["embedding"] == rows * width // 2 + scales
 
 
 def test_fp16_is_close():

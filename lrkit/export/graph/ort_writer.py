@@ -82,6 +82,19 @@ class OrtWriter(Writer):
         rows = g.cast(g.op("Gather", integers, ids, axis=0), self.floats)
         return g.op("Mul", rows, g.op("Unsqueeze", scales, [1]))
 
+    def embed(self, g: Graph, ids: Value) -> Value:
+        """Of four bits in one node."""
+        packed = self.store.packed_rows(g, "embedding")
+        if packed is None:
+            return super().embed(g, ids)
+        if packed.form is None:
+            return g.op("Gather", packed.values[0], ids, axis=0)
+        rows = g.op(
+            "GatherBlockQuantized", packed.values[0], ids, packed.values[1], domain=CONTRIB, gather_axis=0,
+            quantize_axis=2, bits=4, block_size=packed.form.block,
+        )  # fmt: skip
+        return g.op("Reshape", rows, [-1, packed.form.width])
+
     def pixels(self, g: Graph, patches: Value) -> Value:
         """In one node."""
         unit = np.array(PIXEL_UNIT, self.floats.numpy())

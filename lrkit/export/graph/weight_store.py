@@ -7,7 +7,8 @@ weight lies in the `WeightFile`. Nothing of it stays in memory.
 Place in the pipeline: writer.py asks for a vector or a matrix by its role; lrkit/export/weights/quantizers/ rounds.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,7 @@ from lrkit.export.weights.stored_integers import symmetric
 
 CHUNKS = "chunks"
 """The layers' matrices as chunks of many tokens read them: those of `layers`, where they are none of their own."""
+_MAY_BE_ONE = ("embedding", "head")
 Encode = Callable[[Quantized], tuple[np.ndarray, ...]]
 """A matrix of integers -> (integers, scales), and offsets where it has them, as a dialect's operator reads them."""
 Made = Callable[[str], Quantized | None]
@@ -98,6 +100,8 @@ class WeightStore:
     """The same in the graph that is being written."""
     _forms: dict[tuple[str, str], Form | None] = field(default_factory=dict[tuple[str, str], Form | None])
     """Matrix that was to be rounded, and scheme -> its form; None where `quantized` left it float."""
+    _shared: dict[Hashable, ir.TensorProtocol] = field(default_factory=dict[Hashable, ir.TensorProtocol])
+    """What may be used once more: of embedding and head, which are one matrix in many models."""
     _kinds: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     """By part: bytes by how they are held."""
 
@@ -147,6 +151,22 @@ class WeightStore:
         if scheme is None:
             return [self.vector(g, role, role)]
         return self._value(g, f"{role}.int{scheme.bits}", role, lambda: self._rounded_rows(role, scheme))
+
+    def packed_rows(self, g: Graph, role: str) -> Matrix | None:
+        """The same of four bits, packed as `matrix` packs them, with scales (rows, blocks, 1). Where a head is the same
+        matrix, held in the same way, both share the bytes."""
+        scheme = self.target.scheme_of(role)
+        if scheme is None or scheme.bits != 4 or self.made(role) is not None:
+            return None
+        name = f"{role}.int4.rows"
+        if (role, name) not in self._forms:
+            made = quantized_rows(self.read(role), scheme, self.target.int4.block, role)
+            self._forms[role, name] = None if made is None else Form(4, made.block, *made.shape)
+            if made is not None:
+                integers, *_ = self.encode(made)
+                self._keep(name, role, [integers, self._as_floats(made.scales[..., None])], scheme.name)
+        form = self._forms[role, name]
+        return Matrix([self.vector(g, role, role)], None) if form is None else Matrix(self._value(g, name, role), form)
 
     def rows_in_blocks(self, g: Graph, role: str) -> Matrix | None:
         """The same, where its integers (rows, width), a byte each, were made before: scales (rows, blocks)."""
@@ -226,7 +246,8 @@ class WeightStore:
         return self._as_floats(array) if array.dtype == np.float32 else array
 
     def _rounded_rows(self, role: str, scheme: Scheme) -> list[np.ndarray]:
-        made = quantized_rows(self.read(role), scheme, role)
+        made = quantized_rows(self.read(role), scheme, self.target.int4.block, role)
+        assert made is not None, "rows of bytes have no blocks"
         self._kinds.setdefault(role, {})[scheme.name] = made.integers.nbytes
         return [made.integers[:, 0], self._as_floats(made.scales[:, 0])]
 
@@ -249,10 +270,22 @@ class WeightStore:
         return {part: max(sizes, key=lambda kind: sizes[kind]) for part, sizes in self._kinds.items()}
 
     def _keep(self, role: str, part: str, arrays: list[np.ndarray], kind: str | None = None) -> None:
-        tensors: list[ir.TensorProtocol] = [ir.tensor(np.ascontiguousarray(array)) for array in arrays]
-        size = sum(tensor.nbytes for tensor in tensors)
+        made = [ir.tensor(np.ascontiguousarray(array)) for array in arrays]
+        known = [self._shared.get(_sameness(one)) if part in _MAY_BE_ONE else None for one in made]
+        size = sum(new.nbytes for new, old in zip(made, known, strict=True) if old is None)
         self.part_bytes[part] = self.part_bytes.get(part, 0) + size
         kinds = self._kinds.setdefault(part, {})
         kind = kind or ("fp16" if arrays[0].dtype == np.float16 else "fp32")
         kinds[kind] = kinds.get(kind, 0) + size
-        self._tensors[role] = tensors if self.file is None else [self.file.take(tensor) for tensor in tensors]
+        self._tensors[role] = [old or self._take(part, new) for new, old in zip(made, known, strict=True)]
+
+    def _take(self, part: str, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        kept = tensor if self.file is None else self.file.take(tensor)
+        if part in _MAY_BE_ONE:
+            self._shared[_sameness(tensor)] = kept
+        return kept
+
+
+def _sameness(tensor: ir.TensorProtocol) -> Hashable:
+    """Equal for tensors that can stand for each other."""
+    return str(tensor.dtype), tuple(tensor.shape), hashlib.blake2b(tensor.numpy().reshape(-1).view(np.uint8)).digest()

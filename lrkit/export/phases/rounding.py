@@ -75,9 +75,10 @@ class Held:
         scheme = self.target.scheme_of("embedding")
         if scheme is None:
             return
-        made = quantized_rows(self.source.weight("embedding"), scheme, "embedding").dequantize()
-        with torch.no_grad():
-            self.reasoner.backbone.embedding_rows().copy_(torch.from_numpy(made))
+        made = quantized_rows(self.source.weight("embedding"), scheme, self.target.int4.block, "embedding")
+        if made is not None:
+            with torch.no_grad():
+                self.reasoner.backbone.embedding_rows().copy_(torch.from_numpy(made.dequantize()))
 
 
 def hessians(

@@ -58,7 +58,8 @@ class Int4(Config):
     head: str = _INT4.parts["head"][0]
     """Language head. A head of its own type is stored beside the embedding, which it shares otherwise."""
     embedding: str = _INT4.parts["embedding"][0]
-    """Token embedding: one scale per row."""
+    """Token embedding: one scale per row of bytes. int4, in the dialect ort alone, has a scale per block and is packed
+    as the head is; both share their bytes where they are one matrix, rounded to the nearest."""
     vision: str = _INT4.parts["vision"][0]
     """Matrices of the vision tower. Where nothing is said: w8a8 in the dialect ort on a CPU, which also rounds what
     they are multiplied with; float elsewhere. Matrices narrower than 512 stay float."""
@@ -167,6 +168,16 @@ class Target(Config):
             raise ValueError(
                 f"{found} has an offset for each block, and TensorRT takes no zero point but 0; set precision=int4, "
                 "which is symmetric, or leave TensorRT out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _packed_rows_are_for_one_dialect(self) -> "Target":
+        held = self.scheme_of("embedding")
+        if held is not None and held.bits == 4 and self.dialect != "ort":
+            raise ValueError(
+                f"int4.embedding is {held.name}, from which the dialect ort alone takes rows, and the dialect is "
+                f"{self.dialect}; set int4.embedding=int8"
             )
         return self
 

@@ -88,6 +88,9 @@ def quantized(
     return None if block is None else quantizer_of(scheme, block, method)(weight, role, calibration)
 
 
-def quantized_rows(table: np.ndarray, scheme: Scheme, role: str) -> Quantized:
-    """A matrix from which rows are looked up, with one scale for each row. Nothing is multiplied with it."""
+def quantized_rows(table: np.ndarray, scheme: Scheme, wanted: int, role: str) -> Quantized | None:
+    """A matrix from which rows are looked up, and with which nothing is multiplied: one scale for each row; of four
+    bits one for at most `wanted` weights, or None where no block divides its width."""
+    if scheme.bits == 4:
+        return quantized(table, scheme, wanted, role)
     return quantizer_of(scheme, table.shape[1])(table, role, None)
