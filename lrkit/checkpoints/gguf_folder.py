@@ -5,50 +5,52 @@ config.json, tokenizer, image processor, and the weights that the GGUF file lack
     language.gguf        the file as it is
     model.safetensors    the weights of the folder that it lacks, as they are
 
-Place in the pipeline: `lrkit import-gguf` calls it; whole_weights.py checks the result before it takes its place.
+Place in the pipeline: called by hand, as docs/int4.md says; whole_weights.py checks the result before it takes its
+place.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lrkit.checkpoints.checkpoint_folder import CONFIG_FILE, HOLD_WEIGHTS, WEIGHTS
+from lrkit.checkpoints.checkpoint_folder import CONFIG_FILE, EXTRAS_FILE, HOLD_WEIGHTS, WEIGHTS
 from lrkit.checkpoints.quantized.gguf_header import read_gguf_header
 from lrkit.checkpoints.quantized.gguf_weights import language_model
 from lrkit.checkpoints.quantized.quantization import KEY
 from lrkit.checkpoints.tensors.stored import StoredTensor
+from lrkit.checkpoints.whole_weights import check_weights, tensors_by_name
 from lrkit.errors import CheckpointError, FileError, os_sentence
-from lrkit.families.layout import Layout
+from lrkit.families.table import read_layout
 from lrkit.files import read_json, write_json
 from lrkit.folders import staged_folder
 
 GGUF_FILE = "language.gguf"
 
 
-def write_gguf_folder(
-    target: Path, gguf: Path, folder: Path, layout: Layout, stored: Mapping[str, StoredTensor],
-    check: Callable[[Path], object],
-) -> None:  # fmt: skip
-    """Writes `target`, which `check` reads before it takes its place. `folder` holds everything but weights, and
-    `stored` are its weights by their names in transformers; those that the GGUF file has too are left out.
+def write_gguf_folder(target: Path, gguf: Path, folder: Path) -> None:
+    """Writes `target`, whole or not at all. `folder` holds everything but the language model; of its weights those that
+    the GGUF file has too are left out.
 
     Raises:
-        CheckpointError: the GGUF file cannot be used, is of another model, or `check` refuses the result.
+        CheckpointError: the GGUF file cannot be used, is of another model than `folder`, or the two lack a weight.
         FileError: the folder cannot be written.
     """
+    layout = read_layout(folder)
     inner = language_model(read_gguf_header(gguf), layout)
+    stored = tensors_by_name(folder, layout)
     left = {name: tensor for name, tensor in stored.items() if name not in inner and name not in layout.copies}
     with staged_folder(target) as staging:
         for file in sorted(folder.iterdir()):
-            if file.is_file() and file.suffix not in HOLD_WEIGHTS and file.name not in (CONFIG_FILE, *WEIGHTS):
+            kept = file.suffix not in HOLD_WEIGHTS or file.name == EXTRAS_FILE
+            if kept and file.is_file() and file.name not in (CONFIG_FILE, *WEIGHTS):
                 shutil.copyfile(file, staging / file.name)
         shutil.copyfile(gguf, staging / GGUF_FILE)
         _write(staging / WEIGHTS[0], left)
         config = read_json(folder / CONFIG_FILE, CheckpointError)
         write_json(staging / CONFIG_FILE, config | {KEY: {"quant_method": "gguf", "file": GGUF_FILE}})
-        check(staging)
+        check_weights(staging)
 
 
 def _write(path: Path, tensors: Mapping[str, StoredTensor]) -> None:

@@ -116,19 +116,28 @@ def check_backbone(base: Path, layout: Layout) -> dict[str, Weight]:
         CheckpointError: a file is missing, damaged or of pickled weights, or a weight is missing, too much or of
             another shape.
     """
-    listed: dict[str, StoredTensor] = {}
-    for stored in _listed(base):
-        name = layout.canonical(stored.name)
-        if name is None:
-            continue
-        if name in listed:
-            raise CheckpointError(f"{base}: holds {clean(name)} twice; {_AGAIN}")
-        listed[name] = stored
-    found = unpacked(base, listed, layout)
+    found = unpacked(base, tensors_by_name(base, layout), layout)
     for copy, name in layout.copies.items():
         if copy in found and name in found:
             _take_out_copy(base, found, copy, name)
     _hold_against(base, found, layout.tensors, _BACKBONE_WORDS)
+    return found
+
+
+def tensors_by_name(base: Path, layout: Layout) -> dict[str, StoredTensor]:
+    """The tensors of a backbone's safetensors files by their names in transformers, whatever they are.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or of pickled weights, or a name stands twice.
+    """
+    found: dict[str, StoredTensor] = {}
+    for stored in _listed(base):
+        name = layout.canonical(stored.name)
+        if name is None:
+            continue
+        if name in found:
+            raise CheckpointError(f"{base}: holds {clean(name)} twice; {_AGAIN}")
+        found[name] = stored
     return found
 
 
