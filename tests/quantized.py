@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save_file as save_torch
 
 Array = np.ndarray
-MATRICES: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
-            "mlp.up_proj", "mlp.down_proj")  # fmt: skip
+MATRICES: tuple[str, ...] = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
+    "mlp.down_proj",
+)  # fmt: skip
 ENDS = tuple(f"{name}.weight" for name in MATRICES)
 REST = "rest.safetensors"
 
@@ -200,8 +202,9 @@ def _blocks(halves: list[Array], data: Array) -> bytes:
     return np.concatenate([*heads, data], axis=-1).tobytes()
 
 
-GGUF_NAMES = dict(zip(MATRICES, ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
-                      strict=True))  # fmt: skip
+GGUF_NAMES: dict[str, str] = dict(
+    zip(MATRICES, ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), strict=True)
+)
 GGUF_TYPES: dict[str, tuple[int, Callable[[Drawn], bytes]]] = {"Q4_0": (2, q4_0), "Q4_1": (3, q4_1), "Q8_0": (8, q8_0)}
 
 
@@ -242,7 +245,7 @@ def write_gguf(
     for number, (name, shape) in enumerate(base.shapes.items()):
         one = folder.matrices[in_transformers(name)] = _drawn_block(kind, shape, number)
         _, _, layer, part = name.split(".", 3)
-        count = dict(zip(("self_attn.q_proj", "self_attn.k_proj"), heads, strict=True)).get(part)
+        count: int | None = {MATRICES[0]: heads[0], MATRICES[1]: heads[1]}.get(part)
         stored = one if count is None or architecture != "llama" else _turned(one, count)
         datas.append(
             (f"blk.{layer}.{GGUF_NAMES[part]}.weight", shape, GGUF_TYPES[kind][0], GGUF_TYPES[kind][1](stored))
