@@ -10,7 +10,7 @@ from lrkit.contract.sample import Sample
 from lrkit.contract.schemes import SCHEMES
 from lrkit.errors import ExportError
 from lrkit.export.calibration.calibrate import Calibrator
-from lrkit.export.calibration.gather import CalibrationSet, Sums
+from lrkit.export.calibration.gather import MOST_INPUTS, CalibrationSet, Sums, shares_of
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.integers import dequantize_linear, matmul_nbits
 from lrkit.export.weights.quantizers.gptq import solve
@@ -149,6 +149,31 @@ def test_phases_count_by_their_weights_and_not_by_their_tokens() -> None:
     assert found.num_tokens == 103
     alone = sums.calibration({"prompt": 0.0, "latent": 1.0, "speech": 1.0}).hessian
     np.testing.assert_allclose(alone, (speech.T @ speech / 3).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_one_sum_of_all_phases_is_what_their_own_sums_come_to() -> None:
+    """Later rounds know how many inputs a phase has, and hold a third of the memory."""
+    import torch
+
+    mix, prompt, latent = {"prompt": 1.0, "latent": 2.0, "speech": 0.0}, torch.randn(40, 4), torch.randn(7, 4)
+    apart = Sums(4)
+    together = Sums(4, shares_of(mix, {"prompt": 40, "latent": 7, "speech": 3}))
+    for sums in (apart, together):
+        sums.add("prompt", prompt)
+        sums.add("latent", latent)
+        sums.add("speech", torch.full((3, 4), 100.0))
+    assert len(together.total) == 1 and len(apart.total) == 3
+    wanted = apart.calibration(mix).hessian
+    np.testing.assert_allclose(together.calibration(mix).hessian, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_of_many_inputs_some_are_noted_from_all_over() -> None:
+    import torch
+
+    sums = Sums(2)
+    sums.add("prompt", torch.eye(2).repeat_interleave(3 * MOST_INPUTS, 0))
+    assert sums.count["prompt"] == MOST_INPUTS
+    np.testing.assert_allclose(sums.calibration({"prompt": 1.0}).hessian, np.eye(2) / 2)
 
 
 @pytest.mark.parametrize("given", [CalibrationSet("x.jsonl"), CalibrationSet("x.txt", (), ("", " \n"))])

@@ -19,7 +19,7 @@ from typing import Any
 
 from lrkit.contract.bundle.manifest import Limits, Role
 from lrkit.errors import ExportError
-from lrkit.export.calibration.gather import PHASES, CalibrationSet, Sums, gather
+from lrkit.export.calibration.gather import PHASES, CalibrationSet, Phase, Sums, gather, shares_of
 from lrkit.export.calibration.made import Made, Rounding, round_matrices, store, stored
 from lrkit.export.calibration.matrices import Matrices, Matrix
 from lrkit.export.targets.target import Target
@@ -28,9 +28,10 @@ from lrkit.files import write_json
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.encode.processor import Processor
 
-MEMORY = 1 << 31
+MEMORY = 1 << 32
 """Bytes of Hessians that are held at a time, where one layer has not more."""
 STATE_FILE = "calibration.json"
+COUNTS_FILE = "inputs.json"
 Say = Callable[[str, int, int], None]
 """(what is going on, done, total)."""
 
@@ -69,26 +70,29 @@ class Calibrator:
         reasoner = load()
         source = read_source(reasoner, keep=True)  # `load` has merged an adapter, or leaves it apart
         matrices = Matrices(reasoner, source, self.target)
-        groups = list(_groups(matrices.all(), self.memory))
+        phases = sum(self.given.mix[phase] > 0 for phase in PHASES) if self.given.samples else 1
+        groups = list(_groups(matrices.all(), self.memory, phases))
         made = Made()
-        counts: dict[str, int] = {}
         for number, group in enumerate(groups):
             file = folder / f"{number}.safetensors"
             found = stored(file)
             if found is None:
                 what = f"{role}: calibrating {group[0].role} to {group[-1].role}"
-                sums = gather(reasoner, processor, role, limits, self.given, group, partial(say, what))
-                counts = {phase: sums[group[0].role].count.get(phase, 0) for phase in PHASES}
+                # The first round tells how many inputs a phase has; all others then need one sum for all phases.
+                shares = shares_of(self.given.mix, _counts(folder)) if number else None
+                sums = gather(reasoner, processor, role, limits, self.given, group, partial(say, what), shares)
                 _check_enough(sums, self.given.name)
                 found = self._rounded(group, sums, source, lambda text: say(f"{role}: {text}", 0, 0))
+                if not number:
+                    write_json(folder / COUNTS_FILE, sums[group[0].role].count)
                 store(file, found)
             for matrix in group:
                 matrices.hold(matrix, found.integers[matrix.role], found.factors)
             made.add(found)
         seconds = time.perf_counter() - started
         self.report[role] = {
-            "set": self.given.name, "method": self.target.int4.method, "inputs": counts, "mix": dict(self.given.mix),
-            "rounds": len(groups), "seconds": round(seconds, 1),
+            "set": self.given.name, "method": self.target.int4.method, "inputs": _counts(folder),
+            "mix": dict(self.given.mix), "rounds": len(groups), "seconds": round(seconds, 1),
         }  # fmt: skip
         return made
 
@@ -133,15 +137,22 @@ def report_of(calibrator: Calibrator | None) -> dict[str, Any]:
     return {} if calibrator is None else {"calibration": calibrator.report}
 
 
-def _groups(layers: Sequence[Sequence[Matrix]], memory: int) -> Iterator[list[Matrix]]:
-    """Layers together, as far as their Hessians of all phases fit into `memory`."""
+def _counts(folder: Path) -> dict[Phase, int]:
+    """Inputs by phase of the first matrix, which the first round has written."""
+    held: dict[str, int] = json.loads((folder / COUNTS_FILE).read_text(encoding="utf-8"))
+    return {phase: held.get(phase, 0) for phase in PHASES}
+
+
+def _groups(layers: Sequence[Sequence[Matrix]], memory: int, phases: int) -> Iterator[list[Matrix]]:
+    """Layers together, as far as their Hessians fit into `memory`: of each phase in the first group, then one of
+    all."""
     group: list[Matrix] = []
     held = 0
     for layer in layers:
-        size = sum(4 * matrix.width**2 * len(PHASES) for matrix in layer)
-        if group and held + size > memory:
+        size = sum(4 * matrix.width**2 for matrix in layer)
+        if group and (held + size) * phases > memory:
             yield group
-            group, held = [], 0
+            group, held, phases = [], 0, 1
         group += layer
         held += size
     if group:

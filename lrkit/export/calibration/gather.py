@@ -29,6 +29,9 @@ Phase = Literal["prompt", "latent", "speech"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 WINDOW = 512
 """Tokens of a text that are read at once."""
+MOST_INPUTS = 512
+"""Inputs that a matrix notes of one reading, evenly spread: patches of a picture are many, and much alike."""
+_MIXED = "all"
 
 
 @dataclass(frozen=True)
@@ -47,28 +50,45 @@ class CalibrationSet:
 
 @dataclass
 class Sums:
-    """Of one matrix: by phase, the sum of x times x transposed (C, C), and the number of inputs x."""
+    """Of one matrix: the sum of x times x transposed (C, C) over its inputs x, by phase; or of all phases together,
+    where it is known beforehand how much an input of each counts."""
 
     width: int
-    total: dict[Phase, Tensor] = field(default_factory=dict[Phase, Tensor])
+    shares: Mapping[Phase, float] | None = None
+    """What one input of a phase counts."""
+    total: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     count: dict[Phase, int] = field(default_factory=dict[Phase, int])
+    """Inputs that were added."""
 
     def add(self, phase: Phase, inputs: Tensor) -> None:
-        """Inputs (..., C)."""
-        rows = inputs.detach().reshape(-1, self.width).float()
-        if phase not in self.total:
-            self.total[phase], self.count[phase] = torch.zeros(self.width, self.width), 0
-        self.total[phase].addmm_(rows.T, rows)
-        self.count[phase] += len(rows)
+        """Inputs (..., C) of one reading."""
+        rows = inputs.detach().reshape(-1, self.width)
+        rows = rows[:: -(-len(rows) // MOST_INPUTS)].float()
+        self.count[phase] = self.count.get(phase, 0) + len(rows)
+        share = 1.0 if self.shares is None else self.shares.get(phase, 0.0)
+        if share == 0:
+            return
+        key = phase if self.shares is None else _MIXED
+        if key not in self.total:
+            self.total[key] = torch.zeros(self.width, self.width)
+        self.total[key].addmm_(rows.T, rows, alpha=share)
 
     def calibration(self, mix: Mapping[Phase, float]) -> Calibration:
         """Means of the phases, weighed."""
         hessian, weight = np.zeros((self.width, self.width), np.float32), 0.0
-        for phase, total in self.total.items():
-            if (part := mix.get(phase, 0.0)) > 0 and self.count[phase]:
-                hessian += total.numpy() * (part / self.count[phase])
+        for phase, count in self.count.items():
+            if (part := mix.get(phase, 0.0)) > 0 and count:
                 weight += part
+                if self.shares is None:
+                    hessian += self.total[phase].numpy() * (part / count)
+        if _MIXED in self.total:
+            hessian += self.total[_MIXED].numpy()
         return Calibration(hessian / max(weight, 1e-30), sum(self.count.values()))
+
+
+def shares_of(mix: Mapping[Phase, float], counts: Mapping[Phase, int]) -> dict[Phase, float]:
+    """What one input of a phase counts, where a phase has so many of them."""
+    return {phase: mix.get(phase, 0.0) / counts[phase] for phase in PHASES if counts.get(phase, 0)}
 
 
 class _Enough(Exception):
@@ -78,10 +98,12 @@ class _Enough(Exception):
 class Watched:
     """A reasoner whose matrices are watched."""
 
-    def __init__(self, reasoner: LatentReasoner, matrices: Sequence[Matrix]) -> None:
+    def __init__(
+        self, reasoner: LatentReasoner, matrices: Sequence[Matrix], shares: Mapping[Phase, float] | None
+    ) -> None:
         self._reasoner = reasoner
         self._matrices = matrices
-        self.sums = {matrix.role: Sums(matrix.width) for matrix in matrices}
+        self.sums = {matrix.role: Sums(matrix.width, shares) for matrix in matrices}
         self.phase: Phase = "prompt"
         self.ends_early = False
         """Whether nothing of interest follows the last matrix that is watched."""
@@ -129,13 +151,15 @@ class Watched:
 def gather(
     reasoner: LatentReasoner, processor: Processor, role: Role, limits: Limits, given: CalibrationSet,
     matrices: Sequence[Matrix], progress: Callable[[int, int], None] = lambda done, total: None,
+    shares: Mapping[Phase, float] | None = None,
 ) -> dict[str, Sums]:  # fmt: skip
-    """Role of a matrix -> what it read while the reasoner answered all samples and read all texts.
+    """Role of a matrix -> what it read while the reasoner answered all samples and read all texts; `shares` as in
+    `Sums`, which then hold one matrix in place of one for each phase.
 
     Raises:
         DataError, CapacityError: a sample cannot be read.
     """
-    watched = Watched(reasoner, matrices)
+    watched = Watched(reasoner, matrices, shares)
     windows = [ids for text in given.texts for ids in _windows(processor, text)]
     total = len(given.samples) + len(windows)
     with watched.watching(), torch.inference_mode():
