@@ -19,6 +19,7 @@ from lrkit import Reasoner
 from lrkit.contract.sample import Sample
 from lrkit.runtime.engines.onnxruntime.engine import OrtEngine
 from tests.bundles import QUESTION, picture
+from tests.small_shape import SHAPE
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py"))
@@ -168,6 +169,19 @@ def step_encodings(folder: Path) -> None:
     assert none["gradient"]["step_encodings"] > 0 < some["gradient"]["routers"]
 
 
+def shape_file(folder: Path) -> Path:
+    file = folder / "shape.json"
+    file.write_text(json.dumps(SHAPE))
+    return file
+
+
+def calibration_size(folder: Path) -> None:
+    report = json.loads((folder / "calibration_size.json").read_text())
+    assert report["matrices"] == 8 and report["rounds"] == 1 and report["inputs"]["latent"] >= 4 * 4
+    assert report["seconds_by_work"].keys() >= {"loading", "calibrating", "rounding"}
+    assert report["peak_bytes"] > 1 << 20
+
+
 SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "soak": (lambda bundle, folder: [bundle, "--output", folder / "soak"], soak),
     "cold_start": (lambda bundle, folder: [bundle, "--json", folder / "cold_start.json"], cold_start),
@@ -177,6 +191,10 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "training_step": (lambda bundle, folder: ["--json", folder / "training_step.json"], training_step),
     "pruning": (lambda bundle, folder: ["--json", folder / "pruning.json"], pruning),
     "step_encodings": (lambda bundle, folder: ["--json", folder / "step_encodings.json"], step_encodings),
+    "calibration_size": (
+        lambda bundle, folder: [shape_file(folder), "--block", 32, "--json", folder / "calibration_size.json"],
+        calibration_size,
+    ),
     "analysis_cost": (lambda bundle, folder: ["--json", folder / "analysis_cost.json"], analysis_cost),
     "scenes": (lambda bundle, folder: ["--json", folder / "scenes.json"], scenes),
     "fine_replay": (
