@@ -78,8 +78,8 @@ def read_gguf(path: Path, stored: Stored, layout: Layout) -> dict[str, Weight]:
     """All weights by their names in transformers: those in `stored`, and those of the GGUF file.
 
     Raises:
-        CheckpointError: the file is damaged, of another architecture or other sizes than config.json, holds types that
-            lrkit does not read, or tensors that have no place.
+        CheckpointError: the file is damaged, of another architecture or other sizes than config.json, or holds
+            tensors that have no place or are of a type that nobody here reads.
     """
     if not path.exists():
         raise CheckpointError(f"{path} is not there, and config.json names it; put it there by hand")
