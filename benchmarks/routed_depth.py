@@ -102,7 +102,7 @@ class RandomChoice:
         return self._choose(torch.rand(score_BS.shape, generator=self._rng), valid_BS)
 
 
-def _figures(reasoner: Reasoner, samples: Sequence[Sample], mode: Mode) -> tuple[dict[str, float], list[str | None]]:
+def _figures(reasoner: Reasoner, samples: Sequence[Sample], mode: Mode) -> tuple[dict[str, Any], list[str | None]]:
     """Accuracy and passes, and the answers themselves."""
     asked = evaluate(reasoner, samples, EvalOptions(modes=(mode,), batch_size=100, latency_samples=0))
     found = asked.to_dict()["modes"][mode]
