@@ -101,7 +101,7 @@ def read_quantization(values: Mapping[str, Any], label: str) -> Quantization | N
     """What config.json's `values` say; None where the weights are floats. `label` names the file in messages.
 
     Raises:
-        CheckpointError: a method, packing or number of bits that lrkit does not read.
+        CheckpointError: a method, packing or number of bits that is not read here.
     """
     given = values.get(KEY)
     if given is None:

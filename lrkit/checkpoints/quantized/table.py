@@ -37,7 +37,7 @@ def unpacked(base: Path, stored: Stored, layout: Layout) -> dict[str, Weight]:
     """The weights of a backbone's folder by their names in transformers, from the tensors of its safetensors files.
 
     Raises:
-        CheckpointError: they are integers in a form that lrkit does not read, or that does not fit config.json.
+        CheckpointError: they are integers in a form that is not read here, or that does not fit config.json.
     """
     given = quantization_of(base)
     if given is None:
