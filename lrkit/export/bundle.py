@@ -41,7 +41,6 @@ from lrkit.contract.schemes import tolerance_in
 from lrkit.errors import ExportError
 from lrkit.export.before import Bounds, look_ahead, refuse_taken
 from lrkit.export.calibration.calibrate import Calibrator, calibrated, finish, report_of
-from lrkit.export.calibration.made import Made
 from lrkit.export.calibration.sensitive import NONE_KEPT, KeepSensitive, rank_weights
 from lrkit.export.check import CheckSample, ProgramRun, check_program, torch_answers
 from lrkit.export.check_verdict import uncompared
@@ -233,8 +232,8 @@ class _Export:
         weights = WeightFile(self.staging, f"{role}.onnx.data")
         norms, calibrate = source.dimensions.recipe.norm, partial(self.calibrate, role)
         processor = self.seen.processor_of(source.settings.replay)
+        self._keep_sensitive(source)
         made = calibrated(self.calibrator, role, partial(origin.reasoner, keep), processor, limits, self.progress)
-        self._keep_sensitive(source, made)
         source = source.rescaled(made.factors)
         self.kept[role] = KeptIntegers(source, self.target, made.integers)
         dialect = writer_for(
@@ -250,15 +249,12 @@ class _Export:
         self.errors[role] = dict(dialect.store.errors)
         return entry
 
-    def _keep_sensitive(self, source: Source, made: Made) -> None:
-        """What the first program decides, the others follow. Kept matrices are rounded again, with more bits."""
+    def _keep_sensitive(self, source: Source) -> None:
+        """What the first program decides, the others follow."""
         if not self.keep.count or self.keep.report:
             return
         self.progress("ranking matrices", 0, 0)
-        ranks = rank_weights(source, self.target) if self.calibrator is None else made.off
-        self.target = self.keep.chosen(self.target, ranks, "weights" if self.calibrator is None else "products")
-        for role in self.keep.report["kept"]:
-            made.integers.pop(role, None)
+        self.target = self.keep.chosen(self.target, rank_weights(source, self.target))
         if self.calibrator is not None:
             self.calibrator.target = self.target
 

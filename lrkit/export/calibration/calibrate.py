@@ -22,6 +22,7 @@ from lrkit.errors import ExportError
 from lrkit.export.calibration.gather import PHASES, CalibrationSet, Phase, Sums, gather, shares_of
 from lrkit.export.calibration.made import Made, Rounding, round_matrices, store, stored
 from lrkit.export.calibration.matrices import Matrices, Matrix
+from lrkit.export.calibration.sensitive import ranked
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import Source, read_source
 from lrkit.files import write_json
@@ -93,6 +94,7 @@ class Calibrator:
         self.report[role] = {
             "set": self.given.name, "method": self.target.int4.method, "inputs": _counts(folder),
             "mix": dict(self.given.mix), "rounds": len(groups), "seconds": round(seconds, 1),
+            "off": ranked(made.off),
         }  # fmt: skip
         return made
 

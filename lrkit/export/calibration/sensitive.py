@@ -1,13 +1,11 @@
 """Which matrices suffer most from being rounded, and `--keep-sensitive N`, which keeps the N worst in more bits.
 
-Two measures, both of one matrix rounded alone, in its own scheme and by the method that was asked for:
+The rank is by weights: ||W - Q|| / ||W|| of a matrix rounded to nearest, whatever the method; it needs no data. One
+whose largest weights are far above the others is the worst. What calibration knows besides is recorded, `off`: how far
+products are off. It ranks worse (docs/int4.md).
 
-    products   ||(W - Q) x|| / ||W x||, root of mean squares over the inputs x of a calibration set: how far its
-               products are off, whose inputs are of very different sizes
-    weights    ||W - Q|| / ||W||: the same were all inputs alike; where nothing was gathered
-
-Place in the pipeline: calibrate.py notes `off` of every matrix that it rounds, `rank_weights` goes through the source
-where nothing is calibrated; bundle.py asks `KeepSensitive.chosen` for the target that the programs are written by.
+Place in the pipeline: bundle.py asks `rank_weights`, then `KeepSensitive.chosen` for the target that the programs are
+calibrated and written by. made.py notes `off` of every matrix that is calibrated.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,32 +22,32 @@ from lrkit.export.weights.integers import error_of
 from lrkit.export.weights.quantizers.quantizer import Calibration, quantized
 from lrkit.export.weights.source import Source
 
+MEASURE = "||W - Q|| / ||W||, rounded to nearest"
+"""For bundle.json."""
 KEPT_AS = ("int8", FLOAT)
 """How sensitive matrices may be kept; the first is the default."""
 Ranks = Mapping[str, float]
 """Role of a matrix -> its error, the worst first."""
 
 
-def off(weight: np.ndarray, made: Quantized, calibration: Calibration | None) -> float:
-    """The error of a matrix (out, in) by the measure that there is data for."""
-    if calibration is None:
-        return error_of(weight, made)
+def off(weight: np.ndarray, made: Quantized, calibration: Calibration) -> float:
+    """||(W - Q) x|| / ||W x|| of a matrix (out, in), root of mean squares over the inputs x."""
     hessian = calibration.hessian
     whole, wrong = (float(np.vdot(one @ hessian, one)) for one in (weight, weight - made.dequantize()))
     return (max(wrong, 0.0) / max(whole, 1e-60)) ** 0.5
 
 
 def rank_weights(source: Source, target: Target) -> Ranks:
-    """All matrices of layers that become integers of 4 bits, by `weights`."""
+    """All matrices of layers that become integers of 4 bits, the worst first."""
     found: dict[str, float] = {}
     for role in roles_of(source):
         scheme = target.scheme_for(role, "layers")
         if scheme is None or not _has_four_bits(target, role):
             continue
         weight = source.weight(role)
-        made = quantized(weight, scheme, target.int4.block, role, None, target.int4.method)
+        made = quantized(weight, scheme, target.int4.block, role, None, "rtn")
         if made is not None:
-            found[role] = off(weight, made, None)
+            found[role] = error_of(weight, made)
     return ranked(found)
 
 
@@ -94,7 +92,7 @@ class KeepSensitive:
                 "none; ask for --int4, or leave it out"
             )
 
-    def chosen(self, target: Target, ranks: Ranks, measure: str) -> Target:
+    def chosen(self, target: Target, ranks: Ranks) -> Target:
         """The target with the worst matrices kept.
 
         Raises:
@@ -107,7 +105,7 @@ class KeepSensitive:
                 "many, or export with precision=int8"
             )
         kept = list(ranks)[: self.count]
-        self.report |= {"measure": measure, "kept": kept, "kept_as": self.kept_as, "errors": dict(ranks)}
+        self.report |= {"measure": MEASURE, "kept": kept, "kept_as": self.kept_as, "errors": dict(ranks)}
         values = target.model_dump(mode="json")
         values["int4"]["matrices"] = {**values["int4"]["matrices"], **dict.fromkeys(kept, self.kept_as)}
         return Target.model_validate(values)
