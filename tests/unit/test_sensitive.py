@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrkit.errors import ExportError
+from lrkit.errors import DataError, ExportError
 from lrkit.export.calibration.sensitive import KeepSensitive, off, rank_weights, ranked
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.quantizers.quantizer import Calibration
 from lrkit.export.weights.quantizers.rounded import quantize
+from lrkit.profile.pages.rounding_page import render_rounding
 from tests.commands import lrkit
 
 TARGET = Target.model_validate({"precision": "int4", "int4": {"block": 32, "matrices": {"1.out": "float"}}})
@@ -84,3 +85,22 @@ def test_wrong_numbers_are_one_sentence(options: list[str], said: str, capsys: A
 def test_random_weights_are_held_alike(capsys: Any, tmp_path: Any) -> None:
     assert lrkit("export", "random:qwen2-vl-2b", "--int4", "--keep-sensitive", 1, "-o", tmp_path / "never") == 2
     assert "no random matrix is worse than another; leave it out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_pages_of_a_bundle_show_phases_and_matrices(tmp_path: Any) -> None:
+    phases = {"norm": "n", "latent.1": {"mean": 0.5, "largest": None, "samples": 3}, "speech": {"words_alike": 0.75}}
+    provenance = {
+        "sensitive": {"kept": ["1.down"], "kept_as": "int8", "errors": {"1.down": 0.2, "0.out": 0.1}},
+        "calibration": {"latent": {"off": {"0.qkv": 0.05}}},
+    }
+    manifest: Any = SimpleNamespace(
+        name="mine", validation={"latent": SimpleNamespace(measured={"phases": phases})}, provenance=provenance
+    )
+    pages = render_rounding(manifest, tmp_path / "mine-errors")
+    said = pages[0].read_text()
+    assert "| latent | latent.1 | 0.5000 | - | 3 |" in said and "| latent | speech | 75.0% | - | None |" in said
+    assert "| weights | 1.down | 0.2000 | int8 |" in said and "| products, latent | 0.qkv | 0.0500 | - |" in said
+    assert pages[1].read_text().count("<rect") == 4
+    old: Any = SimpleNamespace(name="old", validation={"latent": SimpleNamespace(measured={})}, provenance={})
+    with pytest.raises(DataError, match="the bundle of old has no errors by phase"):
+        render_rounding(old, tmp_path / "old")
