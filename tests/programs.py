@@ -26,7 +26,7 @@ from lrkit.families.table import DEFAULT
 from lrkit.model.generate import Generated, GenerationLimits, generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.engines.programs.feed import build_feed
-from lrkit.runtime.engines.programs.program_engine import routed_tokens
+from lrkit.runtime.engines.programs.run_reports import routed_tokens
 from tests.tiny import EOS, GEOMETRY, IMAGE, Prompt, batch, tiny_trace
 
 MAX_NEW_TOKENS = 6

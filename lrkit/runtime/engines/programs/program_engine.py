@@ -27,7 +27,7 @@ from lrkit.contract.bundle.io_spec import HALTING, LEFT, IoSpec
 from lrkit.contract.bundle.limits import check_asked, check_prompt
 from lrkit.contract.bundle.manifest import Defaults, GraphName, ProgramEntry, Role
 from lrkit.contract.carried import BeforeStep, of_sample
-from lrkit.contract.generated import Generated, Halting, Mode, ReplayedToken
+from lrkit.contract.generated import Generated, Halting, Mode
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import UserError
@@ -42,6 +42,7 @@ from lrkit.runtime.engines.programs.answer_check import AnswerCheck
 from lrkit.runtime.engines.programs.counts import count_program
 from lrkit.runtime.engines.programs.feed import build_feed
 from lrkit.runtime.engines.programs.looks import ProgramLooked, looked_from, outputs_left, read_looked, whole_reports
+from lrkit.runtime.engines.programs.run_reports import replayed_tokens, routed_tokens
 from lrkit.runtime.engines.programs.step_session import StepSession
 
 # Large, and of no use to an answer.
@@ -350,7 +351,7 @@ class ProgramEngine:
             halting=halting,
             finished=bool(out["finished"]),
             prefilled_tokens=len(feed["input_ids"]) + (0 if look is None else look.num_tokens),
-            replayed=_replayed(out, latent_steps),
+            replayed=replayed_tokens(out, latent_steps),
             routed_depths=self._depths(out),
             routed_tokens=routed_tokens(out, self.entry.routed_layers, latent_steps, window),
             tokens_per_window=window,
@@ -368,29 +369,3 @@ def _look_of(prompt: EncodedPrompt) -> ProgramLooked | None:
     """What the prompt's question is read behind; None where the prompt is read whole."""
     assert prompt.looked is None or isinstance(prompt.looked, ProgramLooked), "a look of another engine"
     return prompt.looked
-
-
-def routed_tokens(
-    out: Mapping[str, np.ndarray], layers: Sequence[int], latent_steps: int, window: int = 1
-) -> dict[int, list[list[int]]]:
-    """Layer -> chunk -> passes of its tokens; {} for programs of an lrkit that did not report them. `window`: tokens
-    that come back for each that is selected."""
-    if "routed_prompt" not in out:
-        return {}
-    found = {layer: [row] for layer, row in zip(layers, out["routed_prompt"].tolist(), strict=True)}
-    for step in range(latent_steps):
-        passes = out["routed_latents"][step]
-        # Slots without a replayed token lie between the replayed ones and the latent.
-        replayed = window * int((out["replayed"][step] >= 0).sum()) if "replayed" in out else 0
-        real = [*range(min(replayed, passes.shape[1] - 1)), passes.shape[1] - 1]
-        for layer, row in zip(layers, passes[:, real].tolist(), strict=True):
-            found[layer].append(row)
-    return found
-
-
-def _replayed(out: Mapping[str, np.ndarray], latent_steps: int) -> list[list[ReplayedToken]]:
-    """Per latent step taken; empty steps where nothing can be replayed, by this program or without a picture."""
-    if "replayed" not in out:
-        return [[] for _ in range(latent_steps)]
-    rows = zip(out["replayed"][:latent_steps].tolist(), out["replay_weights"][:latent_steps].tolist(), strict=True)
-    return [[ReplayedToken(index, weight) for index, weight in zip(*row, strict=True) if index >= 0] for row in rows]
