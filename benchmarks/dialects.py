@@ -179,7 +179,9 @@ class Built:
         """In OpenVINO with products of that precision; None: in ONNX Runtime."""
         spec, layers = self.program.spec, self.program.routed_layers
         if precision is None:
-            session: Any = open_program(self.file, spec, optimizers_off(self.target.dialect, self.target.precision))
+            session: Any = open_program(
+                self.file, spec, optimizers_off=optimizers_off(self.target.dialect, self.target.precision)
+            )
         else:
             numbers = Numbers(precision, int8_activations=self.target.int4.accuracy_level == 4)
             session = compile_graph(self.file, spec, OpenVinoOptions(), numbers)

@@ -10,7 +10,8 @@ from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import GraphName, ProgramEntry, Role
 from lrkit.gpus import Gpus
 from lrkit.runtime.engines.common.row import EngineRow, EngineState
-from lrkit.runtime.engines.programs.program_engine import GraphSession, ProgramEngine, ProgramSessions
+from lrkit.runtime.engines.programs.program_engine import ProgramEngine
+from lrkit.runtime.engines.programs.program_sessions import GraphSession, ProgramSessions
 
 NAME = "toy"
 

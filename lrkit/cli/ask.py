@@ -30,6 +30,8 @@ Examples:
 
     lrkit ask my-bundle --image rooms.png --engine tensorrt-rtx "Take 4 hops. Which room are you in? Start in room 3"
 
+    lrkit ask switched --adapter doors --image rooms.png "Take 4 hops. Which room are you in? Start in room 3"
+
     lrkit ask intel --image rooms.png --engine openvino --engine-option cache=true "Which room are you in?"
 
     lrkit ask tiny --image rooms.png "Take 3 hops. Which room are you in? Start in room 7" "Read the signs."
@@ -47,6 +49,10 @@ def ask(
     question: Annotated[list[str], typer.Argument(help="What to ask; several questions look at the pictures once.")],
     image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for several.")] = None,
     mode: Annotated[str, typer.Option(help="latent, cot or direct.")] = "latent",
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="Of a bundle with several: the adapter to answer by.", rich_help_panel="Adapter"),
+    ] = None,
     follow_up: Annotated[
         bool, typer.Option("--follow-up", help="Each question has those before in its context.")
     ] = False,
@@ -78,6 +84,7 @@ def ask(
     reasoner = (
         Reasoner.open(model, device, provider, threads, engine, options, dtype, attention).baseline(chosen).prepare()
     )
+    reasoner = reasoner if adapter is None else reasoner.with_adapter(adapter)
     say_note(reasoner)
     limits: Any = {"max_new_tokens": max_new_tokens, "max_latent_steps": max_latent_steps, "timeout": timeout}
     images = list(image or [])

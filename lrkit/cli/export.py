@@ -27,9 +27,11 @@ from lrkit.cli.shared.export_target import (
     Changes,
     FormName,
     Int4,
+    WithAdapter,
     adapter_change,
     check_form,
     load_target,
+    open_adapters,
     script_path,
 )
 from lrkit.cli.shared.options import Download, dry_run_option
@@ -58,6 +60,8 @@ Examples:
     lrkit export my-checkpoint --int4 --adapter keep -o beside
 
     lrkit export my-checkpoint --int4 --data held-out.jsonl --max-loss 0.5 -o mine
+
+    lrkit export my-checkpoint --int4 --with-adapter doors=runs/doors/last -o switched
 
     lrkit export my-checkpoint --int4 --samples 5 --allow-unproven -o draft
 
@@ -108,6 +112,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle of that name.")] = False,
     allow_unproven: Unproven = False,
     adapter: AdapterName = None,
+    with_adapter: WithAdapter = None,
     max_loss: MaxLoss = None,
     int4_method: MethodName = None,
     calibration: SetName = None,
@@ -139,6 +144,7 @@ def export(
         plan_engines(asked.engine)  # asked for by name: a package that is missing is no reason to write a script
     options: dict[str, Any] = {"form": form, "baselines": baselines, "force": force, "script": script_path(script)}
     options |= {"allow_unproven": allow_unproven, "max_loss": max_loss, "keep": kept(model, keep_sensitive, keep_as)}
+    options["with_adapters"] = open_adapters(with_adapter or [])
     do = _dry_run if dry_run else _export
     calibrated = (calibration, calibration_samples, calibration_mix)
     do((model, data, samples), settings, output, name, asked, options, calibrated, json_file)
@@ -168,11 +174,13 @@ def _dry_run(
     for package in PACKAGES:
         require(package, "export")
     from lrkit.export.dry_run import plan_export
+    from lrkit.export.swapped import Swaps
 
     subject, samples, called = open_subject(*what, target, settings)
     place = output or Path(f"{called}-{name}")
     open_calibrator(subject, target, place, *calibrated)
     given = {key: options[key] for key in ("baselines", "force", "allow_unproven", "max_loss", "keep")}
+    Swaps(options["with_adapters"]).check(subject, target, options["form"])
     plan = plan_export(subject, place, target, samples, **given, say=err(soft_wrap=True).print)
     console, limits = beside_json(json_file, soft_wrap=True), plan.limits.model_dump()
     programs = ", ".join(f"{role} ({layers} layers, {target.precision})" for role, layers in plan.programs.items())

@@ -28,7 +28,6 @@ from lrkit.contract.bundle.manifest import (
     Limits,
     Manifest,
     ProgramEntry,
-    RecordedSample,
     Role,
     StepEntry,
     StepName,
@@ -51,27 +50,24 @@ from lrkit.export.graph.program import Program, build_program
 from lrkit.export.graph.saving import WeightFile, has_twins, save_model, save_models
 from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.step_graphs import build_steps, save_steps, step_spec
+from lrkit.export.graph.swaps import open_swaps
 from lrkit.export.graph.tower_writer import Tower, chooses, write_tower
 from lrkit.export.kept_integers import KeptIntegers, report_of_kept, say_what_is_rounded_again
+from lrkit.export.recording import Recorder
 from lrkit.export.seen_samples import SeenSamples
 from lrkit.export.sessions import Comparing
 from lrkit.export.sizes import program_sizes
-from lrkit.export.subject import CheckpointSubject, Origin, Subject, check_adapters
+from lrkit.export.subject import CheckpointOrigin, CheckpointSubject, Origin, Subject, check_adapters
+from lrkit.export.swapped import AdaptedSession, Swaps
 from lrkit.export.target_engines import Say, TargetEngines
 from lrkit.export.targets.target import Target, limits_of, processor_of
 from lrkit.export.weights.quantizers.quantizer import Calibration, uncalibrated
 from lrkit.export.weights.source import Source
 from lrkit.families.common.no_windows import zoomed
-from lrkit.families.protocols import Size
 from lrkit.folders import locked, staged_folder
-from lrkit.pictures.input import ImageSource
-from lrkit.pictures.load import load_image
 from lrkit.provenance import collect
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.encode.processor import Processor
-
-NUM_RECORDED = 2
-"""Samples per program that `lrkit validate` runs again."""
 
 CalibrateProgram = Callable[[Role, str], Calibration | None]
 """(program, matrix by its role) -> what it is multiplied with; None where that is not known."""
@@ -120,6 +116,7 @@ def export_bundle(
     calibrate: CalibrateProgram = uncalibrated,
     calibrator: Calibrator | None = None,
     keep: KeepSensitive = NONE_KEPT,
+    with_adapters: Mapping[str, CheckpointSubject] | None = None,
     progress: Progress = lambda what, done, total: None,
     say: Say = lambda text: None,
 ) -> ExportReport:
@@ -129,7 +126,8 @@ def export_bundle(
     the programs are checked on, `baselines` makes programs of the checkpoint's own too, and `force` replaces a bundle.
     Samples that prove nothing end the export, unless `allow_unproven`; `max_loss` bounds the points of accuracy lost.
     `calibrate` says what a matrix is multiplied with, `calibrator` finds it out, `keep` keeps the most sensitive ones
-    in more bits. `say` gets what is urgent.
+    in more bits. By the adapters of the checkpoints `with_adapters`, over the same base, the first program can be run
+    too. `say` gets what is urgent.
 
     Where the target asks for TensorRT engines they are built too; or, with `script`, what builds them on a device is
     written there. Standard TensorRT builds on the device itself: without it here, the script goes into the bundle.
@@ -144,12 +142,15 @@ def export_bundle(
     """
     subject = CheckpointSubject(resolve_checkpoint(checkpoint)) if isinstance(checkpoint, str | Path) else checkpoint
     refuse_taken(output, force)
+    swaps = Swaps(with_adapters or {})
+    target = swaps.check(subject, target, form)
     engines = TargetEngines.of(target, script)
     bounds = Bounds(allow_unproven, max_loss)
     look_ahead(subject, target, samples, bounds, keep, say)
     with locked(output, "writes into"), staged_folder(output, replace=True) as staging:
         refuse_taken(output, force)  # another process may have been quicker
-        export = _Export(subject, staging, target, form, samples, progress, bounds, (calibrate, calibrator, keep))
+        choosing = (calibrate, calibrator, keep)
+        export = _Export(subject, staging, target, form, samples, progress, bounds, choosing, swaps)
         manifest = export.run(baselines, lambda programs: engines.ask(staging, programs, progress, say), say)
         manifest = engines.add(manifest, staging, export.seconds, progress)
         (staging / BUNDLE_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -178,7 +179,9 @@ class _Export:
         progress: Progress,
         bounds: Bounds = Bounds(),
         choosing: tuple[CalibrateProgram, Calibrator | None, KeepSensitive] = (uncalibrated, None, NONE_KEPT),
+        swaps: Swaps | None = None,
     ) -> None:
+        self.swaps = swaps or Swaps()
         self.bounds, (self.calibrate, self.calibrator, self.keep) = bounds, choosing
         self.subject, self.staging, self.target, self.progress = subject, staging, target, progress
         self.comparing = Comparing.of(target)
@@ -189,7 +192,7 @@ class _Export:
         self.seen: SeenSamples
         self.seconds: dict[str, float] = {}
         self.errors: dict[str, dict[str, float]] = {}
-        self.recorded: list[RecordedSample] = []
+        self.recorder = Recorder(staging, self.processor.geometry, samples)
         self.kept: dict[Role, KeptIntegers] = {}
 
     def run(self, baselines: bool, ask: Callable[[Mapping[Role, ProgramEntry]], None], say: Say) -> Manifest:
@@ -221,6 +224,10 @@ class _Export:
         for role, origin in origins.items():
             proofs[role] = self._proof(role, origin, programs[role], bounds[role])
             gc.collect()
+        first = next(iter(origins))
+        for name, other in self.swaps.given.items():
+            origin = CheckpointOrigin(other.folder)
+            self.swaps.proofs[name] = self._proof(first, origin, programs[first], bounds[first], name)
         return self._manifest(limits, programs, proofs)
 
     def _program(self, role: Role, origin: Origin, limits: Limits) -> ProgramEntry:
@@ -229,12 +236,13 @@ class _Export:
         self.progress(f"{role}: reading weights", 0, 0)
         keep = origin.keeps(self.target.adapter)
         source = origin.source(keep)
+        source.swapped = self.swaps.of(role, next(iter(self.subject.origins(False))))
         weights = WeightFile(self.staging, f"{role}.onnx.data")
         norms, calibrate = source.dimensions.recipe.norm, partial(self.calibrate, role)
         processor = self.seen.processor_of(source.settings.replay)
         self._keep_sensitive(source)
         made = calibrated(self.calibrator, role, partial(origin.reasoner, keep), processor, limits, self.progress)
-        source = source.rescaled(made.factors)
+        source, self.swaps.factors = source.rescaled(made.factors), made.factors
         self.kept[role] = KeptIntegers(source, self.target, made.integers)
         dialect = writer_for(
             self.target, source.weight, norms, weights, calibrate, self.kept[role], source.low_rank
@@ -258,8 +266,11 @@ class _Export:
         if self.calibrator is not None:
             self.calibrator.target = self.target
 
-    def _proof(self, role: Role, origin: Origin, entry: ProgramEntry, limits: Limits) -> Validation:
-        """Compares what was written with torch, and records answers; without samples it does neither."""
+    def _proof(
+        self, role: Role, origin: Origin, entry: ProgramEntry, limits: Limits, adapter: str | None = None
+    ) -> Validation:
+        """Compares what was written with torch, and records answers; without samples it does neither. With `adapter`,
+        whose checkpoint `origin` then is, it compares alone."""
         replay = origin.settings.replay
         processor, encoded = self.seen.processor_of(replay), self.seen.encoded(replay)
         if not encoded or self.target.unread_on_cpu is not None:
@@ -275,14 +286,17 @@ class _Export:
             lambda done: self.progress(f"{role}: asking torch", done, count), chosen,
         )  # fmt: skip
         session = self.comparing.program(self.staging, entry, self.processor.end_ids)
+        if adapter is not None:
+            session = AdaptedSession(session, self.staging / entry.adapters[adapter].file, entry)
         known, who = (entry.settings, entry.routed_layers, processor), self.comparing.name
         validation = check_program(
             expected, ProgramRun(session, entry.spec, *known, bounds, role, who), encoded, self.tolerance,
             rounded=self.subject.check_rounded, bounds=self.bounds,
             progress=lambda done: self.progress(f"{role}: comparing with torch", done, count),
         )  # fmt: skip
-        self._record(role, ProgramRun(session, entry.spec, *known, limits, role, who), encoded)
-        self.seconds[f"{role}.check"] = time.perf_counter() - started
+        if adapter is None:
+            self.recorder.record(role, ProgramRun(session, entry.spec, *known, limits, role, who), encoded)
+        self.seconds[f"{adapter or role}.check"] = time.perf_counter() - started
         reasons = filter(None, (validation.tolerance_reason, self.subject.check_note))
         return validation.model_copy(update={"tolerance_reason": "; ".join(reasons)})
 
@@ -290,8 +304,10 @@ class _Export:
         """Builds and writes one program in the asked form."""
         nbits = self.target.scheme.integers and self.target.dialect == "ort"
         steps: dict[StepName, StepEntry] = {}
+        swaps: tuple[str, ...] = ()
         if self.form == "program":
             program = build_program(stack, self.processor.end_ids, tower)
+            swaps = open_swaps(program.model) if stack.source.swapped else ()
             spec, file = program.spec, f"{role}.onnx"
             data = self._save(program, file, stack.dialect.store.file)
         else:
@@ -300,14 +316,15 @@ class _Export:
             files, data = save_steps(built, self.staging, role, stack.dialect.store.file)
             steps = {name: StepEntry(file=files[name], spec=step.spec) for name, step in built.items()}
             file = files["prompt"]
-        return ProgramEntry(
+        entry = ProgramEntry(
             file=file, data=data, dialect=self.target.dialect, precision=self.target.precision,
             accuracy_level=self.target.int4.accuracy_level if nbits else None, adapter=stack.source.adapter,
             spec=spec, steps=steps,
             settings=stack.settings, num_layers=stack.dims.num_layers, routed_layers=tuple(stack.routers),
             bytes_by_part=dict(stack.dialect.store.part_bytes), held=stack.dialect.store.held,
-            sizes=program_sizes(stack),
+            sizes=program_sizes(stack), swaps=swaps,
         )  # fmt: skip
+        return self.swaps.write(self.staging, role, entry) if swaps else entry
 
     def _chosen(self, role: Role, entry: ProgramEntry, encoded: Sequence[CheckSample]) -> list[np.ndarray] | None:
         """The visual tokens that the program chooses for each sample; None where its tower chooses none."""
@@ -326,32 +343,6 @@ class _Export:
             return None
         save_models({file: program.model}, self.staging, f"{file}.data", weights)
         return f"{file}.data"
-
-    def _record(self, role: Role, run: ProgramRun, encoded: Sequence[CheckSample]) -> None:
-        """Answers of the written program to the first samples, with their pictures, for `lrkit validate`."""
-        for number, sample in enumerate(self.samples[:NUM_RECORDED]):
-            used = {one.image: one.used for one in encoded[number].prompt.resized}
-            images = [self._picture(number, place, image, used) for place, image in enumerate(sample.images)]
-            # The stored picture is what will be asked about: the answer is recorded from it.
-            prompt = run.processor.encode_prompt([self.staging / name for name in images], sample.question)
-            seen = run.trace(prompt)
-            self.recorded.append(
-                RecordedSample(
-                    images=tuple(images), question=sample.question, answer=sample.answer, role=role,
-                    token_ids=tuple(seen.token_ids), latent_steps=seen.latent_steps,
-                )
-            )  # fmt: skip
-
-    def _picture(self, number: int, place: int, image: ImageSource, used: Mapping[int, Size]) -> str:
-        name = f"samples/{number}-{place}.png"
-        if not (self.staging / name).is_file():
-            (self.staging / "samples").mkdir(exist_ok=True)
-            # A photo is kept as the program sees it: as a PNG of its own size it would have tens of megabytes.
-            picture = load_image(image)
-            if place in used:
-                picture = picture.resize(used[place], self.processor.geometry.resample)
-            picture.save(self.staging / name)
-        return name
 
     def _manifest(
         self,
@@ -378,9 +369,10 @@ class _Export:
             family=processor.geometry.family,
             patches_per_token=processor.geometry.patches_per_token,
             files={path.relative_to(self.staging).as_posix(): digest(path) for path in files},
-            samples=tuple(self.recorded),
+            samples=tuple(self.recorder.recorded),
             made_for=self.comparing.made_for,
             validation=validations,
+            adapter_validation=self.swaps.proofs,
             provenance=collect(
                 checkpoint=self.subject.provenance,
                 **report_of(self.calibrator),

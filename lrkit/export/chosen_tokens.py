@@ -43,7 +43,7 @@ def program_choices(
     alone = file.with_name(f"{file.stem}.{CHOSEN}.onnx")
     try:
         save_model(_tower_in(file), alone)
-        session = comparing.open(alone, None)
+        session = comparing.open(alone, None, ())
         return [_choices(session, prompt, image_id, geometry, comparing.name) for prompt in prompts]
     finally:
         alone.unlink(missing_ok=True)

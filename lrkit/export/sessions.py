@@ -3,7 +3,7 @@
 Place in the pipeline: bundle.py opens a program and check.py runs it; chosen_tokens.py runs its tower alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,9 @@ class Comparing:
 
     name: str
     """For errors: ONNX Runtime, OpenVINO."""
-    open: Callable[[Path, IoSpec | None], Any]
-    """Loads one graph; of a declared one inputs and outputs are compared. Raises `ExportError`."""
+    open: Callable[[Path, IoSpec | None, Collection[str]], Any]
+    """Loads one graph; of a declared one inputs, but for those of an adapter, and outputs are compared. Raises
+    `ExportError`."""
     made_for: MadeFor | None = None
     """For bundle.json."""
 
@@ -49,8 +50,8 @@ class Comparing:
     def program(self, folder: Path, entry: ProgramEntry, end_ids: Sequence[int]) -> Any:
         """The session that answers by a written program, in either form. Raises `ExportError`."""
         if not entry.steps:
-            return self.open(folder / entry.file, entry.spec)
-        sessions = {name: self.open(folder / step.file, step.spec) for name, step in entry.steps.items()}
+            return self.open(folder / entry.file, entry.spec, entry.swaps)
+        sessions = {name: self.open(folder / step.file, step.spec, ()) for name, step in entry.steps.items()}
         return StepSession(sessions, {name: step.spec for name, step in entry.steps.items()}, entry.spec, end_ids)
 
 
@@ -64,7 +65,7 @@ def _openvino(target: Target) -> Comparing:
     precision = natural_precision(target.model_dump(mode="json")) if asked == "auto" else asked
     numbers = Numbers(precision, target.openvino.int8_activations)
 
-    def opened(file: Path, spec: IoSpec | None) -> Any:
+    def opened(file: Path, spec: IoSpec | None, swaps: Collection[str]) -> Any:
         try:
             return compile_graph(file, spec, options, numbers)
         except LrkitError as error:
@@ -77,7 +78,9 @@ def _openvino(target: Target) -> Comparing:
     return Comparing("OpenVINO", opened, made_for)
 
 
-def open_program(file: Path, spec: IoSpec | None = None, optimizers_off: Sequence[str] = ()) -> Any:
+def open_program(
+    file: Path, spec: IoSpec | None = None, swaps: Collection[str] = (), optimizers_off: Sequence[str] = ()
+) -> Any:
     """An ONNX Runtime session on the CPU, without the graph transformers named (see
     lrkit/runtime/engines/onnxruntime/engine.py).
 
@@ -85,7 +88,7 @@ def open_program(file: Path, spec: IoSpec | None = None, optimizers_off: Sequenc
         ExportError: ONNX Runtime refuses it, or it has other inputs or outputs than `spec` declares.
     """
     session = _session(file, optimizers_off)
-    if spec is not None and (wrong := spec.differences(inputs_of(session), session.get_outputs())):
+    if spec is not None and (wrong := spec.differences(inputs_of(session, swaps), session.get_outputs())):
         raise ExportError(f"{file.name} is not the program it was built to be ({wrong[0]}); export it again")
     return session
 

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
-from lrkit.checkpoints.checkpoint_folder import ADAPTER_FILE, baselines_of, read_info, read_settings
+from lrkit.checkpoints.checkpoint_folder import ADAPTER_FILE, base_folder, baselines_of, read_info, read_settings
+from lrkit.checkpoints.quantized.table import quantization_of
 from lrkit.checkpoints.whole_weights import check_weights
 from lrkit.contract.bundle.manifest import AdapterKind, Role
 from lrkit.contract.generated import WITHOUT_LATENTS
@@ -97,7 +98,9 @@ class CheckpointOrigin:
         return (self.folder / ADAPTER_FILE).exists()
 
     def keeps(self, asked: AdapterKind | None) -> bool:
-        """Merged where nothing is said."""
+        """Where nothing is said, beside a base that is quantized already: merged, it would be rounded again."""
+        if asked is None and self.adapted:
+            return quantization_of(base_folder(self.folder, read_info(self.folder))) is not None
         return asked == "keep"
 
     def source(self, keep: bool = False) -> Source:

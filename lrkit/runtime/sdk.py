@@ -180,6 +180,15 @@ class Reasoner:
         engine = None if mode == "latent" else self.engine.baseline(mode)
         return self if engine is None else Reasoner(engine, self.scenes.limit)
 
+    def with_adapter(self, name: str) -> "Reasoner":
+        """The same program with an adapter of `lrkit export --with-adapter NAME=CHECKPOINT` in place of its own. The
+        weights are shared; looks are its own, because another adapter sees otherwise.
+
+        Raises:
+            UserError: there is none of that name, or this is no such bundle on ONNX Runtime.
+        """
+        return Reasoner(self.engine.with_adapter(text_or_none("adapter", name) or ""), self.scenes.limit)
+
     def ask(
         self,
         image: Images,
@@ -193,6 +202,7 @@ class Reasoner:
         timeout: float | None = None,
         cancel: CancelFlag | None = None,
         on_text: Callable[[str], None] | None = None,
+        adapter: str | None = None,
     ) -> Answer:
         """Answers one question about one picture, several, or none (None). `on_text` gets the words as they are
         generated.
@@ -200,7 +210,7 @@ class Reasoner:
         A picture is a path, the bytes of an image file, an open binary file, a PIL image, or a uint8 array of shape
         (height, width), (height, width, 3) or (height, width, 4). Pictures above `max_pixels` (None: the model's own)
         or the bundle's limits are shrunk, and `Answer.resized` names them. `timeout` is in seconds. Another thread ends
-        the answer by setting `cancel`, such as a `threading.Event`.
+        the answer by setting `cancel`, such as a `threading.Event`. `adapter` is as in `with_adapter`.
 
         Raises:
             DataError: a picture or the question cannot be used.
@@ -208,10 +218,11 @@ class Reasoner:
             BundleError: the bundle's program fails.
             TimeoutExceeded, Cancelled: the answer was ended before it was complete.
         """
+        reasoner = self if adapter is None else self.with_adapter(adapter)
         options = ask_options(mode, max_new_tokens, max_latent_steps, halting)
         options = replace(options, stop=Stop.within(timeout, cancel))
         pairs = [(as_pictures(image), question_text(question))]
-        return self._answers(pairs, options, max_pixels, callback(on_text))[0]
+        return reasoner._answers(pairs, options, max_pixels, callback(on_text))[0]
 
     def ask_batch(
         self,
@@ -224,13 +235,15 @@ class Reasoner:
         max_pixels: int | None = None,
         timeout: float | None = None,
         cancel: CancelFlag | None = None,
+        adapter: str | None = None,
     ) -> list[Answer]:
         """Answers (image, question) pairs as one batch. `timings` and `timeout` are those of the whole batch. Raises as
         `ask`."""
+        reasoner = self if adapter is None else self.with_adapter(adapter)
         options = ask_options(mode, max_new_tokens, max_latent_steps, halting)
         options = replace(options, stop=Stop.within(timeout, cancel))
         pairs = question_pairs(questions)
-        return self._answers(pairs, options, max_pixels, None) if pairs else []
+        return reasoner._answers(pairs, options, max_pixels, None) if pairs else []
 
     def look(self, images: Images, *, max_pixels: int | None = None, timeout: float | None = None,
              cancel: CancelFlag | None = None) -> Scene:  # fmt: skip

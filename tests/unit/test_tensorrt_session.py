@@ -13,7 +13,8 @@ from lrkit.contract.bundle.manifest import EngineKind, GraphName, ProgramEntry, 
 from lrkit.data.trail import trail_set
 from lrkit.errors import BundleError, CapacityError, LrkitError, UserError
 from lrkit.runtime.answer.answer import Answer
-from lrkit.runtime.engines.programs.program_engine import ProgramEngine, ProgramSessions
+from lrkit.runtime.engines.programs.program_engine import ProgramEngine
+from lrkit.runtime.engines.programs.program_sessions import ProgramSessions
 from lrkit.runtime.engines.tensorrt.device_array import Pool
 from lrkit.runtime.engines.tensorrt.library import TensorRT, load_library
 from lrkit.runtime.engines.tensorrt.plan import Range

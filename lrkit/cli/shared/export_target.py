@@ -10,6 +10,7 @@ from lrkit.contract.bundle.manifest import AdapterKind
 from lrkit.errors import UserError
 
 if TYPE_CHECKING:
+    from lrkit.export.subject import CheckpointSubject
     from lrkit.export.targets.engine_target import EngineTarget
     from lrkit.export.targets.target import Target
 
@@ -25,6 +26,14 @@ AdapterName = Annotated[
     typer.Option(
         "--adapter",
         help="LoRA: merge adds it to the matrices, keep lets it run beside them in floats. [default: merge]",
+        rich_help_panel="Adapter",
+    ),
+]
+WithAdapter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with-adapter",
+        help="NAME=CHECKPOINT over the same base: the program can be asked by its adapter too; repeat.",
         rich_help_panel="Adapter",
     ),
 ]
@@ -72,6 +81,26 @@ def adapter_change(adapter: str | None, overrides: list[str]) -> list[str]:
     if adapter is not None and adapter not in get_args(AdapterKind):
         raise UserError(f"--adapter is {adapter!r}; it must be one of {', '.join(get_args(AdapterKind))}")
     return [*overrides, *([] if adapter is None else [f"adapter={adapter}"])]
+
+
+def open_adapters(given: list[str]) -> "dict[str, CheckpointSubject]":
+    """The checkpoints of --with-adapter, by name.
+
+    Raises:
+        UserError: no NAME=CHECKPOINT, or a name that is given twice.
+        CheckpointError, UnknownNameError: no such checkpoint.
+    """
+    from lrkit.export.subject import CheckpointSubject
+    from lrkit.resources import resolve_checkpoint
+
+    found: dict[str, CheckpointSubject] = {}
+    for one in given:
+        name, _, checkpoint = one.partition("=")
+        if not name or not checkpoint or name in found:
+            what = "names an adapter twice" if name in found else "is no NAME=CHECKPOINT"
+            raise UserError(f"--with-adapter {one!r} {what}; give each a name of its own, as doors=runs/doors/last")
+        found[name] = CheckpointSubject(resolve_checkpoint(checkpoint))
+    return found
 
 
 def engine_for_bundle(

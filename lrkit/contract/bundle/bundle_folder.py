@@ -161,5 +161,6 @@ def _used(manifest: Manifest) -> Iterator[tuple[str, str]]:
             yield f"the {role} program", entry.data
         yield from ((f"the {role} program", step.file) for step in entry.steps.values())
         yield from ((f"the {role} program", engine.file) for engine in entry.engines)
+        yield from ((f"the adapter {name}", adapter.file) for name, adapter in entry.adapters.items())
     for sample in manifest.samples:
         yield from (("a recorded sample", image) for image in sample.images)

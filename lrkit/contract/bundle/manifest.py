@@ -39,6 +39,7 @@ def modern_dialect(name: object) -> object:
 Count = Annotated[int, Field(ge=0, le=MAX_BYTES)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Sizes = tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...]
+AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$")]
 Arch = Annotated[str, Field(pattern=r"^sm\d{2,3}$")]
 Role = Literal["latent", "cot", "direct"]
 StepName = Literal["prompt", "think", "speak"]
@@ -161,6 +162,17 @@ class ProgramSizes(Config):
     """In the merger's matrices: each is used once per visual token."""
 
 
+class AdapterEntry(Config):
+    """An adapter that a program can be run with instead of its own."""
+
+    file: str = Field(pattern=r"\.onnx_adapter$")
+    """In ONNX Runtime's format, relative to the bundle: a value for each of the program's `swaps`."""
+    checkpoint: str
+    """Name of the checkpoint it was made from."""
+    rank: int = Field(ge=1, le=1024)
+    """Of its matrices."""
+
+
 class ProgramEntry(Config):
     """One program of the bundle."""
 
@@ -177,6 +189,10 @@ class ProgramEntry(Config):
     adapter: AdapterKind | None = None
     """What became of the checkpoint's LoRA adapter; null where it has none, and in bundles written before it was
     recorded, which merged."""
+    swaps: tuple[str, ...] = Field(default=(), max_length=1 << 16)
+    """Inputs beside those of `spec`, each with a default: what an adapter replaces at run time."""
+    adapters: dict[AdapterName, AdapterEntry] = {}
+    """By the name that they are asked for by."""
     spec: IoSpec
     """Inputs and outputs of a whole answer, in one run (program) or by the host's loop (step)."""
     steps: dict[StepName, StepEntry] = {}
@@ -283,6 +299,8 @@ class Manifest(Config):
     """Recorded at export."""
     validation: dict[Role, Validation]
     """Per program."""
+    adapter_validation: dict[AdapterName, Validation] = {}
+    """Per adapter of the first program: the same comparison, with that adapter in both."""
     made_for: MadeFor | None = None
     """Null: ONNX Runtime, or the TensorRT engines in it."""
     defaults: Defaults | None = None

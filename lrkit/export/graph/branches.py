@@ -9,7 +9,7 @@ took 1.33 times as long as the int4 matrix alone, and two products take 1.15 (on
 Legend: S tokens, R rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,8 @@ from lrkit.export.weights.low_rank import Adapted, LowRank, nothing_added
 
 PART = "adapter"
 """Part of the model that its bytes are counted under."""
+_DOWN, _UP = ".adapter.A", ".adapter.B"
+"""Behind the matrices' roles, joined by +, and behind one of them: names of stored sides."""
 
 
 @dataclass
@@ -38,28 +40,32 @@ class Branches:
         ranks = self._ranks_of(tuple(roles))
         if not any(ranks):
             return list(products)
-        name = f"{'+'.join(roles)}.adapter.A"
+        name = f"{'+'.join(roles)}{_DOWN}"
         low = self._product(g, x, self.store.vector(g, name, PART))
         adapted = [i for i, rank in enumerate(ranks) if rank]
         lows = [low]
         if len(adapted) > 1:
-            lows = g.ops("Split", low, [ranks[i] for i in adapted], outputs=len(adapted), axis=1)
+            sizes = [ranks[i] for i in adapted]
+            # Equal parts of whatever there is: an adapter at run time may have another rank.
+            equal, count = len(set(sizes)) == 1 and self.fused, len(adapted)
+            lows = g.ops(
+                "Split", low, None if equal else sizes, outputs=count, axis=1, num_outputs=count if equal else None
+            )
         made = list(products)
         for i, one in zip(adapted, lows, strict=True):
-            made[i] = self._product(g, one, self.store.vector(g, f"{roles[i]}.adapter.B", PART), made[i])
+            made[i] = self._product(g, one, self.store.vector(g, f"{roles[i]}{_UP}", PART), made[i])
         return made
 
     def _ranks_of(self, roles: tuple[str, ...]) -> tuple[int, ...]:
         """Reads and stores their sides, the first time."""
         if roles not in self._ranks:
-            sides = {role: self.low_rank(role) for role in roles}
-            found: dict[str, LowRank] = {role: side for role, side in sides.items() if side is not None}
-            if found:
-                downs = np.concatenate([side.down for side in found.values()])
-                self.store.keep_floats(f"{'+'.join(roles)}.adapter.A", PART, self._laid(downs))
-            for role, side in found.items():
-                self.store.keep_floats(f"{role}.adapter.B", PART, self._laid(side.up))
-            self._ranks[roles] = tuple(0 if side is None else len(side.down) for side in sides.values())
+            sides = [self.low_rank(role) for role in roles]
+            self._ranks[roles] = tuple(0 if side is None else len(side.down) for side in sides)
+            if any(sides):
+                self.store.keep_floats(f"{'+'.join(roles)}{_DOWN}", PART, self._laid(_joined(sides)))
+            for role, side in zip(roles, sides, strict=True):
+                if side is not None:
+                    self.store.keep_floats(f"{role}{_UP}", PART, self._laid(side.up))
         return self._ranks[roles]
 
     def _laid(self, matrix: np.ndarray) -> np.ndarray:
@@ -71,3 +77,16 @@ class Branches:
             return g.op("Gemm", x, matrix, added, transB=1)
         product = g.op("MatMul", x, matrix)
         return product if added is None else g.op("Add", added, product)
+
+
+def _joined(sides: Iterable[LowRank | None]) -> np.ndarray:
+    return np.concatenate([side.down for side in sides if side is not None])
+
+
+def side_named(name: str, low_rank: Adapted) -> np.ndarray | None:
+    """The side that ONNX Runtime's dialect stores under a name, of the adapter that `low_rank` gives; None for another
+    name."""
+    if name.endswith(_DOWN):
+        return _joined(low_rank(role) for role in name.removesuffix(_DOWN).split("+"))
+    side = low_rank(name.removesuffix(_UP)) if name.endswith(_UP) else None
+    return None if side is None else side.up

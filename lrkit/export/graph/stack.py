@@ -26,7 +26,7 @@ from lrkit.export.graph.replay_nodes import SOURCES, Closer, Replay
 from lrkit.export.graph.routing_nodes import Refined, Router
 from lrkit.export.graph.tower_writer import write_window_tower
 from lrkit.export.graph.writer import Rotation, Writer
-from lrkit.export.weights.source import Source
+from lrkit.export.weights.source import HEAD_ROW, Source
 from lrkit.families.protocols import Geometry
 
 FLOAT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
@@ -217,6 +217,9 @@ class Stack:
         """Reads the head once: does the model want to think on? `spoken` tells what it would say otherwise."""
         never = self.dims.never_spoken
         logits = self._logits(g, hidden, g.value(self._closing(never)) if never else None)
+        if self.source.swapped:  # its row is the adapter's; the matrix is the base's
+            own = g.op("Unsqueeze", g.op("MatMul", hidden, self.dialect.vector(g, HEAD_ROW, "adapter")), [1])
+            logits = g.op("ScatterElements", logits, np.array([[self.source.latent_id]]), own, axis=1)
         best = self.dialect.largest(g, logits, self.dims.vocabulary)
         return {"logits": logits, "wants": g.op("Equal", best, [self.source.latent_id])}
 

@@ -24,6 +24,9 @@ from lrkit.export.weights.rescaled import Factors, rescaled, rescaled_branch
 from lrkit.model.build import extra_state
 from lrkit.model.reasoner import LatentReasoner
 
+HEAD_ROW = "latent.head_row_D"
+"""Among a source's extras: the latent token's row of the head."""
+
 
 def none_stored(role: str) -> None:
     """All weights are floats."""
@@ -54,6 +57,8 @@ class Source:
     """The head is the embedding matrix (but for the latent token's row, which is never fed)."""
     adapter: AdapterKind | None = None
     """What became of the adapter; None: there is none."""
+    swapped: bool = False
+    """Whether adapters are to be switched at run time, so that the program keeps apart all that is the adapter's."""
     low_rank: Adapted = nothing_added
     """By role, N.qkv, N.out, N.gate, N.up or N.down: what an adapter that is kept apart adds to that matrix."""
     stored: Callable[[str], Quantized | None] = none_stored
@@ -152,7 +157,9 @@ def assemble(parts: Parts) -> Source:
         latent_id=parts.latent_id,
         tower=_tower(parts),
         fetch=_fetcher(parts, dimensions),
-        extras={name: value for name, value in extras.items() if name.startswith(("routers.", "latent.constant"))},
+        extras={
+            name: value for name, value in extras.items() if name.startswith(("routers.", "latent.constant", HEAD_ROW))
+        },
         latent_norm=float(extras["latent.norm"]),
         latent_scale=float(extras["latent.scale"]) if learned else None,
         tied=parts.tied,

@@ -228,6 +228,14 @@ class Engine(Protocol):
         """
         ...
 
+    def with_adapter(self, name: str) -> "Engine":
+        """The same base with another adapter.
+
+        Raises:
+            UserError: it has none of that name, or cannot switch.
+        """
+        ...
+
     def with_cuda_graphs(self, wanted: bool) -> "Engine":
         """The same weights with or without recorded steps.
 

@@ -18,8 +18,9 @@ from lrkit.errors import BundleError, StoppedError, UserError
 from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.onnxruntime.device_value import Device
 from lrkit.runtime.engines.onnxruntime.providers import bundle_options, choose_provider, refusal
-from lrkit.runtime.engines.onnxruntime.session import OrtGraph, inputs_of, load_session, said
-from lrkit.runtime.engines.programs.program_engine import ProgramEngine, ProgramSessions
+from lrkit.runtime.engines.onnxruntime.session import OrtGraph, inputs_of, load_adapter, load_session, said
+from lrkit.runtime.engines.programs.program_engine import ProgramEngine
+from lrkit.runtime.engines.programs.program_sessions import ProgramSessions
 
 
 def optimizers_off(dialect: Dialect, precision: str) -> list[str]:
@@ -64,6 +65,7 @@ class Sessions(ProgramSessions):
         default = None if default is None else min(default, find_cores().usable)  # chosen on another machine
         self._threads = default if threads is None else threads
         self._config = {**entries, **(config or {})}
+        self._adapters: dict[str, Any] = {}
 
     def open_graph(self, role: Role, entry: ProgramEntry, graph: GraphName, file: str, spec: IoSpec) -> OrtGraph:
         """Loads one graph. Raises as `of`."""
@@ -91,11 +93,21 @@ class Sessions(ProgramSessions):
                 f"provider {self.provider!r} could not be started on this machine, which started "
                 f"{', '.join(session.get_providers())}; check its driver and libraries, or use cpu"
             )
-        if found := spec.differences(inputs_of(session), session.get_outputs()):
+        if found := spec.differences(inputs_of(session, entry.swaps), session.get_outputs()):
             raise BundleError(
                 f"{path}: is not the program that bundle.json declares ({found[0]}); copy the bundle again"
             )
         return OrtGraph(session, path, None if graph == "program" else self.device)
+
+    def adapted(self, role: Role, name: str) -> OrtGraph:
+        """The program with an adapter in place of its own; its file is read once."""
+        graph, entry = self.of(role), self.bundle.program(role)
+        file = entry.adapters[name].file
+        with self._lock:
+            if file not in self._adapters:
+                self.bundle.check_unchanged(file)
+                self._adapters[file] = load_adapter(self.bundle.folder / file, entry.swaps)
+            return graph.with_adapter(self._adapters[file])
 
     def _options(self) -> Any:
         import onnxruntime

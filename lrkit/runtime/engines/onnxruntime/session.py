@@ -5,7 +5,7 @@ programs/step_session.py.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ class OrtGraph:
         """`device`: where what a run gives may be left; None: it always comes back to the host."""
         self._session = session
         self._path = path
+        self._adapter: Any = None
         self.get_inputs: Callable[[], Sequence[Any]] = partial(inputs_of, session)
         self.get_outputs: Callable[[], Sequence[Any]] = session.get_outputs
         self.get_providers: Callable[[], list[str]] = session.get_providers
@@ -40,6 +41,12 @@ class OrtGraph:
         """
         return self._ended(lambda options: self._session.run(output_names, input_feed, options))
 
+    def with_adapter(self, adapter: Any) -> "OrtGraph":
+        """The same session, run with an `onnxruntime.LoraAdapter` in place of the program's own."""
+        made = OrtGraph(self._session, self._path)
+        made._adapter = adapter
+        return made
+
     def _run_on(
         self, device: Device, output_names: Sequence[str], input_feed: Mapping[str, Any], /
     ) -> list[DeviceValue]:  # fmt: skip
@@ -52,6 +59,8 @@ class OrtGraph:
         running = current()
         while True:
             options: Any = onnxruntime.RunOptions()
+            if self._adapter is not None:
+                options.add_active_adapter(self._adapter)
             running.ends_by(partial(setattr, options, "terminate", True))
             try:
                 return run(options)
@@ -64,9 +73,31 @@ class OrtGraph:
                 ) from error
 
 
-def inputs_of(session: Any) -> list[Any]:
-    """Inputs of an `onnxruntime.InferenceSession`: those that must be given, then those that have a default."""
-    return [*session.get_inputs(), *session.get_overridable_initializers()]
+def inputs_of(session: Any, swaps: Collection[str] = ()) -> list[Any]:
+    """Inputs of an `onnxruntime.InferenceSession`: those that must be given, then those that have a default, without
+    those that an adapter gives."""
+    with_default = [one for one in session.get_overridable_initializers() if one.name not in swaps]
+    return [*session.get_inputs(), *with_default]
+
+
+def load_adapter(path: Path, swaps: Collection[str]) -> Any:
+    """The `onnxruntime.LoraAdapter` of a file.
+
+    Raises:
+        BundleError: it is none, or has values for other inputs than `swaps`.
+    """
+    import onnxruntime
+
+    try:
+        file: Any = str(path)  # not what its annotations say
+        found = onnxruntime.AdapterFormat.read_adapter(file).get_parameters().keys()
+        adapter = onnxruntime.LoraAdapter()
+        adapter.Load(file)
+    except Exception as error:  # onnxruntime's own classes have no common base below Exception
+        raise BundleError(f"{path}: ONNX Runtime cannot load it ({said(error)}); copy the bundle again") from error
+    if odd := sorted(set(found) ^ set(swaps)):
+        raise BundleError(f"{path}: is no adapter of its program ({odd[0][:80]} differs); copy the bundle again")
+    return adapter
 
 
 def load_session(path: Path, options: Any, providers: Sequence[Any], optimizers_off: Sequence[str]) -> Any:

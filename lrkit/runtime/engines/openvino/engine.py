@@ -14,7 +14,8 @@ from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.openvino.compiled import compile_graph, natural_precision, on_cpu
 from lrkit.runtime.engines.openvino.graph import OvGraph
 from lrkit.runtime.engines.openvino.options import Numbers, OpenVinoOptions
-from lrkit.runtime.engines.programs.program_engine import ProgramEngine, ProgramSessions
+from lrkit.runtime.engines.programs.program_engine import ProgramEngine
+from lrkit.runtime.engines.programs.program_sessions import ProgramSessions
 
 
 class OpenVinoSessions(ProgramSessions):

@@ -10,27 +10,25 @@ streaming begins when the run ends: `on_token` then gets the whole answer, token
 """
 
 import hashlib
-import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 
 from lrkit.contract.bundle.bundle_folder import Bundle, open_bundle
-from lrkit.contract.bundle.io_spec import HALTING, LEFT, IoSpec
+from lrkit.contract.bundle.io_spec import HALTING, LEFT
 from lrkit.contract.bundle.limits import check_asked, check_prompt
-from lrkit.contract.bundle.manifest import Defaults, GraphName, ProgramEntry, Role
+from lrkit.contract.bundle.manifest import Defaults, ProgramEntry, Role
 from lrkit.contract.carried import BeforeStep, of_sample
 from lrkit.contract.generated import Generated, Halting, Mode
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.contract.stopwatch import Stopwatch
-from lrkit.errors import UserError
+from lrkit.errors import UserError, shown
 from lrkit.families.table import DEFAULT
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.common.model_counts import ModelCounts
@@ -41,66 +39,20 @@ from lrkit.runtime.engines.programs.agreement import agree
 from lrkit.runtime.engines.programs.answer_check import AnswerCheck
 from lrkit.runtime.engines.programs.counts import count_program
 from lrkit.runtime.engines.programs.feed import build_feed
-from lrkit.runtime.engines.programs.looks import ProgramLooked, looked_from, outputs_left, read_looked, whole_reports
+from lrkit.runtime.engines.programs.looks import (
+    ProgramLooked,
+    looked_from,
+    outputs_left,
+    read_looked,
+    whole_reports,
+)
+from lrkit.runtime.engines.programs.program_sessions import ProgramSessions
 from lrkit.runtime.engines.programs.run_reports import replayed_tokens, routed_tokens
 from lrkit.runtime.engines.programs.step_session import StepSession
 
 # Large, and of no use to an answer.
 _UNREAD = ("prefill_logits", "latent_states", LEFT)
 _NO_DEFAULTS = Defaults()
-
-
-class GraphSession(Protocol):
-    """One graph, loaded: an `onnxruntime.InferenceSession`, or a TensorRT engine with its context."""
-
-    def run(self, output_names: Sequence[str], input_feed: Mapping[str, Any], /) -> Sequence[Any]:
-        """The outputs of those names, in that order. May be called by several threads at once."""
-        ...
-
-
-class ProgramSessions(ABC):
-    """One session per program of a bundle, made at first use and shared by all threads."""
-
-    name: str
-    """Of the engine, as its row in lrkit/runtime/engines/table.py."""
-    place: str = "cpu"
-    """Where it runs: cpu, cuda, cuda:1, or the name of another device."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
-        self._made: dict[Role, Any] = {}
-        self._lock = threading.Lock()
-
-    @property
-    def loaded(self) -> tuple[Role, ...]:
-        """Programs in memory."""
-        return tuple(self._made)
-
-    def of(self, role: Role) -> Any:
-        """The session of that program: a `GraphSession`, or the `StepSession` around the graphs of the form step.
-
-        Raises:
-            BundleError: the bundle has no such program, or its file is none or another than declared.
-            UserError: the program cannot be run on this machine.
-        """
-        with self._lock:
-            if role not in self._made:
-                self._made[role] = self._make(role)
-            return self._made[role]
-
-    def _make(self, role: Role) -> Any:
-        entry = self.bundle.program(role)
-        if not entry.steps:
-            return self.open_graph(role, entry, "program", entry.file, entry.spec)
-        sessions = {
-            name: self.open_graph(role, entry, name, step.file, step.spec) for name, step in entry.steps.items()
-        }
-        specs = {name: step.spec for name, step in entry.steps.items()}
-        return StepSession(sessions, specs, entry.spec, self.bundle.manifest.tokens.ends)
-
-    @abstractmethod
-    def open_graph(self, role: Role, entry: ProgramEntry, graph: GraphName, file: str, spec: IoSpec) -> GraphSession:
-        """Loads one graph; `file` is its ONNX file, relative to the bundle. Raises as `of`."""
 
 
 class ProgramEngine:
@@ -115,6 +67,8 @@ class ProgramEngine:
     cuda_graphs: bool | None = None
     attention: str | None = None
     products: str | None = None
+    adapter: str | None = None
+    """Name of the adapter that runs; None: the program's own."""
 
     def __init__(self, sessions: ProgramSessions, processor: Processor, role: Role = "latent") -> None:
         self.sessions = sessions
@@ -169,7 +123,26 @@ class ProgramEngine:
     def load(self) -> None:
         """Loads the program now instead of at the first question. Raises as `ProgramSessions.of`."""
         with Running(Stop()):  # Ctrl-C is heard while it loads
-            self.sessions.of(self.role)
+            self._session()
+
+    def _session(self) -> Any:
+        if self.adapter is None:
+            return self.sessions.of(self.role)
+        return self.sessions.adapted(self.role, self.adapter)
+
+    def with_adapter(self, name: str) -> Self:
+        """The same program, run with another adapter; the session is shared.
+
+        Raises:
+            UserError: the program has none of that name.
+        """
+        known = self.entry.adapters
+        if name not in known:
+            has = f"has {', '.join(known)}" if known else "has none; export the checkpoint with --with-adapter"
+            raise UserError(f"{self.bundle.folder}: no adapter {shown(name, 60)}, its {self.role} program {has}")
+        made = copy(self)
+        made.adapter = name
+        return made
 
     def as_role(self, role: Role) -> Self:
         """The engine of another program of the bundle; sessions and processor are shared."""
@@ -204,7 +177,7 @@ class ProgramEngine:
         looks = [_look_of(prompt) for prompt in prompts]
         with Running(options.stop) as running:
             running.check()
-            session = self.sessions.of(self.role)
+            session = self._session()
             if on_token is not None and isinstance(session, StepSession) and len(feeds) == 1:
                 before = of_sample(options.before_step, 0)
                 return [self._run(session, feeds[0], looks[0], lambda token: on_token([token]), before)]
@@ -230,7 +203,7 @@ class ProgramEngine:
         feed = self.feed(replace(prompt, ids=ids, looked=None), AskOptions("cot", max_new_tokens=1, max_latent_steps=0))
         with Running(stop) as running:
             running.check()
-            found = self.sessions.of(self.role).run(self._left, feed)
+            found = self._session().run(self._left, feed)
         out = {name: np.asarray(one) for name, one in zip(self._left, found, strict=True)}
         self._check.left(out, feed)
         return looked_from(self.entry.spec, ids, out)
@@ -262,6 +235,7 @@ class ProgramEngine:
         """Of the program's files, as bundle.json declares them."""
         files = self.bundle.manifest.files
         names = [self.entry.file, self.entry.data, *(step.file for step in self.entry.steps.values())]
+        names += [] if self.adapter is None else [self.entry.adapters[self.adapter].file]
         found = [f"{name} {files[name].sha256}" for name in names if name in files]
         return hashlib.sha256("\n".join(found).encode()).hexdigest()
 

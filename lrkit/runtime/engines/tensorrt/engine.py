@@ -19,7 +19,8 @@ from lrkit.contract.bundle.io_spec import IoSpec
 from lrkit.contract.bundle.manifest import EngineEntry, EngineKind, GraphName, ProgramEntry, Role, StepName
 from lrkit.errors import BundleError, UserError, one_line
 from lrkit.gpus import Gpu, require_gpu
-from lrkit.runtime.engines.programs.program_engine import ProgramEngine, ProgramSessions
+from lrkit.runtime.engines.programs.program_engine import ProgramEngine
+from lrkit.runtime.engines.programs.program_sessions import ProgramSessions
 from lrkit.runtime.engines.tensorrt.device_array import Pool
 from lrkit.runtime.engines.tensorrt.device_memory import open_memory
 from lrkit.runtime.engines.tensorrt.engine_file import check_version, open_engine_file

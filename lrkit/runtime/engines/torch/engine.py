@@ -19,7 +19,7 @@ from lrkit.contract.attention import Attention, check_attention
 from lrkit.contract.generated import MODES, WITHOUT_LATENTS, Generated, GenerationLimits, Mode
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.cores import find_cores
-from lrkit.errors import UserError, one_line
+from lrkit.errors import UserError, one_line, shown
 from lrkit.gpus import torch_can_use
 from lrkit.model.build import build_reasoner, extra_state, load_extra_state
 from lrkit.model.checkpoint import load_checkpoint
@@ -202,6 +202,12 @@ class TorchEngine:
         if settings.replay.fine_zoom != processor.zoom:
             processor = copy(processor).see_for(settings.replay)
         return TorchEngine(new.to(dtype), processor, self.device, **given)
+
+    def with_adapter(self, name: str) -> "TorchEngine":
+        """Always raises `UserError`."""
+        raise UserError(
+            f"adapters are switched in bundles, and this is a checkpoint; ask the checkpoint that has {shown(name, 60)}"
+        )
 
     def with_cuda_graphs(self, wanted: bool) -> "TorchEngine":
         """The same weights with or without CUDA graphs. Raises as the constructor."""
