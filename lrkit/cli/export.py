@@ -136,8 +136,7 @@ def export(
     if random_shape(model) is not None and data is not None:
         raise UserError(f"{model} is checked on a picture of its own; leave --data out")
     changes, settings = part_changes(model, overrides or [])
-    changes = adapter_change(adapter, method_change(int4_method, changes))
-    name, asked = load_target(target, int4, changes, engine, arch)
+    name, asked = load_target(target, int4, adapter_change(adapter, method_change(int4_method, changes)), engine, arch)
     if engine is not None and script is None and asked.engine is not None:
         from lrkit.export.tensorrt.jobs import plan_engines
 
@@ -145,8 +144,7 @@ def export(
     options: dict[str, Any] = {"form": form, "baselines": baselines, "force": force, "script": script_path(script)}
     options |= {"allow_unproven": allow_unproven, "max_loss": max_loss, "keep": kept(model, keep_sensitive, keep_as)}
     options["with_adapters"] = open_adapters(with_adapter or [])
-    do = _dry_run if dry_run else _export
-    calibrated = (calibration, calibration_samples, calibration_mix)
+    do, calibrated = _dry_run if dry_run else _export, (calibration, calibration_samples, calibration_mix)
     do((model, data, samples), settings, output, name, asked, options, calibrated, json_file)
 
 

@@ -287,7 +287,7 @@ class _Export:
         )  # fmt: skip
         session = self.comparing.program(self.staging, entry, self.processor.end_ids)
         if adapter is not None:
-            session = AdaptedSession(session, self.staging / entry.adapters[adapter].file, entry)
+            session = AdaptedSession(session, self.staging / entry.adapters[adapter].file, entry.swaps)
         known, who = (entry.settings, entry.routed_layers, processor), self.comparing.name
         validation = check_program(
             expected, ProgramRun(session, entry.spec, *known, bounds, role, who), encoded, self.tolerance,

@@ -69,7 +69,7 @@ class Swaps:
         found: dict[str, AdapterEntry] = {}
         for name, other in self.given.items():
             origin, file = CheckpointOrigin(other.folder), f"{role}.{name}.onnx_adapter"
-            _write_adapter(folder / file, entry.swaps, origin.source(keep=True).rescaled(self.factors))
+            write_adapter(folder / file, entry.swaps, origin.source(keep=True).rescaled(self.factors))
             found[name] = AdapterEntry(file=file, checkpoint=other.name, rank=origin.settings.lora.rank)
         return entry.model_copy(update={"adapters": found})
 
@@ -77,8 +77,8 @@ class Swaps:
 class AdaptedSession:
     """A program's session, run with an adapter."""
 
-    def __init__(self, session: Any, file: Path, entry: ProgramEntry) -> None:
-        self._session, self._adapter = session, load_adapter(file, entry.swaps)
+    def __init__(self, session: Any, file: Path, swaps: tuple[str, ...]) -> None:
+        self._session, self._adapter = session, load_adapter(file, swaps)
 
     def run(self, names: Any, feed: Any) -> Any:
         """As `onnxruntime.InferenceSession.run`."""
@@ -89,7 +89,8 @@ class AdaptedSession:
         return self._session.run(names, feed, options)
 
 
-def _write_adapter(file: Path, swaps: tuple[str, ...], source: Source) -> None:
+def write_adapter(file: Path, swaps: tuple[str, ...], source: Source) -> None:
+    """Writes what `source` has for each of the inputs `swaps`, in ONNX Runtime's format."""
     import onnxruntime
 
     values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(swap_value(name, source)) for name in swaps}

@@ -1,16 +1,21 @@
 """An adapter that is kept apart: the program's branches against torch with LoRA in place."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 
 from lrkit.contract.bundle.manifest import Dialect
 from lrkit.contract.settings import ReasonerSettings
+from lrkit.export.graph.program import build_program
 from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.step_graphs import build_steps, step_spec
+from lrkit.export.graph.swaps import open_swaps
+from lrkit.export.swapped import AdaptedSession, write_adapter
 from lrkit.export.targets.target import Int4, Target
 from lrkit.export.weights.source import read_source
 from lrkit.model.reasoner import LatentReasoner
@@ -24,12 +29,14 @@ ROUTED: dict[str, Any] = {"depth": 2, "alpha": 6, "threshold": 0.45, "layers": "
 DIALECTS: list[Dialect] = ["ort", "standard"]
 
 
-def adapted(routing: dict[str, Any] | None = None, **options: Any) -> LatentReasoner:
+def adapted(
+    routing: dict[str, Any] | None = None, lora: dict[str, Any] | None = None, **options: Any
+) -> LatentReasoner:
     """A reasoner whose adapter changes much, at a rank that no two sides of a matrix share."""
     settings = ReasonerSettings.model_validate(
         {
             "think": {"max_latent_steps": 3}, "replay": {"num_tokens": 3}, "routing": routing or {},
-            "lora": {"rank": 3, "alpha": 4.5},
+            "lora": lora or {"rank": 3, "alpha": 4.5},
         }
     )  # fmt: skip
     return tiny_reasoner(settings, trainable="lora", **options)
@@ -47,9 +54,10 @@ def test_a_kept_adapter_equals_torch_in_prompt_steps_passes_and_speech(dialect: 
         "down": 3 * (64 + 32),
     }
     assert program.part_bytes["adapter"] == 4 * 4 * sum(sizes.values()), "four layers, float32"
+    runner = Runner(program)
     for one in PROMPTS:
-        assert_equal(reasoner, Runner(program), one, fixed=True)
-    assert_equal(reasoner, Runner(program), PROMPTS[0], think=False)
+        assert_equal(reasoner, runner, one, fixed=True)
+    assert_equal(reasoner, runner, PROMPTS[0], think=False)
 
 
 def test_the_sides_of_every_matrix_make_up_what_merging_adds() -> None:
@@ -108,6 +116,36 @@ def test_the_graphs_that_a_host_drives_have_the_branches_too(dialect: Dialect) -
     runner.session = StepSession(sessions, specs, step_spec(stack), (EOS,))
     for one in PROMPTS:
         assert_equal(reasoner, runner, one, fixed=True)
+
+
+def test_another_adapter_takes_the_place_of_a_programs_own(tmp_path: Path) -> None:
+    """At another rank, with routers, step encodings and a latent row of its own: in prompt, loops and passes."""
+    own, other = adapted(ROUTED), changed(adapted(ROUTED, lora={"rank": 5, "alpha": 20.0}))
+    source = read_source(own, keep=True)
+    source.swapped = True
+    write = dialect_of(source, Target())
+    program = build_program(Stack(source, write, limits(own.settings), GEOMETRY), (EOS,), tower_of(write))
+    swaps = open_swaps(program.model)
+    assert len(swaps) == 4 * (2 + 2 + 3 + 2) + 4 * 3 + 1, "sides of four layers, routers, the latent token's row"
+    runner: Any = Runner(program)
+    session = runner.session
+    for reasoner in (own, other, own):
+        write_adapter(tmp_path / "other.onnx_adapter", swaps, read_source(other, keep=True))
+        runner.session = (
+            AdaptedSession(session, tmp_path / "other.onnx_adapter", swaps) if reasoner is other else session
+        )
+        for one in PROMPTS[:2]:
+            assert_equal(reasoner, runner, one)
+            assert_equal(reasoner, runner, one, fixed=True)
+
+
+def changed(reasoner: LatentReasoner) -> LatentReasoner:
+    """With another router, other step encodings and another latent row."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for weight in reasoner.extra_parameters().values():
+            weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
+    return reasoner
 
 
 @needs_builder
