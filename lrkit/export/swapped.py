@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from lrkit.checkpoints.stored import same_values
+from lrkit.checkpoints.tensors.stored import StoredTensor, Weight, same_values
 from lrkit.checkpoints.whole_weights import CheckedWeights, check_weights
 from lrkit.contract.bundle.io_spec import Form
 from lrkit.contract.bundle.manifest import AdapterEntry, AdapterName, ProgramEntry, Role, Validation
@@ -146,13 +146,21 @@ def _other_weight(first: CheckedWeights, second: CheckedWeights) -> str | None:
         one, other = first.backbone.get(name), second.backbone.get(name)
         if one is None or other is None:
             return name
-        same_place = one.start == other.start and one.file.resolve() == other.file.resolve()
-        if not same_place and not same_values(one, other):
+        if not _same(one, other):
             return name
     for name in _CONSTANTS:
         if name in first.extras and not same_values(first.extras[name], second.extras[name]):
             return name
     return None if first.latent_id == second.latent_id else "the latent token"
+
+
+def _same(one: Weight, other: Weight) -> bool:
+    """Whether two weights have the same values; one tensor of one file has."""
+    if one.name == other.name and one.file.resolve() == other.file.resolve():
+        return True
+    if isinstance(one, StoredTensor) and isinstance(other, StoredTensor):
+        return same_values(one, other)
+    return one.shape == other.shape and np.array_equal(one.read(), other.read())
 
 
 def _files(subject: CheckpointSubject) -> dict[str, bytes]:
