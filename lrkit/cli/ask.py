@@ -18,6 +18,8 @@ from lrkit.files import check_writable
 
 if TYPE_CHECKING:
     from lrkit.runtime.answer.answer import Answer
+    from lrkit.runtime.scenes.scene import Scene
+    from lrkit.runtime.sdk import Reasoner
 
 EXAMPLES = """
 Examples:
@@ -44,15 +46,17 @@ Examples:
 """
 
 
+Adapter = Annotated[
+    str | None, typer.Option(help="Of a bundle with several: the adapter to answer by.", rich_help_panel="Adapter")
+]
+
+
 def ask(
     model: Annotated[str, typer.Argument(help="A bundle, a checkpoint folder, or a shipped name such as tiny.")],
     question: Annotated[list[str], typer.Argument(help="What to ask; several questions look at the pictures once.")],
     image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for several.")] = None,
     mode: Annotated[str, typer.Option(help="latent, cot or direct.")] = "latent",
-    adapter: Annotated[
-        str | None,
-        typer.Option(help="Of a bundle with several: the adapter to answer by.", rich_help_panel="Adapter"),
-    ] = None,
+    adapter: Adapter = None,
     follow_up: Annotated[
         bool, typer.Option("--follow-up", help="Each question has those before in its context.")
     ] = False,
@@ -91,14 +95,22 @@ def ask(
     if len(question) == 1 and scene is None and save_scene is None:
         answers = [reasoner.ask(images, question[0], chosen, max_pixels=max_pixels, **limits)]
     else:
-        looked = None if scene is not None else reasoner.look(images, max_pixels=max_pixels, timeout=timeout)
-        seen = looked or reasoner.open_scene(scene or "", images)
-        if save_scene is not None:
-            seen.save(save_scene)
+        seen = _scene(reasoner, images, scene, save_scene, {"max_pixels": max_pixels, "timeout": timeout})
         answers = [(seen.follow_up if follow_up else seen.ask)(one, chosen, **limits) for one in question]
     _show(answers, json_file)
     if trace is not None:
         answers[0].save_trace(trace, trace_font)
+
+
+def _scene(
+    reasoner: "Reasoner", images: list[Path], scene: Path | None, save: Path | None, options: dict[str, Any]
+) -> "Scene":
+    """The scene of a file, or a look at the pictures; kept where that is wanted."""
+    looked = None if scene is not None else reasoner.look(images, **options)
+    seen = looked or reasoner.open_scene(scene or "", images)
+    if save is not None:
+        seen.save(save)
+    return seen
 
 
 def _check_files(trace: Path | None, save_scene: Path | None, questions: int) -> None:

@@ -113,13 +113,10 @@ def export_bundle(
     allow_unproven: bool = False,
     max_loss: float | None = None,
     script: Path | None = None,
-    calibrate: CalibrateProgram = uncalibrated,
-    calibrator: Calibrator | None = None,
-    keep: KeepSensitive = NONE_KEPT,
-    with_adapters: Mapping[str, CheckpointSubject] | None = None,
-    progress: Progress = lambda what, done, total: None,
-    say: Say = lambda text: None,
-) -> ExportReport:
+    calibrate: CalibrateProgram = uncalibrated, calibrator: Calibrator | None = None,
+    keep: KeepSensitive = NONE_KEPT, with_adapters: Mapping[str, CheckpointSubject] | None = None,
+    progress: Progress = lambda what, done, total: None, say: Say = lambda text: None,
+) -> ExportReport:  # fmt: skip
     """Writes the bundle of a checkpoint (name or folder), or of another subject such as a shape, into `output`.
 
     `form` is one graph per program, or `step`: graphs that the host drives. `samples`, unseen in training, are what
@@ -142,11 +139,9 @@ def export_bundle(
     """
     subject = CheckpointSubject(resolve_checkpoint(checkpoint)) if isinstance(checkpoint, str | Path) else checkpoint
     refuse_taken(output, force)
-    swaps = Swaps(with_adapters or {})
-    target = swaps.check(subject, target, form)
+    target = (swaps := Swaps(with_adapters or {})).check(subject, target, form)
     engines = TargetEngines.of(target, script)
-    bounds = Bounds(allow_unproven, max_loss)
-    look_ahead(subject, target, samples, bounds, keep, say)
+    look_ahead(subject, target, samples, bounds := Bounds(allow_unproven, max_loss), keep, say)
     with locked(output, "writes into"), staged_folder(output, replace=True) as staging:
         refuse_taken(output, force)  # another process may have been quicker
         choosing = (calibrate, calibrator, keep)
