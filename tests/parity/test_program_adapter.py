@@ -156,3 +156,21 @@ def test_the_builder_makes_an_engine_with_the_branches(precision: str, tmp_path:
     target = Target(dialect="standard", precision=precision, activations="fp16", int4=Int4(block=32))
     program, bounds = build(reasoner, target, keep=True), limits(reasoner.settings)
     assert build_engine(program.model, tmp_path, profile_for(program.spec, program.spec, bounds, MERGE))
+
+
+def test_ranks_of_different_matrices_are_free_each_for_itself() -> None:
+    """One name for all told ONNX Runtime that queries, keys and values together, of three ranks, take the memory of
+    one: a program as wide as the shipped one then failed in its prompt, while that of the tests ran."""
+    source = read_source(adapted(), keep=True)
+    source.swapped = True
+    write = dialect_of(source, Target())
+    model = build_program(Stack(source, write, limits(source.settings), GEOMETRY), (EOS,), tower_of(write)).model
+    swaps = set(open_swaps(model))
+    free = [
+        str(size)
+        for one in model.graph.inputs
+        if one.name in swaps
+        for size in one.shape or ()
+        if not isinstance(size, int)
+    ]
+    assert len(free) == len(set(free)) == 4 * (2 + 2 + 3 + 2)

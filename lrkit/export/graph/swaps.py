@@ -14,8 +14,6 @@ import onnx_ir as ir
 from lrkit.export.graph.branches import side_named
 from lrkit.export.weights.source import HEAD_ROW, Source
 
-RANK = "R"
-
 
 def open_swaps(model: ir.Model) -> tuple[str, ...]:
     """Makes every such weight of a program an input that may be left out, whose rank is free. Returns their names."""
@@ -25,8 +23,10 @@ def open_swaps(model: ir.Model) -> tuple[str, ...]:
         assert value.shape is not None
         sizes = [int(str(size)) for size in value.shape]
         if name.endswith((".adapter.A", ".adapter.B")):
-            axis = 0 if name.endswith("A") else 1
-            value.shape = ir.Shape([RANK if i == axis else size for i, size in enumerate(sizes)])
+            # A name of its own for each: what has one name is of one length to ONNX Runtime, which would give queries,
+            # keys and values, of three ranks together, the memory of one.
+            axis, rank = 0 if name.endswith("A") else 1, f"rank of {name}"
+            value.shape = ir.Shape([rank if i == axis else size for i, size in enumerate(sizes)])
         model.graph.inputs.append(value)
     return names
 
