@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from lrkit.contract.schemes import SCHEMES
 from lrkit.errors import ExportError
-from lrkit.export.before import look_ahead
+from lrkit.export.before import Bounds, look_ahead
+from lrkit.export.calibration.sensitive import KeepSensitive
 from lrkit.export.subject import CheckpointSubject
 from lrkit.export.targets.target import Target
 from lrkit.export.tensorrt.jobs import check_programs
@@ -77,8 +78,8 @@ def test_no_bundle_of_four_bit_floats_appears_as_if_it_were_proven() -> None:
     target = Target.model_validate({"precision": "nvfp4", **STANDARD})
     subject = CheckpointSubject(resolve_checkpoint("tiny"))
     with pytest.raises(ExportError, match="no engine reads nvfp4 on a CPU"):
-        look_ahead(subject, target, [], False, lambda text: None)
-    look_ahead(subject, target, [], True, lambda text: None)
+        look_ahead(subject, target, [], Bounds(False), KeepSensitive(1), lambda text: None)
+    look_ahead(subject, target, [], Bounds(True), KeepSensitive(1), lambda text: None)
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp8", 89), ("nvfp4", 100)])

@@ -288,4 +288,5 @@ class WeightStore:
 
 def _sameness(tensor: ir.TensorProtocol) -> Hashable:
     """Equal for tensors that can stand for each other."""
-    return str(tensor.dtype), tuple(tensor.shape), hashlib.blake2b(tensor.numpy().reshape(-1).view(np.uint8)).digest()
+    raw = tensor.numpy().reshape(-1).view(np.uint8).data
+    return str(tensor.dtype), tuple(tensor.shape), hashlib.blake2b(raw).digest()

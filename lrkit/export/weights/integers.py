@@ -60,7 +60,7 @@ def dequantize_linear(quantized: Quantized) -> tuple[np.ndarray, ...]:
     values = np.ascontiguousarray(quantized.integers.reshape(rows, width).T)
     scales = np.ascontiguousarray(quantized.scales.T)
     if quantized.is_float:
-        unit = np.float32(scales.max() / np.float32(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max))
+        unit = np.array(scales.max() / float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max), np.float32)
         return values, (scales / unit).astype(ml_dtypes.float8_e4m3fn), unit
     kind = ml_dtypes.int4 if quantized.bits == 4 else np.int8
     made = values.astype(kind), scales

@@ -6,7 +6,7 @@ Place in the pipeline: a reasoner in memory (`read_source`), the files of a chec
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,9 @@ class Source:
     settings: ReasonerSettings
     image_id: int
     latent_id: int
-    tower: nn.Module
-    """The vision tower with its weights: `WeightReader.new_tower`."""
+    make_tower: Callable[[], nn.Module]
+    """The vision tower with its weights: `WeightReader.new_tower`. Made where it is asked for: a calibration never
+    does, and at 2B it is 2.6 GB."""
     fetch: Callable[[str], np.ndarray]
     """Weight by role: embedding, head, norm, and per layer N.qkv, N.out, N.gate_up or N.gate and N.up, N.down, N.norm1,
     N.norm2, N.after1, N.after2, N.head_norm; biases with `.bias` behind."""
@@ -65,6 +66,11 @@ class Source:
     """Integers of a matrix by role, where the checkpoint holds it so, and nothing has changed it."""
     stored_as: str = ""
     """The format of those integers."""
+
+    @cached_property
+    def tower(self) -> nn.Module:
+        """What `make_tower` makes, once."""
+        return self.make_tower()
 
     def weight(self, role: str) -> np.ndarray:
         """Any weight: an extra by its name, or one of the backbone by role."""
@@ -155,7 +161,7 @@ def assemble(parts: Parts) -> Source:
         settings=parts.settings,
         image_id=parts.image_id,
         latent_id=parts.latent_id,
-        tower=_tower(parts),
+        make_tower=partial(_tower, parts),
         fetch=_fetcher(parts, dimensions),
         extras={
             name: value for name, value in extras.items() if name.startswith(("routers.", "latent.constant", HEAD_ROW))
