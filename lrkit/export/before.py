@@ -51,8 +51,9 @@ def look_ahead(
         raise ExportError("no samples were given to check the program on; give at least one, or allow_unproven")
     enough(bounds.max_loss, samples)
     keep.check(target)
-    if (warning := picture_warning(target, subject.processor)) is not None:
-        say(warning)
+    for warning in (picture_warning(target, subject.processor), target.speed_warning):
+        if warning is not None:
+            say(warning)
 
 
 def refuse_taken(output: Path, force: bool) -> None:

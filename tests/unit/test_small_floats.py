@@ -91,3 +91,18 @@ def test_gpus_that_cannot_multiply_by_them_are_named(precision: str, least: int,
     with pytest.raises(ExportError, match=f"from sm{least} on; leave sm86 out"):
         check_programs({"latent": entry}, ("sm86", "sm120"))
     check_programs({"latent": entry}, ("sm120",))
+
+
+@pytest.mark.parametrize(
+    ("values", "slow"),
+    [
+        ({"precision": "int8", "int4": {"accuracy_level": 0}}, True),
+        ({"precision": "int4", "int4": {"accuracy_level": 1, "head": "int8"}}, True),
+        ({"precision": "int4", "int4": {"accuracy_level": 1, "matrices": {"*.down": "int8"}}}, True),
+        ({"precision": "int4", "int4": {"accuracy_level": 0}}, False),
+        ({"precision": "int8", "int4": {"accuracy_level": 4}}, False),
+        ({"precision": "int8", "int4": {"accuracy_level": 0}, **STANDARD}, False),
+    ],
+)
+def test_integers_of_eight_bits_are_slow_in_floats_and_the_export_warns(values: dict, slow: bool) -> None:
+    assert (Target.model_validate(values).speed_warning is not None) is slow

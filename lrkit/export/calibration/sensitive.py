@@ -82,7 +82,9 @@ class KeepSensitive:
         if self.count < 0:
             raise UserError(f"--keep-sensitive is {self.count}; give a number of matrices, 0 or more")
         if self.kept_as not in KEPT_AS:
-            raise UserError(f"--keep-sensitive keeps matrices as {' or '.join(KEPT_AS)}, not {self.kept_as!r}")
+            raise UserError(
+                f"--keep-sensitive keeps matrices as {' or '.join(KEPT_AS)}, not {self.kept_as!r}; set --keep-as"
+            )
 
     def check(self, target: Target) -> None:
         """Raises `UserError` where a target rounds no layers to 4 bits with scales by block."""

@@ -138,8 +138,11 @@ class ProgramEngine:
         """
         known = self.entry.adapters
         if name not in known:
-            has = f"has {', '.join(known)}" if known else "has none; export the checkpoint with --with-adapter"
-            raise UserError(f"{self.bundle.folder}: no adapter {shown(name, 60)}, its {self.role} program {has}")
+            has = f"has {', '.join(known)}" if known else "has none"
+            raise UserError(
+                f"{self.bundle.folder}: no adapter {shown(name, 60)}, its {self.role} program {has}; name one of these, "
+                "or export the checkpoint again with --with-adapter NAME=CHECKPOINT"
+            )
         made = copy(self)
         made.adapter = name
         return made
