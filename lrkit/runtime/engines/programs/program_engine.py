@@ -140,8 +140,8 @@ class ProgramEngine:
         if name not in known:
             has = f"has {', '.join(known)}" if known else "has none"
             raise UserError(
-                f"{self.bundle.folder}: no adapter {shown(name, 60)}, its {self.role} program {has}; name one of these, "
-                "or export the checkpoint again with --with-adapter NAME=CHECKPOINT"
+                f"{self.bundle.folder}: no adapter {shown(name, 60)}, its {self.role} program {has}; name one of "
+                "these, or export the checkpoint again with --with-adapter NAME=CHECKPOINT"
             )
         made = copy(self)
         made.adapter = name
