@@ -29,7 +29,7 @@ from lrkit.files import write_json
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.encode.processor import Processor
 
-MEMORY = 1 << 32
+MEMORY = 3 << 30
 """Bytes of Hessians that are held at a time, where one layer has not more."""
 STATE_FILE = "calibration.json"
 COUNTS_FILE = "inputs.json"
