@@ -157,7 +157,10 @@ def main() -> None:
     parser.add_argument("--layers", action="store_true", help="also what is behind each layer")
     parser.add_argument("--json", type=Path, default=JSON)
     parser.add_argument("--report", action="store_true", help="only render what is there")
+    parser.add_argument("--smoke", action="store_true", help="two methods, four samples")
     asked = parser.parse_args()
+    if asked.smoke:
+        asked.methods, asked.bits, asked.samples, asked.calibration_samples = ["rtn", "gptq@prompt"], [4], 4, 4
     try:
         _run(asked)
     except LrkitError as error:

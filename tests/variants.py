@@ -139,8 +139,10 @@ def _targets() -> Iterator[tuple[str, Target]]:
             yield f"{precision} {kind}", Target.model_validate({"dialect": "standard", **changed})
     scheme = SCHEMES["int4"]
     for field, choices in {"block": scheme.blocks, **scheme.parts}.items():
-        # Chunks of their own are for the dialect ort alone.
+        # Chunks of their own are for the dialect ort alone,
         for value in choices if field in Int4.model_fields and field != "chunks" else ():
+            if (field, value) == ("embedding", "int4"):
+                continue  # and so are rows of four bits
             int4 = {"block": 32, field: value}
             values = {"dialect": "standard", "precision": "int4", "activations": "fp16", "int4": int4}
             yield f"int4.{field}={value}", Target.model_validate(values)

@@ -141,6 +141,8 @@ def export(
         from lrkit.export.tensorrt.jobs import plan_engines
 
         plan_engines(asked.engine)  # asked for by name: a package that is missing is no reason to write a script
+    for package in PACKAGES:
+        require(package, "export")
     options: dict[str, Any] = {"form": form, "baselines": baselines, "force": force, "script": script_path(script)}
     options |= {"allow_unproven": allow_unproven, "max_loss": max_loss, "keep": kept(model, keep_sensitive, keep_as)}
     options["with_adapters"] = open_adapters(with_adapter or [])
@@ -169,8 +171,6 @@ def _dry_run(
     json_file: Path | None,
 ) -> None:
     """Says what would be written, or what would stop it."""
-    for package in PACKAGES:
-        require(package, "export")
     from lrkit.export.dry_run import plan_export
     from lrkit.export.swapped import Swaps
 
@@ -202,8 +202,6 @@ def _export(
     calibrated: tuple[str | None, int | None, str | None],
     json_file: Path | None,
 ) -> None:
-    for package in PACKAGES:
-        require(package, "export")
     from lrkit.export.before import refuse_taken
     from lrkit.export.bundle import EnginesRefused, export_bundle
 

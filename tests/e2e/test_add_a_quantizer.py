@@ -127,6 +127,7 @@ def check(report: ExportReport, dialect: str) -> None:
         "embedding": "int8",
         "vision": NAME,
         "chunks": "same",
+        "stored": "all",
     }
     assert report.manifest.target["int4"] == asked, "what was not chosen is the row's"
     model = onnx.load(report.folder / entry.file, load_external_data=False)
@@ -180,11 +181,11 @@ def test_a_bundle_of_an_unknown_scheme_is_refused(exported: ExportReport) -> Non
     [
         (
             ["precision=itn4"],
-            "unknown precision 'itn4'; known: fp32, fp16, int4, int8, w8a8, int4-offsets; did you mean 'int4'?",
+            "unknown precision 'itn4'; known: fp32, fp16, int4, int8, w8a8, int4-offsets, fp8, nvfp4; did you",
         ),
         (["precision=int4", "int4.vision=itn4"], "int4.vision is 'itn4', and int4 takes float, int4, w8a8; did you"),
         (["precision=int4", "int4.block=48"], "int4.block is 48, and int4 takes 128, 64, 32"),
-        (["precision=int4", "int4.embedding=int4"], "int4.embedding is 'int4', and int4 takes int8, float"),
+        (["precision=int4", "int4.embedding=fp8"], "int4.embedding is 'fp8', and int4 takes int8, int4, float"),
     ],
 )
 def test_a_misspelt_scheme_is_one_sentence(bundle: Path, changes: list[str], said: str, capsys: Any) -> None:

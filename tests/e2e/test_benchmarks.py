@@ -175,6 +175,13 @@ def shape_file(folder: Path) -> Path:
     return file
 
 
+def quantization(folder: Path) -> None:
+    rows = json.loads((folder / "quantization.json").read_text())["rows"]
+    assert [row["way"] for row in rows] == ["rtn", "gptq on prompt"]
+    assert all(0 < row["phases"]["latent.last"]["mean"] < 0.5 for row in rows)
+    assert "gptq on prompt" in (folder / "quantization.md").read_text()
+
+
 def calibration_size(folder: Path) -> None:
     report = json.loads((folder / "calibration_size.json").read_text())
     assert report["matrices"] == 8 and report["rounds"] == 1 and report["inputs"]["latent"] >= 4 * 4
@@ -191,6 +198,7 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "training_step": (lambda bundle, folder: ["--json", folder / "training_step.json"], training_step),
     "pruning": (lambda bundle, folder: ["--json", folder / "pruning.json"], pruning),
     "step_encodings": (lambda bundle, folder: ["--json", folder / "step_encodings.json"], step_encodings),
+    "quantization": (lambda bundle, folder: ["tiny", "--json", folder / "quantization.json"], quantization),
     "calibration_size": (
         lambda bundle, folder: [shape_file(folder), "--block", 32, "--json", folder / "calibration_size.json"],
         calibration_size,

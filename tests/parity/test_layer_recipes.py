@@ -15,6 +15,7 @@ from lrkit.export.graph.layers import Decoder, Hidden, Seen, Segment
 from lrkit.export.graph.nodes import Graph
 from lrkit.export.targets.target import Int4, Target
 from lrkit.export.weights.layer_recipe import Dimensions, LayerRecipe, Norm
+from lrkit.export.weights.low_rank import nothing_added
 from lrkit.export.weights.packing import packed
 from lrkit.export.weights.quantizers.quantizer import quantized
 from tests.programs import dialect_of
@@ -157,7 +158,9 @@ def program(weights: Weights, recipe: LayerRecipe, axes: tuple[int, ...], target
         width=WIDTH, num_layers=LAYERS, num_heads=HEADS, num_key_heads=KEY_HEADS, head_width=HEAD, inner=INNER,
         vocabulary=1, inverse_frequencies=FREQUENCIES, rotary_axes=axes, recipe=recipe,
     )  # fmt: skip
-    source = SimpleNamespace(weight=lambda role: weights.role(role, dimensions), dimensions=dimensions)
+    source = SimpleNamespace(
+        weight=lambda role: weights.role(role, dimensions), dimensions=dimensions, low_rank=nothing_added
+    )
     decoder = Decoder(dimensions, dialect_of(source, target))
     g, count = Graph(decoder.dialect.floats), TOKENS - 1
     given = g.input("embeds", ir.DataType.FLOAT, (TOKENS, WIDTH))
