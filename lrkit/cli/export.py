@@ -137,17 +137,23 @@ def export(
         raise UserError(f"{model} is checked on a picture of its own; leave --data out")
     changes, settings = part_changes(model, overrides or [])
     name, asked = load_target(target, int4, adapter_change(adapter, method_change(int4_method, changes)), engine, arch)
-    if engine is not None and script is None and asked.engine is not None:
-        from lrkit.export.tensorrt.jobs import plan_engines
-
-        plan_engines(asked.engine)  # asked for by name: a package that is missing is no reason to write a script
-    for package in PACKAGES:
-        require(package, "export")
+    _check_packages(asked if engine is not None and script is None else None)
     options: dict[str, Any] = {"form": form, "baselines": baselines, "force": force, "script": script_path(script)}
     options |= {"allow_unproven": allow_unproven, "max_loss": max_loss, "keep": kept(model, keep_sensitive, keep_as)}
     options["with_adapters"] = open_adapters(with_adapter or [])
     do, calibrated = _dry_run if dry_run else _export, (calibration, calibration_samples, calibration_mix)
     do((model, data, samples), settings, output, name, asked, options, calibrated, json_file)
+
+
+def _check_packages(named: "Target | None") -> None:
+    """Raises `MissingExtraError` where what an export needs is not installed, or what builds the engines that `named`
+    asks for by name: that is no reason to write a script."""
+    if named is not None and named.engine is not None:
+        from lrkit.export.tensorrt.jobs import plan_engines
+
+        plan_engines(named.engine)
+    for package in PACKAGES:
+        require(package, "export")
 
 
 def _engines(

@@ -58,7 +58,7 @@ from lrkit.export.seen_samples import SeenSamples
 from lrkit.export.sessions import Comparing
 from lrkit.export.sizes import program_sizes
 from lrkit.export.subject import CheckpointOrigin, CheckpointSubject, Origin, Subject, check_adapters
-from lrkit.export.swapped import AdaptedSession, Swaps
+from lrkit.export.swapped import Swaps, adapted_session
 from lrkit.export.target_engines import Say, TargetEngines
 from lrkit.export.targets.target import Target, limits_of, processor_of
 from lrkit.export.weights.quantizers.quantizer import Calibration, uncalibrated
@@ -282,7 +282,7 @@ class _Export:
         )  # fmt: skip
         session = self.comparing.program(self.staging, entry, self.processor.end_ids)
         if adapter is not None:
-            session = AdaptedSession(session, self.staging / entry.adapters[adapter].file, entry.swaps)
+            session = adapted_session(session, self.staging / entry.adapters[adapter].file, entry.swaps)
         known, who = (entry.settings, entry.routed_layers, processor), self.comparing.name
         validation = check_program(
             expected, ProgramRun(session, entry.spec, *known, bounds, role, who), encoded, self.tolerance,

@@ -26,7 +26,7 @@ from lrkit.export.subject import CheckpointOrigin, CheckpointSubject, Subject
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.rescaled import Factors
 from lrkit.export.weights.source import Source
-from lrkit.runtime.engines.onnxruntime.session import load_adapter
+from lrkit.runtime.engines.onnxruntime.session import OrtGraph, load_adapter
 
 _CONSTANTS = ("latent.norm", "latent.scale")
 """What is compiled into a program as a number."""
@@ -74,19 +74,9 @@ class Swaps:
         return entry.model_copy(update={"adapters": found})
 
 
-class AdaptedSession:
-    """A program's session, run with an adapter."""
-
-    def __init__(self, session: Any, file: Path, swaps: tuple[str, ...]) -> None:
-        self._session, self._adapter = session, load_adapter(file, swaps)
-
-    def run(self, names: Any, feed: Any) -> Any:
-        """As `onnxruntime.InferenceSession.run`."""
-        import onnxruntime
-
-        options: Any = onnxruntime.RunOptions()
-        options.add_active_adapter(self._adapter)
-        return self._session.run(names, feed, options)
+def adapted_session(session: Any, file: Path, swaps: tuple[str, ...]) -> OrtGraph:
+    """A program's session, run with the adapter of a file. Raises `BundleError` where that is none of the program's."""
+    return OrtGraph(session, file).with_adapter(load_adapter(file, swaps))
 
 
 def write_adapter(file: Path, swaps: tuple[str, ...], source: Source) -> None:

@@ -15,7 +15,7 @@ from lrkit.export.graph.program import build_program
 from lrkit.export.graph.stack import Stack
 from lrkit.export.graph.step_graphs import build_steps, step_spec
 from lrkit.export.graph.swaps import open_swaps
-from lrkit.export.swapped import AdaptedSession, write_adapter
+from lrkit.export.swapped import adapted_session, write_adapter
 from lrkit.export.targets.target import Int4, Target
 from lrkit.export.weights.source import read_source
 from lrkit.model.reasoner import LatentReasoner
@@ -132,7 +132,7 @@ def test_another_adapter_takes_the_place_of_a_programs_own(tmp_path: Path) -> No
     for reasoner in (own, other, own):
         write_adapter(tmp_path / "other.onnx_adapter", swaps, read_source(other, keep=True))
         runner.session = (
-            AdaptedSession(session, tmp_path / "other.onnx_adapter", swaps) if reasoner is other else session
+            adapted_session(session, tmp_path / "other.onnx_adapter", swaps) if reasoner is other else session
         )
         for one in PROMPTS[:2]:
             assert_equal(reasoner, runner, one)

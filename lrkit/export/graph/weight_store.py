@@ -101,7 +101,7 @@ class WeightStore:
     _forms: dict[tuple[str, str], Form | None] = field(default_factory=dict[tuple[str, str], Form | None])
     """Matrix that was to be rounded, and scheme -> its form; None where `quantized` left it float."""
     _shared: dict[Hashable, ir.TensorProtocol] = field(default_factory=dict[Hashable, ir.TensorProtocol])
-    """What may be used once more: of embedding and head, which are one matrix in many models."""
+    """Packed integers that may be used once more: embedding and head are one matrix in many models."""
     _kinds: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     """By part: bytes by how they are held."""
 
@@ -156,7 +156,7 @@ class WeightStore:
         """The same of four bits, packed as `matrix` packs them, with scales (rows, blocks, 1). Where a head is the same
         matrix, held in the same way, both share the bytes."""
         scheme = self.target.scheme_of(role)
-        if scheme is None or scheme.bits != 4 or self.made(role) is not None:
+        if scheme is None or scheme.bits != 4 or self.rows_in_blocks(g, role) is not None:
             return None
         name = f"{role}.int4.rows"
         if (role, name) not in self._forms:
@@ -270,23 +270,24 @@ class WeightStore:
         return {part: max(sizes, key=lambda kind: sizes[kind]) for part, sizes in self._kinds.items()}
 
     def _keep(self, role: str, part: str, arrays: list[np.ndarray], kind: str | None = None) -> None:
-        made = [ir.tensor(np.ascontiguousarray(array)) for array in arrays]
-        known = [self._shared.get(_sameness(one)) if part in _MAY_BE_ONE else None for one in made]
-        size = sum(new.nbytes for new, old in zip(made, known, strict=True) if old is None)
+        tensors: list[ir.TensorProtocol] = []
+        size = 0
+        for made in (ir.tensor(np.ascontiguousarray(array)) for array in arrays):
+            key = _sameness(made) if part in _MAY_BE_ONE and made.dtype == ir.DataType.UINT8 else None
+            kept = self._shared.get(key)
+            if kept is None:
+                size += made.nbytes
+                kept = made if self.file is None else self.file.take(made)
+                if key is not None:
+                    self._shared[key] = kept
+            tensors.append(kept)
         self.part_bytes[part] = self.part_bytes.get(part, 0) + size
         kinds = self._kinds.setdefault(part, {})
         kind = kind or ("fp16" if arrays[0].dtype == np.float16 else "fp32")
         kinds[kind] = kinds.get(kind, 0) + size
-        self._tensors[role] = [old or self._take(part, new) for new, old in zip(made, known, strict=True)]
-
-    def _take(self, part: str, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-        kept = tensor if self.file is None else self.file.take(tensor)
-        if part in _MAY_BE_ONE:
-            self._shared[_sameness(tensor)] = kept
-        return kept
+        self._tensors[role] = tensors
 
 
 def _sameness(tensor: ir.TensorProtocol) -> Hashable:
-    """Equal for tensors that can stand for each other."""
-    raw = tensor.numpy().reshape(-1).view(np.uint8).data
-    return str(tensor.dtype), tuple(tensor.shape), hashlib.blake2b(raw).digest()
+    """Equal for bytes that can stand for each other."""
+    return tuple(tensor.shape), hashlib.blake2b(tensor.numpy().data).digest()

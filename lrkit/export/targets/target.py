@@ -92,8 +92,8 @@ class Target(Config):
     dialect: Dialect = "ort"
     """ort: ONNX Runtime's own fused and int4 operators; standard: standard ONNX operators only."""
     precision: Annotated[str, AfterValidator(lambda name: scheme_named(name).name)] = "fp32"
-    """How weights are held, a row of lrkit/contract/schemes.py: fp32, fp16, int4, int8, w8a8. fp16 also computes in
-    fp16, integers compute in fp32 (ort on a CPU) unless `activations` says fp16."""
+    """How weights are held, a row of lrkit/contract/schemes.py, such as fp32, fp16 or int4. fp16 also computes in fp16,
+    integers compute in fp32 (ort on a CPU) unless `activations` says fp16."""
     activations: Literal["fp32", "fp16"] | None = None
     """What the graph computes in; null: fp16 for precision fp16, fp32 otherwise."""
     int4: Int4 = Int4()

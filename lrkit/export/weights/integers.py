@@ -12,8 +12,15 @@ import numpy as np
 
 from lrkit.contract.quantized import Quantized
 
+E4M3_MOST = float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max)
+"""Largest float of eight bits."""
 PIECE = 1 << 18
 """Weights that are worked on at a time."""
+
+
+def scale_unit(scales: np.ndarray) -> np.ndarray:
+    """The number, float32 (), that scales of eight bits are multiplied with: the largest is then the largest float."""
+    return np.array(max(float(scales.max()), 1e-30) / E4M3_MOST, np.float32)
 
 
 def block_for(width: int, wanted: int, blocks: Sequence[int]) -> int | None:
@@ -60,7 +67,7 @@ def dequantize_linear(quantized: Quantized) -> tuple[np.ndarray, ...]:
     values = np.ascontiguousarray(quantized.integers.reshape(rows, width).T)
     scales = np.ascontiguousarray(quantized.scales.T)
     if quantized.is_float:
-        unit = np.array(scales.max() / float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max), np.float32)
+        unit = scale_unit(scales)
         return values, (scales / unit).astype(ml_dtypes.float8_e4m3fn), unit
     kind = ml_dtypes.int4 if quantized.bits == 4 else np.int8
     made = values.astype(kind), scales

@@ -14,11 +14,11 @@ import numpy as np
 
 from lrkit.contract.quantized import Quantized
 from lrkit.contract.schemes import Scheme
-from lrkit.export.weights.integers import pieces
+from lrkit.export.weights.integers import E4M3_MOST, pieces, scale_unit
 from lrkit.export.weights.quantizers.quantizer import Calibration
 
 E4M3, E2M1 = ml_dtypes.float8_e4m3fn, ml_dtypes.float4_e2m1fn
-LARGEST = {8: 448.0, 4: 6.0}
+LARGEST = {8: E4M3_MOST, 4: 6.0}
 """Bits -> largest float."""
 
 
@@ -51,11 +51,6 @@ class Float4Blocks:
         # A block of zeros, or of next to none beside the largest, has the smallest scale there is.
         eighths = np.where(eighths > 0, eighths, ml_dtypes.finfo(E4M3).smallest_subnormal).astype(np.float32)
         return _divided(weight, eighths * unit, E2M1)
-
-
-def scale_unit(scales: np.ndarray) -> np.float32:
-    """The number that all scales of a matrix are multiples of: the largest is then the largest float of eight bits."""
-    return np.float32(max(float(scales.max()), 1e-30) / LARGEST[8])
 
 
 def _divided(weight: np.ndarray, scales: np.ndarray, kind: type) -> Quantized:
