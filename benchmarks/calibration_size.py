@@ -11,6 +11,7 @@ import argparse
 import json
 import resource
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from benchmarks.training_step import cpu_name, versions
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.sample import Sample
+from lrkit.errors import LrkitError
 from lrkit.export.calibration.calibrate import Calibrator
 from lrkit.export.calibration.gather import CalibrationSet
 from lrkit.export.shape import ShapeSubject
@@ -77,6 +79,15 @@ class _Timeline:
 
 def main() -> None:
     args = parse_args()
+    try:
+        run(args)
+    except LrkitError as error:
+        print(f"calibration_size.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures, and writes the report."""
     int4 = {"method": args.method, "block": args.block, "head": "float"}
     limits = {"max_new_tokens": args.spoken}
     target = Target.model_validate({"precision": "int4", "int4": int4, "limits": limits})

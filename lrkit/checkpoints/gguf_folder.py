@@ -9,9 +9,10 @@ Place in the pipeline: called by hand, as docs/int4.md says; whole_weights.py ch
 place.
 """
 
+import argparse
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lrkit.checkpoints.quantized.gguf_weights import language_model
 from lrkit.checkpoints.quantized.quantization import KEY
 from lrkit.checkpoints.tensors.stored import StoredTensor
 from lrkit.checkpoints.whole_weights import check_weights, tensors_by_name
-from lrkit.errors import CheckpointError, FileError, os_sentence
+from lrkit.errors import CheckpointError, FileError, LrkitError, os_sentence
 from lrkit.families.table import read_layout
 from lrkit.files import read_json, write_json
 from lrkit.folders import staged_folder
@@ -72,3 +73,20 @@ def _write(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
                     file.write(source.read(tensor.num_bytes))
     except OSError as error:
         raise FileError(os_sentence(error, path)) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m lrkit.checkpoints.gguf_folder OUT FILE FOLDER`. An error is one sentence, and exit code 2."""
+    parser = argparse.ArgumentParser("gguf_folder", description="A folder with a GGUF file's language model.")
+    parser.add_argument("out", type=Path, help="the folder to write")
+    parser.add_argument("file", type=Path, help="the GGUF file")
+    parser.add_argument("folder", type=Path, help="config.json, tokenizer, image processor, and all other weights")
+    given = parser.parse_args(arguments)
+    try:
+        write_gguf_folder(given.out, given.file, given.folder)
+    except LrkitError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -333,3 +333,14 @@ def _q6_k(block: Array) -> list[float]:
                 scale = float(scales[8 * half + 2 * part + at // 16])
                 made[128 * half + 32 * part + at] = d * scale * ((four | two << 4) - 32)
     return made
+
+
+def test_the_command_that_makes_a_folder_says_what_is_wrong(
+    base: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lrkit.checkpoints.gguf_folder import main
+
+    with pytest.raises(SystemExit) as left:
+        main([str(tmp_path / "out"), str(tmp_path / "no.gguf"), str(base.floats)])
+    assert left.value.code == 2 and "no.gguf: no such file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
