@@ -16,7 +16,7 @@ import onnx_ir as ir
 from lrkit.contract.bundle.io_spec import LookShape, ProgramShape
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.schemes import MANY
-from lrkit.export.graph.choices import choice
+from lrkit.export.graph.table_rows import choice
 from lrkit.export.graph.latent_input import check_latents
 from lrkit.export.graph.latent_reports import LatentReports
 from lrkit.export.graph.layers import Decoder, Hidden, Remember
