@@ -6,8 +6,8 @@ Place in the pipeline: think.py begins every latent step with it.
 from collections.abc import Callable
 
 from lrkit.contract.settings import ThinkSettings
-from lrkit.export.graph.table_rows import choice
 from lrkit.export.graph.nodes import Graph, Value
+from lrkit.export.graph.table_rows import choice
 from lrkit.export.graph.writer import Writer
 from lrkit.export.weights.source import Source
 

@@ -20,8 +20,8 @@ import onnx_ir as ir
 
 from lrkit.contract.settings import ReplaySettings
 from lrkit.contract.weightings import WEIGHTINGS
-from lrkit.export.graph.table_rows import choice
 from lrkit.export.graph.nodes import Graph, Value
+from lrkit.export.graph.table_rows import choice
 from lrkit.export.graph.tower_writer import WindowTower
 from lrkit.export.graph.writer import Writer
 from lrkit.registry import load_object

@@ -19,9 +19,9 @@ import numpy as np
 import onnx_ir as ir
 
 from lrkit.contract.settings import RoutingSettings
-from lrkit.export.graph.table_rows import choice
 from lrkit.export.graph.layers import NEVER, SEEN, Decoder, Hidden, Mask, Seen, Segment
 from lrkit.export.graph.nodes import Carried, Graph, State, Value
+from lrkit.export.graph.table_rows import choice
 from lrkit.export.graph.writer import Rotation, Writer
 
 FLOAT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL

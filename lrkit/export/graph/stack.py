@@ -16,7 +16,6 @@ import onnx_ir as ir
 from lrkit.contract.bundle.io_spec import LookShape, ProgramShape
 from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.schemes import MANY
-from lrkit.export.graph.table_rows import choice
 from lrkit.export.graph.latent_input import check_latents
 from lrkit.export.graph.latent_reports import LatentReports
 from lrkit.export.graph.layers import Decoder, Hidden, Remember
@@ -24,6 +23,7 @@ from lrkit.export.graph.nodes import Carried, Graph, Value
 from lrkit.export.graph.pruning_nodes import BEHIND, Left, Pruning, Spread, pruned_saliency
 from lrkit.export.graph.replay_nodes import SOURCES, Closer, Replay
 from lrkit.export.graph.routing_nodes import Refined, Router
+from lrkit.export.graph.table_rows import choice
 from lrkit.export.graph.tower_writer import write_window_tower
 from lrkit.export.graph.writer import Rotation, Writer
 from lrkit.export.weights.source import HEAD_ROW, Source
