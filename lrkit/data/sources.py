@@ -20,7 +20,7 @@ from lrkit.contract.sample import Sample
 from lrkit.data.board import BoardKind
 from lrkit.data.jsonl import Advance, JsonlScan, check_jsonl
 from lrkit.data.scans import Split
-from lrkit.data.trail import Task
+from lrkit.errors import did_you_mean
 from lrkit.registry import Registry
 from lrkit.runtime.encode.processor import Processor
 
@@ -46,7 +46,7 @@ class Plan(Protocol):
     @property
     def readouts(self) -> Mapping[str, Labels]: ...
     @property
-    def tasks(self) -> Mapping[Task, float]: ...
+    def tasks(self) -> Mapping[str, float]: ...
     @property
     def boards(self) -> Mapping[BoardKind, float]: ...
     @property
@@ -134,6 +134,10 @@ class DataSource(Config, ABC):
         """Whether it has samples to validate on."""
         return True
 
+    def label_words(self, label: str) -> tuple[str, ...] | None:
+        """What each class of a label of visual tokens is called, as the model says it; None where it has no words."""
+        return None
+
     def words(self) -> tuple[str, ...] | None:
         """All words of its questions, steps and answers, from which a fresh backbone gets its tokenizer; None where
         they are not known."""
@@ -146,7 +150,7 @@ class DataSource(Config, ABC):
     def stage_problems(self, stage: Plan) -> Iterator[str]:
         """What a stage asks of it and it has not, a sentence each."""
         if stage.tasks or stage.boards or stage.objective == "vision":
-            yield "tasks, boards and objective vision need trail data; remove them"
+            yield "tasks, boards and objective vision need data that lrkit draws, such as trail; remove them"
 
     def files(self) -> dict[str, Path]:
         """Part of the data -> its file, for all that is read from files."""
@@ -234,6 +238,13 @@ def choose(weights: Mapping[KeyT, float], rng: np.random.Generator) -> KeyT:
         return keys[0]
     shares = np.cumsum(np.fromiter(weights.values(), float))
     return keys[int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))]
+
+
+def task_problems(stage: Plan, known: Collection[str]) -> Iterator[str]:
+    """The tasks of a stage that its data has not, a sentence each."""
+    for name in stage.tasks:
+        if name not in known:
+            yield f"tasks: {name!r} is none of the data's, which are {', '.join(known)}{did_you_mean(name, known)}"
 
 
 def length_problems(stages: Sequence[Plan], what: object, lengths: Collection[int]) -> list[str]:

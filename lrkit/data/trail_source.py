@@ -17,8 +17,8 @@ from lrkit import __version__
 from lrkit.contract.sample import Sample
 from lrkit.data.board import NUM_ROOMS, BoardKind, TrailSettings
 from lrkit.data.scans import Split
-from lrkit.data.sources import DataSource, KeyT, Plan, choose
-from lrkit.data.trail import HOPS, MAX_HOPS, RETOLD, VOCABULARY, TrailStream, trail_set
+from lrkit.data.sources import DataSource, KeyT, Plan, choose, task_problems
+from lrkit.data.trail import HOPS, MAX_HOPS, RETOLD, VOCABULARY, Task, TrailStream, trail_set
 from lrkit.data.trail_talk import MAX_TURNS, Retold, sample_talk
 from lrkit.errors import UnknownNameError, did_you_mean
 from lrkit.runtime.encode.processor import Processor
@@ -26,6 +26,7 @@ from lrkit.runtime.encode.processor import Processor
 _MANY = 1000
 """Pictures of a fixed set where no number is asked for."""
 _NUM_DRAWN = 4
+_LABELS = ("token_digits", "token_rooms")
 
 
 class TrailData(DataSource):
@@ -59,6 +60,9 @@ class TrailData(DataSource):
     def open(self, seed: int, stages: Sequence[Plan]) -> "TrailSource":
         return TrailSource(self, seed)
 
+    def label_words(self, label: str) -> tuple[str, ...] | None:
+        return tuple(str(number) for number in range(max(NUM_ROOMS.values()))) if label in _LABELS else None
+
     def words(self) -> tuple[str, ...]:
         return VOCABULARY
 
@@ -73,13 +77,14 @@ class TrailData(DataSource):
             yield "batches: equal draws one length, and the turns of conversations differ; leave it out, or data.turns"
         if any(not 1 <= length <= MAX_HOPS for length in stage.lengths):
             yield f"lengths {list(stage.lengths)} are not all possible; a trail has 1 to {MAX_HOPS} hops"
+        yield from task_problems(stage, get_args(Task))
         yield from _readout_problems(stage, stage.boards or self.boards)
 
     def try_out(self, stages: Sequence[Plan], seed: int, processor: Processor | None) -> None:
         stream = TrailStream("train", seed, self.drawing)
         for stage in stages:
             for kind in stage.boards or self.boards:
-                for task in stage.tasks or {"trail": 1.0}:
+                for task in _tasks(stage):
                     for sample in stream.draw(_NUM_DRAWN, kind=kind, task=task, hops=stage.lengths or None):
                         if processor is not None:
                             processor.encode_prompt(sample.images, sample.question)
@@ -96,7 +101,7 @@ class TrailSource:
     def draw(self, stage: Plan, count: int, rng: np.random.Generator) -> list[Sample]:
         self._stream.rng = rng
         kind = choose(stage.boards or self._data.boards, rng)
-        task = choose(stage.tasks or {"trail": 1.0}, rng)
+        task = choose(_tasks(stage), rng)
         if task == "read":
             return self._stream.draw(count, kind=kind, task=task)
         lengths = stage.lengths or HOPS[kind]
@@ -128,7 +133,7 @@ class TrailSource:
         return sample_talk(split, kind, hops, turns, rng, self._data.drawing, retold)
 
     def held_out(self, stage: Plan, count: int) -> list[Sample]:
-        kind, task = _heaviest(stage.boards or self._data.boards), _heaviest(stage.tasks or {"read": 1.0})
+        kind, task = _heaviest(stage.boards or self._data.boards), _heaviest(_tasks(stage, "read"))
         return TrailStream("val", 0, self._data.drawing).draw(count, kind=kind, task=task)
 
     def num_samples(self, stage: Plan) -> int | None:
@@ -153,9 +158,14 @@ class TrailSource:
         return iter(())
 
 
+def _tasks(stage: Plan, default: Task = "trail") -> dict[Task, float]:
+    """What a stage draws, once `stage_problems` found nothing."""
+    return {cast(Task, name): weight for name, weight in stage.tasks.items()} or {default: 1.0}
+
+
 def _readout_problems(stage: Plan, boards: Mapping[BoardKind, float]) -> Iterator[str]:
     """What the pictures of trails are labelled with, and how many classes that takes."""
-    classes = {"token_digits": 10, "token_rooms": max(NUM_ROOMS[kind] for kind in boards)}
+    classes = dict(zip(_LABELS, (10, max(NUM_ROOMS[kind] for kind in boards)), strict=True))
     for name, readout in stage.readouts.items():
         if name not in classes:
             yield f"readouts: samples have no label {name!r}; known: {', '.join(classes)}"

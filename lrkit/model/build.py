@@ -15,7 +15,7 @@ from lrkit.model.backbone import Backbone
 from lrkit.model.lora import Adapter, freeze_all
 from lrkit.model.reasoner import LatentReasoner
 
-Trainable = Literal["lora", "full", "none"]
+Trainable = Literal["lora", "tower", "full", "none"]
 _BACKBONE = "model."
 """Before the names of the backbone's weights in a reasoner's."""
 
@@ -30,7 +30,8 @@ def build_reasoner(
     """A reasoner ready to train or to answer.
 
     `trainable`: `lora` trains the adapter (a fresh one when `adapter` is None) and the extras, over a frozen
-    backbone and tower; `full` trains everything; `none` nothing.
+    backbone and tower; `tower` the vision tower alone, which a checkpoint then holds in place of the base's; `full`
+    trains everything; `none` nothing.
     """
     if trainable == "lora" and adapter is None:
         adapter = Adapter.create(backbone, settings.lora)
@@ -46,10 +47,19 @@ def set_trainable(reasoner: LatentReasoner, trainable: Trainable) -> None:
         reasoner.float()  # an update is often less than bfloat16 can add to a weight
         for parameter in reasoner.parameters():
             parameter.requires_grad_(True)
+    elif trainable == "tower":
+        tower = {name: weight for name, weight in reasoner.model.named_parameters() if _of_tower(reasoner, name)}
+        for parameter in tower.values():
+            parameter.requires_grad_(True)
+        reasoner.replaced = tuple(dict.fromkeys([*reasoner.replaced, *tower]))
     elif trainable == "lora":
         own = reasoner.adapter.parameters() if reasoner.adapter is not None else []
         for parameter in [*own, *reasoner.extra_parameters().values()]:
             parameter.requires_grad_(True)
+
+
+def _of_tower(reasoner: LatentReasoner, name: str) -> bool:
+    return reasoner.backbone.part_of(name) in ("vision", "merger")
 
 
 def extra_state(reasoner: LatentReasoner) -> dict[str, Tensor]:

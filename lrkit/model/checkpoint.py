@@ -140,7 +140,7 @@ def load_checkpoint(
         chosen = settings or checked.settings
         adapter = Adapter.load(backbone, folder, checked.settings.lora) if checked.adapter else None
         reasoner = build_reasoner(backbone, chosen, checked.latent_id, adapter, trainable)
-        reasoner.replaced = tuple(checked.replaced)
+        reasoner.replaced = tuple(dict.fromkeys([*checked.replaced, *reasoner.replaced]))
         if checked.extras:
             load_extra_state(reasoner, load_file(folder / EXTRAS_FILE), missing_ok=settings is not None)
     except LrkitError:

@@ -171,7 +171,8 @@ class Trainer:
         config = overlay(recipe.optimizer, stage.optimizer)
         model: nn.Module = self.start.reasoner
         if stage.objective == "vision":
-            model = VisionObjective(self.start.reasoner, self.start.processor, stage.readouts, recipe.seed)
+            words = recipe.data.label_words
+            model = VisionObjective(self.start.reasoner, self.start.processor, stage.readouts, recipe.seed, words)
         prepared = self.accelerator.prepare(model, *build_optimizers(model.named_parameters(), config))
         validator = Validator(
             stage, recipe.eval, self.source, self.curriculum, self.start.processor, self.accelerator.device

@@ -19,7 +19,6 @@ from lrkit.contract.sample import Spoken
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.board import BoardKind
 from lrkit.data.sources import DataSource, read_data
-from lrkit.data.trail import Task
 from lrkit.data.trail_source import TrailData
 from lrkit.families.table import DEFAULT, FamilyName
 from lrkit.resources import find_recipe
@@ -28,6 +27,7 @@ SCHEMA_VERSION = 1
 MOST_AT_ONCE = 65_536
 """Samples of a batch, and batches of an update: more is a slip of the keyboard, found only once memory is gone."""
 Weight = Annotated[float, Field(ge=0.0)]
+Trainable = Literal["full", "tower", "lora"]
 OwnGroup = Literal["step_encodings", "routers", "latent", "distillation"]
 """Weights that the method adds to a backbone: e(d) and routers of RDS, what belongs to `<|latent|>`, F_SR."""
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -142,7 +142,11 @@ class Readout(Config):
     classes: int = Field(ge=2)
     """Labels run from 0 to classes - 1; a negative label is left out."""
     tied: bool = False
-    """True: logits are products with the token embeddings of the words 0, 1, ...; False: with a table of its own."""
+    """True: logits are products with the token embeddings of the words that the classes stand for (in trails 0, 1,
+    ...); False: with a table of its own."""
+    pull: float = Field(default=0.0, ge=0.0)
+    """tied only: weight of the squared distance of a visual token from the embedding of its word, as a share of the
+    mean embedding's square. A language model that stays frozen then reads visual tokens as it reads words."""
 
 
 class Stage(Config):
@@ -154,8 +158,8 @@ class Stage(Config):
     """reason: the loss of eq. 14; vision: classify every visual token by linear read-outs."""
     readouts: dict[str, Readout] = {}
     """vision only: name of a label per visual token (in `Sample.info`) -> how it is read out."""
-    tasks: dict[Task, Weight] = {}
-    """trail only: task -> how often it is drawn; empty: trails alone."""
+    tasks: dict[str, Weight] = {}
+    """Data that lrkit draws: task -> how often it is drawn; empty: the first one of the data alone."""
     boards: dict[BoardKind, Weight] = {}
     """trail only: instead of `data.boards`."""
     lengths: tuple[Annotated[int, Field(ge=0)], ...] = ()
@@ -233,8 +237,9 @@ class Recipe(Config):
     """What it is for, in one sentence."""
     init: FreshBackbone | str
     """Values of a fresh backbone; or a checkpoint (name, run folder or folder); or hub:ORG/NAME, or a model folder."""
-    trainable: Literal["full", "lora"] = "lora"
-    """full: every weight; lora: an adapter on the language model, routers, F_SR and the rows of <|latent|>."""
+    trainable: Trainable = "lora"
+    """full: every weight; tower: the vision tower alone; lora: an adapter on the language model, routers, F_SR and the
+    rows of <|latent|>."""
     model: ReasonerSettings = ReasonerSettings()
     """Settings given here replace those of a checkpoint in `init`; the others stay."""
     data: Annotated[SerializeAsAny[DataSource], WrapValidator(read_data)] = Field(default_factory=TrailData)
@@ -281,8 +286,11 @@ class Recipe(Config):
         return _raise_together(self, list(self._problems()))
 
     def _problems(self) -> Iterator[str]:
-        if self.trainable == "lora" and isinstance(self.init, FreshBackbone):
-            yield "trainable: lora on random weights learns nothing; set trainable: full or give init a checkpoint"
+        if self.trainable != "full" and isinstance(self.init, FreshBackbone):
+            yield (
+                f"trainable: {self.trainable} on random weights learns nothing; set trainable: full or give init a "
+                "checkpoint"
+            )
         if isinstance(self.init, FreshBackbone) and self.data.words() is None:
             yield "a fresh backbone gets its words from trail data; give init a checkpoint or hub:ORG/NAME"
         yield from self.data.problems()
@@ -308,8 +316,9 @@ class Recipe(Config):
         if stage.name in earlier:
             yield "the name is taken by an earlier stage; choose another"
         if stage.objective == "vision" and self.trainable == "lora":
-            yield "objective vision trains the vision tower; set trainable: full"
+            yield "objective vision trains the vision tower; set trainable: full or tower"
         yield from self.data.stage_problems(stage)
+        yield from self._readout_problems(stage)
         if stage.until and not self.eval.samples:
             yield "until needs validation; set eval.samples above 0"
         if stage.until and not self.eval.every:
@@ -317,6 +326,15 @@ class Recipe(Config):
         if stage.until and not self.data.validates:
             yield "until needs validation; give data.validation"
         yield from self._rehearsal_problems(stage, earlier)
+
+    def _readout_problems(self, stage: Stage) -> Iterator[str]:
+        for name, readout in stage.readouts.items():
+            words = self.data.label_words(name) or ()
+            if readout.tied and len(words) < readout.classes:
+                known = f"{len(words)} of its classes have" if words else "none of its classes has"
+                yield f"readouts.{name}: tied needs a word for each class, and {known} one; lower classes, or untie it"
+            if readout.pull and not readout.tied:
+                yield f"readouts.{name}: pull needs the words of tied: true; set it, or remove pull"
 
     def _rehearsal_problems(self, stage: Stage, earlier: Mapping[str, Stage]) -> Iterator[str]:
         reasoning = [name for name, other in earlier.items() if other.objective == "reason"]

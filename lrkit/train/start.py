@@ -53,7 +53,7 @@ def load_start(recipe: Recipe, settings: ReasonerSettings, dtype: torch.dtype) -
     hub_id = recipe.init.removeprefix(HUB_PREFIX) if recipe.init.startswith(HUB_PREFIX) else None
     folder = init_folder(recipe.init) if hub_id is None else hub_folder(hub_id, download=True)
     processor = _fitted(Processor.from_folder(folder), recipe, settings)
-    frozen = recipe.trainable == "lora"
+    frozen = recipe.trainable != "full"
     if (folder / REASONER_FILE).is_file():
         loaded = load_checkpoint(folder, recipe.trainable, settings, dtype)
         check_fit(processor, loaded.checked)

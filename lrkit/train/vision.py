@@ -6,7 +6,7 @@ takes very long (the prototype: nothing in 1,000 updates; with this objective fi
 Legend: V visual tokens of the whole batch, D width, C classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -87,9 +87,19 @@ class VisionObjective(nn.Module):
     """A reasoner's tower under linear read-outs."""
 
     def __init__(
-        self, reasoner: LatentReasoner, processor: Processor, readouts: Mapping[str, Readout], seed: int
+        self,
+        reasoner: LatentReasoner,
+        processor: Processor,
+        readouts: Mapping[str, Readout],
+        seed: int,
+        words: Callable[[str], Sequence[str] | None],
     ) -> None:
-        """`seed` decides the tables' starting values, whatever was drawn before: a resumed run makes the same."""
+        """`seed` decides the tables' starting values, whatever was drawn before: a resumed run makes the same. `words`:
+        label -> what its classes are called.
+
+        Raises:
+            ConfigError: a tied class is no single token of the model.
+        """
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.reasoner = reasoner
@@ -99,7 +109,7 @@ class VisionObjective(nn.Module):
         self._rows: dict[str, list[int]] = {}
         for name, readout in readouts.items():
             if readout.tied:
-                self._rows[name] = _number_ids(processor, readout.classes)
+                self._rows[name] = _word_ids(processor, name, (words(name) or ())[: readout.classes])
             else:
                 table = torch.randn(readout.classes, width, generator=generator) * 0.02
                 self.readout_tables[name] = nn.Parameter(table.to(device))
@@ -126,6 +136,8 @@ class VisionObjective(nn.Module):
             known_V = labels_V >= 0
             target_V = labels_V.masked_fill(~known_V, -100)
             losses.append(functional.cross_entropy(logits_VC, target_V, reduction="sum") / count)
+            if pull := self._readouts[name].pull:
+                losses.append(pull * _distance(wide(tokens_VD[known_V]), table_CD[labels_V[known_V]]) / count)
             right[name] = (((logits_VC.detach().argmax(-1) == labels_V) & known_V).sum(), known_V.sum())
         total = torch.stack(losses).sum()
         counts = torch.stack([torch.stack(pair) for pair in right.values()]).sum(0)
@@ -135,12 +147,19 @@ class VisionObjective(nn.Module):
         return self.reasoner.backbone.embedding_rows()[self._rows[name]]
 
 
-def _number_ids(processor: Processor, classes: int) -> list[int]:
-    words = [str(number) for number in range(classes)]
-    ids = {word: found for word in words if (found := processor.tokenizer.token_to_id(word)) is not None}
+def _distance(tokens_LD: Tensor, rows_LD: Tensor) -> Tensor:
+    """Sum over tokens of the squared distance from their rows, as a share of the rows' mean square."""
+    rows = rows_LD.detach()
+    return (tokens_LD - rows).square().sum() / rows.square().sum(-1).mean().clamp_min(1e-12)
+
+
+def _word_ids(processor: Processor, label: str, words: Sequence[str]) -> list[int]:
+    """The one token of each word."""
+    ids = {word: found for word in words if (found := processor.one_token(word)) is not None}
     if missing := [word for word in words if word not in ids]:
+        shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
         raise ConfigError(
-            f"readouts: tied classes need the words 0 to {classes - 1}, the tokenizer lacks {', '.join(missing)}; "
-            "lower classes or set tied: false"
+            f"readouts.{label}: tied classes need a token for each word, and the tokenizer has none for {shown}; lower "
+            "classes or set tied: false"
         )
     return list(ids.values())

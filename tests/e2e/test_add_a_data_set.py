@@ -62,7 +62,7 @@ def test_what_is_wrong_with_it_is_one_sentence() -> None:
         with pytest.raises(ConfigError, match=said) as caught:
             load_recipe({**RECIPE, "data": data})
         assert len(str(caught.value).splitlines()) <= 2
-    with pytest.raises(ConfigError, match="tasks, boards and objective vision need trail data; remove them"):
+    with pytest.raises(ConfigError, match="tasks, boards and objective vision need data that lrkit draws"):
         load_recipe(RECIPE, ["stages.0.tasks={read: 1.0}"])
     recipe = load_recipe(RECIPE, ["stages.0.lengths=[3]"])
     with pytest.raises(DataError, match=r"stage say draws chains of 3 steps, but toy:colors has only lengths \[1\]"):

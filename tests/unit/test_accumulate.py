@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.trail import trail_set
+from lrkit.data.trail_source import TrailData
 from lrkit.model.build import build_reasoner
 from lrkit.resources import STATE_FILE
 from lrkit.train.accelerator import make_accelerator
@@ -127,7 +128,7 @@ def test_read_outs_of_small_batches_are_those_of_one_large_batch() -> None:
     backbone: Any = fresh_backbone(FreshBackbone(), processor)
     reasoner = build_reasoner(backbone, ReasonerSettings(), processor.latent_id, trainable="full")
     readouts = {"token_digits": Readout(classes=10, tied=True), "token_rooms": Readout(classes=12)}
-    objective = VisionObjective(reasoner, processor, readouts, seed=0)
+    objective = VisionObjective(reasoner, processor, readouts, seed=0, words=TrailData().label_words)
 
     def gradient(batches: list[VisionBatch]) -> Tensor:
         objective.zero_grad()

@@ -289,6 +289,11 @@ class Processor:
         """The text of one token without surrounding space; special tokens by their name."""
         return self._decode([token_id], False).strip()
 
+    def one_token(self, text: str) -> int | None:
+        """The id of the one token that is this text, with its leading space; None where there is none."""
+        ids = self._encode(text)
+        return ids[0] if len(ids) == 1 and self._decode(ids, False).strip() == text.strip() else None
+
     @property
     def last_id(self) -> int:
         """The highest id of a token; takes a tenth of a second for a large vocabulary.
