@@ -1,0 +1,1 @@
+"""lrkit as a model of evaluation harnesses that others wrote."""
