@@ -9,8 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import pairwise
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,11 +17,10 @@ import torch
 from lrkit.contract.prompt import PromptFormat, Turn
 from lrkit.contract.sample import Sample, Spoken, naming
 from lrkit.data.looks import LABEL, Look, label_shares, overlaps
+from lrkit.data.step_split import merge_steps
 from lrkit.errors import ConfigError, DataError
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.torch.prompt_batch import PromptBatch, Side, collate_prompts, pad_rows
-
-StepT = TypeVar("StepT")
 
 
 @dataclass
@@ -60,16 +58,6 @@ class Pointing:
 
     teacher: Processor | None = None
     """What the teacher reads; None: the samples' own labels."""
-
-
-def merge_steps(steps: Sequence[StepT], max_latent_steps: int) -> tuple[tuple[StepT, ...], ...]:
-    """The steps that each latent step stands for: one each, or, with more steps than latents, merged evenly in order.
-
-    Group sizes differ by at most one. Without latents there is no group.
-    """
-    num_groups = min(len(steps), max_latent_steps)
-    bounds = [len(steps) * index // num_groups for index in range(num_groups + 1)] if num_groups else [0]
-    return tuple(tuple(steps[start:end]) for start, end in pairwise(bounds))
 
 
 def num_replaced(num_steps: int, num_latents: int, max_latent_steps: int | None = None) -> int:
