@@ -103,6 +103,8 @@ _EXTRA_OF = {
     "tensorrt_rtx": "tensorrt-rtx",
     "cuda": "tensorrt",
     "matplotlib": "analyze",
+    "datasets": "data",
+    "pyarrow": "data",
 }  # fmt: skip
 """Package -> the optional part that brings it."""
 _BASE_PACKAGES = {"onnxruntime": "onnxruntime", "tokenizers": "tokenizers", "PIL": "pillow", "numpy": "numpy"}

@@ -36,7 +36,9 @@ Examples:
 
 def eval_checkpoint(
     model: Annotated[str, typer.Argument(help="A bundle, a checkpoint folder, or a shipped name such as tiny.")],
-    data: Annotated[list[str] | None, typer.Option(help="trail:main (long, faint, wide) or a .jsonl; repeat.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="trail:main (long, faint, wide), a .jsonl, or hub:NAME#COLUMNS; repeat.")
+    ] = None,
     modes: Annotated[str | None, typer.Option(help="Of latent, cot, direct; with commas. [default: all]")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples of each set.")] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples answered at once.")] = 50,

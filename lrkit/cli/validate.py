@@ -26,6 +26,7 @@ EXAMPLES = """
 Examples:
   lrkit validate data.jsonl
   lrkit validate data.jsonl --checkpoint tiny
+  lrkit validate "hub:LightChen2333/M3CoT#m3cot/test"
   lrkit validate recipe.yaml --json findings.json
   lrkit validate my-target.yaml
   lrkit validate tiny
@@ -54,7 +55,7 @@ def validate(
     findings: dict[str, Any] = {"path": path, "kind": kind}
     try:
         if kind == "data":
-            _check_data(Path(path), checkpoint, findings, console)
+            _check_data(path, checkpoint, findings, console)
         elif kind in CHECKS:
             console.print(check_config(kind, find_resource(kind, path), findings))
         elif kind == "bundle":
@@ -82,6 +83,8 @@ def kind_of(path: str) -> Kind | Literal["data", "checkpoint", "bundle"]:
     from lrkit.resources import find_any, list_checkpoints
 
     given = Path(path)
+    if path.startswith("hub:") and "#" in path:
+        return "data"
     if is_bundle(given):
         return "bundle"
     if given.is_dir():
@@ -109,16 +112,17 @@ def kind_of(path: str) -> Kind | Literal["data", "checkpoint", "bundle"]:
     raise UserError(f"{path}: there is no such file or folder; check the path")
 
 
-def _check_data(path: Path, checkpoint: str | None, findings: dict[str, Any], console: Console) -> None:
-    from lrkit.data.jsonl import check_jsonl
+def _check_data(name: str, checkpoint: str | None, findings: dict[str, Any], console: Console) -> None:
+    from lrkit.data.sources import scan_samples
     from lrkit.resources import resolve_checkpoint
     from lrkit.runtime.encode.processor import Processor
 
     processor = Processor.from_folder(resolve_checkpoint(checkpoint)) if checkpoint is not None else None
+    path = Path(name)
     total = path.stat().st_size if path.is_file() else 0
     with bars(TaskProgressColumn(), TimeRemainingColumn()) as progress:
         task = progress.add_task(f"reading {path.name}", total=total)
-        scan = check_jsonl(path, processor, lambda size: progress.advance(task, size))
+        scan = scan_samples(name, processor, lambda size: progress.advance(task, size))
     findings["samples"] = len(scan.samples)
     findings["bad_lines"] = scan.num_bad_lines
     findings["lengths"] = {name: summary.to_dict() for name, summary in scan.lengths.items()}

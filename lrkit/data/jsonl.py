@@ -9,7 +9,7 @@ jsonl_line.py says what a line must hold. A bad line is named and never ends the
 Place in the pipeline: file -> `read_jsonl` -> samples -> `collate`; `lrkit validate` -> `check_jsonl`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -88,8 +88,14 @@ def check_jsonl(path: Path, processor: Processor | None = None, advance: Advance
         DataError: the file cannot be read.
     """
     scan = JsonlScan(path)
+    measure(scan, _good_lines(scan, advance), processor)
+    return scan
+
+
+def measure(scan: JsonlScan, numbered: Iterable[tuple[int, Sample]], processor: Processor | None) -> None:
+    """Opens the pictures of samples, each with its line, and counts as `check_jsonl` says; all goes into `scan`."""
     measured: dict[str, list[int]] = {}
-    for line, sample in _good_lines(scan, advance):
+    for line, sample in numbered:
         try:
             counts = _measure_words(sample) if processor is None else _measure_tokens(sample, processor)
         except UserError as error:
@@ -99,7 +105,6 @@ def check_jsonl(path: Path, processor: Processor | None = None, advance: Advance
         for name, count in {"images": len(sample.images), "steps": len(sample.steps), **counts}.items():
             measured.setdefault(name, []).append(count)
     scan.lengths = {name: summarize(values) for name, values in measured.items()}
-    return scan
 
 
 def _good_lines(scan: JsonlScan, advance: Advance | None) -> Iterator[tuple[int, Sample]]:

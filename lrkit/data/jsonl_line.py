@@ -15,6 +15,7 @@ from typing import Any
 from lrkit.contract.sample import Sample
 from lrkit.errors import DataError, did_you_mean, one_line, shown
 from lrkit.files import load_strict
+from lrkit.pictures.input import kind_of
 
 KEYS = ("image", "question", "steps", "answer", "id")
 MAX_IMAGES = 64
@@ -41,7 +42,7 @@ def parse_line(raw: bytes, folder: Path, number: int) -> Sample | None:
         return None
     values = _load(text)
     if not isinstance(values, dict):
-        raise DataError(f"holds {_kind(values)}; write an object with {', '.join(KEYS)}")
+        raise DataError(f"holds {kind_of_json(values)}; write an object with {', '.join(KEYS)}")
     problems = list(islice(_problems(values, folder), MAX_REASONS))
     if problems:
         raise DataError("; ".join(problems))
@@ -73,24 +74,25 @@ def _problems(values: dict[str, Any], folder: Path) -> Iterator[str]:
             near = did_you_mean(key, KEYS) if len(key) < 40 else ""
             yield f"unknown key {one_line(repr(key), 60)}; allowed: {', '.join(KEYS)}{near}"
     for key in ("question", "answer"):
-        yield from _text_problems(values.get(key), key, missing=key not in values)
+        yield from text_problems(values.get(key), key, missing=key not in values)
     if "id" in values:
-        yield from _text_problems(values["id"], "id", missing=False)
+        yield from text_problems(values["id"], "id", missing=False)
     steps = values.get("steps")
     if not isinstance(steps, list):
-        seen = f"is {_kind(steps)}" if "steps" in values else "is missing"
+        seen = f"is {kind_of_json(steps)}" if "steps" in values else "is missing"
         yield f"steps {seen}; give a list of texts, [] for none"
     else:
         for index, step in enumerate(steps):
-            yield from _text_problems(step, f"steps[{index}]", missing=False)
+            yield from text_problems(step, f"steps[{index}]", missing=False)
     yield from _image_problems(values, folder)
 
 
-def _text_problems(value: Any, name: str, missing: bool) -> Iterator[str]:
+def text_problems(value: Any, name: str, missing: bool) -> Iterator[str]:
+    """Why a value is no text that can be used."""
     if missing:
         yield f"{name} is missing; give a text"
     elif not isinstance(value, str):
-        yield f"{name} is {_kind(value)}; give a text in quotes"
+        yield f"{name} is {kind_of_json(value)}; give a text in quotes"
     elif not value.strip():
         yield f"{name} is empty; give a text"
     elif found := _CONTROL.search(value):
@@ -100,7 +102,7 @@ def _text_problems(value: Any, name: str, missing: bool) -> Iterator[str]:
 def _image_problems(values: dict[str, Any], folder: Path) -> Iterator[str]:
     names = _image_names(values)
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        what = "empty" if names == [""] else _kind(values["image"])
+        what = "empty" if names == [""] else kind_of_json(values["image"])
         yield f"image is {what}; give a path or a list of paths"
         return
     if len(names) > MAX_IMAGES:
@@ -109,12 +111,12 @@ def _image_problems(values: dict[str, Any], folder: Path) -> Iterator[str]:
     for name in names:
         if name.startswith(("http://", "https://", "data:")):
             yield f"image {shown(name, 60)} is no path; save the picture and give its path relative to the data file"
-        elif (reason := _why_no_file(folder, name)) is not None:
+        elif (reason := why_no_file(folder, name)) is not None:
             yield f"image {shown(name, 300)} {reason}"
 
 
-def _why_no_file(folder: Path, name: str) -> str | None:
-    """Why a path names no picture file; None where it does."""
+def why_no_file(folder: Path, name: str) -> str | None:
+    """Why a path in `folder` names no picture file; None where it does."""
     if "\0" in name:
         return "holds a NUL character; give a path"
     if max(len(part.encode()) for part in name.split("/")) > _LONGEST_NAME:
@@ -132,7 +134,7 @@ def _image_names(values: dict[str, Any]) -> Any:
     return [names] if isinstance(names, str) else names
 
 
-def _kind(value: Any) -> str:
+def kind_of_json(value: Any) -> str:
     """What a JSON value is, in words."""
     names = {
         bool: "true or false",
@@ -142,4 +144,4 @@ def _kind(value: Any) -> str:
         list: "a list",
         dict: "an object",
     }
-    return "null" if value is None else names[type(value)]
+    return "null" if value is None else names.get(type(value), kind_of(value))

@@ -24,11 +24,13 @@ class Passes:
         seed: int,
         digest: str,
         files: Mapping[str, str] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
-        """`digest` and `files` as in `Source`."""
+        """`digest` and `files` as in `Source`, `notes` as in `Noting`."""
         self._seed, self._digest, self._files = seed, digest, dict(files or {})
         self._by_length, self._validation = _by_length(train), _by_length(validation)
         self._seen = dict.fromkeys(self._by_length, 0)
+        self._notes = list(notes)
         self._orders: dict[tuple[int, int], list[int]] = {}
 
     def check(self, stages: Sequence[Plan], what: object) -> None:
@@ -75,6 +77,10 @@ class Passes:
     def pictures(self) -> Iterator[Path]:
         for samples in (*self._by_length.values(), *self._validation.values()):
             yield from (image for sample in samples for image in sample.images if isinstance(image, Path))
+
+    def notes(self) -> list[str]:
+        given, self._notes = self._notes, []
+        return given
 
     def _next(self, length: int) -> Sample:
         lines = self._by_length[length]

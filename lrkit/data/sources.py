@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from pydantic_core import PydanticKnownError
@@ -20,7 +20,8 @@ from lrkit.contract.sample import Sample
 from lrkit.data.board import BoardKind
 from lrkit.data.jsonl import Advance, JsonlScan, check_jsonl
 from lrkit.data.scans import Split
-from lrkit.errors import did_you_mean
+from lrkit.errors import DataError, did_you_mean
+from lrkit.files import sha256
 from lrkit.registry import Registry
 from lrkit.runtime.encode.processor import Processor
 
@@ -99,6 +100,15 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Noting(Protocol):
+    """A source that may leave samples out, and says so."""
+
+    def notes(self) -> list[str]:
+        """What was left out since the last call, a sentence each."""
+        ...
+
+
 class DataSource(Config, ABC):
     """What a recipe says under `data`, and what lrkit asks of a data set.
 
@@ -120,6 +130,17 @@ class DataSource(Config, ABC):
     @abstractmethod
     def samples(cls, name: str, count: int | None, split: Split, seed: int) -> list[Sample]:
         """The set of that name; `count` None: all of it. Raises as `load_samples`."""
+
+    @classmethod
+    def named(cls, name: str) -> "DataSource":
+        """What a recipe would say of the set of that name.
+
+        Raises:
+            DataError: there is none, or sets of this kind are drawn and not read.
+        """
+        raise DataError(
+            f"{name}: is drawn by lrkit, so there is nothing to check; give a data file or hub:NAME#COLUMNS"
+        )
 
     @abstractmethod
     def open(self, seed: int, stages: Sequence[Plan]) -> Source:
@@ -164,19 +185,48 @@ class DataSource(Config, ABC):
         """
         return check_jsonl(path, processor, advance)
 
+    def parts(self) -> dict[str, Path]:
+        """Part of the data -> what messages call it, for all that `scan_part` can check."""
+        return self.files()
+
+    def digests(self) -> dict[str, str]:
+        """Part of the data -> digest, as the `files` of its source; of what is not there, nothing.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return {part: sha256(path)[0] for part, path in self.files().items() if path.is_file()}
+
+    def scan_part(self, part: str, processor: Processor | None = None, advance: Advance | None = None) -> JsonlScan:
+        """Every sample of one of `parts`, checked. Raises as `scan`."""
+        return self.scan(self.files()[part], processor, advance)
+
+    def settle(self, scan: JsonlScan) -> list[str]:
+        """What is said about what a scan left out; here nothing is.
+
+        Raises:
+            DataError: a line is bad, or there is no sample.
+        """
+        scan.raise_if_bad()
+        return []
+
+    def unchecked(self) -> Iterator[str]:
+        """What `scan_part` leaves out, in words."""
+        yield from ()
+
     def try_out(self, stages: Sequence[Plan], seed: int, processor: Processor | None) -> None:
         """A few samples of every stage can be drawn, and said in the words of the model; of files, `scan` says it.
 
         Raises:
             DataError: one cannot.
         """
-        if not self.files():
+        if not self.parts():
             self.open(seed, stages)
 
     @classmethod
     def alternatives(cls) -> list[type["DataSource"]]:
         """All classes that may stand where a recipe has its data, for messages about their keys."""
-        return [SOURCES.load(kind) for kind in SOURCES.rows if kind != REFUSED]
+        return [SOURCES.load(kind) for kind in SOURCES.rows]
 
 
 SOURCES: Registry[type[DataSource]] = Registry(
@@ -184,15 +234,13 @@ SOURCES: Registry[type[DataSource]] = Registry(
     {
         "trail": "lrkit.data.trail_source:TrailData",
         "jsonl": "lrkit.data.jsonl_source:JsonlData",
-        "hub": "lrkit.data.hub_source:HubData",
+        "hub": "lrkit.data.hub.hub_data:HubData",
     },
     DataSource,
 )
 """Kind -> its class."""
 OF_FILES = "jsonl"
 """Reads what is named by a path."""
-REFUSED = "hub"
-"""Says in a sentence what to do instead."""
 
 
 def read_data(value: Any, handler: Any) -> Any:
@@ -203,7 +251,7 @@ def read_data(value: Any, handler: Any) -> Any:
         raise PydanticKnownError("union_tag_not_found", {"discriminator": "'kind'"})
     kind: Any = value["kind"]  # pyright: ignore[reportUnknownVariableType]
     if not isinstance(kind, str) or kind not in SOURCES:
-        allowed = ", ".join(repr(name) for name in SOURCES.rows if name != REFUSED)
+        allowed = ", ".join(repr(name) for name in SOURCES.rows)
         raise PydanticKnownError(
             "union_tag_invalid", {"discriminator": "'kind'", "tag": str(kind), "expected_tags": allowed}
         )
@@ -213,7 +261,7 @@ def read_data(value: Any, handler: Any) -> Any:
 
 def load_samples(name: str, count: int | None, split: Split = "test", seed: int = 0) -> list[Sample]:
     """Samples of a set of SOURCES such as `trail:main`, `trail:long`, `trail:faint`, `trail:wide` (drawn with scans of
-    `split`), or of a JSONL file.
+    `split`), of a published data set such as `hub:LightChen2333/M3CoT#m3cot/test`, or of a JSONL file.
 
     `count` None takes a whole file, and 1,000 pictures of a trail set.
 
@@ -224,6 +272,14 @@ def load_samples(name: str, count: int | None, split: Split = "test", seed: int 
     kind, colon, _ = name.partition(":")
     row = SOURCES.load(kind if colon and kind in SOURCES and kind != OF_FILES else OF_FILES)
     return row.samples(name, count, split, seed)
+
+
+def scan_samples(name: str, processor: Processor | None = None, advance: Advance | None = None) -> JsonlScan:
+    """Every sample of a published data set or a JSONL file, named as for `load_samples`, checked. Raises as `scan`."""
+    kind, colon, _ = name.partition(":")
+    if colon and kind in SOURCES and kind != OF_FILES:
+        return SOURCES.load(kind).named(name).scan_part("train", processor, advance)
+    return check_jsonl(Path(name), processor, advance)
 
 
 def set_names() -> tuple[str, ...]:

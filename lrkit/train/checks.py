@@ -20,7 +20,7 @@ from lrkit.data.sources import length_problems
 from lrkit.errors import CheckpointError, ConfigError, LrkitError, MissingExtraError, UserError, require
 from lrkit.families.layout import Layout
 from lrkit.families.table import read_layout
-from lrkit.files import read_json, sha256
+from lrkit.files import read_json
 from lrkit.gpus import torch_can_use
 from lrkit.pretrained import HUB_PREFIX, is_hub_id
 from lrkit.resources import REASONER_FILE, resolve_checkpoint
@@ -168,6 +168,7 @@ def unchecked(recipe: Recipe) -> Iterator[str]:
     """What `find_problems` cannot look at, in words."""
     if recipe.data.drawn and missing_package() is not None:
         yield recipe.data.drawn
+    yield from recipe.data.unchecked()
     if isinstance(recipe.init, str) and recipe.init.startswith(HUB_PREFIX):
         yield f"{recipe.init}, which is fetched from the network when the run starts, and the data's words in it"
 
@@ -309,11 +310,12 @@ def _check_lines(
     reading: Callable[[Path], Advance] | None,
 ) -> None:
     """Every line, text and picture of the data's files."""
-    for part, path in recipe.data.files().items():
-        scan = problems.attempt(recipe.data.scan, path, processor, None if reading is None else reading(path))
+    for part, path in (problems.attempt(recipe.data.parts) or {}).items():
+        read = None if reading is None or not path.is_file() else reading(path)
+        scan = problems.attempt(recipe.data.scan_part, part, processor, read)
         if scan is None:
             continue
-        problems.attempt(scan.raise_if_bad)
+        problems.attempt(recipe.data.settle, scan)
         if part == "train" and scan.samples:
             lengths = {len(sample.steps) for sample in scan.samples}
             problems.add(UserError, iter(length_problems(recipe.stages, path, lengths)))
@@ -354,7 +356,7 @@ def _check_state(folder: Path, recipe: Recipe) -> None:
     from lrkit.train.training_state import load_state
 
     before = load_state(folder, recipe).origin.data
-    now = {part: sha256(path)[0] for part, path in recipe.data.files().items() if path.is_file()}
+    now = recipe.data.digests()
     if problems := list(changed("data", before, now)):
         raise ConfigError("\n".join(f"{folder} cannot go on: {problem}" for problem in problems))
 

@@ -52,12 +52,12 @@ def test_it_is_validated_trained_from_and_evaluated_on(tmp_path: Path) -> None:
 
 def test_what_is_wrong_with_it_is_one_sentence() -> None:
     for data, said in (
-        ({"kind": "toy", "conut": 3}, "data.conut: unknown key; allowed: boards, count, .*did you mean 'count'"),
+        ({"kind": "toy", "conut": 3}, "data.conut: unknown key; allowed: boards, .*did you mean 'count'"),
         ({"kind": "toy", "count": 0}, r"data\.count: got 0; input should be greater than or equal to 1"),
-        ({"kind": "tois"}, "kind must be one of trail, jsonl, toy"),
+        ({"kind": "tois"}, "kind must be one of trail, jsonl, .*hub, toy"),
         ({"count": 3}, "data: got .*unable to extract tag using discriminator 'kind'"),
         (5, "data: got 5; "),
-        ({"kind": "hub", "id": "a/b"}, "data.kind is hub, and data sets of the hub are not read; write its samples"),
+        ({"kind": "hub", "id": "a/b"}, r"data\.id: unknown key; allowed: .*columns, config"),
     ):
         with pytest.raises(ConfigError, match=said) as caught:
             load_recipe({**RECIPE, "data": data})
@@ -74,7 +74,7 @@ def test_names_are_looked_up_in_the_table() -> None:
     assert [sample.id for sample in load_samples("toy:colors", 2)] == ["test-0", "test-1"]
     for name, said in (
         ("toy:colours", "unknown sample set 'toy:colours'; known: toy:colors"),
-        ("hub:org/name", "hub:org/name: data sets of the hub are not read; write its samples into a JSONL file"),
+        ("hub:org/name", "'hub:org/name' names no data set; write hub:NAME#COLUMNS or hub:NAME#COLUMNS/SPLIT"),
         ("nowhere.jsonl", "nowhere.jsonl is no file; give a JSONL file or one of trail:main, .*toy:colors"),
         ("jsonl:x", "jsonl:x is no file; give a JSONL file or one of"),
     ):

@@ -51,11 +51,11 @@ def _recipe(path: Path, findings: Findings) -> str:
     recipe = load_recipe(path)
     findings["name"] = recipe.name
     findings["stages"] = [stage.name for stage in recipe.stages]
-    scans = [recipe.data.scan(file) for file in recipe.data.files().values()]
+    scans = [recipe.data.scan_part(part) for part in recipe.data.parts()]
     if scans:
         findings["samples"] = {str(scan.path): len(scan.samples) for scan in scans}
     for scan in scans:
-        scan.raise_if_bad()
+        recipe.data.settle(scan)
     recipe.data.open(recipe.seed, recipe.stages)
     return f"recipe {recipe.name}: {recipe.description}\nstages: {', '.join(findings['stages'])}"
 
