@@ -4,8 +4,9 @@ questions about the same pictures look at these once.
 MODEL is a bundle (run without torch, on ONNX Runtime or by its TensorRT engines) or a checkpoint.
 """
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -17,7 +18,8 @@ from lrkit.errors import UserError
 from lrkit.files import check_writable
 
 if TYPE_CHECKING:
-    from lrkit.runtime.answer.answer import Answer
+    from lrkit.contract.choosing import Choices, Say
+    from lrkit.runtime.answer.answer import Answer, Choice
     from lrkit.runtime.scenes.scene import Scene
     from lrkit.runtime.sdk import Reasoner
 
@@ -38,6 +40,10 @@ Examples:
 
     lrkit ask tiny --image rooms.png "Take 3 hops. Which room are you in? Start in room 7" "Read the signs."
 
+    lrkit ask tiny --image rooms.png --say texts --choice 3 --choice 7 "Take 2 hops. Which room are you in? Start here"
+
+    lrkit ask MODEL --image bird.jpg --choice "a bird" --choice "a plane" "What is it?"
+
     lrkit ask MODEL --image rooms.png --save-scene rooms.scene --follow-up "What is in room 3?" "And beside it?"
 
     lrkit ask MODEL --scene rooms.scene "What is in room 4?"
@@ -46,6 +52,7 @@ Examples:
 """
 
 
+SAY_HELP = "Of --choice: letters (listed behind the question), texts, or listed (in it already). [default: letters]"
 Adapter = Annotated[
     str | None, typer.Option(help="Of a bundle with several: the adapter to answer by.", rich_help_panel="Adapter")
 ]
@@ -56,6 +63,8 @@ def ask(
     question: Annotated[list[str], typer.Argument(help="What to ask; several questions look at the pictures once.")],
     image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for several.")] = None,
     mode: Annotated[str, typer.Option(help="latent, cot or direct.")] = "latent",
+    choice: Annotated[list[str] | None, typer.Option(help="One of the possible answers; repeat for each.")] = None,
+    say: Annotated[str | None, typer.Option(help=SAY_HELP)] = None,
     adapter: Adapter = None,
     follow_up: Annotated[
         bool, typer.Option("--follow-up", help="Each question has those before in its context.")
@@ -82,24 +91,35 @@ def ask(
     from lrkit.runtime.engines.table import parse_options
     from lrkit.runtime.sdk import Reasoner
 
-    (chosen,) = parse_modes(mode)[:1]
+    (chosen,), alone = parse_modes(mode)[:1], len(question) == 1 and scene is None and save_scene is None
     _check_files(trace, save_scene, len(question))
-    options = parse_options(engine_option or [], engine)
-    reasoner = (
-        Reasoner.open(model, device, provider, threads, engine, options, dtype, attention).baseline(chosen).prepare()
-    )
+    choices = _choices(choice, say, alone)
+    given = engine, parse_options(engine_option or [], engine), dtype, attention
+    reasoner = Reasoner.open(model, device, provider, threads, *given).baseline(chosen).prepare()
     reasoner = reasoner if adapter is None else reasoner.with_adapter(adapter)
     say_note(reasoner)
     limits: Any = {"max_new_tokens": max_new_tokens, "max_latent_steps": max_latent_steps, "timeout": timeout}
     images = list(image or [])
-    if len(question) == 1 and scene is None and save_scene is None:
-        answers = [reasoner.ask(images, question[0], chosen, max_pixels=max_pixels, **limits)]
+    if alone:
+        answers = [reasoner.ask(images, question[0], chosen, max_pixels=max_pixels, choices=choices, **limits)]
     else:
         seen = _scene(reasoner, images, scene, save_scene, {"max_pixels": max_pixels, "timeout": timeout})
         answers = [(seen.follow_up if follow_up else seen.ask)(one, chosen, **limits) for one in question]
     _show(answers, json_file)
     if trace is not None:
         answers[0].save_trace(trace, trace_font)
+
+
+def _told(choice: "Choice") -> str:
+    """Which choice, how it was found, and how sure the model is."""
+    if choice.index is None:
+        return "choice: none, for the answer names none of them, or several"
+    text = f"choice {choice.index + 1}: {choice.text} ({choice.by})"
+    if choice.scores is None:
+        return text
+    top = max(choice.scores)
+    share = 1 / sum(math.exp(score - top) for score in choice.scores)
+    return f"{text}, {share:.1%} of the probability of all choices"
 
 
 def _scene(
@@ -111,6 +131,19 @@ def _scene(
     if save is not None:
         seen.save(save)
     return seen
+
+
+def _choices(texts: list[str] | None, say: str | None, alone: bool) -> "Choices | None":
+    """Before a model is loaded: the choices are choices."""
+    from lrkit.contract.choosing import Choices
+
+    if not texts:
+        if say is not None:
+            raise UserError("--say tells how choices are said, and there is no --choice; give two of these or more")
+        return None
+    if not alone:
+        raise UserError("--choice is for one question about pictures; ask one question, and leave scenes out")
+    return Choices.of(Choices(tuple(texts), cast("Say", say or "letters")))
 
 
 def _check_files(trace: Path | None, save_scene: Path | None, questions: int) -> None:
@@ -131,6 +164,8 @@ def _show(answers: list["Answer"], json_file: Path | None) -> None:
     for answer in answers:
         # Unwrapped: what is piped on is the answer as it was spoken, whatever the width of the terminal.
         beside_json(json_file, soft_wrap=True).print(answer.text)
+        if answer.choice is not None:
+            err(soft_wrap=True).print(_told(answer.choice))
         if answer.resized:
             err(soft_wrap=True).print(f"note: the model saw {', '.join(map(str, answer.resized))}")
         err(soft_wrap=True).print(

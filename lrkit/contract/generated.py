@@ -7,6 +7,8 @@ prefill; a latent step is one, and a spoken token that is fed back is one (the e
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lrkit.contract.choosing import Scored
+
 Mode = Literal["latent", "cot", "direct"]
 """latent: think in latents, then speak; cot: `<|latent|>` is masked, so the model speaks its steps; direct: masked
 too, and the prompt already holds the beginning of the answer."""
@@ -64,6 +66,8 @@ class Generated:
     """Seconds of the whole batch: prefill (with vision), think, speak."""
     step_seconds: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     """Seconds of each latent step (think) and until each token is out (speak), where the engine can tell."""
+    scored: Scored | None = None
+    """How probable each choice was, where the answer is one of several; its tokens are the last of `token_ids`."""
     tokens_per_window: int = 1
     """Visual tokens that came back for each of `replayed`: more than one where replay is fine, and the index is that of
     the window."""

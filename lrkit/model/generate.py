@@ -6,16 +6,19 @@ Modes, the result and how steps are counted: generated.py.
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from lrkit.contract.carried import BeforeStep
+from lrkit.contract.choosing import Candidates, Scored
 from lrkit.contract.generated import Generated, GenerationLimits, Halting, Mode, ReplayedToken
 from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import UserError
 from lrkit.model.carried_state import change
+from lrkit.model.choose import speak_choice
 from lrkit.model.decoder import Asked
 from lrkit.model.read import Look
 from lrkit.model.reasoner import LatentReasoner
@@ -29,6 +32,20 @@ def not_finite(reasoner: LatentReasoner) -> UserError:
     name = str(reasoner.backbone.embedding_rows().dtype).removeprefix("torch.")
     wider = "check its weights with `lrkit validate`" if name == "float32" else "ask in dtype float32"
     return UserError(f"the model's numbers became NaN or infinite in {name}; {wider}")
+
+
+@dataclass(frozen=True)
+class _Said:
+    """The speech of a batch."""
+
+    tokens: list[list[int]]
+    """Per sample."""
+    finished: list[bool]
+    """Whether each ended itself."""
+    passes: list[int]
+    """Forward passes of each: its tokens fed back, and what scoring took."""
+    scored: Scored | None = None
+    """Of a batch of one, where choices were given."""
 
 
 def _watch(device: torch.device) -> Stopwatch:
@@ -51,16 +68,20 @@ def generate(
     between_steps: Callable[[], None] = lambda: None,
     looks: Sequence[Look] | None = None,
     before_step: BeforeStep | None = None,
+    candidates: Candidates | None = None,
 ) -> list[Generated]:
     """Greedy answers for a batch of prompts, one per sample. `on_token` gets each new token per sample (None:
     stopped); `recorder` launches recorded steps instead of single operations. What `between_steps` raises ends it.
     With `looks`, one per sample, only what stands behind the picture parts is read. `before_step` sees, and may change,
-    what each latent step starts from; steps are then not recorded.
+    what each latent step starts from; steps are then not recorded. With `candidates` the answer to a batch of one is
+    the most probable of these.
 
     Raises:
         UserError: the model's numbers become NaN or infinite, or `before_step` gives other shapes.
+        DataError: one of `candidates` holds a token that the model has no row for.
     """
-    recorder = None if before_step is not None else recorder  # a recording reads memory of its own
+    if before_step is not None or candidates is not None:
+        recorder = None  # a recording reads memory of its own
     with _in_use(reasoner):
         watch = _watch(prompts.input_ids.device)
         state = reasoner.read(prompts, looks)
@@ -69,26 +90,40 @@ def generate(
             before = None if before_step is None else partial(change, state, before_step)
             halting = _think(reasoner, steps, len(prompts.prompt_mask), mode, limits, watch, between_steps, before)
             watch.lap("think")
-            spoken, finished, fed = _speak(reasoner, steps, len(halting), limits, watch, on_token, between_steps)
+            if candidates is None:
+                said = _speak(reasoner, steps, len(halting), limits, watch, on_token, between_steps)
+            else:
+                said = _choose(reasoner, state, mode, limits, candidates, on_token, between_steps)
             watch.lap("speak")
-    prefilled = prompts.prompt_mask.sum(1).tolist()
+    return _results(reasoner, state, said, halting, watch, prompts.prompt_mask.sum(1).tolist())
+
+
+def _results(
+    reasoner: LatentReasoner,
+    state: Sequences,
+    said: _Said,
+    halting: list[Halting],
+    watch: Stopwatch,
+    prefilled: list[int],
+) -> list[Generated]:
     latents = state.latent_steps_B.tolist()
     return [
         Generated(
-            token_ids=spoken[i],
+            token_ids=said.tokens[i],
             latent_steps=latents[i],
-            ar_steps=_passes(reasoner, latents[i]) + fed[i],
+            ar_steps=_passes(reasoner, latents[i]) + said.passes[i],
             halting=halting[i],
-            finished=finished[i],
+            finished=said.finished[i],
             prefilled_tokens=prefilled[i],
             replayed=_replayed(state, i, latents[i]),
             routed_depths=_routed_depths(state, i),
             routed_tokens=_routed_tokens(state, i, latents[i]),
             timings=watch.seconds,
             step_seconds=watch.steps,
+            scored=said.scored,
             tokens_per_window=reasoner.settings.replay.fine_zoom**2,
         )
-        for i in range(len(spoken))
+        for i in range(len(said.tokens))
     ]
 
 
@@ -189,8 +224,8 @@ def _speak(
     watch: Stopwatch,
     on_token: Callable[[list[int | None]], None] | None,
     between_steps: Callable[[], None],
-) -> tuple[list[list[int]], list[bool], list[int]]:
-    """Greedy tokens until the end token: (tokens per sample, whether each ended itself, tokens fed back)."""
+) -> _Said:
+    """Greedy tokens until the end token."""
     spoken: list[list[int]] = [[] for _ in range(batch)]
     fed = [0] * batch
     going = [True] * batch
@@ -215,7 +250,25 @@ def _speak(
             break
         steps.speak(token_B, going_B)
         fed = [number + int(on) for number, on in zip(fed, going, strict=True)]
-    return spoken, [not on for on in going], fed
+    return _Said(spoken, [not on for on in going], fed)
+
+
+def _choose(
+    reasoner: LatentReasoner,
+    state: Sequences,
+    mode: Mode,
+    limits: GenerationLimits,
+    candidates: Candidates,
+    on_token: Callable[[list[int | None]], None] | None,
+    between_steps: Callable[[], None],
+) -> _Said:
+    """Speech of one sample that ends with the most probable candidate."""
+    found = speak_choice(reasoner, state, mode, limits, candidates, between_steps, not_finite)
+    spoken = found.before + found.chosen
+    if on_token is not None:
+        for token in spoken:
+            on_token([token])
+    return _Said([spoken], [True], [found.passes], found.scored)
 
 
 def _replayed(state: Sequences, sample: int, latent_steps: int) -> list[list[ReplayedToken]]:

@@ -17,15 +17,17 @@ from typing import Any, Literal
 
 from lrkit.contract.attention import read_attention
 from lrkit.contract.bundle.bundle_folder import is_bundle
+from lrkit.contract.choosing import Choices
 from lrkit.contract.generated import Mode
 from lrkit.errors import UserError
 from lrkit.pictures.input import ImageSource, as_pictures
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.answer.answer import Answer
-from lrkit.runtime.answer.answering import Asked, Clock, answer_all, check_mode
+from lrkit.runtime.answer.answering import Asked, Clock, answer_all, answer_each, check_mode
 from lrkit.runtime.answer.arguments import (
     ask_options,
     callback,
+    choices_of_each,
     file_path,
     flag,
     known_mode,
@@ -36,6 +38,7 @@ from lrkit.runtime.answer.arguments import (
     texts,
     whole_number,
 )
+from lrkit.runtime.encode.candidates import encode_candidates
 from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.common.number_types import known_dtype
 from lrkit.runtime.engines.common.protocol import AskOptions, Engine
@@ -203,9 +206,10 @@ class Reasoner:
         cancel: CancelFlag | None = None,
         on_text: Callable[[str], None] | None = None,
         adapter: str | None = None,
+        choices: Sequence[str] | Choices | None = None,
     ) -> Answer:
         """Answers one question about one picture, several, or none (None). `on_text` gets the words as they are
-        generated.
+        generated. With `choices` the answer is one of these texts, as `Answer.choice` tells.
 
         A picture is a path, the bytes of an image file, an open binary file, a PIL image, or a uint8 array of shape
         (height, width), (height, width, 3) or (height, width, 4). Pictures above `max_pixels` (None: the model's own)
@@ -221,8 +225,9 @@ class Reasoner:
         reasoner = self if adapter is None else self.with_adapter(adapter)
         options = ask_options(mode, max_new_tokens, max_latent_steps, halting)
         options = replace(options, stop=Stop.within(timeout, cancel))
-        pairs = [(as_pictures(image), question_text(question))]
-        return reasoner._answers(pairs, options, max_pixels, callback(on_text))[0]
+        pairs, given = [(as_pictures(image), question_text(question))], Choices.of(choices)
+        chosen = None if given is None else [given]
+        return reasoner._answers(pairs, options, max_pixels, callback(on_text), chosen)[0]
 
     def ask_batch(
         self,
@@ -236,14 +241,15 @@ class Reasoner:
         timeout: float | None = None,
         cancel: CancelFlag | None = None,
         adapter: str | None = None,
+        choices: Sequence[Sequence[str] | Choices | None] | None = None,
     ) -> list[Answer]:
-        """Answers (image, question) pairs as one batch. `timings` and `timeout` are those of the whole batch. Raises as
-        `ask`."""
+        """Answers (image, question) pairs as one batch. `timings` and `timeout` are those of the whole batch. `choices`
+        are those of each question; they are then answered one after the other. Raises as `ask`."""
         reasoner = self if adapter is None else self.with_adapter(adapter)
         options = ask_options(mode, max_new_tokens, max_latent_steps, halting)
         options = replace(options, stop=Stop.within(timeout, cancel))
         pairs = question_pairs(questions)
-        return reasoner._answers(pairs, options, max_pixels, None) if pairs else []
+        return reasoner._answers(pairs, options, max_pixels, None, choices_of_each(choices, len(pairs)))
 
     def look(self, images: Images, *, max_pixels: int | None = None, timeout: float | None = None,
              cancel: CancelFlag | None = None) -> Scene:  # fmt: skip
@@ -276,16 +282,25 @@ class Reasoner:
         options: AskOptions,
         max_pixels: int | None,
         on_text: Callable[[str], None] | None,
+        choices: Sequence[Choices | None] | None,
     ) -> list[Answer]:
         check_mode(self.engine, options.mode)
         max_pixels = whole_number("max_pixels", max_pixels, 1)
-        clock = Clock()
+        clock, each = Clock(), choices or [None] * len(pairs)
         asked = [
-            Asked(images, question, self.processor.encode_prompt(images, question, max_pixels))
-            for images, question in pairs
+            Asked(
+                images,
+                text,
+                self.processor.encode_prompt(images, choice.question(text) if choice else text, max_pixels),
+            )
+            for (images, text), choice in zip(pairs, each, strict=True)
         ]
+        if choices is None:
+            clock.lap("preprocess")
+            return answer_all(self.engine, asked, options, on_text, clock) if asked else []
+        candidates = [None if choice is None else encode_candidates(self.processor, choice) for choice in each]
         clock.lap("preprocess")
-        return answer_all(self.engine, asked, options, on_text, clock)
+        return answer_each(self.engine, asked, options, candidates, on_text, clock)
 
 
 def _choice(

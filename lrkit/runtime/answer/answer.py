@@ -7,10 +7,34 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from lrkit.contract.choosing import By
 from lrkit.families.protocols import Size
 from lrkit.pictures.input import ImageSource
 from lrkit.runtime.answer.regions import Region
 from lrkit.runtime.encode.fitting import Resized
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of the choices an answer is, and how that is known."""
+
+    index: int | None
+    """From 0; None where the model said freely what names none of them, or several."""
+    text: str | None
+    """Of that choice."""
+    by: By
+    """scored: the most probable one; first token: the same, of their first tokens alone; said: found in what the model
+    said freely, because its program gives no probabilities there."""
+    scores: tuple[float, ...] | None = None
+    """Log probability of each choice, in nats: of its tokens, or per token where that was asked for; None where `by` is
+    said."""
+    passes: int = 0
+    """Forward passes that the scoring took, among `Answer.ar_steps`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        scores = None if self.scores is None else list(self.scores)
+        return {"index": self.index, "text": self.text, "by": self.by, "scores": scores, "passes": self.passes}
 
 
 @dataclass(frozen=True)
@@ -54,6 +78,8 @@ class Answer:
     """What was asked."""
     images: tuple[ImageSource, ...] = field(default=(), repr=False)
     """The pictures it was asked about."""
+    choice: Choice | None = None
+    """Which choice it is; None where none were given."""
 
     def __str__(self) -> str:
         return self.text if self.answer is None else self.answer
@@ -66,6 +92,7 @@ class Answer:
         values["regions"] = [[region.to_dict() for region in step] for step in self.regions]
         values["timings"] = dict(self.timings)
         values["resized"] = [one.to_dict() for one in self.resized]
+        values["choice"] = None if self.choice is None else self.choice.to_dict()
         return values
 
     def save_trace(self, path: Path | str, font: Path | str | None = None) -> None:

@@ -5,13 +5,15 @@ Place in the pipeline: runtime/sdk.py and runtime/scenes/scene.py encode -> `ans
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from lrkit.contract.choosing import Candidates, Choices, Scored
+from lrkit.contract.extract import choice_in
 from lrkit.contract.generated import Generated, Mode
 from lrkit.errors import UserError
 from lrkit.families.protocols import Size
 from lrkit.pictures.input import ImageSource
-from lrkit.runtime.answer.answer import Answer
+from lrkit.runtime.answer.answer import Answer, Choice
 from lrkit.runtime.answer.regions import Region, token_regions
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.common.protocol import AskOptions, Engine
@@ -70,17 +72,35 @@ def answer_all(
         speaker.finish()
     outer = clock.all()
     return [
-        _answer(engine, one, result, options.mode, {**result.timings, **outer})
+        _answer(engine, one, result, options, {**result.timings, **outer})
         for one, result in zip(asked, results, strict=True)
     ]
 
 
-def _answer(engine: Engine, asked: Asked, result: Generated, mode: Mode, timings: dict[str, float]) -> Answer:
+def answer_each(
+    engine: Engine,
+    asked: Sequence[Asked],
+    options: AskOptions,
+    candidates: Sequence[Candidates | None],
+    on_text: Callable[[str], None] | None,
+    clock: Clock,
+) -> list[Answer]:
+    """Answers encoded questions one after the other, each with its own candidates. Raises as `Engine.generate`."""
+    found: list[Answer] = []
+    for one, among in zip(asked, candidates, strict=True):
+        found += answer_all(engine, [one], replace(options, candidates=among), on_text, clock)
+    return found
+
+
+def _answer(engine: Engine, asked: Asked, result: Generated, options: AskOptions, timings: dict[str, float]) -> Answer:
     said = engine.processor.decode(result.token_ids)
+    answer = engine.processor.format.find_answer(said, options.mode)
+    choice = None if options.candidates is None else choice_of(options.candidates.choices, result.scored, answer, said)
     return Answer(
         text=said,
-        answer=engine.processor.format.find_answer(said, mode),
-        mode=mode,
+        answer=answer,
+        choice=choice,
+        mode=options.mode,
         latent_steps=result.latent_steps,
         spoken_tokens=len(result.token_ids),
         ar_steps=result.ar_steps,
@@ -97,6 +117,16 @@ def _answer(engine: Engine, asked: Asked, result: Generated, mode: Mode, timings
         question=asked.question,
         images=asked.images,
     )
+
+
+def choice_of(choices: Choices, scored: Scored | None, answer: str | None, said: str) -> Choice:
+    """The most probable choice, or without scores the one that the answer names; where no answer is marked, the one
+    that all that was said names."""
+    if scored is None:
+        index = choice_in(said if answer is None else answer, choices.texts)
+        return Choice(index, None if index is None else choices.texts[index], "said")
+    index = scored.best(choices.per_token)
+    return Choice(index, choices.texts[index], scored.by, scored.scores(choices.per_token), scored.passes)
 
 
 def _step_depths(result: Generated) -> tuple[int, ...]:

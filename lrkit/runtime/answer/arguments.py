@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from lrkit.contract.choosing import Choices
 from lrkit.contract.generated import MODES, Mode
 from lrkit.errors import CapacityError, DataError, UserError, os_sentence
 from lrkit.pictures.input import ImageSource, as_pictures, kind_of, path_text
@@ -119,6 +120,29 @@ def question_pairs(questions: Any) -> list[tuple[tuple[ImageSource, ...], str]]:
         image, question = cast(tuple[Any, Any], pair)
         pairs.append((as_pictures(image), question_text(question, f"the question of item {number}")))
     return pairs
+
+
+def choices_of_each(choices: Any, count: int) -> list[Choices | None] | None:
+    """The `choices` of a batch of `count` questions; None where there are none.
+
+    Raises:
+        DataError: no list with choices, or None, for each question.
+    """
+    if choices is None:
+        return None
+    sentence = f"give a list with the choices, or None, of each of the {count} questions"
+    if isinstance(choices, str | bytes | Mapping | Choices) or not isinstance(choices, Iterable):
+        raise DataError(f"choices are {kind_of(choices)}; {sentence}")
+    listed = list(cast(Iterable[Any], choices))
+    if len(listed) != count:
+        raise DataError(f"there are choices of {len(listed)} questions; {sentence}")
+    made: list[Choices | None] = []
+    for number, one in enumerate(listed):
+        try:
+            made.append(Choices.of(one))
+        except UserError as error:
+            raise type(error)(f"item {number} of the batch: {error}") from error
+    return made
 
 
 def file_path(name: str, path: Any) -> Path:

@@ -77,13 +77,14 @@ class Processor:
         """What a bundle was made for; None (a checkpoint) sets no limit."""
         self.zoom = 1
         """How many times longer the sides of full pictures are than of those in the prompt; see `see_for`."""
-        self._separator_ids = self._encode(format.step_separator) if format.step_separator else []
+        self.separator_ids = self._encode(format.step_separator) if format.step_separator else []
+        """What is spoken between two pieces."""
         self._controls = ControlTokens(tokenizer, format, geometry.markers)
         around = self._encode(format.prompt_text("", 1))
         self._controls.check_prompt(around, "", 1)
         unknown = getattr(tokenizer.model, "unk_token", None)
         self._unknown_id = None if unknown is None else tokenizer.token_to_id(unknown)
-        if self._unknown_id in (*around, *self.answer_prefix_ids, *self._separator_ids):
+        if self._unknown_id in (*around, *self.answer_prefix_ids, *self.separator_ids):
             raise CheckpointError(
                 f"{PROMPT_FILE} holds words that the tokenizer lacks; the files are of two models, so copy both again"
             )
@@ -277,9 +278,12 @@ class Processor:
         """
         ids: list[int] = []
         for step in steps:
-            ids += self._encode_piece(step, step, "step") + self._separator_ids
-        _, rest = self.format.answer_parts(answer)
-        return ids + self.answer_prefix_ids + self._encode_piece(rest, answer, "answer") + [self.eos_id]
+            ids += self._encode_piece(step, step, "step") + self.separator_ids
+        return ids + self.answer_prefix_ids + self.encode_answer(answer) + [self.eos_id]
+
+    def encode_answer(self, answer: str, what: str = "answer") -> list[int]:
+        """Ids of the answer as it is spoken behind its marker. Raises as `encode_speech`, naming `what` it is."""
+        return self._encode_piece(self.format.answer_parts(answer)[1], answer, what)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Readable text, without special tokens."""

@@ -15,6 +15,7 @@ import numpy as np
 from lrkit.contract.bundle.bundle_folder import Bundle
 from lrkit.contract.bundle.manifest import ProgramEntry
 from lrkit.contract.carried import BeforeStep
+from lrkit.contract.choosing import Candidates
 from lrkit.contract.generated import Generated, Mode
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.runtime.encode.looked import Looked
@@ -46,6 +47,9 @@ class AskOptions:
     """None: the model's own way."""
     ignore_end: bool = False
     """Generate `max_new_tokens`, past any end token: forced lengths, for profiling. Checkpoints only."""
+    candidates: Candidates | None = None
+    """The answer is one of these; for one prompt at a time. An engine that can score them gives `Generated.scored`, and
+    else answers freely."""
     stop: Stop = field(default=NEVER, repr=False, compare=False)
     """When to stop early."""
     before_step: BeforeStep | None = field(default=None, repr=False, compare=False)

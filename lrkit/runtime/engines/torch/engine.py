@@ -233,7 +233,7 @@ class TorchEngine:
         limits = GenerationLimits(end, most, options.max_latent_steps, options.halting, tuple(others))
         with Running(options.stop) as running:
             running.check()
-            given = limits, on_token, self._recorder, running.check, looks, options.before_step
+            given = limits, on_token, self._recorder, running.check, looks, options.before_step, options.candidates
             return generate(self.reasoner, batch, options.mode, *given)
 
     def look(self, prompt: EncodedPrompt, stop: Stop = NEVER) -> TorchLooked:
