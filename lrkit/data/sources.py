@@ -234,6 +234,7 @@ SOURCES: Registry[type[DataSource]] = Registry(
     {
         "trail": "lrkit.data.trail_source:TrailData",
         "jsonl": "lrkit.data.jsonl_source:JsonlData",
+        "ledger": "lrkit.data.ledger.ledger_source:LedgerData",
         "hub": "lrkit.data.hub.hub_data:HubData",
     },
     DataSource,

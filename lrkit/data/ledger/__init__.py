@@ -1,0 +1,1 @@
+"""Rendered tables with questions of one to six steps: printed and handwritten, drawn without end."""
