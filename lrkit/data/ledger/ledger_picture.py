@@ -28,6 +28,10 @@ _SIZES = (12, 13, 14, 15)
 _DIGIT_PITCH = 10
 """Pixels from one printed digit to the next; two digits then never lie in one visual token."""
 _SCAN_PITCH = 13
+_TOLD_BLANKS = 0.3
+"""Share of the visual tokens without a word that are labelled, in training."""
+_LINE = 18
+"""Height of a printed text, pixels."""
 _GAP = 2 * CELL
 """Least distance between the beginnings of two columns beyond the text of the first."""
 
@@ -42,14 +46,15 @@ class Drawn:
     boxes: dict[tuple[int, int], Box]
     """(row, column) -> (left, top, right, bottom) of a cell, pixels; the titles are row -1."""
     labels: np.ndarray
-    """(visual tokens,) int64: class of each (lrkit/data/ledger/ledger_words.py), row by row."""
+    """(visual tokens,) int64: class of each (lrkit/data/ledger/ledger_words.py), row by row; -1 where none is told."""
 
 
 @dataclass(frozen=True)
 class _Look:
     """How one ledger is drawn."""
 
-    typeface: ImageFont.FreeTypeFont
+    typeface: tuple[str, int]
+    """Name and size."""
     by_hand: bool
     ink: np.ndarray
     paper: np.ndarray
@@ -82,6 +87,8 @@ def draw_ledger_picture(ledger: Ledger, split: Split, rng: np.random.Generator, 
             boxes[row - 1, column] = (left - 4.0, float(top), starts[column + 1] - 4.0, float(top + look.pitch))
             for place, piece in enumerate(_pieces(text)):
                 labels[(top + look.pitch // 2) // CELL, left // CELL + place] = CLASS_OF[piece]
+    if split == "train":  # else most of what the tower is told is that there is nothing
+        labels[(labels == CLASS_OF[BLANK]) & (rng.random(labels.shape) > _TOLD_BLANKS)] = -1
     if look.lines:
         _rule(ink, look, starts, len(columns[0]))
     page += ink[..., None] * (look.ink - page)
@@ -91,7 +98,7 @@ def draw_ledger_picture(ledger: Ledger, split: Split, rng: np.random.Generator, 
 
 
 def _look(rng: np.random.Generator, typefaces: Sequence[str]) -> _Look:
-    typeface = _typeface(typefaces[int(rng.integers(len(typefaces)))], int(rng.choice(_SIZES)))
+    typeface = (typefaces[int(rng.integers(len(typefaces)))], int(rng.choice(_SIZES)))
     paper = rng.uniform(0.75, 1.0, 3).astype(np.float32)
     ink = rng.uniform(0.0, 0.35, 3).astype(np.float32)
     if rng.random() < 0.2:
@@ -101,7 +108,16 @@ def _look(rng: np.random.Generator, typefaces: Sequence[str]) -> _Look:
 
 
 @cache
-def _typeface(name: str, size: int) -> ImageFont.FreeTypeFont:
+def _printed(text: str, typeface: str, size: int) -> np.ndarray:
+    """Ink of a text, (rows, columns) float32 in 0..1; made once, as the same words come again and again."""
+    font = _font(typeface, size)
+    drawn = Image.new("L", (int(font.getlength(text)) + 2, _LINE))
+    ImageDraw.Draw(drawn).text((0, _LINE / 2), text, fill=255, font=font, anchor="lm")
+    return np.asarray(drawn, np.float32) / 255
+
+
+@cache
+def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
     folder = Path(str(require("matplotlib", "analyze").get_data_path())) / "fonts" / "ttf"
     return ImageFont.truetype(folder / f"{name}.ttf", size)
 
@@ -118,7 +134,7 @@ def _starts(columns: Sequence[Sequence[str]], look: _Look) -> tuple[list[int], i
 def _width(text: str, look: _Look) -> int:
     if text.isdigit():
         return len(text) * (_SCAN_PITCH if look.by_hand else _DIGIT_PITCH)
-    return int(look.typeface.getlength(text)) + 1
+    return _printed(text, *look.typeface).shape[1]
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -132,12 +148,9 @@ def _write(
     if text.isdigit() and look.by_hand:
         _write_by_hand(ink, text, left, top, look, split, rng)
         return
-    drawn = Image.new("L", (ink.shape[1], look.pitch))
-    draw = ImageDraw.Draw(drawn)
-    middle = look.pitch / 2
     for place, piece in enumerate(_pieces(text)):
-        draw.text((left + place * _DIGIT_PITCH, middle), piece, fill=255, font=look.typeface, anchor="lm")
-    _onto(ink, np.asarray(drawn, np.float32) / 255, 0, top)
+        tile = _printed(piece, *look.typeface)
+        _onto(ink, tile, left + place * _DIGIT_PITCH, top + (look.pitch - len(tile)) // 2)
 
 
 def _write_by_hand(
@@ -152,7 +165,7 @@ def _write_by_hand(
 
 def _onto(ink: np.ndarray, tile: np.ndarray, left: int, top: int) -> None:
     """Lays a tile over the ink; what reaches over the edge is cut."""
-    left = max(0, left)
+    left, tile, top = max(0, left), tile[max(0, -top) :], max(0, top)
     height, width = min(tile.shape[0], ink.shape[0] - top), min(tile.shape[1], ink.shape[1] - left)
     part = ink[top : top + height, left : left + width]
     np.maximum(part, tile[:height, :width], out=part)
