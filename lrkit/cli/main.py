@@ -48,6 +48,7 @@ VERBS = Registry[Callable[..., None]](
         "doctor": "lrkit.cli.doctor:doctor",
         "ls": "lrkit.cli.ls:ls",
         "cp": "lrkit.cli.cp:cp",
+        "fetch-base": "lrkit.cli.fetch_base:fetch_base",
     },
 )
 """In the order of the help."""
