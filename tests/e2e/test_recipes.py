@@ -14,12 +14,15 @@ import torch
 
 from lrkit import Reasoner
 from lrkit.data.jsonl_source import JsonlData
+from lrkit.data.ledger.ledger_samples import ledger_set
+from lrkit.data.ledger.ledger_source import LedgerData
 from lrkit.data.trail import trail_set
 from lrkit.pretrained import HUB_PREFIX
 from lrkit.resources import find_recipe, list_resources
 from lrkit.train.metrics import read_metrics
 from lrkit.train.recipe import Recipe, load_recipe
 from tests.commands import lrkit
+from tests.ledger_base import write_ledger_base
 from tests.published import write_drawn_samples, write_published
 
 pytest.importorskip("sklearn")
@@ -42,6 +45,11 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_drawn_samples(tmp_path_factory.mktemp("drawn"), count=6)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def ledger_base(published: Path) -> Path:
+    return write_ledger_base(published.parent / "ledger")
+
+
 def smaller(recipe: Recipe, published: Path, lines: Path) -> list[str]:
     """Overrides that make a recipe quick, and nothing else."""
     jsonl = isinstance(recipe.data, JsonlData)
@@ -51,8 +59,10 @@ def smaller(recipe: Recipe, published: Path, lines: Path) -> list[str]:
         changes += [f"data.train={lines}", f"data.validation={lines}"]
     if isinstance(recipe.init, str) and recipe.init.startswith(HUB_PREFIX):
         changes.append(f"init={published}")
-    if isinstance(recipe.init, str) and recipe.init.startswith("runs/"):  # made by hand before
-        changes.append("init=tiny/latent")
+    if isinstance(recipe.init, str) and recipe.init.startswith(("runs/", "bases/")):  # made by hand before
+        changes.append(f"init={published.parent / 'ledger' if isinstance(recipe.data, LedgerData) else 'tiny/latent'}")
+    if any(where.startswith("runs/") for where in recipe.baselines.values()):
+        changes.append("baselines={}")
     for index, stage in enumerate(recipe.stages):
         if stage.epochs is not None:
             changes.append(f"stages.{index}.epochs=1.0")
@@ -68,10 +78,11 @@ def asked(recipe: Recipe, lines: Path, folder: Path) -> tuple[Path, str, str]:
     if isinstance(recipe.data, JsonlData):
         first: dict[str, Any] = json.loads(lines.read_text().splitlines()[0])
         return lines.parent / first["image"], first["question"], str(lines)
-    sample = trail_set("main", "val", 1, hops=(2,))[0]
+    ledger = isinstance(recipe.data, LedgerData)
+    sample = (ledger_set("main", "val", 1, lengths=(2,)) if ledger else trail_set("main", "val", 1, hops=(2,)))[0]
     board: Any = sample.images[0]
     board.save(folder / "board.png")
-    return folder / "board.png", sample.question, "trail:main"
+    return folder / "board.png", sample.question, "ledger:main" if ledger else "trail:main"
 
 
 def train(name: str, folder: Path, published: Path, lines: Path, *more: str) -> Recipe:
