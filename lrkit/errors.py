@@ -103,12 +103,9 @@ _EXTRA_OF = {
     "tensorrt_rtx": "tensorrt-rtx",
     "cuda": "tensorrt",
     "matplotlib": "analyze",
-<<<<<<< HEAD
     "datasets": "data",
     "pyarrow": "data",
-=======
     "gguf": "smollm2",
->>>>>>> 769fbe8 (lrkit fetch-base: a pretrained language model, its published integers and a tower that has yet to learn to see, as a base folder)
 }  # fmt: skip
 """Package -> the optional part that brings it."""
 _BASE_PACKAGES = {"onnxruntime": "onnxruntime", "tokenizers": "tokenizers", "PIL": "pillow", "numpy": "numpy"}
