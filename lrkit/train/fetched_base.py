@@ -28,9 +28,9 @@ from lrkit.families.protocols import FreshModels, ModelSizes, ModelTokens
 from lrkit.families.table import fresh_models
 from lrkit.files import sha256
 from lrkit.folders import staged_folder
-from lrkit.model.known_bases import KnownBase, Tower
 from lrkit.model.open_backbone import no_progress_bars
 from lrkit.runtime.encode.processor import Processor
+from lrkit.train.known_bases import KnownBase, Tower
 
 _PATCH, _MERGE = 8, 2
 _MOST_PIXELS = 512 * 512
