@@ -365,5 +365,6 @@ def _check_recipe_of(folder: Path, recipe: Recipe) -> None:
     """The run in the folder was started with this recipe. Its state says so too, but only torch can read that."""
     if not (folder / RECIPE_FILE).is_file():
         return
-    if changed := list(differences(as_written(load_recipe(folder / RECIPE_FILE)), as_written(recipe))):
+    before, now = ({**as_written(one), "loader": None} for one in (load_recipe(folder / RECIPE_FILE), recipe))
+    if changed := list(differences(before, now)):
         raise ConfigError("\n".join(f"{folder} was started with another recipe: {line}" for line in changed))

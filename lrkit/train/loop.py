@@ -26,14 +26,16 @@ from torch.optim import Optimizer
 
 from lrkit.contract.sample import Sample
 from lrkit.data.collate import Pointing, TrainBatch
-from lrkit.data.sources import Source
+from lrkit.data.sources import Noting, Source
 from lrkit.errors import UserError, one_line
 from lrkit.model.checkpoint import save_checkpoint
+from lrkit.runtime.encode.kept_cuts import KeptCuts
 from lrkit.train.accelerator import make_accelerator, mean_over_processes, number_types
 from lrkit.train.ahead import Ahead
 from lrkit.train.curriculum import Curriculum, num_updates
 from lrkit.train.display import Display
 from lrkit.train.failures import Diverged, StateError, check_finite
+from lrkit.train.loading import Pace
 from lrkit.train.metrics import MetricsWriter
 from lrkit.train.observer import Watched, observer_of
 from lrkit.train.optim import build_optimizers, learning_rate, set_learning_rate
@@ -100,6 +102,7 @@ class Trainer:
         self.place = Place()
         self.meter: dict[str, Tensor] = {}
         settings = start.reasoner.settings
+        start.processor.kept = KeptCuts(recipe.loader.cache_bytes) if recipe.loader.cache_bytes else None
         self.teacher = pointing = None
         if recipe.teacher is not None:
             self.teacher = PointingTeacher(recipe.teacher, accelerator.device, recipe.teacher_sharpness)
@@ -107,7 +110,8 @@ class Trainer:
             pointing = Pointing(None if self.teacher is None else self.teacher.processor)
         process = accelerator.process_index
         self.curriculum = Curriculum(recipe, source, start.processor, settings.think, process, pointing)
-        self.batches = Ahead(self.curriculum)
+        self.batches = Ahead(self.curriculum, recipe.loader)
+        self.pace = Pace(self.batches)
         watched = Watched(recipe, folder, start.reasoner, self._collated, lambda: self.accelerator.autocast())
         self.observer = observer_of(watched) if accelerator.is_main_process else None
 
@@ -128,7 +132,7 @@ class Trainer:
             write_run(self.folder, self.recipe, self.place)
         purge = None if saved is None else self.place.total_updates
         with MetricsWriter(self.folder if main else None, self.place.metrics_bytes, purge) as self.metrics:
-            self._note([*notes, *filter(None, [self.metrics.note])])
+            self._note([*notes, *filter(None, [self.metrics.note]), *self._left_out()])
             try:
                 for index in range(self.place.stage, len(self.recipe.stages)):
                     if self.recipe.stages[index].updates != 0:  # else it is there for later stages to rehearse
@@ -147,6 +151,10 @@ class Trainer:
             self.display.say(f"note: {note}")
             self.place.notes.append(f"after {self.place.total_updates} updates: {note}")
 
+    def _left_out(self) -> list[str]:
+        """What the data set says of samples that it left out since it was asked last."""
+        return self.source.notes() if isinstance(self.source, Noting) else []
+
     def _run_stage(self, index: int, saved: Saved | None) -> None:
         now = self._open_stage(index)
         if saved is not None:
@@ -160,7 +168,8 @@ class Trainer:
             if found is not None and _enough(now.stage, found):
                 break
             self._observe(now, self.place.update)
-            self._update(now)
+            with self.pace.update():
+                self._update(now)
             self._log_if_due(now)
             found = None
         self._close_stage(now, found or self._validate(now))
@@ -274,6 +283,7 @@ class Trainer:
             raise Diverged("the loss", now.stage.name, str(values["loss"]), self.place.update)
         values["lr"] = float(now.optimizers[0].param_groups[0]["lr"])
         self.display.figures(self.place.update, now.total, values)
+        values |= self.pace.figures(self.accelerator.num_processes)
         self._write("train", {"stage": now.stage.name, **values, "seconds": self._seconds()})
 
     def _check_finite(self, now: StageRun) -> None:
@@ -322,6 +332,7 @@ class Trainer:
             info = checkpoint_info(self.recipe, self.folder / name, finished, digest, seconds, self.place, numbers)
             save_checkpoint(self.folder / name, self.start.reasoner, self.start.processor, self.start.base, info)
         self.display.samples(found.answers[: self.recipe.eval.show])
+        self._note(self._left_out())
         self.place.finished.append(finished)
         self.place.stage, self.place.update = self._trained_from(now.index + 1), 0
         now.optimizers, self.meter = [], {}

@@ -22,6 +22,7 @@ from lrkit.data.sources import DataSource, read_data
 from lrkit.data.trail_source import TrailData
 from lrkit.families.table import DEFAULT, FamilyName
 from lrkit.resources import find_recipe
+from lrkit.train.loading import LoaderConfig
 
 SCHEMA_VERSION = 1
 MOST_AT_ONCE = 65_536
@@ -276,6 +277,8 @@ class Recipe(Config):
     """Updates between lines of metrics.jsonl."""
     eval: EvalConfig = EvalConfig()
     """Validation."""
+    loader: LoaderConfig = LoaderConfig()
+    """How pictures are decoded ahead; may differ when a run is resumed."""
     analyze: AnalyzeConfig | None = None
     """Gradient dynamics; null: nothing is computed or stored."""
     stages: tuple[Stage, ...] = Field(min_length=1)

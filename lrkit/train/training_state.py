@@ -117,7 +117,7 @@ def load_state(folder: Path, recipe: Recipe) -> Saved:
     try:
         place, origin = Place(**content["place"]), Origin(**content["origin"])
         parts = [content[name] for name in ("weights", "optimizers", "meter", "processes")]
-        changed = list(differences(content["recipe"], as_written(recipe)))
+        changed = list(differences(_decides(content["recipe"]), _decides(as_written(recipe))))
     except (KeyError, TypeError) as error:
         raise _not_whole(file, one_line(error)) from error
     if strange := next(_strange(content, place, origin), None):
@@ -130,6 +130,11 @@ def load_state(folder: Path, recipe: Recipe) -> Saved:
     if place.stage > len(recipe.stages) or (place.stage == len(recipe.stages) and not place.finished):
         raise _not_whole(file, f"it stands at stage {place.stage} of {len(recipe.stages)}")
     return Saved(place, *parts, origin=origin)
+
+
+def _decides(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides on the weights; how batches are made ahead does not."""
+    return {name: value for name, value in recipe.items() if name != "loader"}
 
 
 def _not_whole(file: Path, why: str) -> StateError:

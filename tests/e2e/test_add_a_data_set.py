@@ -57,7 +57,7 @@ def test_what_is_wrong_with_it_is_one_sentence() -> None:
         ({"kind": "tois"}, "kind must be one of trail, jsonl, .*hub, toy"),
         ({"count": 3}, "data: got .*unable to extract tag using discriminator 'kind'"),
         (5, "data: got 5; "),
-        ({"kind": "hub", "id": "a/b"}, r"data\.id: unknown key; allowed: .*columns, config"),
+        ({"kind": "hub", "name": "a/b", "columns": "gqa", "id": 1}, r"data\.id: unknown key; allowed: .*columns"),
     ):
         with pytest.raises(ConfigError, match=said) as caught:
             load_recipe({**RECIPE, "data": data})

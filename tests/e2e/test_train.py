@@ -14,6 +14,7 @@ from PIL import Image
 from lrkit.train.fresh import fresh_backbone, fresh_processor
 from lrkit.train.recipe import FreshBackbone
 from tests.commands import lrkit
+from tests.runs import PACE
 from tests.waiting import until
 
 pytest.importorskip("sklearn")
@@ -24,7 +25,7 @@ LONGER = ["stages.0.updates=8", "stages.1.updates=40", "stages.2.updates=6", "ev
 
 def records(folder: Path) -> list[dict]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in PACE} for line in lines]
 
 
 def test_train_writes_checkpoints_metrics_and_a_report(tmp_path, capsys):

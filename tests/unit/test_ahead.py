@@ -1,4 +1,4 @@
-"""Batches made ahead on a thread are the curriculum's own, in its order, and leave no trace but time."""
+"""Batches made ahead by any number of workers are the curriculum's own, in its order, and leave no trace but time."""
 
 import json
 import threading
@@ -13,12 +13,15 @@ from PIL import Image
 from lrkit.contract.settings import ThinkSettings
 from lrkit.data.collate import TrainBatch
 from lrkit.errors import DataError
-from lrkit.train.ahead import WAITING, Ahead
+from lrkit.runtime.encode.kept_cuts import KeptCuts, key_of
+from lrkit.train.ahead import Ahead, tokens_of
 from lrkit.train.curriculum import Curriculum
 from lrkit.train.fresh import fresh_processor
+from lrkit.train.loading import LoaderConfig, Pace
 from lrkit.train.recipe import load_recipe
 
 LINES = 7
+WORKERS = pytest.mark.parametrize("workers", (0, 1, 2, 5))
 WORD = "Take"
 
 
@@ -52,8 +55,9 @@ def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == "lrkit-batches"]
 
 
-def test_batches_and_states_are_those_of_the_curriculum_through_two_stages(tmp_path: Path) -> None:
-    plain, ahead = made(tmp_path), Ahead(made(tmp_path))
+@WORKERS
+def test_batches_and_states_are_those_of_the_curriculum_through_two_stages(tmp_path: Path, workers: int) -> None:
+    plain, ahead = made(tmp_path), Ahead(made(tmp_path), LoaderConfig(workers=workers))
     for index in (0, 0, 0, 0, 0, 1, 1, 1):
         assert same(ahead.batch(index), plain.batch(index))
         assert ahead.state() == plain.state(), "what waits is not drawn yet for who saves"
@@ -61,8 +65,9 @@ def test_batches_and_states_are_those_of_the_curriculum_through_two_stages(tmp_p
     assert ahead.state() == plain.state() and threads() == []
 
 
-def test_a_saved_state_goes_on_with_the_same_batches(tmp_path: Path) -> None:
-    first, second = Ahead(made(tmp_path)), Ahead(made(tmp_path))
+@WORKERS
+def test_a_saved_state_goes_on_with_the_same_batches(tmp_path: Path, workers: int) -> None:
+    first, second = Ahead(made(tmp_path), LoaderConfig(workers=workers)), Ahead(made(tmp_path))
     for _ in range(3):
         first.batch(0)
     second.batch(0)  # it has drawn something else before
@@ -73,8 +78,9 @@ def test_a_saved_state_goes_on_with_the_same_batches(tmp_path: Path) -> None:
     second.stop()
 
 
-def test_what_fails_ahead_is_said_where_its_batch_is_taken(tmp_path: Path) -> None:
-    plain, ahead = made(tmp_path, missing=4), Ahead(made(tmp_path, missing=4))
+@WORKERS
+def test_what_fails_ahead_is_said_where_its_batch_is_taken(tmp_path: Path, workers: int) -> None:
+    plain, ahead = made(tmp_path, missing=4), Ahead(made(tmp_path, missing=4), LoaderConfig(workers=workers))
     taken = 0
     with pytest.raises(DataError) as expected:
         while True:
@@ -92,23 +98,113 @@ def test_what_fails_ahead_is_said_where_its_batch_is_taken(tmp_path: Path) -> No
     assert threads() == []
 
 
-def test_no_more_batches_wait_than_memory_is_meant_to_hold(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("workers", "asked_ahead", "most"), [(1, 2, 2), (1, 1, 1), (3, 2, 3), (2, 4, 4)])
+def test_no_more_batches_wait_than_memory_is_meant_to_hold(
+    tmp_path: Path, workers: int, asked_ahead: int, most: int
+) -> None:
     curriculum = made(tmp_path)
     asked, full = list[int](), threading.Event()
-    original = curriculum.batch
+    original = curriculum.draw
 
     def counted(index: int) -> Any:
         asked.append(index)
-        if len(asked) == WAITING + 1:
+        if len(asked) == most + 1:
             full.set()
         return original(index)
 
-    curriculum.batch = counted
-    ahead = Ahead(curriculum)
+    curriculum.draw = counted
+    ahead = Ahead(curriculum, LoaderConfig(workers=workers, ahead=asked_ahead))
     ahead.batch(0)
-    assert full.wait(60), "it goes on to fill the place of the batch that was taken"
+    assert full.wait(60), "they go on to fill the place of the batch that was taken"
     ahead.stop()
-    assert len(asked) == WAITING + 1
+    assert len(asked) == most + 1
+
+
+def test_a_slow_batch_keeps_its_place(tmp_path: Path) -> None:
+    """The first batch is held until the others are done: they wait behind it."""
+    plain, curriculum = made(tmp_path), made(tmp_path)
+    original, others, started = curriculum.collate, threading.Semaphore(0), list[int]()
+
+    def held(stage: Any, samples: Any) -> Any:
+        started.append(1)
+        if len(started) == 1:
+            for _ in range(2):
+                assert others.acquire(timeout=60)
+            return original(stage, samples)
+        batch = original(stage, samples)
+        others.release()
+        return batch
+
+    curriculum.collate = held
+    ahead = Ahead(curriculum, LoaderConfig(workers=3, ahead=3))
+    for _ in range(4):
+        assert same(ahead.batch(0), plain.batch(0))
+    ahead.stop()
+
+
+def test_a_failed_draw_is_said_behind_the_batches_before_it(tmp_path: Path) -> None:
+    curriculum, plain = made(tmp_path), made(tmp_path)
+    original, count = curriculum.draw, list[int]()
+
+    def failing(index: int) -> Any:
+        count.append(index)
+        if len(count) == 3:
+            raise DataError("the stream ended; start again")
+        return original(index)
+
+    curriculum.draw = failing
+    ahead = Ahead(curriculum, LoaderConfig(workers=2))
+    assert same(ahead.batch(0), plain.batch(0)) and same(ahead.batch(0), plain.batch(0))
+    with pytest.raises(DataError, match="the stream ended"):
+        ahead.batch(0)
+    assert threads() == [] and ahead.state() == plain.state()
+
+
+def test_kept_pictures_change_no_bit_and_stay_within_their_bytes(tmp_path: Path) -> None:
+    plain, curriculum = made(tmp_path), made(tmp_path)
+    per_picture = plain.batch(0).pixel_values.shape[0] // 2 * fresh_processor().geometry.patch_bytes  # pyright: ignore
+    plain.load_state(curriculum.state())
+    for room, all_found in ((per_picture * LINES, True), (per_picture * 2, False), (per_picture - 1, False)):
+        kept = KeptCuts(room)
+        curriculum._processor.kept = kept  # pyright: ignore[reportPrivateUsage]
+        ahead = Ahead(curriculum, LoaderConfig(workers=2))
+        for _ in range(3 * LINES):
+            assert same(ahead.batch(0), plain.batch(0))
+            assert kept.num_bytes <= room
+        ahead.stop()
+        assert (kept.missed <= LINES + 2) == all_found, "each is decoded once, or twice where two workers met"
+        plain.load_state(curriculum.state())
+
+
+def test_a_changed_file_is_decoded_again(tmp_path: Path) -> None:
+    processor = fresh_processor()
+    processor.kept = KeptCuts(1 << 20)
+    file = tmp_path / "a.png"
+    for color in ("red", "blue"):
+        Image.new("RGB", (48, 32 if color == "red" else 64), color).save(file)
+        for _ in range(2):
+            prompt = processor.encode_prompt([file], WORD)
+            assert prompt.patches is not None and prompt.sizes == [(48, 32 if color == "red" else 64)]
+    assert (processor.kept.found, processor.kept.missed) == (2, 2)
+    assert len({key_of(file, processor.geometry, 1), key_of(file, processor.geometry.with_max_pixels(784 * 4), 1)}) == 2
+    assert key_of(Image.new("RGB", (8, 8)), processor.geometry, 1) is None, "what has no name is not kept"
+
+
+def test_the_pace_is_of_updates_alone(tmp_path: Path) -> None:
+    ahead = Ahead(made(tmp_path), LoaderConfig(workers=0))
+    pace, tokens = Pace(ahead), 0
+    for _ in range(2):
+        with pace.update():
+            tokens += tokens_of(ahead.batch(0))
+    figures = pace.figures(2)
+    assert tokens > 20 and 0 < figures["waiting_share"] <= 1 and figures["tokens_per_second"] > 0
+    assert pace.figures(1) == {"tokens_per_second": 0.0, "waiting_share": 0.0}
+
+
+def test_the_number_of_workers_follows_the_cores_unless_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, workers in ((1, 1), (2, 1), (6, 3), (64, 8)):
+        monkeypatch.setattr("lrkit.train.loading.usable_cores", lambda cores=cores: cores)
+        assert LoaderConfig().num_workers == workers and LoaderConfig(workers=0).num_workers == 0
 
 
 def _numbers(values: dict[str, Any]) -> dict[Any, Any]:

@@ -7,7 +7,7 @@ Every spoken piece (a step, the answer marker, the answer) is encoded on its own
 So the ids of a piece do not depend on what latents replaced before it, and a piece has the same ids first and last.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -32,6 +32,7 @@ from lrkit.runtime.encode.chat_template import find_template
 from lrkit.runtime.encode.controls import ControlTokens
 from lrkit.runtime.encode.encoded_prompt import EncodedPrompt, picture_part
 from lrkit.runtime.encode.fitting import fit_pictures
+from lrkit.runtime.encode.kept_cuts import Cut, KeptCuts, key_of
 from lrkit.runtime.encode.plain_format import plain_format
 from lrkit.runtime.encode.tokenizer_files import CONFIG_FILE, FILE, config_to_write, guarded, read_tokenizer
 
@@ -77,6 +78,8 @@ class Processor:
         """What a bundle was made for; None (a checkpoint) sets no limit."""
         self.zoom = 1
         """How many times longer the sides of full pictures are than of those in the prompt; see `see_for`."""
+        self.kept: KeptCuts | None = None
+        """Pictures that need not be decoded again; None keeps none."""
         self.separator_ids = self._encode(format.step_separator) if format.step_separator else []
         """What is spoken between two pieces."""
         self._controls = ControlTokens(tokenizer, format, geometry.markers)
@@ -219,8 +222,10 @@ class Processor:
         if self.limits is not None:
             check_images(self.limits, len(images))
             room = min(room, self.limits.max_prompt_tokens // 4)
-        pictures = Pictures(images)
-        sizes = pictures.sizes
+        keys, held = self._kept(images, geometry)
+        pictures = Pictures([image for index, image in enumerate(images) if index not in held])
+        places = {index: place for place, index in enumerate(i for i in range(len(images)) if i not in held)}
+        sizes = [held[i].size if i in held else pictures.sizes[places[i]] for i in range(len(images))]
         # The mode direct adds the answer's marker: pictures leave room for it in every mode, so that all see the same.
         text_tokens = len(text_ids) - len(images) + len(self.answer_prefix_ids) + room
         fitted = fit_pictures(sizes, geometry, self.limits, text_tokens)
@@ -231,12 +236,23 @@ class Processor:
         cut: list[np.ndarray] = []
         windows: list[np.ndarray] = []
         for index, used in enumerate(fitted.geometries):
-            picture = pictures.take(index)
-            cut.append(used.cut(picture))
-            if self.zoom > 1:
-                windows.append(used.cut_windows(picture))
+            if (one := held.get(index)) is None:
+                picture = pictures.take(places[index])
+                one = Cut(sizes[index], used.cut(picture), used.cut_windows(picture) if self.zoom > 1 else None)
+                if self.kept is not None and keys[index] is not None:
+                    self.kept.keep(keys[index], one)
+            cut.append(one.patches)
+            windows += [] if one.windows is None else [one.windows]
         given = _joined(cut), grids, sizes, geometry if cut else None, tuple(fitted.resized)
         return EncodedPrompt(ids, *given, windows=_joined(windows))
+
+    def _kept(self, images: Sequence[ImageSource], geometry: Geometry) -> tuple[list[Hashable], dict[int, Cut]]:
+        """Keys of pictures, and those that were kept of them; under limits a picture may be cut in another way."""
+        if self.kept is None or self.limits is not None:
+            return [None] * len(images), {}
+        keys = [key_of(image, geometry, self.zoom) for image in images]
+        found = {index: self.kept.get(key) for index, key in enumerate(keys) if key is not None}
+        return keys, {index: cut for index, cut in found.items() if cut is not None}
 
     def text_ids(self, question: str, num_images: int, earlier: Sequence[Turn] = ()) -> list[int]:
         """Ids of a prompt with one image token per picture. Raises as `encode_prompt`."""
