@@ -132,9 +132,9 @@ def load_state(folder: Path, recipe: Recipe) -> Saved:
     return Saved(place, *parts, origin=origin)
 
 
-def _decides(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def _decides(recipe: Any) -> Any:
     """What decides on the weights; how batches are made ahead does not."""
-    return {name: value for name, value in recipe.items() if name != "loader"}
+    return {name: recipe[name] for name in recipe if name != "loader"} if isinstance(recipe, dict) else recipe
 
 
 def _not_whole(file: Path, why: str) -> StateError:

@@ -10,9 +10,10 @@ import torch
 
 from lrkit.errors import CheckpointError, FileError
 from lrkit.resources import RUN_FILE, STATE_FILE, find_recipe
+from lrkit.train.checks import find_problems
 from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.metrics import METRICS_FILE, TENSORBOARD_FOLDER, read_metrics
-from lrkit.train.recipe import Recipe, load_recipe
+from lrkit.train.recipe import Recipe, as_written, load_recipe
 from lrkit.train.run import train
 from lrkit.train.run_folder import STAGES_FOLDER
 
@@ -127,3 +128,13 @@ def test_a_finished_run_whose_weights_are_gone_is_not_called_finished(recipe, ow
         weights.unlink()
     with pytest.raises(CheckpointError, match="not there or not whole; copy it back"):
         train(recipe, own, resume=True, quiet=True)
+
+
+def test_a_run_goes_on_with_another_number_of_workers(own: Path, recipe: Recipe) -> None:
+    """How batches are made ahead decides on nothing: neither the loop nor the check before a run asks for the same."""
+    other = load_recipe(as_written(recipe), ["loader={workers: 0, cache_bytes: 100000}"])
+    find_problems(other, own, resume=True)
+    train(other, own, quiet=True, resume=True)
+    lines = [record for record in read_metrics(own) if record["kind"] == "train"]
+    assert [record["update"] for record in lines] == [1, 2, 3]
+    assert all(record["tokens_per_second"] > 0 and 0 <= record["waiting_share"] <= 1 for record in lines)
