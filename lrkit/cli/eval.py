@@ -4,7 +4,7 @@ MODEL is a bundle (run without torch, on ONNX Runtime or by its TensorRT engines
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
@@ -14,7 +14,7 @@ from lrkit.cli.shared.console import bars, beside_json, err
 from lrkit.cli.shared.options import AttentionOption, Device, Download, Dtype, Engine, EngineOption, Provider, Threads
 from lrkit.cli.shared.tables import headline, json_option, modes_table, write_json
 from lrkit.contract.generated import MODES, Mode
-from lrkit.errors import UserError
+from lrkit.errors import UserError, shown
 
 if TYPE_CHECKING:
     from lrkit.runtime.sdk import Reasoner
@@ -31,6 +31,8 @@ Examples:
     lrkit eval my-bundle --engine tensorrt-rtx --engine-option runtime_cache=kernels
 
     lrkit eval runs/my-run/last --data held-out.jsonl --modes latent,cot
+
+    lrkit eval runs/my-run/last --data hub:LightChen2333/M3CoT#m3cot/test --choices scored
 """
 
 
@@ -43,6 +45,7 @@ def eval_checkpoint(
     samples: Annotated[int, typer.Option(min=1, help="Samples of each set.")] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples answered at once.")] = 50,
     latency_samples: Annotated[int, typer.Option(min=0, help="Samples timed one by one; 0 measures no latency.")] = 30,
+    choices: Annotated[str, typer.Option(help="Samples with choices: said (found in the words) or scored.")] = "said",
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest speech.")] = None,
     max_latent_steps: Annotated[int | None, typer.Option(min=0, help="Instead of the model's own limit.")] = None,
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Shrink larger pictures to so many pixels.")] = None,
@@ -65,16 +68,23 @@ def eval_checkpoint(
     from lrkit.runtime.sdk import Reasoner
 
     console = beside_json(json_file)
-    named = None if modes is None else parse_modes(modes)
+    named, way = None if modes is None else parse_modes(modes), _way(choices)
     sets = {name: load_samples(name, samples, seed=seed) for name in data or ["trail:main"]}
     options = parse_options(engine_option or [], engine)
     reasoner = Reasoner.open(model, device, provider, threads, engine, options, dtype, attention)
     say_note(reasoner)
-    chosen = named or reasoner.engine.modes
-    options = EvalOptions(chosen, batch_size, latency_samples, max_new_tokens, max_latent_steps, max_pixels)
+    options = EvalOptions(
+        chosen := named or reasoner.engine.modes,
+        batch_size,
+        latency_samples,
+        max_new_tokens,
+        max_latent_steps,
+        max_pixels,
+        way,
+    )
     place = device or provider or reasoner.engine.place
-    runs_on = {"engine": reasoner.engine.name, "device": place, "threads": threads, "dtype": reasoner.engine.dtype}
-    runs_on |= {"attention": reasoner.engine.attention}
+    runs_on = {"engine": reasoner.engine.name, "device": place, "threads": threads, "dtype": reasoner.engine.dtype,
+               "attention": reasoner.engine.attention}  # fmt: skip
     report: dict[str, Any] = {"schema": 1, "kind": "eval", "model": model, "runs_on": runs_on, "seed": seed, "sets": {}}
     for name, drawn in sets.items():
         with bars(MofNCompleteColumn(), TimeRemainingColumn()) as progress:
@@ -84,6 +94,12 @@ def eval_checkpoint(
         report["sets"][name] = figures
         _show(console, figures, f"{model} on {name}, {len(drawn)} samples")
     write_json(json_file, {**report, **_first(report["sets"]), "provenance": collect()}, precious=True)
+
+
+def _way(choices: str) -> Literal["said", "scored"]:
+    if choices not in ("said", "scored"):
+        raise UserError(f"--choices is {shown(choices, 40)}; give said or scored")
+    return choices
 
 
 def _show(console: Console, figures: dict[str, Any], title: str) -> None:

@@ -42,6 +42,9 @@ class Sample:
     """Name of the sample within its data set."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """What else is known about it (hops, split, source line); never shown to the model."""
+    choices: tuple[str, ...] = ()
+    """What it may be answered with, in the order of their letters; the question lists them already. Empty: an open
+    question."""
     earlier: tuple[Earlier, ...] = ()
     """Turns of the conversation that the question follows up; empty: it is the first."""
 

@@ -11,11 +11,13 @@ the modes interleaved, so that a change of the machine's speed meets all of them
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from lrkit.contract.choosing import Choices
 from lrkit.contract.generated import MODES, Mode
 from lrkit.contract.sample import Sample
-from lrkit.contract.scoring import Accuracy, accuracy, answers_match, compare_paired
+from lrkit.contract.scoring import Accuracy, accuracy, compare_paired
+from lrkit.evaluate.by_choice import by_choice, choices_of, is_right
 from lrkit.runtime.answer.answer import Answer
 from lrkit.runtime.engines.programs.patience import patience_with
 from lrkit.runtime.sdk import Reasoner
@@ -39,6 +41,9 @@ class EvalOptions:
     """None: the checkpoint's own limit."""
     max_pixels: int | None = None
     """Larger pictures are shrunk to it; None: the model's own limits."""
+    choices: Literal["said", "scored"] = "said"
+    """How samples with choices are answered: said, freely, and the choice is found in the words; scored, by the most
+    probable choice where the engine tells it, one sample after the other."""
 
 
 @dataclass
@@ -58,6 +63,7 @@ class ModeResult:
         exact = self.accuracy()
         steps = summarize(answer.ar_steps for answer in self.answers)
         latency = summarize(self.latencies_sec)
+        choices = by_choice(samples, self.answers)
         return {
             "accuracy": exact.value,
             "accuracy_low": exact.low,
@@ -77,6 +83,7 @@ class ModeResult:
             "latency_sec_median": latency.median,
             "latency_sec": latency.to_dict(),
             "accuracy_by_steps": self._by_steps(samples),
+            **({} if choices is None else {"choices": choices}),
         }
 
     def _by_steps(self, samples: Sequence[Sample]) -> dict[str, dict[str, float | int | None]]:
@@ -123,7 +130,7 @@ def evaluate(
     """Asks every sample in every mode; see the module's docstring.
 
     Raises:
-        DataError: a sample cannot be encoded.
+        DataError: a sample cannot be encoded, or its answer is none of its choices.
         TimeoutExceeded: a bundle's program seems to have no end.
     """
     reasoners: dict[Mode, Reasoner] = {mode: reasoner.baseline(mode) for mode in options.modes}
@@ -138,9 +145,10 @@ def evaluate(
                 max_latent_steps=options.max_latent_steps,
                 max_pixels=options.max_pixels,
                 timeout=patience_with(asked.engine, options.max_new_tokens, len(part)),
+                choices=_choices(part, options),
             )
             results[mode].answers += answers
-            results[mode].correct += [_is_right(answer, sample) for answer, sample in zip(answers, part, strict=True)]
+            results[mode].correct += [is_right(answer, sample) for answer, sample in zip(answers, part, strict=True)]
             if on_progress is not None:
                 on_progress(mode, len(part))
     _time_one_by_one(reasoners, samples, options, results)
@@ -165,13 +173,15 @@ def _time_one_by_one(
                 max_latent_steps=options.max_latent_steps,
                 max_pixels=options.max_pixels,
                 timeout=patience_with(asked.engine, options.max_new_tokens),
+                choices=choices_of(sample) if options.choices == "scored" else None,
             )
             if turn > 0:
                 results[mode].latencies_sec.append(answer.timings["total"])
 
 
-def _is_right(answer: Answer, sample: Sample) -> bool:
-    return answer.answer is not None and answers_match(answer.answer, sample.answer)
+def _choices(samples: Sequence[Sample], options: EvalOptions) -> list[Choices | None] | None:
+    found = [choices_of(sample) for sample in samples] if options.choices == "scored" else []
+    return found if any(found) else None
 
 
 def _histogram(values: Any) -> dict[str, int]:

@@ -75,6 +75,7 @@ class RowReader:
             question=self._question(row, choices),
             steps=self._steps(row),
             answer=self._answer(row, choices),
+            choices=tuple(choices),
             id=f"row {number}" if name is None or not str(name).strip() else one_line(str(name), 200),
             info={"line": number, "file": self.label},
         )
