@@ -67,24 +67,17 @@ def eval_checkpoint(
     from lrkit.runtime.engines.table import parse_options
     from lrkit.runtime.sdk import Reasoner
 
-    console = beside_json(json_file)
-    named, way = None if modes is None else parse_modes(modes), _way(choices)
+    console, way = beside_json(json_file), _way(choices)
+    named = None if modes is None else parse_modes(modes)
     sets = {name: load_samples(name, samples, seed=seed) for name in data or ["trail:main"]}
     options = parse_options(engine_option or [], engine)
     reasoner = Reasoner.open(model, device, provider, threads, engine, options, dtype, attention)
     say_note(reasoner)
-    options = EvalOptions(
-        chosen := named or reasoner.engine.modes,
-        batch_size,
-        latency_samples,
-        max_new_tokens,
-        max_latent_steps,
-        max_pixels,
-        way,
-    )
+    chosen, limits = named or reasoner.engine.modes, (max_new_tokens, max_latent_steps, max_pixels)
+    options = EvalOptions(chosen, batch_size, latency_samples, *limits, choices=way)
     place = device or provider or reasoner.engine.place
-    runs_on = {"engine": reasoner.engine.name, "device": place, "threads": threads, "dtype": reasoner.engine.dtype,
-               "attention": reasoner.engine.attention}  # fmt: skip
+    runs_on = {"engine": reasoner.engine.name, "device": place, "threads": threads, "dtype": reasoner.engine.dtype}
+    runs_on |= {"attention": reasoner.engine.attention}
     report: dict[str, Any] = {"schema": 1, "kind": "eval", "model": model, "runs_on": runs_on, "seed": seed, "sets": {}}
     for name, drawn in sets.items():
         with bars(MofNCompleteColumn(), TimeRemainingColumn()) as progress:
