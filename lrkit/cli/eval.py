@@ -67,8 +67,7 @@ def eval_checkpoint(
     from lrkit.runtime.engines.table import parse_options
     from lrkit.runtime.sdk import Reasoner
 
-    console, way = beside_json(json_file), _way(choices)
-    named = None if modes is None else parse_modes(modes)
+    console, named, way = beside_json(json_file), None if modes is None else parse_modes(modes), _way(choices)
     sets = {name: load_samples(name, samples, seed=seed) for name in data or ["trail:main"]}
     options = parse_options(engine_option or [], engine)
     reasoner = Reasoner.open(model, device, provider, threads, engine, options, dtype, attention)

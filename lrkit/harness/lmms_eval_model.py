@@ -102,7 +102,9 @@ class LrkitModel(lmms):  # pyright: ignore[reportUntypedBaseClass]
 
     def _question(self, request: Any) -> tuple[Any, list[Any], str]:
         context, _, to_visual, number, task, split = request.args
-        return request, pictures(to_visual(self.task_dict[task][split][number]), str(task)), context
+        # Tasks mark the place of a picture by this text; pictures stand where the model's own template has them.
+        question = str(context).replace("<image>", "").strip()
+        return request, pictures(to_visual(self.task_dict[task][split][number]), str(task)), question
 
     def _ask(self, pairs: Any, asked: Greedy) -> list[Answer]:
         given = self.given
