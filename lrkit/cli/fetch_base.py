@@ -45,8 +45,7 @@ def fetch_base(
 
     if name not in BASES:
         raise UnknownNameError(f"unknown base {name!r}; known: {', '.join(BASES)}{did_you_mean(name, BASES)}")
-    size = next((known for known in TOWERS if known == tower), None)
-    if size is None:
+    if tower not in TOWERS:
         raise UnknownNameError(f"unknown tower {tower!r}; known: {', '.join(TOWERS)}{did_you_mean(tower, TOWERS)}")
     target = output or Path("bases") / name
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -59,7 +58,7 @@ def fetch_base(
 
     with tempfile.TemporaryDirectory() as folder:
         file = find_file(BASES[name], gguf, Path(folder), err().print)
-        difference = write_base(target, BASES[name], file, TOWERS[size], seed, floats)
+        difference = write_base(target, BASES[name], file, TOWERS[tower], seed, floats)
     out(soft_wrap=True).print(f"{BASES[name].about} in the class of {BASES[name].family}")
     out(soft_wrap=True).print(f"logits of the language model alone and of the base differ by at most {difference:g}")
     out(soft_wrap=True).print(str(target))

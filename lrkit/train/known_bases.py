@@ -4,12 +4,9 @@ A language model alone has no tower. It gets one with random weights, which has 
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from lrkit.contract.prompt import PromptFormat, SpecialTokens
 from lrkit.families.table import DEFAULT
-
-TowerSize = Literal["small", "medium"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,7 @@ class Tower:
     mlp_ratio: int = 4
 
 
-TOWERS: dict[TowerSize, Tower] = {"small": Tower(4, 192, 4), "medium": Tower(8, 384, 6)}
+TOWERS: dict[str, Tower] = {"small": Tower(4, 192, 4), "medium": Tower(8, 384, 6)}
 
 
 @dataclass(frozen=True)
