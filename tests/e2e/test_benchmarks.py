@@ -189,6 +189,13 @@ def calibration_size(folder: Path) -> None:
     assert report["peak_bytes"] > 1 << 20
 
 
+def loading(folder: Path) -> None:
+    report = json.loads((folder / "loading.json").read_text())
+    assert report["same_batches"] and len(report["rows"]) == 8
+    assert all(row["first_pass_sec"] > 0 and 0 <= row["waiting_share"] <= 1 for row in report["rows"])
+    assert "the same batches" in (folder / "loading.md").read_text()
+
+
 SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "soak": (lambda bundle, folder: [bundle, "--output", folder / "soak"], soak),
     "cold_start": (lambda bundle, folder: [bundle, "--json", folder / "cold_start.json"], cold_start),
@@ -203,6 +210,7 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
         lambda bundle, folder: [shape_file(folder), "--block", 32, "--json", folder / "calibration_size.json"],
         calibration_size,
     ),
+    "loading": (lambda bundle, folder: ["--json", folder / "loading.json"], loading),
     "analysis_cost": (lambda bundle, folder: ["--json", folder / "analysis_cost.json"], analysis_cost),
     "scenes": (lambda bundle, folder: ["--json", folder / "scenes.json"], scenes),
     "fine_replay": (
