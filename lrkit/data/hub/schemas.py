@@ -111,6 +111,12 @@ def _tabmwp(row: Row) -> Row:
     return {**row, "question": question, "picture": picture, "key": row.get(KEY, row.get("id"))}
 
 
+def _tabmwp_text(row: Row) -> Row:
+    """The table as text before the question, under its title."""
+    told = [line for line in (row.get("table_title"), row["table"]) if isinstance(line, str) and line.strip()]
+    return {**_tabmwp(row), "told": "\n".join(told)}
+
+
 def _onethinker(row: Row) -> Row:
     """Rows for tuning hold a conversation, those for reinforcement a problem with its options."""
     if isinstance(row.get("messages"), list):
@@ -173,6 +179,9 @@ SCHEMAS: dict[str, Schema] = {
         ("tables",),
         ("picture", "key"),
     ),
+    "tabmwp-text": Schema(
+        Columns(choices="choices", steps="solution", id="key", context="told"), _tabmwp_text, written=("told", "key")
+    ),
 }
 """Schema -> how its rows are read."""
-SchemaName = Literal["m3cot", "scienceqa", "gqa", "onethinker", "tabmwp"]
+SchemaName = Literal["m3cot", "scienceqa", "gqa", "onethinker", "tabmwp", "tabmwp-text"]
