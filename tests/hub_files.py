@@ -103,6 +103,8 @@ def write_tabmwp(folder: Path) -> Path:
         "choices": None,
         "answer": "1,012",
         "unit": "cups",
+        "table_title": "Cups in two shops",
+        "table": "Shop | Cups\nHill | 1,000\nLake | 12",
         "solution": "Read the table.\n\n1,000 + 12 = 1,012\n\nThere are 1,012 cups.",
         "grade": 3,
     }
@@ -111,6 +113,8 @@ def write_tabmwp(folder: Path) -> Path:
         "choices": ["yes", "no"],
         "answer": "no",
         "unit": None,
+        "table_title": None,
+        "table": "Shop | Cups\nHill | 12",
         "solution": "There are fewer. So, no.",
         "grade": 2,
     }

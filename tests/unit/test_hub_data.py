@@ -213,7 +213,7 @@ def test_whatever_is_wrong_with_a_data_set_is_one_sentence(tmp_path: Path) -> No
             given.open(0, [STAGE])
         assert len(str(caught.value).splitlines()) == 1, case
     for values, said in (
-        ({"columns": "m4cot"}, "columns: .*'m3cot', 'scienceqa', 'gqa', 'onethinker' or 'tabmwp'"),
+        ({"columns": "m4cot"}, "columns: .*'m3cot', 'scienceqa', 'gqa', 'onethinker', 'tabmwp' or 'tabmwp-text'"),
         ({"columns": {"qeustion": "q"}}, "columns.*qeustion: unknown key"),
         ({"steps": "words"}, "steps: .*'auto', 'paragraphs' or 'sentences'"),
         ({"max_steps": 0}, "max_steps: got 0"),
@@ -292,3 +292,15 @@ def test_a_base_install_names_the_extra_and_still_reads_json(tmp_path: Path, mon
     ):
         load_samples(f"hub:{parquet}#m3cot", 1)
     assert len(load_samples(f"hub:{problems}#tabmwp", None)) == 3
+
+
+def test_a_table_of_tabmwp_is_told_as_text_under_its_title(tmp_path: Path) -> None:
+    problems = WRITERS["tabmwp"](tmp_path / "tables")
+    told, shown = (load_samples(f"hub:{problems}#{columns}", None) for columns in ("tabmwp-text", "tabmwp"))
+    rows = json.loads(problems.read_text())
+    for text, picture, row in zip(told, shown, rows.values(), strict=True):
+        assert text.images == () and len(picture.images) == 1
+        title = row.get("table_title")
+        before = f"{title}\n{row['table']}\n" if title else f"{row['table']}\n"
+        assert text.question == before + picture.question
+        assert (text.steps, text.answer) == (picture.steps, picture.answer)
