@@ -196,6 +196,14 @@ def loading(folder: Path) -> None:
     assert "the same batches" in (folder / "loading.md").read_text()
 
 
+def words_peers(folder: Path) -> None:
+    """Two processes in turns; the first is what both are held to."""
+    report = json.loads((folder / "words_peers.json").read_text())
+    ours, again = report["rows"].values()
+    assert ours["token_ratio"]["values"] == [1.0, 1.0] and len(again["first_ratio"]["values"]) == 2
+    assert all(row[f"{what}_sec"]["median"] > 0 for row in (ours, again) for what in ("first", "token"))
+
+
 SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "soak": (lambda bundle, folder: [bundle, "--output", folder / "soak"], soak),
     "cold_start": (lambda bundle, folder: [bundle, "--json", folder / "cold_start.json"], cold_start),
@@ -222,6 +230,13 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
         gpu_answers,
     ),
     "peer": (lambda bundle, folder: ["--json", folder / "peer.json"], peer),
+    "words_peers": (
+        lambda bundle, folder: [
+            *(bundle, f"{bundle}/", "--question", "Take 3 hops. Which room are you in? Start in room 3"),
+            *("--json", folder / "words_peers.json"),
+        ],
+        words_peers,
+    ),
     "peer_genai": (lambda bundle, folder: ["--json", folder / "peer_genai.json"], peer_genai),
 }
 NEEDS = {"peer_genai": ("openvino_genai", "nncf")}
