@@ -136,9 +136,7 @@ class Process:
 
     def close(self) -> None:
         """Ends it."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()
 
 
 def measure(processes: dict[str, Process], question: str, tokens: int, repeats: int) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def words_peers(folder: Path) -> None:
     report = json.loads((folder / "words_peers.json").read_text())
     ours, again = report["rows"].values()
     assert ours["token_ratio"]["values"] == [1.0, 1.0] and len(again["first_ratio"]["values"]) == 2
-    assert all(row[f"{what}_sec"]["median"] > 0 for row in (ours, again) for what in ("first", "token"))
+    assert ours["first_sec"]["median"] > 0 and again["first_sec"]["median"] > 0
 
 
 SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
