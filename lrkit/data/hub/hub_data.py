@@ -124,7 +124,7 @@ class HubData(DataSource):
     def problems(self) -> Iterator[str]:
         if self.columns not in get_args(SchemaName) and not isinstance(self.columns, Columns):
             yield f"data.columns must be one of {', '.join(SCHEMAS)}, or a mapping"
-        if not self.streaming and "buffer" in self.model_fields_set:
+        if not self.streaming and self.buffer != type(self).model_fields["buffer"].default:
             yield "data.buffer belongs to streaming: true; leave it out"
         if isinstance(self.columns, Columns) and self.columns.answer_as == "letter" and not self.columns.chosen_from:
             yield "data.columns.answer_as: letter needs data.columns.choices; name the column of the choices"
