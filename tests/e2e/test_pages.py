@@ -50,8 +50,8 @@ def write_home(home: Path) -> None:
     photographed = write_photographs(home)
     drawn = write_pictures(home).read_text(encoding="utf-8").replace("chart0.png", "cups.png").splitlines(keepends=True)
     (home / "chart0.png").rename(home / "cups.png")
-    # What is asked, exported with and profiled begins with photographs: the huge one, and one in 16 bits.
-    first = [line for line in photographed if "flower-huge" in line or "china-grey16" in line]
+    # What is measured, exported with and profiled begins with photographs: a turned one, and one in 16 bits.
+    first = [line for line in photographed if "flower-turned" in line or "china-grey16" in line]
     held_out = [*first, *drawn[30:]]
     (home / "held-out.jsonl").write_text("".join(held_out), encoding="utf-8")
     lines = [line for line in photographed if line not in first] + drawn[:30]
