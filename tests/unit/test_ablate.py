@@ -11,6 +11,7 @@ from lrkit.errors import ConfigError, FileError, UserError
 from lrkit.resources import find_recipe, find_sweep, resolve_checkpoint
 from lrkit.train.ablate import Run, Sweep, load_sweep, run_one, run_sweep
 from lrkit.train.recipe import as_written, load_recipe
+from tests.ledger_base import write_ledger_base
 
 
 def sweep(tmp_path: Path, *overrides: str) -> Sweep:
@@ -104,7 +105,8 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["trail-ablation", "trail-options", "trail-depth", "trail-look-ups", "trail-replay-depth"]
+    "name",
+    ["trail-ablation", "trail-options", "trail-depth", "trail-look-ups", "trail-replay-depth", "ledger-ablation"],
 )
 def test_shipped_sweeps_can_be_read(name):
     assert load_sweep(find_sweep(name)).variants
@@ -199,3 +201,18 @@ def test_the_sweeps_that_ask_for_depth_run(tmp_path):
             assert bool(sum(found["routed_depths_mean"])) == bool(run["recipe"]["model"].get("routing"))
     moved = load_file(resolve_checkpoint(tmp_path / "trail-look-ups" / "rds-3") / "lrkit.safetensors")
     assert moved["routers.0.step_encoding_RD"].abs().max() == pytest.approx(20 * 2e-3, rel=1e-3)
+
+
+@pytest.mark.long
+def test_the_sweep_on_ledgers_runs(tmp_path):
+    """One update a stage, on a base of a few thousand weights; replay and routing are where a variant has them."""
+    base = write_ledger_base(tmp_path / "base")
+    few = [f"init={base}", "batch_size=2", *(f"stages.{i}.updates=1" for i in range(1, 5))]
+    asked = load_sweep(find_sweep("ledger-ablation"), ["samples=6", "seeds=[0]", "sets=[ledger:main]"])
+    table = run_sweep(asked.model_copy(update={"common": (*asked.common, *few)}), tmp_path / "runs")
+    assert {run["variant"] for run in table["runs"]} == {"base", "rds", "scf", "both"}
+    for run in table["runs"]:
+        model = run["recipe"]["model"]
+        assert bool(model.get("routing")) == (run["variant"] in ("rds", "both"))
+        assert (model["replay"]["num_tokens"] > 0) == (run["variant"] in ("scf", "both"))
+        assert run["sets"]["ledger:main"]["samples"] == 6
