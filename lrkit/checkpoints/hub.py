@@ -12,6 +12,7 @@ from lrkit.pretrained import MODEL_FILES, place_by_hand
 
 # What a repository holds beside these is not needed: other formats of the same weights, and code, are left out.
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
+_SMALL_FILES = ["config.json", "preprocessor_config.json", "processor_config.json"]
 _allowed = False
 
 
@@ -44,6 +45,22 @@ def hub_folder(hub_id: str, download: bool = False, beside: Path | None = None) 
         raise CheckpointError(
             f"{hub_id} is neither in {_cache(hub, hub_id)} nor can it be downloaded ({one_line(error, 160)}); check "
             f"the name and the network, or {_by_hand(beside)}"
+        ) from error
+
+
+def config_folder(hub_id: str) -> Path:
+    """The folder of a model's small files (config.json and how it cuts pictures), fetched from the hub. No weights.
+
+    Raises:
+        CheckpointError: they cannot be fetched.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    hub = require("huggingface_hub", "train")
+    try:
+        return Path(hub.snapshot_download(hub_id, allow_patterns=_SMALL_FILES))
+    except Exception as error:  # the package and those below it raise what they like
+        raise CheckpointError(
+            f"{hub_id} is not on this machine, and its config.json cannot be fetched ({one_line(error, 160)})"
         ) from error
 
 

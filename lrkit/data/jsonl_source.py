@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from lrkit.contract.sample import Sample
+from lrkit.data.expected import Expected
 from lrkit.data.jsonl import Advance, JsonlScan, check_jsonl, read_jsonl
 from lrkit.data.passes import Passes
 from lrkit.data.scans import Split
@@ -55,6 +56,9 @@ class JsonlData(DataSource):
     @property
     def validates(self) -> bool:
         return self.validation is not None
+
+    def expected(self) -> Expected | None:
+        return None if self.train.is_file() else Expected()
 
     def files(self) -> dict[str, Path]:
         return {"train": self.train} | ({} if self.validation is None else {"validation": self.validation})

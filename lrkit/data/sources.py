@@ -18,6 +18,7 @@ from pydantic_core import PydanticKnownError
 from lrkit.config import Config
 from lrkit.contract.sample import Sample
 from lrkit.data.board import BoardKind
+from lrkit.data.expected import Expected
 from lrkit.data.jsonl import Advance, JsonlScan, check_jsonl
 from lrkit.data.scans import Split
 from lrkit.errors import DataError, did_you_mean
@@ -157,6 +158,11 @@ class DataSource(Config, ABC):
 
     def label_words(self, label: str) -> tuple[str, ...] | None:
         """What each class of a label of visual tokens is called, as the model says it; None where it has no words."""
+        return None
+
+    def expected(self) -> Expected | None:
+        """What its samples are like, for a plan of training where they are not at hand: it is not opened then. None: a
+        plan draws some."""
         return None
 
     def words(self) -> tuple[str, ...] | None:

@@ -99,6 +99,20 @@ def check_start(recipe: Recipe) -> ReasonerSettings:
     return init.settings
 
 
+def check_init(recipe: Recipe) -> Init:
+    """The start alone, for a plan: kernels, teacher and baselines are not looked for.
+
+    Raises:
+        CheckpointError: `init` is not there, or cannot be trained as asked.
+        ConfigError: the settings do not go together, or do not fit the model.
+    """
+    problems = Problems()
+    init = _check_init(recipe, problems)
+    problems.raise_if_any()
+    assert init is not None  # or there was a problem
+    return init
+
+
 def find_problems(recipe: Recipe, folder: Path, resume: bool, reading: Callable[[Path], Advance] | None = None) -> None:
     """Everything that can be checked without weights. `reading` gives what is told how far a data file was read.
 

@@ -70,7 +70,7 @@ def phase_work(counts: ModelCounts, means: Mapping[str, float | None]) -> dict[s
         return _times(_pass(counts, chunk, middle, cached=middle) + _routed(counts, chunk), latents)
 
     work = {
-        "vision": _vision(counts, patches, means.get("pictures") or 1.0),
+        "vision": vision_work(counts, patches, means.get("pictures") or 1.0),
         "prefill": passes(lambda kept: _pass(counts, kept, kept / 2, cached=0.0) + _routed(counts, kept)),
         "speak": passes(speaking),
     }
@@ -93,7 +93,7 @@ def _closer_look(counts: ModelCounts, replayed: float) -> Work:
     """The tower's work on the windows of one latent step, where replay is fine; each is a picture of its own."""
     replay = counts.settings.replay
     tokens = replay.fine_zoom**2
-    return _vision(counts, replayed * counts.merge_area, replayed / tokens) if tokens > 1 else Work(0.0, 0.0)
+    return vision_work(counts, replayed * counts.merge_area, replayed / tokens) if tokens > 1 else Work(0.0, 0.0)
 
 
 def ceilings(
@@ -164,8 +164,8 @@ def _routed(counts: ModelCounts, tokens: float) -> Work:
     return Work(per_layer * len(chosen) * routing.depth + counts.weight_bytes["routing"], flops)
 
 
-def _vision(counts: ModelCounts, patches: float, pictures: float) -> Work:
-    """A patch sees those of its own picture, or fewer; pictures count as of one size, which takes the least."""
+def vision_work(counts: ModelCounts, patches: float, pictures: float) -> Work:
+    """The tower's work. A patch sees those of its own picture, or fewer; pictures count as of one size, which takes the least."""
     if not patches or not pictures:
         return Work(0.0, 0.0)
     flops = 2 * (counts.weights["vision"] * patches + counts.weights["merger"] * patches / counts.merge_area)

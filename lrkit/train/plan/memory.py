@@ -1,0 +1,135 @@
+"""Memory of one device in training: weights, gradients, optimizer, what is kept for the backward pass, logits.
+
+Place in the pipeline: PlannedModel + the largest batch -> `memory_of` -> plan.py. benchmarks/plan_memory.py holds it
+against real runs.
+
+Two moments need the most: where the backward pass begins, with all that the forward pass kept and the logits; and where
+it ends, with all gradients. The plan counts the larger one.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lrkit.train.ahead import WAITING
+from lrkit.train.plan.batches import BatchSizes
+from lrkit.train.plan.kept import Kernels, chunks_of, kept_bytes, tower_kept
+from lrkit.train.plan.model import PlannedModel
+
+_LOGITS = 13
+"""Bytes for each logit that is supervised: logits, the same with <|latent|> masked (or their gradient) and log
+probabilities in float32, and the mask."""
+_AFTER_HEAD = 8
+"""Of these, what is left while the head's own gradient is made: gradients of scores and of logits."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    copies: float
+    """Of weights in bfloat16, which autocast keeps through the forward pass."""
+    prompt: float
+    """Kept of the prompt."""
+    latents: float
+    """Kept of the latent steps, with the keys that each has joined."""
+    speech: float
+    """Kept of what is spoken."""
+    tower: float
+    """Kept of the tower where it trains; else what it works with for a moment."""
+    logits: float
+    pictures: float
+    """Of batches that wait, where these are in the same memory."""
+    communication: float
+    """Buckets of gradients, where several devices train."""
+    accumulates: bool
+    """Whether gradients are there before the backward pass begins."""
+    head_gradient: float = 0.0
+    """Of the language head where it trains: made first of all gradients."""
+    tower_kept: bool = False
+
+    @property
+    def held(self) -> float:
+        """At any moment."""
+        return self.weights + self.optimizer + self.pictures + self.communication
+
+    @property
+    def activations(self) -> float:
+        """Kept for the backward pass."""
+        tower = self.tower if self.tower_kept else 0.0
+        return self.copies + self.prompt + self.latents + self.speech + tower
+
+    @property
+    def peak(self) -> float:
+        """The most that is needed at once."""
+        kept = self.activations
+        before = self.gradients if self.accumulates else 0.0
+        logits_left = self.logits * _AFTER_HEAD / _LOGITS
+        begin = kept + before + max(self.logits, logits_left + self.head_gradient * (not self.accumulates))
+        teaching = kept - self.speech + before + (0.0 if self.tower_kept else self.tower)
+        return self.held + max(begin, teaching, self.gradients + self.copies)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "activations": self.activations, "peak": self.peak}
+
+
+def memory_of(
+    model: PlannedModel, batch: BatchSizes, accumulate: int, devices: int, kernels: Kernels, patch_bytes: int,
+    host: bool = False,
+) -> Memory:  # fmt: skip
+    """Bytes that one of `devices` needs for this batch. `patch_bytes` is what a patch has in pixels; `host`: it is the
+    memory in which batches wait."""
+    trained = sum(model.trained.values())
+    kept = kept_bytes(model, batch, kernels)
+    targets = 0 if batch.vision_only else batch.samples * (batch.speech + batch.latents)
+    head_trains = model.full and not batch.vision_only
+    tower = tower_kept(model, batch, patch_bytes)
+    waiting = accumulate + (WAITING + 1 if host else 0)
+    return Memory(
+        weights=model.weight_bytes,
+        gradients=4 * trained,
+        optimizer=8 * trained - 4 * model.muon,
+        copies=2 * model.cast,
+        prompt=kept["prompt"],
+        latents=kept["latents"],
+        speech=kept["speech"],
+        tower=tower or _tower_works(model, batch, patch_bytes),
+        logits=_LOGITS * targets * model.vocabulary,
+        pictures=4.0 * patch_bytes * batch.patches * waiting,
+        communication=4 * trained if devices > 1 else 0,
+        accumulates=accumulate > 1,
+        head_gradient=model.vocabulary * model.width * (6 if model.half else 4) if head_trains else 0,
+        tower_kept=bool(tower),
+    )
+
+
+def _tower_works(model: PlannedModel, batch: BatchSizes, patch_bytes: int) -> float:
+    """What a frozen tower needs for a moment: one layer's inputs and outputs; of convolutions, a few maps in full."""
+    widest = max((a + b for part, a, b in model.tower.linears if part == "vision"), default=0)
+    pixels = patch_bytes / 3
+    return model.compute_bytes * batch.patches * max(2 * widest, 4 * pixels * model.tower.full_channels)
+
+
+def checkpointed(model: PlannedModel, batch: BatchSizes, memory: Memory, kernels: Kernels) -> float:
+    """The peak if every layer of the language model kept its input alone and was run again in the backward pass. The
+    keys of earlier chunks stay, because later chunks read them."""
+    stream, layers = model.stream_bytes, model.num_layers
+    chunks = list(chunks_of(model, batch))
+    inputs = sum(chunk.rows * stream * model.width * layers for chunk in chunks)
+    keys = sum(chunk.samples * chunk.tokens * 2 * model.key_width * model.compute_bytes * layers for chunk in chunks)
+    whole = kept_bytes(model, batch, kernels)
+    one = max(whole.values()) / layers
+    tower = memory.tower if memory.tower_kept else 0.0
+    kept = memory.copies + tower + inputs + keys + one
+    before = memory.gradients if memory.accumulates else 0.0
+    return memory.held + max(kept + before + memory.logits, memory.gradients + memory.copies)
+
+
+def sharded(memory: Memory, devices: int, largest_layer: float) -> float:
+    """The peak if weights, gradients and optimizer were spread over the devices (FSDP, ZeRO-3); two layers are whole
+    at a time."""
+    spread = memory.weights + memory.optimizer + memory.gradients
+    return memory.peak - memory.communication - spread * (1 - 1 / devices) + 2 * largest_layer
