@@ -23,12 +23,38 @@ Examples:
 
     lrkit train trail-base --dry-run
 
+    lrkit train m3cot-style --plan --device h100-sxm --devices 8
+
     lrkit train trail-latent optimizer.lr=3e-4 seed=1 -o runs/latent-1
 
     lrkit train trail-latent optimizer.lr=3e-4 seed=1 -o runs/latent-1 --resume
 
     lrkit train my-recipe.yaml data.train=my.jsonl --json report.json
 """
+
+PLANNING = "With --plan"
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan", help="Estimate memory, operations and time, without weights, and stop.", rich_help_panel=PLANNING
+    ),
+]
+PlanDevice = Annotated[
+    str | None, typer.Option("--device", help="A datasheet (`lrkit ls device`) or a file.", rich_help_panel=PLANNING)
+]
+PlanDevices = Annotated[
+    int | None,
+    typer.Option("--devices", help="How many of them train together. [default: 1]", rich_help_panel=PLANNING),
+]
+PlanAssume = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--assume",
+        metavar="KEY=VALUE",
+        help="As utilisation=[0.3,0.6] or data.samples=5000; repeat.",
+        rich_help_panel=PLANNING,
+    ),
+]
 
 
 def train(
@@ -45,6 +71,10 @@ def train(
     dry_run: Annotated[
         bool, dry_run_option("Check everything that can be checked without loading weights, and stop.")
     ] = False,
+    plan: Plan = False,
+    device: PlanDevice = None,
+    devices: PlanDevices = None,
+    assume: PlanAssume = None,
     json_file: Annotated[Path | None, json_option("Write the run's report to this file.")] = None,
 ) -> None:
     """Train a reasoner, stage by stage, with a checkpoint after each.
@@ -54,18 +84,18 @@ def train(
     from lrkit.resources import find_recipe
     from lrkit.train.recipe import load_recipe
 
+    _together(plan, device, devices, assume, resume, dry_run)
     asked = load_recipe(find_recipe(recipe), overrides or [])
     folder = output or Path("runs") / asked.name
     if dry_run:
         _dry_run(asked, folder, resume, json_file)
         return
+    if plan:
+        _plan_run(asked, device, devices, assume, json_file)
+        return
     # The first thing that transformers and tensorboard would say is not about this run.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from lrkit.errors import require
-    from lrkit.train.checks import PACKAGES
-
-    for package in PACKAGES:
-        require(package, "train")
+    _require_packages()
     from lrkit.train import run
     from lrkit.train.run_report import read_run
 
@@ -77,6 +107,37 @@ def train(
     console.print(_result(report))
     console.print(f"checkpoint: {checkpoint}")
     write_json(json_file, report)
+
+
+def _together(
+    plan: bool, device: str | None, devices: int | None, assume: list[str] | None, resume: bool, dry_run: bool
+) -> None:
+    """Raises `UserError` for options that do not go together."""
+    from lrkit.errors import UserError
+
+    if plan and (resume or dry_run):
+        raise UserError("--plan trains and checks nothing; leave out --resume and --dry-run, or --plan")
+    given = {"--device": device, "--devices": devices, "--assume": assume}
+    if not plan and (only := [name for name, value in given.items() if value is not None]):
+        raise UserError(f"{', '.join(only)} belongs to --plan; add --plan, or leave it out")
+
+
+def _plan_run(
+    recipe: "Recipe", device: str | None, devices: int | None, assume: list[str] | None, json_file: Path | None
+) -> None:
+    from lrkit.cli.shared.train_plan import run_plan
+
+    _require_packages()
+    run_plan(recipe, device, 1 if devices is None else devices, assume or [], json_file)
+
+
+def _require_packages() -> None:
+    """What training imports, before anything begins."""
+    from lrkit.errors import require
+    from lrkit.train.checks import PACKAGES
+
+    for package in PACKAGES:
+        require(package, "train")
 
 
 def _dry_run(recipe: "Recipe", folder: Path, resume: bool, json_file: Path | None) -> None:

@@ -1,8 +1,8 @@
 """What the samples of a data set are like where they are not at hand: for plans of training. Assumptions, not
 measurements.
 
-Place in the pipeline: `DataSource.expected` -> lrkit/train/plan. `lrkit train --plan --assume data.samples=...` replaces
-a value.
+Place in the pipeline: `DataSource.expected` -> lrkit/train/plan. `lrkit train --plan --assume data.samples=...`
+replaces a value.
 """
 
 from typing import Annotated

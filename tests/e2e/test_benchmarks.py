@@ -204,6 +204,14 @@ def words_peers(folder: Path) -> None:
     assert ours["first_sec"]["median"] > 0 and again["first_sec"]["median"] > 0
 
 
+def plan_memory(folder: Path) -> None:
+    """Of a run this small, what no plan counts is as large as what it does."""
+    report = json.loads((folder / "plan_memory.json").read_text())
+    (row,) = report["rows"]
+    assert row["planned_bytes"] > sum(row["planned"][name] for name in ("weights", "optimizer", "pictures")) > 1e7
+    assert 0.3 < row["ratio"] < 1.3 and row["measured_low"] > 1e7
+
+
 SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "soak": (lambda bundle, folder: [bundle, "--output", folder / "soak"], soak),
     "cold_start": (lambda bundle, folder: [bundle, "--json", folder / "cold_start.json"], cold_start),
@@ -229,6 +237,7 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
         lambda bundle, folder: ["--models", bundle.parent / "latent", "--json", folder / "gpu_answers.json"],
         gpu_answers,
     ),
+    "plan_memory": (lambda bundle, folder: ["--json", folder / "plan_memory.json"], plan_memory),
     "peer": (lambda bundle, folder: ["--json", folder / "peer.json"], peer),
     "words_peers": (
         lambda bundle, folder: [
@@ -241,7 +250,7 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
 }
 NEEDS = {"peer_genai": ("openvino_genai", "nncf")}
 """Packages beside lrkit's own extras; skipped without them."""
-LONG = {"peer", "gpu_answers", "fine_replay"}
+LONG = {"peer", "plan_memory", "gpu_answers", "fine_replay"}
 """Their smoke size takes too long for the default tests."""
 PART_OF = {
     "fine_replay_times": "fine_replay",

@@ -211,6 +211,7 @@ def test_no_family_names_another() -> None:
 SHARED_OF_ENGINES = {
     "lrkit.runtime.engines.torch.prompt_batch": "training and export pad prompts as the engine does",
     "lrkit.runtime.engines.torch.engine": "a shape with random weights is put into an engine without a checkpoint",
+    "lrkit.runtime.engines.torch.counts": "a plan of training counts the weights of its reasoner as profiles do",
     "lrkit.runtime.engines.onnxruntime.engine": "export compares programs with the optimizers that the engine uses",
     "lrkit.runtime.engines.onnxruntime.session": "export compares a program with its declaration as the engine does",
     "lrkit.runtime.engines.onnxruntime.provider_options": "a target may give no option that its bundle is refused for",

@@ -17,11 +17,13 @@ from pydantic import Field
 
 from lrkit.config import load_config
 from lrkit.contract.sample import Sample
+from lrkit.data.expected import Expected
 from lrkit.data.hub.row_files import Place, Rows, place_of
 from lrkit.data.hub.row_samples import RowReader
 from lrkit.data.hub.schemas import SCHEMAS, Columns, Row, Schema, SchemaName
 from lrkit.data.hub.stored_pictures import PictureFolders, PictureRows
 from lrkit.data.hub.stream import Stream
+from lrkit.data.hub.typical import TYPICAL
 from lrkit.data.jsonl import Advance, JsonlScan, measure
 from lrkit.data.passes import Passes
 from lrkit.data.scans import Split
@@ -120,6 +122,16 @@ class HubData(DataSource):
     @property
     def validates(self) -> bool:
         return self.validation is not None
+
+    def expected(self) -> Expected | None:
+        """Files and folders here are drawn from; what the network would have to bring is as published sets are."""
+        try:
+            place = self.place("train")
+        except DataError:
+            place = None
+        if place is not None and (place.files or place.folder is not None):
+            return None
+        return TYPICAL.get(self.columns, Expected()) if isinstance(self.columns, str) else Expected()
 
     def problems(self) -> Iterator[str]:
         if self.columns not in get_args(SchemaName) and not isinstance(self.columns, Columns):

@@ -165,7 +165,8 @@ def _routed(counts: ModelCounts, tokens: float) -> Work:
 
 
 def vision_work(counts: ModelCounts, patches: float, pictures: float) -> Work:
-    """The tower's work. A patch sees those of its own picture, or fewer; pictures count as of one size, which takes the least."""
+    """The tower's work. A patch sees those of its own picture, or fewer; pictures count as of one size, which takes the
+    least."""
     if not patches or not pictures:
         return Work(0.0, 0.0)
     flops = 2 * (counts.weights["vision"] * patches + counts.weights["merger"] * patches / counts.merge_area)

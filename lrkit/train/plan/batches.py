@@ -87,12 +87,13 @@ def drawn_sizes(
         for _ in range(count):
             draw = curriculum.draw(index)
             made = curriculum.collate(draw.stage, draw.samples[:_MOST_PICTURES])
-            batches.append(_sizes(made, processor).of(wanted))
+            batches.append(sizes_of(made, processor).of(wanted))
         found.append(StageSizes(stage, tuple(batches), source.num_samples(stage), measured=True))
     return found
 
 
-def _sizes(batch: TrainBatch | VisionBatch, processor: Processor) -> BatchSizes:
+def sizes_of(batch: TrainBatch | VisionBatch, processor: Processor) -> BatchSizes:
+    """Those of a collated batch."""
     if isinstance(batch, VisionBatch):
         count, tokens = len(batch.grids), sum(len(labels) for labels in list(batch.labels.values())[:1])
         return BatchSizes(count, 0, tokens / count, count, len(batch.pixel_values), 0, 0.0, 0, vision_only=True)

@@ -1,7 +1,7 @@
 """What one chunk of tokens keeps for the backward pass, counted as autograd and transformers' layers keep it.
 
-Place in the pipeline: PlannedModel + a chunk's sizes -> bytes -> memory.py. tests/parity/test_plan.py holds it against what torch
-really keeps.
+Place in the pipeline: PlannedModel + a chunk's sizes -> bytes -> memory.py. tests/parity/test_plan.py holds it against
+what torch really keeps.
 
 Legend: D width, F width inside the feed-forward layer, B samples, S tokens of the chunk, N keys that they see.
 """
@@ -101,6 +101,8 @@ def _inputs(model: PlannedModel, kernels: Kernels) -> float:
     if model.full:
         # In bfloat16 each of q, k, v, gate and up casts its input for itself; o and down get what is kept anyway.
         return (5 * 2 * width + 2 * inner) if model.half else 4 * (2 * width + inner)
+    if not model.adapted:
+        return 0  # a frozen matrix needs none
     lora = model.settings.lora
     inputs = sum(size for size, _ in model.modules.values())
     low_rank = lora.rank * model.compute_bytes * len(model.modules)

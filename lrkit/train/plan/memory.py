@@ -3,14 +3,13 @@
 Place in the pipeline: PlannedModel + the largest batch -> `memory_of` -> plan.py. benchmarks/plan_memory.py holds it
 against real runs.
 
-Two moments need the most: where the backward pass begins, with all that the forward pass kept and the logits; and where
-it ends, with all gradients. The plan counts the larger one.
+Some moments need more than others: where the backward pass begins, with all that the forward pass kept and the logits;
+where gradients of the embedding are added up; where the pass ends, with all gradients. The plan counts the largest.
 """
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lrkit.train.ahead import WAITING
 from lrkit.train.plan.batches import BatchSizes
 from lrkit.train.plan.kept import Kernels, chunks_of, kept_bytes, tower_kept
 from lrkit.train.plan.model import PlannedModel
@@ -18,8 +17,6 @@ from lrkit.train.plan.model import PlannedModel
 _LOGITS = 13
 """Bytes for each logit that is supervised: logits, the same with <|latent|> masked (or their gradient) and log
 probabilities in float32, and the mask."""
-_AFTER_HEAD = 8
-"""Of these, what is left while the head's own gradient is made: gradients of scores and of logits."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +43,17 @@ class Memory:
     """Buckets of gradients, where several devices train."""
     accumulates: bool
     """Whether gradients are there before the backward pass begins."""
-    head_gradient: float = 0.0
-    """Of the language head where it trains: made first of all gradients."""
+    tables: float = 0.0
+    """Gradients of the language head and the embedding where these train: each use of a matrix makes a whole one, and
+    two of them are added to a third."""
+    scratch: float = 0.0
+    """Of kernels that lay out a matrix anew."""
     tower_kept: bool = False
 
     @property
     def held(self) -> float:
         """At any moment."""
-        return self.weights + self.optimizer + self.pictures + self.communication
+        return self.weights + self.optimizer + self.pictures + self.communication + self.scratch
 
     @property
     def activations(self) -> float:
@@ -64,12 +64,12 @@ class Memory:
     @property
     def peak(self) -> float:
         """The most that is needed at once."""
-        kept = self.activations
-        before = self.gradients if self.accumulates else 0.0
-        logits_left = self.logits * _AFTER_HEAD / _LOGITS
-        begin = kept + before + max(self.logits, logits_left + self.head_gradient * (not self.accumulates))
+        kept, before = self.activations, self.gradients if self.accumulates else 0.0
+        # Before speech is read: the teacher's tower works. Behind it, on the way back: the tables' gradients.
         teaching = kept - self.speech + before + (0.0 if self.tower_kept else self.tower)
-        return self.held + max(begin, teaching, self.gradients + self.copies)
+        summing = kept - self.speech + before + self.tables
+        end = self.gradients + self.copies
+        return self.held + max(kept + before + self.logits, teaching, summing, end)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -85,9 +85,9 @@ def memory_of(
     trained = sum(model.trained.values())
     kept = kept_bytes(model, batch, kernels)
     targets = 0 if batch.vision_only else batch.samples * (batch.speech + batch.latents)
-    head_trains = model.full and not batch.vision_only
     tower = tower_kept(model, batch, patch_bytes)
-    waiting = accumulate + (WAITING + 1 if host else 0)
+    loader = model.recipe.loader
+    waiting = accumulate + (max(loader.ahead, loader.num_workers) + 1 if host else 0)
     return Memory(
         weights=model.weight_bytes,
         gradients=4 * trained,
@@ -101,9 +101,19 @@ def memory_of(
         pictures=4.0 * patch_bytes * batch.patches * waiting,
         communication=4 * trained if devices > 1 else 0,
         accumulates=accumulate > 1,
-        head_gradient=model.vocabulary * model.width * (6 if model.half else 4) if head_trains else 0,
+        tables=_tables(model) if model.full and not batch.vision_only else 0.0,
+        # oneDNN keeps the largest matrix that it has laid out for products in bfloat16.
+        scratch=2.0 * model.vocabulary * model.width if host and model.half and not batch.vision_only else 0.0,
         tower_kept=bool(tower),
     )
+
+
+def _tables(model: PlannedModel) -> float:
+    """Three matrices in float32; the head's uses are added up in the type of its products, and then once cast."""
+    one, tied = model.vocabulary * model.width, "head" not in model.weights
+    if tied:
+        return (3 * 2 + 4) * one if model.half else 3 * 4 * one
+    return (1 + 3) * 4 * one
 
 
 def _tower_works(model: PlannedModel, batch: BatchSizes, patch_bytes: int) -> float:

@@ -1,6 +1,6 @@
-"""The model of a plan: every module of the run's reasoner on torch's meta device, which holds no weights, and its sizes.
+"""The model of a plan: every module of the run's reasoner on torch's meta device, which holds no weights, in numbers.
 
-Place in the pipeline: a recipe -> `open_model` -> `PlannedModel` -> memory.py and work.py.
+Place in the pipeline: opened.py's backbone -> `planned_model` -> `PlannedModel` -> memory.py and work.py.
 
 The reasoner is built by the code that builds it for a run. So its weights, and which of them train, are counted and not
 worked out a second time.
@@ -102,9 +102,14 @@ class PlannedModel:
         return 2 if self.half else 4
 
     @property
+    def adapted(self) -> bool:
+        """Whether an adapter trains over frozen weights, which then stay in bfloat16."""
+        return self.recipe.trainable == "lora"
+
+    @property
     def stream_bytes(self) -> int:
         """Of a number of a hidden state (lrkit/model/precision.py)."""
-        return 2 if self.half and not self.full else 4
+        return 2 if self.half and self.adapted else 4
 
     @property
     def weight_bytes(self) -> int:
@@ -117,7 +122,7 @@ class PlannedModel:
     @property
     def lora_products(self) -> int:
         """Multiplications that LoRA adds for each token."""
-        if self.full:
+        if not self.adapted:
             return 0
         return self.num_layers * self.settings.lora.rank * sum(a + b for a, b in self.modules.values())
 
@@ -127,8 +132,7 @@ def planned_model(
 ) -> PlannedModel:
     """Sizes of the reasoner that a run builds around `backbone`, which is on the meta device. `half`: it computes in
     bfloat16."""
-    if half and recipe.trainable != "full":
-        backbone.model.to(torch.bfloat16)
+    backbone.model.to(torch.bfloat16 if half and recipe.trainable == "lora" else torch.float32)
     modules, head_norms = _first_layer(backbone)
     tower = _tower(backbone)
     vocabulary, heads = backbone.embedding_rows().shape[0], _heads(backbone)
@@ -227,10 +231,10 @@ def _tower(backbone: Backbone) -> Tower:
 
 
 def _kept_besides(name: str, module: nn.Module) -> int:
-    """Numbers of each patch: norms keep their input, and attention its queries and keys from before they turn."""
+    """Numbers of each patch: norms keep their input, and attention that turns its queries and keys both of each."""
     kind, last = type(module).__name__, name.rpartition(".")[2]
     if "Norm" in kind:
         return next((weight.numel() for weight in module.parameters(recurse=False)), 0)
-    if isinstance(module, nn.Linear) and last in ("qkv", "q_proj"):
+    if isinstance(module, nn.Linear) and last == "qkv":
         return 2 * module.in_features
     return 0

@@ -1,4 +1,4 @@
-"""What a plan reads: the sizes of the model that a recipe starts from, its tokenizer where that is at hand, and batches.
+"""What a plan reads: sizes of the model that a recipe starts from, its tokenizer where that is at hand, and batches.
 
 Place in the pipeline: recipe -> `open_plan` -> `Opened` -> plan.py. Nothing here loads a weight.
 
@@ -58,7 +58,8 @@ class _Found:
 
 
 def open_plan(recipe: Recipe, expected: Expected | None = None, gpu: bool = True) -> Opened:
-    """Sizes for a plan, by what `precision` means on a GPU or a CPU; `expected` replaces what the data set says of its samples, which are then not drawn.
+    """Sizes for a plan, by what `precision` means on a GPU or a CPU; `expected` replaces what the data set says of its
+    samples, which are then not drawn.
 
     Raises:
         CheckpointError: `init` is not there, or a model of the hub that cannot be reached and has no shape.

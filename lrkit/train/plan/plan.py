@@ -19,14 +19,13 @@ from lrkit.train.plan.memory import Memory, checkpointed, memory_of, sharded
 from lrkit.train.plan.model import PlannedModel
 from lrkit.train.plan.opened import Opened, open_plan, refuse_processes
 from lrkit.train.plan.timing import Assumptions, communication_seconds, rates_of, seconds_of
-from lrkit.train.plan.work import UpdateWork, batch_work
+from lrkit.train.plan.work import UpdateWork, batch_work, mean_work
 from lrkit.train.recipe import Recipe
 
 Report = dict[str, Any]
 SCHEMA_VERSION = 1
 NOT_COUNTED = (
     "validation, checkpoints and reading data",
-    "launching kernels, which small models and single latent steps wait for",
     "memory that torch's allocator holds in pieces too small to use",
     "norms, softmax and activation functions among the operations",
 )
@@ -52,30 +51,19 @@ class _Plan:
         """Of one device."""
         host = self.kernels is CPU
         count = self.devices if devices is None else devices
-        return memory_of(
-            self.model, batch, self.recipe.accumulate, count, self.kernels, self.opened.patch_values, host
-        )
+        return memory_of(self.model, batch, self.recipe.accumulate, count, self.kernels, self.opened.patch_values, host)
 
     def work(self, stage: StageSizes) -> UpdateWork:
         """Of one update on one device: the mean of the stage's batches, `accumulate` times."""
         found = [batch_work(self.model, batch, self.kernels) for batch in stage.batches]
-        whole = found[0]
-        for one in found[1:]:
-            whole = UpdateWork({name: whole.phases[name] + work for name, work in one.phases.items()})
-        mean = 1 / len(found)
-        each = UpdateWork({name: _scaled(work, mean) for name, work in whole.phases.items()})
-        return each.times(self.recipe.accumulate)
-
-
-def _scaled(work: Any, share: float) -> Any:
-    return replace(work, bytes=work.bytes * share, flops=work.flops * share)
+        return mean_work(found).times(self.recipe.accumulate)
 
 
 def plan_training(
     recipe: Recipe, device: str | None = None, devices: int = 1, assumed: Assumptions | None = None
 ) -> Report:
-    """The plan of a run on `devices` devices of one kind; `device` is a datasheet's name or file, None: of a GPU that is
-    not named, with all datasheets that state what is needed beside it.
+    """The plan of a run on `devices` devices of one kind. `device` is a datasheet's name or file; None: some GPU, and
+    all datasheets beside it.
 
     Raises:
         UserError: a number of devices that no run has; no such datasheet.
@@ -169,7 +157,7 @@ def _seconds(plan: _Plan, work: UpdateWork, updates: int) -> Report:
     rates = rates_of(plan.sheet, plan.model)
     if rates.flops_per_sec is None:
         return {"update_sec": None, "sec": None, "communication_sec": None}
-    compute = seconds_of(work, rates, plan.assumed)
+    compute = seconds_of(work, rates, plan.assumed, plan.sheet.kind != "cpu")
     sent = communication_seconds(plan.model, plan.devices, plan.assumed)
     update = [compute[0] + sent[0], compute[1] + sent[1]]
     return {"update_sec": update, "communication_sec": list(sent), "sec": [one * updates for one in update]}
@@ -214,7 +202,9 @@ def _fit(plan: _Plan, report: Report, batch: BatchSizes) -> Report:
     if held is None:
         return {"device_bytes": None, "headroom": None, "fits": None, "largest_batch": None}
     left = held - report["total"]
-    fitting = (size for size in range(batch.samples, 0, -1) if plan.memory(batch.of(size)).peak + report["runtime"] <= held)
+    fitting = (
+        size for size in range(batch.samples, 0, -1) if plan.memory(batch.of(size)).peak + report["runtime"] <= held
+    )
     return {"device_bytes": held, "headroom": left, "fits": left >= 0, "largest_batch": next(fitting, 0)}
 
 
@@ -253,5 +243,3 @@ def refuse_unfit(report: Mapping[str, Any]) -> None:
         f"the run needs about {total:.1f} GB in stage {memory['stage']}, and {device} has "
         f"{memory['device_bytes'] / 1e9:.0f} GB, so it would not fit; {', or '.join(changes)}"
     )
-
-

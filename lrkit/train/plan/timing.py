@@ -3,10 +3,9 @@
 Place in the pipeline: UpdateWork + DeviceSheet -> `seconds_of` -> plan.py. What is assumed stands in `Assumptions`.
 """
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
-from typing_extensions import Self
 
 from lrkit.config import Config
 from lrkit.data.expected import Expected
@@ -25,6 +24,10 @@ class Assumptions(Config):
     utilisation: tuple[_Share, _Share] = (0.2, 0.5)
     """Share of the datasheet's arithmetic and bandwidth that a run reaches, from the worst to the best that is
     expected."""
+    launch_usec: tuple[_Rate, _Rate] = (4.0, 12.0)
+    """Least and most microseconds until the next kernel runs, however little one computes."""
+    kernels_of_a_pass: int = Field(default=200, ge=0, le=100_000)
+    """Kernels of one layer with its adapters, forward and backward."""
     link_gb_per_sec: tuple[_Rate, _Rate] = (20.0, 200.0)
     """Between devices, in 10^9 bytes a second: from PCI Express 4 to NVLink."""
     runtime_gb: float = Field(default=1.0, ge=0.0, le=100.0)
@@ -34,7 +37,7 @@ class Assumptions(Config):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        for name in ("utilisation", "link_gb_per_sec"):
+        for name in ("utilisation", "launch_usec", "link_gb_per_sec"):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name} is [{low}, {high}]; give the smaller one first")
@@ -47,11 +50,17 @@ def rates_of(sheet: DeviceSheet, model: PlannedModel) -> Rates:
     return Rates(sheet.memory_gb_per_sec * 1e9, None if tflops is None else tflops * 1e12)
 
 
-def seconds_of(work: UpdateWork, rates: Rates, assumed: Assumptions) -> tuple[float, float]:
-    """Least and most seconds of an update's computation, phase after phase."""
-    ideal = sum(rates.seconds(phase) for phase in work.phases.values())
-    worst, best = assumed.utilisation
-    return ideal / best, ideal / worst
+def seconds_of(work: UpdateWork, rates: Rates, assumed: Assumptions, launches: bool) -> tuple[float, float]:
+    """Least and most seconds of an update's computation, phase after phase: of arithmetic, memory and, where the device
+    has `launches` to wait for, these, the slowest one."""
+    low, high = assumed.utilisation
+    spans: list[tuple[float, float]] = []
+    for name, phase in work.phases.items():
+        ideal = rates.seconds(phase)
+        quick, slow = (work.passes[name] * assumed.kernels_of_a_pass * usec / 1e6 for usec in assumed.launch_usec)
+        least, most = ideal / high, ideal / low
+        spans.append((max(least, quick), max(most, slow)) if launches else (least, most))
+    return sum(least for least, _ in spans), sum(most for _, most in spans)
 
 
 def communication_seconds(model: PlannedModel, devices: int, assumed: Assumptions) -> tuple[float, float]:

@@ -1,10 +1,11 @@
 """Operations and bytes of one update on one device, by phase.
 
-Place in the pipeline: PlannedModel + a batch -> `update_work` -> timing.py. Operations are counted as
+Place in the pipeline: PlannedModel + a batch -> `batch_work` -> timing.py. Operations are counted as
 torch.utils.flop_counter counts them: two for a multiplication, attention over all keys, masked or not. Norms, softmax
 and activations are left out. tests/parity/test_plan.py holds one against the other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lrkit.profile.ceilings.roofline import Work, vision_work
@@ -23,31 +24,51 @@ class UpdateWork:
     """By `PHASES`."""
 
     phases: dict[str, Work]
+    passes: dict[str, float]
+    """Through a layer of the language model, by phase: however little is computed, its kernels are launched."""
 
     @property
     def flops(self) -> float:
         return sum(work.flops for work in self.phases.values())
 
     def times(self, count: float) -> "UpdateWork":
-        """That many batches and one optimizer step."""
-        return UpdateWork(
-            {n: w if n == "optimizer" else Work(w.bytes * count, w.flops * count) for n, w in self.phases.items()}
-        )
+        """That many batches, and one optimizer step."""
+        phases = {n: w if n == "optimizer" else Work(w.bytes * count, w.flops * count) for n, w in self.phases.items()}
+        return UpdateWork(phases, {name: number * count for name, number in self.passes.items()})
+
+
+def mean_work(found: Sequence[UpdateWork]) -> UpdateWork:
+    """Of several batches."""
+    share, phases, passes = 1 / len(found), dict[str, Work](), dict[str, float]()
+    for name in PHASES:
+        works = [one.phases[name] for one in found]
+        phases[name] = Work(sum(w.bytes for w in works) * share, sum(w.flops for w in works) * share)
+        passes[name] = sum(one.passes[name] for one in found) * share
+    return UpdateWork(phases, passes)
 
 
 def batch_work(model: PlannedModel, batch: BatchSizes, kernels: Kernels) -> UpdateWork:
     """Forward and backward of one batch, and the optimizer's step."""
-    phases = dict.fromkeys(PHASES, NOTHING)
+    phases: dict[str, Work] = dict.fromkeys(PHASES, NOTHING)
+    passes: dict[str, float] = dict.fromkeys(PHASES, 0.0)
     phases["tower"] = _tower(model, batch)
     kept = kept_bytes(model, batch, kernels)
     routed_before = dict.fromkeys(range(model.num_layers), 0)
     for chunk in chunks_of(model, batch):
         phases[chunk.name] = phases[chunk.name] + _chunk(model, batch, chunk, routed_before)
+        passes[chunk.name] += _passes(model, chunk)
     for name, amount in kept.items():
         phases[name] = phases[name] + Work(2 * amount, 0.0)  # written once, read once
     phases["head"] = _head(model, batch)
     phases["optimizer"] = _optimizer(model)
-    return UpdateWork(phases)
+    return UpdateWork(phases, passes)
+
+
+def _passes(model: PlannedModel, chunk: Chunk) -> int:
+    """How often a chunk goes through a layer."""
+    routing = model.settings.routing
+    routed = len(routing.chosen_layers(model.num_layers)) * routing.depth if routing.depth else 0
+    return model.num_layers + chunk.routed_parts * routed
 
 
 def _backward(model: PlannedModel) -> float:

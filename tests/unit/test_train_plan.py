@@ -1,0 +1,128 @@
+"""`lrkit train --plan`: its report, what it refuses, and that it loads no weights."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrkit.errors import ConfigError, UserError
+from lrkit.resources import list_resources
+from lrkit.train.plan.opened import shapes_of_hub
+from lrkit.train.plan.plan import plan_training, refuse_unfit
+from lrkit.train.plan.timing import Assumptions
+from lrkit.train.recipe import load_recipe
+from tests.commands import lrkit
+
+pytest.importorskip("sklearn")
+RECIPES = [resource.name for resource in list_resources("recipe")]
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def start_of(name: str) -> list[str]:
+    """Recipes whose start is made by hand begin from a shipped checkpoint here."""
+    init = load_recipe(name).init
+    return ["init=tiny/latent"] if isinstance(init, str) and init.startswith("runs/") else []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_shipped_recipe_has_a_plan(name: str) -> None:
+    report = plan_training(load_recipe(name, start_of(name)), "h100-sxm", devices=2)
+    assert report["measured"] is False and report["memory"]["fits"] is True
+    groups = report["parameters"]["trained_by_group"]
+    assert 0 < report["parameters"]["trained"] == sum(groups.values()) <= report["parameters"]["total"]
+    assert all(stage["updates"] > 0 and stage["flops"] > 0 for stage in report["stages"])
+    low, high = report["total"]["sec"]
+    assert 0 < low < high and report["total"]["flops"] == sum(stage["flops"] for stage in report["stages"])
+    memory = report["memory"]
+    assert memory["headroom"] == memory["device_bytes"] - memory["total"] > 0
+    assert memory["communication"] == memory["gradients"] == 4 * report["parameters"]["trained"]
+
+
+def test_the_papers_run_is_planned_without_its_weights() -> None:
+    """Qwen2-VL-2B of the hub, read from the shipped shape: its published number of weights, LoRA of rank 64 beside."""
+    recipe = load_recipe("m3cot-style", ["data.train=nowhere.jsonl"])
+    report = plan_training(recipe, "h100-sxm", devices=16)
+    assert "profiles/shapes/qwen2-vl-2b.json" in report["model"]["from"]
+    groups = report["parameters"]["by_group"]
+    published = sum(groups[name] for name in ("vision", "merger", "embedding", "layers"))
+    assert published == 2_208_985_600 and groups["LoRA"] == 73_859_072
+    assert report["stages"][0]["samples_per_update"] == 8 * 16 * 16
+    latents = [stage["tokens_per_sample"]["latents"] for stage in report["stages"]]
+    assert latents == [0, 33, 66, 99, 132], "32 replayed tokens and one latent a step"
+    assert report["memory"]["with_gradient_checkpointing"] < report["memory"]["total"] / 2
+    assert all(name in report["memory"] for name in ("weights", "optimizer", "prompt", "latents", "logits"))
+
+
+def test_a_plan_follows_what_is_changed() -> None:
+    """More samples, more updates; a smaller batch, less memory; more devices, fewer updates of an epoch."""
+
+    def plan(*changes: str, devices: int = 1, assume: dict[str, Any] | None = None) -> dict[str, Any]:
+        recipe = load_recipe("m3cot-style", ["data.train=nowhere.jsonl", "init=tiny/base", *changes])
+        return plan_training(recipe, "h100-sxm", devices, Assumptions.model_validate(assume or {}))
+
+    base, less = plan(), plan("batch_size=2")
+    assert less["memory"]["activations"] == pytest.approx(base["memory"]["activations"] / 4, rel=0.05)
+    assert plan(devices=4)["total"]["updates"] == pytest.approx(base["total"]["updates"] / 4, rel=0.05)
+    more = plan(assume={"data": {"samples": 20_000}})
+    assert more["total"]["updates"] == pytest.approx(2 * base["total"]["updates"], rel=0.01)
+    assert plan(assume={"launch_usec": (1.0, 2.0)})["total"]["sec"][1] < base["total"]["sec"][1]
+    full = plan("trainable=full")
+    assert full["memory"]["optimizer"] == 8 * full["parameters"]["total"]
+
+
+def test_fresh_sizes_are_planned_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lrkit("train", "smoke", "--plan", "--json", tmp_path / "plan.json") == 0
+    said = capsys.readouterr().out
+    assert "nothing was run or measured" in said and "random weights" in said and "not counted" in said
+    report = json.loads((tmp_path / "plan.json").read_text())
+    assert {row["name"] for row in report["by_device"]} == {one.name for one in list_resources("device")}
+    assert [stage["name"] for stage in report["stages"]] == ["look", "say", "think"]
+
+
+def test_a_run_that_does_not_fit_is_refused_with_what_to_change() -> None:
+    recipe = load_recipe("m3cot-style", ["data.train=nowhere.jsonl"])
+    report = plan_training(recipe, "l4")
+    assert report["memory"]["fits"] is False and 0 < report["memory"]["largest_batch"] < 8
+    with pytest.raises(UserError, match=r"needs about .* GB in stage .*l4 has 24 GB.*set batch_size="):
+        refuse_unfit(report)
+    smaller = [f"batch_size={report['memory']['largest_batch']}", "data.train=nowhere.jsonl"]
+    assert plan_training(load_recipe("m3cot-style", smaller), "l4")["memory"]["fits"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["smoke", "--plan", "--device", "h100"], "unknown device 'h100'.*h100-sxm"),
+        (["smoke", "--plan", "--devices", "0"], "--devices is 0; a run takes 1 device or more"),
+        (["smoke", "--plan", "--devices", "-2"], "--devices is -2"),
+        (["smoke", "--plan", "--resume"], "--plan trains and checks nothing"),
+        (["smoke", "--device", "h100-sxm"], "--device belongs to --plan"),
+        (["smoke", "--plan", "--assume", "utilisation=[0.6,0.2]"], r"give the smaller one first"),
+        (["smoke", "--plan", "--assume", "data.sample=3"], "data.sample.*samples"),
+        (["m3cot-style", "init=hub:Nobody/nothing", "--plan"], "Nobody/nothing is not on this machine.*Qwen2-VL-2B"),
+        (["m3cot-style", "init=nowhere", "--plan"], "nowhere"),
+    ],
+)
+def test_wrong_use_is_one_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lrkit("train", *arguments) == 2
+    said = capsys.readouterr().err
+    assert re.search(sentence, said) and len(said.strip().splitlines()) == 1
+
+
+def test_shapes_are_found_by_the_id_of_the_hub() -> None:
+    shapes = [resource.name for resource in list_resources("shape")]
+    assert sorted(shapes_of_hub().values()) == shapes
+    assert shapes_of_hub()["facebook/chameleon-7b"] == "chameleon-7b"
+
+
+def test_assumptions_are_checked() -> None:
+    with pytest.raises(ConfigError, match="utilisation"):
+        from lrkit.config import load_config
+
+        load_config(Assumptions, {}, ["utilisation=[0.0,2.0]"])
