@@ -26,7 +26,7 @@ _PARTS = {
     "pictures": "pictures of batches",
     "communication": "gradients on their way between devices",
     "tables": "gradients of head and embedding, added up",
-    "scratch": "matrices that kernels lay out anew",
+    "scratch": "matrices as kernels lay them out",
     "runtime": "CUDA and its libraries",
 }
 

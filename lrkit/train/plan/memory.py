@@ -47,7 +47,7 @@ class Memory:
     """Gradients of the language head and the embedding where these train: each use of a matrix makes a whole one, and
     two of them are added to a third."""
     scratch: float = 0.0
-    """Of kernels that lay out a matrix anew."""
+    """Of kernels that lay out a matrix in their own way."""
     tower_kept: bool = False
 
     @property
