@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lrkit.data.ledger.ledger_source import LedgerData
 from lrkit.errors import ConfigError, UserError
 from lrkit.resources import list_resources
 from lrkit.train.plan.opened import shapes_of_hub
@@ -14,6 +15,7 @@ from lrkit.train.plan.plan import plan_training, refuse_unfit
 from lrkit.train.plan.timing import Assumptions
 from lrkit.train.recipe import load_recipe
 from tests.commands import lrkit
+from tests.ledger_base import write_ledger_base
 
 pytest.importorskip("sklearn")
 RECIPES = [resource.name for resource in list_resources("recipe")]
@@ -24,15 +26,22 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def start_of(name: str) -> list[str]:
-    """Recipes whose start is made by hand begin from a shipped checkpoint here."""
-    init = load_recipe(name).init
-    return ["init=tiny/latent"] if isinstance(init, str) and init.startswith("runs/") else []
+@pytest.fixture(scope="module")
+def ledger_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_ledger_base(tmp_path_factory.mktemp("ledger") / "base")
+
+
+def start_of(name: str, ledger_base: Path) -> list[str]:
+    """Recipes whose start is made by hand begin from a checkpoint that is here."""
+    recipe = load_recipe(name)
+    if not isinstance(recipe.init, str) or not recipe.init.startswith(("runs/", "bases/")):
+        return []
+    return [f"init={ledger_base if isinstance(recipe.data, LedgerData) else 'tiny/latent'}"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_shipped_recipe_has_a_plan(name: str) -> None:
-    report = plan_training(load_recipe(name, start_of(name)), "h100-sxm", devices=2)
+def test_every_shipped_recipe_has_a_plan(name: str, ledger_base: Path) -> None:
+    report = plan_training(load_recipe(name, start_of(name, ledger_base)), "h100-sxm", devices=2)
     assert report["measured"] is False and report["memory"]["fits"] is True
     groups = report["parameters"]["trained_by_group"]
     assert 0 < report["parameters"]["trained"] == sum(groups.values()) <= report["parameters"]["total"]
