@@ -44,6 +44,7 @@ WHOLE = {
     "pruning": "benchmarks.pruning:render",
     "routed-depth": "benchmarks.routed_depth:render",
     "step-encodings": "benchmarks.step_encodings:render",
+    "quantization": "lrkit.export.phases.quantization_page:render",
     "fine-replay": "benchmarks.fine_replay:render",
 }
 """Kind of report -> what renders the page beside it."""
