@@ -14,7 +14,7 @@ from lrkit.data.jsonl import Advance, JsonlScan, check_jsonl, read_jsonl
 from lrkit.data.passes import Passes
 from lrkit.data.scans import Split
 from lrkit.data.sources import DataSource, Plan, set_names
-from lrkit.errors import DataError, os_sentence
+from lrkit.errors import DataError, one_line, os_sentence
 from lrkit.files import sha256
 from lrkit.runtime.encode.processor import Processor
 
@@ -32,8 +32,15 @@ class JsonlData(DataSource):
     @classmethod
     def samples(cls, name: str, count: int | None, split: Split, seed: int) -> list[Sample]:
         path = Path(name)
-        if not path.is_file():
-            raise DataError(f"{name} is no file; give a JSONL file or one of {', '.join(set_names())}")
+        try:
+            there = path.is_file()
+        except (OSError, ValueError):  # longer than systems take, or with a NUL character
+            there = False
+        if not there:
+            known = ", ".join(set_names())
+            raise DataError(
+                f"{one_line(name, 300)} is no file; give a JSONL file or one of {known}, or hub:NAME#COLUMNS"
+            )
         return read_jsonl(path)[:count]
 
     def open(self, seed: int, stages: Sequence[Plan]) -> Passes:

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from lrkit.data.jsonl import check_jsonl
+from lrkit.data.sources import load_samples
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.encode.processor import Processor
 from tests.fuzz import jsonl_lines, mutate, pictures
@@ -33,8 +34,46 @@ JINJA = (
 )  # fmt: skip
 
 
+ROWS: dict[str, dict[str, Any]] = {
+    "m3cot": {
+        "id": "a",
+        "question": "Which ?",
+        "choices": ["a", "b"],
+        "answer": "B",
+        "rationale": "It is b. So B.",
+        "context": "",
+        "image": "a.png",
+    },
+    "scienceqa": {
+        "question": "Which ?",
+        "choices": ["a", "b"],
+        "answer": 1,
+        "hint": "x",
+        "solution": "a.\n\nb.",
+        "image": None,
+    },
+    "gqa": {
+        "question": "Which ?",
+        "imageId": "a",
+        "answer": "red",
+        "semantic": [{"operation": "s", "argument": "b (1)"}],
+    },
+    "onethinker": {
+        "problem": "Which ?",
+        "options": ["A. a", "B. b"],
+        "solution": "<answer>A</answer>",
+        "process": "a",
+        "images": ["a.png"],
+        "messages": None,
+    },
+    "tabmwp": {"question": "Which ?", "choices": None, "answer": "4", "unit": "$", "solution": "a\nb", "id": "a"},
+}
+"""Schema -> a row that can be used."""
+
+
 def prepare(work: Path, bundle: Path) -> None:
     _work[:] = [work]
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a damaged name may be one of the hub's
     for name in ("a.png", "p.png"):
         pictures.picture("RGB").save(work / name)
     if not (work / "pipe.png").exists():
@@ -56,6 +95,25 @@ def _run_lines(lines: list[bytes]) -> None:
     scan = check_jsonl(file, _processor() if len(lines[0]) % 2 else None)
     assert scan.num_bad_lines + len(scan.samples) <= len(lines)
     scan.raise_if_bad()
+
+
+def _rows(rng: Random) -> tuple[str, Any]:
+    """A schema, or a damaged name of a set, and the content of a file in it; pictures are not looked for."""
+    schema, row = rng.choice(list(ROWS.items()))
+    rows: Any = [row] * rng.choice((1, 2, 5))
+    if rng.random() < 0.4:
+        rows = {str(number): one for number, one in enumerate(rows)}
+    if rng.random() < 0.9:
+        rows = mutate.values(rows, rng, 4)
+    named = f"hub:FILE#{schema}" + rng.choice(("", ",on_bad=skip", ",steps=sentences", ",max_steps=1", ",pictures=."))
+    return mutate.text(named, rng) if rng.random() < 0.2 else named, rows
+
+
+def _run_rows(case: tuple[str, Any]) -> None:
+    named, rows = case
+    file = _work[0] / "rows.json"
+    file.write_text(json.dumps(rows, ensure_ascii=True))
+    load_samples(named.replace("FILE", str(file)), None)
 
 
 def _picture(rng: Random) -> bytes:
@@ -149,6 +207,7 @@ def _run_onnx(content: bytes) -> None:
 
 TARGETS: dict[str, Any] = {
     "lines": (6, _lines, _run_lines),
+    "published rows": (3, _rows, _run_rows),
     "pictures": (8, _picture, _run_picture),
     "template": (1, _template, _run_template),
     "onnx": (3, _onnx_case, _run_onnx),
