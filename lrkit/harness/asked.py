@@ -15,6 +15,7 @@ from lrkit.config import Config, load_config
 from lrkit.contract.generated import Mode
 from lrkit.errors import DataError, UserError, shown
 from lrkit.pictures.input import ImageSource, kind_of
+from lrkit.runtime.answer.answer import Answer
 
 PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 """Of paths that are pictures; other paths are films."""
@@ -132,3 +133,18 @@ def pictures(visuals: Any, task: str) -> list[ImageSource]:
         return [one for item in cast(Iterable[Any], visuals) for one in pictures(item, task)]
     kind = {str: "a film", dict: "sound"}.get(cast(type, type(visuals)), kind_of(visuals))
     raise DataError(f"the task {shown(task, 60)} asks about {kind}, and lrkit reads pictures; choose another task")
+
+
+def scores_of(answer: Answer, task: str) -> list[tuple[float, bool]]:
+    """(log probability, whether it is the greedy one) of each choice.
+
+    Raises:
+        UserError: they were not scored, or not whole.
+    """
+    choice = answer.choice
+    if choice is None or choice.by != "scored" or choice.scores is None or choice.greedy is None:
+        raise UserError(
+            f"the task {shown(task, 60)} scores given continuations, and this bundle tells no probabilities of them in "
+            f"the mode {answer.mode}; give mode=direct and answers of one token, the checkpoint, or another task"
+        )
+    return list(zip(choice.scores, choice.greedy, strict=True))

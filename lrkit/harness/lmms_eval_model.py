@@ -1,7 +1,7 @@
 """lrkit as a model of lmms-eval: its tasks are answered by lrkit's engines, its own metrics score the answers.
 
 Place in the pipeline: lmms_eval_entry.py names this class; lmms-eval makes it from `--model_args` (asked.py) and calls
-`generate_until`. A bundle is answered without torch on lrkit's side; lmms-eval itself imports it.
+`generate_until` or `loglikelihood`. A bundle is answered without torch on lrkit's side; lmms-eval itself imports it.
 
 Steps and latency: each sample of lmms-eval's log has token_counts (input_tokens: the prompt, output_tokens: spoken,
 reasoning_tokens: latent steps), its results have means under throughput, and `answers=FILE` writes every answer.
@@ -19,9 +19,10 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from tqdm import tqdm
 
 from lrkit.contract.bundle.bundle_folder import is_bundle
+from lrkit.contract.choosing import Choices
 from lrkit.errors import UserError
 from lrkit.files import check_writable, write_text
-from lrkit.harness.asked import Greedy, ModelArgs, greedy, model_args, pictures
+from lrkit.harness.asked import Greedy, ModelArgs, greedy, model_args, pictures, scores_of
 from lrkit.runtime.answer.answer import Answer
 from lrkit.runtime.engines.programs.patience import patience_with
 from lrkit.runtime.sdk import Reasoner
@@ -75,12 +76,45 @@ class LrkitModel(lmms):  # pyright: ignore[reportUntypedBaseClass]
         _log(answers, seconds)
         return found
 
-    def loglikelihood(self, requests: Sequence[Any]) -> NoReturn:
-        """Always raises `UserError`."""
-        raise UserError(
-            "this task scores given continuations (output_type multiple_choice or loglikelihood), and lrkit answers in "
-            "words of its own; choose a task with output_type generate_until"
-        )
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
+        """(loss, whether it is the greedy one) of each continuation; those of one question are scored together, behind
+        the answer's marker, as `Reasoner.ask` scores choices.
+
+        Losses, not log probabilities: lmms-eval 0.7.3 takes the least for the best. It turns a bare pair into text, and
+        leaves one in a `GenerationResult` as it is.
+
+        Raises:
+            UserError: the model gives no such probabilities, or there is one continuation alone.
+        """
+        found: list[Any] = []
+        answers: list[Answer] = []
+        for _, group in groupby(requests, lambda request: (request.args[0], request.args[3:])):
+            alike = list(group)
+            answer = self._score(alike)
+            scores = scores_of(answer, str(alike[0].args[4]))
+            found += [GenerationResult((-score, greedy), _counts(answer)) for score, greedy in scores]
+            self._note(alike[0], answer)
+            answers.append(answer)
+        self._write()
+        _log(answers, sum(one.timings["total"] for one in answers))
+        return found
+
+    def _score(self, alike: Sequence[Any]) -> Answer:
+        if len(alike[0].args) != 6:
+            raise UserError(
+                "this task scores continuations without a question (acc_mutual_info), which lrkit cannot; "
+                "choose another metric"
+            )
+        (_, images, question), sample = self._question(alike[0]), self._sample(alike[0])
+        ends = [end(sample) if callable(end) else end for end in (one.args[1] for one in alike)]
+        choices = Choices(tuple(str(end).strip() for end in ends), "texts")
+        given: Any = {"max_latent_steps": self.given.max_latent_steps, "max_pixels": self.given.max_pixels}
+        given |= {"max_new_tokens": self._most(self.given.max_new_tokens)}
+        return self.reasoner.ask(images, question, self.given.mode, choices=choices, **given)
+
+    def _sample(self, request: Any) -> Any:
+        _, _, _, number, task, split = request.args
+        return self.task_dict[task][split][number]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> NoReturn:
         """Always raises `UserError`."""
@@ -101,10 +135,10 @@ class LrkitModel(lmms):  # pyright: ignore[reportUntypedBaseClass]
                 yield asked, [self._question(request) for request in alike[start : start + self.given.batch_size]]
 
     def _question(self, request: Any) -> tuple[Any, list[Any], str]:
-        context, _, to_visual, number, task, split = request.args
+        context, _, to_visual, _, task, _ = request.args
         # Tasks mark the place of a picture by this text; pictures stand where the model's own template has them.
         question = str(context).replace("<image>", "").strip()
-        return request, pictures(to_visual(self.task_dict[task][split][number]), str(task)), question
+        return request, pictures(to_visual(self._sample(request)), str(task)), question
 
     def _ask(self, pairs: Any, asked: Greedy) -> list[Answer]:
         given = self.given

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lrkit.contract.choosing import Choices
 from lrkit.contract.sample import Sample
 from lrkit.data.sources import load_samples
 from lrkit.evaluate.evaluation import EvalOptions, evaluate
@@ -28,6 +29,8 @@ def doc_to_visual(doc):
 def process_results(doc, results):
     return {"accuracy": float(results[0].strip() == doc["answer"])}
 """
+VISUAL = "doc_to_visual: !function utils.doc_to_visual\n"
+RESULTS = "process_results: !function utils.process_results\n"
 TASK: dict[str, Any] = {
     "dataset_path": "json",
     "test_split": "test",
@@ -40,7 +43,7 @@ TASK: dict[str, Any] = {
 }
 
 
-def write_task(folder: Path, name: str, samples: list[Sample], **changed: Any) -> None:
+def write_task(folder: Path, name: str, samples: list[Sample], functions: str = "", **changed: Any) -> None:
     """A task folder as lmms-eval's own: YAML, functions, and here its data too."""
     folder.mkdir(exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -52,9 +55,9 @@ def write_task(folder: Path, name: str, samples: list[Sample], **changed: Any) -
     (folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
     (folder / "utils.py").write_text(UTILS, encoding="utf-8")
     data = {"data_files": {"test": str(folder / f"{name}.json")}}
-    values = yaml.safe_dump({"task": name, "dataset_kwargs": data, **TASK, **changed})
-    functions = "doc_to_visual: !function utils.doc_to_visual\nprocess_results: !function utils.process_results\n"
-    (folder / f"{name}.yaml").write_text(values + functions, encoding="utf-8")
+    given = {"task": name, "dataset_kwargs": data, **TASK, **changed}
+    values = yaml.safe_dump({key: value for key, value in given.items() if value is not None})
+    (folder / f"{name}.yaml").write_text(values + (functions or VISUAL + RESULTS), encoding="utf-8")
 
 
 def run(python: Path, folder: Path, runs: list[dict[str, Any]]) -> str:
@@ -87,12 +90,17 @@ def test_a_checkpoint_and_a_bundle_score_as_lrkit_scores_them(tmp_path: Path) ->
     write_task(tasks, "rooms", samples)
     write_task(tasks, "pairs", two)
     write_task(tasks, "drawn", two, generation_kwargs={"do_sample": True, "temperature": 0.7})
+    among = {"output_type": "multiple_choice", "doc_to_choice": list("0123456789"), "target_delimiter": " "}
+    plain = [replace(sample, question=sample.question) for sample in samples[:8]]
+    write_task(tasks, "picked", plain, generation_kwargs=None, **among, functions=VISUAL)
     cases = {
         "latent": (f"pretrained=tiny,mode=latent,threads=1,answers={tmp_path / 'answers.jsonl'}", "rooms,pairs"),
         "direct": ("pretrained=tiny,mode=direct", "rooms"),
         "cot": ("pretrained=tiny,mode=cot,reply=answer", "rooms"),
         "int4": (f"pretrained={bundle},mode=latent,threads=1", "rooms,pairs"),
         "drawn": ("pretrained=tiny", "drawn"),
+        "picked": ("pretrained=tiny,mode=direct", "picked"),
+        "unpicked": (f"pretrained={bundle},mode=latent", "picked"),
     }
     given = {"model": "lrkit", "include_path": str(tasks), "log_samples": True, "batch_size": "8"}
     said = run(
@@ -112,7 +120,20 @@ def test_a_checkpoint_and_a_bundle_score_as_lrkit_scores_them(tmp_path: Path) ->
         if name in ("direct", "cot"):
             assert found["throughput"]["avg_ar_steps"] == pytest.approx(own["ar_steps_mean"])
     assert 0 < results_of(tmp_path, "direct")["results"]["rooms"]["accuracy,none"] < 1, "so that an equality says much"
+    assert "the task 'picked' scores given continuations, and this bundle tells no probabilities" in " ".join(
+        said.split()
+    )
+    _same_choices(tmp_path, plain)
     _steps_and_latency(tmp_path)
+
+
+def _same_choices(folder: Path, samples: list[Sample]) -> None:
+    """lmms-eval takes the continuation that `Reasoner.ask` takes for the choice."""
+    choices = Choices(tuple("0123456789"), "texts")
+    asked = Reasoner.open("tiny").baseline("direct")
+    right = [asked.ask(one.images, one.question, "direct", choices=choices).choice for one in samples]
+    own = [choice is not None and choice.text == one.answer for choice, one in zip(right, samples, strict=True)]
+    assert results_of(folder, "picked")["results"]["picked"]["acc,none"] == sum(own) / len(own)
 
 
 def _steps_and_latency(folder: Path) -> None:

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from lrkit.errors import ConfigError, DataError, UserError
-from lrkit.harness.asked import greedy, model_args, pictures
+from lrkit.harness.asked import greedy, model_args, pictures, scores_of
+from lrkit.runtime.answer.answer import Answer, Choice
 
 
 def test_arguments_are_read_as_a_harness_gives_them() -> None:
@@ -69,3 +70,11 @@ def test_pictures_are_found_however_deep_they_lie() -> None:
     for wrong, what in (("film.mp4", "a film"), ({"array": [0.1]}, "sound"), (7, "an int"), ([None, 7], "an int")):
         with pytest.raises(DataError, match=f"asks about {what}, and lrkit reads pictures"):
             pictures([wrong], "t")
+
+
+def test_scores_are_given_where_there_are_whole_ones() -> None:
+    scored = Choice(1, "b", "scored", (-3.0, -0.5), (False, True))
+    assert scores_of(Answer("b", "b", "direct", choice=scored), "t") == [(-3.0, False), (-0.5, True)]
+    for partial in (None, Choice(0, "a", "said"), Choice(1, "b", "first token", (-3.0, -0.5), (False, True))):
+        with pytest.raises(UserError, match="tells no probabilities of them in the mode latent; give mode=direct"):
+            scores_of(Answer("b", "b", "latent", choice=partial), "t")

@@ -28,13 +28,15 @@ class Choice:
     scores: tuple[float, ...] | None = None
     """Log probability of each choice, in nats: of its tokens, or per token where that was asked for; None where `by` is
     said."""
+    greedy: tuple[bool, ...] | None = None
+    """Of each choice, whether its tokens are those that the model prefers; None where `by` is said."""
     passes: int = 0
     """Forward passes that the scoring took, among `Answer.ar_steps`."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        scores = None if self.scores is None else list(self.scores)
-        return {"index": self.index, "text": self.text, "by": self.by, "scores": scores, "passes": self.passes}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,8 @@ def choice_of(choices: Choices, scored: Scored | None, answer: str | None, said:
         index = choice_in(said if answer is None else answer, choices.texts)
         return Choice(index, None if index is None else choices.texts[index], "said")
     index = scored.best(choices.per_token)
-    return Choice(index, choices.texts[index], scored.by, scored.scores(choices.per_token), scored.passes)
+    scores = scored.scores(choices.per_token)
+    return Choice(index, choices.texts[index], scored.by, scores, scored.greedy, scored.passes)
 
 
 def _step_depths(result: Generated) -> tuple[int, ...]:
