@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lrkit.contract.bundle.io_spec import Form
 from lrkit.contract.bundle.manifest import BUNDLE_FILE
 from lrkit.contract.sample import Sample
 from lrkit.errors import ExportError, FileError, os_sentence
@@ -54,6 +55,15 @@ def look_ahead(
     for warning in (picture_warning(target, subject.processor), target.speed_warning):
         if warning is not None:
             say(warning)
+
+
+def check_form(target: Target, form: Form) -> None:
+    """Raises `ExportError` where a target asks for what another form has."""
+    if target.logits and form != "step":
+        raise ExportError(
+            f"the target sets logits, which steps give to the host, and the form is {form}; give form step, or leave "
+            "logits out"
+        )
 
 
 def refuse_taken(output: Path, force: bool) -> None:

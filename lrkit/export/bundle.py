@@ -38,7 +38,7 @@ from lrkit.contract.bundle.manifest import (
 from lrkit.contract.sample import Sample
 from lrkit.contract.schemes import tolerance_in
 from lrkit.errors import ExportError
-from lrkit.export.before import Bounds, look_ahead, refuse_taken
+from lrkit.export.before import Bounds, check_form, look_ahead, refuse_taken
 from lrkit.export.calibration.calibrate import Calibrator, calibrated, finish, report_of
 from lrkit.export.calibration.sensitive import NONE_KEPT, KeepSensitive, rank_weights
 from lrkit.export.check import CheckSample, ProgramRun, check_program, torch_answers
@@ -111,8 +111,7 @@ def export_bundle(
     baselines: bool = True,
     force: bool = False,
     allow_unproven: bool = False,
-    max_loss: float | None = None,
-    script: Path | None = None,
+    max_loss: float | None = None, script: Path | None = None,
     calibrate: CalibrateProgram = uncalibrated, calibrator: Calibrator | None = None,
     keep: KeepSensitive = NONE_KEPT, with_adapters: Mapping[str, CheckpointSubject] | None = None,
     progress: Progress = lambda what, done, total: None, say: Say = lambda text: None,
@@ -139,6 +138,7 @@ def export_bundle(
     """
     subject = CheckpointSubject(resolve_checkpoint(checkpoint)) if isinstance(checkpoint, str | Path) else checkpoint
     refuse_taken(output, force)
+    check_form(target, form)
     target = (swaps := Swaps(with_adapters or {})).check(subject, target, form)
     engines = TargetEngines.of(target, script)
     look_ahead(subject, target, samples, bounds := Bounds(allow_unproven, max_loss), keep, say)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from lrkit.contract.carried import BeforeStep
+from lrkit.contract.choice_speech import speak_choice
 from lrkit.contract.choosing import Candidates, Scored
 from lrkit.contract.generated import Generated, GenerationLimits, Halting, Mode, ReplayedToken
 from lrkit.contract.stopwatch import Stopwatch
 from lrkit.errors import UserError
 from lrkit.model.carried_state import change
-from lrkit.model.choose import speak_choice
+from lrkit.model.choose import TorchPlace
 from lrkit.model.decoder import Asked
 from lrkit.model.read import Look
 from lrkit.model.reasoner import LatentReasoner
@@ -263,7 +264,8 @@ def _choose(
     between_steps: Callable[[], None],
 ) -> _Said:
     """Speech of one sample that ends with the most probable candidate."""
-    found = speak_choice(reasoner, state, mode, limits, candidates, between_steps, not_finite)
+    start = TorchPlace(reasoner, state, between_steps, not_finite)
+    found = speak_choice(start, mode, limits.max_new_tokens, candidates)
     spoken = found.before + found.chosen
     if on_token is not None:
         for token in spoken:

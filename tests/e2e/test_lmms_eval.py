@@ -60,6 +60,17 @@ def write_task(folder: Path, name: str, samples: list[Sample], functions: str = 
     (folder / f"{name}.yaml").write_text(values + (functions or VISUAL + RESULTS), encoding="utf-8")
 
 
+def write_tasks(folder: Path, samples: list[Sample]) -> None:
+    """One picture; two pictures; a way to generate that is refused; scored continuations."""
+    two = [replace(sample, images=(*sample.images, *sample.images)) for sample in samples[:2]]
+    write_task(folder, "rooms", samples)
+    write_task(folder, "pairs", two)
+    write_task(folder, "drawn", two, generation_kwargs={"do_sample": True, "temperature": 0.7})
+    among: dict[str, Any] = {"output_type": "multiple_choice", "doc_to_choice": list("0123456789")}
+    among |= {"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]}
+    write_task(folder, "picked", samples[:8], generation_kwargs=None, functions=VISUAL, target_delimiter=" ", **among)
+
+
 def run(python: Path, folder: Path, runs: list[dict[str, Any]]) -> str:
     """Several evaluations in one process, by lmms-eval's own command line."""
     (folder / "runs.yaml").write_text(yaml.safe_dump(runs), encoding="utf-8")
@@ -84,15 +95,8 @@ def test_a_checkpoint_and_a_bundle_score_as_lrkit_scores_them(tmp_path: Path) ->
     bundle = tmp_path / "int4"
     cheap = "--no-baselines", "--samples", 2, "--allow-unproven"
     assert lrkit("export", "tiny", "--int4", *cheap, "-o", bundle) == 0
-    # Two pictures, and a way to generate that is refused.
-    two = [replace(sample, images=(*sample.images, *sample.images)) for sample in samples[:2]]
     tasks = tmp_path / "tasks"
-    write_task(tasks, "rooms", samples)
-    write_task(tasks, "pairs", two)
-    write_task(tasks, "drawn", two, generation_kwargs={"do_sample": True, "temperature": 0.7})
-    among = {"output_type": "multiple_choice", "doc_to_choice": list("0123456789"), "target_delimiter": " "}
-    plain = [replace(sample, question=sample.question) for sample in samples[:8]]
-    write_task(tasks, "picked", plain, generation_kwargs=None, **among, functions=VISUAL)
+    write_tasks(tasks, samples)
     cases = {
         "latent": (f"pretrained=tiny,mode=latent,threads=1,answers={tmp_path / 'answers.jsonl'}", "rooms,pairs"),
         "direct": ("pretrained=tiny,mode=direct", "rooms"),
@@ -123,7 +127,7 @@ def test_a_checkpoint_and_a_bundle_score_as_lrkit_scores_them(tmp_path: Path) ->
     assert "the task 'picked' scores given continuations, and this bundle tells no probabilities" in " ".join(
         said.split()
     )
-    _same_choices(tmp_path, plain)
+    _same_choices(tmp_path, samples[:8])
     _steps_and_latency(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """Choices are scored as the model's own probabilities say: by torch against a plain forward pass, by programs against
 torch, and where a program cannot tell, the answer says so."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,15 @@ import torch
 
 from lrkit.contract.choosing import Choices, log_softmax
 from lrkit.contract.generated import MODES, Mode
-from lrkit.errors import DataError, UserError
+from lrkit.data.trail import trail_set
+from lrkit.errors import CapacityError, DataError, ExportError, UserError
+from lrkit.export.bundle import export_bundle
 from lrkit.runtime.answer.answer import Answer
 from lrkit.runtime.encode.candidates import encode_candidates
 from lrkit.runtime.engines.torch.engine import TorchEngine
 from lrkit.runtime.engines.torch.prompt_batch import collate_prompts
 from lrkit.runtime.sdk import Reasoner
-from tests.bundles import QUESTION, picture, torch_reasoner
+from tests.bundles import MAX_NEW_TOKENS, QUESTION, TARGET, picture, torch_reasoner
 
 ROOMS = tuple("0123456789")
 SPOKEN = ("room 4", "room 7", "4", "4 Step", "the room", "sign shows 3")
@@ -114,6 +117,44 @@ def test_a_program_says_where_it_cannot_score(torch_one: Reasoner, bundle: Any) 
         free = program.ask(picture(), QUESTION, mode)
         assert answer.choice is not None and (answer.choice.by, answer.choice.scores) == ("said", None)
         assert answer.text == free.text and answer.ar_steps == free.ar_steps
+
+
+@pytest.fixture(scope="module")
+def scoring_bundle(bundle: Path) -> Path:
+    """The latent role in the form step, whose steps give logits."""
+    target, samples = TARGET.model_copy(update={"logits": True}), trail_set("main", "test", 2)
+    place = bundle.parent / "scoring-bundle"
+    return export_bundle(bundle.parent / "latent", place, target, samples, form="step", baselines=False).folder
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("texts", [ROOMS, SPOKEN])
+def test_steps_that_give_logits_score_as_torch_does(
+    torch_one: Reasoner, scoring_bundle: Path, mode: Mode, texts: Any
+) -> None:
+    stepped, most = Reasoner.load(scoring_bundle), 2
+    wanted = torch_one.ask(picture(), QUESTION, mode, max_new_tokens=most, choices=said(texts))
+    found = stepped.ask(picture(), QUESTION, mode, max_new_tokens=most, choices=said(texts))
+    assert scores(found) == pytest.approx(scores(wanted), abs=1e-3)
+    assert found.choice is not None and wanted.choice is not None and found.choice.by == "scored"
+    told = [(one.text, one.answer, one.ar_steps, one.latent_steps, one.regions) for one in (found, wanted)]
+    assert told[0][:4] == told[1][:4]
+    assert (found.choice.index, found.choice.passes) == (wanted.choice.index, wanted.choice.passes)
+    free = [one.ask(picture(), QUESTION, mode, max_new_tokens=most).text for one in (stepped, torch_one)]
+    assert free[0] == free[1], "answers without choices are those of a bundle without logits"
+
+
+def test_choices_longer_than_a_bundle_speaks_are_refused(scoring_bundle: Path) -> None:
+    long = (" ".join(["room"] * (MAX_NEW_TOKENS + 2)), " ".join(["room"] * (MAX_NEW_TOKENS + 3)))
+    with pytest.raises(CapacityError, match=f"need more than the {MAX_NEW_TOKENS} tokens that this bundle speaks"):
+        Reasoner.load(scoring_bundle).ask(picture(), QUESTION, "direct", choices=said(long))
+
+
+def test_logits_are_for_the_form_step(bundle: Path, tmp_path: Path) -> None:
+    target = TARGET.model_copy(update={"logits": True})
+    with pytest.raises(ExportError, match="the target sets logits, which steps give to the host, and the form is prog"):
+        export_bundle(bundle.parent / "latent", tmp_path / "none", target, [])
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_batch_has_choices_of_its_own_questions(torch_one: Reasoner) -> None:

@@ -18,7 +18,9 @@ def speak(g: Graph, caches: Caches, held: Carried, past: PastOf) -> Carried:
     for i in range(stack.dims.num_layers):
         with g.scope(f"layer{i}"):
             hidden = stack.decoder.layer(g, i, hidden, rotation, remember(i), by_token=True)
-    token = stack.said(g, hidden.norm(g, stack.dialect, "norm"))
+    token, logits = stack.said(g, hidden.norm(g, stack.dialect, "norm"))
+    if stack.tells_logits:
+        new["logits"] = g.to_float32(logits)
     new["token"] = stack.dialect.keep(g, alive, token, held["token"])
     for name in ("fed", "position"):
         new[name] = stack.dialect.keep(g, alive, g.op("Add", held[name], [1]), held[name])

@@ -92,6 +92,8 @@ class Stack:
         self.decoder = Decoder(self.dims, dialect)
         self.scenes = dialect.target.scenes and not self.settings.prune.active
         """Whether programs look and ask apart. A look does not know the question, which says who is pruned."""
+        self.tells_logits = dialect.target.logits
+        """Whether steps give the logits of the next word."""
         self.steps = limits.max_latent_steps
         # More slots than a prompt can have visual tokens would always stay empty.
         most_visual = max(1, limits.max_patches // geometry.patches_per_token)
@@ -228,10 +230,12 @@ class Stack:
         closed = g.op("Add", logits, self._closing([self.source.latent_id]))
         return self.dialect.largest(g, closed, self.dims.vocabulary)
 
-    def said(self, g: Graph, hidden: Value) -> Value:
-        """The token [1] that is said next: `spoken` of the head's logits, in fewer nodes."""
+    def said(self, g: Graph, hidden: Value) -> tuple[Value, Value]:
+        """The token [1] that is said next, and its logits (1, vocabulary): `spoken` of the head's logits, in fewer
+        nodes."""
         closed = self._closing([self.source.latent_id, *self.dims.never_spoken])
-        return self.dialect.largest(g, self._logits(g, hidden, g.value(closed)), self.dims.vocabulary)
+        logits = self._logits(g, hidden, g.value(closed))
+        return self.dialect.largest(g, logits, self.dims.vocabulary), logits
 
     def _logits(self, g: Graph, hidden: Value, bias: Value | None = None) -> Value:
         # Tied float weights are stored once, under the embedding's name.

@@ -118,7 +118,7 @@ class _Steps:
         latents = self.caches.latents(g, prompt, lambda layer: self._prompt_segment(given, layer), left)
         with g.scope("think"):
             new = think(g, self.caches, held, latents)
-        return self._finish(g, held | given, new, types)
+        return self._finish(g, held | given, new, types | self._logits)
 
     def speak(self) -> Step:
         """Feeds one token and reads the next."""
@@ -136,7 +136,12 @@ class _Steps:
         with g.scope("speak"):
             past = self._speech_past(g, given, capacity)
             new = speak(g, self.caches, held, past)
-        return self._finish(g, held | given, new, types)
+        return self._finish(g, held | given, new, types | self._logits)
+
+    @property
+    def _logits(self) -> Types:
+        """Of the next word, where they are asked for."""
+        return {"logits": (FLOAT32, (1, self.dims.vocabulary))} if self.stack.tells_logits else {}
 
     def _speech_past(self, g: Graph, given: Carried, capacity: int) -> Callable[[int], Past]:
         names = ["prompt_value0"]
@@ -220,6 +225,7 @@ MEANINGS = {
     "saliency": "attention from the last position to each column of the prompt, then K columns that are never free",
     "free": "true for visual tokens not replayed yet",
     "fed": "spoken tokens fed back",
+    "logits": "of the word that would be spoken next",
     "prompt_embeds": "input embeddings of the prompt",
     "prompt_rows": "input embeddings of the prompt, then what its tokens add behind each deep layer",
     "visual_index": "number of each visual token over all pictures",

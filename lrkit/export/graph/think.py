@@ -40,7 +40,10 @@ def think(g: Graph, caches: Caches, held: Carried, latents: Latents, iteration: 
 
     refined = {i: Refined.of(i, held) for i in stack.routers}
     passed = stack.run(g, Chunk(embeds, at.rotation, at.routed_rotation, remember, refined, valid, at.step, deep=deep))
-    moved = caches.moved(g, held, {"hidden": passed.hidden} | stack.decide(g, passed.hidden), ahead)
+    decided = stack.decide(g, passed.hidden)
+    moved = caches.moved(g, held, {"hidden": passed.hidden} | decided, ahead)
+    if stack.tells_logits:
+        new["logits"] = g.to_float32(decided["logits"])
     if replayed is not None:
         moved["free"] = replayed.free
         moved["saliency"] = caches.next_saliency(g, stack.saliency(g, latents.spread), latents.prompt)

@@ -118,6 +118,10 @@ class Target(Config):
     """Whether a picture can be looked at once and then asked about often; costs a whole prompt next to nothing. A
     checkpoint with prune.after_layer has none: the question says which visual tokens stay."""
 
+    logits: bool = False
+    """Whether the graphs of the form step also give the logits of the next word, by which choices are scored in every
+    mode (docs/evaluation.md). Costs a vector of the vocabulary's size for each token."""
+
     @model_validator(mode="after")
     def _choices_of_the_scheme(self) -> "Target":
         """Takes what was not chosen from the row of the scheme, and refuses what it does not have."""

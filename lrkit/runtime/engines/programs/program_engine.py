@@ -25,7 +25,6 @@ from lrkit.contract.bundle.io_spec import HALTING, LEFT
 from lrkit.contract.bundle.limits import check_asked, check_prompt
 from lrkit.contract.bundle.manifest import Defaults, ProgramEntry, Role
 from lrkit.contract.carried import BeforeStep, of_sample
-from lrkit.contract.choosing import Candidates
 from lrkit.contract.generated import Generated, Halting, Mode
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.contract.stopwatch import Stopwatch
@@ -38,9 +37,9 @@ from lrkit.runtime.engines.common.stopping import Running, Stop
 from lrkit.runtime.engines.programs import patience
 from lrkit.runtime.engines.programs.agreement import agree
 from lrkit.runtime.engines.programs.answer_check import AnswerCheck
+from lrkit.runtime.engines.programs.choosers import Chooser, chooser_of
 from lrkit.runtime.engines.programs.counts import count_program
 from lrkit.runtime.engines.programs.feed import build_feed
-from lrkit.runtime.engines.programs.first_choice import choose_first, first_token_of
 from lrkit.runtime.engines.programs.looks import (
     ProgramLooked,
     looked_from,
@@ -178,17 +177,17 @@ class ProgramEngine:
                 f"{self.bundle.folder}: its program takes all latent steps in one run, so nobody can look between; "
                 "give a bundle of form: step (lrkit export CHECKPOINT --form step), or the checkpoint"
             )
-        first = first_token_of(options)
-        if first is not None:
-            options = replace(options, max_new_tokens=1)
+        chooser = chooser_of(self.entry, options, self.bundle)
+        if chooser is not None and chooser.most is not None:
+            options = replace(options, max_new_tokens=chooser.most)
         feeds = [self.feed(prompt, options) for prompt in prompts]
         looks = [_look_of(prompt) for prompt in prompts]
         with Running(options.stop) as running:
             running.check()
             session = self._session()
-            if first is not None:
+            if chooser is not None:
                 (feed,), (look,) = feeds, looks
-                return [self._choose(session, feed, look, first, on_token)]
+                return [self._choose(session, feed, look, options, chooser, on_token)]
             if on_token is not None and isinstance(session, StepSession) and len(feeds) == 1:
                 before = of_sample(options.before_step, 0)
                 return [self._run(session, feeds[0], looks[0], lambda token: on_token([token]), before)]
@@ -314,13 +313,13 @@ class ProgramEngine:
         session: Any,
         feed: dict[str, np.ndarray],
         look: ProgramLooked | None,
-        candidates: Candidates,
+        options: AskOptions,
+        chooser: Chooser,
         on_token: OnToken | None,
     ) -> Generated:
-        """The most probable choice by the logits behind a prompt that ends with the answer's marker."""
-        more: dict[str, np.ndarray] = {"prefill_logits": np.empty(0)}
-        free = self._run(session, feed, look, more=more)
-        chosen = choose_first(free, candidates, more["prefill_logits"], self.bundle)
+        """The answer of one prompt that is the most probable choice."""
+        free = self._run(session, feed, look, before_step=of_sample(options.before_step, 0), chooser=chooser)
+        chosen = chooser.chosen(free)
         if on_token is not None:
             for token in chosen.token_ids:
                 on_token([token])
@@ -333,20 +332,19 @@ class ProgramEngine:
         look: ProgramLooked | None = None,
         on_token: Callable[[int], None] | None = None,
         before_step: BeforeStep | None = None,
-        more: dict[str, np.ndarray] | None = None,
+        chooser: Chooser | None = None,
     ) -> Generated:
-        """One run; `more` names further outputs, and is filled with them."""
         started, watch = time.perf_counter(), Stopwatch()
-        names = [*self._outputs, *(more or ())]
+        more, speech = ({}, None) if chooser is None else (chooser.more, chooser.speech)
+        names = [*self._outputs, *more]
         if isinstance(session, StepSession):  # only the host's loop can tell phases apart and stream
-            found = session.run(names, feed, on_token, watch, before_step)
+            found = session.run(names, feed, on_token, watch, before_step, speech)
         else:
             found = session.run(names, feed)
         out: dict[str, np.ndarray] = dict(zip(names, found, strict=True))
         seconds = time.perf_counter() - started
         self._check(out, feed)
-        if more is not None:
-            more.update({name: out.pop(name) for name in more})
+        more.update({name: out.pop(name) for name in more})
         if look is not None:
             out = whole_reports(out, look)
         latent_steps, window = int(out["latent_steps"]), self.settings.replay.fine_zoom**2

@@ -48,9 +48,11 @@ class StepSession:
         on_token: Callable[[int], None] | None = None,
         watch: Stopwatch | None = None,
         before_step: BeforeStep | None = None,
+        speech: "Speech | None" = None,
     ) -> list[np.ndarray]:
         """The outputs `names` of a whole answer; `on_token` gets each spoken token at once, `watch` the phases;
-        `before_step` sees, and may change, what each latent step starts from.
+        `before_step` sees, and may change, what each latent step starts from. `speech` speaks in place of greedy
+        tokens: from the session, the state and the most tokens.
 
         Raises:
             UserError: `before_step` gives other shapes.
@@ -72,7 +74,10 @@ class StepSession:
             wants, steps = bool(state["wants"][0]), steps + 1
             watch.step("think")
         watch.lap("think")
-        out = self._speak(state, int(feed["max_new_tokens"]), on_token, watch)
+        if speech is None:
+            out = self._speak(state, int(feed["max_new_tokens"]), on_token, watch)
+        else:
+            out = speech(self, state, int(feed["max_new_tokens"]))
         watch.lap("speak")
         why = "off" if not think else "fixed" if fixed else "limit" if wants else "decided"
         out |= {"latent_steps": np.array(steps), "halting": np.array(HALTING.index(why))}
@@ -83,13 +88,33 @@ class StepSession:
     def _most_latents(self) -> int:
         return int(self._shapes["latent_states"][0]) if "latent_states" in self._shapes else 0
 
-    def _speak(self, state: Arrays, most: int, on_token: Callable[[int], None] | None, watch: Stopwatch) -> Arrays:
-        capacity = int(self._shapes["token_ids"][0])
-        spoken: list[int] = []
+    @property
+    def speech_room(self) -> int:
+        """Most tokens that can be spoken."""
+        return int(self._shapes["token_ids"][0])
+
+    def begin_speech(self, state: Arrays) -> tuple[Arrays, Arrays]:
+        """What a state gives to speech: what each token changes, and what stays."""
         held = {"token": state["token"], "position": state["position"]}
         fixed = {name: state[name] for name in state if name.startswith("prompt_") or name == "length"}
         fixed |= {f"latent_{name}": state[name] for name in state if name.startswith(("key", "value"))}
-        held |= self._empty("speak", held | fixed)
+        return held | self._empty("speak", held | fixed), fixed
+
+    def feed_token(self, held: Arrays, fixed: Arrays, token: int) -> tuple[Arrays, np.ndarray]:
+        """Feeds one token: what speech then holds, as arrays of their own, and the logits of the next word."""
+        spec = self._specs["speak"]
+        values = held | fixed | {"token": np.array([token], np.int64)}
+        current().check()
+        outputs = [output.name for output in spec.outputs]
+        found = self._sessions["speak"].run(outputs, {given.name: values[given.name] for given in spec.inputs})
+        self._checks["speak"](found)
+        new = {name.removeprefix("new_"): np.asarray(one) for name, one in zip(outputs, found, strict=True)}
+        return {name: new[name] for name in held if name in new}, new["logits"]
+
+    def _speak(self, state: Arrays, most: int, on_token: Callable[[int], None] | None, watch: Stopwatch) -> Arrays:
+        capacity = self.speech_room
+        spoken: list[int] = []
+        held, fixed = self.begin_speech(state)
         finished = False
         fed = 0
         while True:
@@ -138,6 +163,10 @@ class StepSession:
             shape = [size for size in spec.shape if isinstance(size, int)]
             made[spec.name] = np.full(shape, EMPTY if spec.name == "replayed" else 0, NUMPY_TYPES[spec.dtype])
         return made
+
+
+Speech = Callable[[StepSession, Arrays, int], Arrays]
+"""From the session, the state and the most tokens to what an answer's outputs tell of speech."""
 
 
 def _changed(before_step: BeforeStep, step: int, state: Arrays, visual: np.ndarray | None) -> Arrays:
