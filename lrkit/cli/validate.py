@@ -99,7 +99,8 @@ def kind_of(path: str) -> Kind | Literal["data", "checkpoint", "bundle"]:
     if suffix == ".json":
         return "shape"
     if given.is_file():
-        raise UserError(f"{path}: the ending {suffix!r} is not known; give a .jsonl, a .yaml or a checkpoint folder")
+        hint = f"write hub:{path}#COLUMNS" if suffix in {".parquet", ".pq"} else "give a .jsonl, a .yaml or a folder"
+        raise UserError(f"{path}: the ending {suffix!r} is not known; {hint}")
     if path in {resource.name for resource in list_checkpoints()}:
         return "checkpoint"
     if given.name == path and not suffix:

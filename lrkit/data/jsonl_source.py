@@ -41,6 +41,8 @@ class JsonlData(DataSource):
             raise DataError(
                 f"{one_line(name, 300)} is no file; give a JSONL file or one of {known}, or hub:NAME#COLUMNS"
             )
+        if path.suffix.lower() in (".parquet", ".pq"):
+            raise DataError(f"{one_line(name, 300)} is a parquet file; write hub:{one_line(name, 300)}#COLUMNS")
         return read_jsonl(path)[:count]
 
     def open(self, seed: int, stages: Sequence[Plan]) -> Passes:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lrkit.config import load_config
 from lrkit.contract.sample import Sample
+from lrkit.data.hub.datasets_package import opening
 from lrkit.data.hub.hub_data import HubData
 from lrkit.data.sources import load_samples, scan_samples
 from lrkit.errors import ConfigError, DataError, LrkitError
@@ -304,3 +305,74 @@ def test_a_table_of_tabmwp_is_told_as_text_under_its_title(tmp_path: Path) -> No
         before = f"{title}\n{row['table']}\n" if title else f"{row['table']}\n"
         assert text.question == before + picture.question
         assert (text.steps, text.answer) == (picture.steps, picture.answer)
+
+
+def write_gqa_of_the_hub(folder: Path) -> Path:
+    """Questions and pictures in configurations of their own, with a card that names them."""
+    questions = [
+        {
+            "id": f"0{n}",
+            "imageId": f"n{n % 2}",
+            "question": "What color?",
+            "answer": "red",
+            "semanticStr": "query: color [0]",
+        }
+        for n in range(3)
+    ]
+    pictures = [{"id": f"n{n}", "image": {"bytes": encoded(n, (40 + n, 30)), "path": None}} for n in range(2)]
+    named = {"testdev_balanced_instructions": questions, "testdev_balanced_images": pictures}
+    card = "".join(
+        f"- config_name: {name}\n  data_files:\n  - {{split: testdev, path: '{name}/testdev-*'}}\n" for name in named
+    )
+    for name, rows in named.items():
+        write_parquet(folder / name / "testdev-00000-of-00001.parquet", rows)
+    (folder / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
+    return folder
+
+
+def test_pictures_may_have_rows_of_their_own(tmp_path: Path) -> None:
+    folder = write_gqa_of_the_hub(tmp_path / "GQA")
+    fields = {"config": "testdev_balanced_instructions", "split": "testdev"}
+    for streaming in (False, True):
+        given = data(folder, "gqa", **fields, streaming=streaming)
+        found = {sample.id: load_image(sample.images[0]).size for sample in drawn(given, 3)}
+        assert found == {"00": (40, 30), "01": (41, 30), "02": (40, 30)}
+    assert {name.partition("/")[2].split("/")[0] for name in given.digests()} == {
+        "testdev-00000-of-00001.parquet", "pictures",
+    }  # fmt: skip
+    named = f"hub:{folder}#gqa/testdev,config=testdev_balanced_instructions"
+    assert [sample.steps for sample in load_samples(named, 1)] == [("query: color",)]
+    with pytest.raises(DataError, match=r"GQA: .*gone"):
+        data(folder, "gqa", **fields, pictures_config="gone").open(0, [STAGE])
+    with pytest.raises(DataError, match="has no column image; choose another pictures_config"):
+        data(folder, "gqa", **fields, pictures_config=fields["config"]).open(0, [STAGE])
+    with pytest.raises(DataError, match=r"give one of its configurations as config"):
+        data(folder, "gqa", split="testdev").open(0, [STAGE])
+
+
+def test_what_the_hub_refuses_is_one_sentence() -> None:
+    from datasets.exceptions import DatasetNotFoundError
+
+    for error, said in (
+        (
+            DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub."),
+            "a/b: is gated on the hub; accept its terms",
+        ),
+        (DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub."), "a/b: is not on the hub, or private"),
+        (
+            ConnectionError("x" * 999),
+            "a/b: is not on this machine and cannot be fetched from the hub; check the network",
+        ),
+        (RuntimeError("line\nline"), r"a/b: cannot be read \(line line\); copy the files again"),
+    ):
+        with pytest.raises(DataError, match=said) as caught, opening("a/b"):
+            raise error
+        assert "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_is_told_how_it_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_parquet(tmp_path / "a.parquet", [m3cot(0)], M3COT)
+    with pytest.raises(DataError, match=rf"is a parquet file; write hub:{file}#COLUMNS"):
+        load_samples(str(file), 1)
+    assert lrkit("validate", str(file)) == 2
+    assert f"write hub:{file}#COLUMNS" in "".join(capsys.readouterr().err.split("\n"))

@@ -21,7 +21,7 @@ from lrkit.data.expected import Expected
 from lrkit.data.hub.row_files import Place, Rows, place_of
 from lrkit.data.hub.row_samples import RowReader
 from lrkit.data.hub.schemas import SCHEMAS, Columns, Row, Schema, SchemaName
-from lrkit.data.hub.stored_pictures import PictureFolders, PictureRows
+from lrkit.data.hub.stored_pictures import PictureFolders, PictureRows, PicturesByName, PictureTable
 from lrkit.data.hub.stream import Stream
 from lrkit.data.hub.typical import TYPICAL
 from lrkit.data.jsonl import Advance, JsonlScan, measure
@@ -35,6 +35,8 @@ from lrkit.runtime.encode.processor import Processor
 
 LOOKED_AT = 1000
 """Rows of a stream that a check looks at."""
+_QUESTIONS = "_instructions"
+"""How the names of GQA's configurations end that hold questions."""
 _SYNTAX = "write hub:NAME#COLUMNS or hub:NAME#COLUMNS/SPLIT, then ,FIELD=VALUE for other fields of data"
 _Name = Annotated[str, Field(min_length=1, max_length=1000)]
 
@@ -58,6 +60,8 @@ class HubData(DataSource):
     """Validation split, or a file of its own; null: no accuracy is measured."""
     pictures: Path | None = None
     """Folder of the pictures that rows name; null: that of the data file."""
+    pictures_config: _Name | None = None
+    """Configuration whose rows hold the pictures, in the columns id and image; null: that of gqa's own, or none."""
     steps: SplitBy = "auto"
     """How a solution becomes steps: paragraphs, sentences, or auto: paragraphs where there are several."""
     max_steps: int | None = Field(default=None, ge=1)
@@ -156,6 +160,8 @@ class HubData(DataSource):
         for part in self.parts():
             place, split = self.place(part), self.split_of(part)
             found |= {f"{part}/{name}": digest for name, digest in place.digests(split).items()}
+            if (pictures := self._pictures_place(place)) is not None and not place.files:
+                found |= {f"{part}/pictures/{name}": digest for name, digest in pictures.digests(split).items()}
         return found
 
     def scan_part(self, part: str, processor: Processor | None = None, advance: Advance | None = None) -> JsonlScan:
@@ -210,9 +216,28 @@ class HubData(DataSource):
         """
         place, split = self.place(part), self.split_of(part)
         schema = Schema(self.columns) if isinstance(self.columns, Columns) else SCHEMAS[self.columns]
-        folders = PictureFolders(self.pictures or place.base, schema.folders)
+        folders = self._pictures(place, split, digest) or PictureFolders(self.pictures or place.base, schema.folders)
         reader = RowReader(schema, folders, place.label(split), self.steps, self.max_steps)
         return ReadRows(Rows(place, split, streaming), reader, digest)
+
+    def _pictures_place(self, place: Place) -> Place | None:
+        """Where pictures lie that have rows of their own; None where they have none."""
+        own = self.columns == "gqa" and self.pictures is None and (place.config or "").endswith(_QUESTIONS)
+        config = self.pictures_config or ((place.config or "").removesuffix(_QUESTIONS) + "_images" if own else None)
+        return None if config is None else replace(place, config=config)
+
+    def _pictures(self, place: Place, split: str, digest: str) -> PicturesByName | None:
+        where = self._pictures_place(place)
+        if where is None:
+            return None
+        if where.files:
+            raise DataError(f"{clean(where.name)}: a file has no configuration of pictures; name their folder instead")
+        rows, label = Rows(where, split, streaming=False), where.label(split)
+        if missing := {"id", "image"} - set(rows.names()):
+            raise DataError(f"{label}: has no column {', '.join(sorted(missing))}; choose another pictures_config")
+        ids = rows.dataset.select_columns(["id"])[:].column("id").to_pylist()
+        held = PictureRows(rows.dataset, lambda row: row, ("image",), f"{digest} pictures")
+        return PictureTable(held, ids, label)
 
     def numbered(self, rows: "ReadRows", scan: JsonlScan) -> Iterator[tuple[int, Sample]]:
         """(number, sample) of each row that can be used; the others go into `scan`."""

@@ -13,7 +13,7 @@ from typing import Any
 from lrkit.contract.choices import index_of, letter, with_choices
 from lrkit.contract.sample import Sample
 from lrkit.data.hub.schemas import SCHEMAS, Columns, Row, Schema
-from lrkit.data.hub.stored_pictures import PictureFolders, pictures_of
+from lrkit.data.hub.stored_pictures import PicturesByName, pictures_of
 from lrkit.data.jsonl_line import MAX_IMAGES, MAX_REASONS, text_problems
 from lrkit.data.step_split import SplitBy, merge_steps, split_steps
 from lrkit.errors import DataError, did_you_mean, one_line, shown
@@ -28,7 +28,7 @@ class RowReader:
     """Makes samples of the rows of one split."""
 
     schema: Schema
-    folders: PictureFolders
+    folders: PicturesByName
     label: Path
     """What messages call the rows: a file, or the name and split of a data set."""
     by: SplitBy = "auto"

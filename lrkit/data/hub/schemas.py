@@ -82,7 +82,7 @@ class Schema:
 
 
 _LINK = re.compile(r"\s*->\s*")
-_OBJECT_ID = re.compile(r"\s*\(\s*(?:-|\d+(?:\s*,\s*\d+)*)\s*\)")
+_OBJECT_ID = re.compile(r"\s*(?:\(\s*(?:-|\d+(?:\s*,\s*\d+)*)\s*\)|\[[\d\s,]*\])")
 _OPTION = re.compile(r"\s*\(?([A-Z])[.):]\s+")
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)

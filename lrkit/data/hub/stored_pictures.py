@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from PIL import Image
 
@@ -83,6 +83,29 @@ class StoredPicture:
         return content if size < 0 else content[:size]
 
 
+class PicturesByName(Protocol):
+    """Where the names of pictures lead."""
+
+    def find(self, name: str) -> ImageSource:
+        """The picture of a path or an id. Raises `DataError` where there is none."""
+        ...
+
+
+class PictureTable:
+    """Pictures in rows of their own, each with its id, as GQA publishes them on the hub."""
+
+    def __init__(self, rows: PictureRows, ids: Sequence[Any], label: Path) -> None:
+        """`ids`: of each row of `rows`, in order. The first of `rows.columns` holds the picture."""
+        self._rows, self._label = rows, label
+        self._numbers = {str(name): number for number, name in enumerate(ids)}
+
+    def find(self, name: str) -> ImageSource:
+        number = self._numbers.get(name)
+        if number is None:
+            raise DataError(f"picture {shown(name, 60)} is no id in {self._label}; check config and split")
+        return cast(ImageSource, StoredPicture(self._rows, number, self._rows.columns[0]))
+
+
 @dataclass(frozen=True)
 class PictureFolders:
     """Where paths and ids of pictures lead."""
@@ -110,7 +133,7 @@ class PictureFolders:
         raise DataError(f"picture {shown(name, 300)} {reason}; name their folder as pictures")
 
 
-def pictures_of(value: Any, folders: PictureFolders) -> list[ImageSource]:
+def pictures_of(value: Any, folders: PicturesByName) -> list[ImageSource]:
     """The pictures of one column of a row; none where it is null.
 
     Raises:
@@ -125,7 +148,7 @@ def pictures_of(value: Any, folders: PictureFolders) -> list[ImageSource]:
     return [_one(item, folders) for item in given]
 
 
-def _one(value: Any, folders: PictureFolders) -> ImageSource:
+def _one(value: Any, folders: PicturesByName) -> ImageSource:
     if isinstance(value, Image.Image):
         return value
     path: Any = value
