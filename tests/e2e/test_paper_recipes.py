@@ -50,7 +50,7 @@ def test_a_recipe_has_the_papers_values(name: str) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_a_recipe_has_a_plan_for_each_model(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for name in SETS:
+    for name in ("m3cot", "scienceqa"):
         recipe = load_recipe(name, [f"init=hub:{model}", *MODELS[model]])
         report = plan_training(recipe, "h100-sxm", devices=16)
         assert shapes_of_hub()[model] in report["model"]["from"] and report["memory"]["total"] > 2e9

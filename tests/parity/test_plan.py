@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "chameleon")
 WAYS = [
     ("lora", "bfloat16"),
-    ("full", "float32"),
+    pytest.param("full", "float32", marks=pytest.mark.slow),
     pytest.param("lora", "float32", marks=pytest.mark.slow),
     pytest.param("full", "bfloat16", marks=pytest.mark.slow),
 ]
