@@ -127,6 +127,7 @@ def scoring_bundle(bundle: Path) -> Path:
     return export_bundle(bundle.parent / "latent", place, target, samples, form="step", baselines=False).folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("texts", [ROOMS, SPOKEN])
 def test_steps_that_give_logits_score_as_torch_does(
@@ -144,6 +145,7 @@ def test_steps_that_give_logits_score_as_torch_does(
     assert free[0] == free[1], "answers without choices are those of a bundle without logits"
 
 
+@pytest.mark.long
 def test_choices_longer_than_a_bundle_speaks_are_refused(scoring_bundle: Path) -> None:
     long = (" ".join(["room"] * (MAX_NEW_TOKENS + 2)), " ".join(["room"] * (MAX_NEW_TOKENS + 3)))
     with pytest.raises(CapacityError, match=f"need more than the {MAX_NEW_TOKENS} tokens that this bundle speaks"):
