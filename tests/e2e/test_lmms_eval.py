@@ -78,7 +78,7 @@ def run(python: Path, folder: Path, runs: list[dict[str, Any]]) -> str:
     done = subprocess.run(
         [python, "-m", "lmms_eval", "--config", folder / "runs.yaml", "--verbosity", "WARNING"],
         env={**os.environ, **offline, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        cwd=folder, capture_output=True, text=True, timeout=300,
+        cwd=folder, capture_output=True, text=True, timeout=1500,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
