@@ -60,7 +60,8 @@ def config_folder(hub_id: str) -> Path:
         return Path(hub.snapshot_download(hub_id, allow_patterns=_SMALL_FILES))
     except Exception as error:  # the package and those below it raise what they like
         raise CheckpointError(
-            f"{hub_id} is not on this machine, and its config.json cannot be fetched ({one_line(error, 160)})"
+            f"{hub_id} is not on this machine, and its config.json cannot be fetched ({one_line(error, 160)}); check "
+            "the name and the network"
         ) from error
 
 

@@ -146,7 +146,9 @@ def _processor(base: KnownBase, gguf: Path) -> Processor:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).backend_tokenizer
     except Exception as error:
-        raise CheckpointError(f"{gguf} has no tokenizer that can be read ({one_line(error, 160)})") from error
+        raise CheckpointError(
+            f"{gguf} has no tokenizer that can be read ({one_line(error, 160)}); fetch it again"
+        ) from error
     side = _PATCH * _MERGE
     geometry = fresh_models(base.family).geometry(_PATCH, _MERGE, side * side, _MOST_PIXELS, plain=True)
     return Processor(tokenizer, geometry, base.format)
