@@ -85,7 +85,8 @@ def run(python: Path, folder: Path, runs: list[dict[str, Any]]) -> str:
 
 
 def results_of(folder: Path, run_name: str) -> dict[str, Any]:
-    (found,) = (folder / run_name).rglob("*_results.json")
+    # Not beside the process: lmms-eval takes a task for a folder where one of that name is there.
+    (found,) = (folder / "out" / run_name).rglob("*_results.json")
     return json.loads(found.read_text(encoding="utf-8"))
 
 
@@ -111,7 +112,7 @@ def test_a_checkpoint_and_a_bundle_score_as_lrkit_scores_them(tmp_path: Path) ->
         python,
         tmp_path,
         [
-            {**given, "model_args": args, "tasks": asked, "output_path": str(tmp_path / name)}
+            {**given, "model_args": args, "tasks": asked, "output_path": str(tmp_path / "out" / name)}
             for name, (args, asked) in cases.items()
         ],
     )
@@ -144,7 +145,7 @@ def _steps_and_latency(folder: Path) -> None:
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["task"] for line in lines] == ["rooms"] * COUNT + ["pairs"] * 2
     assert all(line["timings"]["total"] > 0 for line in lines)
-    (logged,) = (folder / "latent").rglob("*_samples_rooms.jsonl")
+    (logged,) = (folder / "out" / "latent").rglob("*_samples_rooms.jsonl")
     samples = [json.loads(line) for line in logged.read_text(encoding="utf-8").splitlines()]
     for sample in samples:
         (counts,) = sample["token_counts"]
