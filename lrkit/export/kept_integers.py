@@ -25,18 +25,23 @@ class KeptIntegers:
     kept: list[str] = field(default_factory=list[str])
     again: list[str] = field(default_factory=list[str])
     """Rounded once more, though the checkpoint has integers for them."""
+    merged: list[str] = field(default_factory=list[str])
+    """Of those the ones that an adapter is merged into."""
 
     def __call__(self, role: str) -> Quantized | None:
-        if role in self.before:
-            return self.before[role]
-        found = self.source.stored(role) if self.target.scheme.integers else None
-        if found is None:
-            return None
-        made = found if self._takes(role, found) else None
-        noted = self.again if made is None else self.kept
-        if role not in noted:
-            noted.append(role)
-        return made if made is None or self._takes_zeros(role) else symmetric(made)
+        if not self.target.scheme.integers:
+            return self.before.get(role)
+        found, calibrated = self.source.stored(role), self.before.get(role)
+        made = found if found is not None and calibrated is None and self._takes(role, found) else None
+        if made is not None:
+            _note(self.kept, role)
+            return made if self._takes_zeros(role) else symmetric(made)
+        merged = self.source.merged_into(role)
+        if merged:
+            _note(self.merged, role)
+        if merged or found is not None:
+            _note(self.again, role)
+        return calibrated
 
     def _takes(self, role: str, found: Quantized) -> bool:
         int4 = self.target.int4
@@ -69,10 +74,17 @@ class KeptIntegers:
         if not self.again:
             return ""
         named = self.again[0] if len(self.again) == 1 else f"{self.again[0]} and {len(self.again) - 1} more matrices"
+        apart = "--adapter keep, " if self.merged else ""
         return (
             f"the checkpoint holds {named} as {self.source.stored_as} integers, which this target rounds once more; "
-            "they are kept with precision int4 or int8, as many bits as theirs, int4.stored=all and the method rtn"
+            f"they are kept with {apart}precision int4 or int8, as many bits as theirs, int4.stored=all and the method "
+            "rtn"
         )
+
+
+def _note(noted: list[str], role: str) -> None:
+    if role not in noted:
+        noted.append(role)
 
 
 def report_of_kept(kept: Mapping[Role, KeptIntegers]) -> dict[str, Any]:

@@ -32,6 +32,11 @@ def none_stored(role: str) -> None:
     """All weights are floats."""
 
 
+def none_merged(role: str) -> bool:
+    """No adapter has changed integers."""
+    return False
+
+
 @dataclass
 class Source:
     """Everything a program is made from. Matrices are (out, in); they are fetched when asked for, as float32."""
@@ -64,6 +69,8 @@ class Source:
     """By role, N.qkv, N.out, N.gate, N.up or N.down: what an adapter that is kept apart adds to that matrix."""
     stored: Callable[[str], Quantized | None] = none_stored
     """Integers of a matrix by role, where the checkpoint holds it so, and nothing has changed it."""
+    merged_into: Callable[[str], bool] = none_merged
+    """By role: whether the checkpoint holds integers of a matrix, and an adapter is merged into them."""
     stored_as: str = ""
     """The format of those integers."""
 

@@ -44,13 +44,25 @@ class StoredIntegers:
         changes it."""
         if role in ("embedding", "head"):
             return self._vocabulary(role)
-        number, _, name = role.partition(".")
-        if not number.isdigit():
+        rows = self._rows(role)
+        if rows is None:
             return None
-        rows = rows_of(self.reader, lambda tensor: self.weights[tensor].shape[0], int(number), name, self.dimensions)
         parts = [self._integers(tensor) for tensor in rows.tensors]
         whole = [part for part in parts if part is not None]
         return joined(whole, rows) if len(whole) == len(parts) else None
+
+    def merged_into(self, role: str) -> bool:
+        """Whether the checkpoint holds the whole matrix as integers, and an adapter changes it."""
+        tensors = () if (rows := self._rows(role)) is None else rows.tensors
+        packed = all(isinstance(self.weights[tensor], PackedWeight) for tensor in tensors)
+        return packed and any(tensor in self.changed for tensor in tensors)
+
+    def _rows(self, role: str) -> Rows | None:
+        """Of a matrix of a layer; None for any other role."""
+        number, _, name = role.partition(".")
+        if not number.isdigit():
+            return None
+        return rows_of(self.reader, lambda tensor: self.weights[tensor].shape[0], int(number), name, self.dimensions)
 
     def _integers(self, tensor: str) -> Quantized | None:
         found = self.weights[tensor]

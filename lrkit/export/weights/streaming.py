@@ -85,7 +85,7 @@ def stream_source(folder: Path, keep: bool = False) -> Source:
     stored = StoredIntegers(
         checked.backbone, changed, reader_of(layout.family), source.dimensions, layout.tied, checked.latent_id, extras
     )
-    return replace(source, stored=stored, stored_as=given.method)
+    return replace(source, stored=stored, merged_into=stored.merged_into, stored_as=given.method)
 
 
 def _open(checked: CheckedWeights) -> StoredWeights:
