@@ -85,6 +85,7 @@ def train(
     from lrkit.train.recipe import load_recipe
 
     _together(plan, device, devices, assume, resume, dry_run)
+    _writes(plan, output)
     asked = load_recipe(find_recipe(recipe), overrides or [])
     folder = output or Path("runs") / asked.name
     if dry_run:
@@ -120,6 +121,16 @@ def _together(
     given = {"--device": device, "--devices": devices, "--assume": assume}
     if not plan and (only := [name for name, value in given.items() if value is not None]):
         raise UserError(f"{', '.join(only)} belongs to --plan; add --plan, or leave it out")
+
+
+def _writes(plan: bool, output: Path | None) -> None:
+    """Raises `UserError` where a folder is named that nothing would be written into."""
+    from lrkit.errors import UserError
+
+    if plan and output is not None:
+        raise UserError(
+            "--plan writes no run, so -o has nothing to name; leave it out, or give --json FILE for the plan"
+        )
 
 
 def _plan_run(

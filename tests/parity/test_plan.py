@@ -28,7 +28,7 @@ from tests.published import write_drawn_samples
 pytest.importorskip("sklearn")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "chameleon")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm", "chameleon")
 WAYS = [
     ("lora", "bfloat16"),
     pytest.param("full", "float32", marks=pytest.mark.slow),
@@ -80,13 +80,13 @@ def holds(recipe: Recipe, stages: Iterator[int] | range) -> None:
 
 def kept_by_autograd(reasoner: nn.Module, batch: Any, half: bool) -> int:
     """Bytes of all tensors that are saved for the backward pass and are no weights."""
-    weights = {weight.untyped_storage()._cdata for weight in reasoner.parameters()}
+    weights = {weight.untyped_storage()._cdata for weight in reasoner.parameters()}  # pyright: ignore[reportPrivateUsage]
     seen: dict[int, Any] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            seen[storage._cdata] = storage  # held, so that no other takes its place
+        if storage._cdata not in weights:  # pyright: ignore[reportPrivateUsage]
+            seen[storage._cdata] = storage  # held, so that no other takes its place  # pyright: ignore[reportPrivateUsage]
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -117,6 +117,7 @@ def test_a_run_that_does_not_fit_is_refused_with_what_to_change() -> None:
         (["smoke", "--plan", "--devices", "-2"], "--devices is -2"),
         (["smoke", "--plan", "--resume"], "--plan trains and checks nothing"),
         (["smoke", "--device", "h100-sxm"], "--device belongs to --plan"),
+        (["smoke", "--plan", "-o", "nowhere"], "--plan writes no run, so -o has nothing to name; leave it out, or"),
         (["smoke", "--plan", "--assume", "utilisation=[0.6,0.2]"], r"give the smaller one first"),
         (["smoke", "--plan", "--assume", "data.sample=3"], "data.sample.*samples"),
         (["m3cot-style", "init=hub:Nobody/nothing", "--plan"], "Nobody/nothing is not on this machine.*Qwen2-VL-2B"),

@@ -1,9 +1,12 @@
-"""What samples of the published data sets are like, for plans of training where these are not on this machine.
-Assumptions: nothing here was counted by lrkit.
+"""What samples of the published data sets are assumed to be like, for plans of training where these are not on this
+machine.
 
-Place in the pipeline: `HubData.expected` -> lrkit/train/plan. Numbers of samples are those that the data sets' makers
-state. Chains are as long as the answers that arXiv 2604.10500 counts for chains of thought: 106 tokens on M3CoT, 84 on
-ScienceQA, 73 on GQA. Pictures and questions are of usual size.
+All of it is assumed: numbers of samples, shares and sizes of pictures, lengths of questions, chains and answers.
+Nothing was counted, and nothing was compared with what the makers of the data sets state. For M3CoT and ScienceQA the
+assumption goes by the autoregressive steps that arXiv 2604.10500 reports for chains of thought, 106 and 84.
+
+Place in the pipeline: `HubData.expected` -> lrkit/train/plan; `lrkit train --plan --assume data.samples=...` replaces a
+value.
 """
 
 from collections.abc import Mapping
@@ -21,4 +24,4 @@ TYPICAL: Mapping[str, Expected] = {
     ),
     "tabmwp": Expected(samples=23_059, picture=(400, 250), question_tokens=60, steps=3, step_tokens=20),
 }
-"""Schema -> a sample."""
+"""Schema -> a sample, as assumed."""
