@@ -15,6 +15,9 @@ from lrkit.errors import DataError, one_line, shown
 
 LETTERS = ascii_uppercase
 """Of the choices, in their order."""
+USUAL_LETTERS = LETTERS[:10]
+"""Of usual questions. Within a text the later ones are mostly units, symbols and initials: 5 N., potassium (K), T. rex.
+"""
 MIN_CHOICES = 2
 """Fewer leave nothing to choose."""
 

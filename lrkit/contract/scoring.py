@@ -15,6 +15,7 @@ from decimal import Decimal
 
 import numpy as np
 
+from lrkit.contract.choices import LETTERS, USUAL_LETTERS
 from lrkit.contract.generated import Mode
 from lrkit.contract.prompt import PromptFormat
 from lrkit.summary import Summary, summarize
@@ -34,9 +35,17 @@ __all__ = [
 
 _SURROUNDING = " \t\n.,;:!?\"'`*_()[]{}<>\u2018\u2019\u201c\u201d"
 _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d{1,3})?")
-# A choice: a capital A to J: "(B)", "B", "B.", "B)", "B:", or with its text "(B) blue", "B: blue", "B) blue", "B. red".
-_CHOICE = re.compile(r"(?:\(([A-J])\)\s*[:.]?\s*(.*)|([A-J])\s*(?:[:.)]\s*|([:).])\s+(.+)))", re.DOTALL)
-_OTHER_CHOICE = re.compile(r"\([A-J]\)|(?:^|\s)[A-J][:.)](?:\s|$)")
+_LETTER = f"[{LETTERS}]"
+# A choice: a capital: "(B)", "B", "B.", "B)", "B:", or with its text "(B) blue", "B: blue", "B) blue", "B. red".
+_CHOICE = re.compile(rf"(?:\(({_LETTER})\)\s*[:.]?\s*(.*)|({_LETTER})\s*(?:[:.)]\s*|([:).])\s+(.+)))", re.DOTALL)
+# Another choice behind the first: a usual letter in brackets or with a mark; any letter that follows a joining word.
+_JOINED = r"(?:\b(?:or|and|nor|not|but)\s+|[,/;]\s*)"
+_OTHER_CHOICE = re.compile(
+    rf"\([{USUAL_LETTERS}]\)|(?:^|\s)[{USUAL_LETTERS}][:.)](?:\s|$)"
+    rf"|{_JOINED}(?:\({_LETTER}\)|{_LETTER}[:.)]\s+\S)|^{_JOINED}\(?{_LETTER}(?![\w'-])"
+)
+# "T. rex" is no choice T: no question of usual length has one.
+_INITIAL = re.compile(rf"(?![{USUAL_LETTERS}]){_LETTER}\.\s+\S.*", re.DOTALL)
 _Z95 = 1.959963984540054
 
 
@@ -70,7 +79,7 @@ def answers_match(answer: str, reference: str) -> bool:
     if normalize_answer(answer) == wanted:
         return True
     expected, said = _choice(reference), _choice(answer)
-    if expected is None:
+    if expected is None or _INITIAL.fullmatch(reference.strip()):
         return False
     letter, text, _ = expected
     if said is None:
@@ -86,7 +95,7 @@ def _choice(text: str) -> tuple[str, str, bool] | None:
     match = _CHOICE.fullmatch(text.strip().strip("\"'`*"))
     if match is None:
         bare = text.strip().rstrip(".,;:!")
-        return (bare, "", False) if re.fullmatch(r"[A-J]", bare) else None
+        return (bare, "", False) if re.fullmatch(_LETTER, bare) else None
     letter = match[1] or match[3]
     behind = match[2] or match[5] or ""
     return letter, normalize_answer(behind), bool(_OTHER_CHOICE.search(behind))

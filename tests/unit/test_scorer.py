@@ -44,6 +44,16 @@ SAME = [
     ("blue", "(B) blue"),
     ("(B) Blue.", "B: blue"),
     ("100%", "100%"),
+    ("(K)", "K"),
+    ("K. blue", "K"),
+    ("(Z) blue", "Z"),
+    ("K", "(K) blue"),
+    ("blue", "(T) blue"),
+    ("T: blue", "(T) Blue."),
+    ("(C) 100 W.", "C"),
+    ("(B) potassium (K)", "B"),
+    ("(A) vitamins B and C", "A"),
+    ("T. Rex", "T. rex"),
 ]
 
 DIFFERENT = [
@@ -79,6 +89,23 @@ DIFFERENT = [
     ("unhappy", "happy"),
     ("Paris, Texas", "Paris"),
     ("the", "the blue bird"),
+    ("(K) or (L)", "K"),
+    ("K: not (L)", "K"),
+    ("(K) blue or L. red", "K"),
+    ("(A) or B", "A"),
+    ("(K), (L)", "K"),
+    ("K or L", "K"),
+    ("L", "K"),
+    ("(L) blue", "(K) blue"),
+    ("T", "T. rex"),
+    ("rex", "T. rex"),
+    ("V", "V. cholerae"),
+    ("I am", "I"),
+    ("I think so", "I"),
+    ("A", "A dog"),
+    ("I", "I am"),
+    ("X-ray", "X"),
+    ("N America", "N"),
 ]
 
 
