@@ -172,6 +172,19 @@ def test_a_merged_adapter_has_its_matrices_rounded_once_more(
         assert np.mean(unpacked != found.integers.reshape(found.shape)) > 0.3
 
 
+def test_a_quantized_base_that_is_calibrated_is_rounded_once_more(
+    over_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The adapter stays apart, and the note does not blame it."""
+    calibrate = ("--int4-method", "gptq", "--calibration", "ledger:main", "--calibration-samples", 2)
+    manifest = export(over_gguf, tmp_path / "bundle", *LEDGER, *calibrate, samples=1)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "rounds once more" in said and "--adapter keep" not in said
+    kept = manifest.provenance["stored_integers"]["latent"]
+    assert manifest.programs["latent"].adapter == "keep" and kept["kept"] == 0 and len(kept["rounded_again"]) == 10
+    assert all(manifest.provenance["calibration"]["latent"]["inputs"].values())
+
+
 def test_calibration_sees_the_model_with_its_adapter(tmp_path: Path) -> None:
     """Below another adapter the same base gets other integers. What is calibrated errs less than what is rounded, in
     the prompt and at the last latent step."""
