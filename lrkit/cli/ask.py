@@ -53,6 +53,9 @@ Examples:
 
 
 SAY_HELP = "Of --choice: letters (listed behind the question), texts, or listed (in it already). [default: letters]"
+Choice = Annotated[
+    list[str] | None, typer.Option(help="One of the possible answers; repeat for each.", rich_help_panel="Choices")
+]
 Adapter = Annotated[
     str | None, typer.Option(help="Of a bundle with several: the adapter to answer by.", rich_help_panel="Adapter")
 ]
@@ -63,8 +66,8 @@ def ask(
     question: Annotated[list[str], typer.Argument(help="What to ask; several questions look at the pictures once.")],
     image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for several.")] = None,
     mode: Annotated[str, typer.Option(help="latent, cot or direct.")] = "latent",
-    choice: Annotated[list[str] | None, typer.Option(help="One of the possible answers; repeat for each.")] = None,
-    say: Annotated[str | None, typer.Option(help=SAY_HELP)] = None,
+    choice: Choice = None,
+    say: Annotated[str | None, typer.Option(help=SAY_HELP, rich_help_panel="Choices")] = None,
     adapter: Adapter = None,
     follow_up: Annotated[
         bool, typer.Option("--follow-up", help="Each question has those before in its context.")

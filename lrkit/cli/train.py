@@ -23,7 +23,7 @@ Examples:
 
     lrkit train trail-base --dry-run
 
-    lrkit train m3cot-style --plan --device h100-sxm --devices 8
+    lrkit train m3cot-style --plan --datasheet h100-sxm --devices 8
 
     lrkit train trail-latent optimizer.lr=3e-4 seed=1 -o runs/latent-1
 
@@ -40,7 +40,8 @@ Plan = Annotated[
     ),
 ]
 PlanDevice = Annotated[
-    str | None, typer.Option("--device", help="A datasheet (`lrkit ls device`) or a file.", rich_help_panel=PLANNING)
+    str | None,
+    typer.Option("--datasheet", help="Of a device: a name of `lrkit ls device`, or a file.", rich_help_panel=PLANNING),
 ]
 PlanDevices = Annotated[
     int | None,
@@ -72,7 +73,7 @@ def train(
         bool, dry_run_option("Check everything that can be checked without loading weights, and stop.")
     ] = False,
     plan: Plan = False,
-    device: PlanDevice = None,
+    datasheet: PlanDevice = None,
     devices: PlanDevices = None,
     assume: PlanAssume = None,
     json_file: Annotated[Path | None, json_option("Write the run's report to this file.")] = None,
@@ -84,16 +85,14 @@ def train(
     from lrkit.resources import find_recipe
     from lrkit.train.recipe import load_recipe
 
-    _together(plan, device, devices, assume, resume, dry_run)
+    _together(plan, datasheet, devices, assume, resume, dry_run)
     _writes(plan, output)
     asked = load_recipe(find_recipe(recipe), overrides or [])
     folder = output or Path("runs") / asked.name
     if dry_run:
-        _dry_run(asked, folder, resume, json_file)
-        return
+        return _dry_run(asked, folder, resume, json_file)
     if plan:
-        _plan_run(asked, device, devices, assume, json_file)
-        return
+        return _plan_run(asked, datasheet, devices, assume, json_file)
     # The first thing that transformers and tensorboard would say is not about this run.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     _require_packages()
@@ -118,7 +117,7 @@ def _together(
 
     if plan and (resume or dry_run):
         raise UserError("--plan trains and checks nothing; leave out --resume and --dry-run, or --plan")
-    given = {"--device": device, "--devices": devices, "--assume": assume}
+    given = {"--datasheet": device, "--devices": devices, "--assume": assume}
     if not plan and (only := [name for name, value in given.items() if value is not None]):
         raise UserError(f"{', '.join(only)} belongs to --plan; add --plan, or leave it out")
 

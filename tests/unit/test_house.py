@@ -99,10 +99,10 @@ def test_working_folders_hold_no_code() -> None:
 
 def test_readme_lists_the_verbs_there_are() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| `lrkit (\w+)` \|", readme, re.MULTILINE) == list(VERBS.rows)
+    assert re.findall(r"^\| `lrkit ([\w-]+)` \|", readme, re.MULTILINE) == list(VERBS.rows)
     for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("*/README.md")):
         text = file.read_text(encoding="utf-8")
-        named = re.findall(r"(?:^ {4}|`)lrkit ([a-z]+)", text, re.MULTILINE)
+        named = re.findall(r"(?:^ {4}|`)lrkit ([a-z-]+)", text, re.MULTILINE)
         assert set(named) <= set(VERBS.rows), file
     recipes = re.findall(r"^ {4}lrkit train ([a-z][\w-]*)(.*)", readme, re.MULTILINE)
     assert recipes
@@ -112,7 +112,9 @@ def test_readme_lists_the_verbs_there_are() -> None:
 
 def test_every_verb_file_is_in_the_table() -> None:
     """A file of `lrkit/cli` with EXAMPLES is a verb; the others are `main` and what verbs share."""
-    with_examples = {file.stem for file in (PACKAGE / "cli").glob("*.py") if "\nEXAMPLES =" in file.read_text()}
+    with_examples = {
+        file.stem.replace("_", "-") for file in (PACKAGE / "cli").glob("*.py") if "\nEXAMPLES =" in file.read_text()
+    }
     assert with_examples == set(VERBS)
 
 

@@ -112,11 +112,11 @@ def test_a_run_that_does_not_fit_is_refused_with_what_to_change() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["smoke", "--plan", "--device", "h100"], "unknown device 'h100'.*h100-sxm"),
+        (["smoke", "--plan", "--datasheet", "h100"], "unknown device 'h100'.*h100-sxm"),
         (["smoke", "--plan", "--devices", "0"], "--devices is 0; a run takes 1 device or more"),
         (["smoke", "--plan", "--devices", "-2"], "--devices is -2"),
         (["smoke", "--plan", "--resume"], "--plan trains and checks nothing"),
-        (["smoke", "--device", "h100-sxm"], "--device belongs to --plan"),
+        (["smoke", "--datasheet", "h100-sxm"], "--datasheet belongs to --plan"),
         (["smoke", "--plan", "-o", "nowhere"], "--plan writes no run, so -o has nothing to name; leave it out, or"),
         (["smoke", "--plan", "--assume", "utilisation=[0.6,0.2]"], r"give the smaller one first"),
         (["smoke", "--plan", "--assume", "data.sample=3"], "data.sample.*samples"),
