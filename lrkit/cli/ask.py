@@ -53,7 +53,7 @@ Examples:
 
 
 SAY_HELP = "Of --choice: letters (listed behind the question), texts, or listed (in it already). [default: letters]"
-Choice = Annotated[
+ChoiceOption = Annotated[
     list[str] | None, typer.Option(help="One of the possible answers; repeat for each.", rich_help_panel="Choices")
 ]
 Adapter = Annotated[
@@ -66,7 +66,7 @@ def ask(
     question: Annotated[list[str], typer.Argument(help="What to ask; several questions look at the pictures once.")],
     image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for several.")] = None,
     mode: Annotated[str, typer.Option(help="latent, cot or direct.")] = "latent",
-    choice: Choice = None,
+    choice: ChoiceOption = None,
     say: Annotated[str | None, typer.Option(help=SAY_HELP, rich_help_panel="Choices")] = None,
     adapter: Adapter = None,
     follow_up: Annotated[
