@@ -62,8 +62,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
 
 def updates(run: str) -> list[dict[str, Any]]:
     """What was logged of each update, but the time it took."""
-    lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{k: v for k, v in one.items() if "sec" not in k} for one in lines if one["kind"] == "train"]
+    return [record for record in curve(Path(run)) if record["kind"] == "train"]
 
 
 def test_its_files_are_checked_before_and_after_training(home: Path) -> None:
