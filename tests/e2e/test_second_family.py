@@ -16,6 +16,7 @@ from lrkit.train import loop
 from tests.fake_family import NAME, installed
 from tests.fake_family.folder import write_base, write_data
 from tests.fake_family.geometry import ROW
+from tests.runs import curve
 
 pytest.importorskip("sklearn")
 
