@@ -9,7 +9,10 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
-from lrkit.contract.choices import LETTERS
+from lrkit.contract.choices import LETTERS, index_of
+from lrkit.contract.generated import Mode
+from lrkit.contract.prompt import PromptFormat
+from lrkit.contract.sample import Sample
 from lrkit.contract.scoring import answers_match, normalize_answer
 
 _NOT = r"(?:not|no|never|neither|nor|except|isn't|isnt|aren't|wasn't|can't|cannot|rather than|instead of)"
@@ -79,6 +82,25 @@ def names_answer(said: str, reference: str) -> bool:
         return yes_or_no_in(said) == (wanted == "yes")
     number = number_in(wanted) if _NUMBER.fullmatch(wanted) else None
     return number is not None and number_in(said) == number
+
+
+def is_correct(spoken: str, reference: str, format: PromptFormat, mode: Mode = "cot") -> bool:
+    """Whether a spoken text names the reference as its answer, where `PromptFormat.find_answer` finds it."""
+    answer = format.find_answer(spoken, mode)
+    return answer is not None and names_answer(answer, reference)
+
+
+def says_right(answer: str | None, said: str, sample: Sample) -> bool:
+    """Whether what was said is a sample's answer: names the same choice, or for an open question the same answer.
+    `answer` is the part of `said` that `PromptFormat.find_answer` finds; where there is none, all of `said` may name a
+    choice.
+
+    Raises:
+        DataError: the sample's answer is none of its choices.
+    """
+    if sample.choices:
+        return choice_in(said if answer is None else answer, sample.choices) == index_of(sample.answer, sample.choices)
+    return answer is not None and names_answer(answer, sample.answer)
 
 
 def _index(name: str, count: int) -> int | None:

@@ -1,6 +1,7 @@
 """Says whether an answer is right, how sure an accuracy is, and whether two modes really differ. Torch-free.
 
-Place in the pipeline: spoken text + reference -> `is_correct` -> `accuracy` per mode -> `compare_paired` between modes.
+Place in the pipeline: answer + reference -> `answers_match`, on which extract.py builds -> `accuracy` per mode ->
+`compare_paired` between modes.
 
 An answer counts only if it *is* the reference after normalisation of case, surrounding punctuation, numbers and
 multiple-choice letters. Nothing is searched inside a longer text, because such a matcher would accept "not 7" for 7.
@@ -16,8 +17,6 @@ from decimal import Decimal
 import numpy as np
 
 from lrkit.contract.choices import LETTERS, USUAL_LETTERS
-from lrkit.contract.generated import Mode
-from lrkit.contract.prompt import PromptFormat
 from lrkit.summary import Summary, summarize
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "accuracy",
     "answers_match",
     "compare_paired",
-    "is_correct",
     "normalize_answer",
     "summarize",
     "wilson_interval",
@@ -47,12 +45,6 @@ _OTHER_CHOICE = re.compile(
 # "T. rex" is no choice T: no question of usual length has one.
 _INITIAL = re.compile(rf"(?![{USUAL_LETTERS}]){_LETTER}\.\s+\S.*", re.DOTALL)
 _Z95 = 1.959963984540054
-
-
-def is_correct(spoken: str, reference: str, format: PromptFormat, mode: Mode = "cot") -> bool:
-    """Whether a spoken text names the reference as its answer (`PromptFormat.find_answer`), strictly."""
-    answer = format.find_answer(spoken, mode)
-    return answer is not None and answers_match(answer, reference)
 
 
 def normalize_answer(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lrkit.contract.choices import LETTERS, index_of, letter
 from lrkit.contract.choosing import Choices
-from lrkit.contract.extract import choice_in, names_answer
+from lrkit.contract.extract import choice_in, says_right
 from lrkit.contract.sample import Sample
 from lrkit.contract.scoring import accuracy
 from lrkit.runtime.answer.answer import Answer
@@ -35,14 +35,14 @@ def chosen(answer: Answer, sample: Sample) -> int | None:
 
 
 def is_right(answer: Answer, sample: Sample) -> bool:
-    """Whether an answer is the sample's: the same choice, or for an open question the same answer.
+    """Whether an answer is the sample's: by the engine's choice where it made one, else as `says_right` has it.
 
     Raises:
         DataError: the sample's answer is none of its choices.
     """
-    if sample.choices:
-        return chosen(answer, sample) == index_of(sample.answer, sample.choices)
-    return answer.answer is not None and names_answer(answer.answer, sample.answer)
+    if answer.choice is not None and sample.choices:
+        return answer.choice.index == index_of(sample.answer, sample.choices)
+    return says_right(answer.answer, answer.text, sample)
 
 
 def by_choice(samples: Sequence[Sample], answers: Sequence[Answer]) -> dict[str, Any] | None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lrkit.contract.carried import Carried
+from lrkit.contract.extract import says_right
 from lrkit.contract.generated import Mode
 from lrkit.contract.sample import Sample, naming
-from lrkit.contract.scoring import answers_match
 from lrkit.runtime.encode.processor import EncodedPrompt
 from lrkit.runtime.engines.common.protocol import AskOptions, Engine
 
@@ -127,8 +127,9 @@ class Questions:
         results = engine.generate([self.prompts[number] for number in numbers], options)
         told: dict[int, Told] = {}
         for number, result in zip(numbers, results, strict=True):
-            answer = engine.processor.format.find_answer(engine.processor.decode(result.token_ids), mode)
-            right = answer is not None and answers_match(answer, self.samples[number].answer)
+            said = engine.processor.decode(result.token_ids)
+            answer = engine.processor.format.find_answer(said, mode)
+            right = says_right(answer, said, self.samples[number])
             told[number] = Told(answer, right, result.latent_steps, seen[number])
         return told
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from lrkit.contract.extract import says_right
 from lrkit.contract.generated import GenerationLimits
 from lrkit.contract.sample import Sample, naming
-from lrkit.contract.scoring import is_correct
 from lrkit.data.collate import TrainBatch, earlier_turns
 from lrkit.data.sources import Source
 from lrkit.model.generate import generate
@@ -19,7 +19,8 @@ from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.torch.prompt_batch import collate_prompts
 from lrkit.train.curriculum import Curriculum
-from lrkit.train.recipe import EvalConfig, Stage
+from lrkit.train.recipe import EvalConfig
+from lrkit.train.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Validator:
         answers: list[Spoken] = []
         for sample, made in zip(samples, generate(reasoner, batch, mode, limits), strict=True):
             text = self._processor.decode(made.token_ids)
-            right = is_correct(text, sample.answer, self._processor.format, mode)
+            right = says_right(self._processor.format.find_answer(text, mode), text, sample)
             answers.append(Spoken(sample, text, made.latent_steps, right))
         return answers
 

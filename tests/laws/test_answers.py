@@ -5,8 +5,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lrkit.contract.choices import LETTERS
+from lrkit.contract.extract import is_correct
 from lrkit.contract.prompt import PromptFormat, SpecialTokens
-from lrkit.contract.scoring import answers_match, is_correct, normalize_answer
+from lrkit.contract.scoring import answers_match, normalize_answer
 from lrkit.runtime.encode.processor import Processor
 from tests.unit.test_processor import WORDS, byte_pair_processor, word_processor
 

@@ -5,7 +5,9 @@ from decimal import Decimal
 import pytest
 
 from lrkit.contract.choices import letter
-from lrkit.contract.extract import choice_in, names_answer, number_in, yes_or_no_in
+from lrkit.contract.extract import choice_in, is_correct, names_answer, number_in, says_right, yes_or_no_in
+from lrkit.contract.prompt import PromptFormat
+from lrkit.contract.sample import Sample
 
 THINGS = ["a bird", "a plane", "red", "dark red"]
 
@@ -66,3 +68,20 @@ def test_open_answers_stay_strict_but_for_numbers_and_yes_or_no() -> None:
     wrong = [("not 7", "7"), ("7 or 8", "7"), ("yes and no", "yes"), ("a red bird", "red"), ("", "7"), ("7", "")]
     assert [pair for pair in right if not names_answer(*pair)] == []
     assert [pair for pair in wrong if names_answer(*pair)] == []
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [("B", True), ("The answer is (B).", True), ("blue", True), ("A", False), ("A or B", False), ("", False)],
+)
+def test_training_profile_and_probe_score_choices_as_evaluation_does(said: str, right: bool) -> None:
+    """They compared texts, so that "The answer is (B)." was wrong in training and right in `lrkit eval`."""
+    sample = Sample((), "Which?", (), "B", choices=("red", "blue"))
+    assert says_right(said or None, said, sample) is right
+
+
+def test_an_open_answer_may_stand_in_other_words_wherever_it_is_scored() -> None:
+    sample = Sample((), "How many?", (), "7")
+    assert says_right("7 rooms", "", sample) and not says_right("not 7", "", sample)
+    assert not says_right(None, "7", sample), "no answer was marked"
+    assert is_correct("Answer: 7 rooms", "7", PromptFormat()) and not is_correct("Answer: 7 or 8", "7", PromptFormat())

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from lrkit.contract.extract import is_correct
 from lrkit.contract.prompt import PromptFormat
 from lrkit.contract.scoring import (
     accuracy,
     answers_match,
     compare_paired,
-    is_correct,
     normalize_answer,
     summarize,
     wilson_interval,

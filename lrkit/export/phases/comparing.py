@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from lrkit.contract.bundle.manifest import Limits, Role
-from lrkit.contract.scoring import compare_paired, is_correct
+from lrkit.contract.extract import is_correct
+from lrkit.contract.scoring import compare_paired
 from lrkit.export.phases.answers import Answered, answers
 from lrkit.export.phases.phase_errors import NORM, Errors, off
 from lrkit.model.reasoner import LatentReasoner

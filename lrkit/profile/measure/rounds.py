@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
+from lrkit.contract.extract import says_right
 from lrkit.contract.generated import Generated
 from lrkit.contract.sample import Sample
-from lrkit.contract.scoring import answers_match
 from lrkit.errors import StoppedError, one_line
 from lrkit.profile.measure.asked_prompt import PromptMaker
 from lrkit.profile.measure.cases import Case, patient
@@ -206,7 +206,7 @@ def _ask(
         row.visual = [token == case.reasoner.processor.image_id for token in read.ids]
     _fill(row, result, encoded - started, total, None if probe is None else probe.take())
     row.answer = case.reasoner.processor.format.find_answer(said, case.options.mode)
-    row.correct = (row.answer is not None and answers_match(row.answer, sample.answer)) if scored else None
+    row.correct = says_right(row.answer, said, sample) if scored else None
     return row
 
 
