@@ -72,17 +72,18 @@ def merge_steps(steps: Sequence[StepT], max_latent_steps: int) -> tuple[tuple[St
     return tuple(tuple(steps[start:end]) for start, end in pairwise(bounds))
 
 
-def split_steps(text: str, by: SplitBy = "auto", most: int | None = None) -> tuple[str, ...]:
-    """The steps of a solution in order, each on one line; () for an empty text.
+def joined_steps(steps: Sequence[str], most: int | None) -> tuple[str, ...]:
+    """The steps as they are; with more than `most`, merged evenly into so many. None merges none."""
+    return tuple(steps) if most is None else tuple(" ".join(group) for group in merge_steps(steps, most))
 
-    `most`: with more steps than this, they are merged evenly into so many; None merges none.
-    """
+
+def split_steps(text: str, by: SplitBy = "auto") -> tuple[str, ...]:
+    """The steps of a solution in order, each on one line; () for an empty text."""
     plain = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n\n")
     parts = [] if by == "sentences" else _paragraphs(plain)
     if by == "sentences" or (by == "auto" and len(parts) < 2):
         parts = [sentence for block in _BLANK.split(plain) for sentence in _sentences(block)]
-    steps = [step for part in parts if (step := " ".join(part.split()))]
-    return tuple(steps) if most is None else tuple(" ".join(group) for group in merge_steps(steps, most))
+    return tuple(step for part in parts if (step := " ".join(part.split())))
 
 
 def _paragraphs(text: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lrkit.data.step_split import SplitBy, split_steps
+from lrkit.data.step_split import SplitBy, joined_steps, split_steps
 
 SENTENCES: dict[str, tuple[str, ...]] = {
     "The price is $3.5 today. It rose by 2.5 percent. So the answer is B.": (
@@ -54,8 +54,8 @@ def test_paragraphs_come_before_sentences() -> None:
 
 def test_too_many_steps_are_merged_evenly() -> None:
     text = "It is a. It is b. It is c. It is d. It is e."
-    assert split_steps(text, most=2) == ("It is a. It is b.", "It is c. It is d. It is e.")
-    assert split_steps(text, most=9) == split_steps(text) and len(split_steps(text, most=1)) == 1
+    assert joined_steps(split_steps(text), 2) == ("It is a. It is b.", "It is c. It is d. It is e.")
+    assert joined_steps(split_steps(text), 9) == split_steps(text) and len(joined_steps(split_steps(text), 1)) == 1
 
 
 @pytest.mark.parametrize("by", ("auto", "paragraphs", "sentences"))

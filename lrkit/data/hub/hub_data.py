@@ -304,7 +304,10 @@ class ReadRows:
 
     def sample(self, row: Row, number: int) -> Sample:
         """The sample of a row; its pictures stay in the data set where that is open. Raises as `RowReader.sample`."""
-        made = self.reader.sample(row, number)
-        if self._pictures is None:
-            return made
-        return replace(made, images=self._pictures.stored(made.images, self.reader.schema.prepare(row), number - 1))
+        row = self.reader.prepared(row)
+        made = self.reader.sample_of(row, number)
+        return (
+            made
+            if self._pictures is None
+            else replace(made, images=self._pictures.stored(made.images, row, number - 1))
+        )

@@ -6,7 +6,6 @@ so each reason is one short phrase, whatever the row holds.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from lrkit.contract.sample import Sample
 from lrkit.data.hub.schemas import SCHEMAS, Columns, Row, Schema
 from lrkit.data.hub.stored_pictures import PicturesByName, pictures_of
 from lrkit.data.jsonl_line import MAX_IMAGES, MAX_REASONS, text_problems
-from lrkit.data.step_split import SplitBy, merge_steps, split_steps
+from lrkit.data.step_split import SplitBy, joined_steps, split_steps
 from lrkit.errors import DataError, did_you_mean, one_line, shown
 from lrkit.pictures.input import ImageSource, kind_of
 
@@ -60,21 +59,36 @@ class RowReader:
         Raises:
             DataError: with the reasons why there is none.
         """
+        return self.sample_of(self.prepared(row), number)
+
+    def prepared(self, row: Row) -> Row:
+        """A row as the columns name it. Raises `DataError` where one is not there."""
         try:
-            row = self.schema.prepare(row)
+            return self.schema.prepare(row)
         except KeyError as error:
             raise DataError(f"has no {error.args[0]}; choose another of columns ({', '.join(SCHEMAS)})") from error
-        problems = list(islice(self._problems(row), MAX_REASONS))
+
+    def sample_of(self, row: Row, number: int) -> Sample:
+        """As `sample`, of a prepared row."""
+        columns, problems = self.columns, list(self._text_problems(row))
+        images, steps, choices, question, answer = list[ImageSource](), (), list[str](), "", ""
+        try:
+            images, steps, choices = self.images(row), self._steps(row), self._choices(row)
+            if isinstance(row.get(columns.question), str):
+                question = self._question(row, choices)
+                problems += _long(columns.question, question)
+            answer = self._answer(row, choices)
+            problems += text_problems(answer, columns.answer, missing=False)
+        except DataError as error:
+            problems.append(str(error))
         if problems:
-            raise DataError("; ".join(problems))
-        columns = self.columns
-        choices = self._choices(row)
+            raise DataError("; ".join(problems[:MAX_REASONS]))
         name = row.get(columns.id) if columns.id is not None else None
         return Sample(
-            images=tuple(self.images(row)),
-            question=self._question(row, choices),
-            steps=self._steps(row),
-            answer=self._answer(row, choices),
+            images=tuple(images),
+            question=question,
+            steps=steps,
+            answer=answer,
             choices=tuple(choices),
             id=f"row {number}" if name is None or not str(name).strip() else one_line(str(name), 200),
             info={"line": number, "file": self.label},
@@ -89,24 +103,11 @@ class RowReader:
             raise DataError(f"{', '.join(self.columns.pictures)} is null; give a picture, or set without_image: take")
         return found
 
-    def _problems(self, row: Row) -> Iterator[str]:
+    def _text_problems(self, row: Row) -> Iterator[str]:
         columns = self.columns
         yield from text_problems(row.get(columns.question), columns.question, missing=columns.question not in row)
         if columns.context is not None and row.get(columns.context):
             yield from text_problems(row[columns.context], columns.context, missing=False)
-        for part in (self.images, self._steps, self._choices):
-            try:
-                part(row)
-            except DataError as error:
-                yield str(error)
-                return
-        try:
-            choices = self._choices(row)
-            if isinstance(row.get(columns.question), str):
-                yield from _long(columns.question, self._question(row, choices))
-            yield from text_problems(self._answer(row, choices), columns.answer, missing=False)
-        except DataError as error:
-            yield str(error)
 
     def _question(self, row: Row, choices: list[str]) -> str:
         told = row.get(self.columns.context) if self.columns.context is not None else None
@@ -144,7 +145,7 @@ class RowReader:
                     raise DataError(problem)
                 found += [" ".join(step.split())] if isinstance(value, list) and step.strip() else []
                 found += [] if isinstance(value, list) else split_steps(step, self.by)
-        return tuple(found if self.most is None else (" ".join(group) for group in merge_steps(found, self.most)))
+        return joined_steps(found, self.most)
 
     def _answer(self, row: Row, choices: list[str]) -> str:
         name, as_letter = self.columns.answer, self.columns.answer_as == "letter"
