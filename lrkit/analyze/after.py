@@ -27,8 +27,9 @@ from lrkit.model.checkpoint import load_checkpoint
 from lrkit.resources import REASONER_FILE, resolve_checkpoint
 from lrkit.runtime.encode.processor import Processor
 from lrkit.train.curriculum import num_latents
-from lrkit.train.recipe import Recipe, Stage, load_recipe
+from lrkit.train.recipe import Recipe, load_recipe
 from lrkit.train.run_folder import STAGES_FOLDER
+from lrkit.train.stage import Stage
 
 Advance = Callable[[], None]
 

@@ -17,7 +17,8 @@ from lrkit.data.collate import TrainBatch
 from lrkit.data.sources import Source
 from lrkit.errors import DataError
 from lrkit.train.observer import Watched
-from lrkit.train.recipe import Recipe, Stage
+from lrkit.train.recipe import Recipe
+from lrkit.train.stage import Stage
 
 ANALYSIS_FOLDER = "analysis"
 _DRAWS = 10_500

@@ -39,7 +39,7 @@ class Labels(Protocol):
 
 
 class Plan(Protocol):
-    """What a source reads of a stage of a recipe (lrkit/train/recipe.py, where each field is explained)."""
+    """What a source reads of a stage of a recipe (lrkit/train/stage.py, where each field is explained)."""
 
     @property
     def name(self) -> str: ...

@@ -6,9 +6,8 @@ equal batches.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast, get_args
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar, Literal, cast, get_args
 
 import numpy as np
 from pydantic import Field
@@ -16,15 +15,13 @@ from pydantic import Field
 from lrkit import __version__
 from lrkit.contract.sample import Sample
 from lrkit.data.board import NUM_ROOMS, BoardKind, TrailSettings
+from lrkit.data.drawn import MANY, DrawnSource, heaviest, kind_of_set, readout_problems
 from lrkit.data.scans import Split
-from lrkit.data.sources import DataSource, KeyT, Plan, choose, task_problems
+from lrkit.data.sources import DataSource, Plan, choose, task_problems
 from lrkit.data.trail import HOPS, MAX_HOPS, RETOLD, VOCABULARY, Task, TrailStream, trail_set
 from lrkit.data.trail_talk import MAX_TURNS, Retold, sample_talk
-from lrkit.errors import UnknownNameError, did_you_mean
 from lrkit.runtime.encode.processor import Processor
 
-_MANY = 1000
-"""Pictures of a fixed set where no number is asked for."""
 _NUM_DRAWN = 4
 _LABELS = ("token_digits", "token_rooms")
 
@@ -51,11 +48,8 @@ class TrailData(DataSource):
 
     @classmethod
     def samples(cls, name: str, count: int | None, split: Split, seed: int) -> list[Sample]:
-        sets = cls.sets()
-        if name not in sets:
-            raise UnknownNameError(f"unknown sample set {name!r}; known: {', '.join(sets)}{did_you_mean(name, sets)}")
-        kind = cast(BoardKind, name.partition(":")[2])
-        return trail_set(kind, split, _MANY if count is None else count, seed)
+        kind = cast(BoardKind, kind_of_set(name, cls.sets()))
+        return trail_set(kind, split, MANY if count is None else count, seed)
 
     def open(self, seed: int, stages: Sequence[Plan]) -> "TrailSource":
         return TrailSource(self, seed)
@@ -78,7 +72,8 @@ class TrailData(DataSource):
         if any(not 1 <= length <= MAX_HOPS for length in stage.lengths):
             yield f"lengths {list(stage.lengths)} are not all possible; a trail has 1 to {MAX_HOPS} hops"
         yield from task_problems(stage, get_args(Task))
-        yield from _readout_problems(stage, stage.boards or self.boards)
+        rooms = max(NUM_ROOMS[kind] for kind in stage.boards or self.boards)
+        yield from readout_problems(stage, dict(zip(_LABELS, (10, rooms), strict=True)))
 
     def try_out(self, stages: Sequence[Plan], seed: int, processor: Processor | None) -> None:
         stream = TrailStream("train", seed, self.drawing)
@@ -91,7 +86,7 @@ class TrailData(DataSource):
                             processor.encode_speech(sample.steps, sample.answer)
 
 
-class TrailSource:
+class TrailSource(DrawnSource):
     """The embedded data set."""
 
     def __init__(self, data: TrailData, seed: int) -> None:
@@ -114,7 +109,7 @@ class TrailSource:
         return [self._stream.draw(1, kind=kind, task=task, hops=choose(weights, rng))[0] for _ in range(count)]
 
     def validation(self, stage: Plan, count: int) -> dict[int, list[Sample]]:
-        kind = _heaviest(stage.boards or self._data.boards)
+        kind = heaviest(stage.boards or self._data.boards)
         lengths = stage.lengths or HOPS[kind]
         drawing, turns = self._data.drawing, self._data.turns
         if turns > 1:
@@ -133,17 +128,8 @@ class TrailSource:
         return sample_talk(split, kind, hops, turns, rng, self._data.drawing, retold)
 
     def held_out(self, stage: Plan, count: int) -> list[Sample]:
-        kind, task = _heaviest(stage.boards or self._data.boards), _heaviest(_tasks(stage, "read"))
+        kind, task = heaviest(stage.boards or self._data.boards), heaviest(_tasks(stage, "read"))
         return TrailStream("val", 0, self._data.drawing).draw(count, kind=kind, task=task)
-
-    def num_samples(self, stage: Plan) -> int | None:
-        return None
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        pass
 
     def digest(self) -> str:
         # Drawn by code from the recipe's seed: the code's version and the drawing settings are the data.
@@ -151,27 +137,7 @@ class TrailSource:
         text = f"trail {__version__} {self._data.model_dump_json(exclude=left_out)}"
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def files(self) -> dict[str, str]:
-        return {}
-
-    def pictures(self) -> Iterator[Path]:
-        return iter(())
-
 
 def _tasks(stage: Plan, default: Task = "trail") -> dict[Task, float]:
     """What a stage draws, once `stage_problems` found nothing."""
     return {cast(Task, name): weight for name, weight in stage.tasks.items()} or {default: 1.0}
-
-
-def _readout_problems(stage: Plan, boards: Mapping[BoardKind, float]) -> Iterator[str]:
-    """What the pictures of trails are labelled with, and how many classes that takes."""
-    classes = dict(zip(_LABELS, (10, max(NUM_ROOMS[kind] for kind in boards)), strict=True))
-    for name, readout in stage.readouts.items():
-        if name not in classes:
-            yield f"readouts: samples have no label {name!r}; known: {', '.join(classes)}"
-        elif readout.classes < classes[name]:
-            yield f"readouts.{name}: has {readout.classes} classes for labels from 0 to {classes[name] - 1}; raise it"
-
-
-def _heaviest(weights: Mapping[KeyT, float]) -> KeyT:
-    return max(weights, key=lambda key: weights[key])

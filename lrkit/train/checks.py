@@ -26,8 +26,9 @@ from lrkit.pretrained import HUB_PREFIX, is_hub_id
 from lrkit.resources import REASONER_FILE, resolve_checkpoint
 from lrkit.runtime.checks.checkpoint_files import check_checkpoint
 from lrkit.runtime.encode.processor import Processor
-from lrkit.train.recipe import OwnGroup, Recipe, as_written, differences, load_recipe, overlay
+from lrkit.train.recipe import Recipe, as_written, differences, load_recipe, overlay
 from lrkit.train.run_folder import RECIPE_FILE, check_folder
+from lrkit.train.stage import OwnGroup
 
 T = TypeVar("T")
 

@@ -18,7 +18,8 @@ from lrkit.contract.settings import ThinkSettings
 from lrkit.data.collate import Pointing, TrainBatch, collate_training
 from lrkit.data.sources import Source
 from lrkit.runtime.encode.processor import Processor
-from lrkit.train.recipe import Recipe, Stage
+from lrkit.train.recipe import Recipe
+from lrkit.train.stage import Stage
 from lrkit.train.vision import VisionBatch, collate_vision
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lrkit.errors import clean
-from lrkit.train.recipe import Stage
+from lrkit.train.stage import Stage
 from lrkit.train.validate import Spoken, Validation
 
 _SECONDS_BETWEEN_LINES = 30.0

@@ -40,8 +40,9 @@ from lrkit.train.metrics import MetricsWriter
 from lrkit.train.observer import Watched, observer_of
 from lrkit.train.optim import build_optimizers, learning_rate, set_learning_rate
 from lrkit.train.origin import Origin
-from lrkit.train.recipe import FreshBackbone, OptimizerConfig, Recipe, Stage, overlay
+from lrkit.train.recipe import FreshBackbone, Recipe, overlay
 from lrkit.train.run_report import checkpoint_info, write_recipe, write_run
+from lrkit.train.stage import OptimizerConfig, Stage
 from lrkit.train.start import Start
 from lrkit.train.teacher import PointingTeacher
 from lrkit.train.training_state import (

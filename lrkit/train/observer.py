@@ -16,7 +16,8 @@ from lrkit.contract.sample import Sample
 from lrkit.data.collate import TrainBatch
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.registry import Registry
-from lrkit.train.recipe import Recipe, Stage
+from lrkit.train.recipe import Recipe
+from lrkit.train.stage import Stage
 
 
 @dataclass(frozen=True)

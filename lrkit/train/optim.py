@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lrkit.train.recipe import OptimizerConfig, OwnGroup
+from lrkit.train.stage import OptimizerConfig, OwnGroup
 
 # Rows that are looked up, and heads read as classes: Muon's orthogonal update would mix unrelated rows.
 _NOT_HIDDEN = ("embed", "lm_head", "readout", "latent")

@@ -20,7 +20,7 @@ from lrkit.model.precision import exact, wide
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.torch.prompt_batch import join_grids, join_pixels
-from lrkit.train.recipe import Readout
+from lrkit.train.stage import Readout
 
 
 @dataclass

@@ -29,8 +29,9 @@ from lrkit.train.fresh import fresh_backbone, fresh_processor
 from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.metrics import read_metrics
 from lrkit.train.optim import build_optimizers
-from lrkit.train.recipe import FreshBackbone, Readout, load_recipe
+from lrkit.train.recipe import FreshBackbone, load_recipe
 from lrkit.train.run import train
+from lrkit.train.stage import Readout
 from lrkit.train.start import load_start
 from lrkit.train.vision import VisionBatch, VisionObjective, collate_vision
 

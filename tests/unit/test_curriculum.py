@@ -15,7 +15,8 @@ from lrkit.errors import DataError
 from lrkit.train.curriculum import Curriculum, num_latents, num_updates, rehearsed
 from lrkit.train.fresh import fresh_processor
 from lrkit.train.optim import is_hidden_matrix, learning_rate
-from lrkit.train.recipe import OptimizerConfig, Recipe, Stage, load_recipe
+from lrkit.train.recipe import Recipe, load_recipe
+from lrkit.train.stage import OptimizerConfig, Stage
 
 pytest.importorskip("sklearn")
 

@@ -17,7 +17,7 @@ from lrkit.data.hub.hub_data import HubData
 from lrkit.data.sources import load_samples, scan_samples
 from lrkit.errors import ConfigError, DataError, LrkitError
 from lrkit.pictures.load import load_image
-from lrkit.train.recipe import Stage
+from lrkit.train.stage import Stage
 from tests import hub_files
 from tests.commands import lrkit
 from tests.hub_files import M3COT, WRITERS, encoded, m3cot, scienceqa, write_json, write_m3cot, write_parquet

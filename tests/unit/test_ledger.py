@@ -125,7 +125,7 @@ def test_equal_seeds_draw_equal_ledgers_and_training_hides_most_blanks() -> None
         ({"epochs": 1.0, "updates": None}, "give updates for ledgers"),
         (
             {"objective": "vision", "readouts": {"token_words": {"classes": 40, "tied": True}}},
-            "has 40 classes for 85 words",
+            "has 40 classes for labels from 0 to 84",
         ),
         (
             {"objective": "vision", "readouts": {"token_digits": {"classes": 10}}},

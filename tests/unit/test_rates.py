@@ -11,7 +11,8 @@ from lrkit.errors import ConfigError
 from lrkit.model.routing import RoutedLayer
 from lrkit.train.checks import check_start
 from lrkit.train.optim import build_optimizers, learning_rate, own_group, set_learning_rate
-from lrkit.train.recipe import OptimizerConfig, Recipe, load_recipe, overlay
+from lrkit.train.recipe import Recipe, load_recipe, overlay
+from lrkit.train.stage import OptimizerConfig
 
 WIDTH = 4
 

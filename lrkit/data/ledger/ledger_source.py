@@ -4,24 +4,20 @@ Place in the pipeline: sources.py's table -> `LedgerData` -> `LedgerSource` -> c
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 
 from lrkit import __version__
 from lrkit.contract.sample import Sample
+from lrkit.data.drawn import MANY, DrawnSource, heaviest, kind_of_set, readout_problems
 from lrkit.data.ledger.ledger_questions import LENGTHS
 from lrkit.data.ledger.ledger_samples import KINDS, TASKS, TOKEN_LABEL, LedgerKind, Task, ledger_set, sample_ledger
 from lrkit.data.ledger.ledger_words import LABELS
 from lrkit.data.scans import Split
 from lrkit.data.sources import DataSource, Plan, choose, task_problems
-from lrkit.errors import UnknownNameError, did_you_mean
 from lrkit.runtime.encode.processor import Processor
-
-_MANY = 1000
-"""Pictures of a fixed set where no number is asked for."""
 
 
 class LedgerData(DataSource):
@@ -39,11 +35,8 @@ class LedgerData(DataSource):
 
     @classmethod
     def samples(cls, name: str, count: int | None, split: Split, seed: int) -> list[Sample]:
-        sets = cls.sets()
-        if name not in sets:
-            raise UnknownNameError(f"unknown sample set {name!r}; known: {', '.join(sets)}{did_you_mean(name, sets)}")
-        kind = cast(LedgerKind, name.partition(":")[2])
-        return ledger_set(kind, split, _MANY if count is None else count, seed)
+        kind = cast(LedgerKind, kind_of_set(name, cls.sets()))
+        return ledger_set(kind, split, MANY if count is None else count, seed)
 
     def open(self, seed: int, stages: Sequence[Plan]) -> "LedgerSource":
         return LedgerSource()
@@ -59,11 +52,7 @@ class LedgerData(DataSource):
         if any(length not in LENGTHS for length in stage.lengths):
             yield f"lengths {list(stage.lengths)} are not all possible; a question about a ledger has 1 to 6 steps"
         yield from task_problems(stage, TASKS)
-        for name, readout in stage.readouts.items():
-            if name != TOKEN_LABEL:
-                yield f"readouts: samples have no label {name!r}; known: {TOKEN_LABEL}"
-            elif readout.classes < len(LABELS):
-                yield f"readouts.{name}: has {readout.classes} classes for {len(LABELS)} words; raise it"
+        yield from readout_problems(stage, {TOKEN_LABEL: len(LABELS)})
 
     def try_out(self, stages: Sequence[Plan], seed: int, processor: Processor | None) -> None:
         rng = np.random.default_rng(seed)
@@ -73,7 +62,7 @@ class LedgerData(DataSource):
                 processor.encode_speech(sample.steps, sample.answer)
 
 
-class LedgerSource:
+class LedgerSource(DrawnSource):
     """Ledgers without end."""
 
     def draw(self, stage: Plan, count: int, rng: np.random.Generator) -> list[Sample]:
@@ -85,38 +74,18 @@ class LedgerSource:
         return [sample_ledger("main", "train", task, same or choose(weights, rng), rng) for _ in range(count)]
 
     def validation(self, stage: Plan, count: int) -> dict[int, list[Sample]]:
-        task = _heaviest(stage)
+        task = heaviest(_tasks(stage))
         told: Task = "words" if task == "read" else task
         return {n: ledger_set("main", "val", count, 0, (n,), told) for n in sorted(set(stage.lengths or LENGTHS))}
 
     def held_out(self, stage: Plan, count: int) -> list[Sample]:
-        rng, task = np.random.default_rng(0), _heaviest(stage)
+        rng, task = np.random.default_rng(0), heaviest(_tasks(stage))
         return [sample_ledger("main", "val", task, LENGTHS[index % len(LENGTHS)], rng) for index in range(count)]
-
-    def num_samples(self, stage: Plan) -> int | None:
-        return None
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        pass
 
     def digest(self) -> str:
         return hashlib.sha256(f"ledger {__version__}".encode()).hexdigest()
-
-    def files(self) -> dict[str, str]:
-        return {}
-
-    def pictures(self) -> Iterator[Path]:
-        return iter(())
 
 
 def _tasks(stage: Plan) -> dict[Task, float]:
     """What a stage draws, once `stage_problems` found nothing."""
     return {cast(Task, name): weight for name, weight in stage.tasks.items()} or {"words": 1.0}
-
-
-def _heaviest(stage: Plan) -> Task:
-    tasks = _tasks(stage)
-    return max(tasks, key=lambda task: tasks[task])

@@ -16,7 +16,8 @@ from lrkit.data.sources import Source
 from lrkit.families.protocols import Geometry
 from lrkit.runtime.encode.processor import Processor
 from lrkit.train.curriculum import Curriculum, num_latents
-from lrkit.train.recipe import Recipe, Stage
+from lrkit.train.recipe import Recipe
+from lrkit.train.stage import Stage
 from lrkit.train.vision import VisionBatch
 
 DRAWN = 4

@@ -9,7 +9,7 @@ worked out a second time.
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -75,7 +75,6 @@ class PlannedModel:
     """Whether queries and keys have norms of their own."""
     tower: Tower
     family: str = ""
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def full(self) -> bool:
