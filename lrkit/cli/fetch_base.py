@@ -26,7 +26,7 @@ def fetch_base(
         Path | None, typer.Argument(metavar="OUT", help="The folder to write. [default: bases/NAME]")
     ] = None,
     tower: Annotated[
-        str, typer.Option("--tower", metavar="SIZE", help="small (2M weights) or medium (15M).")
+        str, typer.Option("--tower", metavar="SIZE", help="small (3M weights) or medium (18M).")
     ] = "small",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the tower's random weights.")] = 0,
     floats: Annotated[

@@ -26,6 +26,7 @@ from lrkit.pretrained import HUB_PREFIX, is_hub_id
 from lrkit.resources import REASONER_FILE, resolve_checkpoint
 from lrkit.runtime.checks.checkpoint_files import check_checkpoint
 from lrkit.runtime.encode.processor import Processor
+from lrkit.train.known_bases import BASES
 from lrkit.train.recipe import Recipe, as_written, differences, load_recipe, overlay
 from lrkit.train.run_folder import RECIPE_FILE, check_folder
 from lrkit.train.stage import OwnGroup
@@ -198,6 +199,8 @@ def init_folder(init: str) -> Path:
         return resolve_checkpoint(init)
     except CheckpointError as error:
         hint = f", or write init: {HUB_PREFIX}{init} to have it fetched" if is_hub_id(init) else ""
+        if (name := Path(init).name) in BASES:
+            hint = f", or make it: lrkit fetch-base {name}"
         raise CheckpointError(f"init: {error}{hint}") from error
 
 

@@ -101,6 +101,15 @@ def test_what_cannot_be_fetched_is_one_sentence(
     assert said in " ".join(told.split()) and not (tmp_path / "out").exists()
 
 
+def test_a_recipe_that_starts_from_a_base_says_what_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert lrkit("train", "ledger-tower", "--dry-run") == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "no such checkpoint" in told and told.endswith("or make it: lrkit fetch-base smollm2-135m")
+
+
 def test_a_damaged_file_and_one_of_another_model_are_refused(gguf_file: Path, base: KnownBase, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(gguf_file.read_bytes()[:5000])
