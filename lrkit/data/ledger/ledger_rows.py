@@ -11,7 +11,6 @@ import numpy as np
 from lrkit.data.ledger.ledger_words import GOODS, NAMES
 
 MAX_ROWS = 8
-LEAST_ROWS = 3
 
 
 @dataclass(frozen=True)
