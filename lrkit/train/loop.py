@@ -12,29 +12,26 @@ run bit for bit, because the state file holds everything that the next update de
 import copy
 import math
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from lrkit.contract.sample import Sample
 from lrkit.data.collate import Pointing, TrainBatch
 from lrkit.data.sources import Noting, Source
-from lrkit.errors import UserError, one_line
 from lrkit.model.checkpoint import save_checkpoint
 from lrkit.runtime.encode.kept_cuts import KeptCuts
 from lrkit.train.accelerator import make_accelerator, mean_over_processes, number_types
 from lrkit.train.ahead import Ahead
 from lrkit.train.curriculum import Curriculum, num_updates
 from lrkit.train.display import Display
-from lrkit.train.failures import Diverged, StateError, check_finite
+from lrkit.train.failures import Diverged
+from lrkit.train.keeper import Keeper, StageRun
 from lrkit.train.loading import Pace
 from lrkit.train.metrics import MetricsWriter
 from lrkit.train.observer import Watched, observer_of
@@ -42,40 +39,14 @@ from lrkit.train.optim import build_optimizers, learning_rate, set_learning_rate
 from lrkit.train.origin import Origin
 from lrkit.train.recipe import FreshBackbone, Recipe, overlay
 from lrkit.train.run_report import checkpoint_info, write_recipe, write_run
-from lrkit.train.stage import OptimizerConfig, Stage
+from lrkit.train.stage import Stage
 from lrkit.train.start import Start
+from lrkit.train.stop_signals import StopRequest, TrainingInterrupted
+from lrkit.train.sums import Sums
 from lrkit.train.teacher import PointingTeacher
-from lrkit.train.training_state import (
-    Place,
-    Saved,
-    StopRequest,
-    random_state,
-    restore,
-    save_state,
-    set_random_state,
-    trained_state,
-)
+from lrkit.train.training_state import Place, Saved
 from lrkit.train.validate import Validation, Validator
 from lrkit.train.vision import VisionBatch, VisionObjective
-
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """The run was asked to stop, and has saved its state."""
-
-
-@dataclass
-class StageRun:
-    """What lives as long as one stage."""
-
-    index: int
-    stage: Stage
-    total: int
-    """Budget in updates."""
-    model: nn.Module
-    """The objective as accelerate wraps it."""
-    optimizers: list[Optimizer]
-    config: OptimizerConfig
-    validator: Validator
 
 
 class Trainer:
@@ -101,7 +72,7 @@ class Trainer:
         self.display = display
         self.stop = stop
         self.place = Place()
-        self.meter: dict[str, Tensor] = {}
+        self.sums = Sums()
         settings = start.reasoner.settings
         start.processor.kept = KeptCuts(recipe.loader.cache_bytes) if recipe.loader.cache_bytes else None
         self.teacher = pointing = None
@@ -124,15 +95,26 @@ class Trainer:
             self._started -= saved.place.seconds
         # Dropout differs between processes; the weights, made before, do not.
         torch.manual_seed(self.recipe.seed + self.accelerator.process_index)
+        self.keeper = Keeper(
+            self.folder,
+            self.recipe,
+            self.origin,
+            self.place,
+            self.start.reasoner,
+            self.batches,
+            self.sums,
+            self._seconds,
+        )
         main = self.accelerator.is_main_process
         if saved is None:
             self.place.stage = self._trained_from(0)
-            self._save(None)
+            self.keeper.save(self.accelerator, None)
         if main:
             write_recipe(self.recipe, self.folder)
             write_run(self.folder, self.recipe, self.place)
         purge = None if saved is None else self.place.total_updates
         with MetricsWriter(self.folder if main else None, self.place.metrics_bytes, purge) as self.metrics:
+            self.keeper.metrics = self.metrics
             self._note([*notes, *filter(None, [self.metrics.note]), *self._left_out()])
             try:
                 for index in range(self.place.stage, len(self.recipe.stages)):
@@ -159,7 +141,7 @@ class Trainer:
     def _run_stage(self, index: int, saved: Saved | None) -> None:
         now = self._open_stage(index)
         if saved is not None:
-            self._go_on(now, saved)
+            self.keeper.go_on(self.accelerator, now, saved)
         self.display.start_stage(index, len(self.recipe.stages), now.stage, self.place.update, now.total)
         found: Validation | None = None
         now.model.train()
@@ -187,27 +169,15 @@ class Trainer:
         validator = Validator(
             stage, recipe.eval, self.source, self.curriculum, self.start.processor, self.accelerator.device
         )
-        self.meter = {}
+        self.sums.clear()
         total = num_updates(stage, self.source.num_samples(stage), per_update)
         return StageRun(index, stage, total, prepared[0], list(prepared[1:]), config, validator)
-
-    def _go_on(self, now: StageRun, saved: Saved) -> None:
-        restore(self._state_owner(now), now.optimizers, saved)
-        self.meter = {name: value.to(self.accelerator.device) for name, value in saved.meter.items()}
-        try:
-            own = saved.processes[self.accelerator.process_index]
-            self.batches.load_state(own["curriculum"])
-            set_random_state(own["random"])
-        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
-            raise StateError(
-                f"the saved draws and random states cannot be read ({one_line(error)}); start a new run"
-            ) from error
 
     def _stop_or_save(self, now: StageRun) -> None:
         stopping = self._agree(self.stop())
         if stopping or (self.place.update and self.place.update % self.recipe.save_every == 0):
-            self._check_finite(now)
-            self._save(now)
+            self.keeper.check_finite(self.accelerator, now)
+            self.keeper.save(self.accelerator, now)
         if stopping:
             raise TrainingInterrupted(
                 f"stopped in stage {now.stage.name} after {self.place.update} of {now.total} updates; the same command "
@@ -218,7 +188,7 @@ class Trainer:
         """One optimizer update, over `accumulate` batches, equal to one over a batch that holds them all."""
         accelerator = self.accelerator
         set_learning_rate(now.optimizers, learning_rate(now.config, self.place.update, now.total))
-        with self._saving(now):
+        with self.keeper.on_bad_data(accelerator, now):
             batches = [self._taught(self.batches.batch(now.index)) for _ in range(self.recipe.accumulate)]
         counts = self._mean_counts(now, batches)
         for batch in batches:
@@ -227,15 +197,15 @@ class Trainer:
                 accelerator.backward(loss.total)
                 if accelerator.sync_gradients and now.config.clip:
                     norm = accelerator.clip_grad_norm_(now.model.parameters(), now.config.clip)
-                    self._count(grad_norm=torch.as_tensor(norm), clipped=torch.tensor(1.0))
+                    self.sums.add(grad_norm=torch.as_tensor(norm), clipped=torch.tensor(1.0))
                 for optimizer in now.optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
-            self._count(loss=loss.total, batches=torch.tensor(1.0), right=loss.right_tokens, tokens=loss.num_tokens)
+            self.sums.add(loss=loss.total, batches=torch.tensor(1.0), right=loss.right_tokens, tokens=loss.num_tokens)
             if hasattr(loss, "distill"):
-                self._count(speech=loss.speech, distill=loss.distill)
+                self.sums.add(speech=loss.speech, distill=loss.distill)
                 if self.start.reasoner.settings.distill.pointing:
-                    self._count(pointing=loss.pointing)
+                    self.sums.add(pointing=loss.pointing)
         self.place.update += 1
         self.place.total_updates += 1
         self.display.advance(self.place.update)
@@ -255,7 +225,7 @@ class Trainer:
         """`done` updates of the stage; None: it is over."""
         watches = self.observer is not None and now.stage.objective == "reason"
         if watches and self.observer is not None and (done is None or self.observer.due(now.stage, done)):
-            with self._saving(now):
+            with self.keeper.on_bad_data(self.accelerator, now):
                 self.observer.look(now.stage, self.place.total_updates)
 
     def _mean_counts(self, now: StageRun, batches: Sequence[TrainBatch | VisionBatch]) -> Tensor:
@@ -264,32 +234,16 @@ class Trainer:
         counts = torch.stack([objective.loss_counts(batch) for batch in batches]).mean(0).to(self.accelerator.device)
         return mean_over_processes(self.accelerator, counts)
 
-    def _count(self, **values: Tensor) -> None:
-        """Adds to the sums of the current log line; nothing is read back from the device."""
-        for name, value in values.items():
-            value = value.detach().float()
-            self.meter[name] = self.meter[name] + value if name in self.meter else value
-
     def _log_if_due(self, now: StageRun) -> None:
         if self.place.update % self.recipe.log_every and self.place.update != now.total:
             return
-        sums = {name: float(mean_over_processes(self.accelerator, self.meter[name])) for name in sorted(self.meter)}
-        self.meter = {}
-        batches = sums["batches"]
-        values = {"loss": sums["loss"] / batches, "token_accuracy": sums["right"] / max(1.0, sums["tokens"])}
-        values |= {name: sums[name] / batches for name in ("speech", "distill", "pointing") if name in sums}
-        if "clipped" in sums:
-            values["grad_norm"] = sums["grad_norm"] / sums["clipped"]
+        values = self.sums.figures(self.accelerator)
         if not math.isfinite(values["loss"]):
             raise Diverged("the loss", now.stage.name, str(values["loss"]), self.place.update)
         values["lr"] = float(now.optimizers[0].param_groups[0]["lr"])
         self.display.figures(self.place.update, now.total, values)
         values |= self.pace.figures(self.accelerator.num_processes)
         self._write("train", {"stage": now.stage.name, **values, "seconds": self._seconds()})
-
-    def _check_finite(self, now: StageRun) -> None:
-        weights = trained_state(self.accelerator.unwrap_model(now.model))
-        check_finite(weights, now.stage.name, self.place.update)
 
     def _validate_if_due(self, now: StageRun) -> Validation | None:
         every = self.recipe.eval.every
@@ -298,8 +252,8 @@ class Trainer:
 
     def _validate(self, now: StageRun) -> Validation:
         reasoner = self.start.reasoner
-        self._check_finite(now)
-        with self.accelerator.autocast(), self._saving(now):
+        self.keeper.check_finite(self.accelerator, now)
+        with self.accelerator.autocast(), self.keeper.on_bad_data(self.accelerator, now):
             found = now.validator(self.accelerator.unwrap_model(now.model), reasoner, self.stop)
         if self._agree(found is None) or found is None:
             self.stop.asked = True
@@ -336,8 +290,9 @@ class Trainer:
         self._note(self._left_out())
         self.place.finished.append(finished)
         self.place.stage, self.place.update = self._trained_from(now.index + 1), 0
-        now.optimizers, self.meter = [], {}
-        self._save(now)
+        now.optimizers = []
+        self.sums.clear()
+        self.keeper.save(self.accelerator, now)
         if self.accelerator.is_main_process:
             write_run(self.folder, self.recipe, self.place)
         self.accelerator.wait_for_everyone()
@@ -347,38 +302,6 @@ class Trainer:
         stages = self.recipe.stages[: index + 1]
         if isinstance(self.recipe.init, FreshBackbone) and all(stage.latent_steps == 0 for stage in stages):
             self.start.reasoner.latent.refresh_norm(self.start.reasoner.backbone.embedding_rows())
-
-    def _state_owner(self, now: StageRun | None) -> nn.Module:
-        """Before a stage's first update only the reasoner has a history; after it, what the stage adds has one too."""
-        if now is None or not self.place.update:
-            return self.start.reasoner
-        return self.accelerator.unwrap_model(now.model)
-
-    @contextmanager
-    def _saving(self, now: StageRun) -> Generator[None]:
-        """A context in which data that cannot be read end the run, with its earlier state saved, so that nothing is
-        lost.
-
-        Not with several processes: all take part in saving, and the others have not stopped.
-        """
-        drawn = self.batches.state()
-        try:
-            yield
-        except (UserError, OSError):
-            if self.accelerator.num_processes == 1:
-                self.batches.load_state(drawn)
-                self._save(now)
-            raise
-
-    def _save(self, now: StageRun | None) -> None:
-        """Writes the state; without a stage, that of a run which begins."""
-        self.place.metrics_bytes = self.metrics.num_bytes() if now is not None else 0
-        self.place.seconds = self._seconds()
-        own = {"random": random_state(), "curriculum": self.batches.state()}
-        processes = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
-        if self.accelerator.is_main_process:
-            owner, optimizers = self._state_owner(now), now.optimizers if now is not None else []
-            save_state(self.folder, self.recipe, self.place, owner, optimizers, self.meter, processes, self.origin)
 
     def _agree(self, value: Any) -> Any:
         """The main process's value, in every process."""

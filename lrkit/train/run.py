@@ -25,7 +25,8 @@ from lrkit.train.recipe import Recipe
 from lrkit.train.run_folder import check_folder, held_folder
 from lrkit.train.run_report import write_recipe, write_run
 from lrkit.train.start import Start, load_start
-from lrkit.train.training_state import Saved, load_state, stop_on_signals
+from lrkit.train.stop_signals import stop_on_signals
+from lrkit.train.training_state import Saved, load_state
 
 
 def train(

@@ -1,17 +1,10 @@
-"""What `--resume` goes on from: one file with weights, optimizers, random states and the place in the curriculum.
-
-It also asks a run to stop: Ctrl-C and SIGTERM set a flag that the loop reads between two updates.
-"""
+"""What `--resume` goes on from: one file with weights, optimizers, random states and the place in the curriculum."""
 
 import math
 import random
-import signal
-import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -223,40 +216,3 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch_can_use():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-class StopRequest:
-    """Whether somebody asked the run to stop."""
-
-    def __init__(self, also: Callable[[], bool] | None = None) -> None:
-        self.asked = False
-        self._also = also
-
-    def __call__(self) -> bool:
-        self.asked = self.asked or (self._also is not None and self._also())
-        return self.asked
-
-
-@contextmanager
-def stop_on_signals(also: Callable[[], bool] | None = None) -> Generator[StopRequest]:
-    """A context in which the first SIGINT or SIGTERM (or a true `also`) makes the request. A second ends the
-    program."""
-    request = StopRequest(also)
-    before: dict[int, Any] = {}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        request.asked = True
-        _put_back(before)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, ask)
-    try:
-        yield request
-    finally:
-        _put_back(before)
-
-
-def _put_back(handlers: dict[int, Any]) -> None:
-    for number in list(handlers):
-        signal.signal(number, handlers.pop(number))

@@ -67,9 +67,9 @@ def test_dropout_and_bfloat16_draw_the_same_numbers_too(runs, tmp_path) -> None:
 @pytest.mark.long
 def test_resuming_a_watched_run_gives_the_same_rows(runs, tmp_path) -> None:
     from lrkit.errors import LrkitError
-    from lrkit.train.loop import TrainingInterrupted
     from lrkit.train.recipe import load_recipe
     from lrkit.train.run import train
+    from lrkit.train.stop_signals import TrainingInterrupted
 
     recipe = load_recipe(runs["watched"] / "recipe.yaml")
     asked = iter([False] * 4 + [True] * 100)

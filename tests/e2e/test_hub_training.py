@@ -9,10 +9,10 @@ import datasets
 import pytest
 
 from lrkit.errors import ConfigError, DataError
-from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.recipe import Recipe, load_recipe
 from lrkit.train.run import train
 from lrkit.train.run_folder import RECIPE_FILE
+from lrkit.train.stop_signals import TrainingInterrupted
 from tests.commands import lrkit
 from tests.hub_files import encoded, write_parquet
 from tests.runs import curve

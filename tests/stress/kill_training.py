@@ -24,9 +24,9 @@ from lrkit import folders
 from lrkit.data.trail import trail_set
 from lrkit.resources import find_recipe, resolve_checkpoint
 from lrkit.train import metrics
-from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.recipe import Recipe, load_recipe
 from lrkit.train.run import train
+from lrkit.train.stop_signals import TrainingInterrupted
 from tests.runs import curve
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)

@@ -26,13 +26,13 @@ from lrkit.resources import STATE_FILE
 from lrkit.train.accelerator import make_accelerator
 from lrkit.train.curriculum import Curriculum
 from lrkit.train.fresh import fresh_backbone, fresh_processor
-from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.metrics import read_metrics
 from lrkit.train.optim import build_optimizers
 from lrkit.train.recipe import FreshBackbone, load_recipe
 from lrkit.train.run import train
 from lrkit.train.stage import Readout
 from lrkit.train.start import load_start
+from lrkit.train.stop_signals import TrainingInterrupted
 from lrkit.train.vision import VisionBatch, VisionObjective, collate_vision
 
 pytest.importorskip("sklearn")

@@ -11,11 +11,11 @@ import torch
 from lrkit.errors import CheckpointError, FileError
 from lrkit.resources import RUN_FILE, STATE_FILE, find_recipe
 from lrkit.train.checks import find_problems
-from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.metrics import METRICS_FILE, TENSORBOARD_FOLDER, read_metrics
 from lrkit.train.recipe import Recipe, as_written, load_recipe
 from lrkit.train.run import train
 from lrkit.train.run_folder import STAGES_FOLDER
+from lrkit.train.stop_signals import TrainingInterrupted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

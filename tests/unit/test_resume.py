@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 from lrkit.errors import CheckpointError, ConfigError
 from lrkit.resources import STATE_FILE, find_recipe, resolve_checkpoint
-from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.recipe import Recipe, load_recipe
 from lrkit.train.run import train
+from lrkit.train.stop_signals import TrainingInterrupted
 from tests.runs import curve
 
 pytest.importorskip("sklearn")

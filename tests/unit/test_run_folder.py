@@ -16,11 +16,11 @@ from lrkit.folders import locked
 from lrkit.resources import RUN_FILE, STATE_FILE, list_checkpoints, resolve_checkpoint
 from lrkit.runtime.encode.processor import Processor
 from lrkit.train.ablate import Run, Sweep, run_one
-from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.metrics import METRICS_FILE, read_metrics
 from lrkit.train.recipe import Recipe, as_written, load_recipe
 from lrkit.train.run import train
 from lrkit.train.run_report import read_run
+from lrkit.train.stop_signals import TrainingInterrupted
 from tests.runs import curve
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,9 +13,9 @@ from PIL import Image
 from lrkit.errors import ConfigError, UserError
 from lrkit.resources import find_recipe, resolve_checkpoint
 from lrkit.train.checks import check_start, find_problems
-from lrkit.train.loop import TrainingInterrupted
 from lrkit.train.recipe import Recipe, load_recipe
 from lrkit.train.run import train
+from lrkit.train.stop_signals import TrainingInterrupted
 from tests.published import write_drawn_samples, write_published
 
 

@@ -1,0 +1,124 @@
+"""Keeps a run's state: when it is saved, what belongs into it, and how a stage goes on from it.
+
+the loop (lrkit/train/loop.py) -> `Keeper` -> state.pt (lrkit/train/training_state.py)
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from torch.optim import Optimizer
+
+from lrkit.errors import UserError, one_line
+from lrkit.train.ahead import Ahead
+from lrkit.train.failures import StateError, check_finite
+from lrkit.train.metrics import MetricsWriter
+from lrkit.train.origin import Origin
+from lrkit.train.recipe import Recipe
+from lrkit.train.stage import OptimizerConfig, Stage
+from lrkit.train.sums import Sums
+from lrkit.train.training_state import (
+    Place,
+    Saved,
+    random_state,
+    restore,
+    save_state,
+    set_random_state,
+    trained_state,
+)
+from lrkit.train.validate import Validator
+
+
+@dataclass
+class StageRun:
+    """What lives as long as one stage."""
+
+    index: int
+    stage: Stage
+    total: int
+    """Budget in updates."""
+    model: nn.Module
+    """The objective as accelerate wraps it."""
+    optimizers: list[Optimizer]
+    config: OptimizerConfig
+    validator: Validator
+
+
+@dataclass
+class Keeper:
+    """Saves the state of one run."""
+
+    folder: Path
+    recipe: Recipe
+    origin: Origin
+    place: Place
+    reasoner: nn.Module
+    batches: Ahead
+    sums: Sums
+    seconds: Callable[[], float]
+    """Time spent in the run so far."""
+    metrics: MetricsWriter | None = None
+    """None until the first state is written, which is the first file of a run."""
+
+    def save(self, accelerator: Accelerator, now: StageRun | None) -> None:
+        """Writes the state; without a stage, that of a run which begins. All processes take part.
+
+        Raises:
+            FileError: it cannot be written; the older one is as it was.
+        """
+        self.place.metrics_bytes = 0 if self.metrics is None else self.metrics.num_bytes()
+        self.place.seconds = self.seconds()
+        own = {"random": random_state(), "curriculum": self.batches.state()}
+        processes = gather_object([own]) if accelerator.num_processes > 1 else [own]
+        if accelerator.is_main_process:
+            owner, optimizers = self._owner(accelerator, now), now.optimizers if now is not None else []
+            sums = self.sums.values
+            save_state(self.folder, self.recipe, self.place, owner, optimizers, sums, processes, self.origin)
+
+    def go_on(self, accelerator: Accelerator, now: StageRun, saved: Saved) -> None:
+        """Puts a stage back to where it was saved.
+
+        Raises:
+            StateError: the state is that of another model, or cannot be read.
+        """
+        restore(self._owner(accelerator, now), now.optimizers, saved)
+        self.sums.load(saved.meter, accelerator.device)
+        try:
+            own = saved.processes[accelerator.process_index]
+            self.batches.load_state(own["curriculum"])
+            set_random_state(own["random"])
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
+            raise StateError(
+                f"the saved draws and random states cannot be read ({one_line(error)}); start a new run"
+            ) from error
+
+    @contextmanager
+    def on_bad_data(self, accelerator: Accelerator, now: StageRun) -> Generator[None]:
+        """A context in which data that cannot be read end the run, with its earlier state saved, so that nothing is
+        lost.
+
+        Not with several processes: all take part in saving, and the others have not stopped.
+        """
+        drawn = self.batches.state()
+        try:
+            yield
+        except (UserError, OSError):
+            if accelerator.num_processes == 1:
+                self.batches.load_state(drawn)
+                self.save(accelerator, now)
+            raise
+
+    def check_finite(self, accelerator: Accelerator, now: StageRun) -> None:
+        """Raises Diverged where a weight is NaN or infinite."""
+        weights = trained_state(accelerator.unwrap_model(now.model))
+        check_finite(weights, now.stage.name, self.place.update)
+
+    def _owner(self, accelerator: Accelerator, now: StageRun | None) -> nn.Module:
+        """Before a stage's first update only the reasoner has a history; after it, what the stage adds has one too."""
+        if now is None or not self.place.update:
+            return self.reasoner
+        return accelerator.unwrap_model(now.model)
