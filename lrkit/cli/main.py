@@ -3,7 +3,8 @@
 A verb is a function in the file of its name in `lrkit/cli/`; its docstring and the file's `EXAMPLES` are its help. The
 files import torch inside the function only, so that help is quick.
 
-Exit codes: 0 done, 2 an error that the message explains, 130 interrupted, 141 the reader of the output went away.
+Exit codes: 0 done, 2 an error that the message explains, 75 a training that a scheduler stopped, 130 interrupted, 141
+the reader of the output went away.
 """
 
 import ast
@@ -59,7 +60,11 @@ CLOSED_OUTPUT = 141
 
 
 class Interrupted(Exception):
-    """Ctrl-C, carrying the sentence that the verb left about how to go on."""
+    """Ctrl-C, carrying the sentence that the verb left about how to go on, and the exit code that it asks for."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Verb(TyperCommand):
@@ -119,7 +124,8 @@ def _told() -> Generator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise Interrupted(str(stop) or "interrupted; nothing more was written") from stop
+        said = str(stop) or "interrupted; nothing more was written"
+        raise Interrupted(said, getattr(stop, "exit_code", INTERRUPTED)) from stop
     except USAGE_ERROR as error:
         if not is_misuse(error):
             raise
@@ -164,11 +170,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             _run(given, debug)
         except SystemExit as left:
-            if own and left.code == INTERRUPTED:
+            if own and isinstance(left.__context__, Interrupted | KeyboardInterrupt):
                 # Python itself would end by the signal where it came while a string of code was run, and would wait
                 # for threads; all files are closed and all temporary ones gone by now.
                 discard_output()
-                os._exit(INTERRUPTED)
+                os._exit(left.code if isinstance(left.code, int) else INTERRUPTED)
             raise
 
 
@@ -180,7 +186,7 @@ def _run(given: Sequence[str], debug: bool) -> None:
             flush_output()  # a full disk is to be seen here, not while Python shuts down
     except (Interrupted, KeyboardInterrupt) as stop:
         _say(f"\n{stop}")
-        raise SystemExit(INTERRUPTED) from None
+        raise SystemExit(getattr(stop, "exit_code", INTERRUPTED)) from None
     except BrokenPipeError:
         discard_output()
         raise SystemExit(CLOSED_OUTPUT) from None

@@ -80,10 +80,12 @@ def train(
 ) -> None:
     """Train a reasoner, stage by stage, with a checkpoint after each.
 
-    Ctrl-C saves the run; --resume goes on with the same losses as if it had never stopped.
+    Ctrl-C saves the run; --resume goes on with the same losses as if it had never stopped. SIGTERM and SIGUSR1 of a
+    scheduler save it too, and the exit code is then 75: start the same command again, with --resume.
     """
     from lrkit.resources import find_recipe
     from lrkit.train.recipe import load_recipe
+    from lrkit.train.stop_signals import stop_on_signals
 
     _together(plan, datasheet, devices, assume, resume, dry_run)
     _writes(plan, output)
@@ -95,11 +97,12 @@ def train(
         return _plan_run(asked, datasheet, devices, assume, json_file)
     # The first thing that transformers and tensorboard would say is not about this run.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    _require_packages()
-    from lrkit.train import run
-    from lrkit.train.run_report import read_run
+    with stop_on_signals():  # what comes while torch is imported
+        _require_packages()
+        from lrkit.train import run
+        from lrkit.train.run_report import read_run
 
-    checkpoint = run.train(asked, folder, resume=resume)
+        checkpoint = run.train(asked, folder, resume=resume)
     if os.environ.get("RANK", "0") != "0":  # another process of the same run tells it
         return
     report = read_run(folder)

@@ -28,6 +28,7 @@ from lrkit.folders import locked
 from lrkit.provenance import collect
 from lrkit.runtime.sdk import Reasoner
 from lrkit.summary import summarize
+from lrkit.train.stop_signals import BY_HAND, TrainingInterrupted, stop_on_signals
 
 GO_ON = "the same command goes on from the last saved update"
 """`lrkit ablate` always resumes, so it has no option for it."""
@@ -156,7 +157,8 @@ def _results(
     results: dict[tuple[str, int], dict[str, Any]] = {}
     # Spawned, not forked: torch's thread pool does not survive a fork. One job runs in a process of its own too, so
     # that every run starts from the same state.
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+    context = multiprocessing.get_context("spawn")
+    with stop_on_signals(), ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
         waiting, begun = list(runs), dict[Future[dict[str, Any]], Run]()
         try:
             while waiting or begun:
@@ -170,7 +172,11 @@ def _results(
                     if on_result is not None:
                         on_result(run, results[run.variant, run.seed])
         except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt("stopped; the same command goes on with the runs that are left") from stop
+            for child in multiprocessing.active_children():  # a scheduler may have told this process alone
+                child.terminate()
+            raise TrainingInterrupted(
+                "stopped; the same command goes on with the runs that are left", getattr(stop, "exit_code", BY_HAND)
+            ) from stop
     return results
 
 

@@ -106,6 +106,7 @@ class Trainer:
             self._seconds,
         )
         main = self.accelerator.is_main_process
+        self.stop.waits = True
         if saved is None:
             self.place.stage = self._trained_from(0)
             self.keeper.save(self.accelerator, None)
@@ -174,15 +175,20 @@ class Trainer:
         return StageRun(index, stage, total, prepared[0], list(prepared[1:]), config, validator)
 
     def _stop_or_save(self, now: StageRun) -> None:
-        stopping = self._agree(self.stop())
+        stopping = self._stopping()
         if stopping or (self.place.update and self.place.update % self.recipe.save_every == 0):
             self.keeper.check_finite(self.accelerator, now)
             self.keeper.save(self.accelerator, now)
         if stopping:
             raise TrainingInterrupted(
                 f"stopped in stage {now.stage.name} after {self.place.update} of {now.total} updates; the same command "
-                "with --resume goes on from here"
+                "with --resume goes on from here",
+                self._agree(self.stop.exit_code),
             )
+
+    def _stopping(self) -> bool:
+        """Whether to stop, the same in every process: signals reach them one after the other."""
+        return self._agree(self.stop())
 
     def _update(self, now: StageRun) -> None:
         """One optimizer update, over `accumulate` batches, equal to one over a batch that holds them all."""
@@ -254,8 +260,8 @@ class Trainer:
         reasoner = self.start.reasoner
         self.keeper.check_finite(self.accelerator, now)
         with self.accelerator.autocast(), self.keeper.on_bad_data(self.accelerator, now):
-            found = now.validator(self.accelerator.unwrap_model(now.model), reasoner, self.stop)
-        if self._agree(found is None) or found is None:
+            found = now.validator(self.accelerator.unwrap_model(now.model), reasoner, self._stopping)
+        if found is None:
             self.stop.asked = True
             self._stop_or_save(now)
         assert found is not None

@@ -25,7 +25,7 @@ from lrkit.train.recipe import Recipe
 from lrkit.train.run_folder import check_folder, held_folder
 from lrkit.train.run_report import write_recipe, write_run
 from lrkit.train.start import Start, load_start
-from lrkit.train.stop_signals import stop_on_signals
+from lrkit.train.stop_signals import StopRequest, stop_on_signals
 from lrkit.train.training_state import Saved, load_state
 
 
@@ -47,8 +47,13 @@ def train(
     Raises:
         UserError: the recipe cannot be run; `folder` holds a run and `resume` is False, or something else than a run;
             another process trains in it; data or `init` are no longer those of the run; disk or memory are full.
-        TrainingInterrupted: Ctrl-C, SIGTERM or `stop`; the state is saved.
+        TrainingInterrupted: a signal (lrkit/train/stop_signals.py) or `stop`; the state is saved.
     """
+    with stop_on_signals(stop) as request:
+        return _train(recipe, folder, resume, quiet, request, go_on)
+
+
+def _train(recipe: Recipe, folder: Path, resume: bool, quiet: bool, request: StopRequest, go_on: str) -> Path:
     settings = check_start(recipe)
     check_folder(folder, resume)
     source = recipe.data.open(recipe.seed, recipe.stages)
@@ -71,7 +76,7 @@ def train(
         origin = _origin(source, start, accelerator)
         notes = compare(saved.origin, origin, folder) if main and saved is not None else []
         accelerator.wait_for_everyone()  # all have looked at the folder before one writes into it
-        with stop_on_signals(stop) as request, Display(quiet or not main) as display, told(go_on):
+        with Display(quiet or not main) as display, told(go_on):
             if (note := ignored_environment(recipe)) is not None:
                 display.say(note)
             trainer = Trainer(recipe, folder, accelerator, start, source, origin, display, request)

@@ -1,10 +1,11 @@
-"""Earlier spellings of what are verbs of their own now: a command line of then, as it is written today.
+"""Other spellings: a command line of then, or as other trainers write it, as it is written today.
 
 `lrkit export` and `lrkit profile` each held several jobs that an option chose. Scripts and reports hold such commands,
 so they go on working; the help and every message know today's spelling only.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from lrkit.errors import UserError
 from lrkit.resources import RANDOM
@@ -55,12 +56,20 @@ def modern(given: Sequence[str]) -> list[str]:
     Raises:
         UserError: it was wrong then too.
     """
+    if given and given[0] == "train":
+        return _resume_auto(given)
     if not given or given[0] not in _VERBS:
         return list(given)
     words = Words(given[1:])
     model = _random_model(given[0], words)
     verb, first, last = _VERBS[given[0]](words, bool(model))
     return [verb, *first, *model, *words.left, *last]
+
+
+def _resume_auto(given: Sequence[str]) -> list[str]:
+    """`--resume auto` of other trainers (go on, or start where there is nothing) is what --resume alone does."""
+    words = ["--resume" if word == "--resume=auto" else word for word in given]
+    return words[:1] + [word for before, word in pairwise(words) if (before, word) != ("--resume", "auto")]
 
 
 def _random_model(verb: str, words: Words) -> list[str]:
