@@ -1,10 +1,12 @@
 """Memory and time of a calibration at a model's real size, with random weights.
 
-    OMP_NUM_THREADS=2 python -m benchmarks.calibration_size qwen2-vl-2b --samples 128 [--json FILE]
+    OMP_NUM_THREADS=2 python -m benchmarks.calibration_size qwen2-vl-2b --numbers bfloat16 --samples 128 [--json FILE]
 
 Random weights round like any others, so that memory and time are those of a real model; what they lose is not. Samples
-are pictures of noise, of the shape's size. The report has the seconds of reading and of rounding apart, by round, and
-the peak of the process's memory. A calibration that was interrupted goes on where --folder holds what it has done.
+are pictures of noise, of the shape's size. The report has the seconds of reading and of rounding apart, by the clock
+and of CPU time, and the peak of the process's memory. `--numbers bfloat16` rounds the random weights to the type that
+such a model is published in. A calibration that was interrupted goes on where --folder holds what it has done; its
+report then has the last run's seconds alone.
 """
 
 import argparse
@@ -14,10 +16,12 @@ import shutil
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.training_step import cpu_name, versions
 from lrkit.contract.bundle.manifest import Limits
@@ -25,23 +29,25 @@ from lrkit.contract.sample import Sample
 from lrkit.errors import LrkitError
 from lrkit.export.calibration.calibrate import Calibrator
 from lrkit.export.calibration.gather import CalibrationSet
-from lrkit.export.shape import ShapeSubject
+from lrkit.export.shape import ShapeOrigin, ShapeSubject
 from lrkit.export.targets.target import Target, limits_of
 
 
-def measure(shape: str, samples: int, target: Target, folder: Path, seed: int = 0) -> dict[str, Any]:
-    """Calibrates the layers of a shape; `target` says how its program is rounded."""
+def measure(
+    shape: str, samples: int, target: Target, folder: Path, numbers: str = "float32", seed: int = 0
+) -> dict[str, Any]:  # fmt: skip
+    """Calibrates the layers of a shape; `target` says how its program is rounded, `numbers` what the weights are."""
     subject = ShapeSubject(shape, target)
     floats = Target(limits=target.limits, max_pixels=target.max_pixels)
-    origin = ShapeSubject(shape, floats).origins(False)["latent"]
+    origin = ShapeOrigin(subject.shape, subject.processor, floats)
     limits: Limits = limits_of(target, origin.settings.think.max_latent_steps, subject.processor.geometry)
     calibrator = Calibrator(target, CalibrationSet("noise", _noise(subject, samples, seed)), folder, shape)
-    done = _Timeline()
-    made = calibrator.made("latent", origin.reasoner, subject.processor, limits, done.note)
+    done, kind = _Timeline(), torch.bfloat16 if numbers == "bfloat16" else torch.float32
+    made = calibrator.made("latent", partial(origin.reasoner, kind=kind), subject.processor, limits, done.note)
     return {
         "shape": subject.shape.description, "samples": samples, "method": target.int4.method,
         "block": target.int4.block, "matrices": len(made.integers), **calibrator.report["latent"],
-        "seconds_by_work": done.seconds(), "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        **done.seconds(), "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "cpu": cpu_name(), "versions": versions(),
     }  # fmt: skip
 
@@ -56,25 +62,33 @@ def _noise(subject: ShapeSubject, count: int, seed: int) -> list[Sample]:
 
 
 class _Timeline:
-    """Adds up the seconds between two notes, by what went on."""
+    """Adds up the seconds between two notes, by what went on: of the clock, and of CPU time, which other work on the
+    machine does not lengthen."""
 
     def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
-        self.last = ("loading", time.perf_counter())
+        self.spent: dict[str, list[float]] = {}
+        self.last = ("loading", *_clocks())
 
     def note(self, what: str, done: int, total: int) -> None:
         """What goes on from now on."""
-        now = time.perf_counter()
-        kind, since = self.last
-        self.spent[kind] = self.spent.get(kind, 0.0) + now - since
+        now, cpu = _clocks()
+        kind, since, cpu_since = self.last
+        spent = self.spent.setdefault(kind, [0.0, 0.0])
+        spent[0] += now - since
+        spent[1] += cpu - cpu_since
         words = what.partition(": ")[2].split()
-        self.last = (words[0] if done < total or total == 0 else "between", now)
-        print(f"{now - since:8.1f} s  then {what} {done} of {total}", flush=True)
+        self.last = (words[0] if done < total or total == 0 else "between", now, cpu)
+        print(f"{now - since:8.1f} s  {cpu - cpu_since:8.1f} s of CPU  then {what} {done} of {total}", flush=True)
 
-    def seconds(self) -> dict[str, float]:
-        """By kind of work."""
+    def seconds(self) -> dict[str, dict[str, float]]:
+        """By clock and kind of work."""
         self.note("end: end", 0, 0)
-        return {kind: round(spent, 1) for kind, spent in self.spent.items()}
+        names = ("seconds_by_work", "cpu_seconds_by_work")
+        return {name: {kind: round(one[i], 1) for kind, one in self.spent.items()} for i, name in enumerate(names)}
+
+
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
 
 
 def main() -> None:
@@ -92,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
     limits = {"max_new_tokens": args.spoken}
     target = Target.model_validate({"precision": "int4", "int4": int4, "limits": limits})
     folder = args.folder or Path(tempfile.mkdtemp())
-    report = measure(args.shape, args.samples, target, folder)
+    report = measure(args.shape, args.samples, target, folder, args.numbers)
     if args.folder is None:
         shutil.rmtree(folder)
     args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +121,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--method", default="gptq", choices=["gptq", "awq"])
     parser.add_argument("--block", type=int, default=128, choices=[128, 64, 32])
     parser.add_argument("--spoken", type=int, default=8, help="tokens of an answer")
+    parser.add_argument("--numbers", default="float32", choices=["float32", "bfloat16"], help="what weights are")
     parser.add_argument("--folder", type=Path, help="where finished layers are kept")
     parser.add_argument("--json", type=Path, default=Path("calibration.json"))
     parser.add_argument("--smoke", action="store_true", help="four samples")

@@ -24,7 +24,8 @@ from lrkit.contract.sample import Sample
 from lrkit.contract.schemes import CALIBRATED, Method
 from lrkit.data.sources import load_samples
 from lrkit.errors import LrkitError, UserError
-from lrkit.export.calibration.gather import PHASES, CalibrationSet, Phase, Sums
+from lrkit.export.calibration.gather import CalibrationSet
+from lrkit.export.calibration.sums import PHASES, Phase, Sums
 from lrkit.export.phases.answers import Answered
 from lrkit.export.phases.comparing import answered, compare
 from lrkit.export.phases.quantization_page import render

@@ -120,21 +120,24 @@ class ShapeOrigin:
         down, up = (self.weights.read(f"{module}.{side}") for side in "AB")
         return LowRank(down, up * np.float32(lora.alpha / lora.rank))
 
-    def reasoner(self, keep: bool = False) -> LatentReasoner:
-        """What the program's weights stand for, on torch in float32, with what an adapter that is kept adds to them."""
+    def reasoner(self, keep: bool = False, kind: torch.dtype = torch.float32) -> LatentReasoner:
+        """What the program's weights stand for, on torch as numbers of a `kind`, with what an adapter that is kept adds
+        to them."""
         model = self._empty()
         names = [name for name, _ in model.named_parameters() if name != self.reader.head]
         tables = {f"{name}.weight" for name, one in model.named_modules() if isinstance(one, torch.nn.Embedding)}
-        held = {n: torch.from_numpy(self._held(n, looked_up=n in tables)) for n in names}
-        for name in names if keep else ():
-            if (added := self._added(name)) is not None:
-                held[name] += torch.from_numpy(added.up @ added.down)
+        held: dict[str, torch.Tensor] = {}
+        for name in names:
+            weight = torch.from_numpy(self._held(name, looked_up=name in tables))
+            if keep and (added := self._added(name)) is not None:
+                weight += torch.from_numpy(added.up @ added.down)
+            held[name] = weight.to(kind)
         model.load_state_dict(held, strict=False, assign=True)
         if self.shape.layout.tied and not self.target.scheme.integers:
             model.tie_weights()
         else:  # integers of the head are not those of the embedding, even where both stand for one matrix
             module, _, weight = self.reader.head.rpartition(".")
-            head = torch.nn.Parameter(torch.from_numpy(self._held(self.reader.head)))
+            head = torch.nn.Parameter(torch.from_numpy(self._held(self.reader.head)).to(kind))
             setattr(model.get_submodule(module), weight, head)
         reasoner = build_reasoner(backbone_loader(self.shape.family)(model.eval()), self.settings, self.latent_id)
         reasoner.latent.norm.fill_(float(self._extras()["latent.norm"]))

@@ -10,7 +10,8 @@ from lrkit.contract.sample import Sample
 from lrkit.contract.schemes import SCHEMES
 from lrkit.errors import ExportError
 from lrkit.export.calibration.calibrate import Calibrator
-from lrkit.export.calibration.gather import MOST_INPUTS, CalibrationSet, Sums, shares_of
+from lrkit.export.calibration.gather import CalibrationSet
+from lrkit.export.calibration.sums import MOST_INPUTS, Sums, shares_of
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.integers import dequantize_linear, matmul_nbits
 from lrkit.export.weights.quantizers.gptq import solve

@@ -11,7 +11,8 @@ from lrkit.contract.bundle.manifest import Limits
 from lrkit.contract.quantized import Quantized
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.trail import trail_set
-from lrkit.export.calibration.gather import PHASES, CalibrationSet
+from lrkit.export.calibration.gather import CalibrationSet
+from lrkit.export.calibration.sums import PHASES
 from lrkit.export.phases.answers import Answered, answers
 from lrkit.export.phases.comparing import compare
 from lrkit.export.phases.phase_errors import Errors, off

@@ -11,8 +11,9 @@ from lrkit.resources import random_shape
 
 if TYPE_CHECKING:
     from lrkit.export.calibration.calibrate import Calibrator
-    from lrkit.export.calibration.gather import CalibrationSet, Phase
+    from lrkit.export.calibration.gather import CalibrationSet
     from lrkit.export.calibration.sensitive import KeepSensitive
+    from lrkit.export.calibration.sums import Phase
     from lrkit.export.subject import Subject
     from lrkit.export.targets.target import Target
 
@@ -117,7 +118,7 @@ def _opened(name: str, count: int | None, mix: str | None) -> "CalibrationSet":
 
 
 def _mix(text: str | None) -> "dict[Phase, float]":
-    from lrkit.export.calibration.gather import PHASES
+    from lrkit.export.calibration.sums import PHASES
 
     if text is None:
         return dict.fromkeys(PHASES, 1.0)

@@ -11,7 +11,7 @@ Place in the pipeline: bundle.py calls `Calibrator.made` for a program, then bui
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,20 +19,24 @@ from typing import Any
 
 from lrkit.contract.bundle.manifest import Limits, Role
 from lrkit.errors import ExportError
-from lrkit.export.calibration.gather import PHASES, CalibrationSet, Phase, Sums, gather, shares_of
+from lrkit.export.calibration.fast_numbers import quicken
+from lrkit.export.calibration.gather import CalibrationSet, gather, guess_counts
 from lrkit.export.calibration.made import Made, Rounding, round_matrices, store, stored
 from lrkit.export.calibration.matrices import Matrices, Matrix
 from lrkit.export.calibration.sensitive import ranked
+from lrkit.export.calibration.sums import PHASES, Phase, Sums, Symmetric, shares_of
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.source import Source, read_source
 from lrkit.files import write_json
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.encode.processor import Processor
 
-MEMORY = 3 << 30
-"""Bytes of Hessians that are held at a time, where one layer has not more."""
+MEMORY: Mapping[str, int] = {"float32": 3 << 30, "bfloat16": 6 << 30}
+"""Bytes of Hessians that are held at a time, where one layer has not more, by what the model computes in: a model of a
+billion weights in bfloat16 has left so much more of them."""
 STATE_FILE = "calibration.json"
 COUNTS_FILE = "inputs.json"
+GUESS_FILE = "guess.json"
 Say = Callable[[str, int, int], None]
 """(what is going on, done, total)."""
 
@@ -47,7 +51,8 @@ class Calibrator:
     """Where finished layers are kept until the export is done."""
     subject: str
     """What is calibrated: changes with the checkpoint's files."""
-    memory: int = MEMORY
+    memory: int | None = None
+    """As `MEMORY` where it is None."""
     report: dict[str, Any] = field(default_factory=dict[str, Any])
     """By role, for bundle.json."""
 
@@ -71,39 +76,68 @@ class Calibrator:
         reasoner = load()
         source = read_source(reasoner, keep=True)  # `load` has merged an adapter, or leaves it apart
         matrices = Matrices(reasoner, source, self.target)
+        layers = matrices.all()
+        numbers = quicken(reasoner, (one.module.weight for layer in layers for one in layer if one.part == "layers"))
+        say(f"{role}: computing in {numbers}", 0, 0)
         phases = sum(self.given.mix[phase] > 0 for phase in PHASES) if self.given.samples else 1
-        groups = list(_groups(matrices.all(), self.memory, phases))
-        made = Made()
-        for number, group in enumerate(groups):
-            file = folder / f"{number}.safetensors"
-            found = stored(file)
-            if found is None:
-                what = f"{role}: calibrating {group[0].role} to {group[-1].role}"
-                # The first round tells how many inputs a phase has; all others then need one sum for all phases.
-                shares = shares_of(self.given.mix, _counts(folder)) if number else None
-                sums = gather(reasoner, processor, role, limits, self.given, group, partial(say, what), shares)
-                _check_enough(sums, self.given.name)
-                found = self._rounded(group, sums, source, lambda text: say(f"{role}: {text}", 0, 0))
-                if not number:
-                    write_json(folder / COUNTS_FILE, sums[group[0].role].count)
-                store(file, found)
-            for matrix in group:
+        memory = MEMORY.get(numbers, MEMORY["float32"]) if self.memory is None else self.memory
+        apart = phases == 1 or phases * sum(map(_bytes_of, layers)) <= memory
+        asked = (reasoner, processor, role, limits, self.given)
+        shares = None if apart else self._shares(folder, partial(guess_counts, *asked, layers[0][0]))
+        made, groups = Made(), list(groups_of(layers, memory))
+        for group in groups:
+            found = self._round(folder, role, group, partial(gather, *asked), shares, source, say)
+            for matrix in (one for layer in group.layers for one in layer):
                 matrices.hold(matrix, found.integers[matrix.role], found.factors)
             made.add(found)
         seconds = time.perf_counter() - started
         self.report[role] = {
             "set": self.given.name, "method": self.target.int4.method, "inputs": _counts(folder),
-            "mix": dict(self.given.mix), "rounds": len(groups), "seconds": round(seconds, 1),
+            "mix": dict(self.given.mix), "numbers": numbers, "rounds": len(groups), "seconds": round(seconds, 1),
             "off": ranked(made.off),
         }  # fmt: skip
         return made
 
+    def _shares(self, folder: Path, guess: Callable[[], dict[Phase, int]]) -> dict[Phase, float]:
+        """What an input of a phase counts, where all phases have one sum."""
+        file = folder / GUESS_FILE
+        if not file.is_file():
+            write_json(file, guess())
+        return shares_of(self.given.mix, _read_counts(file))
+
+    def _round(
+        self, folder: Path, role: Role, group: "Group", read: Callable[..., dict[str, Sums]],
+        shares: Mapping[Phase, float] | None, source: Source, say: Say,
+    ) -> Made:  # fmt: skip
+        """Integers of some layers, which are gathered together; each is kept once it is rounded."""
+        files = [folder / f"{group.first + i}.safetensors" for i in range(len(group.layers))]
+        done = [stored(file) for file in files]
+        if None in done:
+            matrices = [matrix for layer in group.layers for matrix in layer]
+            what = f"{role}: calibrating {matrices[0].role} to {matrices[-1].role}"
+            kept = folder / f"{group.first}.sums"
+            sums = read(matrices, partial(say, what), shares, kept)
+            _check_enough(sums, self.given.name)
+            if not (folder / COUNTS_FILE).is_file():
+                write_json(folder / COUNTS_FILE, sums[matrices[0].role].count)
+            for i, layer in enumerate(group.layers):
+                if (found := done[i]) is None:
+                    found = done[i] = self._rounded(layer, sums, source, lambda text: say(f"{role}: {text}", 0, 0))
+                    store(files[i], found)
+                for matrix in layer:
+                    del sums[matrix.role]
+            kept.unlink(missing_ok=True)
+        made = Made()
+        for one in done:
+            made.add(one or Made())
+        return made
+
     def _rounded(
-        self, group: Sequence[Matrix], sums: Mapping[str, Sums], source: Source, say: Callable[[str], None]
+        self, layer: Sequence[Matrix], sums: Mapping[str, Sums], source: Source, say: Callable[[str], None]
     ) -> Made:
         int4 = self.target.int4
         how = Rounding(self.target.scheme_for, int4.block, int4.method, source.dimensions.recipe)
-        return round_matrices(how, group, source.weight, lambda role: sums[role].calibration(self.given.mix), say)
+        return round_matrices(how, layer, source.weight, lambda role: sums[role].calibration(self.given.mix), say)
 
     def _opened(self, role: Role, limits: Limits) -> Path:
         """The folder of one program; emptied where it was of another calibration."""
@@ -141,23 +175,38 @@ def report_of(calibrator: Calibrator | None) -> dict[str, Any]:
 
 def _counts(folder: Path) -> dict[Phase, int]:
     """Inputs by phase of the first matrix, which the first round has written."""
-    held: dict[str, int] = json.loads((folder / COUNTS_FILE).read_text(encoding="utf-8"))
+    return _read_counts(folder / COUNTS_FILE)
+
+
+def _read_counts(file: Path) -> dict[Phase, int]:
+    held: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))
     return {phase: held.get(phase, 0) for phase in PHASES}
 
 
-def _groups(layers: Sequence[Sequence[Matrix]], memory: int, phases: int) -> Iterator[list[Matrix]]:
-    """Layers together, as far as their Hessians fit into `memory`: of each phase in the first group, then one of
-    all."""
-    group: list[Matrix] = []
-    held = 0
-    for layer in layers:
-        size = sum(4 * matrix.width**2 for matrix in layer)
-        if group and (held + size) * phases > memory:
+@dataclass
+class Group:
+    """Layers that are gathered together."""
+
+    first: int
+    """Number of the first."""
+    layers: list[list[Matrix]]
+
+
+def _bytes_of(layer: Iterable[Matrix]) -> int:
+    return sum(Symmetric.bytes_of(matrix.width) for matrix in layer)
+
+
+def groups_of(layers: Sequence[list[Matrix]], memory: int) -> Iterator[Group]:
+    """As many layers as have sums that fit into `memory`, at least one."""
+    group, held = Group(0, []), 0
+    for number, layer in enumerate(layers):
+        size = _bytes_of(layer)
+        if group.layers and held + size > memory:
             yield group
-            group, held, phases = [], 0, 1
-        group += layer
+            group, held = Group(number, []), 0
+        group.layers.append(layer)
         held += size
-    if group:
+    if group.layers:
         yield group
 
 

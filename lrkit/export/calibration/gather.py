@@ -2,36 +2,33 @@
 with all they replay and route, speech.
 
 Place in the pipeline: calibrate.py calls `gather` for some layers at a time.
-
-Legend: C columns of a matrix; B batch.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from pathlib import Path
+from time import monotonic
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from lrkit.contract.bundle.manifest import Limits, Role
 from lrkit.contract.generated import GenerationLimits, Mode
 from lrkit.contract.sample import Sample
 from lrkit.export.calibration.matrices import Matrix
-from lrkit.export.weights.quantizers.quantizer import Calibration
+from lrkit.export.calibration.sums import PHASES, Phase, Sums, keep_sums, kept_sums
 from lrkit.model.generate import generate
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.torch.prompt_batch import collate_prompts
 
-Phase = Literal["prompt", "latent", "speech"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
 WINDOW = 512
 """Tokens of a text that are read at once."""
-MOST_INPUTS = 512
-"""Inputs that a matrix notes of one reading, evenly spread: patches of a picture are many, and much alike."""
-_MIXED = "all"
+KEEP_SECONDS = 600.0
+"""After so long a reading its sums are written, where a file for them is given."""
+PILOT = 4
+"""Readings, evenly spread, by which it is guessed how many inputs a phase will have."""
 
 
 @dataclass(frozen=True)
@@ -46,49 +43,6 @@ class CalibrationSet:
     """Plain texts, which are read as prompts."""
     mix: Mapping[Phase, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 1.0))
     """How much each phase counts, whatever its number of tokens."""
-
-
-@dataclass
-class Sums:
-    """Of one matrix: the sum of x times x transposed (C, C) over its inputs x, by phase; or of all phases together,
-    where it is known beforehand how much an input of each counts."""
-
-    width: int
-    shares: Mapping[Phase, float] | None = None
-    """What one input of a phase counts."""
-    total: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    count: dict[Phase, int] = field(default_factory=dict[Phase, int])
-    """Inputs that were added."""
-
-    def add(self, phase: Phase, inputs: Tensor) -> None:
-        """Inputs (..., C) of one reading."""
-        rows = inputs.detach().reshape(-1, self.width)
-        rows = rows[:: -(-len(rows) // MOST_INPUTS)].float()
-        self.count[phase] = self.count.get(phase, 0) + len(rows)
-        share = 1.0 if self.shares is None else self.shares.get(phase, 0.0)
-        if share == 0:
-            return
-        key = phase if self.shares is None else _MIXED
-        if key not in self.total:
-            self.total[key] = torch.zeros(self.width, self.width)
-        self.total[key].addmm_(rows.T, rows, alpha=share)
-
-    def calibration(self, mix: Mapping[Phase, float]) -> Calibration:
-        """Means of the phases, weighed."""
-        hessian, weight = np.zeros((self.width, self.width), np.float32), 0.0
-        for phase, count in self.count.items():
-            if (part := mix.get(phase, 0.0)) > 0 and count:
-                weight += part
-                if self.shares is None:
-                    hessian += self.total[phase].numpy() * (part / count)
-        if _MIXED in self.total:
-            hessian += self.total[_MIXED].numpy()
-        return Calibration(hessian / max(weight, 1e-30), sum(self.count.values()))
-
-
-def shares_of(mix: Mapping[Phase, float], counts: Mapping[Phase, int]) -> dict[Phase, float]:
-    """What one input of a phase counts, where a phase has so many of them."""
-    return {phase: mix.get(phase, 0.0) / counts[phase] for phase in PHASES if counts.get(phase, 0)}
 
 
 class _Enough(Exception):
@@ -151,10 +105,11 @@ class Watched:
 def gather(
     reasoner: LatentReasoner, processor: Processor, role: Role, limits: Limits, given: CalibrationSet,
     matrices: Sequence[Matrix], progress: Callable[[int, int], None] = lambda done, total: None,
-    shares: Mapping[Phase, float] | None = None,
+    shares: Mapping[Phase, float] | None = None, file: Path | None = None,
 ) -> dict[str, Sums]:  # fmt: skip
     """Role of a matrix -> what it read while the reasoner answered all samples and read all texts; `shares` as in
-    `Sums`, which then hold one matrix in place of one for each phase.
+    `Sums`, which then hold one matrix in place of one for each phase. Goes on from the sums in `file`, where there are
+    some, and keeps those of a long reading there.
 
     Raises:
         DataError, CapacityError: a sample cannot be read.
@@ -162,16 +117,39 @@ def gather(
     watched = Watched(reasoner, matrices, shares)
     windows = [ids for text in given.texts for ids in _windows(processor, text)]
     total = len(given.samples) + len(windows)
+    begin = 0 if file is None else kept_sums(file, watched.sums)
+    written = monotonic()
     with watched.watching(), torch.inference_mode():
-        for done, sample in enumerate(given.samples):
-            _answer(watched, processor, sample, role, limits)
-            progress(done + 1, total)
-        watched.phase, watched.ends_early = "prompt", True
-        for done, ids in enumerate(windows, start=len(given.samples)):
-            with suppress(_Enough):
-                reasoner.backbone.model(input_ids=torch.tensor([ids]))
-            progress(done + 1, total)
+        for number in range(begin, total):
+            if number < len(given.samples):
+                _answer(watched, processor, given.samples[number], role, limits)
+            else:
+                _read_window(watched, windows[number - len(given.samples)])
+            progress(number + 1, total)
+            if file is not None and monotonic() - written > KEEP_SECONDS:
+                keep_sums(file, watched.sums, number + 1)
+                written = monotonic()
+    if file is not None and file.is_file():
+        keep_sums(file, watched.sums, total)
     return watched.sums
+
+
+def guess_counts(
+    reasoner: LatentReasoner, processor: Processor, role: Role, limits: Limits, given: CalibrationSet, matrix: Matrix
+) -> dict[Phase, int]:
+    """How many inputs of each phase a matrix will have, from the first of some readings."""
+    count = len(given.samples)
+    some = [given.samples[i * count // PILOT] for i in range(PILOT)] if count > PILOT else given.samples
+    none = dict.fromkeys(PHASES, 0.0)  # nothing is summed up
+    pilot = CalibrationSet(given.name, some)
+    found = gather(reasoner, processor, role, limits, pilot, [matrix], shares=none)[matrix.role].count
+    return {phase: round(found.get(phase, 1) * count / len(some)) for phase in PHASES}
+
+
+def _read_window(watched: Watched, ids: list[int]) -> None:
+    watched.phase, watched.ends_early = "prompt", True
+    with suppress(_Enough):
+        watched.backbone.model(input_ids=torch.tensor([ids]))
 
 
 def _answer(watched: Watched, processor: Processor, sample: Sample, role: Role, limits: Limits) -> None:

@@ -18,9 +18,10 @@ from torch import nn
 from lrkit.contract.bundle.manifest import Limits, Role
 from lrkit.contract.quantized import Quantized
 from lrkit.contract.schemes import Scheme
-from lrkit.export.calibration.gather import CalibrationSet, Phase, Sums, gather
+from lrkit.export.calibration.gather import CalibrationSet, gather
 from lrkit.export.calibration.made import Made, Rounding, round_matrices
 from lrkit.export.calibration.matrices import Matrices, Matrix
+from lrkit.export.calibration.sums import Phase, Sums
 from lrkit.export.targets.target import Target
 from lrkit.export.weights.quantizers.quantizer import Calibration, quantized_rows
 from lrkit.export.weights.rescaled import Factors

@@ -7,6 +7,10 @@ nothing is known gets the scales of the least error (searched.py).
 Scales are chosen before, each for the columns of its block in their own order. So columns may be rounded in any order,
 those with the largest inputs first, and a program needs no list of groups.
 
+H = R R^T with R upper triangular, so the squared error of the products is that of E R, where E is what the columns are
+off. Column k of E R holds the errors of the columns up to k. So column k is rounded such that it cancels those before
+it, and no inverse of H is needed.
+
 Legend: N rows (out), C columns (in). H (C, C) is `Calibration.hessian`.
 """
 
@@ -23,8 +27,8 @@ from lrkit.export.weights.quantizers.quantizer import Calibration
 from lrkit.export.weights.quantizers.rounded import RANGES
 from lrkit.export.weights.quantizers.searched import search
 
-LAZY = 128
-"""Columns whose errors are handed on to all later ones at once."""
+LAZY = 64
+"""Columns that take over the errors of all before them at once."""
 DAMPING = 0.01
 """Part of the mean of H's diagonal that is added to it."""
 
@@ -65,7 +69,7 @@ def solve(
         )
     held = search(weight, block, bits, offsets, np.diag(hessian).astype(np.float32))
     order = np.argsort(-np.diag(hessian), kind="stable") if by_size else np.arange(len(hessian))
-    upper = _upper(hessian[np.ix_(order, order)], damping, role)
+    upper = _upper(hessian, order, damping, role)
     integers = np.empty(weight.shape, np.int8)
     scales = torch.from_numpy(np.repeat(held.scales, block, axis=1)[:, order].T.copy())
     zeros = None if held.zeros is None else np.repeat(held.zeros, block, axis=1)[:, order].T.astype(np.float32)
@@ -75,34 +79,34 @@ def solve(
     return Quantized(integers.reshape(held.integers.shape), held.scales, bits, held.zeros)
 
 
-def _upper(hessian: np.ndarray, damping: float, role: str) -> Tensor:
-    """The upper Cholesky factor of H's inverse, float32 (C, C): row i says how the error of column i is shared."""
-    wide = torch.from_numpy(hessian).to(torch.float64)
+def _upper(hessian: np.ndarray, order: np.ndarray, damping: float, role: str) -> Tensor:
+    """R of H in this order, float32 (C, C), each column divided by its last number, that of the diagonal."""
+    back = order[::-1].copy()  # the lower factor of H from behind is R from behind
+    wide = torch.from_numpy(hessian[np.ix_(back, back)]).to(torch.float64)
     diagonal = wide.diagonal()
     diagonal += damping * diagonal.mean()
     diagonal[diagonal == 0] = 1.0  # nothing was ever multiplied with it
-    lower, wrong = torch.linalg.cholesky_ex(wide)
-    if not bool(wrong):
-        lower, wrong = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    if bool(wrong) or not bool(lower.isfinite().all()):
+    wrong = torch.empty((), dtype=torch.int32)
+    torch.linalg.cholesky_ex(wide, out=(wide, wrong))
+    if bool(wrong) or not bool(wide.isfinite().all()):
         raise ExportError(
             f"calibration of {role} gave a matrix that has no inverse, even damped; give more and other samples, or "
             "set int4.method=rtn"
         )
-    return lower.to(torch.float32)
+    wide /= wide.diagonal().clone()
+    return wide.to(torch.float32).flip(0, 1)
 
 
 def _by_column(columns: Tensor, upper: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
-    """Integers (C, N) of columns (C, N), which are changed."""
+    """Integers (C, N) of columns (C, N), which become what is off."""
     high, low = RANGES[bits]
     integers = torch.empty(columns.shape, dtype=torch.int8)
     for start in range(0, len(columns), LAZY):
         end = min(start + LAZY, len(columns))
-        errors = torch.empty_like(columns[start:end])
+        owed = upper[:start, start:end].T @ columns[:start]
         for i in range(start, end):
-            steps = (torch.round(columns[i] / scales[i]) + zeros[i]).clamp_(low, high)
-            integers[i] = steps.to(torch.int8)
-            error = errors[i - start] = (columns[i] - (steps - zeros[i]) * scales[i]) / upper[i, i]
-            columns[i:end].addr_(upper[i, i:end], error, alpha=-1)
-        columns[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
+            steps = torch.add(columns[i], owed[i - start]).div_(scales[i]).round_().add_(zeros[i]).clamp_(low, high)
+            integers[i] = steps
+            columns[i].addcmul_(steps.sub_(zeros[i]), scales[i], value=-1)
+            owed[i + 1 - start :].addr_(upper[i, i + 1 : end], columns[i])
     return integers

@@ -58,32 +58,48 @@ def best_grid(
     blocks: np.ndarray, importance: np.ndarray, bits: int, offsets: bool
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """(scales, zeros), each (...,), of blocks (..., block): the grid with the smallest weighted squared error."""
-    first, zero = grid(blocks, bits, offsets)
-    best = np.full(first.shape, np.inf, np.float32)
-    chosen, offset = first.copy(), zero.copy()
+    chosen, offset = grid(blocks, bits, offsets)
+    ends = np.stack([blocks.min(-1), blocks.max(-1)], -1)  # a grid knows no more of a block
+    best = np.full(chosen.shape, np.inf, np.float32)
     for shrink in SHRINK:
-        scale, zero = grid(blocks * shrink, bits, offsets)
-        for solved in (False, True):
-            if solved:
-                scale = _solved(blocks, importance, scale, zero, bits)
-            held = scale[..., None] * (_rounded(blocks, scale[..., None], zero[..., None], bits) - zero[..., None])
-            lost = (importance * (blocks - held) ** 2).sum(-1)
+        scale, zero = grid(ends * shrink, bits, offsets)
+        steps = _steps(blocks, scale, zero, bits)
+        for tried in (scale, _solved(blocks, importance, scale, steps)):
+            steps = steps if tried is scale else _steps(blocks, tried, zero, bits)
+            lost = _lost(blocks, importance, tried, steps)
             better = lost < best
             best = np.where(better, lost, best)
-            chosen, offset = np.where(better, scale, chosen), np.where(better, zero, offset)
+            chosen, offset = np.where(better, tried, chosen), np.where(better, zero, offset)
     return chosen.astype(np.float32), offset.astype(np.float32)
 
 
 def _rounded(blocks: np.ndarray, scale: np.ndarray, zero: np.ndarray | np.float32, bits: int) -> np.ndarray:
     high, low = RANGES[bits]
-    return np.clip(np.rint(blocks / scale) + zero, low, high)
+    steps = blocks / scale
+    np.rint(steps, out=steps)
+    steps += zero
+    return np.clip(steps, low, high, out=steps)
 
 
-def _solved(
-    blocks: np.ndarray, importance: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int
-) -> np.ndarray:  # fmt: skip
-    """The scale with the least error of the integers that `scale` gives, which stay."""
-    steps = _rounded(blocks, scale[..., None], zero[..., None], bits) - zero[..., None]
-    length = (importance * steps * steps).sum(-1)
-    best = (importance * steps * blocks).sum(-1) / np.maximum(length, _TINY)
+def _steps(blocks: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int) -> np.ndarray:
+    """How many scales a rounded weight is from zero."""
+    steps = _rounded(blocks, scale[..., None], zero[..., None], bits)
+    steps -= zero[..., None]
+    return steps
+
+
+def _lost(blocks: np.ndarray, importance: np.ndarray, scale: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    off = scale[..., None] * steps
+    np.subtract(blocks, off, out=off)
+    off *= off
+    off *= importance
+    return off.sum(-1)
+
+
+def _solved(blocks: np.ndarray, importance: np.ndarray, scale: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """The scale with the least error of the integers `steps`, which stay."""
+    weighed = importance * steps
+    length = np.maximum((weighed * steps).sum(-1), _TINY)
+    weighed *= blocks
+    best = weighed.sum(-1) / length
     return np.where(best > 0, best, scale).astype(np.float32)
