@@ -21,7 +21,8 @@ LEAST_WEIGHTS = 1_000_000_000
 
 def multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for it."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    asked: Any = torch.cpu  # no public name tells it
+    return bool(asked._is_avx512_bf16_supported() or asked._is_amx_tile_supported())
 
 
 def quicken(reasoner: LatentReasoner, matrices: Iterable[Tensor]) -> str:
