@@ -106,6 +106,7 @@ _EXTRA_OF = {
     "datasets": "data",
     "pyarrow": "data",
     "gguf": "smollm2",
+    "wandb": "wandb",
 }  # fmt: skip
 """Package -> the optional part that brings it."""
 _BASE_PACKAGES = {"onnxruntime": "onnxruntime", "tokenizers": "tokenizers", "PIL": "pillow", "numpy": "numpy"}

@@ -6,12 +6,13 @@ a process killed at any moment leaves the old folder or the new one. `locked` ke
 
 import ctypes
 import os
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from errno import EACCES, EAGAIN, EINVAL, ENOLCK, ENOSYS, ENOTSUP, EWOULDBLOCK
 from pathlib import Path
 
-from lrkit.errors import FileError, LrkitError, UserError, is_write_failure, os_sentence
+from lrkit.errors import FileError, LrkitError, UserError, clean, is_write_failure, os_sentence
 from lrkit.files import glob_escape, remove, staging_path, sync
 
 _OLD = ".old-"
@@ -48,8 +49,9 @@ def staged_folder(target: Path, replace: bool = False) -> Generator[Path]:
 
 
 @contextmanager
-def locked(folder: Path, what: str, inside: bool = False) -> Generator[None]:
+def locked(folder: Path, what: str, inside: bool = False) -> Generator[bool]:
     """Holds the lock of a folder, which need not be there yet. The lock is the system's: it ends with the process.
+    Gives whether it keeps others out: some network disks know no locks.
 
     `what` completes "another process ... it": "trains in", "exports into". The lock's file is beside the folder, or
     with `inside` in it, which must then be there.
@@ -62,50 +64,64 @@ def locked(folder: Path, what: str, inside: bool = False) -> Generator[None]:
     file = folder / ".lock" if inside else folder.with_name(f".{folder.name[:100]}.lock")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        held = _acquire(file)
+        held, certain = _acquire(file)
     except (OSError, ValueError) as error:
         raise FileError(os_sentence(error, file)) from error
     if held is None:
-        raise UserError(f"{folder}: another process {what} it; wait until it is done, or give another folder")
+        raise UserError(
+            f"{folder}: another process {what} it; wait until it is done{_owner(file)}, or give another folder"
+        )
     try:
-        yield
+        with suppress(OSError):  # a full disk; the lock holds all the same
+            os.write(held, f"{os.getpid()} {socket.gethostname()}\n".encode())
+        yield certain
     finally:
         with suppress(OSError):  # whoever opened it meanwhile sees that the name is another file's, and tries again
             file.unlink()
         os.close(held)
 
 
-def _acquire(file: Path) -> int | None:
-    """The open lock file, or None where somebody holds it."""
+def _owner(file: Path) -> str:
+    """Who holds a lock, where its file says it."""
+    with suppress(OSError, ValueError):
+        pid, host = file.read_text(encoding="utf-8")[:300].split()
+        return f" (process {int(pid)} on {clean(host)})"
+    return ""
+
+
+def _acquire(file: Path) -> tuple[int | None, bool]:
+    """The open lock file, or None where somebody holds it; and whether the disk knows locks."""
     while True:
         opened = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(opened)
+            certain = _lock(opened)
         except OSError as error:
             os.close(opened)
             if error.errno in (EWOULDBLOCK, EAGAIN, EACCES):
-                return None
+                return None, True
             raise
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(opened), os.stat(file)):
-                return opened
+                os.ftruncate(opened, 0)
+                return opened, certain
         os.close(opened)
 
 
-def _lock(opened: int) -> None:
+def _lock(opened: int) -> bool:
     try:
         import fcntl
     except ImportError:  # Windows
         import msvcrt
 
         msvcrt.locking(opened, msvcrt.LK_NBLCK, 1)  # pyright: ignore
-        return
+        return True
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        # Some network file systems know no locks: there two processes must be kept apart by hand.
         if error.errno not in (ENOSYS, ENOTSUP, ENOLCK):
             raise
+        return False
+    return True
 
 
 def _sync_all(folder: Path) -> None:

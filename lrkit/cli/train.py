@@ -85,7 +85,6 @@ def train(
     """
     from lrkit.resources import find_recipe
     from lrkit.train.recipe import load_recipe
-    from lrkit.train.stop_signals import stop_on_signals
 
     _together(plan, datasheet, devices, assume, resume, dry_run)
     _writes(plan, output)
@@ -95,21 +94,29 @@ def train(
         return _dry_run(asked, folder, resume, json_file)
     if plan:
         return _plan_run(asked, datasheet, devices, assume, json_file)
-    # The first thing that transformers and tensorboard would say is not about this run.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with stop_on_signals():  # what comes while torch is imported
-        _require_packages()
-        from lrkit.train import run
-        from lrkit.train.run_report import read_run
-
-        checkpoint = run.train(asked, folder, resume=resume)
+    checkpoint = _trained(asked, folder, resume)
     if os.environ.get("RANK", "0") != "0":  # another process of the same run tells it
         return
+    from lrkit.train.run_report import read_run
+
     report = read_run(folder)
     console = beside_json(json_file)
     console.print(_result(report))
     console.print(f"checkpoint: {checkpoint}")
     write_json(json_file, report)
+
+
+def _trained(recipe: "Recipe", folder: Path, resume: bool) -> Path:
+    """The last checkpoint; signals are heard while torch is imported too."""
+    from lrkit.train.stop_signals import stop_on_signals
+
+    # The first thing that transformers and tensorboard would say is not about this run.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with stop_on_signals():
+        _require_packages()
+        from lrkit.train.run import train as run
+
+        return run(recipe, folder, resume=resume)
 
 
 def _together(

@@ -19,6 +19,8 @@ from lrkit.train.failures import StateError, check_finite
 from lrkit.train.metrics import MetricsWriter
 from lrkit.train.origin import Origin
 from lrkit.train.recipe import Recipe
+from lrkit.train.retention import prune
+from lrkit.train.run_report import write_run
 from lrkit.train.stage import OptimizerConfig, Stage
 from lrkit.train.sums import Sums
 from lrkit.train.training_state import (
@@ -78,6 +80,14 @@ class Keeper:
             owner, optimizers = self._owner(accelerator, now), now.optimizers if now is not None else []
             sums = self.sums.values
             save_state(self.folder, self.recipe, self.place, owner, optimizers, sums, processes, self.origin)
+            # Not what stages left: run.json may name it until `tidy`.
+            prune(self.folder, self.place.finished, self.place.best, None)
+
+    def tidy(self, accelerator: Accelerator) -> None:
+        """run.json as the state says, and then nothing that it does not name."""
+        if accelerator.is_main_process:
+            write_run(self.folder, self.recipe, self.place)
+            prune(self.folder, self.place.finished, self.place.best, self.recipe.keep_last)
 
     def go_on(self, accelerator: Accelerator, now: StageRun, saved: Saved) -> None:
         """Puts a stage back to where it was saved.

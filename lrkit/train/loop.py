@@ -11,6 +11,7 @@ run bit for bit, because the state file holds everything that the next update de
 
 import copy
 import math
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,19 +32,22 @@ from lrkit.train.ahead import Ahead
 from lrkit.train.curriculum import Curriculum, num_updates
 from lrkit.train.display import Display
 from lrkit.train.failures import Diverged
+from lrkit.train.heartbeat import Heartbeat, State
 from lrkit.train.keeper import Keeper, StageRun
 from lrkit.train.loading import Pace
 from lrkit.train.metrics import MetricsWriter
 from lrkit.train.observer import Watched, observer_of
 from lrkit.train.optim import build_optimizers, learning_rate, set_learning_rate
 from lrkit.train.origin import Origin
-from lrkit.train.recipe import FreshBackbone, Recipe, overlay
-from lrkit.train.run_report import checkpoint_info, write_recipe, write_run
+from lrkit.train.recipe import FreshBackbone, Recipe, as_written, overlay
+from lrkit.train.retention import best_name, ranked
+from lrkit.train.run_report import checkpoint_info, write_recipe
 from lrkit.train.stage import Stage
 from lrkit.train.start import Start
 from lrkit.train.stop_signals import StopRequest, TrainingInterrupted
 from lrkit.train.sums import Sums
 from lrkit.train.teacher import PointingTeacher
+from lrkit.train.trackers import Tracker, open_trackers
 from lrkit.train.training_state import Place, Saved
 from lrkit.train.validate import Validation, Validator
 from lrkit.train.vision import VisionBatch, VisionObjective
@@ -107,15 +111,23 @@ class Trainer:
         )
         main = self.accelerator.is_main_process
         self.stop.waits = True
+        if self.recipe.trackers and not self.place.tracked_as:
+            self.place.tracked_as = secrets.token_hex(4)
         if saved is None:
             self.place.stage = self._trained_from(0)
             self.keeper.save(self.accelerator, None)
         if main:
             write_recipe(self.recipe, self.folder)
-            write_run(self.folder, self.recipe, self.place)
+        self.keeper.tidy(self.accelerator)
         purge = None if saved is None else self.place.total_updates
-        with MetricsWriter(self.folder if main else None, self.place.metrics_bytes, purge) as self.metrics:
+        written = self.folder if main else None
+        with (
+            MetricsWriter(written, self.place.metrics_bytes, purge) as self.metrics,
+            Heartbeat(written) as self.heart,
+        ):
             self.keeper.metrics = self.metrics
+            if main:
+                self.metrics.trackers = self._trackers()
             self._note([*notes, *filter(None, [self.metrics.note]), *self._left_out()])
             try:
                 for index in range(self.place.stage, len(self.recipe.stages)):
@@ -124,6 +136,10 @@ class Trainer:
             finally:
                 self.batches.stop()
         return self.folder / self.place.finished[-1]["checkpoint"]
+
+    def _trackers(self) -> list[Tracker]:
+        recipe = self.recipe
+        return open_trackers(recipe.trackers, self.folder, recipe.name, self.place.tracked_as, as_written(recipe))
 
     def _trained_from(self, index: int) -> int:
         """The first stage from `index` on that trains anything; the number of stages where none does."""
@@ -151,6 +167,8 @@ class Trainer:
             found = self._validate_if_due(now)
             if found is not None and _enough(now.stage, found):
                 break
+            if found is not None:
+                self._keep_if_best(now, found)
             self._observe(now, self.place.update)
             with self.pace.update():
                 self._update(now)
@@ -175,7 +193,7 @@ class Trainer:
         return StageRun(index, stage, total, prepared[0], list(prepared[1:]), config, validator)
 
     def _stop_or_save(self, now: StageRun) -> None:
-        stopping = self._stopping()
+        stopping = self._stopping(now, "training")
         if stopping or (self.place.update and self.place.update % self.recipe.save_every == 0):
             self.keeper.check_finite(self.accelerator, now)
             self.keeper.save(self.accelerator, now)
@@ -186,8 +204,9 @@ class Trainer:
                 self._agree(self.stop.exit_code),
             )
 
-    def _stopping(self) -> bool:
+    def _stopping(self, now: StageRun, state: State) -> bool:
         """Whether to stop, the same in every process: signals reach them one after the other."""
+        self._beat(now, state)
         return self._agree(self.stop())
 
     def _update(self, now: StageRun) -> None:
@@ -260,7 +279,8 @@ class Trainer:
         reasoner = self.start.reasoner
         self.keeper.check_finite(self.accelerator, now)
         with self.accelerator.autocast(), self.keeper.on_bad_data(self.accelerator, now):
-            found = now.validator(self.accelerator.unwrap_model(now.model), reasoner, self._stopping)
+            model = self.accelerator.unwrap_model(now.model)
+            found = now.validator(model, reasoner, lambda: self._stopping(now, "validating"))
         if found is None:
             self.stop.asked = True
             self._stop_or_save(now)
@@ -279,8 +299,33 @@ class Trainer:
         # It holds on to what it prepared; a new one lets the stage's optimizers go.
         self.accelerator = make_accelerator(self.recipe)
         self._refresh_latent_norm(now.index)
-        name = f"stages/{now.index:02d}-{now.stage.name}"
-        finished = {
+        finished = self._write_checkpoint(now, found, f"stages/{now.index:02d}-{now.stage.name}")
+        if self.recipe.keep_best and found.accuracy:
+            best = [*self.place.best, _rated(finished["checkpoint"], self.place.update, found)]
+            finished["best"] = ranked(best, self.recipe.keep_best)
+        self.display.samples(found.answers[: self.recipe.eval.show])
+        self._note(self._left_out())
+        self.place.finished.append(finished)
+        self.place.stage, self.place.update = self._trained_from(now.index + 1), 0
+        self.place.best = []
+        now.optimizers = []
+        self.sums.clear()
+        self.keeper.save(self.accelerator, now)
+        self.keeper.tidy(self.accelerator)
+        self.accelerator.wait_for_everyone()
+
+    def _keep_if_best(self, now: StageRun, found: Validation) -> None:
+        """A checkpoint within the stage, where the recipe asks for the best ones and this is one of them so far."""
+        entry = _rated(best_name(now.index, now.stage.name, self.place.update), self.place.update, found)
+        best = ranked([*self.place.best, entry], self.recipe.keep_best)
+        if found.accuracy and entry in best:
+            self._write_checkpoint(now, found, entry["checkpoint"])
+            self.place.best = best
+
+    def _write_checkpoint(self, now: StageRun, found: Validation, name: str) -> dict[str, Any]:
+        """Writes the reasoner as it is; what run.json says of it."""
+        self._beat(now, "saving")
+        said = {
             "name": now.stage.name,
             "checkpoint": name,
             "updates": self.place.update,
@@ -290,18 +335,12 @@ class Trainer:
         if self.accelerator.is_main_process:
             digest, seconds = self.source.digest(), self._seconds()
             numbers = number_types(self.accelerator, self.start.reasoner)
-            info = checkpoint_info(self.recipe, self.folder / name, finished, digest, seconds, self.place, numbers)
+            info = checkpoint_info(self.recipe, self.folder / name, said, digest, seconds, self.place, numbers)
             save_checkpoint(self.folder / name, self.start.reasoner, self.start.processor, self.start.base, info)
-        self.display.samples(found.answers[: self.recipe.eval.show])
-        self._note(self._left_out())
-        self.place.finished.append(finished)
-        self.place.stage, self.place.update = self._trained_from(now.index + 1), 0
-        now.optimizers = []
-        self.sums.clear()
-        self.keeper.save(self.accelerator, now)
-        if self.accelerator.is_main_process:
-            write_run(self.folder, self.recipe, self.place)
-        self.accelerator.wait_for_everyone()
+        return said
+
+    def _beat(self, now: StageRun, state: State) -> None:
+        self.heart.beat(state, now.stage.name, self.place.update, now.total, self.place.total_updates)
 
     def _refresh_latent_norm(self, index: int) -> None:
         """Embeddings that start at random grow while the words are learned; latents, once in use, keep their scale."""
@@ -320,6 +359,11 @@ class Trainer:
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._started, 3)
+
+
+def _rated(checkpoint: str, updates: int, found: Validation) -> dict[str, Any]:
+    """A validation, as the best are ranked by."""
+    return {"updates": updates, "accuracy": float(found.mean), "checkpoint": checkpoint}
 
 
 def _enough(stage: Stage, found: Validation) -> bool:

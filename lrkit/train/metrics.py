@@ -17,6 +17,7 @@ from typing import Any
 
 from lrkit.errors import DataError, FileError, os_sentence, require
 from lrkit.files import parse_json, read_text
+from lrkit.train.trackers import Tracker
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -33,6 +34,8 @@ class MetricsWriter:
         Raises:
             FileError: a file cannot be written.
         """
+        self.trackers: list[Tracker] = []
+        """Those that get the same numbers; `close` finishes them."""
         self.note = ""
         """What became of a metrics.jsonl that is not the one which the run left; empty where it is."""
         self._lines = self._events = None
@@ -54,8 +57,11 @@ class MetricsWriter:
             return
         line = json.dumps(_finite({"kind": kind, "update": update, **values}), allow_nan=False)
         self._lines.append(line.encode() + b"\n")
-        for name, number in _numbers(values):
-            self._events.add(f"{kind}/{name}", number, update)
+        numbers = {f"{kind}/{name}": number for name, number in _numbers(values)}
+        for name, number in numbers.items():
+            self._events.add(name, number, update)
+        for tracker in self.trackers:
+            tracker.log(numbers, update)
 
     def num_bytes(self) -> int:
         """Length of metrics.jsonl, on disk.
@@ -66,10 +72,12 @@ class MetricsWriter:
         return 0 if self._lines is None else self._lines.sync()
 
     def close(self) -> None:
-        """Close both files."""
+        """Close both files, and finish the trackers."""
         for file in (self._lines, self._events):
             if file is not None:
                 file.close()
+        for tracker in self.trackers:
+            tracker.finish()
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -165,7 +173,7 @@ class _EventFile:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FileError(os_sentence(error, folder)) from error
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
+        name = f"events.out.tfevents.{_after(folder):010d}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
         self._file = _Appender(folder / name)
         self._records = records.RecordWriter(_Sink(self._file))
         start = {} if purge_update is None else {"step": purge_update}
@@ -191,6 +199,14 @@ class _Sink:
 
     def __init__(self, file: _Appender) -> None:
         self.write = file.append
+
+
+def _after(folder: Path) -> int:
+    """The time that goes into a file's name. TensorBoard reads files by name and lets a later one cut the earlier; so
+    it is later than that of all files here, also where the clock was set back."""
+    names = (path.name.removeprefix("events.out.tfevents.") for path in folder.glob("events.out.tfevents.*"))
+    times = [int(digits) for name in names if (digits := name.partition(".")[0]).isdecimal()]
+    return max([int(time.time()), *(found + 1 for found in times)])
 
 
 def _finite(values: Any) -> Any:

@@ -22,6 +22,7 @@ from lrkit.families.table import DEFAULT, FamilyName
 from lrkit.resources import find_recipe
 from lrkit.train.loading import LoaderConfig
 from lrkit.train.stage import MOST_AT_ONCE, ConfigT, Name, OptimizerConfig, Stage, Weight, raise_together
+from lrkit.train.trackers import TrackerName
 
 SCHEMA_VERSION = 1
 Trainable = Literal["full", "tower", "lora"]
@@ -141,8 +142,16 @@ class Recipe(Config):
     """Seed of initial weights, dropout and draws."""
     save_every: int = Field(default=200, ge=1)
     """Updates between saves of the state that --resume goes on from."""
+    keep_last: int | None = Field(default=None, ge=1)
+    """Stages whose checkpoints stay, counted from the last one; null: all. May differ when a run is resumed."""
+    keep_best: int = Field(default=0, ge=0)
+    """Best validations of each stage whose checkpoints stay, under best/ where they are not the stage's last; the mean
+    accuracy over lengths decides. May differ when a run is resumed."""
     log_every: int = Field(default=10, ge=1)
     """Updates between lines of metrics.jsonl."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Trackers that get the figures too, beside metrics.jsonl and TensorBoard: wandb. May differ when a run is
+    resumed."""
     eval: EvalConfig = EvalConfig()
     """Validation."""
     loader: LoaderConfig = LoaderConfig()
@@ -172,6 +181,11 @@ class Recipe(Config):
             )
         if all(stage.updates == 0 for stage in self.stages):
             yield "every stage has updates 0, so nothing is trained; give at least one a budget"
+        if self.keep_best and not (self.eval.every and self.eval.samples):
+            yield (
+                f"keep_best: {self.keep_best} needs validation during the stages; set eval.every and eval.samples "
+                "above 0, or keep_best to 0"
+            )
         for pattern in self.token_weights:
             try:
                 re.compile(pattern)

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from lrkit.contract.attention import check_attention
 from lrkit.data.sources import Source
-from lrkit.errors import CheckpointError
+from lrkit.errors import CheckpointError, require
 from lrkit.model.open_backbone import use_attention
 from lrkit.resources import REASONER_FILE
 from lrkit.train.accelerator import ignored_environment, make_accelerator
@@ -22,6 +22,7 @@ from lrkit.train.failures import GO_ON, told
 from lrkit.train.loop import Trainer
 from lrkit.train.origin import Origin, compare, environment, sizes_digest
 from lrkit.train.recipe import Recipe
+from lrkit.train.retention import prune
 from lrkit.train.run_folder import check_folder, held_folder
 from lrkit.train.run_report import write_recipe, write_run
 from lrkit.train.start import Start, load_start
@@ -55,6 +56,8 @@ def train(
 
 def _train(recipe: Recipe, folder: Path, resume: bool, quiet: bool, request: StopRequest, go_on: str) -> Path:
     settings = check_start(recipe)
+    for name in recipe.trackers:
+        require(name, name)
     check_folder(folder, resume)
     source = recipe.data.open(recipe.seed, recipe.stages)
     accelerator = make_accelerator(recipe)
@@ -94,6 +97,7 @@ def _finished(recipe: Recipe, folder: Path, saved: Saved, main: bool) -> Path:
     if main:
         write_recipe(recipe, folder)
         write_run(folder, recipe, saved.place)
+        prune(folder, saved.place.finished, saved.place.best, recipe.keep_last)
     return checkpoint
 
 

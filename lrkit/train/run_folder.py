@@ -1,6 +1,7 @@
 """A run's folder: checks that it may be used, holds it, and removes what a killed run left in it. Torch-free.
 
     RUN/recipe.yaml  RUN/metrics.jsonl  RUN/tensorboard/  RUN/stages/NN-NAME/ (a checkpoint)  RUN/state.pt  RUN/run.json
+    RUN/best/NN-NAME-UPDATES/ (with keep_best)  RUN/heartbeat.json (lrkit/train/heartbeat.py)
 
 state.pt is the first file of a run and decides how far the run is. --resume repairs all others by it: it cuts metrics
 back, writes recipe.yaml and run.json again, and removes half-written checkpoints.
@@ -15,12 +16,14 @@ from lrkit.errors import ConfigError, FileError, os_sentence
 from lrkit.files import WRITING, check_writable, remove
 from lrkit.folders import locked
 from lrkit.resources import RUN_FILE, STATE_FILE
+from lrkit.train.heartbeat import HEARTBEAT_FILE, refuse_alive
 from lrkit.train.metrics import METRICS_FILE, TENSORBOARD_FOLDER
+from lrkit.train.retention import BEST_FOLDER
 
 RECIPE_FILE = "recipe.yaml"
 STAGES_FOLDER = "stages"
 
-_RUN_FILES = (RECIPE_FILE, METRICS_FILE, RUN_FILE, STAGES_FOLDER)
+_RUN_FILES = (RECIPE_FILE, METRICS_FILE, RUN_FILE, STAGES_FOLDER, BEST_FOLDER, HEARTBEAT_FILE)
 _LOCK_FILE = ".lock"
 
 
@@ -53,10 +56,10 @@ def check_folder(folder: Path, resume: bool) -> bool:
 
 def _check_kinds(folder: Path) -> None:
     """What a run writes on into is what it was: else it would train for hours until it wants to write there."""
-    for name in (RECIPE_FILE, METRICS_FILE, RUN_FILE, _LOCK_FILE):
+    for name in (RECIPE_FILE, METRICS_FILE, RUN_FILE, HEARTBEAT_FILE, _LOCK_FILE):
         if (folder / name).is_dir():
             raise FileError(f"{folder / name} is a folder, where the run has a file; move it away")
-    for name in (STAGES_FOLDER, TENSORBOARD_FOLDER):
+    for name in (STAGES_FOLDER, BEST_FOLDER, TENSORBOARD_FOLDER):
         if os.path.lexists(folder / name) and not (folder / name).is_dir():
             raise FileError(f"{folder / name} is no folder, where the run has one; move it away")
     for stage in (folder / STAGES_FOLDER).glob("*"):
@@ -79,7 +82,9 @@ def held_folder(folder: Path) -> Generator[None]:
     except (OSError, ValueError) as error:
         raise FileError(os_sentence(error, folder)) from error
     try:
-        with locked(folder, "trains in", inside=True):
+        with locked(folder, "trains in", inside=True) as certain:
+            if not certain:
+                refuse_alive(folder)
             _remove_half_written(folder)
             yield
     finally:
@@ -110,7 +115,7 @@ def _of_no_account(name: str) -> bool:
 
 def _remove_half_written(folder: Path) -> None:
     """Under the lock nobody else writes here, so whatever is not complete was left by a process that is gone."""
-    for place in (folder, folder / STAGES_FOLDER):
+    for place in (folder, folder / STAGES_FOLDER, folder / BEST_FOLDER):
         for pattern in (f"{WRITING}*", ".*.writing"):
             for left in place.glob(pattern):
                 remove(left)

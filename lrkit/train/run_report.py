@@ -15,6 +15,7 @@ from lrkit.gpus import torch_can_use
 from lrkit.provenance import collect
 from lrkit.resources import RUN_FILE, resolve_checkpoint
 from lrkit.train.recipe import Recipe, as_written
+from lrkit.train.retention import gone
 from lrkit.train.run_folder import RECIPE_FILE
 from lrkit.train.training_state import Place
 
@@ -32,6 +33,8 @@ def write_run(folder: Path, recipe: Recipe, place: Place) -> None:
     """
     if not place.finished:
         return
+    removed = gone(place.finished, recipe.keep_last)
+    stages = [stage | ({"removed": True} if stage["checkpoint"] in removed else {}) for stage in place.finished]
     report = {
         "schema": 1,
         "recipe": recipe.name,
@@ -40,7 +43,7 @@ def write_run(folder: Path, recipe: Recipe, place: Place) -> None:
         "updates": place.total_updates,
         "attention": recipe.attention.model_dump(),
         "wall_time_sec": place.seconds,
-        "stages": place.finished,
+        "stages": stages,
         "notes": place.notes,
     }
     write_json(folder / RUN_FILE, report)

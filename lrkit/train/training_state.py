@@ -39,6 +39,10 @@ class Place:
     """Length of metrics.jsonl."""
     finished: list[dict[str, Any]] = field(default_factory=list)
     """Per finished stage: name, checkpoint, updates, accuracy."""
+    best: list[dict[str, Any]] = field(default_factory=list)
+    """Of the stage's best validations, best first: updates, accuracy, checkpoint (keep_best of the recipe)."""
+    tracked_as: str = ""
+    """Id under which trackers know the run; empty where none was asked for."""
     notes: list[str] = field(default_factory=list)
     """What became other than in a run without a break, and after which update."""
 
@@ -126,8 +130,9 @@ def load_state(folder: Path, recipe: Recipe) -> Saved:
 
 
 def _decides(recipe: Any) -> Any:
-    """What decides on the weights; how batches are made ahead does not."""
-    return {name: recipe[name] for name in recipe if name != "loader"} if isinstance(recipe, dict) else recipe
+    """What decides on the weights; how batches are made, which checkpoints stay and who is told does not."""
+    beside = ("loader", "keep_last", "keep_best", "trackers")
+    return {name: recipe[name] for name in recipe if name not in beside} if isinstance(recipe, dict) else recipe
 
 
 def _not_whole(file: Path, why: str) -> StateError:
@@ -144,14 +149,27 @@ def _strange(content: Mapping[str, Any], place: Place, origin: Origin) -> Iterat
             yield f"place.{name} is {value!r}"
     if type(place.seconds) not in (int, float) or not math.isfinite(place.seconds):
         yield f"place.seconds is {place.seconds!r}"
-    if type(place.notes) is not list or type(place.finished) is not list:
-        yield "place.notes or place.finished is no list"
+    if any(type(part) is not list for part in (place.notes, place.finished, place.best)):
+        yield "place.notes, place.finished or place.best is no list"
+    elif not all(_is_best(entry) for entry in [*place.best, *_bests(place.finished)]):
+        yield "place.best names no checkpoint"
     elif not all(type(stage) is dict and type(stage.get("checkpoint")) is str for stage in place.finished):
         yield "place.finished names no checkpoint"
     if not all(type(value) is dict for value in (origin.data, origin.init, origin.environment)):
         yield "its origin is not as it was written"
     if not all(isinstance(value, Tensor) for name in ("weights", "meter") for value in content[name].values()):
         yield "a weight or a sum is no tensor"
+
+
+def _bests(finished: Sequence[Any]) -> list[Any]:
+    """What finished stages say of their best; anything else than a list of entries is one that is none."""
+    found = [stage.get("best", []) for stage in finished if type(stage) is dict]
+    return [entry for part in found for entry in (part if type(part) is list else [part])]
+
+
+def _is_best(entry: Any) -> bool:
+    kinds = {"updates": int, "accuracy": float, "checkpoint": str}
+    return type(entry) is dict and all(type(entry.get(name)) is kind for name, kind in kinds.items())
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Kills a tiny training over and over, resumes it, and holds it against a run without a break, bit for bit.
 
-    python -m tests.stress.kill_training --kills 100 --seed 1       at random moments, by SIGKILL, SIGINT and SIGTERM
+    python -m tests.stress.kill_training --kills 100 --seed 1       at random moments (tests/stress/moments.py)
+    python -m tests.stress.kill_training --faults 40 --seed 1       a disk that refuses from a random moment on
     python -m tests.stress.kill_training --at before:run.json:1     at a chosen one, as often as given
 
-A moment is WHEN:NAME:N, at the n-th time that NAME takes its place (a file replaced, a folder renamed): before it, or
-after it; or half:metrics.jsonl:N, in the middle of the n-th line. Every part of a run is a process of its own, forked
-from one that has imported torch and has not used it yet.
+A chosen moment is WHEN:NAME:N, at the n-th time that NAME takes its place (a file replaced, a folder renamed): before
+it, or after it; or half:metrics.jsonl:N, in the middle of the n-th line. Every part of a run is a process of its own,
+forked from one that has imported torch and has not used it yet.
 """
 
 import argparse
@@ -15,88 +16,101 @@ import random
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from lrkit import folders
 from lrkit.data.trail import trail_set
-from lrkit.resources import find_recipe, resolve_checkpoint
+from lrkit.errors import UserError
+from lrkit.resources import STATE_FILE, find_recipe, resolve_checkpoint
 from lrkit.train import metrics
 from lrkit.train.recipe import Recipe, load_recipe
 from lrkit.train.run import train
-from lrkit.train.stop_signals import TrainingInterrupted
+from lrkit.train.stop_signals import AGAIN, BY_HAND, TrainingInterrupted
 from tests.runs import curve
+from tests.stress.moments import Moment, a_fault, a_kill, watch
 
-SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 UPDATES = [f"stages.{stage}.updates={count}" for stage, count in enumerate((2, 3, 5))]
-DONE, STOPPED, FAILED = 0, 130, 1
+KEEP = ["save_every=2", "eval.show=0", "eval.every=2", "keep_last=2", "keep_best=1"]
+DONE, FAILED, REFUSED = 0, 1, 2
+KILLED = {-signal.SIGKILL, -signal.SIGXFSZ, AGAIN, BY_HAND}
 
 
 def main() -> None:
     """The command line; exits with 1 where a run differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=0, help="kills at random moments, over as many runs as that takes")
+    parser.add_argument("--faults", type=int, default=0, help="disks that refuse, each in the way of one run")
     parser.add_argument("--at", action="append", default=[], help="WHEN:NAME:N, each in a run of its own")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     trail_set("main", "train", 1)  # so that the children need not import what draws, each for itself
-    recipe = load_recipe(find_recipe("smoke"), ["save_every=2", "eval.show=0", *UPDATES])
+    recipe = load_recipe(find_recipe("smoke"), [*KEEP, *UPDATES])
     with tempfile.TemporaryDirectory() as made:
         whole = Path(made) / "whole"
-        began = time.monotonic()
-        assert run(recipe, whole) == DONE, "the run without a break fails"
-        seconds = time.monotonic() - began
+        counted = Path(made) / "events"
+        assert run(recipe, whole, counting=counted) == DONE, "the run without a break fails"
+        events, size = int(counted.read_text()), (whole / STATE_FILE).stat().st_size
         for number, moment in enumerate(asked.at):
             folder = Path(made) / f"chosen-{number}"
             ended = run(recipe, folder, inside=lambda moment=moment: kill_at(moment))
             assert ended == -signal.SIGKILL, f"{moment} never came: {ended}"
             stands_for_its_last_checkpoint(folder)
             report(moment, 1, finish(recipe, folder), differences(whole, folder))
-        generator, left, number = random.Random(asked.seed), asked.kills, 0
-        while left:
-            folder, number = Path(made) / f"random-{number}", number + 1
-            kills = min(left, generator.randint(1, 8))
-            done = sum(kill_after(recipe, folder, generator, seconds) for _ in range(kills))
-            report(f"random, run {number}", done, finish(recipe, folder), differences(whole, folder))
-            left -= max(1, done)
+        generator = random.Random(asked.seed)
+        for what, draw, wanted in (("kills", a_kill, asked.kills), ("faults", a_fault, asked.faults)):
+            done = number = 0
+            while done < wanted:
+                folder, number = Path(made) / f"{what}-{number}", number + 1
+                said: list[str] = []
+                for _ in range(min(wanted - done, generator.randint(1, 8))):
+                    moment = draw(generator, events, size)
+                    if (ended := struck(recipe, folder, moment, what == "kills")) is not None:
+                        said.append(f"{moment}: {ended}")
+                done += len(said)
+                print("\n".join(said), flush=True)
+                report(f"random, run {number}", len(said), finish(recipe, folder), differences(whole, folder))
+            if wanted:
+                print(f"{done} {what} in {number} runs of {events} events: the same", flush=True)
 
 
-def run(recipe: Recipe, folder: Path, inside: Callable[[], None] | None = None) -> int:
+def run(recipe: Recipe, folder: Path, inside: Callable[[], object] | None = None, counting: Path | None = None) -> int:
     """Trains in a child and waits for it; its exit code, or minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(begin(recipe, folder, inside), 0)[1])
-
-
-def begin(recipe: Recipe, folder: Path, inside: Callable[[], None] | None = None) -> int:
-    """The process id of a child that trains, after `inside`."""
     child = os.fork()
     if child:
-        return child
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     code = FAILED
     try:
         if inside is not None:
             inside()
+        events = None if counting is None else watch(folder, None)
         train(recipe, folder, resume=True, quiet=True)
+        if counting is not None and events is not None:
+            counting.write_text(str(events.count))
         code = DONE
-    except TrainingInterrupted:
-        code = STOPPED
+    except TrainingInterrupted as stop:
+        code = stop.exit_code
     except KeyboardInterrupt:  # before the run listened
-        code = STOPPED
+        code = BY_HAND
+    except UserError as error:
+        code = REFUSED if "\n" not in str(error) else FAILED
+        if inside is None or code == FAILED:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
     finally:
         os._exit(code)
 
 
-def kill_after(recipe: Recipe, folder: Path, generator: random.Random, seconds: float) -> bool:
-    """Ends a child at a random moment; whether it was still running."""
-    child = begin(recipe, folder)
-    time.sleep(generator.uniform(0, seconds))
-    os.kill(child, generator.choice(SIGNALS))
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (DONE, STOPPED, -signal.SIGKILL, -signal.SIGTERM), f"a part of the run failed: {code}"
-    return code != DONE
+def struck(recipe: Recipe, folder: Path, moment: Moment, kills: bool) -> int | None:
+    """How a child ended to which the moment came; None where it was done before."""
+    code = run(recipe, folder, inside=lambda: watch(folder, moment))
+    assert code == DONE or code in (KILLED if kills else {REFUSED}), f"{moment}: a part of the run ended with {code}"
+    stands_for_its_last_checkpoint(folder)
+    return None if code == DONE else code
 
 
 def finish(recipe: Recipe, folder: Path) -> int:
@@ -108,6 +122,11 @@ def stands_for_its_last_checkpoint(folder: Path) -> None:
     """The folder of a killed run is never taken for an earlier stage than the last that is whole."""
     whole = sorted((folder / "stages").glob("[0-9]*"))
     assert not whole or resolve_checkpoint(folder) == whole[-1], f"{folder} is not {whole[-1]}"
+    for place in [*whole, *(folder / "best").glob("[0-9]*")]:
+        assert (place / "reasoner.json").is_file(), f"{place} is half a checkpoint"
+        for file in place.glob("*.safetensors"):
+            with safe_open(file, "np") as tensors:
+                assert all(tensors.get_tensor(name) is not None for name in tensors.keys())  # noqa: SIM118
 
 
 def kill_at(moment: str) -> None:

@@ -24,7 +24,13 @@ def test_a_run_killed_between_two_writes_goes_on_as_if_nothing_had_happened() ->
     assert killer("kill_training", *moments) == [f"{moment}: 1 kills, the same" for moment in CHOSEN]
 
 
+@pytest.mark.long
+def test_a_run_whose_disk_refuses_from_a_random_moment_on_says_so_and_goes_on() -> None:
+    lines = killer("kill_training", "--faults", "6", "--seed", "1")
+    assert lines[-1].startswith("6 faults in ") and lines[-1].endswith("the same")
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_goes_on_as_if_nothing_had_happened() -> None:
-    lines = killer("kill_training", "--kills", "25", "--seed", "7")
-    assert lines and all(line.endswith("the same") for line in lines)
+    lines = killer("kill_training", "--kills", "20", "--seed", "7")
+    assert lines[-1].startswith("20 kills in ") and lines[-1].endswith("the same")

@@ -68,6 +68,8 @@ def alter(folder: Path, path: str, value: Any) -> None:
         ("place.metrics_bytes", 3.5),
         ("place.finished", [{"name": "say"}]),
         ("place.notes", None),
+        ("place.best", {}),
+        ("place.best", [{"updates": 3, "accuracy": "high", "checkpoint": "best/00-say-000003"}]),
         ("weights", None),
         ("weights", {}),
         ("weights", {"a": [1.0]}),
