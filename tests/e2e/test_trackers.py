@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from lrkit.errors import ConfigError
+from lrkit.errors import ConfigError, UserError
 from lrkit.train.metrics import TENSORBOARD_FOLDER
 from lrkit.train.recipe import load_recipe
 from lrkit.train.run import train
 from lrkit.train.stop_signals import TrainingInterrupted
+from lrkit.train.trackers import open_trackers
 from tests.commands import lrkit
 from tests.runs import curve, two_stages
 
@@ -46,11 +47,11 @@ def test_a_resumed_run_is_one_run_of_the_tracker(tmp_path: Path, monkeypatch: py
     assert list((folder / TENSORBOARD_FOLDER).iterdir())
 
 
-def test_a_tracker_that_cannot_start_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_tracker_that_cannot_start_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "a mode that there is not")
-    assert lrkit("train", two_stages(tmp_path), "-o", tmp_path / "run", "trackers=[wandb]") == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert "trackers: wandb cannot start" in said and "set WANDB_MODE=offline" in said
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(
+        UserError, match=r"trackers: wandb cannot start \(.*\); set WANDB_MODE=offline, log in"
+    ) as caught:
+        open_trackers(("wandb",), tmp_path, "a name that it refuses: #?%/", "id", {})
+    assert "\n" not in str(caught.value)
