@@ -3,10 +3,10 @@ onnxruntime-genai.
 
     lrkit fetch-base smollm2-135m base
     lrkit export base --int4 -o base-int4
-    python -m benchmarks.words_peers base-int4 --llama base/language.gguf --llama-python llama/bin/python
+    python -m benchmarks.words_peers base-int4 --llama base/language.gguf --llama-python peers/bin/python
     python -m benchmarks.words_peers base-int4 base-fp32 --genai genai-folder --genai-python genai/bin/python
 
-Each engine has a process of its own, whose Python may be another (llama-cpp-python, onnxruntime-genai), with the same
+Each engine has a process of its own, whose Python may be another (with xllamacpp or onnxruntime-genai), with the same
 number of threads. They are asked in turns, and the order alternates, so that other work on the machine affects all
 alike. All read the same prompt, token by token the same ids where the engine takes ids, and none ends its text early
 but by its own end token. Ratios (peer over lrkit's first bundle) are taken within each turn; medians and quartiles.
@@ -50,25 +50,26 @@ class Lrkit:
 
 
 class LlamaCpp:
-    """A GGUF file in llama-cpp-python."""
+    """A GGUF file in llama.cpp, by the package xllamacpp."""
 
     def __init__(self, path: str, threads: int) -> None:
-        from llama_cpp import Llama  # pyright: ignore[reportMissingImports]
+        import xllamacpp  # pyright: ignore[reportMissingImports]
 
-        self.model: Any = Llama(path, n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
+        settings: Any = xllamacpp.CommonParams()
+        settings.model.path, settings.n_ctx, settings.n_parallel, settings.verbosity = path, 1024, 1, -1
+        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
+        self.server: Any = xllamacpp.Server(settings)
 
     def run(self, question: str, tokens: int) -> Timed:
-        ids = self.model.tokenize(prompt_of(question).encode(), add_bos=False, special=True)
-        self.model.reset()
+        first, _ = self._seconds(question, 1)
+        whole, made = self._seconds(question, tokens)
+        return first, whole - first, made - 1
+
+    def _seconds(self, question: str, tokens: int) -> tuple[float, int]:
+        asked = {"prompt": prompt_of(question), "n_predict": tokens, "temperature": 0, "cache_prompt": False}
         start = time.perf_counter()
-        self.model.eval(ids)
-        token = self.model.sample(temp=0.0)
-        first, made = time.perf_counter() - start, 0
-        while made < tokens - 1 and token != self.model.token_eos():
-            self.model.eval([token])
-            token = self.model.sample(temp=0.0)
-            made += 1
-        return first, time.perf_counter() - start - first, made
+        answer = self.server.handle_completions(asked)
+        return time.perf_counter() - start, answer["usage"]["completion_tokens"]
 
 
 class Genai:
@@ -164,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="*", help="the first one is what others are held to")
     parser.add_argument("--llama", help="the GGUF file")
-    parser.add_argument("--llama-python", default=sys.executable, help="a Python that has llama-cpp-python")
+    parser.add_argument("--llama-python", default=sys.executable, help="a Python that has xllamacpp")
     parser.add_argument("--genai", help="a folder of onnxruntime-genai")
     parser.add_argument("--genai-python", default=sys.executable, help="a Python that has onnxruntime-genai")
     parser.add_argument("--question", default=QUESTION)
