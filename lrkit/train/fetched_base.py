@@ -150,8 +150,8 @@ def _processor(base: KnownBase, gguf: Path) -> Processor:
             f"{gguf} has no tokenizer that can be read ({one_line(error, 160)}); fetch it again"
         ) from error
     side = _PATCH * _MERGE
-    geometry = fresh_models(base.family).geometry(_PATCH, _MERGE, side * side, _MOST_PIXELS, plain=True)
-    return Processor(tokenizer, geometry, base.format)
+    geometry: Any = fresh_models(base.family).geometry(_PATCH, _MERGE, side * side, _MOST_PIXELS, plain=True)
+    return Processor(tokenizer, geometry.model_copy(update=dict(base.pictures)), base.format)
 
 
 def _around(llama: Any, base: KnownBase, processor: Processor, tower: Tower, seed: int) -> Any:

@@ -3,7 +3,9 @@
 A language model alone has no tower. It gets one with random weights, which has to learn to see: recipe ledger-tower.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lrkit.contract.prompt import PromptFormat, SpecialTokens
 from lrkit.families.table import DEFAULT
@@ -40,6 +42,8 @@ class KnownBase:
     """Special tokens that it has and does not use: image, the end of a picture, its beginning, and one for what never
     comes (video)."""
     format: PromptFormat
+    pictures: Mapping[str, Any]
+    """Settings of the family's geometry beside the sizes."""
 
 
 SMOLLM2_135M = KnownBase(
@@ -59,6 +63,8 @@ SMOLLM2_135M = KnownBase(
         answer="Answer: {answer}",
         tokens=SpecialTokens(image="<repo_name>", latent="<jupyter_start>", eos="<|im_end|>", pad="<|endoftext|>"),
     ),
+    # It was trained on text alone: rows and columns are foreign to it, and it binds what stands one after the other.
+    pictures={"visual_positions": "sequence"},
 )
 
 BASES: dict[str, KnownBase] = {"smollm2-135m": SMOLLM2_135M}

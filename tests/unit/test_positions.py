@@ -2,8 +2,9 @@
 
 import pytest
 
-from lrkit.errors import DataError
+from lrkit.errors import CheckpointError, DataError
 from lrkit.families.common.mrope import mrope_positions
+from lrkit.families.qwen2_vl.geometry import ImageGeometry
 
 IMAGE = 4
 
@@ -15,6 +16,17 @@ def test_text_counts_from_zero_in_all_sections() -> None:
 def test_an_image_spreads_over_rows_and_columns_and_text_goes_on_after_its_longer_side() -> None:
     got = mrope_positions([9, *[IMAGE] * 6, 9], IMAGE, [(1, 4, 6)], 2)
     assert got.tolist() == [[0, 1, 1, 1, 1, 1, 1, 4], [0, 1, 1, 1, 2, 2, 2, 4], [0, 1, 2, 3, 1, 2, 3, 4]]
+
+
+def test_a_sequence_counts_visual_tokens_like_text_and_the_file_says_so() -> None:
+    counted = ImageGeometry(visual_positions="sequence")
+    assert counted.positions([9, *[IMAGE] * 6, 9], IMAGE, [(1, 4, 6)]).tolist() == [list(range(8))] * 3
+    assert ImageGeometry.from_hf(counted.to_hf()) == counted
+    assert "visual_positions" not in ImageGeometry().to_hf()
+    with pytest.raises(DataError, match="image tokens"):
+        counted.positions([IMAGE] * 5, IMAGE, [(1, 4, 6)])
+    with pytest.raises(CheckpointError, match="visual_positions"):
+        ImageGeometry.from_hf({"visual_positions": "snake"})
 
 
 @pytest.mark.parametrize(

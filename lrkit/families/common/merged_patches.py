@@ -10,7 +10,7 @@ those of transformers' Pillow image processor bit for bit; a parity test holds t
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from PIL import Image
@@ -68,6 +68,9 @@ class MergedPatches(Config):
     """Multiplies the 8-bit values before normalisation."""
     resample: int = Field(default=int(Image.Resampling.BICUBIC), ge=0, le=5)
     """Pillow's number of the resizing filter; 3 is bicubic."""
+    visual_positions: Literal["grid", "sequence"] = "grid"
+    """grid: rows and columns have positions of their own, as M-RoPE has it; sequence: visual tokens count on like text,
+    equal on all axes, for a language model that never learned rows and columns (docs/real-weights.md)."""
     _zoom: int = PrivateAttr(default=1)
     """Decided by the reasoner's settings: no field, as no file of an image processor holds it."""
 
@@ -253,7 +256,8 @@ class MergedPatches(Config):
 
     def positions(self, ids: Sequence[int], image_id: int, grids: Sequence[Grid]) -> np.ndarray:
         """(3, P): see mrope.py."""
-        return mrope_positions(ids, image_id, grids, self.merge_size)
+        found = mrope_positions(ids, image_id, grids, self.merge_size)
+        return found if self.visual_positions == "grid" else np.broadcast_to(np.arange(len(ids)), found.shape).copy()
 
     def token_box(self, index: int, grid: Grid, size: Size) -> Box:
         """Visual tokens run row by row."""
@@ -322,7 +326,8 @@ class MergedPatches(Config):
 
     def to_hf(self) -> dict[str, Any]:
         """Values for a `preprocessor_config.json` that transformers reads as the same processor."""
-        return values_for(self.model_dump(mode="json"), self.processor_class)
+        fields = self.model_dump(mode="json", exclude={"visual_positions"} if self.visual_positions == "grid" else None)
+        return values_for(fields, self.processor_class)
 
     def to_processor(self) -> dict[str, Any]:
         """Nothing: the other file says all."""
