@@ -5,7 +5,7 @@ Place in the pipeline: ledger, question, picture -> `Sample` -> collate -> model
     words   each step a sentence of 10 to 25 tokens
     terse   each step is what it finds: a name or a number
     short   as terse, without the last step: what it finds is the answer, which follows anyway
-    read    "Read the table.", answered by its rows in order
+    read    "Read the table.", answered by its rows in random order; each has to be found by its name
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def sample_ledger(kind: LedgerKind, split: Split, task: Task, length: int, rng: 
     drawn = draw_ledger_picture(ledger, split, rng, UNSEEN_TYPEFACES if kind == "typefaces" else TYPEFACES)
     info: dict[str, Any] = {"kind": kind, "split": split, "task": task, TOKEN_LABEL: drawn.labels, "hops": 0}
     if asked is None:
-        return Sample((drawn.picture,), "Read the table.", (), _reading(ledger), info=info)
+        return Sample((drawn.picture,), "Read the table.", (), _reading(ledger, rng), info=info)
     steps = asked.steps[:-1] if task == "short" else asked.steps
     info |= {"asked": asked.kind, "hops": length, LABEL: _looks(asked, drawn.boxes)[: len(steps)]}
     said = tuple(step.said if task == "words" else step.result for step in steps)
@@ -67,10 +67,11 @@ def ledger_set(
     return made
 
 
-def _reading(ledger: Ledger) -> str:
-    """All rows, as they are read."""
-    columns = zip(ledger.names, ledger.next_rows, *ledger.numbers, strict=True)
-    return "; ".join(f"{name} {ledger.names[after]} {' '.join(map(str, rest))}" for name, after, *rest in columns)
+def _reading(ledger: Ledger, rng: np.random.Generator) -> str:
+    """All rows, in random order."""
+    rows = list(zip(ledger.names, ledger.next_rows, *ledger.numbers, strict=True))
+    told = (rows[index] for index in rng.permutation(len(rows)).tolist())
+    return "; ".join(f"{name} {ledger.names[after]} {' '.join(map(str, rest))}" for name, after, *rest in told)
 
 
 def _looks(asked: Asked, boxes: dict[tuple[int, int], Box]) -> tuple[tuple[Look, ...], ...]:
