@@ -19,6 +19,7 @@ from lrkit import Reasoner
 from lrkit.contract.sample import Sample
 from lrkit.runtime.engines.onnxruntime.engine import OrtEngine
 from tests.bundles import QUESTION, picture
+from tests.ledger_base import write_ledger_base
 from tests.small_shape import SHAPE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,6 +213,14 @@ def plan_memory(folder: Path) -> None:
     assert 0.3 < row["ratio"] < 1.3 and row["measured_low"] > 1e7
 
 
+def visual_positions(folder: Path) -> None:
+    """Two updates of each scheme; the first sees the same tables with the same weights, at other places."""
+    report = json.loads((folder / "visual_positions.json").read_text())
+    counted, by_rows = report["rows"].values()
+    assert len(counted) == len(by_rows) == 2
+    assert counted[0]["loss"] != by_rows[0]["loss"] and abs(counted[0]["loss"] / by_rows[0]["loss"] - 1) < 0.1
+
+
 SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "soak": (lambda bundle, folder: [bundle, "--output", folder / "soak"], soak),
     "cold_start": (lambda bundle, folder: [bundle, "--json", folder / "cold_start.json"], cold_start),
@@ -245,6 +254,13 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
             *("--json", folder / "words_peers.json"),
         ],
         words_peers,
+    ),
+    "visual_positions": (
+        lambda bundle, folder: [
+            *(write_ledger_base(folder / "base"), "--float32", "--schemes", "2,3,3"),
+            *("--json", folder / "visual_positions.json"),
+        ],
+        visual_positions,
     ),
     "peer_genai": (lambda bundle, folder: ["--json", folder / "peer_genai.json"], peer_genai),
 }
