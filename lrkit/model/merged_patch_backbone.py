@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lrkit.families.common.mrope import mrope_positions
+from lrkit.families.common.mrope import VisualPositions, visual_positions
 from lrkit.families.protocols import Grid
 from lrkit.model.backbone import WeightPart
 from lrkit.model.decoder_backbone import DecoderBackbone
@@ -29,6 +29,7 @@ class MergedPatchBackbone(DecoderBackbone):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
+        self.visual_positions: VisualPositions = "grid"
         vision: Any = model.config.vision_config
         self._order = PatchOrder(vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
         self.patches_per_token = vision.spatial_merge_size**2
@@ -43,4 +44,5 @@ class MergedPatchBackbone(DecoderBackbone):
 
     def prompt_positions(self, ids: Sequence[int], grids: Sequence[Grid]) -> Tensor:
         """(3, P)."""
-        return torch.from_numpy(mrope_positions(ids, self.image_token_id, grids, self._order.merge_size))
+        merge = self._order.merge_size
+        return torch.from_numpy(visual_positions(self.visual_positions, ids, self.image_token_id, grids, merge))

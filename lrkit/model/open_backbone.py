@@ -13,9 +13,11 @@ from lrkit.checkpoints.tensors.stored import StoredTensor
 from lrkit.checkpoints.whole_weights import check_backbone
 from lrkit.contract.attention import Attention
 from lrkit.errors import CheckpointError, UserError, one_line
+from lrkit.families.common.patch_processor_file import visual_positions_in
 from lrkit.families.layout import Layout
 from lrkit.families.table import load_part, read_layout
 from lrkit.model.backbone import Backbone
+from lrkit.model.merged_patch_backbone import MergedPatchBackbone
 
 
 class BackboneLoader(Protocol):
@@ -53,6 +55,13 @@ def load_backbone(path: str, dtype: torch.dtype | None = None) -> Backbone:
     Raises:
         CheckpointError: nothing loadable there, or a family without a row; the message lists the rows.
     """
+    backbone = _loaded(path, dtype)
+    if isinstance(backbone, MergedPatchBackbone):
+        backbone.visual_positions = visual_positions_in(Path(path))
+    return backbone
+
+
+def _loaded(path: str, dtype: torch.dtype | None) -> Backbone:
     layout = read_layout(Path(path))
     weights = check_backbone(Path(path), layout)
     loader = backbone_loader(layout.family)

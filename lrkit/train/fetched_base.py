@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lrkit.checkpoints.gguf_folder import write_gguf_folder
@@ -35,6 +35,7 @@ from lrkit.train.known_bases import KnownBase, Tower
 _PATCH, _MERGE = 8, 2
 _MOST_PIXELS = 512 * 512
 """1,024 visual tokens."""
+TOWER_FILES = Path(__file__).resolve().parents[1] / "assets" / "towers"
 _WAIT = 1800
 """Seconds that pip may take."""
 
@@ -113,6 +114,8 @@ def write_base(target: Path, base: KnownBase, gguf: Path, tower: Tower, seed: in
         llama = _language_model(gguf)
         processor = _processor(base, gguf)
         model = _around(llama, base, processor, tower, seed)
+        if tower.weights is not None:
+            take_over_tower(model, TOWER_FILES / tower.weights)
         difference = _difference(llama, model, processor)
         if floats:
             with staged_folder(target) as staging:
@@ -125,6 +128,21 @@ def write_base(target: Path, base: KnownBase, gguf: Path, tower: Tower, seed: in
         processor.save(rest)
         write_gguf_folder(target, gguf, rest)
     return difference
+
+
+def take_over_tower(model: Any, file: Path) -> None:
+    """The weights of a tower that was trained for this language model, kept in float16.
+
+    Raises:
+        CheckpointError: they are those of a tower of other sizes.
+    """
+    kept = {name: weight.float() for name, weight in load_file(file).items()}
+    try:
+        model.model.visual.load_state_dict(kept)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{file.name} is not a tower of this base ({one_line(error, 160)}); use --tower small"
+        ) from error
 
 
 def _language_model(gguf: Path) -> Any:

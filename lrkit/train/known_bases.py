@@ -13,15 +13,22 @@ from lrkit.families.table import DEFAULT
 
 @dataclass(frozen=True)
 class Tower:
-    """A vision tower with random weights."""
+    """A vision tower with random weights, or with those of a file."""
 
     depth: int
     width: int
     heads: int
     mlp_ratio: int = 4
+    weights: str | None = None
+    """A file in lrkit/assets/towers, for one language model."""
 
 
-TOWERS: dict[str, Tower] = {"small": Tower(4, 192, 4), "medium": Tower(8, 384, 6)}
+TOWERS: dict[str, Tower] = {
+    "small": Tower(4, 192, 4),
+    "medium": Tower(8, 384, 6),
+    # What `lrkit train ledger-tower` made of the small one, in float16.
+    "ledger": Tower(4, 192, 4, weights="smollm2-135m-ledger.safetensors"),
+}
 
 
 @dataclass(frozen=True)

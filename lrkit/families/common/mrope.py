@@ -8,11 +8,16 @@ behind the longer side of the grid. Equal to `Qwen2VLModel.get_rope_index` of tr
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
 from lrkit.errors import DataError
 from lrkit.families.protocols import Grid
+
+VisualPositions = Literal["grid", "sequence"]
+"""grid: rows and columns have positions of their own, as M-RoPE has it; sequence: visual tokens count on like text, for
+a language model that never learned rows and columns (docs/real-weights.md)."""
 
 
 def mrope_positions(
@@ -44,6 +49,15 @@ def mrope_positions(
             f"the prompt has more image tokens than its {len(grids)} images account for; give it one per visual token"
         )
     return _layout(len(ids), tuple(starts), tuple(grids), merge).copy()
+
+
+def visual_positions(
+    kind: VisualPositions, ids: Sequence[int], image_token_id: int, grids: Sequence[Grid], merge: int
+) -> np.ndarray:
+    """As `mrope_positions`, or counted on like text, equal in all three sections, where `kind` is sequence. Raises
+    alike."""
+    found = mrope_positions(ids, image_token_id, grids, merge)
+    return found if kind == "grid" else np.broadcast_to(np.arange(len(ids)), found.shape).copy()
 
 
 @lru_cache(maxsize=64)

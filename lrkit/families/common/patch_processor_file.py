@@ -32,6 +32,14 @@ def read_values(folder: Path) -> tuple[dict[str, Any], str]:
     raise CheckpointError(f"{folder}: has no preprocessor_config.json; give a folder with the image processor's file")
 
 
+def visual_positions_in(folder: Path) -> Any:
+    """What the file says of visual tokens' positions; grid where it, or the file, says nothing."""
+    try:
+        return read_values(folder)[0].get("visual_positions", "grid")
+    except CheckpointError:  # the folder's processor names the fault
+        return "grid"
+
+
 def fields_of(values: Mapping[str, Any], source: str, names: Iterable[str]) -> dict[str, Any]:
     """The fields `names` of `MergedPatches` that the file says; `source` names it in messages.
 
