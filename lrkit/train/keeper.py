@@ -16,13 +16,13 @@ from torch.optim import Optimizer
 from lrkit.errors import UserError, one_line
 from lrkit.train.ahead import Ahead
 from lrkit.train.failures import StateError, check_finite
+from lrkit.train.log_sums import Sums
 from lrkit.train.metrics import MetricsWriter
 from lrkit.train.origin import Origin
 from lrkit.train.recipe import Recipe
 from lrkit.train.retention import prune
 from lrkit.train.run_report import write_run
 from lrkit.train.stage import OptimizerConfig, Stage
-from lrkit.train.sums import Sums
 from lrkit.train.training_state import (
     Place,
     Saved,

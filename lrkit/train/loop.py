@@ -35,6 +35,7 @@ from lrkit.train.failures import Diverged
 from lrkit.train.heartbeat import Heartbeat, State
 from lrkit.train.keeper import Keeper, StageRun
 from lrkit.train.loading import Pace
+from lrkit.train.log_sums import Sums
 from lrkit.train.metrics import MetricsWriter
 from lrkit.train.observer import Watched, observer_of
 from lrkit.train.optim import build_optimizers, learning_rate, set_learning_rate
@@ -45,7 +46,6 @@ from lrkit.train.run_report import checkpoint_info, write_recipe
 from lrkit.train.stage import Stage
 from lrkit.train.start import Start
 from lrkit.train.stop_signals import StopRequest, TrainingInterrupted
-from lrkit.train.sums import Sums
 from lrkit.train.teacher import PointingTeacher
 from lrkit.train.trackers import Tracker, open_trackers
 from lrkit.train.training_state import Place, Saved
