@@ -77,7 +77,8 @@ class Calibrator:
         source = read_source(reasoner, keep=True)  # `load` has merged an adapter, or leaves it apart
         matrices = Matrices(reasoner, source, self.target)
         layers = matrices.all()
-        numbers = quicken(reasoner, (one.module.weight for layer in layers for one in layer if one.part == "layers"))
+        weights: list[Any] = [one.module.weight for layer in layers for one in layer if one.part == "layers"]
+        numbers = quicken(reasoner, weights)
         say(f"{role}: computing in {numbers}", 0, 0)
         phases = sum(self.given.mix[phase] > 0 for phase in PHASES) if self.given.samples else 1
         memory = MEMORY.get(numbers, MEMORY["float32"]) if self.memory is None else self.memory
