@@ -161,10 +161,13 @@ def _strange(content: Mapping[str, Any], place: Place, origin: Origin) -> Iterat
         yield "a weight or a sum is no tensor"
 
 
-def _bests(finished: Sequence[Any]) -> list[Any]:
+def _bests(finished: Sequence[Mapping[str, Any]]) -> list[Any]:
     """What finished stages say of their best; anything else than a list of entries is one that is none."""
-    found = [stage.get("best", []) for stage in finished if type(stage) is dict]
-    return [entry for part in found for entry in (part if type(part) is list else [part])]
+    found: list[Any] = []
+    for stage in finished:
+        part: Any = stage.get("best", []) if type(stage) is dict else []
+        found.extend(part if type(part) is list else [part])
+    return found
 
 
 def _is_best(entry: Any) -> bool:
