@@ -185,7 +185,8 @@ def _run(given: Sequence[str], debug: bool) -> None:
         finally:
             flush_output()  # a full disk is to be seen here, not while Python shuts down
     except (Interrupted, KeyboardInterrupt) as stop:
-        _say(f"\n{stop}")
+        if not getattr(stop.__cause__, "silent", False):  # another process of the same run says it
+            _say(f"\n{stop}")
         raise SystemExit(getattr(stop, "exit_code", INTERRUPTED)) from None
     except BrokenPipeError:
         discard_output()
@@ -223,7 +224,8 @@ def _terminate(number: int, frame: object) -> None:
 def _fail(message: str, error: Exception, debug: bool) -> None:
     if debug:
         raise error
-    _say(f"error: {message}")
+    if not getattr(error, "silent", False):  # as above
+        _say(f"error: {message}")
     raise SystemExit(EXIT_CODE) from None
 
 

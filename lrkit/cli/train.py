@@ -156,6 +156,10 @@ def _require_packages() -> None:
     from lrkit.errors import require
     from lrkit.train.checks import PACKAGES
 
+    # The first thing that transformers and tensorboard would say is not about this run. Nor is a warning of torch, in
+    # every process, that no weight was left out of a batch: of the next one may be.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for package in PACKAGES:
         require(package, "train")
 

@@ -55,7 +55,10 @@ class SaliencyRow:
         if mask_B1SN is not None:
             row_B11N = self._last(mask_B1SN.expand(batch, -1, -1, -1))
             score_BHGN = score_BHGN.masked_fill(~row_B11N, float("-inf"))
-        row_BN = score_BHGN.softmax(-1).mean((1, 2))
+        self.add_row(score_BHGN.softmax(-1).mean((1, 2)))
+
+    def add_row(self, row_BN: Tensor) -> None:
+        """Adds one layer's row, averaged over its heads."""
         self.total_BN = row_BN if self.total_BN is None else self.total_BN + row_BN
         self.num_layers += 1
 

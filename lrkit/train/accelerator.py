@@ -12,15 +12,28 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from torch import Tensor
 
+from lrkit.errors import UserError, one_line
 from lrkit.gpus import torch_can_use
 from lrkit.model.reasoner import LatentReasoner
 from lrkit.train.recipe import Recipe
+from lrkit.train.share import Share
 
 _ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+_ENGINES = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+"""Variable that accelerate's launcher sets -> what it would begin."""
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Device, processes and precision as the recipe says."""
+    """Device and precision as the recipe says, processes as whoever launched them says.
+
+    Raises:
+        UserError: an engine other than side by side (DDP) is asked for, or the processes cannot be joined.
+    """
+    _refuse_engines()
     half = recipe.precision == "bfloat16" or (
         recipe.precision == "auto" and torch_can_use() and torch.cuda.is_bf16_supported()
     )
@@ -31,12 +44,37 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     if state.get("_mixed_precision", precision) != precision:
         # It is kept for the whole process, and refuses the second run's where that is another.
         AcceleratorState._reset_state()  # pyright: ignore
-    return Accelerator(
-        mixed_precision=precision,
-        # Not the number alone: accelerate would let a variable of the environment replace it.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=recipe.accumulate),
-        kwargs_handlers=[unused],
-    )
+    try:
+        made = Accelerator(
+            mixed_precision=precision,
+            # Not the number alone: accelerate would let a variable of the environment replace it.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=recipe.accumulate),
+            kwargs_handlers=[unused],
+        )
+    except (ValueError, RuntimeError) as error:
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            raise
+        raise UserError(
+            f"the processes of the run cannot be joined ({one_line(error, 200)}); start them with accelerate launch or "
+            "torchrun (train/README.md)"
+        ) from error
+    made.gradient_accumulation_steps = share_of(made, recipe).rounds
+    return made
+
+
+def _refuse_engines() -> None:
+    """An engine that was never run with lrkit is not begun: it would fail late, or train something else."""
+    for variable, name in _ENGINES.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1"):
+            raise UserError(
+                f"{name} is asked for ({variable}), and lrkit trains with whole weights in every process (DDP) alone; "
+                "launch without it, and set gradient_checkpointing=true or a smaller batch_size where memory is short"
+            )
+
+
+def share_of(accelerator: Accelerator, recipe: Recipe) -> Share:
+    """What this process does of each update."""
+    return Share(accelerator.process_index, accelerator.num_processes, recipe.accumulate)
 
 
 def ignored_environment(recipe: Recipe) -> str | None:

@@ -78,7 +78,7 @@ class _Queue:
                     self._stopped = self._stopped or place.error is not None
             if draw is not None and place.error is None:
                 try:
-                    place.batch = self._curriculum.collate(draw.stage, draw.samples)
+                    place.batch = self._curriculum.made(draw)
                 except BaseException as error:
                     place.error = error
             with self._change:

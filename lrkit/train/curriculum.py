@@ -3,7 +3,7 @@
     Stage + Source -> samples -> TrainBatch (objective reason) or VisionBatch (objective vision)
 
 All chance comes from one numpy Generator, and its state is saved with the run. So a resumed run draws the batches that
-the uninterrupted one would have drawn.
+the uninterrupted one would have drawn. Every process draws all batches, and collates its own part (share.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,7 @@ from lrkit.data.collate import Pointing, TrainBatch, collate_training
 from lrkit.data.sources import Source
 from lrkit.runtime.encode.processor import Processor
 from lrkit.train.recipe import Recipe
+from lrkit.train.share import Share
 from lrkit.train.stage import Stage
 from lrkit.train.vision import VisionBatch, collate_vision
 
@@ -29,6 +30,8 @@ class Draw:
 
     stage: Stage
     samples: list[Sample]
+    silent: bool = False
+    """Nothing of it counts: it stands in for a process that has no part in a small batch, and must run all the same."""
 
 
 class Curriculum:
@@ -40,20 +43,27 @@ class Curriculum:
         source: Source,
         processor: Processor,
         think: ThinkSettings,
-        process: int = 0,
+        share: Share | None = None,
         pointing: Pointing | None = None,
     ) -> None:
-        """`process` is the rank: every process draws its own batches. `pointing`: who says where to look."""
+        """`share`: what this process computes of the batches; None: all. `pointing`: who says where to look."""
         self._recipe = recipe
         self._source = source
         self._processor = processor
         self._max_latent_steps = think.max_latent_steps
         self._at_once = think.latents == "parallel"
         self._pointing = pointing
-        self._rng = np.random.default_rng([recipe.seed, process])
+        self._share = Share() if share is None else share
+        # As the first of several processes drew, once, when each drew for itself: old runs go on as they began.
+        self._rng = np.random.default_rng([recipe.seed, 0])
 
     def draw(self, index: int) -> Draw:
-        """Samples for one batch of stage `index`."""
+        """This process's samples of one batch of stage `index`; what others compute beside it is drawn and left."""
+        drawn = [self._draw(index) for _ in range(self._share.groups)][self._share.turn]
+        own = self._share.part(drawn.samples)
+        return Draw(drawn.stage, own or drawn.samples[:1], silent=not own)
+
+    def _draw(self, index: int) -> Draw:
         stage = self._recipe.stages[index]
         if stage.rehearsal_fraction and self._rng.random() < stage.rehearsal_fraction:
             earlier = rehearsed(self._recipe.stages, index)
@@ -63,8 +73,16 @@ class Curriculum:
 
     def batch(self, index: int) -> TrainBatch | VisionBatch:
         """The next batch of stage `index`."""
-        draw = self.draw(index)
-        return self.collate(draw.stage, draw.samples)
+        return self.made(self.draw(index))
+
+    def made(self, draw: Draw) -> TrainBatch | VisionBatch:
+        """What was drawn, as the model takes it."""
+        batch = self.collate(draw.stage, draw.samples)
+        if not draw.silent:
+            return batch
+        assert isinstance(batch, TrainBatch), "labels of visual tokens come in batches that are never small"
+        weights, latents = torch.zeros_like(batch.speech_weights), torch.zeros_like(batch.num_latents)
+        return replace(batch, speech_weights=weights, num_latents=latents, looks=None, taught=None, overlap=None)
 
     def collate(self, stage: Stage, samples: Sequence[Sample]) -> TrainBatch | VisionBatch:
         """Samples under the rules of a stage."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lrkit.errors import CheckpointError, FileError, LrkitError, UserError, is_write_failure, one_line, os_sentence
+from lrkit.train.together import Elsewhere, is_lost, lost
 
 GO_ON = "the same command with --resume goes on from the last saved update"
 
@@ -43,7 +44,8 @@ def check_finite(weights: Mapping[str, Tensor], stage: str, update: int) -> None
 
 @contextmanager
 def told(then: str = "") -> Generator[None]:
-    """A context in which a full disk, a limit on files or too little memory becomes one sentence that ends with `then`.
+    """A context in which a full disk, a limit on files, too little memory or another process that is gone becomes one
+    sentence that ends with `then`.
 
     Raises:
         UserError: in place of what torch, safetensors and the system raise. Mistakes of the program pass through.
@@ -51,13 +53,15 @@ def told(then: str = "") -> Generator[None]:
     behind = f"; {then}" if then else ""
     try:
         yield
-    except (Diverged, StateError):
+    except (Diverged, StateError, Elsewhere):
         raise
     except LrkitError as error:
         if not behind or not isinstance(error, UserError):
             raise
         raise type(error)(f"{error}{behind}") from error
     except Exception as error:
+        if is_lost(error):
+            raise lost(error, then or GO_ON) from error
         if is_out_of_memory(error):
             raise UserError(
                 f"memory ran out ({one_line(error, 120)}); free some, or start a new run with a smaller batch_size and "

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import nn
 from torch.optim import Optimizer
 
-from lrkit.errors import UserError, one_line
+from lrkit.errors import one_line
+from lrkit.train.accelerator import mean_over_processes
 from lrkit.train.ahead import Ahead
 from lrkit.train.failures import StateError, check_finite
 from lrkit.train.log_sums import Sums
@@ -23,6 +23,7 @@ from lrkit.train.recipe import Recipe
 from lrkit.train.retention import prune
 from lrkit.train.run_report import write_run
 from lrkit.train.stage import OptimizerConfig, Stage
+from lrkit.train.together import as_one, gathered
 from lrkit.train.training_state import (
     Place,
     Saved,
@@ -75,13 +76,15 @@ class Keeper:
         self.place.metrics_bytes = 0 if self.metrics is None else self.metrics.num_bytes()
         self.place.seconds = self.seconds()
         own = {"random": random_state(), "curriculum": self.batches.state()}
-        processes = gather_object([own]) if accelerator.num_processes > 1 else [own]
-        if accelerator.is_main_process:
-            owner, optimizers = self._owner(accelerator, now), now.optimizers if now is not None else []
-            sums = self.sums.values
-            save_state(self.folder, self.recipe, self.place, owner, optimizers, sums, processes, self.origin)
-            # Not what stages left: run.json may name it until `tidy`.
-            prune(self.folder, self.place.finished, self.place.best, None)
+        processes = gathered(accelerator, own)
+        owner, optimizers = self._owner(accelerator, now), now.optimizers if now is not None else []
+        values = self.sums.values
+        sums = {name: mean_over_processes(accelerator, values[name]) for name in sorted(values)}
+        with as_one(accelerator):
+            if accelerator.is_main_process:
+                save_state(self.folder, self.recipe, self.place, owner, optimizers, sums, processes, self.origin)
+                # Not what stages left: run.json may name it until `tidy`.
+                prune(self.folder, self.place.finished, self.place.best, None)
 
     def tidy(self, accelerator: Accelerator) -> None:
         """run.json as the state says, and then nothing that it does not name."""
@@ -95,12 +98,13 @@ class Keeper:
         Raises:
             StateError: the state is that of another model, or cannot be read.
         """
+        _refuse_own_draws(saved)
         restore(self._owner(accelerator, now), now.optimizers, saved)
         self.sums.load(saved.meter, accelerator.device)
         try:
-            own = saved.processes[accelerator.process_index]
-            self.batches.load_state(own["curriculum"])
-            set_random_state(own["random"])
+            self.batches.load_state(saved.processes[0]["curriculum"])  # all have drawn the same
+            if accelerator.process_index < len(saved.processes):
+                set_random_state(saved.processes[accelerator.process_index]["random"])
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
             raise StateError(
                 f"the saved draws and random states cannot be read ({one_line(error)}); start a new run"
@@ -108,27 +112,35 @@ class Keeper:
 
     @contextmanager
     def on_bad_data(self, accelerator: Accelerator, now: StageRun) -> Generator[None]:
-        """A context in which data that cannot be read end the run, with its earlier state saved, so that nothing is
-        lost.
-
-        Not with several processes: all take part in saving, and the others have not stopped.
-        """
+        """A context in which data that cannot be read, by whichever process, end the run, with its earlier state saved,
+        so that nothing is lost. All processes take part."""
         drawn = self.batches.state()
-        try:
+
+        def save() -> None:
+            self.batches.load_state(drawn)
+            self.save(accelerator, now)
+
+        with as_one(accelerator, save):
             yield
-        except (UserError, OSError):
-            if accelerator.num_processes == 1:
-                self.batches.load_state(drawn)
-                self.save(accelerator, now)
-            raise
 
     def check_finite(self, accelerator: Accelerator, now: StageRun) -> None:
         """Raises Diverged where a weight is NaN or infinite."""
         weights = trained_state(accelerator.unwrap_model(now.model))
-        check_finite(weights, now.stage.name, self.place.update)
+        with as_one(accelerator):
+            check_finite(weights, now.stage.name, self.place.update)
 
     def _owner(self, accelerator: Accelerator, now: StageRun | None) -> nn.Module:
         """Before a stage's first update only the reasoner has a history; after it, what the stage adds has one too."""
         if now is None or not self.place.update:
             return self.reasoner
         return accelerator.unwrap_model(now.model)
+
+
+def _refuse_own_draws(saved: Saved) -> None:
+    """Raises `StateError` for a state in which every process drew batches of its own, as lrkit once did."""
+    draws = [own.get("curriculum") for own in saved.processes if isinstance(own, dict)]
+    if any(draw != draws[0] for draw in draws[1:]):
+        raise StateError(
+            f"the run was begun by a lrkit whose {len(draws)} processes each drew batches of their own; go on with "
+            "that version, or start a new run"
+        )

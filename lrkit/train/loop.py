@@ -14,12 +14,12 @@ import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from lrkit.contract.sample import Sample
@@ -27,7 +27,7 @@ from lrkit.data.collate import Pointing, TrainBatch
 from lrkit.data.sources import Noting, Source
 from lrkit.model.checkpoint import save_checkpoint
 from lrkit.runtime.encode.kept_cuts import KeptCuts
-from lrkit.train.accelerator import make_accelerator, mean_over_processes, number_types
+from lrkit.train.accelerator import make_accelerator, mean_over_processes, number_types, share_of
 from lrkit.train.ahead import Ahead
 from lrkit.train.curriculum import Curriculum, num_updates
 from lrkit.train.display import Display
@@ -47,6 +47,7 @@ from lrkit.train.stage import Stage
 from lrkit.train.start import Start
 from lrkit.train.stop_signals import StopRequest, TrainingInterrupted
 from lrkit.train.teacher import PointingTeacher
+from lrkit.train.together import any_of, as_one, gathered
 from lrkit.train.trackers import Tracker, open_trackers
 from lrkit.train.training_state import Place, Saved
 from lrkit.train.validate import Validation, Validator
@@ -84,8 +85,8 @@ class Trainer:
             self.teacher = PointingTeacher(recipe.teacher, accelerator.device, recipe.teacher_sharpness)
         if settings.distill.pointing:
             pointing = Pointing(None if self.teacher is None else self.teacher.processor)
-        process = accelerator.process_index
-        self.curriculum = Curriculum(recipe, source, start.processor, settings.think, process, pointing)
+        self.share = share_of(accelerator, recipe)
+        self.curriculum = Curriculum(recipe, source, start.processor, settings.think, self.share, pointing)
         self.batches = Ahead(self.curriculum, recipe.loader)
         self.pace = Pace(self.batches)
         watched = Watched(recipe, folder, start.reasoner, self._collated, lambda: self.accelerator.autocast())
@@ -178,43 +179,48 @@ class Trainer:
 
     def _open_stage(self, index: int) -> StageRun:
         stage, recipe = self.recipe.stages[index], self.recipe
-        per_update = (stage.batch_size or recipe.batch_size) * recipe.accumulate * self.accelerator.num_processes
+        per_update = (stage.batch_size or recipe.batch_size) * recipe.accumulate
         config = overlay(recipe.optimizer, stage.optimizer)
         model: nn.Module = self.start.reasoner
         if stage.objective == "vision":
             words = recipe.data.label_words
             model = VisionObjective(self.start.reasoner, self.start.processor, stage.readouts, recipe.seed, words)
         prepared = self.accelerator.prepare(model, *build_optimizers(model.named_parameters(), config))
-        validator = Validator(
-            stage, recipe.eval, self.source, self.curriculum, self.start.processor, self.accelerator.device
-        )
+        validator = Validator(stage, recipe.eval, self.source, self.curriculum, self.start.processor, self.accelerator)
         self.sums.clear()
         total = num_updates(stage, self.source.num_samples(stage), per_update)
         return StageRun(index, stage, total, prepared[0], list(prepared[1:]), config, validator)
 
     def _stop_or_save(self, now: StageRun) -> None:
-        stopping = self._stopping(now, "training")
+        stopping = any_of(self.accelerator, self._stopping(now, "training"))
         if stopping or (self.place.update and self.place.update % self.recipe.save_every == 0):
             self.keeper.check_finite(self.accelerator, now)
             self.keeper.save(self.accelerator, now)
         if stopping:
-            raise TrainingInterrupted(
+            stopped = TrainingInterrupted(
                 f"stopped in stage {now.stage.name} after {self.place.update} of {now.total} updates; the same command "
                 "with --resume goes on from here",
-                self._agree(self.stop.exit_code),
+                self._asked_code(),
             )
+            stopped.silent = not self.accelerator.is_main_process
+            raise stopped
 
     def _stopping(self, now: StageRun, state: State) -> bool:
-        """Whether to stop, the same in every process: signals reach them one after the other."""
+        """Whether this process was asked to stop. Signals reach processes one after the other: the loop asks all."""
         self._beat(now, state)
-        return self._agree(self.stop())
+        return self.stop()
+
+    def _asked_code(self) -> int:
+        """The exit code of the first process that was asked: signals reach them one after the other, or one alone."""
+        codes = gathered(self.accelerator, self.stop.exit_code if self.stop.asked else None)
+        return next((code for code in codes if code is not None), self.stop.exit_code)
 
     def _update(self, now: StageRun) -> None:
         """One optimizer update, over `accumulate` batches, equal to one over a batch that holds them all."""
         accelerator = self.accelerator
         set_learning_rate(now.optimizers, learning_rate(now.config, self.place.update, now.total))
         with self.keeper.on_bad_data(accelerator, now):
-            batches = [self._taught(self.batches.batch(now.index)) for _ in range(self.recipe.accumulate)]
+            batches = [self._taught(self.batches.batch(now.index)) for _ in range(self.share.rounds)]
         counts = self._mean_counts(now, batches)
         for batch in batches:
             with accelerator.accumulate(now.model):
@@ -250,7 +256,8 @@ class Trainer:
         """`done` updates of the stage; None: it is over."""
         watches = self.observer is not None and now.stage.objective == "reason"
         if watches and self.observer is not None and (done is None or self.observer.due(now.stage, done)):
-            with self.keeper.on_bad_data(self.accelerator, now):
+            alone = self.accelerator.num_processes == 1  # the others are not here
+            with self.keeper.on_bad_data(self.accelerator, now) if alone else nullcontext():
                 self.observer.look(now.stage, self.place.total_updates)
 
     def _mean_counts(self, now: StageRun, batches: Sequence[TrainBatch | VisionBatch]) -> Tensor:
@@ -263,8 +270,9 @@ class Trainer:
         if self.place.update % self.recipe.log_every and self.place.update != now.total:
             return
         values = self.sums.figures(self.accelerator)
-        if not math.isfinite(values["loss"]):
-            raise Diverged("the loss", now.stage.name, str(values["loss"]), self.place.update)
+        with as_one(self.accelerator):
+            if not math.isfinite(values["loss"]):
+                raise Diverged("the loss", now.stage.name, str(values["loss"]), self.place.update)
         values["lr"] = float(now.optimizers[0].param_groups[0]["lr"])
         self.display.figures(self.place.update, now.total, values)
         values |= self.pace.figures(self.accelerator.num_processes)
@@ -280,12 +288,11 @@ class Trainer:
         self.keeper.check_finite(self.accelerator, now)
         with self.accelerator.autocast(), self.keeper.on_bad_data(self.accelerator, now):
             model = self.accelerator.unwrap_model(now.model)
-            found = now.validator(model, reasoner, lambda: self._stopping(now, "validating"))
-        if found is None:
+            part = now.validator(model, reasoner, lambda: self._stopping(now, "validating"))
+        if (found := now.validator.joined(part)) is None:
             self.stop.asked = True
             self._stop_or_save(now)
         assert found is not None
-        found = self._agree(found)
         if found.accuracy:
             figures = {"accuracy": found.accuracy, "accuracy_mean": found.mean, "latent_steps": found.latent_steps}
             self._write("validation", {"stage": now.stage.name, **figures, "seconds": self._seconds()})
@@ -347,12 +354,6 @@ class Trainer:
         stages = self.recipe.stages[: index + 1]
         if isinstance(self.recipe.init, FreshBackbone) and all(stage.latent_steps == 0 for stage in stages):
             self.start.reasoner.latent.refresh_norm(self.start.reasoner.backbone.embedding_rows())
-
-    def _agree(self, value: Any) -> Any:
-        """The main process's value, in every process."""
-        if self.accelerator.num_processes == 1:
-            return value
-        return broadcast_object_list([value])[0]
 
     def _write(self, kind: str, values: Mapping[str, Any]) -> None:
         self.metrics.write(kind, self.place.total_updates, values)

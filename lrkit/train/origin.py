@@ -37,7 +37,7 @@ class Origin:
     init: dict[str, str] = field(default_factory=dict)
     """File of the checkpoint, or of the base below it -> digest."""
     processes: int = 1
-    """Processes that train side by side, each on batches of its own."""
+    """Processes that train side by side, each on its part of every update."""
     environment: dict[str, Any] = field(default_factory=dict)
     """Versions, device, threads and number type."""
 
@@ -88,19 +88,18 @@ def compare(before: Origin, now: Origin, folder: Path) -> list[str]:
     """What differs in the machine, as notes.
 
     Raises:
-        ConfigError: the data, the start or the number of processes differ; one line each.
+        ConfigError: the data or the start differ; one line each.
     """
     problems = [*changed("data", before.data, now.data), *changed("init", before.init, now.init)]
-    if before.processes != now.processes:
-        problems.append(
-            f"the run was trained by {before.processes} processes side by side, now there are {now.processes}; start "
-            f"{before.processes}"
-        )
     if problems:
         raise ConfigError("\n".join(f"{folder} cannot go on: {problem}" for problem in problems))
     notes: list[str] = []
     if before.pictures != now.pictures:
         notes.append("pictures of the data have other sizes than when the run began")
+    if before.processes != now.processes:
+        notes.append(
+            f"the run goes on with another number of processes ({before.processes} before, now {now.processes})"
+        )
     names = dict.fromkeys([*before.environment, *now.environment])
     pairs = [(name, before.environment.get(name), now.environment.get(name)) for name in names]
     if differences := [f"{name} was {old}, is {new}" for name, old, new in pairs if old != new]:

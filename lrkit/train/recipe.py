@@ -120,14 +120,18 @@ class Recipe(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     """How weights are updated."""
     batch_size: int = Field(default=32, ge=1, le=MOST_AT_ONCE)
-    """Samples of one update on one device, before accumulation."""
+    """Samples of one batch, and the most that a device holds at once. However many devices train, an update is over
+    batch_size x accumulate samples: they share its batches, or where these are too few, the samples of each."""
     accumulate: int = Field(default=1, ge=1, le=MOST_AT_ONCE)
-    """Batches whose gradients are summed into one update."""
+    """Batches whose gradients are summed into one update, over all devices."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the accelerator has it, float32 on a CPU."""
     attention: AttentionChoice = Attention()
     """Kernels of attention: sdpa, flash_attention_2, flash_attention_3 or flash_attention_4, one for both vision tower
     and language model, or {vision: NAME, text: NAME}. Those of flash need a GPU, their package and bfloat16."""
+    gradient_checkpointing: bool = False
+    """Layers of the language model keep their inputs alone and run once more on the way back: less memory, more time,
+    the same losses. May differ when a run is resumed."""
     token_weights: dict[str, Weight] = {}
     """Regular expression on a spoken token's text -> its weight in the loss; all others weigh 1."""
     teacher: str | None = None

@@ -31,6 +31,9 @@ class TrainingInterrupted(KeyboardInterrupt):
         super().__init__(message)
         self.exit_code = exit_code
 
+    silent = False
+    """Another process of the run says it."""
+
 
 class StopRequest:
     """Whether somebody asked the run to stop."""

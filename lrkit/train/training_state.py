@@ -130,8 +130,9 @@ def load_state(folder: Path, recipe: Recipe) -> Saved:
 
 
 def _decides(recipe: Any) -> Any:
-    """What decides on the weights; how batches are made, which checkpoints stay and who is told does not."""
-    beside = ("loader", "keep_last", "keep_best", "trackers")
+    """What decides on the weights; how batches are made, what is computed twice, which checkpoints stay and who is told
+    does not."""
+    beside = ("loader", "gradient_checkpointing", "keep_last", "keep_best", "trackers")
     return {name: recipe[name] for name in recipe if name not in beside} if isinstance(recipe, dict) else recipe
 
 

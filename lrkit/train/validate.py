@@ -2,12 +2,15 @@
 
 A stage that only reads signs, and the objective `vision`, have no answer to score, because the order of a reading is
 free. There the share of right predictions under teacher forcing is measured instead.
+
+Each process of a run answers its part of the samples. `joined` puts the parts together: each sample counts once.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from accelerate import Accelerator
 
 from lrkit.contract.extract import says_right
 from lrkit.contract.generated import GenerationLimits
@@ -21,6 +24,7 @@ from lrkit.runtime.engines.torch.prompt_batch import collate_prompts
 from lrkit.train.curriculum import Curriculum
 from lrkit.train.recipe import EvalConfig
 from lrkit.train.stage import Stage
+from lrkit.train.together import gathered
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,20 @@ class Validation:
         return sum(self.accuracy.values()) / len(self.accuracy) if self.accuracy else 0.0
 
 
+Answered = tuple[str, int, bool]
+"""One answer of a process: `text`, `latent_steps` and `right` of a `Spoken`."""
+
+
+@dataclass
+class Part:
+    """What one process found of a validation."""
+
+    answers: dict[int, list[Answered]] = field(default_factory=dict)
+    """Chain length -> of its samples, in order."""
+    counts: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """Name of what was classified -> (right, all) of each batch."""
+
+
 class Validator:
     """Validates one stage, always on the same samples, which are encoded once."""
 
@@ -65,13 +83,15 @@ class Validator:
         source: Source,
         curriculum: Curriculum,
         processor: Processor,
-        device: torch.device,
+        accelerator: Accelerator,
     ) -> None:
         self._stage = stage
         self._config = config
         self._curriculum = curriculum
         self._processor = processor
-        self._device = device
+        self._accelerator = accelerator
+        self._device = accelerator.device
+        self._own = slice(accelerator.process_index, None, accelerator.num_processes)
         self._chains = stage.objective == "reason" and set(stage.tasks) != {"read"}
         self._samples: dict[int, list[Sample]] = {}
         self._held_out: list[Sample] = []
@@ -81,39 +101,59 @@ class Validator:
             self._held_out = source.held_out(stage, config.samples)
         self._prompts: dict[int, list[EncodedPrompt]] = {}
 
-    def __call__(self, model: torch.nn.Module, reasoner: LatentReasoner, stop: Callable[[], bool]) -> Validation | None:
-        """Figures of the model as it is; None when `stop` says so midway. Uses no random numbers."""
+    def __call__(self, model: torch.nn.Module, reasoner: LatentReasoner, stop: Callable[[], bool]) -> Part | None:
+        """What the model as it is makes of this process's samples; None when `stop` says so midway. Uses no random
+        numbers."""
         if not self._chains:
             return self._classify(model)
-        found = Validation()
+        part = Part()
         for length, samples in self._samples.items():
-            spoken: list[Spoken] = []
-            for start in range(0, len(samples), self._config.batch_size):
+            spoken: list[Answered] = []
+            for start in range(0, len(samples[self._own]), self._config.batch_size):
                 if stop():
                     return None
                 spoken += self._answer(reasoner, length, slice(start, start + self._config.batch_size))
+            part.answers[length] = spoken
+        return part
+
+    def joined(self, own: Part | None) -> Validation | None:
+        """The figures of all processes' parts; None where one was stopped. All processes take part."""
+        parts = [part for part in gathered(self._accelerator, own) if part is not None]
+        if len(parts) < self._accelerator.num_processes:
+            return None
+        if not self._chains:
+            names = dict.fromkeys(name for part in parts for name in part.counts)
+            pairs = {name: [pair for part in parts for pair in part.counts.get(name, [])] for name in names}
+            return Validation({name: _share(counted) for name, counted in pairs.items()})
+        found = Validation()
+        for length, samples in self._samples.items():
+            answers = [part.answers[length] for part in parts]
+            spoken = [
+                Spoken(sample, *answers[number % len(parts)][number // len(parts)])
+                for number, sample in enumerate(samples)
+            ]
             found.accuracy[str(length)] = sum(answer.right for answer in spoken) / max(1, len(spoken))
             found.latent_steps[str(length)] = sum(answer.latent_steps for answer in spoken) / max(1, len(spoken))
             found.answers += spoken[: self._config.show]
         return found
 
-    def _answer(self, reasoner: LatentReasoner, length: int, part: slice) -> list[Spoken]:
-        samples, prompts = self._samples[length][part], self._encoded(length)[part]
+    def _answer(self, reasoner: LatentReasoner, length: int, part: slice) -> list[Answered]:
+        samples, prompts = self._samples[length][self._own][part], self._encoded(length)[part]
         batch = collate_prompts(prompts, self._processor.pad_id).to(self._device)
         ends = self._processor.end_ids
         limits = GenerationLimits(ends[0], self._config.max_new_tokens, more_ends=ends[1:])
         mode = self._stage.mode
-        answers: list[Spoken] = []
+        answers: list[Answered] = []
         for sample, made in zip(samples, generate(reasoner, batch, mode, limits), strict=True):
             text = self._processor.decode(made.token_ids)
             right = says_right(self._processor.format.find_answer(text, mode), text, sample)
-            answers.append(Spoken(sample, text, made.latent_steps, right))
+            answers.append((text, made.latent_steps, right))
         return answers
 
     def _encoded(self, length: int) -> list[EncodedPrompt]:
         if length not in self._prompts:
             made: list[EncodedPrompt] = []
-            for sample in self._samples[length]:
+            for sample in self._samples[length][self._own]:
                 explicit = self._stage.latent_steps == 0
                 with naming(sample):
                     earlier = earlier_turns(self._processor.format, sample, self._stage.spoken_steps, explicit)
@@ -123,24 +163,20 @@ class Validator:
         return self._prompts[length]
 
     @torch.no_grad()
-    def _classify(self, model: torch.nn.Module) -> Validation:
-        """Share of right predictions, by read-out or of all weighted tokens."""
-        if not self._held_out:
-            return Validation()
+    def _classify(self, model: torch.nn.Module) -> Part:
+        """Right predictions, by read-out or of all weighted tokens."""
+        held_out, part = self._held_out[self._own], Part()
         training = model.training
         model.eval()
         batches = [
-            self._curriculum.collate(self._stage, self._held_out[start : start + self._config.batch_size]).to(
-                self._device
-            )
-            for start in range(0, len(self._held_out), self._config.batch_size)
+            self._curriculum.collate(self._stage, held_out[start : start + self._config.batch_size]).to(self._device)
+            for start in range(0, len(held_out), self._config.batch_size)
         ]
-        counts: dict[str, list[tuple[float, float]]] = {}
         for batch in batches:
             for name, right, total in _right_counts(model, batch):
-                counts.setdefault(name, []).append((right, total))
+                part.counts.setdefault(name, []).append((right, total))
         model.train(training)
-        return Validation({name: _share(pairs) for name, pairs in counts.items()})
+        return part
 
 
 def _right_counts(model: torch.nn.Module, batch: object) -> list[tuple[str, float, float]]:

@@ -1,14 +1,11 @@
-"""`accumulate`: batches of one update, and of all processes, are one batch that holds their samples.
+"""`accumulate`: batches of one update are one batch that holds their samples. With several processes:
+tests/stress/test_side_by_side.py.
 
 Once every batch was divided by its own token weight, so that a word of a long answer weighed less than a word of a
 short one; and a variable that launchers leave in the environment replaced the recipe's number.
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +13,25 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.trail import trail_set
 from lrkit.data.trail_source import TrailData
+from lrkit.errors import UserError
 from lrkit.model.build import build_reasoner
 from lrkit.resources import STATE_FILE
 from lrkit.train.accelerator import make_accelerator
-from lrkit.train.curriculum import Curriculum
 from lrkit.train.fresh import fresh_backbone, fresh_processor
 from lrkit.train.metrics import read_metrics
-from lrkit.train.optim import build_optimizers
 from lrkit.train.recipe import FreshBackbone, load_recipe
 from lrkit.train.run import train
 from lrkit.train.stage import Readout
-from lrkit.train.start import load_start
 from lrkit.train.stop_signals import TrainingInterrupted
 from lrkit.train.vision import VisionBatch, VisionObjective, collate_vision
 
 pytest.importorskip("sklearn")
 
 VARIABLE = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
-RANKS = 2
 STAGES: dict[str, dict[str, Any]] = {
     "chains of thought": {"latent_steps": 0},
     "latent steps, with distillation": {"latent_steps": "all"},
@@ -167,79 +160,18 @@ def test_the_environment_does_not_change_the_recipe(
     assert VARIABLE not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("variable", "name"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")]
+)
+def test_an_engine_that_was_never_run_is_refused(variable: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(UserError, match=rf"{name} is asked for \({variable}\).* \(DDP\) alone; launch without it"):
+        make_accelerator(load_recipe(recipe(2, 2)))
+
+
 def test_runs_of_two_precisions_fit_into_one_process() -> None:
     """accelerate keeps the first one's, and refused the second run with a traceback."""
     for precision in ("bfloat16", "float32", "bfloat16"):
         values = {**recipe(2, 2), "precision": precision}
         accelerator = make_accelerator(load_recipe(values))
         assert accelerator.mixed_precision == ("bf16" if precision == "bfloat16" else "no")
-
-
-@pytest.mark.slow
-def test_processes_are_one_large_batch(lines: Path, tmp_path: Path) -> None:
-    """Two processes of two batches each, whose gradients DistributedDataParallel averages."""
-    values = {
-        **recipe(2, 2, latent_steps="all"),
-        "data": {"kind": "jsonl", "train": str(lines)},
-        "save_every": 1,
-    }
-    file = tmp_path / "recipe.yaml"
-    file.write_text(json.dumps(values))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    program = "import sys; from tests.unit.test_accumulate import one_process; one_process(*sys.argv[1:])"
-    command = [sys.executable, "-W", "ignore", "-c", program, str(file), str(tmp_path)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={
-                **os.environ,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(RANKS),
-                "LOCAL_WORLD_SIZE": str(RANKS),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-                "ACCELERATE_USE_CPU": "true",
-            },
-        )
-        for rank in range(RANKS)
-    ]
-    for process in ranks:
-        said = process.communicate(timeout=300)[1]
-        assert process.returncode == 0, said
-    got = torch.load(tmp_path / "gradient.pt")
-    asked = load_recipe(values)
-    torch.manual_seed(asked.seed)
-    start = load_start(asked, asked.model, torch.float32)
-    source, think = asked.data.open(asked.seed, asked.stages), start.reasoner.settings.think
-    drawn = [
-        Curriculum(asked, asked.data.open(asked.seed, asked.stages), start.processor, think, rank)
-        for rank in range(RANKS)
-    ]
-    samples = [sample for one in drawn for _ in range(2) for sample in one.draw(0).samples]
-    union = Curriculum(asked, source, start.processor, think).collate(asked.stages[0], samples)
-    start.reasoner.train()
-    start.reasoner(union).total.backward()
-    close(got, gradient_of(build_optimizers(start.reasoner.named_parameters(), asked.optimizer)))
-
-
-def one_process(recipe_file: str, folder: str) -> None:
-    """A process of `test_processes_are_one_large_batch`: one update, whose gradient it leaves in the folder."""
-
-    def keep(optimizer: Optimizer, *_: object) -> None:
-        if os.environ["RANK"] == "0":
-            torch.save(gradient_of([optimizer]), Path(folder) / "gradient.pt")
-        os._exit(0)
-
-    setattr(torch.optim.AdamW, "step", keep)  # noqa: B010
-    train(load_recipe(Path(recipe_file)), Path(folder) / "run", quiet=True)
-
-
-def gradient_of(optimizers: list[Optimizer]) -> Tensor:
-    """Of all weights, 0 where none arrived."""
-    weights = [weight for one in optimizers for group in one.param_groups for weight in group["params"]]
-    return torch.cat([(torch.zeros_like(w) if w.grad is None else w.grad).flatten() for w in weights])

@@ -11,11 +11,12 @@ from PIL import Image
 from lrkit.contract.settings import ThinkSettings
 from lrkit.data.collate import TrainBatch
 from lrkit.data.sources import choose
-from lrkit.errors import DataError
+from lrkit.errors import ConfigError, DataError
 from lrkit.train.curriculum import Curriculum, num_latents, num_updates, rehearsed
 from lrkit.train.fresh import fresh_processor
 from lrkit.train.optim import is_hidden_matrix, learning_rate
 from lrkit.train.recipe import Recipe, load_recipe
+from lrkit.train.share import Share, refuse_share
 from lrkit.train.stage import OptimizerConfig, Stage
 
 pytest.importorskip("sklearn")
@@ -29,8 +30,8 @@ def recipe(*stages, **changes) -> Recipe:
     return load_recipe(base)
 
 
-def curriculum(made: Recipe, process: int = 0) -> Curriculum:
-    return Curriculum(made, made.data.open(made.seed, made.stages), fresh_processor(), ThinkSettings(), process)
+def curriculum(made: Recipe, share: Share | None = None) -> Curriculum:
+    return Curriculum(made, made.data.open(made.seed, made.stages), fresh_processor(), ThinkSettings(), share)
 
 
 def same(first: TrainBatch, second: TrainBatch) -> bool:
@@ -115,9 +116,33 @@ def test_draws_continue_exactly_from_a_saved_state():
     assert all(same(second.batch(1), batch) for batch in expected)
 
 
-def test_processes_draw_different_batches():
-    made = recipe(SAY)
-    assert not same(curriculum(made, 0).batch(0), curriculum(made, 1).batch(0))
+@pytest.mark.parametrize(("processes", "accumulate"), [(2, 1), (3, 1), (4, 2), (2, 6)])
+def test_processes_share_the_samples_of_one(processes, accumulate):
+    made = recipe(SAY, {**THINK, "rehearsal_fraction": 0.5}, batch_size=3, accumulate=accumulate)
+    alone = curriculum(made, Share(accumulate=accumulate))
+    shares = [Share(process, processes, accumulate) for process in range(processes)]
+    several = [curriculum(made, share) for share in shares]
+    for _ in range(3):
+        whole = Counter(s.question for _ in range(accumulate) for s in alone.draw(1).samples)
+        parts = [one.draw(1) for one in several for _ in range(shares[0].rounds)]
+        assert Counter(sample.question for part in parts for sample in part.samples) == whole
+        assert not any(part.silent for part in parts)
+        assert all(one.state() == alone.state() for one in several)
+
+
+def test_a_process_without_a_sample_runs_and_counts_nothing():
+    made = recipe(THINK, batch_size=1)
+    batch = curriculum(made, Share(1, 2)).batch(0)
+    assert isinstance(batch, TrainBatch) and len(batch.input_ids) == 1
+    assert not batch.speech_weights.any() and not batch.num_latents.any()
+
+
+def test_more_processes_than_samples_are_refused():
+    made = recipe({**SAY, "batch_size": 3}, THINK, batch_size=6, accumulate=2)
+    for processes in (1, 2, 3, 4, 6):
+        refuse_share(made, processes)
+    with pytest.raises(ConfigError, match=r"8 processes cannot share .* 2 x 3 .* say.* start 6, or raise"):
+        refuse_share(made, 8)
 
 
 def test_seeds_draw_different_batches_and_equal_seeds_equal_ones():

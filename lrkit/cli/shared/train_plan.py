@@ -89,7 +89,7 @@ def _memory(report: dict[str, Any]) -> Table:
     if values["device_bytes"] is not None:
         table.add_row(f"{report['device']['name']} has", _gb(values["device_bytes"]))
         table.add_row("headroom", _gb(values["headroom"]))
-    table.add_row("with gradient checkpointing (not offered)", _gb(values["with_gradient_checkpointing"]))
+    table.add_row("with gradient_checkpointing: true", _gb(values["with_gradient_checkpointing"]))
     if report["devices"] > 1:
         table.add_row("with sharded weights, FSDP (not offered)", _gb(values["with_sharding"]))
     return table

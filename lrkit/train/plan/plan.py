@@ -21,6 +21,7 @@ from lrkit.train.plan.opened import Opened, open_plan, refuse_processes
 from lrkit.train.plan.timing import Assumptions, communication_seconds, rates_of, seconds_of
 from lrkit.train.plan.work import UpdateWork, batch_work, mean_work
 from lrkit.train.recipe import Recipe
+from lrkit.train.share import Share, refuse_share
 
 Report = dict[str, Any]
 SCHEMA_VERSION = 1
@@ -47,16 +48,30 @@ class _Plan:
     def model(self) -> PlannedModel:
         return self.opened.model
 
-    def memory(self, batch: BatchSizes, devices: int | None = None) -> Memory:
+    @property
+    def share(self) -> Share:
         """Of one device."""
-        host = self.kernels is CPU
-        count = self.devices if devices is None else devices
-        return memory_of(self.model, batch, self.recipe.accumulate, count, self.kernels, self.opened.patch_values, host)
+        return Share(0, self.devices, self.recipe.accumulate)
+
+    def part(self, batch: BatchSizes) -> BatchSizes:
+        """What one device holds of a batch at once."""
+        return batch.of(-(-batch.samples // self.share.parts))
+
+    def memory(self, part: BatchSizes) -> Memory:
+        """Of one device."""
+        host, rounds = self.kernels is CPU, self.share.rounds
+        return memory_of(self.model, part, rounds, self.devices, self.kernels, self.opened.patch_values, host)
+
+    def peak(self, part: BatchSizes) -> float:
+        """The most that one device needs at once."""
+        memory = self.memory(part)
+        again = self.recipe.gradient_checkpointing
+        return checkpointed(self.model, part, memory, self.kernels) if again else memory.peak
 
     def work(self, stage: StageSizes) -> UpdateWork:
-        """Of one update on one device: the mean of the stage's batches, `accumulate` times."""
-        found = [batch_work(self.model, batch, self.kernels) for batch in stage.batches]
-        return mean_work(found).times(self.recipe.accumulate)
+        """Of one update on one device: the mean of its parts of the stage's batches, in each of its rounds."""
+        found = [batch_work(self.model, self.part(batch), self.kernels) for batch in stage.batches]
+        return mean_work(found).times(self.share.rounds)
 
 
 def plan_training(
@@ -72,6 +87,7 @@ def plan_training(
         DataError: data that are there cannot be read.
     """
     refuse_processes(devices)
+    refuse_share(recipe, devices)
     assumed = assumed or Assumptions()
     sheet = None if device is None else load_sheet(device)
     gpu = sheet is None or sheet.kind != "cpu"
@@ -124,13 +140,15 @@ def _not_counted(recipe: Recipe) -> list[str]:
     found = ["the teacher of the pointing loss, its weights and its work"] if recipe.teacher is not None else []
     if any(stage.until is not None for stage in recipe.stages):
         found.append("that a stage may end before its budget (until)")
+    if recipe.gradient_checkpointing:
+        found.append("time and operations of running layers once more (gradient_checkpointing), about a third on top")
     return found
 
 
 def _stage(plan: _Plan, stage: StageSizes) -> Report:
     """One stage: batches, tokens, operations, and seconds where a datasheet says how fast a device is."""
     recipe, batches = plan.recipe, stage.batches
-    per_update = batches[0].samples * recipe.accumulate * plan.devices
+    per_update = batches[0].samples * recipe.accumulate
     updates = num_updates(stage.stage, stage.samples, per_update)
     work = plan.work(stage)
     tokens = _tokens(plan.model, batches)
@@ -181,15 +199,15 @@ def _tokens(model: PlannedModel, batches: Sequence[BatchSizes]) -> dict[str, flo
 def _memory(plan: _Plan) -> Report:
     """Of the stage that needs most."""
     model = plan.model
-    found = [(widest(stage.batches), stage.stage.name) for stage in plan.opened.stages]
-    batch, name = max(found, key=lambda one: plan.memory(one[0]).peak)
+    found = [(plan.part(widest(stage.batches)), stage.stage.name) for stage in plan.opened.stages]
+    batch, name = max(found, key=lambda one: plan.peak(one[0]))
     memory = plan.memory(batch)
     largest = max(model.counts.weights["layers"] / model.num_layers, model.weights.get("embedding", 0))
     runtime = plan.assumed.runtime_gb * 1e9 if plan.kernels is GPU else 0.0
     report: Report = memory.to_dict() | {
         "stage": name,
         "runtime": runtime,
-        "total": memory.peak + runtime,
+        "total": plan.peak(batch) + runtime,
         "with_gradient_checkpointing": checkpointed(model, batch, memory, plan.kernels) + runtime,
         "with_sharding": sharded(memory, plan.devices, largest * model.stream_bytes) + runtime,
     }
@@ -203,7 +221,9 @@ def _fit(plan: _Plan, report: Report, batch: BatchSizes) -> Report:
         return {"device_bytes": None, "headroom": None, "fits": None, "largest_batch": None}
     left = held - report["total"]
     fitting = (
-        size for size in range(batch.samples, 0, -1) if plan.memory(batch.of(size)).peak + report["runtime"] <= held
+        size * plan.share.parts
+        for size in range(batch.samples, 0, -1)
+        if plan.peak(batch.of(size)) + report["runtime"] <= held
     )
     return {"device_bytes": held, "headroom": left, "fits": left >= 0, "largest_batch": next(fitting, 0)}
 
@@ -236,6 +256,8 @@ def refuse_unfit(report: Mapping[str, Any]) -> None:
     changes: list[str] = []
     if memory["largest_batch"]:
         changes.append(f"set batch_size={memory['largest_batch']} instead of {batch} and raise accumulate to match")
+    if memory["total"] > memory["with_gradient_checkpointing"]:
+        changes.append("set gradient_checkpointing=true")
     if report["trainable"] == "full":
         changes.append("set trainable: lora")
     changes += ["lower max_pixels or model.replay.num_tokens", "take a device with more memory (lrkit ls device)"]
