@@ -110,8 +110,6 @@ def _trained(recipe: "Recipe", folder: Path, resume: bool) -> Path:
     """The last checkpoint; signals are heard while torch is imported too."""
     from lrkit.train.stop_signals import stop_on_signals
 
-    # The first thing that transformers and tensorboard would say is not about this run.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with stop_on_signals():
         _require_packages()
         from lrkit.train.run import train as run
