@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
@@ -138,7 +139,8 @@ class Keeper:
 
 def _refuse_own_draws(saved: Saved) -> None:
     """Raises `StateError` for a state in which every process drew batches of its own, as lrkit once did."""
-    draws = [own.get("curriculum") for own in saved.processes if isinstance(own, dict)]
+    kept: list[Any] = saved.processes  # of any kind, in a file that someone changed
+    draws = [own.get("curriculum") for own in kept if isinstance(own, dict)]
     if any(draw != draws[0] for draw in draws[1:]):
         raise StateError(
             f"the run was begun by a lrkit whose {len(draws)} processes each drew batches of their own; go on with "

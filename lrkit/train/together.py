@@ -74,7 +74,7 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST) and _several()
 
 
-def lost(why: object, then: str) -> ProcessLost:
+def lost(why: BaseException | str | None, then: str) -> ProcessLost:
     """The sentence of a process that cannot go on without another."""
     reason = f" ({one_line(why, 120)})" if why else ""
     return ProcessLost(f"another process of this run has ended{reason}, so this one stops; {then}")

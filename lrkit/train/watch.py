@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Protocol
 
 from accelerate import Accelerator
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from lrkit.errors import EXIT_CODE, clean
 from lrkit.train.stop_signals import TrainingInterrupted
@@ -31,7 +31,7 @@ _DONE, _FAILED = b"done", b"failed"
 class Store(Protocol):
     """What a watch asks of torch's store."""
 
-    def set(self, key: str, value: str | bytes, /) -> None: ...
+    def set(self, key: str, value: str, /) -> None: ...
     def check(self, keys: list[str], /) -> bool: ...
     def get(self, key: str, /) -> bytes: ...
 
@@ -57,7 +57,7 @@ class Watch:
     def end(self, well: bool) -> None:
         """This process leaves: the others need not wait to find out how."""
         with suppress(RuntimeError):
-            self._store.set(_key(self._process), _DONE if well else _FAILED)
+            self._store.set(_key(self._process), (_DONE if well else _FAILED).decode())
 
     def _missing(self, other: int) -> str | None:
         before, since = self._seen[other]
