@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 import pytest
-from torch.distributed import HashStore, TCPStore
+from torch.distributed import HashStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from lrkit.train.watch import EVERY_SEC, PATIENCE_SEC, Watch
 
