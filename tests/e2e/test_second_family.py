@@ -12,7 +12,7 @@ import pytest
 
 from lrkit import Reasoner
 from lrkit.cli.main import main
-from lrkit.train import loop
+from lrkit.train import keeper
 from tests.fake_family import NAME, installed
 from tests.fake_family.folder import write_base, write_data
 from tests.fake_family.geometry import ROW
@@ -77,7 +77,7 @@ def test_training_distils_and_a_resumed_run_goes_on_as_if_never_stopped(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert all(one["distill"] > 0 for one in updates("run")[2:])
-    write, seen = loop.save_state, list[object]()
+    write, seen = keeper.save_state, list[object]()
 
     def stop_in_the_second_stage(*given: Any) -> None:
         write(*given)
@@ -85,9 +85,9 @@ def test_training_distils_and_a_resumed_run_goes_on_as_if_never_stopped(
         if len(seen) == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_state", stop_in_the_second_stage)
+    monkeypatch.setattr(keeper, "save_state", stop_in_the_second_stage)
     assert lrkit("train", "mine.yaml", "-o", "again") == 130
-    monkeypatch.setattr(loop, "save_state", write)
+    monkeypatch.setattr(keeper, "save_state", write)
     assert lrkit("train", "mine.yaml", "-o", "again", "--resume") == 0
     assert updates("again") == updates("run")
 

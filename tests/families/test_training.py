@@ -13,7 +13,7 @@ import torch
 from lrkit import Reasoner
 from lrkit.families.table import read_layout
 from lrkit.runtime.encode.processor import Processor
-from lrkit.train import loop
+from lrkit.train import keeper
 from tests.commands import lrkit
 from tests.families.cases import FamilyCase
 from tests.families.conftest import pictures_of
@@ -85,7 +85,7 @@ def test_five_updates_distil_and_a_resumed_run_goes_on_as_if_never_stopped(
     done = updates(home.place / "run")
     assert len(done) == 5 and all(one["loss"] > 0 for one in done)
     assert all((one["distill"] > 0) is ("distill" not in home.case.cannot) for one in done[2:])
-    write, seen = loop.save_state, list[object]()
+    write, seen = keeper.save_state, list[object]()
 
     def stop_in_the_second_stage(*given: Any) -> None:
         write(*given)
@@ -93,9 +93,9 @@ def test_five_updates_distil_and_a_resumed_run_goes_on_as_if_never_stopped(
         if len(seen) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_state", stop_in_the_second_stage)
+    monkeypatch.setattr(keeper, "save_state", stop_in_the_second_stage)
     assert lrkit("train", "mine.yaml", "-o", "again", *home.case.training) == 130
-    monkeypatch.setattr(loop, "save_state", write)
+    monkeypatch.setattr(keeper, "save_state", write)
     assert lrkit("train", "mine.yaml", "-o", "again", "--resume", *home.case.training) == 0
     assert updates(home.place / "again") == done
 
