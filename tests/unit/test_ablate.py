@@ -207,7 +207,7 @@ def test_the_sweeps_that_ask_for_depth_run(tmp_path):
 def test_the_sweep_on_ledgers_runs(tmp_path):
     """One update a stage, on a base of a few thousand weights; replay and routing are where a variant has them."""
     base = write_ledger_base(tmp_path / "base")
-    few = [f"init={base}", "batch_size=2", *(f"stages.{i}.updates=1" for i in range(1, 5))]
+    few = [f"init={base}", "batch_size=2", *(f"stages.{i}.updates=1" for i in range(1, 3))]
     asked = load_sweep(find_sweep("ledger-ablation"), ["samples=6", "seeds=[0]", "sets=[ledger:main]"])
     table = run_sweep(asked.model_copy(update={"common": (*asked.common, *few)}), tmp_path / "runs")
     assert {run["variant"] for run in table["runs"]} == {"base", "rds", "scf", "both"}
