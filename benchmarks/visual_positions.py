@@ -121,13 +121,14 @@ def _logits(
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
-    rows = {scheme: learn(args.base, scheme, args) for scheme in args.schemes}
-    for scheme, found in rows.items():
-        print(f"{scheme:>10}: " + " ".join(f"{one['accuracy']:.2f}" for one in found))
     asked = {name: str(value) for name, value in vars(args).items() if name != "json"}
+    rows: dict[str, list[dict[str, float]]] = {}
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    report = {"schema": 1, "kind": "visual-positions", "asked": asked, "rows": rows, "provenance": collect()}
-    args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    for scheme in args.schemes:
+        rows[scheme] = learn(args.base, scheme, args)
+        print(f"{scheme:>10}: " + " ".join(f"{one['accuracy']:.2f}" for one in rows[scheme]), flush=True)
+        report = {"schema": 1, "kind": "visual-positions", "asked": asked, "rows": rows, "provenance": collect()}
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")  # schemes take minutes
 
 
 def parse_args() -> argparse.Namespace:

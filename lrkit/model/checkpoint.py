@@ -136,7 +136,7 @@ def load_checkpoint(
     folder = Path(path)
     checked = check_weights(folder, allow_download, settings)
     try:
-        backbone = load_backbone(str(checked.base), dtype)
+        backbone = load_backbone(str(checked.base), dtype, folder)
         chosen = settings or checked.settings
         adapter = Adapter.load(backbone, folder, checked.settings.lora) if checked.adapter else None
         reasoner = build_reasoner(backbone, chosen, checked.latent_id, adapter, trainable)

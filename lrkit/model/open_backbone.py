@@ -47,17 +47,18 @@ def backbone_loader(family: str) -> BackboneLoader:
     return load_part(family, "backbone", BackboneLoader, ("from_weights",))
 
 
-def load_backbone(path: str, dtype: torch.dtype | None = None) -> Backbone:
+def load_backbone(path: str, dtype: torch.dtype | None = None, processor: Path | None = None) -> Backbone:
     """Loads the backbone in a local folder through its family's row. transformers gets the config as lrkit has read it.
     Of weights that are quantized it gets the floats that they stand for, float32 where `dtype` is None: no shorter type
-    holds them exactly.
+    holds them exactly. `processor` is the folder whose processor makes the prompts, and says where visual tokens are;
+    None: the same.
 
     Raises:
         CheckpointError: nothing loadable there, or a family without a row; the message lists the rows.
     """
     backbone = _loaded(path, dtype)
     if isinstance(backbone, MergedPatchBackbone):
-        backbone.visual_positions = visual_positions_in(Path(path))
+        backbone.visual_positions = visual_positions_in(processor or Path(path))
     return backbone
 
 

@@ -13,7 +13,7 @@ from lrkit.errors import CheckpointError
 from lrkit.families.protocols import ModelSizes, ModelTokens
 from lrkit.families.table import fresh_models
 from lrkit.files import sha256
-from lrkit.model.checkpoint import load_checkpoint
+from lrkit.model.checkpoint import load_checkpoint, save_checkpoint
 from lrkit.runtime.encode.processor import Processor
 from lrkit.train.fetched_base import TOWER_FILES, find_file, take_over_tower, write_base
 from lrkit.train.known_bases import BASES, SMOLLM2_135M, TOWERS, KnownBase, Tower
@@ -73,6 +73,20 @@ def test_visual_tokens_count_on_like_text_in_torch_and_in_programs_alike(folder:
     counted = [list(range(len(prompt.ids)))] * 3
     assert processor.geometry.positions(prompt.ids, processor.image_id, prompt.grids).tolist() == counted
     assert backbone.prompt_positions(prompt.ids, prompt.grids).tolist() == counted
+
+
+def test_torch_places_visual_tokens_as_the_checkpoint_says_not_its_base(folder: Path, tmp_path: Path) -> None:
+    loaded, processor = load_checkpoint(folder), Processor.from_folder(folder)
+    save_checkpoint(tmp_path / "made", loaded.reasoner, processor, str(folder), {})
+    file = tmp_path / "made" / "preprocessor_config.json"
+    for kind in ("sequence", "grid"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"visual_positions": kind}))
+        reads = Processor.from_folder(tmp_path / "made")
+        prompt = reads.encode_prompt(ledger_set("main", "test", 1)[0].images, "How many?")
+        places = reads.geometry.positions(prompt.ids, reads.image_id, prompt.grids).tolist()
+        backbone = load_checkpoint(tmp_path / "made").reasoner.backbone
+        assert backbone.prompt_positions(prompt.ids, prompt.grids).tolist() == places
+        assert (places[0] == places[1] == places[2]) == (kind == "sequence")
 
 
 @pytest.mark.long

@@ -5,7 +5,6 @@ import os
 import resource
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from lrkit.train.recipe import Recipe, as_written, load_recipe
 from lrkit.train.run import train
 from lrkit.train.run_report import read_run
 from lrkit.train.stop_signals import TrainingInterrupted
-from tests.runs import curve
+from tests.runs import curve, two_stage_values, write_lines
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data, pictures and the checkpoint that runs start from."""
     folder = tmp_path_factory.mktemp("runs")
-    write_data(folder)
+    write_lines(folder)
     shutil.copytree(resolve_checkpoint("tiny/base"), folder / "base")
     return folder
 
@@ -48,30 +47,8 @@ def own(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def write_data(folder: Path) -> None:
-    lines: list[dict[str, Any]] = []
-    for number in range(6):
-        Image.new("RGB", (32, 16), (40 * number, 0, 0)).save(folder / f"{number}.png")
-        steps = ["go on to"] * (number % 2)
-        lines.append({"image": f"{number}.png", "question": "Which room ?", "steps": steps, "answer": str(number)})
-    (folder / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
 def recipe(place: Path, *overrides: str) -> Recipe:
-    return load_recipe(
-        {
-            "name": "two",
-            "init": str(place / "base"),
-            "model": {"lora": {"rank": 2, "alpha": 2.0, "dropout": 0.1}, "replay": {"num_tokens": 1}},
-            "data": {"kind": "jsonl", "train": str(place / "lines.jsonl")},
-            "batch_size": 1,
-            "save_every": 1,
-            "log_every": 1,
-            "eval": {"samples": 0},
-            "stages": [{"name": "say", "updates": 3}, {"name": "think", "latent_steps": "all", "updates": 2}],
-        },
-        overrides,
-    )
+    return load_recipe(two_stage_values(place / "lines.jsonl", str(place / "base")), overrides)
 
 
 class After:
@@ -239,7 +216,7 @@ def test_a_second_run_in_the_same_folder_is_refused(place, tmp_path):
 
 
 def test_other_data_are_refused_with_both_digests(place, tmp_path):
-    write_data(tmp_path)
+    write_lines(tmp_path)
     made = recipe(place, f"data.train={tmp_path}/lines.jsonl", f"data.validation={tmp_path}/held-out.jsonl")
     shutil.copy(tmp_path / "lines.jsonl", tmp_path / "held-out.jsonl")
     folder = stopped(made, tmp_path / "run", 2)
@@ -268,7 +245,7 @@ def test_another_start_is_refused(place, tmp_path):
 
 
 def test_another_machine_and_other_pictures_are_noted(place, tmp_path, capsys):
-    write_data(tmp_path)
+    write_lines(tmp_path)
     made = recipe(place, f"data.train={tmp_path}/lines.jsonl")
     folder = stopped(made, tmp_path / "run", 2)
     torch.set_num_threads(2)
@@ -282,7 +259,7 @@ def test_another_machine_and_other_pictures_are_noted(place, tmp_path, capsys):
 
 
 def test_a_picture_that_cannot_be_read_is_named_and_the_run_goes_on_once_it_is_mended(place, finished, tmp_path):
-    write_data(tmp_path)
+    write_lines(tmp_path)
     made = recipe(place, f"data.train={tmp_path}/lines.jsonl")
     good = {number: (tmp_path / f"{number}.png").read_bytes() for number in range(6)}
     folder, told = tmp_path / "run", []
