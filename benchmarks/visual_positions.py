@@ -11,6 +11,8 @@ own); the same tables in the same order for each. Accuracy counts names and digi
 
 import argparse
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from lrkit.data.ledger.ledger_picture import CELL, TYPEFACES, draw_ledger_pictur
 from lrkit.data.ledger.ledger_questions import draw_question
 from lrkit.data.ledger.ledger_rows import draw_ledger
 from lrkit.data.ledger.ledger_words import LABELS
+from lrkit.errors import LrkitError
 from lrkit.families.common.mrope import mrope_positions
 from lrkit.model.checkpoint import load_checkpoint
 from lrkit.model.lora import Adapter
@@ -120,6 +123,15 @@ def _logits(
 
 def main() -> None:
     args = parse_args()
+    try:
+        run(args)
+    except LrkitError as error:
+        print(f"visual_positions.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains under one scheme after the other, and writes the report after each."""
     torch.set_num_threads(args.threads)
     asked = {name: str(value) for name, value in vars(args).items() if name != "json"}
     rows: dict[str, list[dict[str, float]]] = {}
@@ -131,10 +143,16 @@ def main() -> None:
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")  # schemes take minutes
 
 
+def _scheme(text: str) -> str:
+    if text != "sequence" and not re.fullmatch(r"\d+,\d+,\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither sequence nor three sections, as in 8,12,12")
+    return text
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", help="a folder that lrkit fetch-base made")
-    parser.add_argument("--schemes", nargs="+", default=["sequence", "8,12,12", "1,6,25"])
+    parser.add_argument("--schemes", nargs="+", type=_scheme, default=["sequence", "8,12,12", "1,6,25"])
     parser.add_argument("--updates", type=int, default=40)
     parser.add_argument("--batch", type=int, default=4, help="tables of an update")
     parser.add_argument("--questions", type=int, default=8, help="about each table")

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ class Process:
     """An engine at work in another process."""
 
     def __init__(self, kind: str, path: str, python: str, threads: int) -> None:
+        self.what = f"{kind} {path}"
         command = [python, __file__, "--serve", kind, path, "--threads", str(threads)]
         folder = Path(__file__).resolve().parents[1]
         before = {"PYTHONPATH": str(folder)} if kind == "lrkit" else {}
@@ -127,17 +129,20 @@ class Process:
 
     def ask(self, question: str, tokens: int) -> Timed:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps([question, tokens]) + "\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # then it says nothing either
+            self.process.stdin.write(json.dumps([question, tokens]) + "\n")
+            self.process.stdin.flush()
         for line in self.process.stdout:
             if line.startswith("TIMES "):
                 first, rest, made = json.loads(line.removeprefix("TIMES "))
                 return first, rest, made
-        raise SystemExit(f"the process {' '.join(map(str, self.process.args))} ended")
+        print(f"words_peers.py: error: {self.what} cannot be asked; it says why above", file=sys.stderr)
+        sys.exit(2)
 
     def close(self) -> None:
         """Ends it."""
-        self.process.communicate()
+        with suppress(BrokenPipeError):
+            self.process.communicate()
 
 
 def measure(processes: dict[str, Process], question: str, tokens: int, repeats: int) -> dict[str, Any]:
