@@ -28,6 +28,7 @@ from lrkit.export.before import Bounds
 from lrkit.export.check_verdict import Found, judge
 from lrkit.export.chosen_tokens import taken
 from lrkit.export.loss_bound import judge_loss
+from lrkit.export.near_words import BestWords, best_words, margin
 from lrkit.export.sessions import refusal
 from lrkit.model.generate import generate
 from lrkit.model.read import Look
@@ -73,6 +74,8 @@ class Trace:
     """Extra passes per routed layer."""
     otherwise: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     """Of each picture whose tokens were chosen: how many the program chose otherwise than torch, of how many."""
+    best: list[BestWords] = field(default_factory=list[BestWords])
+    """Torch's best words at each spoken step."""
 
 
 def torch_answers(
@@ -136,7 +139,7 @@ def check_program(
     found = Found(num_samples=len(samples))
     for number, (sample, reference) in enumerate(zip(samples, expected, strict=True)):
         whole = run.trace(sample.prompt)
-        _compare(found, number, reference, whole)
+        _compare(found, number, reference, whole, run.processor.end_ids)
         if run.looks and len(found.behind) < BEHIND and sample.prompt.picture_part:
             _compare_behind(found, number, reference, whole, run.trace(run.looked(sample.prompt)))
         _score(found, run.processor, sample, run.role, (reference, whole))
@@ -214,6 +217,9 @@ class _Watched:
         self._reasoner = reasoner
         self.logits_BW: Tensor
         self.states: list[Tensor] = []
+        self._best: list[list[BestWords]] = []
+        """By spoken step and sample."""
+        self._next: list[BestWords] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reasoner, name)
@@ -222,6 +228,19 @@ class _Watched:
         state = self._reasoner.read(prompts, looks)
         self.logits_BW = self._reasoner.logits(state.last_hidden_BD)
         return state
+
+    def logits(self, hidden_BD: Tensor) -> Tensor:
+        logits_BW = self._reasoner.logits(hidden_BD)
+        self._next = best_words(logits_BW, self._reasoner.latent.token_id)
+        return logits_BW
+
+    def speak(self, state: Sequences, *words: Tensor) -> Any:
+        self._best.append(self._next)
+        return self._reasoner.speak(state, *words)
+
+    def best_of(self, row: int) -> list[BestWords]:
+        """Of one sample, at each step that was spoken, and at the one after."""
+        return [step[row] for step in [*self._best, self._next]]
 
     def think(self, state: Sequences, active_B: Tensor) -> Any:
         replayed = self._reasoner.think(state, active_B)
@@ -251,11 +270,11 @@ def _torch_trace(watched: _Watched, answer: Generated, row: int, otherwise: list
     replayed = [[token.index for token in step] for step in answer.replayed]
     return Trace(
         answer.token_ids, steps, answer.halting, watched.logits_BW[row].float().numpy(), states.float().numpy(),
-        replayed, answer.routed_depths, otherwise,
+        replayed, answer.routed_depths, otherwise, watched.best_of(row),
     )  # fmt: skip
 
 
-def _compare(found: Found, number: int, expected: Trace, seen: Trace) -> None:
+def _compare(found: Found, number: int, expected: Trace, seen: Trace, ends: Sequence[int] = ()) -> None:
     found.chosen += expected.otherwise
     found.logits.append(logits_error(seen.logits, expected.logits))
     shared = min(len(seen.states), len(expected.states))
@@ -273,6 +292,8 @@ def _compare(found: Found, number: int, expected: Trace, seen: Trace) -> None:
         found.same[kind] = found.same.get(kind, 0) + same
         if not same:
             found.first.setdefault(kind, f"sample {number}: {ours} where torch has {theirs}")
+    if seen.latent_steps == expected.latent_steps and seen.token_ids != expected.token_ids:
+        found.apart.append(margin(expected.best, seen.token_ids, expected.token_ids, ends))
 
 
 def _by_phase(found: Found, expected: Trace, seen: Trace, shared: int) -> None:

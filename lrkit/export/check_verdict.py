@@ -33,6 +33,9 @@ MIN_RIGHT = 20
 PARTS = 1e-5
 """How far, in float32, an ask's numbers may be from those of the whole prompt, of the largest."""
 
+TIE = 0.02
+"""Two words further apart are no tie, however far numbers are off."""
+
 ROUNDED_PARTS = 0.25
 """The same of integers whose row says nothing of numbers. Two models that have nothing in common are 1 off or more."""
 
@@ -56,6 +59,9 @@ class Found:
     """Relative errors in the Euclidean norm, by phase: prompt.logits, latent.1 ..., latent.last."""
     words: list[float] = field(default_factory=list[float])
     """Of each sample: the share of torch's words that the program says before the first that differs."""
+    apart: list[float] = field(default_factory=list[float])
+    """Of each sample whose answer parts from torch's behind as many latent steps: how far torch holds apart the two
+    words (near_words.py)."""
     num_samples: int = 0
     num_answers: int = 0
     chosen: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
@@ -92,6 +98,18 @@ class Found:
     def agreement(self) -> dict[str, float]:
         """Kind -> part of the samples without a difference."""
         return {kind: same / max(1, self.num_samples) for kind, same in self.same.items()}
+
+    @property
+    def ties(self) -> int:
+        """Answers that part where torch holds two words no further apart than the program's numbers are off, each of
+        the two by as much."""
+        return sum(apart <= min(2 * self.off, TIE) for apart in self.apart)
+
+    @property
+    def spoken_alike(self) -> float:
+        """Part of the samples whose answers are torch's, or part from them at a tie."""
+        same = self.same.get("spoken tokens")
+        return 1.0 if same is None else (same + self.ties) / max(1, self.num_samples)
 
     @property
     def lost(self) -> float:
@@ -149,9 +167,7 @@ def judge(
 
 
 def _within(found: Found, allowed: Bounds, every_choice: bool = False) -> bool:
-    agreement = found.agreement
-    bounded = agreement.values() if every_choice else [agreement.get("spoken tokens", 1.0)]
-    agreed = min(bounded, default=1.0)
+    agreed = min(found.agreement.values(), default=1.0) if every_choice else found.spoken_alike
     # A number that is none compares as false: it must not pass. Nor does a row that says nothing of numbers.
     within = found.off <= allowed.get("numbers", -1.0)
     return found.num_samples > 0 and within and agreed >= allowed.get("agreement", 0.0)
@@ -163,8 +179,9 @@ def _measured(found: Found, proof: Proof) -> dict[str, Any]:
 
     return {
         "prefill_logits": max(found.logits, default=0.0), "latent_states": max(found.states, default=0.0),
-        "agreement": found.agreement, "accuracy_torch": part("torch"), "accuracy_program": part("program"),
-        "proof": proof, **_by_phase(found), **_lost(found), **_chosen(found), **_scenes(found),
+        "agreement": found.agreement, "ties": found.ties, "proof": proof,
+        "accuracy_torch": part("torch"), "accuracy_program": part("program"),
+        **_by_phase(found), **_lost(found), **_chosen(found), **_scenes(found),
     }  # fmt: skip
 
 
@@ -246,7 +263,8 @@ def _seen(found: Found) -> str:
     parts = [f"prefill_logits by {max(found.logits, default=0.0):.2e}"]
     parts += [f"latent_states by {max(found.states):.2e}"] if found.states else []
     tokens = found.agreement.get("spoken tokens", 1.0)
-    parts += [f"{tokens:.0%} of the spoken answers are equal"]
+    ties = f", {found.ties} part at a tie" if found.ties else ""
+    parts += [f"{tokens:.0%} of the spoken answers are equal{ties}"]
     parts += [f"{kind} first at {where}"[:120] for kind, where in found.first.items()]
     if found.chosen:
         otherwise, tokens = found.chosen_tokens
