@@ -3,7 +3,8 @@
 #   make demo    the three ways to answer, side by side, on the shipped model
 #   make test    the default tests (CPU, offline)
 #   make road    a model of your own from a published layout to a TensorRT engine, and every command of docs/own-data.md
-#   make long    tests that five minutes have no room for: every way to export every family, kills at chosen moments
+#   make long    tests that five minutes have no room for: each family in some ways to export, kills at chosen moments
+#   make every   these, the road, and every family in every way
 #   make check   lint, format, types and the documentation site
 #   make docs    the documentation site, in build/site
 #   make tables  the tables of README.md and docs/, from the reports in profiles/reports
@@ -30,7 +31,7 @@ CASES ?= 50000
 SEED ?= 0
 WORKERS ?= 2
 
-.PHONY: demo test road long check docs tables fuzz coverage constraints clean
+.PHONY: demo test road long every check docs tables fuzz coverage constraints clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/lrkit demo
@@ -43,7 +44,10 @@ road: $(DEV_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/e2e/test_own_model.py tests/e2e/test_pages.py
 
 long: $(DEV_STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m long
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "long and not slow"
+
+every: $(DEV_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "long or slow"
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .

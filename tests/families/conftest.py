@@ -31,6 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Before tests are chosen by their marks."""
     twins = second_names()
     others = set([*ROWS][1:])
+    _share_ways(items)
     for item in items:
         module, given = getattr(item, "module", None), getattr(item, "callspec", None)
         if module is None or given is None or module.__name__ not in LONG or item.get_closest_marker("slow"):
@@ -38,6 +39,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         later = twins | others if module.__name__ == ONE else twins
         if any(isinstance(value, str) and value in later for value in given.params.values()):
             item.add_marker(pytest.mark.long)
+
+
+def _share_ways(items: list[pytest.Item]) -> None:
+    """Of tests with the mark `shared`, each family keeps some of the ways in the long run, and all families together
+    have each way several times. The rest is slow."""
+    seen: dict[tuple[str, str], int] = {}
+    for item in items:
+        given, shared = getattr(item, "callspec", None), item.get_closest_marker("shared")
+        if given is None or shared is None:
+            continue
+        family = str(given.params["case"])
+        name = item.name.partition("[")[0]
+        way = seen[name, family] = seen.get((name, family), -1) + 1
+        if (way + list(ROWS).index(family)) % shared.kwargs["among"]:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

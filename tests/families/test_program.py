@@ -141,6 +141,7 @@ def test_the_program_of_integers_is_torch_with_their_values(trained: Trained, tm
 
 
 @pytest.mark.long
+@pytest.mark.shared(among=2)
 @pytest.mark.parametrize(("precision", "dialect", "form"), [("int4", "ort", "program"), ("fp32", "standard", "step")])
 def test_the_program_looks_closer_as_torch_does(
     case: FamilyCase, folder: Path, processor: Processor, tmp_path: Path, precision: str, dialect: str, form: Form
@@ -173,6 +174,7 @@ OTHER_WAYS: dict[str, tuple[str, str, Form]] = {
 
 
 @pytest.mark.long
+@pytest.mark.shared(among=3)
 @pytest.mark.parametrize("way", OTHER_WAYS)
 def test_other_ways_to_export(trained: Trained, way: str, tmp_path: Path) -> None:
     precision, dialect, form = OTHER_WAYS[way]
@@ -188,6 +190,7 @@ def test_other_ways_to_export(trained: Trained, way: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.long
+@pytest.mark.shared(among=2)
 @pytest.mark.parametrize("form", ["program", "step"])
 def test_tensorrt_rtx_builds_an_engine(trained: Trained, form: Form, tmp_path: Path) -> None:
     """NVIDIA's parser and builder, without a GPU; what lrkit foretells of the graph is what they say."""
