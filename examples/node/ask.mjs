@@ -97,8 +97,10 @@ function patchify(path, config) {
 
 // ---- what the program reads: names and meaning are in bundle.json, programs.*.spec
 
-// Text counts on in all three sections; an image's tokens share the first and spread over rows and columns in the others.
-function positionIds(ids, imageId, rows, columns) {
+// Text counts on in all three sections; an image's tokens share the first and spread over rows and columns in the others,
+// unless the checkpoint says that they count on like text.
+function positionIds(ids, imageId, rows, columns, places = "grid") {
+  if (places === "sequence") return Array(3).fill([...ids.keys()]).flat();
   const sections = [[], [], []];
   const start = ids.indexOf(imageId);
   const end = start + rows * columns;
@@ -124,7 +126,7 @@ function buildFeed(bundle, words, picture, question, mode, settings) {
   if (picture.count > limits.max_patches) fail(`${picture.count} patches, above the limit of ${limits.max_patches}`);
   return {
     input_ids: int64(ids, [ids.length]),
-    position_ids: int64(positionIds(ids, tokens.image, rows, columns), [3, ids.length]),
+    position_ids: int64(positionIds(ids, tokens.image, rows, columns, image.visual_positions), [3, ids.length]),
     pixel_values: new ort.Tensor("uint8", picture.values, [picture.count, picture.values.length / picture.count]),
     patch_positions: int64(picture.positions, [picture.count, 2]),
     patch_picture: int64(Array(picture.count).fill(0), [picture.count]),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lrkit.contract.bundle.manifest import digest
 from lrkit.errors import LrkitError
 from lrkit.runtime.sdk import Reasoner
 from tests.bundles import QUESTION, picture
@@ -87,6 +88,21 @@ def test_node_gives_the_answer_of_python(bundle: Path, node: str, mode, tmp_path
     assert done.stdout.strip() == answer.text != ""
     expected = (answer.ar_steps, answer.latent_steps, answer.spoken_tokens)
     assert "{} autoregressive steps ({} latent, {} tokens spoken)".format(*expected) in done.stderr
+
+
+def test_node_counts_visual_tokens_as_the_bundle_says(own_bundle: Path, node: str, tmp_path: Path) -> None:
+    """The model was trained on the grid, so that what it then says is another thing."""
+    rooms = tmp_path / "rooms.png"
+    picture().save(rooms)
+    config, manifest = own_bundle / "preprocessor_config.json", own_bundle / "bundle.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "visual_positions": "sequence"}))
+    told = json.loads(manifest.read_text())
+    told["files"][config.name] = digest(config).model_dump()
+    manifest.write_text(json.dumps(told))
+    done = run([node, NODE / "ask.mjs", own_bundle, rooms, QUESTION, "cot"])
+    assert done.returncode == 0, done.stderr
+    answer = Reasoner.open(own_bundle).baseline("cot").ask(rooms, QUESTION, "cot")
+    assert done.stdout.strip() == answer.text
 
 
 def test_node_says_what_it_does_not_do(own_bundle: Path, node: str, tmp_path: Path) -> None:
