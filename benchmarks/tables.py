@@ -25,7 +25,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks import depth, probe_table, sceptic, shape_tables
+from benchmarks import depth, plan_tables, probe_table, sceptic, shape_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = Path("profiles/reports")
@@ -293,6 +293,10 @@ TABLES = {
         ),
         _genai,
     ),
+    "published-plans": Table("published-plans.json", plan_tables.PUBLISHED_HEAD, plan_tables.published_rows),
+    "planned-runs": Table("published-plans.json", plan_tables.RUN_HEAD, plan_tables.run_rows),
+    "answer-costs": Table("answer-costs.json", plan_tables.COST_HEAD, plan_tables.cost_rows),
+    "answer-costs-check": Table("answer-costs.json", plan_tables.CHECK_HEAD, plan_tables.cost_check_rows),
     "support": Table("support.json", ("engine", "device", "precision", "form", "built", "run"), _support),
 }  # fmt: skip
 """By the name that a region gives."""

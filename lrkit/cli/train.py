@@ -23,7 +23,7 @@ Examples:
 
     lrkit train trail-base --dry-run
 
-    lrkit train m3cot-style --plan --datasheet h100-sxm --devices 8
+    lrkit train m3cot-style --plan --datasheet h100-sxm --devices 8 --machines 2
 
     lrkit train trail-latent optimizer.lr=3e-4 seed=1 -o runs/latent-1
 
@@ -45,7 +45,11 @@ PlanDevice = Annotated[
 ]
 PlanDevices = Annotated[
     int | None,
-    typer.Option("--devices", help="How many of them train together. [default: 1]", rich_help_panel=PLANNING),
+    typer.Option("--devices", help="How many of them a machine has. [default: 1]", rich_help_panel=PLANNING),
+]
+PlanMachines = Annotated[
+    int | None,
+    typer.Option("--machines", help="How many machines train together. [default: 1]", rich_help_panel=PLANNING),
 ]
 PlanAssume = Annotated[
     list[str] | None,
@@ -75,6 +79,7 @@ def train(
     plan: Plan = False,
     datasheet: PlanDevice = None,
     devices: PlanDevices = None,
+    machines: PlanMachines = None,
     assume: PlanAssume = None,
     json_file: Annotated[Path | None, json_option("Write the run's report to this file.")] = None,
 ) -> None:
@@ -86,14 +91,15 @@ def train(
     from lrkit.resources import find_recipe
     from lrkit.train.recipe import load_recipe
 
-    _together(plan, datasheet, devices, assume, resume, dry_run)
+    planning = {"--datasheet": datasheet, "--devices": devices, "--machines": machines, "--assume": assume}
+    _together(plan, planning, resume, dry_run)
     _writes(plan, output)
     asked = load_recipe(find_recipe(recipe), overrides or [])
     folder = output or Path("runs") / asked.name
     if dry_run:
         return _dry_run(asked, folder, resume, json_file)
     if plan:
-        return _plan_run(asked, datasheet, devices, assume, json_file)
+        return _plan_run(asked, datasheet, (devices, machines), assume, json_file)
     checkpoint = _trained(asked, folder, resume)
     if os.environ.get("RANK", "0") != "0":  # another process of the same run tells it
         return
@@ -117,16 +123,13 @@ def _trained(recipe: "Recipe", folder: Path, resume: bool) -> Path:
         return run(recipe, folder, resume=resume)
 
 
-def _together(
-    plan: bool, device: str | None, devices: int | None, assume: list[str] | None, resume: bool, dry_run: bool
-) -> None:
+def _together(plan: bool, planning: dict[str, Any], resume: bool, dry_run: bool) -> None:
     """Raises `UserError` for options that do not go together."""
     from lrkit.errors import UserError
 
     if plan and (resume or dry_run):
         raise UserError("--plan trains and checks nothing; leave out --resume and --dry-run, or --plan")
-    given = {"--datasheet": device, "--devices": devices, "--assume": assume}
-    if not plan and (only := [name for name, value in given.items() if value is not None]):
+    if not plan and (only := [name for name, value in planning.items() if value is not None]):
         raise UserError(f"{', '.join(only)} belongs to --plan; add --plan, or leave it out")
 
 
@@ -141,12 +144,17 @@ def _writes(plan: bool, output: Path | None) -> None:
 
 
 def _plan_run(
-    recipe: "Recipe", device: str | None, devices: int | None, assume: list[str] | None, json_file: Path | None
+    recipe: "Recipe",
+    device: str | None,
+    counts: tuple[int | None, int | None],
+    assume: list[str] | None,
+    json_file: Path | None,
 ) -> None:
     from lrkit.cli.shared.train_plan import run_plan
 
     _require_packages()
-    run_plan(recipe, device, 1 if devices is None else devices, assume or [], json_file)
+    devices, machines = (1 if count is None else count for count in counts)
+    run_plan(recipe, device, (devices, machines), assume or [], json_file)
 
 
 def _require_packages() -> None:

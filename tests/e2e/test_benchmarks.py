@@ -153,6 +153,15 @@ def gpu_answers(folder: Path) -> None:
     assert all(row["answer_sec"] > 0 and len(row["seconds"]) == 1 for row in found.values())
 
 
+def published_plans(folder: Path) -> None:
+    """Two sharded rows and two runs of 7B; the full report, of all rows, is profiles/reports/published-plans.json."""
+    report = json.loads((folder / "published_plans.json").read_text())
+    assert [row["name"] for row in report["rows"]] == ["8 H100, FSDP", "16 x 8 H100, FSDP"]
+    assert [row["machines"] for row in report["runs"]] == [1, 2] and report["measured"] is False
+    full = json.loads((ROOT / "profiles/reports/published-plans.json").read_text())
+    assert report["rows"] == full["rows"][:2] and report["runs"] == full["runs"][:2], "run the benchmark again"
+
+
 def peer_genai(folder: Path) -> None:
     """Another pipeline and another graph, and in float32 the same tokens."""
     report = json.loads((folder / "peer_genai.json").read_text())
@@ -247,6 +256,7 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
         gpu_answers,
     ),
     "plan_memory": (lambda bundle, folder: ["--json", folder / "plan_memory.json"], plan_memory),
+    "published_plans": (lambda bundle, folder: ["--json", folder / "published_plans.json"], published_plans),
     "peer": (lambda bundle, folder: ["--json", folder / "peer.json"], peer),
     "words_peers": (
         lambda bundle, folder: [
@@ -275,9 +285,13 @@ PART_OF = {
     "peer_genai_model": "peer_genai",
 }
 """Run by another script."""
-RUN_ELSEWHERE = {"routed_depth": "unit/test_ablate.py", "perplexity": "parity/test_perplexity.py"}
+RUN_ELSEWHERE = {
+    "answer_costs": "unit/test_answer_costs.py",
+    "routed_depth": "unit/test_ablate.py",
+    "perplexity": "parity/test_perplexity.py",
+}
 """Script -> the test that runs it on a small model."""
-MEASURES_NOTHING = {"tables", "sceptic", "depth", "probe_table", "shape_tables", "woven_base"}
+MEASURES_NOTHING = {"tables", "sceptic", "depth", "plan_tables", "probe_table", "shape_tables", "woven_base"}
 """Render reports, the tables of some, and write a model; tests/unit/test_tables.py and test_woven.py run them."""
 
 

@@ -112,6 +112,20 @@ def test_the_tiny_recipe_is_planned_as_it_runs() -> None:
     holds(recipe, range(1, len(recipe.stages)))
 
 
+def test_layers_that_run_once_more_are_counted_once_more() -> None:
+    """Gradient checkpointing: the operations of a stage by torch's own counter, against the plan's."""
+    from lrkit.model.recomputed import recompute_layers
+
+    recipe = load_recipe("trail-latent", ["batch_size=4", "gradient_checkpointing=true"])
+    opened, start = open_plan(recipe, gpu=False), started(recipe)
+    recompute_layers(start.reasoner.backbone)
+    source = recipe.data.open(recipe.seed, recipe.stages)
+    batch = Curriculum(recipe, source, start.processor, start.reasoner.settings.think).batch(2)
+    work = batch_work(opened.model, sizes_of(batch, start.processor), CPU)
+    planned = work.flops - work.phases["optimizer"].flops
+    assert planned == pytest.approx(flops(start.reasoner, batch, half=False), rel=FLOPS_TOLERANCE)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("what", "number"), WAYS)
 @pytest.mark.parametrize("family", FAMILIES)

@@ -97,6 +97,61 @@ def test_a_plan_follows_what_is_changed() -> None:
     assert full["memory"]["optimizer"] == 8 * full["parameters"]["total"]
 
 
+def test_machines_are_planned_as_so_many_devices_that_are_further_apart() -> None:
+    """2 x 8 devices compute as 16 of one machine do; what they send takes longer, most of all of whole weights."""
+
+    def plan(
+        *changes: str, devices: int = 8, machines: int = 1, assume: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        recipe = load_recipe("m3cot", list(changes))
+        return plan_training(recipe, "h100-sxm", devices, Assumptions.model_validate(assume or {}), machines)
+
+    near, far = plan(devices=16), plan(machines=2)
+    assert near["devices"] == far["devices"] == 16 and (near["machines"], far["machines"]) == (1, 2)
+    assert near["memory"]["total"] == far["memory"]["total"] and near["total"]["flops"] == far["total"]["flops"]
+    assert near["communication"]["whole"]["between"] == 0 < far["communication"]["whole"]["between"]
+    gradients = 4 * far["parameters"]["trained"]
+    assert far["communication"]["whole"] == {"within": 2 * 7 / 8 * gradients, "between": gradients}
+    slow, quick = (plan(machines=2, assume={"network_gb_per_sec": (rate, rate)})["stages"][-1] for rate in (1.0, 100.0))
+    assert slow["communication_sec"][1] - quick["communication_sec"][1] == pytest.approx(0.99 * gradients / 1e9)
+    assert quick["communication_share"][0] == 0 < slow["communication_share"][0] < slow["communication_share"][1] < 1
+    assert far["stages"][0]["sharded"]["communication_share"][1] > far["stages"][0]["communication_share"][1]
+
+
+def test_all_weights_of_7b_fit_sharded_alone() -> None:
+    """Every device holds all weights, their gradients and two means of each: more than any card has. FSDP, which lrkit
+    refuses, would fit; an adapter fits as it is."""
+    adapter = plan_training(load_recipe("m3cot"), "h100-sxm", 8)
+    assert adapter["memory"]["fits"] is True
+    full = load_recipe("m3cot", ["trainable=full", "gradient_checkpointing=true"])
+    for machines in (1, 2):
+        report = plan_training(full, "h100-sxm", 8, machines=machines)
+        assert report["memory"]["fits"] is False and report["memory"]["fits_sharded"] is True
+        assert report["memory"]["total"] > 16 * report["parameters"]["total"]
+        with pytest.raises(UserError, match="would not fit, as every device holds all weights; set trainable: lora"):
+            refuse_unfit(report)
+
+
+PUBLISHED = json.loads((Path(__file__).parents[2] / "profiles/reports/published-plans.json").read_text())
+
+
+def test_plans_are_as_near_to_what_others_published_as_the_page_says() -> None:
+    """Each figure lies in the plan's range, or as far outside as docs/plans.md says, with a reason where it is far."""
+    timed = [row for row in PUBLISHED["rows"] if row["tokens_per_sec"]["published"] is not None]
+    assert len(PUBLISHED["rows"]) >= 13 and len(timed) >= 11
+    for row in PUBLISHED["rows"]:
+        for what, factor in (("memory_gb", 1.4), ("tokens_per_sec", 1.15)):
+            if (ratio := row[what]["ratio"]) is not None:
+                assert 1 / factor < ratio < factor, (row["name"], row["source"], what)
+                assert 0.87 < ratio < 1.15 or row["differs"], (row["name"], row["source"], what)
+    low, high = Assumptions().utilisation
+    for row in timed:
+        assert low < row["utilisation"][0] <= row["utilisation"][1] < high * 1.15, (
+            "what is assumed is what others reach"
+        )
+    assert {row["source"] for row in PUBLISHED["rows"]} == set(PUBLISHED["sources"])
+
+
 def test_fresh_sizes_are_planned_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lrkit("train", "smoke", "--plan", "--json", tmp_path / "plan.json") == 0
     said = capsys.readouterr().out
@@ -122,6 +177,12 @@ def test_a_run_that_does_not_fit_is_refused_with_what_to_change() -> None:
         (["smoke", "--plan", "--datasheet", "h100"], "unknown device 'h100'.*h100-sxm"),
         (["smoke", "--plan", "--devices", "0"], "--devices is 0; a run takes 1 device or more"),
         (["smoke", "--plan", "--devices", "-2"], "--devices is -2"),
+        (["smoke", "--plan", "--machines", "0"], "--machines is 0; a run takes 1 machine or more"),
+        (
+            ["smoke", "--plan", "--devices", "60000", "--machines", "2"],
+            "2 machines of 60000 devices are 120,000 devices",
+        ),
+        (["smoke", "--machines", "2"], "--machines belongs to --plan"),
         (["smoke", "--plan", "--resume"], "--plan trains and checks nothing"),
         (["smoke", "--datasheet", "h100-sxm"], "--datasheet belongs to --plan"),
         (["smoke", "--plan", "-o", "nowhere"], "--plan writes no run, so -o has nothing to name; leave it out, or"),

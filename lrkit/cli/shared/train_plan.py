@@ -34,8 +34,11 @@ _PARTS = {
 _TOKENS = ("text", "pictures", "latents", "speech")
 
 
-def run_plan(recipe: Any, device: str | None, devices: int, assume: list[str], json_file: Path | None) -> None:
-    """Plans, prints, writes; then refuses a run that does not fit on the device that was named.
+def run_plan(
+    recipe: Any, device: str | None, counts: tuple[int, int], assume: list[str], json_file: Path | None
+) -> None:
+    """Plans, prints, writes; then refuses a run that does not fit on the device that was named. `counts`: devices of a
+    machine, and machines.
 
     Raises:
         UserError: see `plan_training`, `refuse_unfit`.
@@ -45,7 +48,7 @@ def run_plan(recipe: Any, device: str | None, devices: int, assume: list[str], j
     from lrkit.train.plan.timing import Assumptions
 
     assumed = load_config(Assumptions, {}, assume, label="--assume")
-    report = plan_training(recipe, device, devices, assumed)
+    report = plan_training(recipe, device, counts[0], assumed, counts[1])
     write_json(json_file, report)
     show_plan(report, beside_json(json_file))
     refuse_unfit(report)
@@ -57,6 +60,8 @@ def show_plan(report: dict[str, Any], console: Console) -> None:
     console.print(f"model: {report['model']['from']}; samples: {report['data_from']}; {report['precision']}")
     for table in (_parameters(report), _memory(report), _stages(report)):
         console.print(table)
+    if report["devices"] > 1:
+        console.print(_sending(report))
     if "by_device" in report:
         console.print(_devices(report))
     for line in _words(report):
@@ -97,8 +102,9 @@ def _memory(report: dict[str, Any]) -> Table:
 
 def _stages(report: dict[str, Any]) -> Table:
     several = "" if report["devices"] == 1 else "s"
+    where = f" in {report['machines']} machines" if report["machines"] > 1 else ""
     table = _table(
-        f"{report['devices']} device{several}; tokens are means of a sample: text+pictures+latents+speech",
+        f"{report['devices']} device{several}{where}; tokens are means of a sample: text+pictures+latents+speech",
         "stage", "updates", "samples each", "tokens", "TFLOP", "time in all",
     )  # fmt: skip
     for stage in report["stages"]:
@@ -110,6 +116,24 @@ def _stages(report: dict[str, Any]) -> Table:
     total = report["total"]
     table.add_row("together", f"{total['updates']:,}", "", "", _tera(total["flops"]), _time(total["sec"]))
     return table
+
+
+def _sending(report: dict[str, Any]) -> Table:
+    """What crosses between devices for one update, and how much of the update waits for it."""
+    table = _table(
+        "sent for one update, and what of the update that is", "weights",
+        "a device in its machine, GB", "a machine to others, GB", *(stage["name"] for stage in report["stages"]),
+    )  # fmt: skip
+    for way, words in (("whole", "whole on every device (DDP)"), ("sharded", "sharded, FSDP (not offered)")):
+        sent = report["communication"][way]
+        found = [stage if way == "whole" else stage.get("sharded", {}) for stage in report["stages"]]
+        shares = [_percents(one.get("communication_share")) for one in found]
+        table.add_row(words, _gb(sent["within"]), _gb(sent["between"]), *shares)
+    return table
+
+
+def _percents(span: list[float] | None) -> str:
+    return "unknown" if span is None else f"{span[0]:.1%}-{span[1]:.1%}"
 
 
 def _devices(report: dict[str, Any]) -> Table:
@@ -129,8 +153,7 @@ def _words(report: dict[str, Any]) -> Iterator[str]:
         f"a layer is {assumed['kernels_of_a_pass']} kernels, each of {quick:g} to {slow:g} microseconds at least"
     )
     if report["devices"] > 1:
-        slow, fast = assumed["link_gb_per_sec"]
-        yield f"assumed: {slow:g} to {fast:g} GB a second between devices, nothing of it beside the computation"
+        yield from _links(report, assumed)
     if (data := assumed["data"]) is not None:
         width, height = data["picture"]
         yield (
@@ -139,6 +162,15 @@ def _words(report: dict[str, Any]) -> Iterator[str]:
             f"answer; {data['samples']:,} samples (--assume data.samples=... changes them)"
         )
     yield f"not counted: {'; '.join(report['not_counted'])}"
+
+
+def _links(report: dict[str, Any], assumed: dict[str, Any]) -> Iterator[str]:
+    if (link := assumed["link_gb_per_sec"]) is not None:
+        yield f"assumed: {link[0]:g} to {link[1]:g} GB a second between devices of a machine"
+    if report["machines"] > 1:
+        slow, fast = assumed["network_gb_per_sec"]
+        yield f"assumed: {slow:g} to {fast:g} GB a second between machines"
+    yield "assumed: at best, what is sent hides behind the computation; at worst, nothing of it does"
 
 
 def _gb(count: float) -> str:

@@ -30,6 +30,10 @@ class DeviceSheet(Config):
     """Dense, tensor cores, accumulated in float32."""
     int8_tops: float | None = Field(default=None, gt=0)
     """Dense."""
+    link_gb_per_sec: float | None = Field(default=None, gt=0)
+    """To the other devices of its machine, in 10^9 bytes a second and one direction: NVLink, else PCI Express."""
+    watts: float | None = Field(default=None, gt=0)
+    """What it may draw at most: thermal design power, or the largest power mode of a module."""
     source: str
     """Where the figures come from."""
     checked: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ Some moments need more than others: where the backward pass begins, with all tha
 where gradients of the embedding are added up; where the pass ends, with all gradients. The plan counts the largest.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lrkit.train.plan.batches import BatchSizes
@@ -138,8 +138,15 @@ def checkpointed(model: PlannedModel, batch: BatchSizes, memory: Memory, kernels
     return memory.held + max(kept + before + memory.logits, memory.gradients + memory.copies)
 
 
-def sharded(memory: Memory, devices: int, largest_layer: float) -> float:
-    """The peak if weights, gradients and optimizer were spread over the devices (FSDP, ZeRO-3); two layers are whole
-    at a time."""
-    spread = memory.weights + memory.optimizer + memory.gradients
-    return memory.peak - memory.communication - spread * (1 - 1 / devices) + 2 * largest_layer
+def sharded(memory: Memory, devices: int, largest_layer: float) -> Memory:
+    """The same if weights, gradients and optimizer were spread over the devices (FSDP, ZeRO-3): two layers are whole at
+    a time, in the type of the products, so autocast copies nothing."""
+    return replace(
+        memory,
+        weights=memory.weights / devices,
+        gradients=memory.gradients / devices,
+        optimizer=memory.optimizer / devices,
+        copies=0.0,
+        communication=0.0,
+        scratch=memory.scratch + 2 * largest_layer,
+    )

@@ -15,7 +15,7 @@ from lrkit.checkpoints.hub import config_folder, hub_folder
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.expected import Expected
 from lrkit.data.shapes import Shape, load_shape, shape_config
-from lrkit.errors import CheckpointError, UserError
+from lrkit.errors import CheckpointError
 from lrkit.families.protocols import Geometry
 from lrkit.families.table import fresh_models, geometry_of, read_layout
 from lrkit.model.backbone import Backbone
@@ -147,9 +147,3 @@ def _of_shape(shape: Shape, words: str) -> _Found:
     with torch.device("meta"):
         backbone = backbone_loader(shape.family)(fresh_models(shape.family).model(shape_config(shape)))
     return _Found(backbone, shape.family, shape.geometry, None, words)
-
-
-def refuse_processes(devices: int) -> None:
-    """Raises `UserError` for a number of devices that no run can have."""
-    if not 1 <= devices <= 65_536:
-        raise UserError(f"--devices is {devices}; a run takes 1 device or more, and 65,536 at most")

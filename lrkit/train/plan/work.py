@@ -64,17 +64,23 @@ def batch_work(model: PlannedModel, batch: BatchSizes, kernels: Kernels) -> Upda
     return UpdateWork(phases, passes)
 
 
-def _passes(model: PlannedModel, chunk: Chunk) -> int:
+def _passes(model: PlannedModel, chunk: Chunk) -> float:
     """How often a chunk goes through a layer."""
     routing = model.settings.routing
     routed = len(routing.chosen_layers(model.num_layers)) * routing.depth if routing.depth else 0
-    return model.num_layers + chunk.routed_parts * routed
+    passes = model.num_layers + chunk.routed_parts * routed
+    return passes * (3 + _again(model)) / 3  # forward and backward count as one
 
 
 def _backward(model: PlannedModel) -> float:
     """What backward takes of the backbone's matrices, in forward passes: the gradient of inputs, and that of weights
     where they train."""
     return 2.0 if model.full else 1.0
+
+
+def _again(model: PlannedModel) -> int:
+    """Passes forward that the way back takes once more."""
+    return int(model.recipe.gradient_checkpointing)
 
 
 def _chunk(model: PlannedModel, batch: BatchSizes, chunk: Chunk, routed_before: dict[int, int]) -> Work:
@@ -100,9 +106,10 @@ def _chunk(model: PlannedModel, batch: BatchSizes, chunk: Chunk, routed_before: 
 def _rows(model: PlannedModel, samples: int, tokens: int, keys: int) -> Work:
     """One layer over a chunk, forward and backward."""
     weights = model.counts.weights["layers"] / model.num_layers
-    passes = 1 + _backward(model)
-    flops = 2 * samples * tokens * (weights * passes + 3 * model.lora_products / model.num_layers)
-    flops += 3 * 4 * samples * tokens * keys * model.query_width
+    again = _again(model)
+    passes = 1 + again + _backward(model)
+    flops = 2 * samples * tokens * (weights * passes + (3 + again) * model.lora_products / model.num_layers)
+    flops += (3 + again) * 4 * samples * tokens * keys * model.query_width
     return Work(passes * weights * model.stream_bytes, flops)
 
 
