@@ -21,13 +21,9 @@ def published_rows(report: Report) -> Iterator[Sequence[str]]:
         shape = f"{row['size']}, {row['sequence']:,}, {row['batch']}{rounds}"
         source = f"[{row['source']}]({report['sources'][row['source']]}): {row['note']}"
         yield (
-            shape,
-            row["name"],
-            row["checkpointing"],
-            *_cells(row["memory_gb"]),
-            *_cells(row["tokens_per_sec"]),
-            source,
-        )
+            shape, row["name"], row["checkpointing"], *_cells(row["memory_gb"]), *_cells(row["tokens_per_sec"]),
+            _reached(row["utilisation"]), source,
+        )  # fmt: skip
 
 
 RUN_HEAD = (
