@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lrkit.errors import one_line
-from lrkit.train.accelerator import mean_over_processes
+from lrkit.train.accelerator import mean_over_processes, share_of
 from lrkit.train.ahead import Ahead
 from lrkit.train.failures import StateError, check_finite
 from lrkit.train.log_sums import Sums
@@ -23,6 +23,7 @@ from lrkit.train.origin import Origin
 from lrkit.train.recipe import Recipe
 from lrkit.train.retention import prune
 from lrkit.train.run_report import write_run
+from lrkit.train.share import Share
 from lrkit.train.stage import OptimizerConfig, Stage
 from lrkit.train.together import as_one, gathered
 from lrkit.train.training_state import (
@@ -102,6 +103,7 @@ class Keeper:
         _refuse_own_draws(saved)
         restore(self._owner(accelerator, now), now.optimizers, saved)
         self.sums.load(saved.meter, accelerator.device)
+        self.sums.reshare(Share(0, len(saved.processes), self.recipe.accumulate), share_of(accelerator, self.recipe))
         try:
             self.batches.load_state(saved.processes[0]["curriculum"])  # all have drawn the same
             if accelerator.process_index < len(saved.processes):

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from lrkit.train.accelerator import mean_over_processes
+from lrkit.train.share import Share
 
 
 class Sums:
@@ -25,6 +26,16 @@ class Sums:
     def load(self, values: Mapping[str, Tensor], device: torch.device) -> None:
         """Go on from saved sums."""
         self.values = {name: value.to(device) for name, value in values.items()}
+
+    def reshare(self, before: Share, now: Share) -> None:
+        """Saved sums as processes of another number would have them. What is counted a batch follows the batches that
+        a process has of an update, tokens follow the processes, and gradients are of the whole update anyway."""
+        if before.processes == now.processes:
+            return
+        whole = before.processes / now.processes
+        rounds = now.rounds / before.rounds
+        factors = {"right": whole, "tokens": whole, "grad_norm": 1.0, "clipped": 1.0}
+        self.values = {name: value * factors.get(name, rounds) for name, value in self.values.items()}
 
     def add(self, **values: Tensor) -> None:
         """Adds to the sums; nothing is read back from the device."""
