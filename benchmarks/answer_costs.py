@@ -24,6 +24,8 @@ from pydantic import Field, model_validator
 
 from benchmarks.plan_tables import cost_check_rows, cost_rows
 from lrkit.config import Config, load_config
+from lrkit.errors import LrkitError, UserError
+from lrkit.files import check_writable
 from lrkit.profile.ceilings.devices import load_sheet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +48,12 @@ class Like(Config):
     sheet: str | None = None
     memory_gb_per_sec: _Positive | None = None
     tflops: _Positive | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.sheet is None and None in (self.memory_gb_per_sec, self.tflops):
+            raise ValueError("give a sheet, or memory_gb_per_sec and tflops")
+        return self
 
 
 class Price(Config):
@@ -172,9 +180,9 @@ def costs(sec: Sequence[float], usd_per_hour: float, watts: float) -> Report:
 
 def by_datasheet(name: str, priced: Priced, prices: Prices, type_: str, batch: int) -> Report:
     """A device that nothing was run on."""
-    sheet = load_sheet(priced.sheet)
-    assert sheet.rates.flops_per_sec is not None and sheet.watts is not None, "priced devices state both"
-    rate = Rate(sheet.rates.bytes_per_sec, sheet.rates.flops_per_sec, sheet.kind != "cpu")
+    rate, sheet = _of_sheet(priced.sheet), load_sheet(priced.sheet)
+    if sheet.watts is None:
+        raise UserError(f"the datasheet {priced.sheet} states no watts; add them, or price another device")
     report = _report(WORK[type_])
     hour = priced.per_hour(sheet.watts, prices.usd_per_kwh)
     modes = {
@@ -207,11 +215,17 @@ def as_measured(name: str, measured: Measured, prices: Prices) -> Report:
 
 def _rate(like: Like) -> Rate:
     if like.sheet is not None:
-        sheet = load_sheet(like.sheet)
-        assert sheet.rates.flops_per_sec is not None
-        return Rate(sheet.rates.bytes_per_sec, sheet.rates.flops_per_sec, sheet.kind != "cpu")
-    assert like.memory_gb_per_sec is not None and like.tflops is not None
+        return _of_sheet(like.sheet)
+    assert like.memory_gb_per_sec is not None and like.tflops is not None, "Like has seen to it"
     return Rate(like.memory_gb_per_sec * 1e9, like.tflops * 1e12, False)
+
+
+def _of_sheet(name: str) -> Rate:
+    """Raises `UserError` for a datasheet without arithmetic."""
+    sheet = load_sheet(name)
+    if sheet.rates.flops_per_sec is None:
+        raise UserError(f"the datasheet {name} does not state how fast it computes; price another device")
+    return Rate(sheet.rates.bytes_per_sec, sheet.rates.flops_per_sec, sheet.kind != "cpu")
 
 
 def _device(report: Mapping[str, Any]) -> str:
@@ -222,7 +236,10 @@ def _device(report: Mapping[str, Any]) -> str:
 
 
 def _report(name: str) -> Report:
-    return json.loads((REPORTS / f"{name}.json").read_text(encoding="utf-8"))
+    file = REPORTS / f"{name}.json"
+    if not file.is_file():
+        raise UserError(f"there is no report {name} in profiles/reports; name one of `lrkit profile`")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def all_costs(prices: Prices) -> Report:
@@ -247,10 +264,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the report here")
     parser.add_argument("--smoke", action="store_true", help="as it is: nothing is run")
     options = parser.parse_args()
-    report = all_costs(load_config(Prices, options.prices, options.changes))
+    try:
+        if options.json:
+            check_writable(options.json)
+        report = all_costs(load_config(Prices, options.prices, options.changes))
+    except LrkitError as error:
+        parser.error(str(error))
     for cells in (*cost_rows(report), *cost_check_rows(report)):
         print(" | ".join(cells))
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

@@ -21,8 +21,10 @@ import torch
 from benchmarks.plan_tables import published_rows, run_rows
 from lrkit.config import load_yaml
 from lrkit.contract.settings import ReasonerSettings
+from lrkit.errors import LrkitError
 from lrkit.families.protocols import ModelSizes, ModelTokens
 from lrkit.families.table import DEFAULT, fresh_models
+from lrkit.files import check_writable
 from lrkit.model.backbone import Backbone
 from lrkit.model.open_backbone import backbone_loader
 from lrkit.profile.ceilings.devices import load_sheet
@@ -175,9 +177,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the report here")
     parser.add_argument("--smoke", action="store_true", help="the first two rows: whether it runs")
     options = parser.parse_args()
+    try:
+        if options.json:
+            check_writable(options.json)
+    except LrkitError as error:
+        parser.error(str(error))
     report = plans(2 if options.smoke else None)
     show(report)
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

@@ -138,10 +138,10 @@ def check_program(
     """
     found = Found(num_samples=len(samples))
     for number, (sample, reference) in enumerate(zip(samples, expected, strict=True)):
-        whole = run.trace(sample.prompt)
-        _compare(found, number, reference, whole, run.processor.end_ids)
+        whole, ends = run.trace(sample.prompt), run.processor.end_ids
+        _compare(found, number, reference, whole, ends)
         if run.looks and len(found.behind) < BEHIND and sample.prompt.picture_part:
-            _compare_behind(found, number, reference, whole, run.trace(run.looked(sample.prompt)))
+            _compare_behind(found, number, reference, (whole, run.trace(run.looked(sample.prompt))), ends)
         _score(found, run.processor, sample, run.role, (reference, whole))
         progress(number + 1)
     if bounds.max_loss is not None:
@@ -293,7 +293,7 @@ def _compare(found: Found, number: int, expected: Trace, seen: Trace, ends: Sequ
         if not same:
             found.first.setdefault(kind, f"sample {number}: {ours} where torch has {theirs}")
     if seen.latent_steps == expected.latent_steps and seen.token_ids != expected.token_ids:
-        found.apart.append(margin(expected.best, seen.token_ids, expected.token_ids, ends))
+        found.apart.append(margin(expected.best, expected.token_ids, seen.token_ids, expected.token_ids, ends))
 
 
 def _by_phase(found: Found, expected: Trace, seen: Trace, shared: int) -> None:
@@ -310,17 +310,19 @@ def _by_phase(found: Found, expected: Trace, seen: Trace, shared: int) -> None:
     found.words.append(alike / longest if longest else 1.0)
 
 
-def _compare_behind(found: Found, number: int, expected: Trace, whole: Trace, asked: Trace) -> None:
+def _compare_behind(
+    found: Found, number: int, expected: Trace, traces: tuple[Trace, Trace], ends: Sequence[int] = ()
+) -> None:
     """An answer behind a look, against torch's and against the one to the whole prompt. States behind another choice
-    are not compared."""
+    are not compared. `traces`: of the whole prompt, and behind the look."""
+    whole, asked = traces
     chosen = ("latent_steps", "halting", "replayed", "passes", "token_ids")
     pairs = {kind: (getattr(asked, kind), getattr(whole, kind)) for kind in chosen}
-    other = [
-        f"first in sample {number}, {kind}: {ours} for {theirs}"
-        for kind, (ours, theirs) in pairs.items()
-        if ours != theirs
-    ]
-    found.behind_otherwise += [text[:160] for text in other[:1]]
+    other = {kind: pair for kind, pair in pairs.items() if pair[0] != pair[1]}
+    texts = [f"first in sample {number}, {kind}: {ours} for {theirs}" for kind, (ours, theirs) in other.items()]
+    found.behind_otherwise += [text[:160] for text in texts[:1]]
+    if list(other) == ["token_ids"]:
+        found.behind_apart.append(margin(expected.best, expected.token_ids, *other["token_ids"], ends))
     for errors, reference in ((found.behind, whole), (found.behind_torch, expected)):
         shared = min(len(asked.states), len(reference.states)) if asked.replayed == reference.replayed else 0
         states = relative_error(asked.states[:shared], reference.states[:shared]) if shared else 0.0

@@ -74,6 +74,8 @@ class Found:
     """The same against torch."""
     behind_otherwise: list[str] = field(default_factory=list[str])
     """What of these was chosen otherwise than for the whole prompt."""
+    behind_apart: list[float] = field(default_factory=list[float])
+    """Of each of these that chose other words alone: how far torch holds them apart, as `apart`."""
 
     @property
     def chosen_otherwise(self) -> float:
@@ -103,7 +105,12 @@ class Found:
     def ties(self) -> int:
         """Answers that part where torch holds two words no further apart than the program's numbers are off, each of
         the two by as much."""
-        return sum(apart <= min(2 * self.off, TIE) for apart in self.apart)
+        return _ties(self.apart, self.off)
+
+    @property
+    def behind_ties(self) -> int:
+        """The same of answers behind a look."""
+        return _ties(self.behind_apart, float(np.max(self.behind_torch, initial=self.off)))
 
     @property
     def spoken_alike(self) -> float:
@@ -115,6 +122,10 @@ class Found:
     def lost(self) -> float:
         """Right answers of torch that the program lost, as a part of all answers."""
         return (self.right["torch"] - self.right["program"]) / max(1, self.num_answers)
+
+
+def _ties(apart: list[float], off: float) -> int:
+    return sum(one <= min(2 * off, TIE) for one in apart)
 
 
 def uncompared(why: str) -> Validation:
@@ -205,7 +216,8 @@ def _judge_scenes(found: Found, tolerance: Tolerance, role: Role) -> None:
     rounded = {"numbers": tolerance.unanswered.get("numbers", ROUNDED_PARTS)}
     bounds = tolerance.bounds if "numbers" in tolerance.bounds else rounded
     most = PARTS if tolerance.every_choice else bounds["numbers"]
-    off, agreed = float(np.max(found.behind)), 1 - len(found.behind_otherwise) / len(found.behind)
+    other = len(found.behind_otherwise) - (0 if tolerance.every_choice else found.behind_ties)
+    off, agreed = float(np.max(found.behind)), 1 - other / len(found.behind)
     if off <= most and agreed >= bounds.get("agreement", 0.0):
         return
     first = f", {found.behind_otherwise[0]}" if found.behind_otherwise else ""
@@ -222,7 +234,7 @@ def _scenes(found: Found) -> dict[str, Any]:
         return {}
     same = 1 - len(found.behind_otherwise) / len(found.behind)
     numbers = {"numbers": max(found.behind), "numbers_torch": max(found.behind_torch)}
-    return {"scenes": {"samples": len(found.behind), "agreement": same, **numbers}}
+    return {"scenes": {"samples": len(found.behind), "agreement": same, "ties": found.behind_ties, **numbers}}
 
 
 def _chosen(found: Found) -> dict[str, Any]:

@@ -47,17 +47,20 @@ def best_words(logits_BW: Tensor, latent_id: int) -> list[BestWords]:
     return [BestWords(ids, logits) for ids, logits in pairs]
 
 
-def margin(best: Sequence[BestWords], said: Sequence[int], torch_said: Sequence[int], ends: Sequence[int]) -> float:
-    """How far torch holds apart the first two words that differ (`BestWords.apart`); 0 where none does.
+def margin(
+    best: Sequence[BestWords], torch_said: Sequence[int], one: Sequence[int], other: Sequence[int], ends: Sequence[int]
+) -> float:
+    """How far torch holds apart the first two words in which the answers `one` and `other` differ (`BestWords.apart`);
+    0 where none does, infinite where torch said something else before them.
 
-    `best` has a step for each of `torch_said`, and one more where the answer ended by itself. An answer that stops
-    says one of `ends`.
+    `best` has a step for each of `torch_said`, and one more where that ended by itself. An answer that stops says one
+    of `ends`.
     """
-    if list(said) == list(torch_said):
+    if list(one) == list(other):
         return 0.0
-    pairs = zip(said, torch_said, strict=False)
-    place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(said), len(torch_said)))
-    if place >= len(best):
+    pairs = zip(one, other, strict=False)
+    place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    if place >= len(best) or list(torch_said[:place]) != list(one[:place]):
         return float("inf")
-    words = [[answer[place]] if place < len(answer) else list(ends) for answer in (said, torch_said)]
+    words = [[answer[place]] if place < len(answer) else list(ends) for answer in (one, other)]
     return best[place].apart(*words)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks import answer_costs
-from benchmarks.answer_costs import PRICES, Phase, Prices, Rate, all_costs, phases_of, seconds
+from benchmarks.answer_costs import PRICES, Phase, Prices, Rate, all_costs, main, phases_of, seconds
 from lrkit.config import load_config
 from lrkit.errors import ConfigError
 
@@ -90,3 +90,26 @@ def test_every_price_says_where_it_is_from() -> None:
     everything = [*given.devices.values(), *given.measured.values()]
     assert len(everything) >= 9 and all(one.source and one.as_of for one in everything)
     assert all("https://" in one.source or one.unconfirmed for one in everything)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--prices", "nope.yaml"], "nope.yaml: cannot be read"),
+        (["usd_per_kwh=-1"], "usd_per_kwh: got -1"),
+        (["devices.l4.sheet=nope"], "unknown device 'nope'"),
+        (["devices.l4.sheet=jetson-thor-t5000"], "does not state how fast it computes"),
+        (["measured.cpu-openvino-int4.report=nope"], "there is no report nope"),
+        (["measured.cpu-openvino-int4.like={tflops: 1.0}"], "give a sheet, or memory_gb_per_sec and tflops"),
+        (["--json", "nope/costs.json"], "nope"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(
+    given: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nope").write_text("a file where a folder is wanted")
+    monkeypatch.setattr("sys.argv", ["answer_costs.py", *given])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2 and sentence in capsys.readouterr().err

@@ -11,7 +11,7 @@ import torch
 
 from lrkit.contract.schemes import SCHEMES
 from lrkit.errors import ExportError
-from lrkit.export.check import Trace, _compare
+from lrkit.export.check import Trace, _compare, _compare_behind
 from lrkit.export.check_verdict import TIE, Found, judge
 from lrkit.export.near_words import KEPT, BestWords, best_words, margin
 
@@ -40,7 +40,7 @@ BEST = [step(7, 8, 0.5), step(8, 5, 0.004), step(9, END, 0.01)]
     ],
 )
 def test_the_margin_is_of_the_first_word_that_differs(said: list[int], apart: float) -> None:
-    assert margin(BEST, said, [7, 8], (END, 99)) == pytest.approx(apart)
+    assert margin(BEST, [7, 8], said, [7, 8], (END, 99)) == pytest.approx(apart)
 
 
 def test_the_best_words_leave_out_the_latent_token() -> None:
@@ -50,13 +50,13 @@ def test_the_best_words_leave_out_the_latent_token() -> None:
     assert second.ids[0] == 2 and LATENT not in [*first.ids, *second.ids]
 
 
+def trace(words: list[int], logits: np.ndarray, steps: int = 1) -> Trace:
+    states = np.ones((steps, 2))
+    return Trace(words, steps, "decided", logits, states, [[] for _ in states], {}, best=list(BEST))
+
+
 def found(said: list[int], off: float, steps: int = 1) -> Found:
     """One sample, whose numbers are `off`."""
-
-    def trace(words: list[int], logits: np.ndarray, steps: int) -> Trace:
-        states = np.ones((steps, 2))
-        return Trace(words, steps, "decided", logits, states, [[] for _ in states], {}, best=list(BEST))
-
     one, logits = Found(num_samples=1), np.array([10.0, 1.0])
     _compare(one, 0, trace([7, 8], logits, 1), trace(said, logits + off * 10, steps), (END,))
     return one
@@ -88,3 +88,26 @@ def test_float32_has_no_ties_and_no_margin_is_wider_than_a_tie() -> None:
         judge(found([7, 5], 0.00009 * 30), SCHEMES["fp32"].tolerance, "latent")
     assert Found(logits=[0.2], apart=[TIE * 1.01, TIE], num_samples=2).ties == 1
     assert Found(logits=[math.nan], apart=[0.0], num_samples=1).ties == 0
+
+
+@pytest.mark.parametrize(
+    ("whole", "asked", "off", "passes"),
+    [
+        ([7, 8], [7, 5], 0.003, True),
+        ([7, 5], [7, 8], 0.003, True),  # torch says the other one
+        ([7, 8], [7, 5], 0.001, False),
+        ([8, 9], [8, 4], 0.003, False),  # torch never stood there
+    ],
+)
+def test_an_answer_behind_a_look_may_part_at_a_tie_too(
+    whole: list[int], asked: list[int], off: float, passes: bool
+) -> None:
+    logits = np.array([10.0, 1.0])
+    one = found([7, 8], 0.0)
+    _compare_behind(one, 0, trace([7, 8], logits), (trace(whole, logits), trace(asked, logits + off * 10)), (END,))
+    if passes:
+        scenes = judge(one, SCHEMES["fp16"].tolerance, "latent").measured["scenes"]
+        assert (scenes["agreement"], scenes["ties"]) == (0.0, 1)
+        return
+    with pytest.raises(ExportError, match="0% of the answers are the same, first in sample 0, token_ids"):
+        judge(one, SCHEMES["fp16"].tolerance, "latent")
