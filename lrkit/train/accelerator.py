@@ -31,7 +31,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     """Device and precision as the recipe says, processes as whoever launched them says.
 
     Raises:
-        UserError: an engine other than side by side (DDP) is asked for, or the processes cannot be joined.
+        UserError: an engine of accelerate other than side by side (DDP) is asked for, or the processes cannot be joined.
     """
     _refuse_engines()
     half = recipe.precision == "bfloat16" or (
@@ -67,8 +67,9 @@ def _refuse_engines() -> None:
     for variable, name in _ENGINES.items():
         if os.environ.get(variable, "false").lower() in ("true", "1"):
             raise UserError(
-                f"{name} is asked for ({variable}), and lrkit trains with whole weights in every process (DDP) alone; "
-                "launch without it, and set gradient_checkpointing=true or a smaller batch_size where memory is short"
+                f"{name} is asked for ({variable}), which exchanges weights at each call of a layer, and lrkit's "
+                "processes call layers unequally often; launch without it, and set shard=true, which keeps optimizer "
+                "states, gradients and float32 weights in parts (train/README.md)"
             )
 
 

@@ -4,14 +4,13 @@ the loop (lrkit/train/loop.py) -> `Keeper` -> state.pt (lrkit/train/training_sta
 """
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
-from torch.optim import Optimizer
 
 from lrkit.errors import one_line
 from lrkit.train.accelerator import mean_over_processes, share_of
@@ -21,6 +20,7 @@ from lrkit.train.log_sums import Sums
 from lrkit.train.metrics import MetricsWriter
 from lrkit.train.origin import Origin
 from lrkit.train.recipe import Recipe
+from lrkit.train.replicas import Held
 from lrkit.train.retention import prune
 from lrkit.train.run_report import write_run
 from lrkit.train.share import Share
@@ -48,7 +48,8 @@ class StageRun:
     """Budget in updates."""
     model: nn.Module
     """The objective as accelerate wraps it."""
-    optimizers: list[Optimizer]
+    held: Held
+    """Its weights and optimizers, over all processes."""
     config: OptimizerConfig
     validator: Validator
 
@@ -79,12 +80,13 @@ class Keeper:
         self.place.seconds = self.seconds()
         own = {"random": random_state(), "curriculum": self.batches.state()}
         processes = gathered(accelerator, own)
-        owner, optimizers = self._owner(accelerator, now), now.optimizers if now is not None else []
         values = self.sums.values
         sums = {name: mean_over_processes(accelerator, values[name]) for name in sorted(values)}
-        with as_one(accelerator):
+        with nullcontext() if now is None else now.held.whole(), as_one(accelerator):
+            states = [] if now is None else now.held.optimizer_states()
             if accelerator.is_main_process:
-                save_state(self.folder, self.recipe, self.place, owner, optimizers, sums, processes, self.origin)
+                owner = self._owner(accelerator, now)
+                save_state(self.folder, self.recipe, self.place, owner, states, sums, processes, self.origin)
                 # Not what stages left: run.json may name it until `tidy`.
                 prune(self.folder, self.place.finished, self.place.best, None)
 
@@ -101,7 +103,8 @@ class Keeper:
             StateError: the state is that of another model, or cannot be read.
         """
         _refuse_own_draws(saved)
-        restore(self._owner(accelerator, now), now.optimizers, saved)
+        with now.held.whole():
+            restore(self._owner(accelerator, now), now.held, saved)
         self.sums.load(saved.meter, accelerator.device)
         self.sums.reshare(Share(0, len(saved.processes), self.recipe.accumulate), share_of(accelerator, self.recipe))
         try:

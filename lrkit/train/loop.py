@@ -38,11 +38,12 @@ from lrkit.train.loading import Pace
 from lrkit.train.log_sums import Sums
 from lrkit.train.metrics import MetricsWriter
 from lrkit.train.observer import Watched, observer_of
-from lrkit.train.optim import build_optimizers, learning_rate, set_learning_rate
+from lrkit.train.optim import learning_rate, set_learning_rate
 from lrkit.train.origin import Origin
 from lrkit.train.recipe import FreshBackbone, Recipe, as_written, overlay
 from lrkit.train.retention import best_name, ranked
 from lrkit.train.run_report import checkpoint_info, write_recipe
+from lrkit.train.shards import hold
 from lrkit.train.stage import Stage
 from lrkit.train.start import Start
 from lrkit.train.stop_signals import StopRequest, TrainingInterrupted
@@ -185,11 +186,11 @@ class Trainer:
         if stage.objective == "vision":
             words = recipe.data.label_words
             model = VisionObjective(self.start.reasoner, self.start.processor, stage.readouts, recipe.seed, words)
-        prepared = self.accelerator.prepare(model, *build_optimizers(model.named_parameters(), config))
+        held = hold(self.accelerator, model, config, self.start.reasoner.backbone.model, recipe.shard)
         validator = Validator(stage, recipe.eval, self.source, self.curriculum, self.start.processor, self.accelerator)
         self.sums.clear()
         total = num_updates(stage, self.source.num_samples(stage), per_update)
-        return StageRun(index, stage, total, prepared[0], list(prepared[1:]), config, validator)
+        return StageRun(index, stage, total, held.model, held, config, validator)
 
     def _stop_or_save(self, now: StageRun) -> None:
         stopping = any_of(self.accelerator, self._stopping(now, "training"))
@@ -218,20 +219,18 @@ class Trainer:
     def _update(self, now: StageRun) -> None:
         """One optimizer update, over `accumulate` batches, equal to one over a batch that holds them all."""
         accelerator = self.accelerator
-        set_learning_rate(now.optimizers, learning_rate(now.config, self.place.update, now.total))
+        set_learning_rate(now.held.optimizers, learning_rate(now.config, self.place.update, now.total))
         with self.keeper.on_bad_data(accelerator, now):
             batches = [self._taught(self.batches.batch(now.index)) for _ in range(self.share.rounds)]
         counts = self._mean_counts(now, batches)
         for batch in batches:
             with accelerator.accumulate(now.model):
                 loss = now.model(batch, counts)
-                accelerator.backward(loss.total)
+                now.held.backward(loss.total)
                 if accelerator.sync_gradients and now.config.clip:
-                    norm = accelerator.clip_grad_norm_(now.model.parameters(), now.config.clip)
-                    self.sums.add(grad_norm=torch.as_tensor(norm), clipped=torch.tensor(1.0))
-                for optimizer in now.optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad()
+                    norm = now.held.clip(now.config.clip)
+                    self.sums.add(grad_norm=norm, clipped=torch.tensor(1.0))
+                now.held.step()
             self.sums.add(loss=loss.total, batches=torch.tensor(1.0), right=loss.right_tokens, tokens=loss.num_tokens)
             if hasattr(loss, "distill"):
                 self.sums.add(speech=loss.speech, distill=loss.distill)
@@ -273,7 +272,7 @@ class Trainer:
         with as_one(self.accelerator):
             if not math.isfinite(values["loss"]):
                 raise Diverged("the loss", now.stage.name, str(values["loss"]), self.place.update)
-        values["lr"] = float(now.optimizers[0].param_groups[0]["lr"])
+        values["lr"] = float(now.held.optimizers[0].param_groups[0]["lr"])
         self.display.figures(self.place.update, now.total, values)
         values |= self.pace.figures(self.accelerator.num_processes)
         self._write("train", {"stage": now.stage.name, **values, "seconds": self._seconds()})
@@ -302,7 +301,7 @@ class Trainer:
     def _close_stage(self, now: StageRun, found: Validation) -> None:
         """Checkpoint of the stage, samples shown, and the place moved to the next stage."""
         self._observe(now, None)
-        self.accelerator.unwrap_model(now.model, keep_fp32_wrapper=False)
+        now.held.close()
         # It holds on to what it prepared; a new one lets the stage's optimizers go.
         self.accelerator = make_accelerator(self.recipe)
         self._refresh_latent_norm(now.index)
@@ -315,7 +314,6 @@ class Trainer:
         self.place.finished.append(finished)
         self.place.stage, self.place.update = self._trained_from(now.index + 1), 0
         self.place.best = []
-        now.optimizers = []
         self.sums.clear()
         self.keeper.save(self.accelerator, now)
         self.keeper.tidy(self.accelerator)
@@ -339,11 +337,12 @@ class Trainer:
             "accuracy": found.accuracy,
             "latent_steps": found.latent_steps,
         }
-        if self.accelerator.is_main_process:
-            digest, seconds = self.source.digest(), self._seconds()
-            numbers = number_types(self.accelerator, self.start.reasoner)
-            info = checkpoint_info(self.recipe, self.folder / name, said, digest, seconds, self.place, numbers)
-            save_checkpoint(self.folder / name, self.start.reasoner, self.start.processor, self.start.base, info)
+        with now.held.whole():
+            if self.accelerator.is_main_process:
+                digest, seconds = self.source.digest(), self._seconds()
+                numbers = number_types(self.accelerator, self.start.reasoner)
+                info = checkpoint_info(self.recipe, self.folder / name, said, digest, seconds, self.place, numbers)
+                save_checkpoint(self.folder / name, self.start.reasoner, self.start.processor, self.start.base, info)
         return said
 
     def _beat(self, now: StageRun, state: State) -> None:

@@ -132,6 +132,10 @@ class Recipe(Config):
     gradient_checkpointing: bool = False
     """Layers of the language model keep their inputs alone and run once more on the way back: less memory, more time,
     the same losses. May differ when a run is resumed."""
+    shard: bool = False
+    """Each process keeps its part of the optimizer's states, of the gradients' sums and of float32 weights, instead of
+    all; whole weights are there for computing alone, in bfloat16 where precision is and trainable is full. May differ
+    when a run is resumed."""
     token_weights: dict[str, Weight] = {}
     """Regular expression on a spoken token's text -> its weight in the loss; all others weigh 1."""
     teacher: str | None = None
@@ -183,6 +187,8 @@ class Recipe(Config):
                 f"attention {self.attention} computes in bfloat16, and precision is float32; set precision: auto or "
                 "bfloat16, or attention: sdpa"
             )
+        if self.shard:
+            yield from self._shard_problems()
         if all(stage.updates == 0 for stage in self.stages):
             yield "every stage has updates 0, so nothing is trained; give at least one a budget"
         if self.keep_best and not (self.eval.every and self.eval.samples):
@@ -200,6 +206,14 @@ class Recipe(Config):
             for problem in self._stage_problems(stage, seen):
                 yield f"stages.{index} ({stage.name}): {problem}"
             seen[stage.name] = stage
+
+    def _shard_problems(self) -> Iterator[str]:
+        whole = [stage.name for stage in self.stages if overlay(self.optimizer, stage.optimizer).kind == "muon"]
+        if whole:
+            yield (
+                f"shard: true cuts weights into parts, and muon (stage {', '.join(whole)}) updates whole matrices; set "
+                "optimizer.kind: adamw, or shard: false"
+            )
 
     def _stage_problems(self, stage: Stage, earlier: Mapping[str, Stage]) -> Iterator[str]:
         if stage.name in earlier:

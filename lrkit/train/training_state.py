@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from lrkit.errors import ConfigError, one_line, os_sentence
 from lrkit.files import replacing
@@ -19,6 +18,7 @@ from lrkit.resources import STATE_FILE
 from lrkit.train.failures import StateError
 from lrkit.train.origin import Origin
 from lrkit.train.recipe import Recipe, as_written, differences
+from lrkit.train.replicas import Held
 
 _FORMAT = 2
 
@@ -72,7 +72,7 @@ def save_state(
     recipe: Recipe,
     place: Place,
     model: nn.Module,
-    optimizers: Sequence[Optimizer],
+    optimizers: list[dict[str, Any]],
     meter: Mapping[str, Tensor],
     processes: list[dict[str, Any]],
     origin: Origin,
@@ -87,7 +87,7 @@ def save_state(
         "recipe": as_written(recipe),
         "place": asdict(place),
         "weights": trained_state(model),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "optimizers": optimizers,
         "meter": dict(meter),
         "processes": processes,
         "origin": origin.to_dict(),
@@ -132,7 +132,7 @@ def load_state(folder: Path, recipe: Recipe) -> Saved:
 def _decides(recipe: Any) -> Any:
     """What decides on the weights; how batches are made, what is computed twice, which checkpoints stay and who is told
     does not."""
-    beside = ("loader", "gradient_checkpointing", "keep_last", "keep_best", "trackers")
+    beside = ("loader", "gradient_checkpointing", "shard", "keep_last", "keep_best", "trackers")
     return {name: recipe[name] for name in recipe if name not in beside} if isinstance(recipe, dict) else recipe
 
 
@@ -190,7 +190,7 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def restore(model: nn.Module, optimizers: Sequence[Optimizer], saved: Saved) -> None:
+def restore(model: nn.Module, held: Held, saved: Saved) -> None:
     """Puts weights and optimizer states back (none at the start of a stage).
 
     Raises:
@@ -200,9 +200,9 @@ def restore(model: nn.Module, optimizers: Sequence[Optimizer], saved: Saved) -> 
     if set(own) != set(saved.weights):
         first = sorted(set(own) ^ set(saved.weights))[0]
         raise StateError(f"the saved state does not fit the model (first difference: {first}); start a new run")
-    if saved.optimizers and len(saved.optimizers) != len(optimizers):
+    if saved.optimizers and len(saved.optimizers) != len(held.optimizers):
         raise StateError(
-            f"the saved state has {len(saved.optimizers)} optimizers, the recipe {len(optimizers)}; start a new run"
+            f"the saved state has {len(saved.optimizers)} optimizers, the recipe {len(held.optimizers)}; start a new run"
         )
     try:
         for name, tensor in own.items():
@@ -210,8 +210,8 @@ def restore(model: nn.Module, optimizers: Sequence[Optimizer], saved: Saved) -> 
             if before.shape != tensor.shape or before.dtype != tensor.dtype:  # copy_ would spread or round it
                 raise ValueError(f"{name} is {before.dtype} of {tuple(before.shape)}")
             tensor.copy_(before)
-        for optimizer, state in zip(optimizers, saved.optimizers, strict=False):
-            optimizer.load_state_dict(state)
+        if saved.optimizers:
+            held.load_optimizer_states(saved.optimizers)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StateError(f"the saved state does not fit the model ({one_line(error)}); start a new run") from error
 

@@ -144,7 +144,7 @@ class VisionObjective(nn.Module):
         return VisionLoss(total, counts[0], counts[1], right)
 
     def _embedding_rows(self, name: str) -> Tensor:
-        return self.reasoner.backbone.embedding_rows()[self._rows[name]]
+        return wide(self.reasoner.backbone.embedding_rows()[self._rows[name]])
 
 
 def _distance(tokens_LD: Tensor, rows_LD: Tensor) -> Tensor:

@@ -2,10 +2,12 @@
 
     python -m tests.stress.side_by_side curve:2 curve:4          losses and weights of the recipe `smoke`
     python -m tests.stress.side_by_side --updates 4 6 50 curve:2 killed:2:1:after:update:9
+    python -m tests.stress.side_by_side --also shard=true -- curve:2 crossed:2:1:false
 
 A check is `curve:PROCESSES`; `accumulate:PROCESSES` (the same samples in other batches); `damaged:PROCESSES` (a picture
-that one of them cannot read); or `killed:PROCESSES:RANK:MOMENT:THEN`: that process kills itself at the moment
-(tests/stress/kill_training.py, or `at:update:N`), the others must end with one sentence, and THEN processes go on.
+that one of them cannot read); `killed:PROCESSES:RANK:MOMENT:THEN`: that process kills itself at the moment
+(tests/stress/kill_training.py, or `at:update:N`), the others must end with one sentence, and THEN processes go on; or
+`crossed:PROCESSES:THEN:SHARD`: all are killed, and THEN processes go on with `shard` as said.
 Every process is forked from one that has imported torch and has not used it yet, and runs the command line.
 """
 
@@ -42,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--updates", type=int, nargs=3, default=(2, 2, 4), help="of the stages of smoke")
     parser.add_argument("--set", nargs="*", default=[], help="further values of the recipe")
+    parser.add_argument("--also", nargs="*", default=[], help="values that the run held against does not have")
     parser.add_argument("checks", nargs="+")
     asked = parser.parse_args()
     assert callable(train) and trail_set("main", "train", 1)  # so that no child imports torch or what draws
@@ -52,7 +55,7 @@ def main() -> None:
         ends_well(side_by_side(recipe, whole, 1))
         for number, check in enumerate(asked.checks):
             kind, *rest = check.split(":")
-            print(f"{check}: {CHECKS[kind](recipe, whole, Path(made) / str(number), *rest)}", flush=True)
+            print(f"{check}: {CHECKS[kind]([*recipe, *asked.also], whole, Path(made) / str(number), *rest)}", flush=True)
 
 
 def curve(recipe: list[str], whole: Path, folder: Path, processes: str) -> str:
@@ -91,6 +94,14 @@ def killed(recipe: list[str], whole: Path, folder: Path, processes: str, rank: s
     return compared(whole, folder)
 
 
+def crossed(recipe: list[str], whole: Path, folder: Path, processes: str, then: str, shard: str) -> str:
+    """All processes die in the last stage, and the state serves another number of them, and another kind."""
+    ended = side_by_side(recipe, folder, int(processes), lambda process: at_update(7))
+    assert all(code for code, _ in ended), ended
+    ends_well(side_by_side([*recipe, f"shard={shard}"], folder, int(then)))
+    return compared(whole, folder)
+
+
 def damaged(recipe: list[str], whole: Path, folder: Path, processes: str) -> str:
     """Lines of a file, of which one has a picture that is damaged and later mended."""
     folder.mkdir()
@@ -124,6 +135,7 @@ CHECKS: dict[str, Callable[..., str]] = {
     "curve": curve,
     "accumulate": accumulated,
     "killed": killed,
+    "crossed": crossed,
     "damaged": damaged,
 }
 
