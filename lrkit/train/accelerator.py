@@ -31,7 +31,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     """Device and precision as the recipe says, processes as whoever launched them says.
 
     Raises:
-        UserError: an engine of accelerate other than side by side (DDP) is asked for, or the processes cannot be joined.
+        UserError: an engine of accelerate other than DDP is asked for, or the processes cannot be joined.
     """
     _refuse_engines()
     half = recipe.precision == "bfloat16" or (

@@ -19,8 +19,9 @@ from torch import Tensor, distributed, nn
 MOST_AT_ONCE = 2**25
 """Numbers that are exchanged at once, unless one weight has more: what is packed for it is there twice meanwhile."""
 # torch 2.13 has other names for the same.
-_REDUCE: Any = getattr(distributed, "reduce_scatter_single", None) or getattr(distributed, "reduce_scatter_tensor", None)
-_GATHER: Any = getattr(distributed, "all_gather_single", None) or getattr(distributed, "all_gather_into_tensor", None)
+_SINGLE = hasattr(distributed, "all_gather_single")
+_REDUCE: Any = getattr(distributed, "reduce_scatter_single" if _SINGLE else "reduce_scatter_tensor", None)
+_GATHER: Any = getattr(distributed, "all_gather_single" if _SINGLE else "all_gather_into_tensor", None)
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class Part:
         if narrow is not None:
             own, whole.data = own.clone(), whole.data.to(narrow)
         return cls(whole, nn.Parameter(own), cut, narrow)
+
+    def is_inside(self, process: int) -> bool:
+        """Whether a change of `whole` is one of `own`."""
+        return self.own.data_ptr() == self.whole.data.view(-1)[self.cut.of(process)].data_ptr()
 
 
 def sum_parts(parts: Sequence[Part], processes: int) -> Iterator[tuple[Part, Tensor]]:

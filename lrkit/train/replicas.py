@@ -1,6 +1,6 @@
 """How weights that train, their gradients and their optimizer lie in the processes of a run: whole in each (DDP).
 
-    the loop (lrkit/train/loop.py) -> `Held`: `Replicas` here, or `Shards` (lrkit/train/shards.py) by recipe `shard: true`
+    the loop (lrkit/train/loop.py) -> `Held`: `Replicas` here, or by `shard: true` `Shards` (lrkit/train/shards.py)
                                    -> the keeper (lrkit/train/keeper.py), which saves and restores either
 
 What is saved is the same for both: weights and optimizers as one process alone would have them.

@@ -33,16 +33,18 @@ _COUNT = "step"
 class Shards:
     """A `Held` (lrkit/train/replicas.py)."""
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module, config: OptimizerConfig, backbone: nn.Module) -> None:
+    def __init__(
+        self, accelerator: Accelerator, model: nn.Module, config: OptimizerConfig, backbone: nn.Module
+    ) -> None:
         """`backbone` is the part of `model` whose weights may be narrowed, where all of them train."""
         self._accelerator = accelerator
         self._processes = accelerator.num_processes
         self._narrow = accelerator.mixed_precision == "bf16" and all(w.requires_grad for w in backbone.parameters())
         self._backbone = {id(weight) for weight in backbone.parameters()}
+        # Without DDP around it: gradients are exchanged here. Before it is cut: what is moved to the device is copied.
+        self.model: nn.Module = accelerator.prepare_model(model, evaluation_mode=True)
         self.optimizers: list[Optimizer] = build_optimizers(model.named_parameters(), config)
         self._parts = [self._cut(optimizer) for optimizer in self.optimizers]
-        # Without DDP around it: gradients are exchanged here.
-        self.model: nn.Module = accelerator.prepare_model(model, evaluation_mode=True)
 
     def _cut(self, optimizer: Optimizer) -> list[Part]:
         """The parts of the weights of an optimizer, which has them instead from now on."""
@@ -105,6 +107,7 @@ class Shards:
         try:
             yield
         finally:
+            assert all(part.narrow is not None or part.is_inside(self._accelerator.process_index) for part in self._all)
             for part in narrow:
                 part.own.data.copy_(part.whole.data.view(-1)[part.cut.of(self._accelerator.process_index)])
                 part.whole.data = part.whole.data.to(part.narrow)
@@ -127,7 +130,8 @@ class Shards:
         for name in dict.fromkeys(name for values in kept.values() for name in values if name != _COUNT):
             having = [part for number, part in enumerate(parts) if name in kept.get(number, {})]
             rows = {id(part): kept[number_of[id(part)]][name] for part in having}
-            for part, whole in join_parts(having, self._processes, lambda part: rows[id(part)], torch.float32):
+            row_of = lambda part, rows=rows: rows[id(part)]  # noqa: E731
+            for part, whole in join_parts(having, self._processes, row_of, torch.float32):
                 if self._accelerator.is_main_process:
                     kept[number_of[id(part)]][name] = whole.to("cpu", copy=True)
         return {**state, "state": kept}
@@ -140,7 +144,7 @@ class Shards:
     def _own(self, values: dict[str, Any], part: Part) -> dict[str, Any]:
         """This process's part of what is kept of one weight."""
         found: dict[str, Any] = {_COUNT: values[_COUNT]}
-        for name in values.keys() - found.keys():
+        for name in (name for name in values if name != _COUNT):  # in the same order in all processes
             if values[name].shape != part.whole.shape:
                 raise ValueError(f"{name} is of {tuple(values[name].shape)}, its weight of {tuple(part.whole.shape)}")
             found[name] = values[name].reshape(-1)[part.cut.of(self._accelerator.process_index)].clone()
@@ -152,8 +156,6 @@ class Shards:
         self.optimizers, self._parts = [], []
 
 
-def hold(
-    accelerator: Accelerator, model: nn.Module, config: OptimizerConfig, backbone: nn.Module, shard: bool
-) -> Held:
+def hold(accelerator: Accelerator, model: nn.Module, config: OptimizerConfig, backbone: nn.Module, shard: bool) -> Held:
     """The weights of a stage, with new optimizers, as the recipe says; `backbone` as in `Shards`."""
     return Shards(accelerator, model, config, backbone) if shard else Replicas(accelerator, model, config)

@@ -202,7 +202,8 @@ def restore(model: nn.Module, held: Held, saved: Saved) -> None:
         raise StateError(f"the saved state does not fit the model (first difference: {first}); start a new run")
     if saved.optimizers and len(saved.optimizers) != len(held.optimizers):
         raise StateError(
-            f"the saved state has {len(saved.optimizers)} optimizers, the recipe {len(held.optimizers)}; start a new run"
+            f"the saved state has {len(saved.optimizers)} optimizers, the recipe {len(held.optimizers)}; start a new "
+            "run"
         )
     try:
         for name, tensor in own.items():

@@ -55,7 +55,8 @@ def main() -> None:
         ends_well(side_by_side(recipe, whole, 1))
         for number, check in enumerate(asked.checks):
             kind, *rest = check.split(":")
-            print(f"{check}: {CHECKS[kind]([*recipe, *asked.also], whole, Path(made) / str(number), *rest)}", flush=True)
+            found = CHECKS[kind]([*recipe, *asked.also], whole, Path(made) / str(number), *rest)
+            print(f"{check}: {found}", flush=True)
 
 
 def curve(recipe: list[str], whole: Path, folder: Path, processes: str) -> str:
