@@ -57,8 +57,26 @@ def test_fifty_updates_of_shards_are_those_of_one_process() -> None:
 
 @pytest.mark.long
 def test_shards_of_an_adapter_are_trained_as_one_process_does() -> None:
-    adapter = ["init=tiny/base", "trainable=lora", "model.lora.dropout=0", 'stages.0={"name": "look", "updates": 0}']
-    asked = ["--set", *adapter, "--also", "shard=true", "--", "curve:2", "crossed:2:1:false"]
+    adapter = [
+        "init=tiny/base",
+        "trainable=lora",
+        "model.lora.dropout=0",
+        "optimizer.lr=1e-4",
+        'stages.0={"name": "look", "updates": 0}',
+    ]
+    asked = [
+        "--updates",
+        "2",
+        "4",
+        "4",
+        "--set",
+        *adapter,
+        "--also",
+        "shard=true",
+        "--",
+        "curve:2",
+        "crossed:2:1:false",
+    ]
     assert len(killer("side_by_side", *asked)) == 2
 
 
