@@ -107,6 +107,7 @@ _EXTRA_OF = {
     "pyarrow": "data",
     "gguf": "smollm2",
     "wandb": "wandb",
+    **dict.fromkeys(("uvicorn", "starlette", "prometheus_client"), "serve"),
 }  # fmt: skip
 """Package -> the optional part that brings it."""
 _BASE_PACKAGES = {"onnxruntime": "onnxruntime", "tokenizers": "tokenizers", "PIL": "pillow", "numpy": "numpy"}

@@ -34,6 +34,7 @@ VERBS = Registry[Callable[..., None]](
         "train": "lrkit.cli.train:train",
         "eval": "lrkit.cli.eval:eval_checkpoint",
         "ask": "lrkit.cli.ask:ask",
+        "serve": "lrkit.cli.serve:serve",
         "export": "lrkit.cli.export:export",
         "engines": "lrkit.cli.engines:engines",
         "preflight": "lrkit.cli.preflight:preflight",

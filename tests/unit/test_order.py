@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "lrkit"
 
 ORDER = (
-    "cli", "harness", "analyze", "train", "probe", "profile", "export", "evaluate", "data", "runtime", "model",
+    "cli", "serve", "harness", "analyze", "train", "probe", "profile", "export", "evaluate", "data", "runtime", "model",
     "checkpoints", "families", "contract", "pictures", "ground",
 )  # fmt: skip
 """From the top; a module imports its own room and those below. The ground: what lies directly in lrkit/."""
