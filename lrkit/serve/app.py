@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -29,6 +30,10 @@ from lrkit.serve.tallies import Tallies
 
 T = TypeVar("T")
 _LATER = {"retry-after": "1"}
+PAGE = (
+    ("/", "index.html", "text/html"), ("/page.js", "page.js", "text/javascript"), ("/page.css", "page.css", "text/css"),
+)  # fmt: skip
+"""Path, file and type of what a browser is given: lrkit/serve/page/."""
 BODY_SECONDS = 60
 """Within which a request has to be sent."""
 
@@ -83,6 +88,7 @@ class Server:
             route("/v1/chat/completions", self._chat, methods=["POST"]),
             route("/v1/models", self._models), route("/v1/models/{name:path}", self._model),
             route("/health", self._health), route("/metrics", self._metrics),
+            *(route(path, _page(name, kind)) for path, name, kind in PAGE),
         ]  # fmt: skip
         handlers = {404: _unknown, 405: _unknown}
         app = applications.Starlette(routes=routes, exception_handlers=handlers)
@@ -203,6 +209,15 @@ class Server:
     async def _metrics(self, request: Any) -> Any:
         content, kind = self.tallies.page()
         return require("starlette.responses", "serve").Response(content, media_type=kind)
+
+
+def _page(name: str, kind: str) -> Callable[[Any], Awaitable[Any]]:
+    content = (Path(__file__).parent / "page" / name).read_bytes()
+
+    async def send(_: Any) -> Any:
+        return require("starlette.responses", "serve").Response(content, media_type=kind)
+
+    return send
 
 
 async def _unless_gone(request: Any, wanted: Awaitable[T]) -> T:

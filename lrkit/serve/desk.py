@@ -7,7 +7,7 @@ those who ask how long the queue is.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ class Desk:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="answer")
 
     @asynccontextmanager
-    async def place(self) -> Any:
+    async def place(self) -> AsyncGenerator[None]:
         """A turn, waited for.
 
         Raises:

@@ -5,7 +5,6 @@ Place in the pipeline: `--pictures-from HOST` -> `Remote`, the `fetch` of `read_
 Only https, only the hosts that were named, no redirects: a client must not make the server ask its own network.
 """
 
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from typing import Any
