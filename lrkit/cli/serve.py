@@ -4,13 +4,16 @@ import os
 import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lrkit.cli.shared.console import err
 from lrkit.cli.shared.options import AttentionOption, Device, Download, Dtype, Engine, EngineOption, Provider, Threads
 from lrkit.errors import UserError, one_line, require
+
+if TYPE_CHECKING:
+    from lrkit.serve.app import Server
 
 EXAMPLES = """
 Examples:
@@ -29,27 +32,31 @@ CONNECTIONS = 512
 """Beyond those whose questions run or wait; more are told 503, so that idle clients cannot use up the files."""
 
 
+Name = Annotated[str | None, typer.Option(help="The model's name for clients.  [default: that of its folder]")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")]
+Workers = Annotated[int, typer.Option(min=1, help="Questions that are answered at once.")]
+Queue = Annotated[int, typer.Option(min=0, help="Questions that may wait; more are told 429.")]
+Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds of one answer.")]
+MaxBody = Annotated[float, typer.Option(min=0.001, help="Largest request, in megabytes.")]
+SceneMemory = Annotated[float, typer.Option(min=0, help="Memory for pictures asked about again, in megabytes.")]
+PicturesFrom = Annotated[list[str] | None, typer.Option(help="A host whose pictures are fetched by address; repeat.")]
+OpenToAll = Annotated[bool, typer.Option("--open-to-all", help="Listen beyond this machine without a key.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Log no line for each question.")]
+
+
 def serve(
     model: Annotated[str, typer.Argument(help="A bundle, a checkpoint folder, or a shipped name such as tiny.")],
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
-    name: Annotated[
-        str | None, typer.Option(help="The model's name for clients.  [default: that of its folder]")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Questions that are answered at once.")] = 1,
-    queue: Annotated[int, typer.Option(min=0, help="Questions that may wait; more are told 429.")] = 64,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds of one answer.")] = 120.0,
-    max_body_mb: Annotated[float, typer.Option(min=0.001, help="Largest request, in megabytes.")] = 32.0,
-    scene_mb: Annotated[
-        float, typer.Option(min=0, help="Memory for pictures asked about again, in megabytes.")
-    ] = 512.0,
-    pictures_from: Annotated[
-        list[str] | None, typer.Option(help="A host whose pictures are fetched by address; repeat.")
-    ] = None,
-    open_to_all: Annotated[
-        bool, typer.Option("--open-to-all", help="Listen beyond this machine without a key.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Log no line for each question.")] = False,
+    port: Port = 8000,
+    name: Name = None,
+    workers: Workers = 1,
+    queue: Queue = 64,
+    timeout: Timeout = 120.0,
+    max_body_mb: MaxBody = 32.0,
+    scene_mb: SceneMemory = 512.0,
+    pictures_from: PicturesFrom = None,
+    open_to_all: OpenToAll = False,
+    quiet: Quiet = False,
     device: Device = None,
     dtype: Dtype = "auto",
     attention: AttentionOption = None,
@@ -69,26 +76,30 @@ def serve(
         raise UserError(
             f"--host {host} can be reached from other machines, and there is no key; set {KEY}, or give --open-to-all"
         )
-    uvicorn: Any = require("uvicorn", "serve")
+    require("uvicorn", "serve")
     from lrkit.runtime.engines.table import parse_options
     from lrkit.runtime.sdk import Reasoner
     from lrkit.serve.app import ServeOptions, Server
 
     given = engine, parse_options(engine_option or [], engine), dtype, attention
+    hosts = tuple(pictures_from or ())
+    options = ServeOptions(
+        name or Path(model).resolve().name, workers, queue, timeout, int(max_body_mb * 1e6), key, hosts, not quiet
+    )
     reasoner = Reasoner.open(model, device, provider, threads, *given)
     reasoner.scenes.limit = int(scene_mb * 1e6)
-    options = ServeOptions(
-        name or Path(model).resolve().name, workers, queue, timeout, int(max_body_mb * 1e6), key,
-        tuple(pictures_from or ()), not quiet,
-    )  # fmt: skip
-    server = Server(reasoner, options)
+    _listen(Server(reasoner, options), host, port)
+
+
+def _listen(server: "Server", host: str, port: int) -> None:
+    uvicorn: Any = require("uvicorn", "serve")
+    options, listening = server.options, _bound(host, port)
     server.answerer.prepare()
-    listening = _bound(host, port)
     modes = ", ".join(server.answerer.modes)
     err(soft_wrap=True).print(f"{options.name} ({modes}) at {_address(host, listening)}; Ctrl-C ends it")
     config = uvicorn.Config(
         server.application(), log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none",
-        timeout_keep_alive=30, limit_concurrency=queue + workers + CONNECTIONS,
+        timeout_keep_alive=30, limit_concurrency=options.queue + options.workers + CONNECTIONS,
     )  # fmt: skip
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when what ran is answered
         uvicorn.Server(config).run(sockets=[listening])

@@ -24,7 +24,8 @@ def new_id() -> str:
 
 def completion(id: str, model: str, answer: Answer, finish: str, trace: bool) -> dict[str, Any]:
     """The whole answer. `finish` is stop, or length where the longest speech was reached."""
-    message = {"role": "assistant", "content": answer.text, "refusal": None, "lrkit": own(answer, trace)}
+    text = answer.text if answer.choice is None else answer.choice.text or answer.text
+    message = {"role": "assistant", "content": text, "refusal": None, "lrkit": own(answer, trace)}
     choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
     return {**_head(id, model, "chat.completion"), "choices": [choice], "usage": usage(answer)}
 

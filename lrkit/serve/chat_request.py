@@ -2,9 +2,9 @@
 
 Place in the pipeline: app.py hands over the JSON of a body -> `read_request` -> `Question`, which answerer.py answers.
 
-The fields are those of OpenAI's chat completions. `lrkit` is an extension; clients send it as `extra_body`. Answers are
-greedy, so the fields of sampling are taken and change nothing. What would change the answer and cannot be done is
-refused, not passed over.
+The fields are those of OpenAI's chat completions. `lrkit` is an extension; the openai package sends it by the argument
+extra_body. Answers are greedy, so the fields of sampling are taken and change nothing. What would change the answer and
+cannot be done is refused, not passed over.
 """
 
 import base64

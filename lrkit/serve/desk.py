@@ -1,6 +1,6 @@
 """A queue with an end: so many questions are answered at once, so many wait, and the next is sent away. Torch-free.
 
-Place in the pipeline: app.py (one event loop) -> `Desk.run` -> a thread that answers (answerer.py).
+Place in the pipeline: app.py (one event loop) -> `Desk` -> a thread that answers (answerer.py).
 
 A program holds its thread until it has answered, so questions run in threads of their own, and the loop stays free for
 those who ask how long the queue is.

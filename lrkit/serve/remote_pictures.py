@@ -5,22 +5,31 @@ Place in the pipeline: `--pictures-from HOST` -> `Remote`, the `fetch` of `read_
 Only https, only the hosts that were named, no redirects: a client must not make the server ask its own network.
 """
 
+import re
 import urllib.request
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from lrkit.errors import DataError, one_line, shown
+from lrkit.errors import DataError, UserError, one_line, shown
 from lrkit.pictures.input import MAX_FILE_BYTES
 
 _SECONDS = 20
+_HOST = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 
 
 class Remote:
     """Fetches from some hosts."""
 
     def __init__(self, hosts: Sequence[str] = ()) -> None:
-        """`hosts` by name, as "images.example.org"; none: nothing is fetched."""
+        """`hosts` by name, as "images.example.org"; none: nothing is fetched.
+
+        Raises:
+            UserError: that is no name of a host.
+        """
+        for host in hosts:
+            if not _HOST.fullmatch(host):
+                raise UserError(f"{shown(host, 80)} is no name of a host; give one such as images.example.org")
         self._hosts = {host.lower() for host in hosts}
         self._opener = urllib.request.build_opener(_NoRedirect)
 
