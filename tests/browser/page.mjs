@@ -17,7 +17,7 @@ page.on("request", (request) => {
   if (!request.url().startsWith(address) && !request.url().startsWith("data:")) elsewhere.push(request.url());
 });
 await page.emulateMediaFeatures([{ name: "prefers-reduced-motion", value: "reduce" }]);
-await page.setViewport({ width: 1100, height: 720 });
+await page.setViewport({ width: 1100, height: 800 });
 await page.goto(address);
 await page.waitForFunction(() => document.querySelector("#mode").options.length > 0);
 
@@ -47,6 +47,8 @@ for (const button of await page.$$('[role="group"] button')) {
 }
 const said = await texts(".said");
 const facts = await texts(".facts");
+const middle = (await page.$$('[role="group"] button'))[1];
+await middle?.click(); // a step in the middle, for the screenshot
 await page.screenshot({ path: `${folder}/desk.png` });
 await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: "dark" }]);
 await page.setViewport({ width: 390, height: 844 });

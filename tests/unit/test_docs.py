@@ -190,7 +190,7 @@ def test_the_readme_is_short_and_begins_with_the_set_up() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 150
     assert [words[:2] for words in commands(text)[:2]] == [["make", "demo"], ["make", "test"]]
-    assert text.index("make test") < text.index("docs/images/trace.png") < text.index("## ")
+    assert text.index("make test") < text.index("docs/images/serve.png") < text.index("## ")
 
 
 def test_the_page_on_the_command_line_has_every_verb() -> None:
