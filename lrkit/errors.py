@@ -105,6 +105,7 @@ _EXTRA_OF = {
     "matplotlib": "analyze",
     "datasets": "data",
     "pyarrow": "data",
+    "ray": "ray",
     "gguf": "smollm2",
     "wandb": "wandb",
     **dict.fromkeys(("uvicorn", "starlette", "prometheus_client"), "serve"),

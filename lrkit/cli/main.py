@@ -3,7 +3,7 @@
 A verb is a function in the file of its name in `lrkit/cli/`; its docstring and the file's `EXAMPLES` are its help. The
 files import torch inside the function only, so that help is quick.
 
-Exit codes: 0 done, 2 an error that the message explains, 75 a training that a scheduler stopped, 130 interrupted, 141
+Exit codes: 0 done, 2 an error that the message explains, 75 work that a scheduler stopped, 130 interrupted, 141
 the reader of the output went away.
 """
 

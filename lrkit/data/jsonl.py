@@ -110,11 +110,9 @@ def measure(scan: JsonlScan, numbered: Iterable[tuple[int, Sample]], processor: 
 def _good_lines(scan: JsonlScan, advance: Advance | None) -> Iterator[tuple[int, Sample]]:
     """(line number, sample) of each good line; bad ones go into `scan`."""
     folder, first_lines = scan.path.parent, dict[str, int]()
-    for number, raw, size in _lines(scan.path):
+    for number, raw, size in numbered_lines(scan.path):
         try:
-            if size > MAX_LINE_BYTES:
-                raise DataError(f"has {size} bytes; a line may have {MAX_LINE_BYTES >> 20} MiB, so save pictures apart")
-            sample = parse_line(raw, folder, number)
+            sample = line_sample(raw, size, folder, number)
             first = number if sample is None else first_lines.setdefault(sample.id, number)
             if sample is not None and first != number:
                 raise DataError(
@@ -129,8 +127,16 @@ def _good_lines(scan: JsonlScan, advance: Advance | None) -> Iterator[tuple[int,
             advance(size)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
-    """(number from 1, line, its bytes); of a line above `MAX_LINE_BYTES` the content is passed over.
+def line_sample(raw: bytes, size: int, folder: Path, number: int, answered: bool = True) -> Sample | None:
+    """The sample of a line of `size` bytes; None for a blank one. Raises as `parse_line`."""
+    if size > MAX_LINE_BYTES:
+        raise DataError(f"has {size} bytes; a line may have {MAX_LINE_BYTES >> 20} MiB, so save pictures apart")
+    return parse_line(raw, folder, number, answered)
+
+
+def numbered_lines(path: Path, start: int = 0, number: int = 1) -> Iterator[tuple[int, bytes, int]]:
+    """(number, line, its bytes) from the byte `start` on, where line `number` begins; of a line above `MAX_LINE_BYTES`
+    the content is passed over.
 
     Raises:
         DataError: the file cannot be read, is no ordinary file, or is in UTF-16.
@@ -140,8 +146,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
         with open_ordinary(path) as file:
             if file.read(2) in _UTF16_MARKS:
                 raise DataError(f"{named}: is in UTF-16; save the file as UTF-8")
-            file.seek(0)
-            number = 1
+            file.seek(start)
             while line := file.readline(MAX_LINE_BYTES + 1):
                 yield number, line, len(line) + (_pass_over(file) if _is_cut(line) else 0)
                 number += 1

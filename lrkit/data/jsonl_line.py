@@ -28,8 +28,9 @@ _LONGEST_NAME = 255
 """Bytes of one part of a path that file systems take."""
 
 
-def parse_line(raw: bytes, folder: Path, number: int) -> Sample | None:
-    """The sample of one line, None for a blank one; pictures are looked for in `folder`.
+def parse_line(raw: bytes, folder: Path, number: int, answered: bool = True) -> Sample | None:
+    """The sample of one line, None for a blank one; pictures are looked for in `folder`. Where it need not be
+    `answered`, steps and answer may be left out.
 
     Raises:
         DataError: with the reasons why the line cannot be used.
@@ -43,14 +44,14 @@ def parse_line(raw: bytes, folder: Path, number: int) -> Sample | None:
     values = _load(text)
     if not isinstance(values, dict):
         raise DataError(f"holds {kind_of_json(values)}; write an object with {', '.join(KEYS)}")
-    problems = list(islice(_problems(values, folder), MAX_REASONS))
+    problems = list(islice(_problems(values, folder, answered), MAX_REASONS))
     if problems:
         raise DataError("; ".join(problems))
     return Sample(
         images=tuple(folder / name for name in _image_names(values)),
         question=values["question"],
-        steps=tuple(values["steps"]),
-        answer=values["answer"],
+        steps=tuple(values.get("steps", ())),
+        answer=values.get("answer", ""),
         id=values.get("id", f"line {number}"),
         info={"line": number},
     )
@@ -68,16 +69,17 @@ def _load(text: str) -> Any:
         raise DataError(str(error)) from error
 
 
-def _problems(values: dict[str, Any], folder: Path) -> Iterator[str]:
+def _problems(values: dict[str, Any], folder: Path, answered: bool) -> Iterator[str]:
     for key in values:
         if key not in KEYS:
             near = did_you_mean(key, KEYS) if len(key) < 40 else ""
             yield f"unknown key {one_line(repr(key), 60)}; allowed: {', '.join(KEYS)}{near}"
     for key in ("question", "answer"):
-        yield from text_problems(values.get(key), key, missing=key not in values)
+        if key in values or key == "question" or answered:
+            yield from text_problems(values.get(key), key, missing=key not in values)
     if "id" in values:
         yield from text_problems(values["id"], "id", missing=False)
-    steps = values.get("steps")
+    steps = values.get("steps") if answered or "steps" in values else []
     if not isinstance(steps, list):
         seen = f"is {kind_of_json(steps)}" if "steps" in values else "is missing"
         yield f"steps {seen}; give a list of texts, [] for none"

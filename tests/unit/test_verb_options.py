@@ -57,8 +57,8 @@ def test_help_shows_own_options_before_shared_ones(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("ask", "lrkit ask: MODEL is missing; use it as in lrkit ask [OPTIONS] MODEL QUESTION..."),
-        ("ask tiny", "lrkit ask: QUESTION is missing; use it as in lrkit ask [OPTIONS] MODEL QUESTION..."),
+        ("ask", "lrkit ask: MODEL is missing; use it as in lrkit ask [OPTIONS] MODEL [QUESTION]..."),
+        ("ask tiny", "QUESTION is missing; give one, or a file of questions as --data"),
         ("train --dry-run", "lrkit train: RECIPE is missing; use it as in lrkit train [OPTIONS] RECIPE [KEY=VALUE]..."),
         ("ls --jsn x", "lrkit ls has no option --jsn; did you mean '--json'?"),
         ("export tiny --forced", "lrkit export has no option --forced; did you mean '--force'?"),

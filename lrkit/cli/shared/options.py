@@ -28,7 +28,10 @@ AttentionOption = Annotated[
     ),
 ]
 Engine = Annotated[
-    str | None, where("Bundles: onnxruntime, openvino, tensorrt-rtx, tensorrt; profiles: several, with commas.")
+    str | None,
+    where(
+        "Bundles: onnxruntime, openvino, tensorrt-rtx, tensorrt; profiles: several, with commas; lines: ray, ray:NAME."
+    ),
 ]
 EngineOption = Annotated[list[str] | None, where("Of the engine: KEY=VALUE, as device=GPU; repeat.")]
 Provider = Annotated[str | None, where("ONNX Runtime: cpu, cuda, tensorrt, ...")]

@@ -1,0 +1,114 @@
+"""Joins the answers of all shards into one file, and sums them up on the way. Torch-free.
+
+Place in the pipeline: shards/N.jsonl -> `join` -> answers.jsonl and `Sums` -> `figures`, as `Evaluation.to_dict`.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lrkit.batch.job import Job, Shard
+from lrkit.contract.generated import Mode
+from lrkit.contract.scoring import accuracy, compare_paired
+from lrkit.errors import UserError, clean
+from lrkit.files import replacing
+
+_MEANS = ("ar_steps", "latent_steps", "spoken_tokens", "replayed_tokens", "prefilled_tokens")
+
+
+@dataclass
+class ModeSums:
+    """Of all answers in one mode."""
+
+    answers: int = 0
+    errors: int = 0
+    totals: Counter[str] = field(default_factory=Counter[str])
+    halting: Counter[str] = field(default_factory=Counter[str])
+    latent_steps: Counter[int] = field(default_factory=Counter[int])
+    resized: int = 0
+    correct: bytearray = field(default_factory=bytearray)
+    """A byte for each line: 1 where its answer is right. A line without an answer is wrong."""
+
+    @property
+    def right(self) -> list[bool]:
+        """Of each line, as `lrkit.contract.scoring` takes it."""
+        return [bool(one) for one in self.correct]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One more row."""
+        self.correct.append(bool(row.get("correct")))
+        if "error" in row:
+            self.errors += 1
+            return
+        self.answers += 1
+        self.totals.update({name: row[name] for name in _MEANS})
+        self.halting[row["halting"]] += 1
+        self.latent_steps[row["latent_steps"]] += 1
+        self.resized += len(row.get("resized", ()))
+
+    def to_dict(self, scored: bool) -> dict[str, Any]:
+        """For a JSON report; unknown is null. Latency is: lines are answered many at a time."""
+        exact = accuracy(self.right if scored else ())
+        means = {f"{name}_mean": self.totals[name] / self.answers if self.answers else None for name in _MEANS}
+        return {
+            "accuracy": exact.value,
+            "accuracy_low": exact.low,
+            "accuracy_high": exact.high,
+            "correct": exact.correct if scored else None,
+            "samples": self.answers + self.errors,
+            "errors": self.errors,
+            **means,
+            "latent_steps_histogram": {str(steps): count for steps, count in sorted(self.latent_steps.items())},
+            "pictures_resized": self.resized,
+            "halting": dict(self.halting),
+            "latency_sec_median": None,
+        }
+
+
+def join(job: Job, shards: Sequence[Shard]) -> dict[str, Any]:
+    """Writes answers.jsonl out of the shards, in order, each row once; returns the figures of all.
+
+    Raises:
+        UserError: a shard's file is not there or not whole, which somebody else must have done.
+        FileError: it cannot be written.
+    """
+    sums: dict[Mode, ModeSums] = {mode: ModeSums() for mode in job.options.modes}
+    with replacing(job.answers) as staging, staging.open("wb") as whole:
+        for shard in shards:
+            for line in _lines_of(job, shard):
+                whole.write(line)
+                row = json.loads(line)
+                sums[row["mode"]].add(row)
+    return figures(sums, job.options.scored)
+
+
+def _lines_of(job: Job, shard: Shard) -> Iterator[bytes]:
+    """The rows of a shard, which must be as many as it has lines and modes."""
+    place, count = job.result(shard), 0
+    try:
+        with place.open("rb") as stream:
+            for line in stream:
+                count += 1
+                yield line
+    except FileNotFoundError:
+        pass
+    wanted = shard.span.rows * len(job.options.modes)
+    if count != wanted:
+        raise UserError(
+            f"{clean(str(place))}: has {count} rows where {wanted} belong; remove it, and start the same command again"
+        )
+
+
+def figures(sums: dict[Mode, ModeSums], scored: bool) -> dict[str, Any]:
+    """For a JSON report, with the keys of `Evaluation.to_dict`."""
+    modes = {mode: each.to_dict(scored) for mode, each in sums.items()}
+    paired = {
+        mode: compare_paired(sums["latent"].right, each.right).to_dict()
+        for mode, each in sums.items()
+        if scored and mode != "latent" and "latent" in sums
+    }
+    steps = [modes[mode]["ar_steps_mean"] if mode in modes else None for mode in ("cot", "latent")]
+    ratio = steps[0] / steps[1] if steps[0] is not None and steps[1] else None
+    return {"modes": modes, "latent_minus": paired, "cot_over_latent": {"ar_steps": ratio, "latency": None}}
