@@ -46,7 +46,8 @@ def test_the_page_shows_the_answer_its_steps_and_where_they_looked(node: str, tm
     assert seen["title"] == ["tiny"] and seen["said"] == [latent.text, cot.text]
     assert seen["facts"][0].startswith(f"behind latent steps: {latent.latent_steps} latent step")
     assert f"{cot.spoken_tokens} generated tokens" in seen["facts"][1]
-    width, height = Image.open(ROOMS).size
+    with Image.open(ROOMS) as rooms:
+        width, height = rooms.size
     boxes = [
         [[100 * left / width, 100 * top / height, 100 * (right - left) / width, 100 * (bottom - top) / height]
          for left, top, right, bottom in (region.box for region in step)]
