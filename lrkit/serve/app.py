@@ -31,7 +31,8 @@ from lrkit.serve.tallies import Tallies
 T = TypeVar("T")
 _LATER = {"retry-after": "1"}
 PAGE = (
-    ("/", "index.html", "text/html"), ("/page.js", "page.js", "text/javascript"), ("/page.css", "page.css", "text/css"),
+    ("/", "index.html", "text/html"), ("/page.css", "page.css", "text/css"),
+    ("/page.js", "page.js", "text/javascript"), ("/model.js", "model.js", "text/javascript"),
 )  # fmt: skip
 """Path, file and type of what a browser is given: lrkit/serve/page/."""
 BODY_SECONDS = 60

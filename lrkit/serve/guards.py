@@ -36,7 +36,7 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
 }
-_OPEN = ("/health", "/", "/page.js", "/page.css")
+_OPEN = ("/health", "/", "/page.css", "/page.js", "/model.js")
 """Paths that need no key: a load balancer has none, and neither has a browser before its user gives it to the page."""
 _STATUS: tuple[tuple[type[LrkitError], int, str], ...] = (
     (BusyError, 429, "rate_limit_exceeded"),

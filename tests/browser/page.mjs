@@ -1,6 +1,5 @@
 // Uses the page of `lrkit serve` as a visitor does, in headless Chromium, and prints what it showed as JSON.
 //   node page.mjs ADDRESS PICTURE QUESTION SCREENSHOTS
-import { readFileSync } from "node:fs";
 import chromium from "@sparticuz/chromium";
 import puppeteer from "puppeteer-core";
 
@@ -37,7 +36,7 @@ await page.focus("#ask");
 await page.keyboard.press("Enter");
 await done(2);
 const steps = [];
-for (const button of await page.$$('[role="group"] button')) {
+for (const button of await page.$$('[role="group"]:not(#boards) button')) {
   await button.focus();
   await page.keyboard.press("Enter");
   const marks = await page.$$eval(".region", (found) =>
@@ -47,7 +46,7 @@ for (const button of await page.$$('[role="group"] button')) {
 }
 const said = await texts(".said");
 const facts = await texts(".facts");
-const middle = (await page.$$('[role="group"] button'))[1];
+const middle = (await page.$$('[role="group"]:not(#boards) button'))[1];
 await middle?.click(); // a step in the middle, for the screenshot
 await page.screenshot({ path: `${folder}/desk.png` });
 await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: "dark" }]);

@@ -25,7 +25,7 @@ def run(command: list[str | Path], where: Path = EXAMPLES.parent) -> subprocess.
 
 def test_every_example_is_tested() -> None:
     kept = {path.name for path in EXAMPLES.iterdir()} - {"__pycache__"}
-    assert kept == {"README.md", "ask_bundle.py", "node", "whole_road.py"}
+    assert kept == {"README.md", "ask_bundle.py", "browser", "node", "whole_road.py"}
 
 
 def test_the_whole_road_through_the_public_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +109,7 @@ def test_node_says_what_it_does_not_do(own_bundle: Path, node: str, tmp_path: Pa
     odd = tmp_path / "odd.png"
     picture().resize((81, 32)).save(odd)
     done = run([node, NODE / "ask.mjs", own_bundle, odd, QUESTION])
-    assert done.returncode == 2 and "81 x 32 pixels; this example needs multiples of 8" in done.stderr
+    assert done.returncode == 2 and "81 x 32 pixels, and the model reads it at 80 x 32; scale it first" in done.stderr
     path = own_bundle / "latent.onnx"
     path.write_bytes(path.read_bytes()[:-1])
     done = run([node, NODE / "ask.mjs", own_bundle, odd, QUESTION])

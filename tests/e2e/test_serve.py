@@ -153,7 +153,7 @@ def test_what_is_not_there_is_named_and_pages_have_their_headers(served: Served)
     assert served.get("/v2")[0] == 404 and served.get("/v1/chat/completions")[0] == 405
     assert served.get("/v1/models/theirs")[0] == 404
     assert served.get("/health")[0] == 200
-    for path in ("/", "/page.js", "/page.css"):
+    for path in ("/", "/page.css", "/page.js", "/model.js"):
         status, text = served.get(path)
         assert status == 200 and "http://" not in text and "https://" not in text  # nothing comes from elsewhere
 

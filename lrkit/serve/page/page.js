@@ -1,5 +1,7 @@
-// The page at / of `lrkit serve`: asks the server that it came from, and shows what each latent step looked at again.
-// It speaks /v1/models and /v1/chat/completions as any client does. Nothing is fetched from elsewhere.
+// A page that asks a model and shows what each latent step looked at again. Which model is model.js: that of the server
+// that the page came from (lrkit/serve/page), or one that runs in the browser itself (examples/browser).
+
+import * as asked from "./model.js";
 
 const NAMES = { latent: "behind latent steps", cot: "in words", direct: "at once" };
 const STEP_MS = 700;
@@ -12,27 +14,36 @@ let turns = []; // [question, answer] of the conversation about them
 let running = null; // AbortController
 let showing = 0; // the timer of the steps that are shown one after the other
 
-const headers = () => {
-  const key = at("key").value;
-  return { "content-type": "application/json", ...(key && { authorization: `Bearer ${key}` }) };
-};
-
-const failure = async (response) => {
-  const body = await response.json().catch(() => null);
-  if (response.status === 401) at("key-label").hidden = false;
-  return new Error(body?.error?.message ?? `the server answered ${response.status}`);
-};
-
 async function meet() {
-  const response = await fetch("v1/models", { headers: headers() });
-  if (!response.ok) throw await failure(response);
-  model = (await response.json()).data[0];
-  const { modes, version } = model.lrkit;
-  at("name").textContent = model.id;
-  at("state").textContent = `lrkit ${version}`;
-  at("mode").replaceChildren(...modes.map((mode) => new Option(NAMES[mode], mode)));
-  at("compare-label").hidden = !modes.includes("cot");
+  model = await asked.meet(at("key").value);
+  at("name").textContent = model.name;
+  at("state").textContent = model.told;
+  at("mode").replaceChildren(...model.modes.map((mode) => new Option(NAMES[mode], mode)));
+  at("compare-label").hidden = !model.modes.includes("cot");
+  at("boards").hidden = !model.boards.length;
+  at("boards").replaceChildren(...model.boards.map(boardButton));
   fit();
+}
+
+// A picture that the model knows how to read, with a question.
+function boardButton({ name, url, question }) {
+  const button = document.createElement("button");
+  const image = Object.assign(new Image(), { src: url, alt: "" });
+  button.type = "button";
+  button.className = "board";
+  button.append(image, name);
+  button.onclick = async () => {
+    const found = await fetch(url);
+    const file = new File([await found.blob()], name, { type: "image/png" });
+    await take([file]);
+    at("question").value = question;
+  };
+  return button;
+}
+
+function cannotMeet(error) {
+  at("state").textContent = error.message;
+  if (error.needsKey) at("key-label").hidden = false;
 }
 
 function fit() {
@@ -67,7 +78,7 @@ async function take(files) {
       return box;
     }),
   );
-  at("drop").hidden = true;
+  at("choose").hidden = true;
   at("clear").hidden = false;
   at("question").focus();
 }
@@ -85,31 +96,11 @@ function clear() {
   pictures = [];
   at("pictures").replaceChildren();
   at("files").value = "";
-  at("drop").hidden = false;
+  at("choose").hidden = false;
   at("clear").hidden = true;
 }
 
 // Answers
-
-function messages(question) {
-  const content = pictures.map((url) => ({ type: "image_url", image_url: { url } }));
-  const earlier = at("goes-on").checked ? turns : []; // off: few models have learned what "here" means in a second question
-  const asked = [...earlier.flatMap(([q, a]) => [["user", q], ["assistant", a]]), ["user", question]];
-  return asked.map(([role, text], index) =>
-    index === 0 ? { role, content: [...content, { type: "text", text }] } : { role, content: text },
-  );
-}
-
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  for (let left = ""; ; ) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const pieces = (left + value).split("\n\n");
-    left = pieces.pop();
-    for (const piece of pieces) if (piece !== "data: [DONE]") yield JSON.parse(piece.slice("data: ".length));
-  }
-}
 
 async function answer(question, mode, list) {
   const item = list.appendChild(document.createElement("div"));
@@ -118,20 +109,13 @@ async function answer(question, mode, list) {
   said.className = "said";
   facts.className = "facts";
   facts.textContent = `${NAMES[mode]}: thinking`;
-  const most = at("most").value;
-  const own = { mode, trace: true, ...(mode === "latent" && most !== "" && { max_latent_steps: Number(most) }) };
+  const most = mode === "latent" && at("most").value !== "" ? Number(at("most").value) : undefined;
+  const earlier = at("goes-on").checked ? turns : []; // off: few models have learned what "here" means in a second question
   try {
-    const response = await fetch("v1/chat/completions", {
-      method: "POST", headers: headers(), signal: running.signal,
-      body: JSON.stringify({ model: model.id, messages: messages(question), stream: true, lrkit: own }),
+    const told = await asked.ask({ pictures, earlier, question, mode, most }, running.signal, (text) => {
+      said.textContent += text;
     });
-    if (!response.ok) throw await failure(response);
-    for await (const event of events(response)) {
-      if (event.error) throw new Error(event.error.message);
-      const { content, lrkit } = event.choices[0]?.delta ?? {};
-      if (content) said.textContent += content;
-      if (lrkit) tell(lrkit, facts, item);
-    }
+    tell(told, facts, item);
     return said.textContent;
   } catch (error) {
     facts.textContent = error.name === "AbortError" ? "stopped" : error.message;
@@ -219,7 +203,7 @@ async function ask(event) {
     if (at("compare").checked && mode !== "cot" && said !== null) await answer(question, "cot", item);
     if (said !== null) {
       turns = [...(at("goes-on").checked ? turns : []), [question, said]];
-      at("goes-on-label").hidden = false;
+      at("goes-on-label").hidden = !model.converses;
       at("question").value = "";
     }
   } catch (error) {
@@ -237,7 +221,7 @@ at("clear").onclick = clear;
 at("stop").onclick = () => running?.abort();
 at("form").onsubmit = ask;
 at("mode").onchange = fit;
-at("key").onchange = () => meet().catch((error) => (at("state").textContent = error.message));
+at("key").onchange = () => meet().catch(cannotMeet);
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.body.addEventListener(kind, (event) => {
     event.preventDefault();
@@ -245,4 +229,4 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
     if (kind === "drop") take(event.dataTransfer.files);
   });
 }
-meet().catch((error) => (at("state").textContent = error.message));
+meet().catch(cannotMeet);
