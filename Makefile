@@ -7,6 +7,7 @@
 #   make every   these, the road, and every family in every way
 #   make check   lint, format, types and the documentation site
 #   make docs    the documentation site, in build/site
+#   make page    the page with the embedded model inside, in build/page, and in the site where that is built
 #   make tables  the tables of README.md and docs/, from the reports in profiles/reports
 #   make fuzz    50,000 seeded inputs of every kind, in about half an hour of one core; CASES, SEED and WORKERS change it
 #
@@ -31,7 +32,7 @@ CASES ?= 50000
 SEED ?= 0
 WORKERS ?= 2
 
-.PHONY: demo test road long every check docs tables fuzz coverage constraints clean
+.PHONY: demo test road long every check docs page tables fuzz coverage constraints clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/lrkit demo
@@ -57,6 +58,12 @@ check: $(DEV_STAMP)
 
 docs: $(DEV_STAMP)
 	$(SITE)
+
+# Takes Node.js and npm. Within the site it is at /page.
+page: $(DEV_STAMP)
+	$(BIN)/lrkit export tiny --int4 --force -o build/tiny-int4
+	cd examples/browser && npm install --no-audit --no-fund && node build.mjs ../../build/tiny-int4 ../../build/page
+	if [ -d build/site ]; then rm -rf build/site/page && cp -r build/page build/site/page; fi
 
 tables: $(DEV_STAMP)
 	$(BIN)/python -m benchmarks.tables
