@@ -120,10 +120,12 @@ def run(words: list[str], smaller: Mapping[str, list[str]] = SMALLER) -> bool:
     return True
 
 
-def test_the_picture_of_the_readme_is_what_its_command_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_picture_of_the_quick_start_is_what_its_command_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Room by room, not letter by letter: another version of Pillow may draw its font otherwise."""
     monkeypatch.chdir(ROOT)
-    command = re.search(r"Made by `lrkit (ask [^`]+)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    command = re.search(r"Made by `lrkit (ask [^`]+)`", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
     assert command is not None
     drawn = tmp_path / "trace.png"
     words = [str(drawn) if word == "docs/images/trace.png" else word for word in shlex.split(command[1])]
