@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -123,7 +124,9 @@ def _quiet(data: Any) -> None:
     """Ray's bars, tables and notes would run through those of lrkit."""
     for handler in logging.getLogger("ray.data").handlers:
         handler.setLevel(max(handler.level, logging.ERROR))
-    context = data.DataContext.get_current()
+    with warnings.catch_warnings():  # it warns of names of its own that its constructor sets
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context = data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
 

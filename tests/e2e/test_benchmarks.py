@@ -179,6 +179,13 @@ def step_encodings(folder: Path) -> None:
     assert none["gradient"]["step_encodings"] > 0 < some["gradient"]["routers"]
 
 
+def ray_throughput(folder: Path) -> None:
+    """Both ways wrote the same rows, or the script ends with an error."""
+    report = json.loads((folder / "ray_throughput.json").read_text())
+    assert set(report["ways"]) == {"plain", "ray"} and report["rounds"] == report["rate_ratio"]["count"] == 1
+    assert all(run["rows_per_sec"] > 0 and run["rows"] == 8 for (run,) in report["runs"].values())
+
+
 def shape_file(folder: Path) -> Path:
     file = folder / "shape.json"
     file.write_text(json.dumps(SHAPE))
@@ -239,6 +246,7 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     "training_step": (lambda bundle, folder: ["--json", folder / "training_step.json"], training_step),
     "pruning": (lambda bundle, folder: ["--json", folder / "pruning.json"], pruning),
     "step_encodings": (lambda bundle, folder: ["--json", folder / "step_encodings.json"], step_encodings),
+    "ray_throughput": (lambda bundle, folder: [bundle, "--json", folder / "ray_throughput.json"], ray_throughput),
     "quantization": (lambda bundle, folder: ["tiny", "--json", folder / "quantization.json"], quantization),
     "calibration_size": (
         lambda bundle, folder: [shape_file(folder), "--block", 32, "--json", folder / "calibration_size.json"],
@@ -274,7 +282,7 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
     ),
     "peer_genai": (lambda bundle, folder: ["--json", folder / "peer_genai.json"], peer_genai),
 }
-NEEDS = {"peer_genai": ("openvino_genai", "nncf")}
+NEEDS = {"peer_genai": ("openvino_genai", "nncf"), "ray_throughput": ("ray",)}
 """Packages beside lrkit's own extras; skipped without them."""
 LONG = {"peer", "plan_memory", "gpu_answers", "fine_replay"}
 """Their smoke size takes too long for the default tests."""
@@ -303,7 +311,7 @@ def test_every_script_is_run() -> None:
         assert f"benchmarks.{name} import" in (ROOT / "benchmarks" / f"{whole}.py").read_text()
 
 
-MARKS = {"dialects": pytest.mark.long, **dict.fromkeys(LONG, pytest.mark.slow)}
+MARKS = {"dialects": pytest.mark.long, "ray_throughput": pytest.mark.long, **dict.fromkeys(LONG, pytest.mark.slow)}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in SMOKE])
