@@ -23,6 +23,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from lrkit import __version__
 from lrkit.cli.shared.console import discard_output, err, flush_output, make_streams_safe
+from lrkit.cli.shared.launched import Crew
 from lrkit.cli.shared.old_spellings import modern
 from lrkit.cli.shared.usage import USAGE_ERROR, is_misuse, misuse
 from lrkit.errors import EXIT_CODE, LrkitError, clean, is_write_failure, missing_extra, os_sentence
@@ -167,9 +168,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = [argument for argument in given if argument != "--debug"]  # so that it may stand after the verb too
     make_streams_safe()
     own = arguments is None
+    crew = Crew.of(given) if own and threading.current_thread() is threading.main_thread() else Crew()
     with _signals(own):
         try:
-            _run(given, debug)
+            _run(given, debug, crew)
         except SystemExit as left:
             if own and isinstance(left.__context__, Interrupted | KeyboardInterrupt):
                 # Python itself would end by the signal where it came while a string of code was run, and would wait
@@ -179,28 +181,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
 
 
-def _run(given: Sequence[str], debug: bool) -> None:
+def _run(given: Sequence[str], debug: bool, crew: Crew) -> None:
     try:
         try:
             app(modern(given), prog_name="lrkit")
         finally:
             flush_output()  # a full disk is to be seen here, not while Python shuts down
     except (Interrupted, KeyboardInterrupt) as stop:
-        if not getattr(stop.__cause__, "silent", False):  # another process of the same run says it
+        if not (crew.follows or getattr(stop.__cause__, "silent", False)):  # another process of the same run says it
             _say(f"\n{stop}")
         raise SystemExit(getattr(stop, "exit_code", INTERRUPTED)) from None
     except BrokenPipeError:
         discard_output()
         raise SystemExit(CLOSED_OUTPUT) from None
     except LrkitError as error:
-        _fail(str(error), error, debug)
+        _fail(str(error), error, debug, crew)
     except Exception as error:
         if isinstance(error, ImportError) and (missing := missing_extra(error)) is not None:
-            _fail(str(missing), error, debug)
+            _fail(str(missing), error, debug, crew)
         if not is_write_failure(error):
             raise
         discard_output()
-        _fail(os_sentence(error), error, debug)
+        _fail(os_sentence(error), error, debug, crew)
 
 
 @contextmanager
@@ -222,10 +224,10 @@ def _terminate(number: int, frame: object) -> None:
     raise KeyboardInterrupt("terminated; nothing more was written")
 
 
-def _fail(message: str, error: Exception, debug: bool) -> None:
+def _fail(message: str, error: Exception, debug: bool, crew: Crew) -> None:
     if debug:
         raise error
-    if not getattr(error, "silent", False):  # as above
+    if not getattr(error, "silent", False) and crew.tells():  # as above
         _say(f"error: {message}")
     raise SystemExit(EXIT_CODE) from None
 

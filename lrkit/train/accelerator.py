@@ -46,20 +46,32 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         AcceleratorState._reset_state()  # pyright: ignore
     try:
         made = Accelerator(
+            # Without it accelerate would leave processes on CPUs alone, each with a training of its own.
+            cpu=_several() and not torch.accelerator.is_available(),
             mixed_precision=precision,
             # Not the number alone: accelerate would let a variable of the environment replace it.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=recipe.accumulate),
             kwargs_handlers=[unused],
         )
     except (ValueError, RuntimeError) as error:
-        if os.environ.get("WORLD_SIZE", "1") == "1":
+        if not _several():
             raise
         raise UserError(
             f"the processes of the run cannot be joined ({one_line(error, 200)}); start them with accelerate launch or "
             "torchrun (train/README.md)"
         ) from error
+    if _several() and made.num_processes == 1:
+        raise UserError(
+            f"this process was started as one of {os.environ['WORLD_SIZE']} (WORLD_SIZE), and {made.device} cannot join "
+            "them; start one process, or set ACCELERATE_USE_CPU=true to train on CPUs"
+        )
     made.gradient_accumulation_steps = share_of(made, recipe).rounds
     return made
+
+
+def _several() -> bool:
+    """Did a launcher start this process as one of several?"""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def _refuse_engines() -> None:
