@@ -18,8 +18,9 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt as stop:  # while the modules were read; later ones are lrkit.cli.main's
+        first = os.environ.get("RANK", "0") == "0"  # of those that a launcher started; it speaks for all
         with suppress(OSError):
-            os.write(2, f"\n{str(stop) or 'interrupted; nothing more was written'}\n".encode())
+            os.write(2, f"\n{str(stop) or 'interrupted; nothing more was written'}\n".encode() if first else b"")
         os._exit(130)
 
 

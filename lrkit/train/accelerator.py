@@ -62,8 +62,8 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         ) from error
     if _several() and made.num_processes == 1:
         raise UserError(
-            f"this process was started as one of {os.environ['WORLD_SIZE']} (WORLD_SIZE), and {made.device} cannot join "
-            "them; start one process, or set ACCELERATE_USE_CPU=true to train on CPUs"
+            f"this process was started as one of {os.environ['WORLD_SIZE']} (WORLD_SIZE), and {made.device} cannot "
+            "join them; start one process, or set ACCELERATE_USE_CPU=true to train on CPUs"
         )
     made.gradient_accumulation_steps = share_of(made, recipe).rounds
     return made

@@ -144,13 +144,18 @@ CHECKS: dict[str, Callable[..., str]] = {
 def side_by_side(recipe: list[str], folder: Path, processes: int, inside: Inside = lambda process: None) -> Ended:
     """Trains, and waits for all processes."""
     folder.parent.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     said = [folder.parent / f"{folder.name}-{process}.txt" for process in range(processes)]
     children = [_begin(recipe, folder, process, processes, port, said[process], inside) for process in range(processes)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     return [(code, file.read_text()) for code, file in zip(codes, said, strict=True)]
+
+
+def free_port() -> int:
+    """One that nothing listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _begin(recipe: list[str], folder: Path, process: int, processes: int, port: int, said: Path, inside: Inside) -> int:
