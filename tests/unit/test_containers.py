@@ -1,4 +1,4 @@
-"""The containers name what there is: paths that they copy, options of the verb, extras, and nothing that is not ignored."""
+"""The container names what there is: paths that it copies, an extra, and options that the verb takes."""
 
 import re
 import tomllib
