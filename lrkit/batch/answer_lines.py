@@ -73,7 +73,7 @@ def answer_lines(
     with locked(job.folder, "answers into"):
         begun = job.begin(identity)
         total = sum(shard.span.rows for shard in shards)
-        if begun.get("complete") and job.answers.is_file():
+        if begun.get("complete") and isinstance(begun.get("figures"), dict) and job.answers.is_file():
             job.forget()
             return Answered(job.folder, total, 0, begun["figures"])
         left = [shard for shard in shards if not job.result(shard).is_file()]

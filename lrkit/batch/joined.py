@@ -79,9 +79,20 @@ def join(job: Job, shards: Sequence[Shard]) -> dict[str, Any]:
         for shard in shards:
             for line in _lines_of(job, shard):
                 whole.write(line)
-                row = json.loads(line)
-                sums[row["mode"]].add(row)
+                _add(job, shard, sums, line)
     return figures(sums, job.options.scored)
+
+
+def _add(job: Job, shard: Shard, sums: dict[Mode, ModeSums], line: bytes) -> None:
+    """One row to the sums of its mode."""
+    try:
+        row = json.loads(line)
+        sums[row["mode"]].add(row)
+    except (ValueError, KeyError, TypeError) as error:  # a disk that lost a part, or somebody's editor
+        place = clean(str(job.result(shard)))
+        raise UserError(
+            f"{place}: holds a row that is no answer; remove it, and start the same command again"
+        ) from error
 
 
 def _lines_of(job: Job, shard: Shard) -> Iterator[bytes]:

@@ -162,6 +162,36 @@ def test_a_shard_that_somebody_cut_is_told_and_not_joined(
     assert not (tmp_path / "out" / "answers.jsonl").exists()
 
 
+@pytest.mark.parametrize("row", ["{", "[]", "{}", '{"mode": "other"}', '{"mode": "latent"}', "\xff"])
+def test_a_damaged_row_of_a_shard_is_told_and_the_shard_is_done_again(
+    bundle: Path, lines: Path, tmp_path: Path, row: str
+) -> None:
+    """The disk lost a part behind the name: the sentence names the file, and without it the work goes on."""
+    whole = run(bundle, lines, tmp_path / "whole")
+    job = Job(tmp_path / "out", str(lines), AskedModel(model=str(bundle), threads=1), ASKED)
+    shards, kept = job.survey(), whole.answers.read_text(encoding="utf-8").splitlines(keepends=True)
+    job.begin(job.identity(shards))
+    job.shards.mkdir()
+    for shard in shards:
+        own, kept = kept[: shard.span.rows], kept[shard.span.rows :]
+        job.result(shard).write_text("".join(own), encoding="utf-8")
+    damaged = job.result(shards[2])
+    damaged.write_bytes(b"".join([row.encode("latin-1") + b"\n", *damaged.read_bytes().splitlines(keepends=True)[1:]]))
+    with pytest.raises(UserError, match=r"0000002\.jsonl: holds a row that is no answer; remove it"):
+        run(bundle, lines, job.folder)
+    damaged.unlink()
+    done = run(bundle, lines, job.folder)
+    assert done.answers.read_bytes() == whole.answers.read_bytes() and done.answered_now == shards[2].span.rows
+
+
+def test_a_record_that_lost_its_figures_is_made_again(bundle: Path, lines: Path, tmp_path: Path) -> None:
+    whole = run(bundle, lines, tmp_path / "out")
+    record = json.loads((whole.folder / "job.json").read_text())
+    (whole.folder / "job.json").write_text(json.dumps({**record, "figures": None}))
+    again = run(bundle, lines, whole.folder)
+    assert again.answered_now == again.rows and again.figures == whole.figures
+
+
 def test_both_verbs_answer_lines(bundle: Path, lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = tmp_path / "report.json"
     words = ("--data", lines, "--threads", 1, "--shard-lines", SHARD, "--json", told)
