@@ -19,6 +19,7 @@ from lrkit.train.failures import StateError
 from lrkit.train.origin import Origin
 from lrkit.train.recipe import Recipe, as_written, differences
 from lrkit.train.replicas import Held
+from lrkit.train.seal import is_broken, seal
 
 _FORMAT = 2
 
@@ -94,6 +95,7 @@ def save_state(
     }
     with replacing(folder / STATE_FILE) as writing:
         torch.save(content, writing)
+        seal(writing)
 
 
 def load_state(folder: Path, recipe: Recipe) -> Saved:
@@ -178,10 +180,15 @@ def _is_best(entry: Any) -> bool:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
+        if is_broken(file):
+            raise StateError(
+                f"{file} is damaged: it has other bytes than were written (sha256); copy it back from where it is "
+                "whole, or start the run again in a new folder"
+            )
         content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise StateError(os_sentence(error, file)) from error
-    except MemoryError:
+    except (MemoryError, StateError):
         raise
     except Exception as error:  # torch raises whatever its archive or unpickler does
         raise StateError(f"{file} cannot be read; start the run again in a new folder") from error
