@@ -29,6 +29,7 @@ from lrkit.serve.remote_pictures import Remote
 from lrkit.serve.tallies import Tallies
 
 T = TypeVar("T")
+GONE = "the client went away; ask again"
 _LATER = {"retry-after": "1"}
 PAGE = (
     ("/", "index.html", "text/html"), ("/page.css", "page.css", "text/css"),
@@ -185,7 +186,7 @@ class Server:
 
     def _told(self, id: str, started: float, error: BaseException) -> tuple[int, dict[str, Any]]:
         gone = isinstance(error, asyncio.CancelledError) or type(error).__name__ == "ClientDisconnect"
-        status, body = status_of(Cancelled("the client went away") if gone else error)
+        status, body = status_of(Cancelled(GONE) if gone else error)
         said = one_line(error) if status == 500 else body["error"]["message"]
         self.tallies.tell(id, status, started, None, said)
         return status, body
@@ -232,7 +233,7 @@ async def _unless_gone(request: Any, wanted: Awaitable[T]) -> T:
         await asyncio.wait({job, gone}, return_when=asyncio.FIRST_COMPLETED)
         if job.done():
             return await job
-        raise Cancelled("the client went away")
+        raise Cancelled(GONE)
     finally:
         gone.cancel()
         job.cancel()

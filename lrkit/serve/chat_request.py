@@ -192,7 +192,9 @@ def _picture(url: str, where: str, fetch: Fetch) -> bytes:
     if head[:5].lower() != "data:":
         return fetch(url)
     if not comma or not head.lower().endswith(";base64"):
-        raise DataError(f"{where}: the data URL is {shown(head, 60)}; give data:image/...;base64,...")
+        raise DataError(
+            f"{where}: the data URL is {shown(head, 60)}; give data:image/png;base64, and the bytes of the file"
+        )
     try:
         return base64.b64decode(rest, validate=True)
     except (binascii.Error, ValueError) as error:

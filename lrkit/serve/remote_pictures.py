@@ -49,7 +49,9 @@ class Remote:
             with self._opener.open(url, timeout=_SECONDS) as found:
                 content: bytes = found.read(MAX_FILE_BYTES + 1)
         except (OSError, ValueError) as error:
-            raise DataError(f"the picture {shown(url, 80)} cannot be fetched ({one_line(error)})") from None
+            raise DataError(
+                f"the picture {shown(url, 80)} cannot be fetched ({one_line(error)}); send a data URL"
+            ) from None
         if len(content) > MAX_FILE_BYTES:
             raise DataError(f"the picture {shown(url, 80)} is above {MAX_FILE_BYTES:,} bytes; send a smaller one")
         return content

@@ -63,7 +63,7 @@ def test_workers_that_are_killed_before_and_after_a_shard_has_its_name_lose_no_r
     assert lab.killed() == 2 and lab.done() and "23 lines answered: " in said
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_leader_that_is_killed_goes_on_with_what_its_workers_did(lab: Lab) -> None:
     leader = lab.on_ray()
     until(lambda: list(lab.out.glob("shards/*.jsonl")), lambda: leader.poll() is None)
@@ -75,7 +75,7 @@ def test_a_leader_that_is_killed_goes_on_with_what_its_workers_did(lab: Lab) -> 
     assert lab.done()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_scheduler_that_stops_the_leader_is_told_to_try_again(lab: Lab) -> None:
     leader = lab.on_ray()
     until(lambda: list(lab.out.glob("shards/*.jsonl")), lambda: leader.poll() is None)
@@ -85,7 +85,7 @@ def test_a_scheduler_that_stops_the_leader_is_told_to_try_again(lab: Lab) -> Non
     assert lrkit("ask", *lab.words(lab.out)) == 0 and lab.done()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_shard_that_ends_every_worker_is_named_in_one_sentence(lab: Lab) -> None:
     code, said = ended(lab.on_ray(KILL="before:0000001.jsonl:99"))
     assert code == 2 and lab.killed() == 3
