@@ -7,7 +7,7 @@ import pytest
 from tests.stress.serve_load import run
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_every_answer_is_that_of_one_client_alone(tmp_path: Path) -> None:
     found = run("tiny", clients=8, seconds=12, seed=3, options=["--queue", "4"])
     statuses = found["statuses"]

@@ -101,7 +101,7 @@ def test_without_docstrings_help_has_its_words_and_transformers_is_one_sentence(
     assert done.returncode == 0, done.stderr
     top, verb, listed, refused = json.loads(done.stdout)
     assert "few latent steps, from training" in top and "List what ships with" in top and "Train a reasoner" in top
-    assert "Ask a question, or several, about one picture, several, or none." in verb and "Examples:" in verb
+    assert "Ask a question, or several, about one picture, several, or none" in verb and "Examples:" in verb
     assert "trail-latent" in listed
     assert "python -OO" in refused and "; leave that out" in refused
 

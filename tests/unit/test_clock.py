@@ -10,6 +10,7 @@ ALLOWED = {
     "fuzz/run.py": "prints how long a run took",
     "e2e/test_profile_compare.py": "moves the clock that answers are timed by; nothing waits for it",
     "stress/kill_export.py": "kills at random moments; its test is marked slow",
+    "stress/serve_load.py": "loads a server for some time; its test is marked slow",
     "unit/test_clock.py": "this file",
 }
 """Files that may use a clock, and why. `timeout=` of a subprocess stays allowed: it ends what hangs."""
