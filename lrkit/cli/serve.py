@@ -84,10 +84,17 @@ def serve(
     given = engine, parse_options(engine_option or [], engine), dtype, attention
     hosts = tuple(pictures_from or ())
     options = ServeOptions(
-        name or Path(model).resolve().name, workers, queue, timeout, int(max_body_mb * 1e6), key, hosts, not quiet
+        name or Path(model).resolve().name,
+        workers,
+        queue,
+        timeout,
+        int(scene_mb * 1e6),
+        int(max_body_mb * 1e6),
+        key,
+        hosts,
+        not quiet,
     )
     reasoner = Reasoner.open(model, device, provider, threads, *given)
-    reasoner.scenes.limit = int(scene_mb * 1e6)
     _listen(Server(reasoner, options), host, port)
 
 

@@ -35,11 +35,15 @@ DEFAULT_SPEECH = 256
 class Answerer:
     """A model and its baselines. Several threads may answer."""
 
-    def __init__(self, reasoner: Reasoner, timeout: float | None) -> None:
-        """`timeout` in seconds, of one answer."""
+    def __init__(self, reasoner: Reasoner, timeout: float | None, scene_bytes: int) -> None:
+        """`timeout` in seconds, of one answer; `scene_bytes` for what was looked at, shared evenly by the model and its
+        baselines, as each sees otherwise."""
         self._by_mode: dict[Mode, Reasoner] = {
             mode: reasoner.baseline(mode) for mode in MODES if mode in reasoner.engine.modes
         }
+        self._stores = {one.scenes for one in self._by_mode.values()}
+        for store in self._stores:
+            store.limit = scene_bytes // len(self._stores)
         self._timeout = timeout
         self._scenes: OrderedDict[tuple[int, int | None, str], tuple[Scene, int]] = OrderedDict()
         self._lock = threading.Lock()
@@ -54,7 +58,7 @@ class Answerer:
     @property
     def scene_bytes(self) -> int:
         """Held for pictures that were looked at."""
-        return sum(store.bytes for store in {reasoner.scenes for reasoner in self._by_mode.values()})
+        return sum(store.bytes for store in self._stores)
 
     @property
     def modes(self) -> tuple[Mode, ...]:

@@ -52,6 +52,8 @@ class ServeOptions:
     """Questions that may wait."""
     timeout: float | None = 120.0
     """Seconds of one answer, waiting left out."""
+    scene_bytes: int = 512 << 20
+    """Memory for pictures that may be asked about again."""
     max_body: int = 32 << 20
     """Bytes of a request."""
     api_key: str | None = None
@@ -65,7 +67,7 @@ class Server:
 
     def __init__(self, reasoner: Reasoner, options: ServeOptions) -> None:
         self.options = options
-        self.answerer = Answerer(reasoner, options.timeout)
+        self.answerer = Answerer(reasoner, options.timeout, options.scene_bytes)
         self.desk = Desk(options.workers, options.queue)
         self.tallies = Tallies(self.desk, self.answerer, options.log)
         self._fetch = Remote(options.pictures_from)
@@ -185,8 +187,8 @@ class Server:
         return _json(body, status, _LATER if status == 429 else None)
 
     def _told(self, id: str, started: float, error: BaseException) -> tuple[int, dict[str, Any]]:
-        gone = isinstance(error, asyncio.CancelledError) or type(error).__name__ == "ClientDisconnect"
-        status, body = status_of(Cancelled(GONE) if gone else error)
+        left = asyncio.CancelledError, require("starlette.requests", "serve").ClientDisconnect
+        status, body = status_of(Cancelled(GONE) if isinstance(error, left) else error)
         said = one_line(error) if status == 500 else body["error"]["message"]
         self.tallies.tell(id, status, started, None, said)
         return status, body
