@@ -82,20 +82,10 @@ def serve(
     from lrkit.serve.app import ServeOptions, Server
 
     given = engine, parse_options(engine_option or [], engine), dtype, attention
-    hosts = tuple(pictures_from or ())
-    options = ServeOptions(
-        name or Path(model).resolve().name,
-        workers,
-        queue,
-        timeout,
-        int(scene_mb * 1e6),
-        int(max_body_mb * 1e6),
-        key,
-        hosts,
-        not quiet,
-    )
-    reasoner = Reasoner.open(model, device, provider, threads, *given)
-    _listen(Server(reasoner, options), host, port)
+    memory, body, log = int(scene_mb * 1e6), int(max_body_mb * 1e6), not quiet
+    shown, hosts = name or Path(model).resolve().name, tuple(pictures_from or ())
+    options = ServeOptions(shown, workers, queue, timeout, memory, body, key, hosts, log)
+    _listen(Server(Reasoner.open(model, device, provider, threads, *given), options), host, port)
 
 
 def _listen(server: "Server", host: str, port: int) -> None:

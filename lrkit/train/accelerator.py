@@ -79,9 +79,9 @@ def _refuse_engines() -> None:
     for variable, name in _ENGINES.items():
         if os.environ.get(variable, "false").lower() in ("true", "1"):
             raise UserError(
-                f"{name} is asked for ({variable}), which exchanges weights or gradients as layers are called, and lrkit's "
-                "processes call layers unequally often; launch without it, and set shard=true, which keeps optimizer "
-                "states, gradients and float32 weights in parts (train/README.md)"
+                f"{name} is asked for ({variable}), which exchanges weights or gradients as layers are called, and "
+                "lrkit's processes call layers unequally often; launch without it, and set shard=true, which keeps "
+                "optimizer states, gradients and float32 weights in parts (train/README.md)"
             )
 
 
