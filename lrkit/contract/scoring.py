@@ -31,6 +31,8 @@ __all__ = [
     "wilson_interval",
 ]
 
+_NEGLIGIBLE = 1e-18
+"""Share of a sum below which a further term changes none of its digits."""
 _SURROUNDING = " \t\n.,;:!?\"'`*_()[]{}<>\u2018\u2019\u201c\u201d"
 _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d{1,3})?")
 _LETTER = f"[{LETTERS}]"
@@ -182,10 +184,17 @@ def compare_paired(
 
 
 def _mcnemar_p(only_first: int, only_second: int) -> float:
-    """Two-sided binomial test of the discordant pairs against a fair coin; whole numbers up to the last division."""
-    discordant = only_first + only_second
-    tail, term = 0, 1
-    for index in range(min(only_first, only_second) + 1):
-        tail += term
-        term = term * (discordant - index) // (index + 1)
-    return min(1.0, 2 * tail / 2**discordant)
+    """Two-sided binomial test of the discordant pairs against a fair coin: exact but for rounding.
+
+    From the largest term of the tail down, each is a share of the one before, until none counts any more. So a million
+    discordant pairs take some thousand steps.
+    """
+    discordant, fewer = only_first + only_second, min(only_first, only_second)
+    terms, term = 0.0, 1.0
+    for index in range(fewer, -1, -1):
+        terms += term
+        term *= index / (discordant - index + 1)
+        if term < terms * _NEGLIGIBLE:
+            break
+    log_choices = math.lgamma(discordant + 1) - math.lgamma(fewer + 1) - math.lgamma(discordant - fewer + 1)
+    return min(1.0, 2 * terms * math.exp(log_choices - discordant * math.log(2)))

@@ -1,5 +1,7 @@
 """The answer matcher accepts an answer and nothing that merely holds it; intervals and tests against known values."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -176,6 +178,30 @@ def test_mcnemar_is_exact() -> None:
     assert (result.only_first, result.only_second, result.total) == (8, 2, 40)
     assert result.p_value == pytest.approx(2 * 56 / 1024)
     assert result.difference == pytest.approx(6 / 40)
+
+
+@pytest.mark.parametrize("discordant", [*range(41), 999, 1000])
+def test_mcnemar_is_the_sum_of_whole_numbers(discordant: int) -> None:
+    for only_first in range(0, discordant + 1, 1 if discordant < 41 else 83):
+        result = compare_paired(
+            [True] * only_first + [False] * (discordant - only_first) + [True],
+            [False] * only_first + [True] * (discordant - only_first) + [True],
+            num_resamples=1,
+        )
+        fewer = min(only_first, discordant - only_first)
+        tail = sum(math.comb(discordant, index) for index in range(fewer + 1))
+        assert result.p_value == pytest.approx(min(1.0, 2 * tail / 2**discordant), rel=1e-10)
+
+
+@pytest.mark.parametrize("z", [0.5, 2.0, 5.0])
+def test_mcnemar_of_a_million_pairs_is_that_of_the_normal_curve(z: float) -> None:
+    """Whole numbers of a million digits would take hours here."""
+    discordant = 10**6
+    more = round(discordant / 2 + z * math.sqrt(discordant) / 2)
+    first = np.arange(discordant) < more
+    found = compare_paired(first.tolist(), (~first).tolist(), num_resamples=1).p_value
+    between = (more - 0.5 - discordant / 2) / (math.sqrt(discordant) / 2)  # half a pair nearer, as bars are wide
+    assert found == pytest.approx(math.erfc(between / math.sqrt(2)), rel=0.01)
 
 
 def test_mcnemar_holds_for_thousands_of_pairs() -> None:
