@@ -33,7 +33,7 @@ mkdirSync(out, { recursive: true });
 const page = join(here, "../../lrkit/serve/page");
 const copy = (from, to) => cpSync(from, join(out, to), { recursive: true });
 for (const name of ["page.css", "page.js"]) copy(join(page, name), name);
-for (const name of ["model.js", "worker.js"]) copy(join(here, name), name);
+for (const name of ["model.js", "pad.js", "worker.js"]) copy(join(here, name), name);
 const html = readFileSync(join(page, "index.html"), "utf8");
 const meta = `<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="${POLICY}">`;
 writeFileSync(join(out, "index.html"), html.replace('<meta charset="utf-8">', meta));

@@ -1,5 +1,7 @@
 // The model of page.js in the browser itself: a worker runs it, so that the page never freezes.
 
+import { offerPad } from "./pad.js";
+
 const worker = new Worker("worker.js", { type: "module" });
 const waiting = new Map();
 let next = 0;
@@ -44,4 +46,9 @@ export async function ask({ pictures, question, mode, most }, signal, say) {
     mode, latent_steps: answer.latentSteps, spoken_tokens: answer.spokenTokens, regions: answer.regions,
     timings: { total: answer.milliseconds / 1000 },
   };
+}
+
+/** More ways to a picture than boards and files: signs drawn by hand. */
+export function offer(row, take) {
+  offerPad(row, { url: "boards/3.png", question: "Take 4 hops. Which room are you in? Start in room 7" }, take);
 }

@@ -1,8 +1,10 @@
 """The page with the shipped model inside, in headless Chromium: fifty pictures, answers and steps equal to Python's."""
 
+import base64
 import contextlib
 import functools
 import http.server
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ import pytest
 from PIL import Image
 
 from lrkit import Reasoner
+from lrkit.data.board import draw_board
+from lrkit.data.scans import scan_bank
 from lrkit.data.trail import trail_set
 from tests.browsing import BROWSER, browse, npm_install, run, screenshots
 from tests.commands import lrkit
@@ -20,6 +24,14 @@ from tests.commands import lrkit
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "browser"
 PICTURES = 50
 SEED = 7
+# Room -> strokes of a digit, in shares of the room's tile: 7, 1, 4, 0 and 3.
+STROKES = {
+    0: [[(0.3, 0.15), (0.7, 0.15), (0.45, 0.85)]],
+    1: [[(0.5, 0.1), (0.5, 0.9)]],
+    2: [[(0.6, 0.1), (0.25, 0.6), (0.8, 0.6)], [(0.6, 0.4), (0.6, 0.9)]],
+    6: [[(0.5, 0.12), (0.3, 0.3), (0.25, 0.6), (0.5, 0.88), (0.75, 0.6), (0.7, 0.3), (0.5, 0.12)]],
+    8: [[(0.3, 0.2), (0.5, 0.1), (0.7, 0.25), (0.5, 0.45), (0.7, 0.65), (0.55, 0.88), (0.3, 0.8)]],
+}
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -49,14 +61,22 @@ def test_the_boards_are_those_of_the_data_set() -> None:
             assert np.array_equal(np.asarray(board), np.asarray(sample.images[0]))
 
 
-@pytest.mark.long
-def test_fifty_pictures_are_answered_as_in_python(tmp_path: Path) -> None:
-    """Also: regions of each step, no request to elsewhere, a page that reacts, and all of it without a network."""
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The bundle, and the page around it."""
     npm_install(EXAMPLE)
     npm_install(BROWSER)
-    bundle, page = tmp_path / "tiny-int4", tmp_path / "dist"
+    folder = tmp_path_factory.mktemp("built")
+    bundle, page = folder / "tiny-int4", folder / "dist"
     assert lrkit("export", "tiny", "--int4", "-o", bundle) == 0
     assert "MB" in run(["node", "build.mjs", str(bundle), str(page)], EXAMPLE)
+    return bundle, page
+
+
+@pytest.mark.long
+def test_fifty_pictures_are_answered_as_in_python(built: tuple[Path, Path], tmp_path: Path) -> None:
+    """Also: regions of each step, no request to elsewhere, a page that reacts, and all of it without a network."""
+    bundle, page = built
     asked = []
     for index, sample in enumerate(trail_set("main", "test", PICTURES, seed=SEED + 1)):
         picture = sample.images[0]
@@ -85,6 +105,46 @@ def test_fifty_pictures_are_answered_as_in_python(tmp_path: Path) -> None:
     board = json.loads((EXAMPLE / "boards" / "questions.json").read_text(encoding="utf-8"))[3]
     assert seen["offline"] == reasoner.ask(EXAMPLE / "boards" / "3.png", board).text
     assert seen["elsewhere"] == [] and seen["problems"] == []
+
+
+@pytest.mark.long
+def test_signs_drawn_by_hand_are_read(built: tuple[Path, Path], tmp_path: Path) -> None:
+    """With a pointer in five rooms of a board, and with keys in all ten."""
+    bundle, page = built
+    strokes = tmp_path / "strokes.json"
+    strokes.write_text(json.dumps(STROKES), encoding="utf-8")
+    with file_server(page) as address:
+        seen = browse("pad.mjs", address, str(strokes), screenshots(tmp_path))
+    reasoner = Reasoner.load(bundle)
+
+    def signs(board: str) -> list[int]:
+        with Image.open(io.BytesIO(base64.b64decode(board.partition(",")[2]))) as picture:
+            return [int(reasoner.ask(picture.convert("RGB"), question.format(room)).text) for room in range(10)]
+
+    question = "Take 1 hop. Which room are you in? Start in room {}"
+    drawn, typed = signs(seen["drawn"]["picture"]), signs(seen["typed"]["picture"])
+    assert {room: drawn[room] for room in STROKES} == {0: 7, 1: 1, 2: 4, 6: 0, 8: 3}
+    assert typed == list(range(9, -1, -1))
+    assert seen["drawn"]["said"] == "7" and seen["told"] == "Room 5." and seen["problems"] == []
+
+
+def test_a_tile_is_drawn_as_the_data_set_draws_it() -> None:
+    """Scans that pad.js lays on their rooms are the pixels of their board; a square of ink fills a scan."""
+    bank, board = scan_bank("test"), draw_board("test", "main", np.random.default_rng(SEED))
+    rows = [bank.ids.tolist().index(scan) for scan in board.scans]
+    scans = [bank.pixels[row, 1:-1, 1:-1].ravel().tolist() for row in rows]
+    code = (
+        "import { tileOf, scanOf } from './pad.js';"
+        "const scans = JSON.parse(process.argv[1]);"
+        "const fine = new Uint8ClampedArray(4 * 64 * 64);"
+        "for (let y = 20; y < 40; y++) for (let x = 30; x < 50; x++) fine[4 * (y * 64 + x) + 3] = 255;"
+        "console.log(JSON.stringify({ tiles: scans.map((scan, room) => [...tileOf(scan, room)]),"
+        " square: [...scanOf(fine)], nothing: scanOf(new Uint8ClampedArray(4 * 64 * 64)) }));"
+    )
+    found = json.loads(run(["node", "--input-type=module", "-e", code, json.dumps(scans)], EXAMPLE))
+    tiles = np.array(found["tiles"]).reshape(2, 5, 16, 16, 4).swapaxes(1, 2).reshape(32, 80, 4)[..., :3]
+    assert np.abs(tiles - board.pictures[0].astype(int)).max() <= 1
+    assert np.allclose(found["square"], 1, atol=0.02) and found["nothing"] is None
 
 
 def test_the_build_says_what_it_needs(tmp_path: Path) -> None:

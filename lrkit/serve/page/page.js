@@ -22,6 +22,7 @@ async function meet() {
   at("compare-label").hidden = !model.modes.includes("cot");
   at("boards").hidden = !model.boards.length;
   at("boards").replaceChildren(...model.boards.map(boardButton));
+  asked.offer?.(at("boards"), takeWith);
   fit();
 }
 
@@ -34,11 +35,14 @@ function boardButton({ name, url, question }) {
   button.append(image, name);
   button.onclick = async () => {
     const found = await fetch(url);
-    const file = new File([await found.blob()], name, { type: "image/png" });
-    await take([file]);
-    at("question").value = question;
+    await takeWith(new File([await found.blob()], name, { type: "image/png" }), question);
   };
   return button;
+}
+
+async function takeWith(file, question) {
+  await take([file]);
+  at("question").value = question;
 }
 
 function cannotMeet(error) {
