@@ -21,6 +21,8 @@ their names what they work on. Modules, and names in them, may change from relea
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lrkit.telemetry import turn_off
+
 if TYPE_CHECKING:
     from lrkit.api import check_bundle, evaluate_model, export_model, probe_model, profile_models, train_recipe
     from lrkit.contract.bundle.bundle_folder import Bundle, open_bundle
@@ -80,6 +82,9 @@ _LAZY = {
     "profile_models": "lrkit.api",
     "train_recipe": "lrkit.api",
 }
+
+
+turn_off()
 
 
 def __getattr__(name: str) -> Any:

@@ -7,9 +7,11 @@
 
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import ort from "onnxruntime-node";
 import { PNG } from "pngjs";
 import { openBundle, Reasoner } from "lrkit-js";
+
+process.env.ORT_DISABLE_TELEMETRY ??= "1"; // ONNX Runtime from 1.29 on reports every session; it asks when it is loaded
+const { default: ort } = await import("onnxruntime-node");
 
 async function main([folder, path, question, mode = "latent"]) {
   if (!question) throw new Error("usage: node ask.mjs BUNDLE PICTURE.png QUESTION [latent|cot|direct]");

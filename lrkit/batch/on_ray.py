@@ -85,7 +85,6 @@ def shards_on_ray(job: Job, left: Sequence[Shard], workers: int | None) -> Gener
 @contextmanager
 def _cluster(workers: int | None, threads: int) -> Generator[tuple[Any, int]]:
     """(ray.data, number of workers), on the cluster of RAY_ADDRESS or on one of our own. It ends with the context."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of it for each worker
     own = _ADDRESS not in os.environ
     with _own_sigterm():
