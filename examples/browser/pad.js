@@ -15,6 +15,13 @@ const WRITTEN = [
 /** The tint that tells a room, red, green and blue from 0 to 1. */
 const tint = (room) => [0.35 * Math.floor(room / COLUMNS), 0.05, 0.2 * (room % COLUMNS)];
 
+/** A fine pixel of size `scale` that begins at `start` covers one value of the scan or two: [which, how much of it]. */
+function shares(start, scale) {
+  const first = Math.max(0, Math.floor(start + 1e-6));
+  const inside = Math.min(scale, first + 1 - start);
+  return first + 1 < SCAN && inside < scale ? [[first, inside], [first + 1, scale - inside]] : [[Math.min(first, SCAN - 1), scale]];
+}
+
 /** What is drawn in a FINE x FINE tile (alpha of RGBA bytes) as SCAN x SCAN ink from 0 to 1, as large as scans are; null: nothing. */
 export function scanOf(pixels) {
   const inked = (x, y) => pixels[4 * (y * FINE + x) + 3] / 255;
@@ -28,12 +35,11 @@ export function scanOf(pixels) {
   if (right < 0) return null;
   const scale = SCAN / Math.max(bottom - top + 1, right - left + 1, FINE / 4); // a dot stays a dot
   const [middleX, middleY] = [(left + right + 1) / 2, (top + bottom + 1) / 2];
+  const [down, across] = [middleY, middleX].map((middle) => (place) => shares((place - middle) * scale + SCAN / 2, scale));
   const scan = new Float32Array(SCAN * SCAN);
   for (let y = top; y <= bottom; y++) {
     for (let x = left; x <= right; x++) {
-      const column = Math.floor((x + 0.5 - middleX) * scale + SCAN / 2);
-      const row = Math.floor((y + 0.5 - middleY) * scale + SCAN / 2);
-      scan[row * SCAN + column] += inked(x, y) * scale * scale;
+      for (const [row, high] of down(y)) for (const [column, wide] of across(x)) scan[row * SCAN + column] += inked(x, y) * high * wide;
     }
   }
   return scan.map((ink) => Math.min(1, ink));

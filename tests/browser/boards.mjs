@@ -4,6 +4,7 @@
 import { readFileSync } from "node:fs";
 import chromium from "@sparticuz/chromium";
 import puppeteer from "puppeteer-core";
+import { violations } from "./accessible.mjs";
 
 const [address, file, folder] = process.argv.slice(2);
 const browser = await puppeteer.launch({
@@ -58,6 +59,7 @@ for (const one of JSON.parse(readFileSync(file, "utf8"))) found.push(await asked
 const longest = await page.evaluate(() => window.longest);
 
 await page.evaluate(() => document.querySelector("#clear").click());
+const barred = await violations(page);
 await page.screenshot({ path: `${folder}/start.png` });
 await page.evaluate(() => navigator.serviceWorker.ready);
 await page.setOfflineMode(true);
@@ -70,5 +72,5 @@ await page.click("#ask");
 await page.waitForFunction(() => document.querySelectorAll(".facts").length === 2 && !document.querySelector("#ask").disabled);
 const offline = await page.$eval(".said", (one) => one.innerText);
 await page.screenshot({ path: `${folder}/offline.png` });
-console.log(JSON.stringify({ found, longest, offline, elsewhere, problems }));
+console.log(JSON.stringify({ found, longest, offline, elsewhere, barred, problems }));
 await browser.close();

@@ -4,6 +4,7 @@
 import { readFileSync } from "node:fs";
 import chromium from "@sparticuz/chromium";
 import puppeteer from "puppeteer-core";
+import { violations } from "./accessible.mjs";
 
 const [address, file, folder] = process.argv.slice(2);
 const browser = await puppeteer.launch({
@@ -56,6 +57,7 @@ await open();
 await page.waitForSelector("canvas.pad");
 await draw(JSON.parse(readFileSync(file, "utf8")));
 await page.screenshot({ path: `${folder}/pad.png` });
+const barred = await violations(page);
 const drawn = await taken(ASKED);
 
 await open();
@@ -68,5 +70,5 @@ await page.keyboard.press("ArrowDown");
 const told = await page.$eval("#pad [role=status]", (one) => one.innerText);
 await page.screenshot({ path: `${folder}/typed.png` });
 const typed = await taken(ASKED);
-console.log(JSON.stringify({ drawn, typed, told, problems }));
+console.log(JSON.stringify({ drawn, typed, told, barred, problems }));
 await browser.close();

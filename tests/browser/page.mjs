@@ -2,6 +2,7 @@
 //   node page.mjs ADDRESS PICTURE QUESTION SCREENSHOTS
 import chromium from "@sparticuz/chromium";
 import puppeteer from "puppeteer-core";
+import { violations } from "./accessible.mjs";
 
 const [address, picture, question, folder] = process.argv.slice(2);
 const browser = await puppeteer.launch({
@@ -48,9 +49,11 @@ const said = await texts(".said");
 const facts = await texts(".facts");
 const middle = (await page.$$('[role="group"]:not(#boards) button'))[1];
 await middle?.click(); // a step in the middle, for the screenshot
+const barred = await violations(page);
 await page.screenshot({ path: `${folder}/desk.png` });
 await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: "dark" }]);
 await page.setViewport({ width: 390, height: 844 });
+barred.push(...(await violations(page)));
 const wide = await page.evaluate(() => document.documentElement.scrollWidth);
 await page.screenshot({ path: `${folder}/phone.png` });
 
@@ -59,5 +62,5 @@ await page.type("#question", "<b>unheard</b>");
 await page.click("#ask");
 await done(3);
 const failed = await texts(".failed");
-console.log(JSON.stringify({ title: await texts("h1"), said, facts, steps, wide, failed, elsewhere, problems }));
+console.log(JSON.stringify({ title: await texts("h1"), said, facts, steps, wide, failed, elsewhere, barred, problems }));
 await browser.close();

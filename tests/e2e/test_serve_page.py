@@ -34,4 +34,5 @@ def test_the_page_shows_the_answer_its_steps_and_where_they_looked(tmp_path: Pat
     assert seen["wide"] == 390, "the page is wider than a phone"
     assert "vocabulary lacks" in seen["failed"][0]
     assert seen["elsewhere"] == []
+    assert seen["barred"] == []
     assert all("400" in problem for problem in seen["problems"]), seen["problems"]  # the refused question alone
