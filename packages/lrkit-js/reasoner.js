@@ -74,7 +74,11 @@ export class Reasoner {
       .replace("{images}", () => (patches ? prompt.image : ""))
       .replace("{question}", () => question);
     const visual = patches ? patches.rows * patches.columns : 0;
-    const ids = this.tokenizer.encode(text).flatMap((id) => (id === tokens.image ? Array(visual).fill(id) : [id]));
+    const asked = this.tokenizer.encode(text);
+    if (asked.filter((id) => id === tokens.image).length !== (patches ? 1 : 0)) {
+      throw new Error("the question holds the token of a picture; leave it out");
+    }
+    const ids = asked.flatMap((id) => (id === tokens.image ? Array(visual).fill(id) : [id]));
     if (mode === "direct") ids.push(...this.tokenizer.encode(prompt.answer.split("{answer}")[0].trim()));
     if (ids.length > limits.max_prompt_tokens) {
       throw new Error(`the prompt has ${ids.length} tokens, and the bundle takes ${limits.max_prompt_tokens}; shorten it`);

@@ -15,7 +15,8 @@ export function wholeWords(tokenizer) {
   const special = new Set(tokenizer.added_tokens.filter((token) => token.special).map((token) => token.id));
   const words = new Map([...ids].map(([word, id]) => [id, word]));
   const escaped = tokenizer.added_tokens.map(({ content }) => content.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
-  const pattern = new RegExp(`${escaped.join("|")}|[\\p{L}\\p{N}_]+|[^\\p{L}\\p{N}_\\s]+`, "gu");
+  const added = `(?:${escaped.join("|")})`; // such a token is cut out wherever it stands, also behind punctuation
+  const pattern = new RegExp(`${added}|(?:(?!${added})[\\p{L}\\p{N}_])+|(?:(?!${added})[^\\p{L}\\p{N}_\\s])+`, "gu");
   const idOf = (word) => {
     const id = ids.get(word);
     if (id === undefined) throw new Error(`the model does not know the word ${JSON.stringify(word)}; use its words`);
