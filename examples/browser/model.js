@@ -6,8 +6,9 @@ const worker = new Worker("worker.js", { type: "module" });
 const waiting = new Map();
 let next = 0;
 
-worker.onmessage = ({ data: { id, found, error } }) => {
-  const { done, failed } = waiting.get(id);
+worker.onmessage = ({ data: { id, step, found, error } }) => {
+  const { done, failed, look } = waiting.get(id);
+  if (step !== undefined) return look?.(step);
   waiting.delete(id);
   if (error === undefined) done(found);
   else failed(new Error(error));
@@ -17,9 +18,9 @@ worker.onerror = (event) => {
   waiting.clear();
 };
 
-const call = (what, given = {}) =>
+const call = (what, given = {}, look = null) =>
   new Promise((done, failed) => {
-    waiting.set(++next, { done, failed });
+    waiting.set(++next, { done, failed, look });
     worker.postMessage({ id: next, what, ...given });
   });
 
@@ -34,12 +35,12 @@ export async function meet() {
   return { name: "tiny", told: `in your browser, ${megabytes} MB; nothing leaves this page`, modes, boards, converses: false };
 }
 
-/** Asks about the first picture; says the answer when it is whole, and returns how it came about. */
-export async function ask({ pictures, question, mode, most }, signal, say) {
+/** Asks about the first picture; tells each latent step as it happens, the answer when it is whole, and how it came about. */
+export async function ask({ pictures, question, mode, most }, signal, say, look) {
   if (pictures.length > 1) throw new Error("this page asks about one picture; take one");
   const picture = pictures.length ? await (await fetch(pictures[0])).blob() : null;
   signal.throwIfAborted();
-  const answer = await call("ask", { picture, question, options: { mode, maxLatentSteps: most } });
+  const answer = await call("ask", { picture, question, options: { mode, maxLatentSteps: most } }, (step) => !signal.aborted && look(step));
   signal.throwIfAborted();
   say(answer.text);
   return {

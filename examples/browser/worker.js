@@ -37,13 +37,13 @@ async function pixels(blob) {
   return { picture: context.getImageData(0, 0, width, height), scale: [found.width / width, found.height / height] };
 }
 
-async function ask({ picture, question, options }) {
+async function ask({ picture, question, options }, onStep) {
   if (picture === null) return reasoner.ask(null, question, options);
   const seen = await pixels(picture);
-  const answer = await reasoner.ask(seen.picture, question, options);
   const [x, y] = seen.scale; // regions in pixels of the picture as it was given
-  const scaled = (region) => ({ ...region, box: region.box.map((side, i) => side * (i % 2 ? y : x)) });
-  return { ...answer, regions: answer.regions.map((step) => step.map(scaled)) };
+  const scaled = (step) => step.map((region) => ({ ...region, box: region.box.map((side, i) => side * (i % 2 ? y : x)) }));
+  const answer = await reasoner.ask(seen.picture, question, { ...options, onStep: (step) => onStep(scaled(step)) });
+  return { ...answer, regions: answer.regions.map(scaled) };
 }
 
 let turn = Promise.resolve(); // one after the other
@@ -51,7 +51,8 @@ let turn = Promise.resolve(); // one after the other
 self.onmessage = ({ data }) => {
   turn = turn.then(async () => {
     try {
-      self.postMessage({ id: data.id, found: await (data.what === "load" ? load() : ask(data)) });
+      const step = (regions) => self.postMessage({ id: data.id, step: regions });
+      self.postMessage({ id: data.id, found: await (data.what === "load" ? load() : ask(data, step)) });
     } catch (error) {
       self.postMessage({ id: data.id, error: error.message });
     }

@@ -31,11 +31,13 @@ export class Reasoner {
 
   /**
    * Answers a question about one picture, or about none (null).
+   * @param options mode, maxLatentSteps, maxNewTokens; `onStep` is told the regions of each latent step before the next
+   *   is computed. That runs the program once more for each step, which `milliseconds` leaves out.
    * @returns text, latentSteps, spokenTokens, arSteps, halting, milliseconds, and regions: for each latent step the boxes
    *   that it looked at again, [{ box, weight }], in pixels of the picture.
    * @throws Error where the bundle cannot answer that.
    */
-  async ask(picture, question, { mode = "latent", maxLatentSteps, maxNewTokens } = {}) {
+  async ask(picture, question, { mode = "latent", maxLatentSteps, maxNewTokens, onStep } = {}) {
     if (!this.modes.includes(mode)) throw new Error(`there is no mode ${mode}; ask in ${this.modes.join(" or ")}`);
     const role = this.bundle.manifest.programs[mode] ? mode : "latent";
     const program = this.bundle.manifest.programs[role];
@@ -44,6 +46,9 @@ export class Reasoner {
     const started = performance.now();
     const patches = picture && patchify(picture, this.bundle.image);
     const feed = this.#feed(patches, question, mode, program.settings, maxLatentSteps, maxNewTokens);
+    const showing = performance.now();
+    if (picture && onStep && mode === "latent") await this.#show(session, feed, patches, picture, onStep);
+    const shown = performance.now() - showing;
     const out = await session.run(feed);
     const count = (name) => Number(out[name].data[0]);
     const [spokenTokens, latentSteps] = [count("num_tokens"), count("latent_steps")];
@@ -51,8 +56,19 @@ export class Reasoner {
       text: this.tokenizer.decode([...out.token_ids.data].slice(0, spokenTokens).map(Number)),
       mode, latentSteps, spokenTokens, arSteps: count("ar_steps"), halting: HALTING[count("halting")],
       regions: picture ? regionsOf(out, latentSteps, patches, picture) : [],
-      milliseconds: performance.now() - started,
+      milliseconds: performance.now() - started - shown,
     };
+  }
+
+  // A program hands out its steps with its answer. So that each is seen before the next is computed, it is run with one
+  // step, with two, and so on, and one word; what it computes in a step does not depend on how many may follow.
+  async #show(session, feed, patches, picture, onStep) {
+    const int64 = (value) => new this.ort.Tensor("int64", BigInt64Array.of(BigInt(value)), []);
+    for (let steps = 1; steps <= Number(feed.max_latent_steps.data[0]); steps++) {
+      const out = await session.run({ ...feed, max_latent_steps: int64(steps), max_new_tokens: int64(1) });
+      if (Number(out.latent_steps.data[0]) < steps) return; // the model has decided to answer
+      onStep(regionsOf(out, steps, patches, picture).at(-1) ?? []);
+    }
   }
 
   #session(file) {

@@ -32,6 +32,12 @@ await page.evaluateOnNewDocument(() => {
 });
 await page.goto(address);
 await ready();
+await page.evaluate(() => {
+  window.live = []; // steps that were told before their answer
+  const facts = () => document.querySelector(".facts")?.textContent ?? "";
+  const see = () => /: step \d+$/.test(facts()) && window.live.at(-1) !== facts() && window.live.push(facts());
+  new MutationObserver(see).observe(document.querySelector("#answers"), { subtree: true, childList: true });
+});
 
 async function asked({ picture, question, mode }) {
   await page.evaluate(() => document.querySelector("#clear").click());
@@ -39,8 +45,10 @@ async function asked({ picture, question, mode }) {
   await page.waitForSelector(".picture img");
   await page.$eval("#question", (field, text) => (field.value = text), question);
   await page.select("#mode", mode);
+  await page.evaluate(() => (window.live = []));
   await page.click("#ask");
   await idle();
+  const live = await page.evaluate(() => window.live.length);
   const steps = [];
   for (const button of await page.$$('[role="group"]:not(#boards) button')) {
     await button.click();
@@ -51,7 +59,7 @@ async function asked({ picture, question, mode }) {
     );
   }
   const [said, facts] = await Promise.all([".said", ".facts"].map((one) => page.$eval(one, (found) => found.innerText)));
-  return { said, facts, steps };
+  return { said, facts, steps, live };
 }
 
 const found = [];

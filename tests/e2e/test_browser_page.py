@@ -75,7 +75,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.long
 def test_fifty_pictures_are_answered_as_in_python(built: tuple[Path, Path], tmp_path: Path) -> None:
-    """Also: regions of each step, no request to elsewhere, a page that reacts, and all of it without a network."""
+    """Also: regions of each step as it happens, no request to elsewhere, a page that reacts; without a network too."""
     bundle, page = built
     asked = []
     for index, sample in enumerate(trail_set("main", "test", PICTURES, seed=SEED + 1)):
@@ -94,6 +94,7 @@ def test_fifty_pictures_are_answered_as_in_python(built: tuple[Path, Path], tmp_
         assert shown["said"] == answer.text, one
         steps = answer.latent_steps
         assert (f"{steps} latent step" in shown["facts"]) == (steps > 0) and len(shown["steps"]) == steps
+        assert shown["live"] == steps  # each was drawn before the answer was there
         with Image.open(one["picture"]) as picture:
             width, height = picture.size
         for boxes, regions in zip(shown["steps"], answer.regions, strict=True):

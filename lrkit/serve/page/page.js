@@ -107,6 +107,7 @@ function clear() {
 // Answers
 
 async function answer(question, mode, list) {
+  stopShowing();
   const item = list.appendChild(document.createElement("div"));
   const said = item.appendChild(document.createElement("p"));
   const facts = item.appendChild(document.createElement("p"));
@@ -116,9 +117,13 @@ async function answer(question, mode, list) {
   const most = mode === "latent" && at("most").value !== "" ? Number(at("most").value) : undefined;
   const earlier = at("goes-on").checked ? turns : []; // off: few models have learned what "here" means in a second question
   try {
-    const told = await asked.ask({ pictures, earlier, question, mode, most }, running.signal, (text) => {
-      said.textContent += text;
-    });
+    let steps = 0;
+    const say = (text) => (said.textContent += text);
+    const look = (regions) => {
+      facts.textContent = `${NAMES[mode]}: step ${++steps}`;
+      mark(regions);
+    };
+    const told = await asked.ask({ pictures, earlier, question, mode, most }, running.signal, say, look);
     tell(told, facts, item);
     return said.textContent;
   } catch (error) {
@@ -171,21 +176,25 @@ function stopShowing() {
 
 function show(buttons, index, regions) {
   document.querySelectorAll("#answers [aria-pressed]").forEach((one) => one.setAttribute("aria-pressed", "false"));
-  document.querySelectorAll(".region").forEach((one) => one.remove());
   buttons.forEach((one, i) => one.setAttribute("aria-pressed", String(i === index)));
+  mark(regions);
+}
+
+function mark(regions) {
+  document.querySelectorAll(".region").forEach((one) => one.remove());
   const boxes = at("pictures").children;
   for (const { image, box: [left, top, right, bottom], weight } of regions) {
     const picture = boxes[image]?.firstChild;
     if (!picture?.naturalWidth) continue;
-    const mark = document.createElement("div");
+    const frame = document.createElement("div");
     const part = (value, whole) => `${(100 * value) / whole}%`;
-    mark.className = "region";
-    mark.title = `${Math.round(100 * weight)}% of the step's attention to what it looked at again`;
-    mark.style.left = part(left, picture.naturalWidth);
-    mark.style.top = part(top, picture.naturalHeight);
-    mark.style.width = part(right - left, picture.naturalWidth);
-    mark.style.height = part(bottom - top, picture.naturalHeight);
-    boxes[image].append(mark);
+    frame.className = "region";
+    frame.title = `${Math.round(100 * weight)}% of the step's attention to what it looked at again`;
+    frame.style.left = part(left, picture.naturalWidth);
+    frame.style.top = part(top, picture.naturalHeight);
+    frame.style.width = part(right - left, picture.naturalWidth);
+    frame.style.height = part(bottom - top, picture.naturalHeight);
+    boxes[image].append(frame);
   }
 }
 
