@@ -5,13 +5,14 @@ from pathlib import Path
 from PIL import Image
 
 from lrkit.contract.bundle.io_spec import Form
-from lrkit.contract.bundle.manifest import Role
+from lrkit.contract.bundle.manifest import BUNDLE_FILE, Manifest, Role, digest
 from lrkit.contract.prompt import PromptFormat
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.data.tokenizer import build_word_tokenizer
 from lrkit.data.trail import VOCABULARY as WORDS
 from lrkit.data.trail import trail_set
 from lrkit.export.bundle import export_bundle
+from lrkit.export.graph.front import write_front
 from lrkit.export.targets.engine_target import EngineTarget, OpenVinoTarget
 from lrkit.export.targets.target import ProgramLimits, Target
 from lrkit.export.tensorrt.into_bundle import add_engines
@@ -72,6 +73,16 @@ def write_step_bundle(bundle: Path) -> Path:
     place = bundle.parent / "step-bundle"
     samples = trail_set("main", "test", 2)
     return export_bundle(bundle.parent / "latent", place, TARGET, samples, form="step", baselines=False).folder
+
+
+def add_front(bundle: Path) -> Path:
+    """Gives a bundle a front, as an export with front=true does."""
+    manifest = Manifest.model_validate_json((bundle / BUNDLE_FILE).read_text(encoding="utf-8"))
+    front = write_front(bundle, Processor.from_folder(bundle, manifest.family))
+    files = {**manifest.files, front.file: digest(bundle / front.file)}
+    told = manifest.model_copy(update={"front": front, "files": files})
+    (bundle / BUNDLE_FILE).write_text(told.model_dump_json(), encoding="utf-8")
+    return bundle
 
 
 def write_openvino_bundle(bundle: Path, form: Form = "program") -> Path:

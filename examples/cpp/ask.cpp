@@ -18,10 +18,16 @@ namespace {
 
 lrkit::Picture read_png(const std::string& path) {
   int width = 0, height = 0, channels = 0;
-  unsigned char* pixels = stbi_load(path.c_str(), &width, &height, &channels, 4);
-  if (!pixels) throw std::runtime_error(path + " cannot be read as a PNG: " + stbi_failure_reason());
-  lrkit::Picture picture{width, height, {pixels, pixels + 4 * size_t(width) * size_t(height)}};
-  stbi_image_free(pixels);
+  unsigned char* rgba = stbi_load(path.c_str(), &width, &height, &channels, 4);
+  if (!rgba) throw std::runtime_error(path + " cannot be read as a PNG: " + stbi_failure_reason());
+  lrkit::Picture picture{width, height, {}};
+  bool opaque = true;
+  for (size_t i = 0; i < 4 * size_t(width) * size_t(height); i += 4) {
+    picture.rgb.insert(picture.rgb.end(), {rgba[i], rgba[i + 1], rgba[i + 2]});
+    opaque = opaque && rgba[i + 3] == 255;
+  }
+  stbi_image_free(rgba);
+  if (!opaque) throw std::runtime_error("the picture is transparent in places; lay it on white first");
   return picture;
 }
 

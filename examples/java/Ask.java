@@ -1,6 +1,6 @@
 // Asks an lrkit bundle a question about a PNG, with ONNX Runtime and nothing of Python.
 //
-//     mvn -q compile exec:java -Dexec.args='BUNDLE rooms.png "Take 4 hops. Which room are you in? Start in room 3" latent'
+//     mvn -q compile exec:java -Dexec.args='BUNDLE rooms.png "Take 4 hops. Which room are you in? Start in room 3"'
 //
 // The answer goes to standard output, what it took to standard error: the same as `lrkit ask` prints.
 

@@ -57,6 +57,8 @@ Examples:
 
     lrkit export my-checkpoint --int4 --int4-method gptq --calibration seen.jsonl -o calibrated
 
+    lrkit export tiny --int4 front=true -o other-languages
+
     lrkit export my-checkpoint --int4 --adapter keep -o beside
 
     lrkit export my-checkpoint --int4 --data held-out.jsonl --max-loss 0.5 -o mine

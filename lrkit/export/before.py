@@ -13,6 +13,7 @@ from lrkit.contract.bundle.manifest import BUNDLE_FILE
 from lrkit.contract.sample import Sample
 from lrkit.errors import ExportError, FileError, os_sentence
 from lrkit.export.calibration.sensitive import KeepSensitive
+from lrkit.export.graph.front import check_front
 from lrkit.export.loss_bound import enough
 from lrkit.export.subject import Subject
 from lrkit.export.target_engines import Say
@@ -36,7 +37,7 @@ def look_ahead(
 
     Raises:
         ExportError: nothing would be compared, or too little to see the loss that is allowed.
-        UserError: matrices are to be kept, and none has 4 bits.
+        UserError: matrices are to be kept, and none has 4 bits; or a front is wanted that cannot be made.
     """
     if target.unread_on_cpu is not None and bounds.max_loss is not None:
         raise ExportError(
@@ -50,6 +51,8 @@ def look_ahead(
         )
     if not samples and not bounds.allow_unproven:
         raise ExportError("no samples were given to check the program on; give at least one, or allow_unproven")
+    if target.front:
+        check_front(subject.processor.geometry, [one.settings for one in subject.origins(False).values()])
     enough(bounds.max_loss, samples)
     keep.check(target)
     for warning in (picture_warning(target, subject.processor), target.speed_warning):

@@ -45,6 +45,7 @@ from lrkit.export.check import CheckSample, ProgramRun, check_program, torch_ans
 from lrkit.export.check_verdict import uncompared
 from lrkit.export.chosen_tokens import program_choices
 from lrkit.export.graph.dialects import writer_for
+from lrkit.export.graph.front import write_front
 from lrkit.export.graph.latent_input import check_latents
 from lrkit.export.graph.program import Program, build_program
 from lrkit.export.graph.saving import WeightFile, has_twins, save_model, save_models
@@ -348,11 +349,13 @@ class _Export:
         self.progress("computing digests", 0, 0)
         processor = self.processor
         processor.save(self.staging)
+        front = write_front(self.staging, processor) if self.target.front else None
         files = sorted(path for path in self.staging.rglob("*") if path.is_file())
         return Manifest(
             name=self.subject.name,
             target=self.target.model_dump(mode="json"),
             programs=programs,
+            front=front,
             limits=limits,
             tokens=TokenIds(
                 image=processor.image_id,

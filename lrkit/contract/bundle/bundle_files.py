@@ -91,24 +91,31 @@ def _file_problem(folder: Path, name: str, entry: FileEntry, verify: bool) -> st
 
 def _outside(folder: Path, manifest: Manifest) -> Iterator[str]:
     """Programs that would open what the bundle does not list as theirs."""
+    for file, data in _graphs(manifest):
+        try:
+            named = list(dict.fromkeys(mentions(folder / file)))
+        except BundleError as error:
+            yield str(error).removeprefix(f"{folder}/")
+            continue
+        beside = PurePosixPath(file).parent
+        for mention in named:
+            if mention.what == "operator" and mention.text == _LINKED_PROGRAM:
+                yield f"{file} holds a compiled program ({_LINKED_PROGRAM}), as none of lrkit does; do not use it"
+            elif mention.what == "location" and (
+                data is None or name_problem(mention.text) or str(beside / mention.text) != data
+            ):
+                yield (
+                    f"{file} has weights in {clean(ascii(mention.text))[:120]}, which {BUNDLE_FILE} does not list "
+                    "as its data; do not use this bundle"
+                )
+
+
+def _graphs(manifest: Manifest) -> Iterator[tuple[str, str | None]]:
+    """Each ONNX file with the file of its weights."""
     for entry in manifest.programs.values():
-        for file in dict.fromkeys([entry.file, *(step.file for step in entry.steps.values())]):
-            try:
-                named = list(dict.fromkeys(mentions(folder / file)))
-            except BundleError as error:
-                yield str(error).removeprefix(f"{folder}/")
-                continue
-            beside = PurePosixPath(file).parent
-            for mention in named:
-                if mention.what == "operator" and mention.text == _LINKED_PROGRAM:
-                    yield f"{file} holds a compiled program ({_LINKED_PROGRAM}), as none of lrkit does; do not use it"
-                elif mention.what == "location" and (
-                    entry.data is None or name_problem(mention.text) or str(beside / mention.text) != entry.data
-                ):
-                    yield (
-                        f"{file} has weights in {clean(ascii(mention.text))[:120]}, which {BUNDLE_FILE} does not list "
-                        "as its data; do not use this bundle"
-                    )
+        yield from ((file, entry.data) for file in dict.fromkeys([entry.file, *(s.file for s in entry.steps.values())]))
+    if manifest.front is not None:
+        yield manifest.front.file, None
 
 
 def _renamed(folder: Path, manifest: Manifest, wanted: FileEntry) -> str:

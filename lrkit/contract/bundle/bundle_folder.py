@@ -162,5 +162,7 @@ def _used(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield from ((f"the {role} program", step.file) for step in entry.steps.values())
         yield from ((f"the {role} program", engine.file) for engine in entry.engines)
         yield from ((f"the adapter {name}", adapter.file) for name, adapter in entry.adapters.items())
+    if manifest.front is not None:
+        yield "a host in another language", manifest.front.file
     for sample in manifest.samples:
         yield from (("a recorded sample", image) for image in sample.images)

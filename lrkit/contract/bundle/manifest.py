@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, JsonValue
 
 from lrkit.config import Config
-from lrkit.contract.bundle.io_spec import IoSpec
+from lrkit.contract.bundle.io_spec import IoSpec, TensorSpec
 from lrkit.contract.generated import MODES, Mode
 from lrkit.contract.settings import ReasonerSettings
 from lrkit.files import sha256
@@ -214,6 +214,23 @@ class ProgramEntry(Config):
     """TensorRT engines built from it."""
 
 
+class FrontEntry(Config):
+    """A graph that makes of pixels and a prompt what every program of the bundle reads of them."""
+
+    file: str = Field(pattern=r"\.onnx$")
+    """ONNX file, relative to the bundle."""
+    inputs: tuple[TensorSpec, ...] = Field(max_length=16)
+    """In the order of the graph."""
+    outputs: tuple[TensorSpec, ...] = Field(max_length=64)
+    """In the order of the graph, named as the inputs of programs."""
+    side: int = Field(ge=1, le=1 << 16)
+    """Both sides of a picture are multiples of so many pixels."""
+    least_pixels: int = Field(ge=1, le=MAX_BYTES)
+    """Of a picture at the size at which the model reads it; smaller ones are enlarged before."""
+    most_pixels: int = Field(ge=1, le=MAX_BYTES)
+    """Larger ones are shrunk before."""
+
+
 class Validation(Config):
     """Torch against program, on samples that training did not see."""
 
@@ -283,6 +300,8 @@ class Manifest(Config):
     """The export target, as used."""
     programs: dict[Role, ProgramEntry]
     """latent, and cot and direct where baselines were exported too; cot and direct alone of a plain model."""
+    front: FrontEntry | None = None
+    """What hosts in other languages run before a program; null where the target asked for none."""
     limits: Limits
     """Largest inputs."""
     tokens: TokenIds

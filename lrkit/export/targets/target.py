@@ -118,6 +118,9 @@ class Target(Config):
     """Whether a picture can be looked at once and then asked about often; costs a whole prompt next to nothing. A
     checkpoint with prune.after_layer has none: the question says which visual tokens stay."""
 
+    front: bool = False
+    """Whether the bundle has a graph that cuts a picture and numbers a prompt, for hosts in other languages
+    (docs/serving.md). It is beside the programs and changes none."""
     logits: bool = False
     """Whether the graphs of the form step also give the logits of the next word, by which choices are scored in every
     mode (docs/evaluation.md). Costs a vector of the vocabulary's size for each token."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from lrkit.contract.bundle.bundle_folder import Bundle
 from lrkit.contract.bundle.manifest import RecordedSample, Role
 from lrkit.errors import BundleError, TimeoutExceeded, UserError
+from lrkit.runtime.checks.front_check import front_problems
 from lrkit.runtime.engines.common.protocol import AskOptions
 from lrkit.runtime.engines.common.stopping import Stop
 from lrkit.runtime.engines.programs.patience import patience
@@ -60,6 +61,8 @@ def check_bundle(folder: Path | str, choice: EngineChoice | None = None) -> Bund
             engines[role].load()
         except BundleError as error:
             report.problems.append(str(error))
+    if (front := engine.bundle.manifest.front) is not None:
+        report.problems += front_problems(engine.bundle.folder, front, engine.processor)
     if not report.problems:
         for number, sample in enumerate(engine.bundle.manifest.samples):
             name = f"{folder}: recorded sample {number}"
