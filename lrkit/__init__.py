@@ -12,6 +12,7 @@ The public names. Each is imported on first use, so that `import lrkit` stays ch
 | train | `train_recipe`, `load_recipe`, `Recipe` |
 | export | `export_model`, `Target`; `open_bundle`, `check_bundle`, `Bundle` |
 | measure | `evaluate_model`, `Evaluation`, `profile_models`, `probe_model`; `load_samples`, `Sample` |
+| publish | `push_to_hub`, `save_pretrained`; `Reasoner.from_pretrained` |
 | catch | `LrkitError`, and of it `UserError`: something that the caller can mend |
 
 `lrkit.train`, `lrkit.export`, `lrkit.evaluate`, `lrkit.probe` and `lrkit.profile` are packages, so the functions say in
@@ -24,7 +25,16 @@ from typing import TYPE_CHECKING, Any
 from lrkit.telemetry import turn_off
 
 if TYPE_CHECKING:
-    from lrkit.api import check_bundle, evaluate_model, export_model, probe_model, profile_models, train_recipe
+    from lrkit.api import (
+        check_bundle,
+        evaluate_model,
+        export_model,
+        probe_model,
+        profile_models,
+        push_to_hub,
+        save_pretrained,
+        train_recipe,
+    )
     from lrkit.contract.bundle.bundle_folder import Bundle, open_bundle
     from lrkit.contract.sample import Sample
     from lrkit.data.sources import load_samples
@@ -58,6 +68,8 @@ __all__ = [
     "open_bundle",
     "probe_model",
     "profile_models",
+    "push_to_hub",
+    "save_pretrained",
     "train_recipe",
 ]
 
@@ -80,6 +92,8 @@ _LAZY = {
     "open_bundle": "lrkit.contract.bundle.bundle_folder",
     "probe_model": "lrkit.api",
     "profile_models": "lrkit.api",
+    "push_to_hub": "lrkit.api",
+    "save_pretrained": "lrkit.api",
     "train_recipe": "lrkit.api",
 }
 

@@ -51,6 +51,7 @@ VERBS = Registry[Callable[..., None]](
         "doctor": "lrkit.cli.doctor:doctor",
         "ls": "lrkit.cli.ls:ls",
         "cp": "lrkit.cli.cp:cp",
+        "push": "lrkit.cli.push:push",
         "fetch-base": "lrkit.cli.fetch_base:fetch_base",
     },
 )

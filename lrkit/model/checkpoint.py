@@ -94,8 +94,9 @@ def save_checkpoint(
         save_file(extras, staging / EXTRAS_FILE)
         processor.save(staging)
         write_json(staging / INFO_FILE, {**head, **info})
-        for file in staging.iterdir():
-            file.chmod(0o644)  # safetensors writes files that only their owner may read
+        for file in staging.rglob("*"):
+            if file.is_file():
+                file.chmod(0o644)  # safetensors writes files that only their owner may read
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:

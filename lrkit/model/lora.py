@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
@@ -14,8 +15,10 @@ from lrkit.checkpoints.checkpoint_folder import ADAPTER_WEIGHTS
 from lrkit.contract.settings import LoraSettings
 from lrkit.errors import CheckpointError
 from lrkit.model.backbone import Backbone
+from lrkit.pretrained import is_hub_id
 
 NAME = "default"
+_BASE_TAG = "base_model:adapter:"
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,11 @@ class Adapter:
         return adapter
 
     def save(self, folder: Path, base: str) -> None:
-        """Writes adapter_config.json and adapter_model.safetensors; `base` names the backbone's weights."""
+        """Writes adapter_config.json, adapter_model.safetensors and peft's card, README.md; `base` names the backbone's
+        weights."""
         self._peft.peft_config[NAME].base_model_name_or_path = base
         self._peft.save_pretrained(str(folder), selected_adapters=[NAME], save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        _name_base(folder / "README.md", base)
 
     def parameters(self) -> list[nn.Parameter]:
         """LoRA's own weights."""
@@ -96,6 +100,15 @@ class Adapter:
     def merge(self) -> None:
         """Adds the update into the backbone's weights, in place and for good."""
         self._peft.merge_and_unload()  # pyright: ignore
+
+
+def _name_base(card: Path, base: str) -> None:
+    """In peft's card, in place of where this machine has the base: its name on the hub, or nothing."""
+    read: Any = ModelCard.load(card)
+    read.data.base_model = base if is_hub_id(base) else None
+    kept = [tag for tag in read.data.tags or [] if not tag.startswith(_BASE_TAG)]
+    read.data.tags = [f"{_BASE_TAG}{base}", *kept] if is_hub_id(base) else kept
+    read.save(card)
 
 
 def freeze_all(module: nn.Module) -> None:

@@ -13,8 +13,9 @@ Place in the pipeline: Processor (encode/processor.py) -> an `Engine` (engines/t
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from lrkit.checkpoints.trained_in import known_dtype
 from lrkit.contract.attention import read_attention
 from lrkit.contract.bundle.bundle_folder import is_bundle
 from lrkit.contract.choosing import Choices
@@ -40,18 +41,23 @@ from lrkit.runtime.answer.arguments import (
 )
 from lrkit.runtime.encode.candidates import encode_candidates
 from lrkit.runtime.encode.processor import Processor
-from lrkit.runtime.engines.common.number_types import known_dtype
 from lrkit.runtime.engines.common.protocol import AskOptions, Engine
 from lrkit.runtime.engines.common.stopping import CancelFlag, Stop
 from lrkit.runtime.engines.table import EngineChoice, open_checkpoint, open_engine
 from lrkit.runtime.scenes.look_store import LookStore
 from lrkit.runtime.scenes.scene import Scene, look_at, open_scene
 
+if TYPE_CHECKING:
+    from lrkit.publish.push import Pushed
+
 Images = ImageSource | Iterable[ImageSource] | None
 
 
 class Reasoner:
     """A model that thinks in latent steps, ready to be asked."""
+
+    source: Path | None = None
+    """The folder that it was loaded from."""
 
     def __init__(self, engine: Engine, scene_bytes: int | None = None) -> None:
         """`scene_bytes` is the most memory for the states of scenes (None: 512 MiB): beyond it, those that were not
@@ -87,7 +93,8 @@ class Reasoner:
             MissingExtraError: the engine's package is not installed.
         """
         choice = _choice(engine, engine_options, provider, threads, session_config, provider_options)
-        return cls(open_engine(model_path(path), choice, flag("verify", verify)), scene_bytes).prepare()
+        reasoner = cls(open_engine(model_path(path), choice, flag("verify", verify)), scene_bytes).prepare()
+        return reasoner._of(path)
 
     @classmethod
     def open(
@@ -120,14 +127,15 @@ class Reasoner:
                 )
             if attention is not None:
                 raise UserError(f"{path} is a bundle, whose attention is in its program; leave attention out")
-            return cls(open_engine(path, choice))
+            return cls(open_engine(path, choice))._of(path)
         if provider is not None or threads is not None:
             raise UserError(f"{path} is no bundle, and provider and threads are for bundles; give a device instead")
         if engine is None and engine_options:
             raise UserError(f"{path} is no bundle, and an engine runs bundles; export it first, or leave engine out")
         kernels = None if attention is None else read_attention(attention).model_dump()
         chosen = EngineChoice.of(engine, choice.options, device=device, dtype=known_dtype(dtype), attention=kernels)
-        return cls(open_checkpoint(resolve_checkpoint(path), chosen))
+        folder = resolve_checkpoint(path)
+        return cls(open_checkpoint(folder, chosen))._of(folder)
 
     @classmethod
     def from_checkpoint(
@@ -161,7 +169,59 @@ class Reasoner:
         options = {"dtype": dtype, "cuda_graphs": flag("cuda_graphs", cuda_graphs)}
         options |= {"attention": read_attention(attention).model_dump()}
         options |= {"device": device, "allow_download": flag("allow_download", allow_download)}
-        return cls(open_checkpoint(folder, EngineChoice(None, options)), scene_bytes)
+        return cls(open_checkpoint(folder, EngineChoice(None, options)), scene_bytes)._of(folder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **options: Any,
+    ) -> "Reasoner":
+        """Loads OWNER/NAME of the Hugging Face hub, or a folder: a bundle (`load`) or a checkpoint (`from_checkpoint`),
+        whose arguments `options` are. Downloads through huggingface_hub and its cache; with `local_files_only`, or
+        HF_HUB_OFFLINE in the environment, the cache alone is looked at. A bundle needs no torch.
+
+        Raises:
+            UserError: no such folder or repository, no access, nothing in the cache where the network may not be used,
+                and what `load` and `from_checkpoint` raise.
+        """
+        from lrkit.publish.pull import pulled_folder
+
+        folder = pulled_folder(
+            model_path(name), revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only,
+            force_download=force_download,
+        )  # fmt: skip
+        if is_bundle(folder):
+            return cls.load(folder, **options)
+        given: dict[str, Any] = {"allow_download": not local_files_only, **options}
+        return cls.from_checkpoint(folder, **given)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> "Pushed":
+        """Publishes the folder that this was loaded from. `options` as `lrkit.push_to_hub` has them. Raises as that."""
+        from lrkit.publish.push import push_folder
+
+        return push_folder(self._folder(), repo_id, **options)
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
+        """Writes what `push_to_hub` would send. `options` as `lrkit.save_pretrained` has them. Raises as that."""
+        from lrkit.publish.push import save_folder
+
+        return save_folder(self._folder(), file_path("folder", folder), **options)
+
+    def _of(self, folder: str | Path) -> "Reasoner":
+        self.source = Path(folder)
+        return self
+
+    def _folder(self) -> Path:
+        if self.source is None:
+            raise UserError("this model was not loaded from a folder; publish the folder that holds it")
+        return self.source
 
     @property
     def processor(self) -> Processor:

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from lrkit import Reasoner
+from lrkit.checkpoints.trained_in import TrainedIn
 from lrkit.errors import UserError
 from lrkit.resources import resolve_checkpoint
-from lrkit.runtime.engines.common.number_types import TrainedIn
 from tests.commands import lrkit
 
 QUESTION = "Take 2 hops. Which room are you in? Start in room 0"

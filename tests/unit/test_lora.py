@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 
 from lrkit.errors import CheckpointError
@@ -61,7 +62,8 @@ def saved(tmp_path: Path) -> tuple[LatentReasoner, Path]:
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_a_saved_adapter_opens_in_peft_alone(tmp_path: Path) -> None:
     reasoner, folder = saved(tmp_path)
-    assert sorted(file.name for file in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    names = sorted(file.name for file in folder.iterdir())
+    assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
     bare = tiny_backbone().model
     with torch.no_grad():  # the biases and norms that rich_reasoner moved belong to the base
         own = {n.replace(".base_layer", ""): p for n, p in reasoner.model.named_parameters() if "lora_" not in n}
@@ -70,6 +72,19 @@ def test_a_saved_adapter_opens_in_peft_alone(tmp_path: Path) -> None:
     opened = PeftModel.from_pretrained(bare, str(folder)).eval()
     made = training_batch()
     assert torch.equal(plain_logits(opened, made), plain_logits(reasoner.model, made))
+
+
+def test_the_card_of_peft_is_kept_without_the_place_of_the_base_on_this_machine(tmp_path: Path) -> None:
+    """It was deleted once, with the tags that adapters are found by."""
+    reasoner, _ = saved(tmp_path)
+    assert reasoner.adapter is not None
+    reasoner.adapter.save(tmp_path / "own", "../base")
+    data = ModelCard.load(tmp_path / "own" / "README.md").data.to_dict()
+    assert data["library_name"] == "peft" and "lora" in data["tags"]
+    assert "base_model" not in data and not any(tag.startswith("base_model:") for tag in data["tags"])
+    reasoner.adapter.save(tmp_path / "hub", "owner/base")
+    data = ModelCard.load(tmp_path / "hub" / "README.md").data.to_dict()
+    assert data["base_model"] == "owner/base" and "base_model:adapter:owner/base" in data["tags"]
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "lrkit"
 
 ORDER = (
     "cli", "serve", "harness", "analyze", "train", "probe", "profile", "export", "batch", "evaluate", "data", "runtime",
-    "model", "checkpoints", "families", "contract", "pictures", "ground",
+    "publish", "model", "checkpoints", "families", "contract", "pictures", "ground",
 )  # fmt: skip
 """From the top; a module imports its own room and those below. The ground: what lies directly in lrkit/."""
 DOORS = {"lrkit", "lrkit.__main__", "lrkit.api"}

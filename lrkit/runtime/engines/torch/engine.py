@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from lrkit.checkpoints.checkpoint_folder import base_of, baselines_of, read_info
+from lrkit.checkpoints.trained_in import TrainedIn, known_dtype
 from lrkit.contract.attention import Attention, check_attention
 from lrkit.contract.generated import MODES, WITHOUT_LATENTS, Generated, GenerationLimits, Mode
 from lrkit.contract.settings import ReasonerSettings
@@ -31,7 +32,6 @@ from lrkit.model.recorded import NOT_AT_ONCE, StepRecorder
 from lrkit.runtime.checks.checkpoint_files import check_fit
 from lrkit.runtime.encode.processor import EncodedPrompt, Processor
 from lrkit.runtime.engines.common.model_counts import ModelCounts
-from lrkit.runtime.engines.common.number_types import TrainedIn, known_dtype
 from lrkit.runtime.engines.common.protocol import NEVER, AskOptions, OnToken, Phases
 from lrkit.runtime.engines.common.stopping import Running, Stop
 from lrkit.runtime.engines.torch.counts import count_reasoner
