@@ -95,6 +95,11 @@ def scalar(name: str, value: int | bool) -> onnx.NodeProto:
 
 def endless(folder: Path, role: str = "latent") -> None:
     """A program whose loop never ends."""
+    program(folder, nodes=endless_loop("input_ids"), role=role)
+
+
+def endless_loop(reads: str) -> list[onnx.NodeProto]:
+    """Nodes that never come to `extra`, an int64; they read the input `reads`."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Add", ["count", "count"], ["next"])],
         "body",
@@ -109,9 +114,8 @@ def endless(folder: Path, role: str = "latent") -> None:
         ],
     )
     # The input keeps the loop from being worked out while the program loads.
-    first = helper.make_node("ReduceSum", ["input_ids"], ["first"], keepdims=0)
-    loop = helper.make_node("Loop", ["", "true", "first"], ["extra"], body=body)
-    program(folder, nodes=[scalar("true", True), first, loop], role=role)
+    first = helper.make_node("ReduceSum", [reads], ["first"], keepdims=0)
+    return [scalar("true", True), first, helper.make_node("Loop", ["", "true", "first"], ["extra"], body=body)]
 
 
 def sentence(act: Callable[[], object]) -> str:

@@ -1,11 +1,14 @@
 """A bundle with a front, as a host in another language asks it: pixels and words in, two runs of ONNX Runtime."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 
 from lrkit import Reasoner
 from lrkit.contract.bundle.bundle_folder import open_bundle
@@ -16,6 +19,7 @@ from lrkit.export.bundle import export_bundle
 from lrkit.runtime.checks.bundle_check import check_bundle
 from tests.bundles import QUESTION, TARGET, add_front, picture
 from tests.conftest import MadeOnce
+from tests.hostile import endless_loop
 
 
 @pytest.fixture
@@ -49,33 +53,49 @@ def test_two_runs_answer_as_python(front_bundle: Path) -> None:
         assert steps == answer.latent_steps == 3
 
 
+def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes bundle.json."""
+    path = bundle / "bundle.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    change(told)
+    path.write_text(json.dumps(told), encoding="utf-8")
+
+
+def replaced(bundle: Path, content: bytes) -> str:
+    """What `lrkit validate` says of a bundle with another front, which is listed and whole."""
+    front = add_front(bundle) / "front.onnx"
+    front.write_bytes(content)
+    edit(bundle, lambda told: told["files"].update({front.name: digest(front).model_dump()}))
+    (problem,) = check_bundle(bundle).problems
+    return problem
+
+
 def test_a_front_is_checked_with_its_bundle(own_bundle: Path) -> None:
     assert check_bundle(add_front(own_bundle)).problems == []
-    manifest = own_bundle / "bundle.json"
-    told = json.loads(manifest.read_text(encoding="utf-8"))
-    told["front"]["least_pixels"] = 1 << 40
-    manifest.write_text(json.dumps(told), encoding="utf-8")
+    edit(own_bundle, lambda told: told["front"].update(least_pixels=1 << 40))
     (problem,) = check_bundle(own_bundle).problems
     assert f"bundle.json says that least_pixels is {1 << 40}, its other files say 64" in problem
 
 
 def test_a_program_is_no_front(own_bundle: Path) -> None:
-    """It is listed and whole, and still does not give what programs read."""
-    add_front(own_bundle)
-    front, manifest = own_bundle / "front.onnx", own_bundle / "bundle.json"
-    front.write_bytes((own_bundle / "cot.onnx").read_bytes())
-    told = json.loads(manifest.read_text(encoding="utf-8"))
-    told["files"]["front.onnx"] = digest(front).model_dump()
-    manifest.write_text(json.dumps(told), encoding="utf-8")
-    (problem,) = check_bundle(own_bundle).problems
+    problem = replaced(own_bundle, (own_bundle / "cot.onnx").read_bytes())
     assert "front.onnx: ONNX Runtime cannot run it" in problem
 
 
+def test_a_front_without_an_end_is_ended(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrkit.runtime.checks.front_check.SECONDS", 0.1)
+    outputs = json.loads((add_front(own_bundle) / "bundle.json").read_text(encoding="utf-8"))["front"]["outputs"]
+    names = [one["name"] for one in outputs]
+    kinds = (("picture", TensorProto.UINT8), ("token_ids", TensorProto.INT64))
+    inputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds]
+    made = [helper.make_tensor_value_info(name, TensorProto.INT64, []) for name in names]
+    ends = [helper.make_node("Identity", ["extra"], [name]) for name in names]
+    graph = helper.make_graph([*endless_loop("token_ids"), *ends], "front", inputs, made)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    assert "front.onnx: has no end; do not use this bundle" in replaced(own_bundle, model.SerializeToString())
+
+
 def test_a_front_that_is_not_listed(own_bundle: Path) -> None:
-    add_front(own_bundle)
-    manifest = own_bundle / "bundle.json"
-    told = json.loads(manifest.read_text(encoding="utf-8"))
-    del told["files"]["front.onnx"]
-    manifest.write_text(json.dumps(told), encoding="utf-8")
+    edit(add_front(own_bundle), lambda told: told["files"].pop("front.onnx"))
     with pytest.raises(BundleError, match=r"has no entry for front.onnx, which a host in another language needs"):
         open_bundle(own_bundle)
