@@ -70,14 +70,20 @@ def overrides(case: Case, base: Path, lines: Path) -> list[str]:
 
 def work(case: Case, folder: Path) -> dict[str, float]:
     """Trains the case in this process: resident bytes after a smaller run and at most."""
-    from lrkit.train import run
     from lrkit.train.recipe import load_recipe
 
     recipe = load_recipe("m3cot-style", overrides(case, folder / "base", folder / "data/samples.jsonl"))
-    # A first run, however small, imports what every run does and readies the same kernels.
     small = replace(case, layers=2, width=64, batch=2)
     first = [*overrides(small, folder / "small", folder / "data/samples.jsonl"), "stages.0.updates=2"]
-    run.train(load_recipe("m3cot-style", first), folder / "first", quiet=True)
+    return resident_bytes(load_recipe("m3cot-style", first), recipe, folder)
+
+
+def resident_bytes(first: Any, recipe: Any, folder: Path) -> dict[str, float]:
+    """What this process has after the run `first`, and at most in the first updates of `recipe`. A first run, however
+    small, imports what every run does and readies the same kernels."""
+    from lrkit.train import run
+
+    run.train(first, folder / "first", quiet=True)
     before, asked, peak = _status("VmRSS"), 0, 0.0
 
     def between() -> bool:

@@ -28,7 +28,7 @@ def published_rows(report: Report) -> Iterator[Sequence[str]]:
 
 RUN_HEAD = (
     "7B trains", "H100", "between machines", "memory of a device, GB", "an update, s", "of it waiting",
-    "FSDP (not offered): GB", "an update, s", "of it waiting",
+    "`shard: true`: GB", "an update, s", "of it waiting", "FSDP (not offered): GB", "an update, s", "of it waiting",
 )  # fmt: skip
 
 
@@ -39,8 +39,29 @@ def run_rows(report: Report) -> Iterator[Sequence[str]]:
         yield (
             row["way"], f"{row['machines']} x {row['devices']}", row["network"],
             _number(row["memory_gb"]) + fits[row["fits"]], _span(row["update_sec"]), _percents(row["waiting_share"]),
-            _number(row["sharded_memory_gb"]) + fits[row["fits_sharded"]], _span(row["sharded"]["update_sec"]),
-            _percents(row["sharded"]["communication_share"]),
+            _number(row["parts_memory_gb"]) + fits[row["fits_in_parts"]], *_timed(row["parts"]),
+            _number(row["sharded_memory_gb"]) + fits[row["fits_sharded"]], *_timed(row["sharded"]),
+        )  # fmt: skip
+
+
+def _timed(way: Report) -> tuple[str, str]:
+    return _span(way["update_sec"]), _percents(way["communication_share"])
+
+
+SHARD_HEAD = (
+    "processes", "weights that train", "number type", "plan, MB", "measured, MB (least-most)", "plan / measured",
+    "bytes of a weight: plan", "measured",
+)  # fmt: skip
+
+
+def shard_rows(report: Report) -> Iterator[Sequence[str]]:
+    """A run a row: the memory of one of its processes."""
+    for row in report["rows"]:
+        low, high = row["measured_low"] / 1e6, row["measured_high"] / 1e6
+        yield (
+            str(row["processes"]), "in parts" if row["shard"] else "whole", row["precision"],
+            f"{row['planned_bytes'] / 1e6:.0f}", f"{row['measured_bytes'] / 1e6:.0f} ({low:.0f}-{high:.0f})",
+            f"{row['ratio']:.2f}", f"{row['planned_per_weight']:.1f}", f"{row['measured_per_weight']:.1f}",
         )  # fmt: skip
 
 

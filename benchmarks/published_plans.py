@@ -149,8 +149,9 @@ def plan_runs() -> list[Report]:
                     "trained": report["parameters"]["trained"], "stage": stage["name"],
                     "memory_gb": memory["total"] / 1e9, "fits": memory["fits"],
                     "sharded_memory_gb": memory["with_sharding"] / 1e9, "fits_sharded": memory["fits_sharded"],
+                    "parts_memory_gb": memory["with_shard"] / 1e9, "fits_in_parts": memory["fits_in_parts"],
                     "update_sec": stage["update_sec"], "waiting_share": stage["communication_share"],
-                    "sharded": stage["sharded"], "sec": report["total"]["sec"],
+                    "sharded": stage["sharded"], "parts": stage["parts"], "sec": report["total"]["sec"],
                 })  # fmt: skip
     return found
 

@@ -295,6 +295,7 @@ TABLES = {
     ),
     "published-plans": Table("published-plans.json", plan_tables.PUBLISHED_HEAD, plan_tables.published_rows),
     "planned-runs": Table("published-plans.json", plan_tables.RUN_HEAD, plan_tables.run_rows),
+    "shard-memory": Table("shard-memory.json", plan_tables.SHARD_HEAD, plan_tables.shard_rows),
     "answer-costs": Table("answer-costs.json", plan_tables.COST_HEAD, plan_tables.cost_rows),
     "answer-costs-check": Table("answer-costs.json", plan_tables.CHECK_HEAD, plan_tables.cost_check_rows),
     "support": Table("support.json", ("engine", "device", "precision", "form", "built", "run"), _support),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lrkit.batch.job import AskedModel, Job, LineOptions, Shard
-from lrkit.batch.joined import join
+from lrkit.batch.joined import are_figures, join
 from lrkit.batch.shard_answers import ShardWork
 from lrkit.errors import UserError
 from lrkit.files import check_writable, write_json
@@ -73,7 +73,7 @@ def answer_lines(
     with locked(job.folder, "answers into"):
         begun = job.begin(identity)
         total = sum(shard.span.rows for shard in shards)
-        if begun.get("complete") and isinstance(begun.get("figures"), dict) and job.answers.is_file():
+        if begun.get("complete") and are_figures(begun.get("figures"), job.options) and job.answers.is_file():
             job.forget()
             return Answered(job.folder, total, 0, begun["figures"])
         left = [shard for shard in shards if not job.result(shard).is_file()]

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lrkit.batch.job import Job, Shard
+from lrkit.batch.job import Job, LineOptions, Shard
 from lrkit.contract.generated import Mode
 from lrkit.contract.scoring import accuracy, compare_paired
 from lrkit.errors import UserError, clean
 from lrkit.files import replacing
 
+_MOST = 2**31
+"""Above every count that an answer has."""
 _MEANS = ("ar_steps", "latent_steps", "spoken_tokens", "replayed_tokens", "prefilled_tokens")
 
 
@@ -42,6 +44,8 @@ class ModeSums:
         if "error" in row:
             self.errors += 1
             return
+        if not all(type(row[name]) is int and 0 <= row[name] < _MOST for name in _MEANS):
+            raise ValueError("counts are whole numbers")
         self.answers += 1
         self.totals.update({name: row[name] for name in _MEANS})
         self.halting[row["halting"]] += 1
@@ -88,7 +92,7 @@ def _add(job: Job, shard: Shard, sums: dict[Mode, ModeSums], line: bytes) -> Non
     try:
         row = json.loads(line)
         sums[row["mode"]].add(row)
-    except (ValueError, KeyError, TypeError) as error:  # a disk that lost a part, or somebody's editor
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # a disk that lost a part, or somebody's editor
         place = clean(str(job.result(shard)))
         raise UserError(
             f"{place}: holds a row that is no answer; remove it, and start the same command again"
@@ -110,6 +114,19 @@ def _lines_of(job: Job, shard: Shard) -> Iterator[bytes]:
         raise UserError(
             f"{clean(str(place))}: has {count} rows where {wanted} belong; remove it, and start the same command again"
         )
+
+
+def are_figures(found: Any, options: LineOptions) -> bool:
+    """Whether a record holds figures as `figures` makes them; damaged ones are made again."""
+    return _alike(found, figures({mode: ModeSums() for mode in options.modes}, options.scored))
+
+
+def _alike(found: Any, like: Any) -> bool:
+    if not isinstance(like, dict):
+        return found is None or isinstance(found, int | float)
+    if not isinstance(found, dict) or (like and found.keys() != like.keys()):  # an empty one may hold any counts
+        return False
+    return all(_alike(found[name], one) for name, one in like.items())
 
 
 def figures(sums: dict[Mode, ModeSums], scored: bool) -> dict[str, Any]:

@@ -176,7 +176,9 @@ class ParquetLines(LineFile):
             length: int = self._file.metadata.row_group(index).num_rows
             low, high = max(start, begins), min(start + count, begins + length)
             for at in range(low, high, _MOST_ROWS):
-                rows = self._table(index).slice(at - begins, min(_MOST_ROWS, high - at)).to_pylist()
+                part = self._table(index).slice(at - begins, min(_MOST_ROWS, high - at))
+                with self._reading():  # texts that are not UTF-8 are met here
+                    rows = part.to_pylist()
                 yield from ((at + nth + 1, self._made(at + nth + 1, row)) for nth, row in enumerate(rows))
             begins += length
 

@@ -170,6 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     make_streams_safe()
     own = arguments is None
     crew = Crew.of(given) if own and threading.current_thread() is threading.main_thread() else Crew()
+    if crew.leaves_help(given):
+        raise SystemExit(0)
     with _signals(own):
         try:
             _run(given, debug, crew)

@@ -10,6 +10,7 @@ from rich.progress import Progress, TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lrkit.cli.shared.console import bars, beside_json
+from lrkit.cli.shared.launched import Crew
 from lrkit.cli.shared.options import dry_run_option
 from lrkit.cli.shared.tables import json_option, percent, write_json
 
@@ -96,12 +97,13 @@ def train(
     _writes(plan, output)
     asked = load_recipe(find_recipe(recipe), overrides or [])
     folder = output or Path("runs") / asked.name
+    follows = Crew.of(["train"]).follows  # another process of the same run tells what there is to tell
     if dry_run:
-        return _dry_run(asked, folder, resume, json_file)
+        return _checked(asked, folder, resume) if follows else _dry_run(asked, folder, resume, json_file)
     if plan:
-        return _plan_run(asked, datasheet, (devices, machines), assume, json_file)
+        return None if follows else _plan_run(asked, datasheet, (devices, machines), assume, json_file)
     checkpoint = _trained(asked, folder, resume)
-    if os.environ.get("RANK", "0") != "0":  # another process of the same run tells it
+    if follows:
         return
     from lrkit.train.run_report import read_run
 
@@ -168,6 +170,13 @@ def _require_packages() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for package in PACKAGES:
         require(package, "train")
+
+
+def _checked(recipe: "Recipe", folder: Path, resume: bool) -> None:
+    """The checks of a process that follows: a file may be missing on its machine alone."""
+    from lrkit.train.checks import find_problems
+
+    find_problems(recipe, folder, resume)
 
 
 def _dry_run(recipe: "Recipe", folder: Path, resume: bool, json_file: Path | None) -> None:

@@ -20,11 +20,11 @@ from lrkit.train.share import Share
 
 _ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 _ENGINES = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_FSDP": ("FSDP", "it waits without end where processes call layers unequally often, as lrkit's do"),
+    "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", "it breaks where a weight has a gradient in one process alone, as here"),
+    "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", "it was never run with lrkit"),
 }
-"""Variable that accelerate's launcher sets -> what it would begin."""
+"""Variable that accelerate's launcher sets -> what it would begin, and why not (docs/decisions/sharding.md)."""
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -75,12 +75,11 @@ def _several() -> bool:
 
 
 def _refuse_engines() -> None:
-    """An engine that was never run with lrkit is not begun: it would fail late, or train something else."""
-    for variable, name in _ENGINES.items():
+    """An engine that cannot train with lrkit is not begun: it would fail late, or train something else."""
+    for variable, (name, why) in _ENGINES.items():
         if os.environ.get(variable, "false").lower() in ("true", "1"):
             raise UserError(
-                f"{name} is asked for ({variable}), which exchanges weights or gradients as layers are called, and "
-                "lrkit's processes call layers unequally often; launch without it, and set shard=true, which keeps "
+                f"{name} is asked for ({variable}), and {why}; launch without it, and set shard=true, which keeps "
                 "optimizer states, gradients and float32 weights in parts (train/README.md)"
             )
 

@@ -24,6 +24,12 @@ _REDUCE: Any = getattr(distributed, "reduce_scatter_single" if _SINGLE else "red
 _GATHER: Any = getattr(distributed, "all_gather_single" if _SINGLE else "all_gather_into_tensor", None)
 
 
+def narrows(backbone: nn.Module, half: bool) -> bool:
+    """Whether a backbone that trains in parts computes with bfloat16 weights, where products are in bfloat16 (`half`):
+    its float32 numbers are in the parts, if all of it trains."""
+    return half and all(weight.requires_grad for weight in backbone.parameters())
+
+
 @dataclass(frozen=True)
 class Cut:
     """Where one weight of `size` numbers is cut. Parts have `width` numbers; the last ones have fewer, or none."""

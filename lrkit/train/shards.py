@@ -22,7 +22,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from lrkit.train.optim import build_optimizers
-from lrkit.train.parts import Part, join_parts, sum_parts
+from lrkit.train.parts import Part, join_parts, narrows, sum_parts
 from lrkit.train.replicas import Held, Replicas
 from lrkit.train.stage import OptimizerConfig
 
@@ -39,7 +39,7 @@ class Shards:
         """`backbone` is the part of `model` whose weights may be narrowed, where all of them train."""
         self._accelerator = accelerator
         self._processes = accelerator.num_processes
-        self._narrow = accelerator.mixed_precision == "bf16" and all(w.requires_grad for w in backbone.parameters())
+        self._narrow = narrows(backbone, accelerator.mixed_precision == "bf16")
         self._backbone = {id(weight) for weight in backbone.parameters()}
         # Without DDP around it: gradients are exchanged here. Before it is cut: what is moved to the device is copied.
         self.model: nn.Module = accelerator.prepare_model(model, evaluation_mode=True)

@@ -229,6 +229,14 @@ def plan_memory(folder: Path) -> None:
     assert 0.3 < row["ratio"] < 1.3 and row["measured_low"] > 1e7
 
 
+def shard_memory(folder: Path) -> None:
+    """Two processes with their parts; of weights this small, what no plan counts is as large as what it does."""
+    report = json.loads((folder / "shard_memory.json").read_text())
+    (row,) = report["rows"]
+    assert row["processes"] == 2 and row["shard"] and row["planned"]["masters"] == 0 < row["planned"]["arriving"]
+    assert 0.3 < row["ratio"] < 1.3 and 4 * row["trained"] < row["measured_low"] <= row["measured_high"]
+
+
 def visual_positions(folder: Path) -> None:
     """Two updates of each scheme; the first sees the same tables with the same weights, at other places."""
     report = json.loads((folder / "visual_positions.json").read_text())
@@ -264,6 +272,7 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
         gpu_answers,
     ),
     "plan_memory": (lambda bundle, folder: ["--json", folder / "plan_memory.json"], plan_memory),
+    "shard_memory": (lambda bundle, folder: ["--json", folder / "shard_memory.json"], shard_memory),
     "published_plans": (lambda bundle, folder: ["--json", folder / "published_plans.json"], published_plans),
     "peer": (lambda bundle, folder: ["--json", folder / "peer.json"], peer),
     "words_peers": (
@@ -284,7 +293,7 @@ SMOKE: dict[str, tuple[Arguments, Callable[[Path], None]]] = {
 }
 NEEDS = {"peer_genai": ("openvino_genai", "nncf"), "ray_throughput": ("ray",)}
 """Packages beside lrkit's own extras; skipped without them."""
-LONG = {"peer", "plan_memory", "gpu_answers", "fine_replay"}
+LONG = {"peer", "plan_memory", "shard_memory", "gpu_answers", "fine_replay"}
 """Their smoke size takes too long for the default tests."""
 PART_OF = {
     "fine_replay_times": "fine_replay",

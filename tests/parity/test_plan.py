@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from lrkit.train.accelerator import make_accelerator
 from lrkit.train.checks import check_init
 from lrkit.train.curriculum import Curriculum
 from lrkit.train.plan.batches import sizes_of
@@ -21,6 +22,7 @@ from lrkit.train.plan.kept import CPU, kept_bytes, tower_kept
 from lrkit.train.plan.opened import open_plan
 from lrkit.train.plan.work import batch_work
 from lrkit.train.recipe import Recipe, load_recipe
+from lrkit.train.shards import hold
 from lrkit.train.start import Start, load_start
 from tests.families.cases import case_of
 from tests.published import write_drawn_samples
@@ -58,6 +60,8 @@ def holds(recipe: Recipe, stages: Iterator[int] | range) -> None:
     """Weights, kept bytes and operations of the stages, as planned and as they are."""
     opened, start = open_plan(recipe, gpu=False), started(recipe)
     model, reasoner = opened.model, start.reasoner
+    if recipe.shard:
+        hold(make_accelerator(recipe), reasoner, recipe.optimizer, reasoner.backbone.model, recipe.shard)
     assert sum(model.weights.values()) == sum(weight.numel() for weight in reasoner.parameters())
     trained = [weight for weight in reasoner.parameters() if weight.requires_grad]
     assert sum(model.trained.values()) == sum(weight.numel() for weight in trained)
@@ -134,4 +138,13 @@ def test_every_family_is_planned_as_it_runs(family: str, what: str, number: str,
     folder = next(iter(case_of(family).variants.values()))(tmp_path / family)
     changes = [f"init={folder}", f"data.train={lines}", "batch_size=3", f"trainable={what}", f"precision={number}"]
     recipe = load_recipe("m3cot-style", [*changes, "model.routing.layers=all", "model.replay.num_tokens=3"])
+    holds(recipe, range(0, len(recipe.stages), 4))
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", *(pytest.param(f, marks=pytest.mark.long) for f in FAMILIES[1:])])
+def test_weights_that_compute_in_bfloat16_are_planned_as_they_run(family: str, lines: Path, tmp_path: Path) -> None:
+    """`shard: true` over all weights: nothing is cast, so matrices share one input, and no copies are made."""
+    folder = next(iter(case_of(family).variants.values()))(tmp_path / family)
+    changes = [f"init={folder}", f"data.train={lines}", "batch_size=3", "trainable=full", "precision=bfloat16"]
+    recipe = load_recipe("m3cot-style", [*changes, "shard=true", "model.replay.num_tokens=3"])
     holds(recipe, range(0, len(recipe.stages), 4))

@@ -104,6 +104,73 @@ def test_a_mistake_in_the_command_is_told_once(words: list[str], told: str, tmp_
         assert "exitcode  : 2 " in said
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("words", "once"),
+    [
+        (["--help"], "Usage: lrkit train"),
+        (["smoke", "--plan"], "nothing was run or measured"),
+        (["smoke", "--dry-run"], "nothing wrong was found"),
+    ],
+)
+def test_what_is_no_training_is_printed_once(words: list[str], once: str, tmp_path: Path) -> None:
+    report = [] if words == ["--help"] else ["--json", str(tmp_path / "report.json")]
+    run = launched("torchrun", *words, *report)
+    said, _ = run.communicate()
+    assert run.returncode == 0 and said.count(once) == 1, said
+    assert not report or json.loads((tmp_path / "report.json").read_text())["recipe"] == "smoke"
+
+
+CONFIG = "compute_environment: LOCAL_MACHINE\nmachine_rank: 0\nnum_machines: 1\nnum_processes: 2\nuse_cpu: true\n"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("flags", "kind", "processes"),
+    [
+        (["--multi_gpu", "--num_processes", "2"], None, 2),
+        ([], "MULTI_GPU", 2),
+        (["--cpu", "--num_processes", "2"], None, 1),
+        ([], "MULTI_CPU", 1),
+    ],
+)
+def test_which_words_make_accelerate_start_two_processes_on_cpus(
+    flags: list[str], kind: str | None, processes: int, tmp_path: Path
+) -> None:
+    """As train/README.md says. MULTI_CPU leaves it to mpirun to start more than one."""
+    (tmp_path / "started.py").write_text("import os\nprint('started of', os.environ.get('WORLD_SIZE', '1'))\n")
+    if kind is not None:
+        (tmp_path / "config.yaml").write_text(f"{CONFIG}distributed_type: {kind}\n")
+        flags = ["--config_file", str(tmp_path / "config.yaml")]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *flags, "--main_process_port", str(free_port())]
+    done = subprocess.run([*command, str(tmp_path / "started.py")], env=environment(), capture_output=True, text=True)
+    assert done.stdout.splitlines() == [f"started of {processes}"] * processes, done.stderr
+
+
+@pytest.mark.long
+def test_fsdp_of_accelerate_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2"]
+    command += ["--num_processes", "2", "--main_process_port", str(free_port()), "-m", "lrkit", "train", *SMOKE]
+    done = subprocess.run([*command, "-o", str(tmp_path / "run")], env=environment(), capture_output=True, text=True)
+    (error,) = errors(done.stdout + done.stderr)
+    assert error.startswith("error: FSDP is asked for (ACCELERATE_USE_FSDP)") and "set shard=true" in error
+    assert "exitcode  : 2 " in done.stderr and not (tmp_path / "run").exists()
+
+
+def follower(*words: object) -> "subprocess.CompletedProcess[str]":
+    """The second of two processes; nobody has started the first."""
+    env = {**environment(), "RANK": "1", "WORLD_SIZE": "2"}
+    command = [sys.executable, "-W", "ignore", "-m", "lrkit", "train", *map(str, words)]
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+def test_a_process_that_follows_prints_no_help_no_plan_and_no_dry_run(tmp_path: Path) -> None:
+    for words in (["-h"], ["smoke", "--plan"], ["smoke", "--dry-run"]):
+        report = [] if words == ["-h"] else ["--json", tmp_path / "report.json"]
+        done = follower(*words, *report)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
+
+
 def test_a_process_that_follows_speaks_only_where_nobody_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -163,7 +163,9 @@ def test_the_environment_does_not_change_the_recipe(
 @pytest.mark.parametrize(
     ("variable", "name"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")]
 )
-def test_an_engine_that_was_never_run_is_refused(variable: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_cannot_train_latents_is_refused(
+    variable: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(variable, "true")
     with pytest.raises(UserError, match=rf"{name} is asked for \({variable}\).*; launch without it, and set shard="):
         make_accelerator(load_recipe(recipe(2, 2)))

@@ -162,7 +162,11 @@ def test_a_shard_that_somebody_cut_is_told_and_not_joined(
     assert not (tmp_path / "out" / "answers.jsonl").exists()
 
 
-@pytest.mark.parametrize("row", ["{", "[]", "{}", '{"mode": "other"}', '{"mode": "latent"}', "\xff"])
+@pytest.mark.parametrize(
+    "row",
+    ["{", "[]", "{}", '{"mode": "other"}', '{"mode": "latent"}', "\xff", "[" * 5000, "FEW", "TEXT", "HUGE"],
+    ids=lambda row: row[:20],
+)
 def test_a_damaged_row_of_a_shard_is_told_and_the_shard_is_done_again(
     bundle: Path, lines: Path, tmp_path: Path, row: str
 ) -> None:
@@ -176,6 +180,9 @@ def test_a_damaged_row_of_a_shard_is_told_and_the_shard_is_done_again(
         own, kept = kept[: shard.span.rows], kept[shard.span.rows :]
         job.result(shard).write_text("".join(own), encoding="utf-8")
     damaged = job.result(shards[2])
+    counts = {"FEW": -1, "TEXT": "1", "HUGE": 10**4000}
+    if row in counts:
+        row = json.dumps({**json.loads(damaged.read_text().splitlines()[0]), "ar_steps": counts[row]})
     damaged.write_bytes(b"".join([row.encode("latin-1") + b"\n", *damaged.read_bytes().splitlines(keepends=True)[1:]]))
     with pytest.raises(UserError, match=r"0000002\.jsonl: holds a row that is no answer; remove it"):
         run(bundle, lines, job.folder)
@@ -187,9 +194,16 @@ def test_a_damaged_row_of_a_shard_is_told_and_the_shard_is_done_again(
 def test_a_record_that_lost_its_figures_is_made_again(bundle: Path, lines: Path, tmp_path: Path) -> None:
     whole = run(bundle, lines, tmp_path / "out")
     record = json.loads((whole.folder / "job.json").read_text())
-    (whole.folder / "job.json").write_text(json.dumps({**record, "figures": None}))
-    again = run(bundle, lines, whole.folder)
-    assert again.answered_now == again.rows and again.figures == whole.figures
+    for damaged in (
+        None,
+        {},
+        {**record["figures"], "modes": {}},
+        {**record["figures"], "modes": {"latent": {"errors": 1}}},
+    ):
+        (whole.folder / "job.json").write_text(json.dumps({**record, "figures": damaged}))
+        again = run(bundle, lines, whole.folder)
+        assert again.answered_now == again.rows and again.figures == whole.figures
+    assert run(bundle, lines, whole.folder).answered_now == 0
 
 
 def test_both_verbs_answer_lines(bundle: Path, lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,6 +126,17 @@ def test_what_is_no_file_of_lines_is_told(jsonl: Path, name: str, says: str, mon
         open_lines(name, True)
 
 
+def test_a_text_of_a_parquet_file_that_is_not_utf8_is_told(jsonl: Path) -> None:
+    from pyarrow import parquet
+
+    offsets = pyarrow.py_buffer(b"".join(place.to_bytes(4, "little") for place in (0, 3, 5)))
+    texts = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, offsets, pyarrow.py_buffer(b"Who\xff\xfe")])
+    parquet.write_table(pyarrow.table({"question": texts}), jsonl.parent / "odd.parquet")
+    (file,) = open_lines(str(jsonl.parent / "odd.parquet"), False)
+    with pytest.raises(DataError, match=r"odd\.parquet: cannot be read as parquet \(.*utf-8"):
+        read(file, spans_of(file))
+
+
 def test_a_parquet_file_that_is_none_or_lacks_a_column_is_told(jsonl: Path) -> None:
     from pyarrow import parquet
 

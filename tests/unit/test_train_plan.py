@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,18 +119,58 @@ def test_machines_are_planned_as_so_many_devices_that_are_further_apart() -> Non
     assert far["stages"][0]["sharded"]["communication_share"][1] > far["stages"][0]["communication_share"][1]
 
 
-def test_all_weights_of_7b_fit_sharded_alone() -> None:
-    """Every device holds all weights, their gradients and two means of each: more than any card has. FSDP, which lrkit
-    refuses, would fit; an adapter fits as it is."""
+def test_all_weights_of_7b_fit_in_parts_alone() -> None:
+    """Every device holds all weights, their gradients and two means of each: more than any card has. In parts it fits;
+    an adapter fits as it is."""
     adapter = plan_training(load_recipe("m3cot"), "h100-sxm", 8)
     assert adapter["memory"]["fits"] is True
-    full = load_recipe("m3cot", ["trainable=full", "gradient_checkpointing=true"])
+    changes = ["trainable=full", "gradient_checkpointing=true"]
+    full = load_recipe("m3cot", changes)
     for machines in (1, 2):
         report = plan_training(full, "h100-sxm", 8, machines=machines)
         assert report["memory"]["fits"] is False and report["memory"]["fits_sharded"] is True
+        assert report["memory"]["fits_in_parts"] is True and report["shard"] is False
         assert report["memory"]["total"] > 16 * report["parameters"]["total"]
-        with pytest.raises(UserError, match="would not fit, as every device holds all weights; set trainable: lora"):
+        with pytest.raises(UserError, match="would not fit, as every device holds all weights; set shard=true, or set"):
             refuse_unfit(report)
+        parts = plan_training(load_recipe("m3cot", [*changes, "shard=true"]), "h100-sxm", 8, machines=machines)
+        assert parts["memory"]["total"] == report["memory"]["with_shard"] and parts["memory"]["fits"] is True
+        assert parts["memory"]["without_shard"] == report["memory"]["total"]
+        assert parts["memory"]["with_sharding"] == report["memory"]["with_sharding"], "FSDP, however the recipe shards"
+        sent = parts["communication"]
+        assert sent == report["communication"] and sent["parts"]["within"] > sent["whole"]["within"] / 2
+        assert parts["stages"][0]["communication_share"] == report["stages"][0]["parts"]["communication_share"]
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize(
+    ("shard", "precision", "bytes_of_weight"),
+    [
+        (False, "float32", lambda parts: 20),
+        (False, "bfloat16", lambda parts: 20),
+        (True, "float32", lambda parts: 8 + 12 / parts),
+        (True, "bfloat16", lambda parts: 4 + 16 / parts),
+    ],
+)
+def test_what_a_weight_takes_is_what_the_page_says(
+    shard: bool, precision: str, bytes_of_weight: Callable[[int], float], devices: int
+) -> None:
+    """The table of docs/decisions/sharding.md, for updates of several batches."""
+    changes = ["trainable=full", f"shard={str(shard).lower()}", f"precision={precision}", "accumulate=32"]
+    report = plan_training(load_recipe("m3cot", changes), "h100-sxm", devices)
+    names = ("weights", "masters", "gradients", "arriving", "optimizer", "copies")
+    taken = sum(report["memory"][name] for name in names) / report["parameters"]["trained"]
+    # Gradients of the tower, 8% of these weights, are handed over as they come.
+    assert taken == pytest.approx(bytes_of_weight(devices), rel=0.02)
+
+
+def test_the_plan_says_how_many_devices_share(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        ((), "shard: true, and one device, which keeps all; --devices and --machines say how many share"),
+        (("--devices", "2", "--machines", "2"), "shard: true on 4 devices (--devices, --machines): each keeps 1/4 of"),
+    ):
+        assert lrkit("train", "smoke", "shard=true", "--plan", *words) == 0
+        assert said in " ".join(capsys.readouterr().out.split())
 
 
 PUBLISHED = json.loads((Path(__file__).parents[2] / "profiles/reports/published-plans.json").read_text())

@@ -1,7 +1,8 @@
-"""A training that a launcher (torchrun, accelerate launch) started in several processes: which of them says what went
-wrong, so that it is said once and whole.
+"""A training that a launcher (torchrun, accelerate launch) started in several processes: which of them says what it
+found, or what went wrong, so that it is said once and whole.
 
-    lrkit/cli/main.py, where a verb failed or was stopped -> `Crew` -> whether this process speaks
+    lrkit/cli/main.py, where help is asked for, or a verb failed or was stopped -> `Crew` -> whether this process speaks
+    lrkit/cli/train.py, for plans, dry runs and results                         -> `Crew`
 
 A launcher ends all processes as soon as one has ended. So the first must not be ended before it has spoken, neither by
 a quicker one that found the same mistake nor by the launcher, which saw that one is gone.
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+_HELP = {"-h", "--help"}
 PATIENCE_SEC = 30.0
 """How long another process than the first waits to be ended. After that it may be the only one with this mistake, as
 where a file is missing on its machine alone."""
@@ -42,6 +44,10 @@ class Crew:
     def follows(self) -> bool:
         """Is there a first process beside this one?"""
         return self.processes > 1 and self.process > 0
+
+    def leaves_help(self, given: Sequence[str]) -> bool:
+        """Whether help is asked for, and the first process is there to give it."""
+        return self.follows and bool(_HELP & set(given))
 
     def tells(self, patience_sec: float = PATIENCE_SEC) -> bool:
         """Whether this process says its error. Once the processes have joined, the training itself sees to it that one

@@ -15,7 +15,9 @@ from lrkit.cli.shared.tables import write_json
 
 _PARTS = {
     "weights": "weights",
-    "gradients": "gradients",
+    "masters": "their float32 numbers",
+    "gradients": "gradients, summed",
+    "arriving": "gradients of one batch",
     "optimizer": "optimizer's means",
     "copies": "copies of weights in bfloat16",
     "prompt": "kept of the prompt",
@@ -31,6 +33,11 @@ _PARTS = {
 }
 
 
+_WAYS = {
+    "whole": "whole on every device (DDP)",
+    "parts": "in parts (shard: true)",
+    "sharded": "sharded, FSDP (not offered)",
+}
 _TOKENS = ("text", "pictures", "latents", "speech")
 
 
@@ -58,6 +65,8 @@ def show_plan(report: dict[str, Any], console: Console) -> None:
     """Tables of parameters, memory, stages and devices, and the assumptions in words."""
     console.print("A plan: nothing was run or measured; every figure is an estimate.")
     console.print(f"model: {report['model']['from']}; samples: {report['data_from']}; {report['precision']}")
+    if report["shard"]:
+        console.print(_parts(report))
     for table in (_parameters(report), _memory(report), _stages(report)):
         console.print(table)
     if report["devices"] > 1:
@@ -66,6 +75,14 @@ def show_plan(report: dict[str, Any], console: Console) -> None:
         console.print(_devices(report))
     for line in _words(report):
         console.print(line)
+
+
+def _parts(report: dict[str, Any]) -> str:
+    """How many devices share out what trains."""
+    if report["devices"] == 1:
+        return "shard: true, and one device, which keeps all; --devices and --machines say how many share"
+    count = f"{report['devices']:,}"
+    return f"shard: true on {count} devices (--devices, --machines): each keeps 1/{count} of what the optimizer needs"
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -96,6 +113,10 @@ def _memory(report: dict[str, Any]) -> Table:
         table.add_row("headroom", _gb(values["headroom"]))
     table.add_row("with gradient_checkpointing: true", _gb(values["with_gradient_checkpointing"]))
     if report["devices"] > 1:
+        if report["shard"]:
+            table.add_row("with shard: false", _gb(values["without_shard"]))
+        elif values["with_shard"] is not None:
+            table.add_row("with shard: true", _gb(values["with_shard"]))
         table.add_row("with sharded weights, FSDP (not offered)", _gb(values["with_sharding"]))
     return table
 
@@ -124,10 +145,9 @@ def _sending(report: dict[str, Any]) -> Table:
         "sent for one update, and what of the update that is", "weights",
         "a device in its machine, GB", "a machine to others, GB", *(stage["name"] for stage in report["stages"]),
     )  # fmt: skip
-    for way, words in (("whole", "whole on every device (DDP)"), ("sharded", "sharded, FSDP (not offered)")):
+    for way, words in _WAYS.items():
         sent = report["communication"][way]
-        found = [stage if way == "whole" else stage.get("sharded", {}) for stage in report["stages"]]
-        shares = [_percents(one.get("communication_share")) for one in found]
+        shares = [_percents(stage.get(way, {}).get("communication_share")) for stage in report["stages"]]
         table.add_row(words, _gb(sent["within"]), _gb(sent["between"]), *shares)
     return table
 

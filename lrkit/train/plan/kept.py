@@ -87,10 +87,10 @@ def tokens_of_layer(model: PlannedModel, batch: BatchSizes, layer: int, tokens: 
 def row_bytes(model: PlannedModel, kernels: Kernels) -> float:
     """Of one token in one layer, but for the keys that it sees."""
     width, inner, compute = model.width, model.inner, model.compute_bytes
-    norms = 2 * 4 * width  # each norm squares in float32
-    heads = 4 * (model.query_width + model.key_width) if model.head_norms else 0
-    if model.full:
-        norms, heads = 2 * norms, 2 * heads  # and its weight is multiplied with what it made
+    # A norm squares in float32; where its weight trains, that is multiplied with what it made.
+    number = 4 + (model.stream_bytes if model.full else 0)
+    norms = 2 * number * width
+    heads = number * (model.query_width + model.key_width) if model.head_norms else 0
     attention = 2 * model.query_width * compute + 4 * model.heads
     return norms + heads + attention + 3 * inner * compute + _inputs(model, kernels)
 
@@ -99,8 +99,9 @@ def _inputs(model: PlannedModel, kernels: Kernels) -> float:
     """What the matrices of a layer keep of their inputs."""
     width, inner = model.width, model.inner
     if model.full:
-        # In bfloat16 each of q, k, v, gate and up casts its input for itself; o and down get what is kept anyway.
-        return (5 * 2 * width + 2 * inner) if model.half else 4 * (2 * width + inner)
+        # Under autocast each of q, k, v, gate and up casts its input for itself; o and down get what is kept anyway.
+        casts = 5 if model.stream_bytes > model.compute_bytes else 2
+        return model.compute_bytes * (casts * width + inner)
     if not model.adapted:
         return 0  # a frozen matrix needs none
     lora = model.settings.lora
@@ -157,7 +158,7 @@ def _routed(
 def _ends(model: PlannedModel, chunk: Chunk) -> float:
     """Before the first layer and behind the last."""
     width = model.width
-    norm = 4 * width * (2 if model.full else 1)
+    norm = width * (4 + (model.stream_bytes if model.full else 0))
     rows = model.stream_bytes * width if model.full else 0
     replayed = 4 * width * (chunk.tokens - 1) * chunk.samples if chunk.name == "latents" else 0
     return chunk.rows * (norm + rows) + replayed

@@ -4,12 +4,15 @@ Place in the pipeline: PlannedModel + the largest batch -> `memory_of` -> plan.p
 against real runs.
 
 Some moments need more than others: where the backward pass begins, with all that the forward pass kept and the logits;
-where gradients of the embedding are added up; where the pass ends, with all gradients. The plan counts the largest.
+where gradients of the embedding are added up; where the pass is back behind speech, with what the prompt and the latent
+steps kept and a gradient of every weight, which waits there for those of the chunks before; where it ends, and devices
+exchange their parts (`shard: true`). The plan counts the largest.
 """
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from lrkit.train.parts import MOST_AT_ONCE
 from lrkit.train.plan.batches import BatchSizes
 from lrkit.train.plan.kept import Kernels, chunks_of, kept_bytes, tower_kept
 from lrkit.train.plan.model import PlannedModel
@@ -24,7 +27,9 @@ class Memory:
     """Bytes on one device."""
 
     weights: float
+    """That the model computes with."""
     gradients: float
+    """Summed over the batches of an update, and in parts over all devices."""
     optimizer: float
     copies: float
     """Of weights in bfloat16, which autocast keeps through the forward pass."""
@@ -40,7 +45,8 @@ class Memory:
     pictures: float
     """Of batches that wait, where these are in the same memory."""
     communication: float
-    """Buckets of gradients, where several devices train."""
+    """Where several devices train: buckets of gradients; in parts, what is packed to be exchanged, beyond the gradients
+    that it takes the place of."""
     accumulates: bool
     """Whether gradients are there before the backward pass begins."""
     tables: float = 0.0
@@ -49,11 +55,29 @@ class Memory:
     scratch: float = 0.0
     """Of kernels that lay out a matrix in their own way."""
     tower_kept: bool = False
+    arriving: float = 0.0
+    """Gradients of one batch, until they are added to `gradients`."""
+    in_parts: bool = False
+    """Whether gradients, the optimizer's means and the next are of this device's part alone."""
+    masters: float = 0.0
+    """Float32 numbers of weights that compute in bfloat16."""
 
     @property
     def held(self) -> float:
         """At any moment."""
-        return self.weights + self.optimizer + self.pictures + self.communication + self.scratch
+        buckets = 0.0 if self.in_parts else self.communication
+        return self.weights + self.masters + self.optimizer + self.pictures + buckets + self.scratch
+
+    @property
+    def before(self) -> float:
+        """Gradients of earlier batches of the update, while one is computed."""
+        return self.gradients if self.accumulates else 0.0
+
+    @property
+    def end(self) -> float:
+        """Beside what is held, where the backward pass ends."""
+        exchanged = self.communication if self.in_parts else 0.0
+        return max(self.before + self.arriving, self.gradients) + exchanged
 
     @property
     def activations(self) -> float:
@@ -64,12 +88,11 @@ class Memory:
     @property
     def peak(self) -> float:
         """The most that is needed at once."""
-        kept, before = self.activations, self.gradients if self.accumulates else 0.0
-        # Before speech is read: the teacher's tower works. Behind it, on the way back: the tables' gradients.
-        teaching = kept - self.speech + before + (0.0 if self.tower_kept else self.tower)
-        summing = kept - self.speech + before + self.tables
-        end = self.gradients + self.copies
-        return self.held + max(kept + before + self.logits, teaching, summing, end)
+        kept, before = self.activations, self.before
+        # Before speech is read: the teacher's tower works. Behind it, on the way back: the tables' gradients, then all.
+        teaching = 0.0 if self.tower_kept else self.tower
+        within = kept - self.speech + before + max(teaching, self.tables, self.arriving)
+        return self.held + max(kept + before + self.logits, within, self.end)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -82,24 +105,19 @@ def memory_of(
 ) -> Memory:  # fmt: skip
     """Bytes that one of `devices` needs for this batch. `patch_bytes` is what a patch has in pixels; `host`: it is the
     memory in which batches wait."""
-    trained = sum(model.trained.values())
     kept = kept_bytes(model, batch, kernels)
     targets = 0 if batch.vision_only else batch.samples * (batch.speech + batch.latents)
     tower = tower_kept(model, batch, patch_bytes)
     loader = model.recipe.loader
     waiting = accumulate + (max(loader.ahead, loader.num_workers) + 1 if host else 0)
     return Memory(
-        weights=model.weight_bytes,
-        gradients=4 * trained,
-        optimizer=8 * trained - 4 * model.muon,
-        copies=2 * model.cast,
+        **_of_weights(model, batch, devices, host),
         prompt=kept["prompt"],
         latents=kept["latents"],
         speech=kept["speech"],
         tower=tower or _tower_works(model, batch, patch_bytes),
         logits=_LOGITS * targets * model.vocabulary,
         pictures=4.0 * patch_bytes * batch.patches * waiting,
-        communication=4 * trained if devices > 1 else 0,
         accumulates=accumulate > 1,
         tables=_tables(model) if model.full and not batch.vision_only else 0.0,
         # oneDNN keeps the largest matrix that it has laid out for products in bfloat16.
@@ -108,9 +126,48 @@ def memory_of(
     )
 
 
+def _of_weights(model: PlannedModel, batch: BatchSizes, devices: int, host: bool) -> dict[str, Any]:
+    """What grows with the weights (the table of docs/decisions/sharding.md)."""
+    trained, narrowed = sum(model.trained.values()), model.narrowed
+    found: dict[str, Any] = {
+        "weights": model.weight_bytes,
+        "gradients": 4 * trained,
+        "arriving": 0.0 if batch.vision_only else _arriving(model),
+        "optimizer": 8 * trained - 4 * model.muon,
+        "copies": 2 * model.cast,
+        "communication": 4 * trained if devices > 1 else 0,
+    }
+    if not model.in_parts:
+        return found
+    arriving = 4 * trained - 2 * narrowed  # whole, where they are exchanged
+    # Packed in float32 in the place of these, with the sum of the own part; gloo, on CPUs, sums in a copy.
+    buffers = 1 + (1 / devices + host if devices > 1 else 0)
+    packed = min(trained, max(model.largest, MOST_AT_ONCE))
+    return found | {
+        "in_parts": True,
+        "arriving": arriving,
+        "gradients": found["gradients"] / devices,
+        "optimizer": found["optimizer"] / devices,
+        "masters": 4 * narrowed / devices,
+        "communication": packed * (4 * buffers - arriving / trained),
+    }
+
+
+def _arriving(model: PlannedModel) -> float:
+    """Of the language model: each chunk adds to a gradient that waits for the chunks before, in the type of the
+    product. The tower runs once, and hands over each gradient as it comes."""
+    once = ("vision", "merger")
+    numbers = sum(count for group, count in model.trained.items() if group not in once)
+    in_half = sum(count for group, count in model.multiplied.items() if group not in once) if model.half else 0
+    return 4 * numbers - 2 * in_half
+
+
 def _tables(model: PlannedModel) -> float:
-    """Three matrices in float32; the head's uses are added up in the type of its products, and then once cast."""
+    """Three matrices in float32; the head's uses are added up in the type of its products, and then once cast. Of
+    weights in bfloat16 all is in bfloat16."""
     one, tied = model.vocabulary * model.width, "head" not in model.weights
+    if model.narrowed:
+        return (3 if tied else 1 + 3) * 2 * one
     if tied:
         return (3 * 2 + 4) * one if model.half else 3 * 4 * one
     return (1 + 3) * 4 * one
@@ -126,16 +183,16 @@ def _tower_works(model: PlannedModel, batch: BatchSizes, patch_bytes: int) -> fl
 def checkpointed(model: PlannedModel, batch: BatchSizes, memory: Memory, kernels: Kernels) -> float:
     """The peak if every layer of the language model kept its input alone and was run again in the backward pass. The
     keys of earlier chunks stay, because later chunks read them."""
-    stream, layers = model.stream_bytes, model.num_layers
-    chunks = list(chunks_of(model, batch))
-    inputs = sum(chunk.rows * stream * model.width * layers for chunk in chunks)
-    keys = sum(chunk.samples * chunk.tokens * 2 * model.key_width * model.compute_bytes * layers for chunk in chunks)
-    whole = kept_bytes(model, batch, kernels)
-    one = max(whole.values()) / layers
+    layers = model.num_layers
+    inputs, keys = model.width * model.stream_bytes, 2 * model.key_width * model.compute_bytes
+    of_chunk = dict.fromkeys(("prompt", "latents", "speech"), 0.0)
+    for chunk in chunks_of(model, batch):
+        of_chunk[chunk.name] += chunk.rows * (inputs + keys) * layers
+    one = max(kept_bytes(model, batch, kernels).values()) / layers
     tower = memory.tower if memory.tower_kept else 0.0
-    kept = memory.copies + tower + inputs + keys + one
-    before = memory.gradients if memory.accumulates else 0.0
-    return memory.held + max(kept + before + memory.logits, memory.gradients + memory.copies)
+    kept = memory.copies + tower + sum(of_chunk.values()) + one
+    within = kept - of_chunk["speech"] + memory.arriving
+    return memory.held + max(memory.before + max(kept + memory.logits, within), memory.end)
 
 
 def sharded(memory: Memory, devices: int, largest_layer: float) -> Memory:

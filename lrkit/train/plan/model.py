@@ -22,6 +22,7 @@ from lrkit.model.reasoner import LatentReasoner
 from lrkit.runtime.engines.common.model_counts import ModelCounts
 from lrkit.runtime.engines.torch.counts import count_reasoner
 from lrkit.train.optim import is_hidden_matrix, own_group
+from lrkit.train.parts import narrows
 from lrkit.train.recipe import Recipe
 
 LORA = "LoRA"
@@ -62,8 +63,12 @@ class PlannedModel:
     """Of these, the ones that Muon takes; it has one running mean where AdamW has two."""
     frozen_narrow: int
     """Weights that stay in bfloat16."""
-    cast: int
-    """Weights that autocast copies into bfloat16."""
+    multiplied: dict[str, int]
+    """Of the trained ones, matrices that tokens are multiplied with."""
+    narrow: int
+    """Weights that compute in bfloat16 where they train in parts (`shard: true`)."""
+    largest: int
+    """The largest weight that trains."""
     width: int
     vocabulary: int
     heads: int
@@ -80,6 +85,21 @@ class PlannedModel:
     def full(self) -> bool:
         """Whether all weights train, in float32."""
         return self.recipe.trainable == "full"
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether devices share out what trains (lrkit/train/shards.py)."""
+        return self.recipe.shard
+
+    @property
+    def narrowed(self) -> int:
+        """Weights that are in bfloat16 and train, with float32 numbers beside them."""
+        return self.narrow if self.in_parts else 0
+
+    @property
+    def cast(self) -> int:
+        """Weights that autocast copies into bfloat16."""
+        return sum(self.multiplied.values()) if self.half and not self.narrowed else 0
 
     @property
     def num_layers(self) -> int:
@@ -108,11 +128,12 @@ class PlannedModel:
     @property
     def stream_bytes(self) -> int:
         """Of a number of a hidden state (lrkit/model/precision.py)."""
-        return 2 if self.half and self.adapted else 4
+        return 2 if self.half and (self.adapted or self.narrowed) else 4
 
     @property
     def weight_bytes(self) -> int:
-        return 4 * sum(self.weights.values()) - 2 * self.frozen_narrow
+        """Of what the model computes with."""
+        return 4 * sum(self.weights.values()) - 2 * self.frozen_narrow - 2 * self.narrowed
 
     @property
     def tower_trains(self) -> bool:
@@ -148,7 +169,11 @@ def planned_model(
     multiplied = {"layers", "head", LORA}
     multiplied |= {"vision", "merger"} if tower.learns else set()
     multiplied |= {"embedding"} if backbone.tied_embeddings else set()
-    cast = [w.numel() for g, _, w in groups if w.requires_grad and w.dim() > 1 and g in multiplied]
+    matrices = Counter[str]()
+    for group, _, weight in groups:
+        if weight.requires_grad and weight.dim() > 1 and group in multiplied:
+            matrices[group] += weight.numel()
+    narrow = sum(w.numel() for w in backbone.model.parameters()) if narrows(backbone.model, half) else 0
     return PlannedModel(
         recipe=recipe,
         settings=settings,
@@ -158,7 +183,9 @@ def planned_model(
         trained=dict(trained),
         muon=sum(muon),
         frozen_narrow=sum(weight.numel() for _, _, weight in groups if weight.dtype == torch.bfloat16),
-        cast=sum(cast) if half else 0,
+        multiplied=dict(matrices),
+        narrow=narrow,
+        largest=max((weight.numel() for _, weight in learned), default=0),
         width=backbone.hidden_size,
         vocabulary=vocabulary,
         heads=heads,

@@ -5,6 +5,7 @@
 Every figure is an estimate: `measured` is false, and `assumed` and `not_counted` say what it rests on.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -19,14 +20,15 @@ from lrkit.train.plan.memory import checkpointed
 from lrkit.train.plan.model import PlannedModel
 from lrkit.train.plan.opened import open_plan
 from lrkit.train.plan.planned_run import PlannedRun
-from lrkit.train.plan.spread import sharded_sent, spread_of, whole_sent
+from lrkit.train.plan.spread import sent_by, sharded_sent, spread_of
 from lrkit.train.plan.timing import Assumptions, link_of
-from lrkit.train.plan.work import UpdateWork
 from lrkit.train.recipe import Recipe
 from lrkit.train.share import refuse_share
 
 Report = dict[str, Any]
 SCHEMA_VERSION = 1
+WAYS = {"whole": False, "parts": True}
+"""How what trains lies on several devices -> the recipe's `shard`."""
 NOT_COUNTED = (
     "validation, checkpoints and reading data",
     "memory that torch's allocator holds in pieces too small to use",
@@ -67,6 +69,7 @@ def plan_report(plan: PlannedRun) -> Report:
         "data_from": opened.data_from,
         "precision": "bfloat16" if opened.model.half else "float32",
         "trainable": plan.recipe.trainable,
+        "shard": plan.recipe.shard,
         "parameters": _parameters(opened.model),
         "device": named,
         "devices": total,
@@ -131,12 +134,12 @@ def _stage(plan: PlannedRun, stage: StageSizes) -> Report:
         "flops_by_phase": {name: one.flops * plan.spread.total for name, one in work.phases.items()},
         "flops": work.flops * plan.spread.total * updates,
     }
-    return found | _seconds(plan, work, updates)
+    return found | _seconds(plan, stage, updates)
 
 
-def _seconds(plan: PlannedRun, work: UpdateWork, updates: int) -> Report:
+def _seconds(plan: PlannedRun, stage: StageSizes, updates: int) -> Report:
     """Ranges: [least, most] seconds, and what of an update is waiting for what is sent between devices."""
-    time = plan.time(work)
+    time = plan.time(plan.work(stage))
     if time is None:
         return {"update_sec": None, "sec": None, "communication_sec": None, "communication_share": None}
     found: Report = {
@@ -145,19 +148,24 @@ def _seconds(plan: PlannedRun, work: UpdateWork, updates: int) -> Report:
         "communication_share": time.share,
         "sec": [one * updates for one in time.update],
     }
-    spread = plan.time(work, is_sharded=True)
-    if plan.spread.total > 1 and spread is not None:
-        found["sharded"] = {"update_sec": spread.update, "communication_share": spread.share}
-    return found
+    if plan.spread.total == 1:
+        return found
+    held = {name: plan.held(in_parts) for name, in_parts in WAYS.items()}
+    others = {name: one.time(one.work(stage)) for name, one in held.items()}
+    others["sharded"] = held["whole"].time(held["whole"].work(stage), is_sharded=True)
+    return found | {
+        name: {"update_sec": one.update, "communication_share": one.share}
+        for name, one in others.items()
+        if one is not None
+    }
 
 
 def _communication(plan: PlannedRun) -> Report:
     """Bytes that a device sends in its machine, and a machine to the others, for one update; sharded: not offered."""
     rounds = plan.share.rounds
-    return {
-        "whole": asdict(whole_sent(plan.model, plan.spread)),
-        "sharded": asdict(sharded_sent(plan.model, plan.spread, rounds)),
-    }
+    sent = {name: sent_by(plan.held(in_parts).model, plan.spread, rounds) for name, in_parts in WAYS.items()}
+    sent["sharded"] = sharded_sent(plan.model, plan.spread, rounds)
+    return {name: asdict(one) for name, one in sent.items()}
 
 
 def _tokens(model: PlannedModel, batches: Sequence[BatchSizes]) -> dict[str, float]:
@@ -185,6 +193,8 @@ def _memory(plan: PlannedRun) -> Report:
         "total": plan.peak(batch) + runtime,
         "with_gradient_checkpointing": checkpointed(plan.model, batch, memory, plan.kernels) + runtime,
         "with_sharding": plan.sharded_peak(batch) + runtime,
+        "without_shard": plan.held(in_parts=False).peak(batch) + runtime,
+        "with_shard": None if plan.model.muon else plan.held(in_parts=True).peak(batch) + runtime,
     }
     return report | _fit(plan, report, batch)
 
@@ -193,7 +203,7 @@ def _fit(plan: PlannedRun, report: Report, batch: BatchSizes) -> Report:
     """Whether it fits, what is left, and the largest batch that would fit."""
     held = None if plan.sheet is None or plan.sheet.memory_gb is None else plan.sheet.memory_gb * 1e9
     if held is None:
-        return dict.fromkeys(("device_bytes", "headroom", "fits", "largest_batch", "fits_sharded"))
+        return dict.fromkeys(("device_bytes", "headroom", "fits", "largest_batch", "fits_sharded", "fits_in_parts"))
     left = held - report["total"]
     fitting = (
         size * plan.share.parts
@@ -201,7 +211,10 @@ def _fit(plan: PlannedRun, report: Report, batch: BatchSizes) -> Report:
         if plan.peak(batch.of(size)) + report["runtime"] <= held
     )
     found: Report = {"device_bytes": held, "headroom": left, "fits": left >= 0, "largest_batch": next(fitting, 0)}
-    return found | {"fits_sharded": report["with_sharding"] <= held}
+    parts = report["with_shard"]
+    return found | {
+        "fits_sharded": report["with_sharding"] <= held, "fits_in_parts": None if parts is None else parts <= held
+    }  # fmt: skip
 
 
 def _total(stages: Sequence[Report]) -> Report:
@@ -232,12 +245,14 @@ def refuse_unfit(report: Mapping[str, Any]) -> None:
     changes: list[str] = []
     if memory["largest_batch"]:
         changes.append(f"set batch_size={memory['largest_batch']} instead of {batch} and raise accumulate to match")
+    if not report["shard"] and report["devices"] > 1 and (memory["with_shard"] or math.inf) < memory["total"]:
+        changes.append("set shard=true")
     if memory["total"] > memory["with_gradient_checkpointing"]:
         changes.append("set gradient_checkpointing=true")
     if report["trainable"] == "full":
         changes.append("set trainable: lora")
     changes += ["lower max_pixels or model.replay.num_tokens", "take a device with more memory (lrkit ls device)"]
-    why = "" if report["devices"] == 1 else ", as every device holds all weights"
+    why = "" if report["devices"] == 1 or report["shard"] else ", as every device holds all weights"
     raise UserError(
         f"the run needs about {total:.1f} GB in stage {memory['stage']}, and {device} has "
         f"{memory['device_bytes'] / 1e9:.0f} GB, so it would not fit{why}; "

@@ -4,7 +4,7 @@ Place in the pipeline: recipe, Opened, datasheet, Spread -> `PlannedRun` -> memo
 makes the report.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lrkit.profile.ceilings.devices import DeviceSheet
 from lrkit.train.plan.batches import BatchSizes, StageSizes, widest
@@ -12,7 +12,7 @@ from lrkit.train.plan.kept import CPU, GPU, Kernels
 from lrkit.train.plan.memory import Memory, checkpointed, memory_of, sharded
 from lrkit.train.plan.model import PlannedModel
 from lrkit.train.plan.opened import Opened
-from lrkit.train.plan.spread import Spread, exposed, sharded_sent, whole_sent
+from lrkit.train.plan.spread import Spread, exposed, sent_by, sharded_sent
 from lrkit.train.plan.timing import Assumptions, rates_of, seconds_of, sending_seconds
 from lrkit.train.plan.work import UpdateWork, batch_work, mean_work
 from lrkit.train.recipe import Recipe
@@ -71,6 +71,12 @@ class PlannedRun:
         """Bytes that a GPU's libraries take."""
         return self.assumed.runtime_gb * 1e9 if self.kernels is GPU else 0.0
 
+    def held(self, in_parts: bool) -> "PlannedRun":
+        """The same run with the recipe's `shard` as said."""
+        recipe = self.recipe.model_copy(update={"shard": in_parts})
+        model = replace(self.opened.model, recipe=recipe)
+        return replace(self, recipe=recipe, opened=replace(self.opened, model=model))
+
     def part(self, batch: BatchSizes) -> BatchSizes:
         """What one device holds of a batch at once."""
         return batch.of(-(-batch.samples // self.share.parts))
@@ -86,20 +92,22 @@ class PlannedRun:
         return memory_of(self.model, part, rounds, self.spread.total, self.kernels, self.opened.patch_values, host)
 
     def peak(self, part: BatchSizes, memory: Memory | None = None) -> float:
-        """The most that one device needs at once, of `memory` or of weights that are whole everywhere."""
+        """The most that one device needs at once, of `memory` or as the recipe says."""
         memory = memory or self.memory(part)
         again = self.recipe.gradient_checkpointing
         return checkpointed(self.model, part, memory, self.kernels) if again else memory.peak
 
     def sharded_peak(self, part: BatchSizes) -> float:
-        """The same with sharded weights."""
-        model = self.model
+        """The same with sharded weights (FSDP)."""
+        whole = self.held(in_parts=False)
+        model = whole.model
         largest = max(model.counts.weights["layers"] / model.num_layers, model.weights.get("embedding", 0))
-        return self.peak(part, sharded(self.memory(part), self.spread.total, largest * model.compute_bytes))
+        return whole.peak(part, sharded(whole.memory(part), self.spread.total, largest * model.compute_bytes))
 
     def work(self, stage: StageSizes) -> UpdateWork:
         """Of one update on one device: the mean of its parts of the stage's batches, in each of its rounds."""
-        found = [batch_work(self.model, self.part(batch), self.kernels) for batch in stage.batches]
+        parts = self.spread.total if self.model.in_parts else 1
+        found = [batch_work(self.model, self.part(batch), self.kernels, parts) for batch in stage.batches]
         return mean_work(found).times(self.share.rounds)
 
     def time(self, work: UpdateWork, is_sharded: bool = False) -> UpdateTime | None:
@@ -109,8 +117,9 @@ class PlannedRun:
         compute = seconds_of(work, rates, self.assumed, self.sheet.kind != "cpu")
         if is_sharded:  # weights of the next layer come while this one computes
             sent, hidden = sharded_sent(self.model, self.spread, self.share.rounds), compute[0]
-        else:  # sums run beside the last batch's way back
-            sent = whole_sent(self.model, self.spread)
-            hidden = compute[0] * _BACKWARD[self.model.full] / self.share.rounds
+        else:  # sums of whole weights run beside the last batch's way back, and those of parts behind it
+            sent = sent_by(self.model, self.spread, self.share.rounds)
+            backward = compute[0] * _BACKWARD[self.model.full] / self.share.rounds
+            hidden = 0.0 if self.model.in_parts else backward
         seconds = sending_seconds(sent, self.sheet, self.assumed)
         return UpdateTime(compute, seconds, exposed(seconds, hidden))

@@ -56,10 +56,23 @@ def spread_of(devices: int, machines: int) -> Spread:
     return Spread(devices, machines)
 
 
+def sent_by(model: PlannedModel, spread: Spread, rounds: int) -> Sent:
+    """As the recipe says; `rounds`: batches of an update on each device."""
+    return parts_sent(model, spread, rounds) if model.in_parts else whole_sent(model, spread)
+
+
 def whole_sent(model: PlannedModel, spread: Spread) -> Sent:
     """Side by side (DDP): the gradients of what trains are summed once an update, in float32."""
     gradients = 4.0 * sum(model.trained.values())
     return Sent(2 * _others(spread.devices) * gradients, 2 * _others(spread.machines) * gradients)
+
+
+def parts_sent(model: PlannedModel, spread: Spread, rounds: int) -> Sent:
+    """In parts (lrkit/train/parts.py): gradients are summed into their parts after every batch, in float32, and an
+    update's weights are gathered once, in the type that they compute with."""
+    trained = sum(model.trained.values())
+    amount = 4.0 * trained * rounds + 4.0 * trained - 2.0 * model.narrowed
+    return Sent(_others(spread.devices) * amount, _others(spread.machines) * amount)
 
 
 def sharded_sent(model: PlannedModel, spread: Spread, rounds: int) -> Sent:

@@ -47,8 +47,8 @@ def mean_work(found: Sequence[UpdateWork]) -> UpdateWork:
     return UpdateWork(phases, passes)
 
 
-def batch_work(model: PlannedModel, batch: BatchSizes, kernels: Kernels) -> UpdateWork:
-    """Forward and backward of one batch, and the optimizer's step."""
+def batch_work(model: PlannedModel, batch: BatchSizes, kernels: Kernels, parts: int = 1) -> UpdateWork:
+    """Forward and backward of one batch, and the optimizer's step on one of `parts` of what trains."""
     phases: dict[str, Work] = dict.fromkeys(PHASES, NOTHING)
     passes: dict[str, float] = dict.fromkeys(PHASES, 0.0)
     phases["tower"] = _tower(model, batch)
@@ -60,7 +60,7 @@ def batch_work(model: PlannedModel, batch: BatchSizes, kernels: Kernels) -> Upda
     for name, amount in kept.items():
         phases[name] = phases[name] + Work(2 * amount, 0.0)  # written once, read once
     phases["head"] = _head(model, batch)
-    phases["optimizer"] = _optimizer(model)
+    phases["optimizer"] = _optimizer(model, parts)
     return UpdateWork(phases, passes)
 
 
@@ -144,7 +144,7 @@ def _tower(model: PlannedModel, batch: BatchSizes) -> Work:
     return work
 
 
-def _optimizer(model: PlannedModel) -> Work:
+def _optimizer(model: PlannedModel, parts: int) -> Work:
     """Weights, gradients and two means are read, and all but the gradients are written."""
-    trained = sum(model.trained.values())
+    trained = sum(model.trained.values()) / parts
     return Work(7 * 4.0 * trained, 12.0 * trained)
