@@ -12,6 +12,7 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -35,6 +36,17 @@ struct Answer {
   int64_t latent_steps = 0, spoken_tokens = 0, ar_steps = 0;
   double milliseconds = 0;
 };
+
+/// ONNX Runtime's environment. From version 1.29 on it reports every session to its makers, unless it is told not to
+/// before it is made (on Windows: after).
+inline Ort::Env quiet() {
+#ifndef _WIN32
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+#endif
+  Ort::Env made(ORT_LOGGING_LEVEL_ERROR, "lrkit");
+  made.DisableTelemetryEvents();
+  return made;
+}
 
 class Reasoner {
  public:
@@ -170,7 +182,7 @@ class Reasoner {
   std::filesystem::path folder_;
   Json manifest_, prompt_;
   Tokenizer tokenizer_;
-  Ort::Env env_{ORT_LOGGING_LEVEL_ERROR, "lrkit"};
+  Ort::Env env_ = quiet();
   std::map<std::string, Ort::Session> sessions_;
 };
 

@@ -41,8 +41,21 @@ public final class Lrkit implements AutoCloseable {
   private final JsonNode prompt;
   private final Words words;
 
+  /**
+   * ONNX Runtime from 1.29 on reports every session to its makers. Java can stop that once the environment is there; for
+   * nothing at all, start Java with ORT_DISABLE_TELEMETRY=1.
+   */
+  private void beQuiet() {
+    try {
+      environment.setTelemetry(false);
+    } catch (OrtException error) {
+      throw refused("ONNX Runtime cannot be told to report nothing: %s", error.getMessage());
+    }
+  }
+
   /** Opens a bundle; `words` null: those of tokenizer.json. Throws where it is none that this file can read. */
   public Lrkit(Path folder, Words words) {
+    beQuiet();
     this.folder = folder;
     if (!Files.isReadable(folder.resolve("bundle.json"))) {
       throw refused("%s is not there; give a folder that lrkit export wrote", folder.resolve("bundle.json"));
