@@ -261,8 +261,10 @@ def save_pretrained(
     merge: bool = False,
     reports: Sequence[NameOrPath] = (),
     license: str | None = None,
+    allow_download: bool = False,
 ) -> Path:
-    """Writes into `folder` what `push_to_hub` would send, and returns it. Arguments as there.
+    """Writes into `folder` what `push_to_hub` would send, and returns it. Arguments as there; to merge, a base that is
+    named by a hub id is fetched only with `allow_download`.
 
     Raises:
         UserError: no such model, or nothing that can be published.
@@ -270,8 +272,8 @@ def save_pretrained(
     """
     from lrkit.publish.push import save_folder
 
-    given = [Path(one) for one in reports]
-    return save_folder(_published(model), Path(folder), merge=merge, reports=given, license=license)
+    given: dict[str, Any] = {"merge": merge, "license": license, "allow_download": allow_download}
+    return save_folder(_published(model), Path(folder), reports=[Path(one) for one in reports], **given)
 
 
 def _published(model: NameOrPath) -> Path:

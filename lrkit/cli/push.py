@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from lrkit.cli.shared.console import beside_json, err
-from lrkit.cli.shared.options import dry_run_option
+from lrkit.cli.shared.options import Download, dry_run_option
 from lrkit.cli.shared.tables import json_option, write_json
 
 EXAMPLES = """
@@ -36,6 +36,7 @@ def push(
     ] = None,
     license: Annotated[str | None, typer.Option(help="For the card, as the hub names it: apache-2.0.")] = None,
     dry_run: Annotated[bool, dry_run_option("Send nothing; list files, bytes, and what stays behind.")] = False,
+    download: Download = False,
     json_file: Annotated[Path | None, json_option("Write what was sent to this file.")] = None,
 ) -> None:
     """Publish a checkpoint or a bundle on the Hugging Face hub, with a model card.

@@ -74,7 +74,7 @@ def push_folder(
         UserError: no such folder, nothing that can be published, no token, no rights, or a hub that refuses.
     """
     repository(repo_id)
-    with _whole(folder, merge) as ready:
+    with _whole(folder, merge, allow_download=not dry_run) as ready:
         parts = parts_of(ready)
         if dry_run:
             card = _card(parts, repo_id, reports, license, None)
@@ -99,16 +99,22 @@ def push_folder(
 
 
 def save_folder(
-    folder: Path, target: Path, *, merge: bool = False, reports: Sequence[Path] = (), license: str | None = None
+    folder: Path,
+    target: Path,
+    *,
+    merge: bool = False,
+    reports: Sequence[Path] = (),
+    license: str | None = None,
+    allow_download: bool = False,
 ) -> Path:
     """Writes into `target` what `push_folder` would send, the card included. A README.md that is there already keeps
-    what a hand has written. Returns `target`.
+    what a hand has written. To merge, a base of the hub is fetched only with `allow_download`. Returns `target`.
 
     Raises:
         UserError: nothing that can be published.
         FileError: `target` cannot be written, or holds other things.
     """
-    with _whole(folder, merge) as ready:
+    with _whole(folder, merge, allow_download) as ready:
         parts = parts_of(ready)
         before = target / CARD_FILE
         card = _card(parts, target.absolute().name, reports, license, read_text(before) if before.is_file() else None)
@@ -126,7 +132,7 @@ def save_folder(
 
 
 @contextmanager
-def _whole(folder: Path, merge: bool) -> Generator[Path]:
+def _whole(folder: Path, merge: bool, allow_download: bool) -> Generator[Path]:
     """The folder, or a temporary one with LoRA added into the weights."""
     if not merge:
         yield folder
@@ -138,7 +144,7 @@ def _whole(folder: Path, merge: bool) -> Generator[Path]:
 
     with tempfile.TemporaryDirectory(prefix="lrkit-push-") as place:
         whole = Path(place) / "model"
-        write_whole(folder, whole)
+        write_whole(folder, whole, allow_download)
         if (folder / CARD_FILE).is_file():
             shutil.copyfile(folder / CARD_FILE, whole / CARD_FILE)
         yield whole

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from lrkit.checkpoints.checkpoint_folder import base_folder, base_of, is_plain, read_info
+from lrkit.checkpoints.checkpoint_folder import base_folder, is_plain, read_info
 from lrkit.checkpoints.trained_in import TrainedIn
 from lrkit.config import load_config
 from lrkit.contract.prompt import PromptFormat
@@ -31,9 +31,9 @@ MAX_NEW_TOKENS = 256
 """Longest answer where none is asked for, as the engine on torch has it; transformers would stop at 20."""
 
 
-def write_whole(source: Path, target: Path) -> None:
+def write_whole(source: Path, target: Path, allow_download: bool = False) -> None:
     """Writes `target`, whole or not at all, in the number type that the checkpoint was trained in. Baselines stay
-    behind: they are folders of their own.
+    behind: they are folders of their own. A base that is named by a hub id is fetched only with `allow_download`.
 
     Raises:
         CheckpointError: no checkpoint, a damaged one, or a plain Hugging Face folder, which has nothing to add.
@@ -42,8 +42,10 @@ def write_whole(source: Path, target: Path) -> None:
     if is_plain(source):
         raise CheckpointError(f"{source} is a plain Hugging Face folder without an adapter to add; leave --merge out")
     info = read_info(source)
-    trained = TrainedIn.of(info, base_of(source, info)).backbone
-    loaded = load_checkpoint(source, dtype=None if trained is None else getattr(torch, trained))
+    base = base_folder(source, info, allow_download)
+    trained = TrainedIn.of(info, str(base)).backbone
+    dtype = None if trained is None else getattr(torch, trained)
+    loaded = load_checkpoint(source, dtype=dtype, allow_download=allow_download)
     reasoner = loaded.reasoner
     reasoner.merge_adapter()
     _give_latent_rows(reasoner)
@@ -51,7 +53,7 @@ def write_whole(source: Path, target: Path) -> None:
     told = {key: value for key, value in info.items() if key not in ("base", "baselines")}
     if is_hub_id(loaded.base) and not Path(loaded.base).is_dir():
         told[MERGED_BASE] = loaded.base
-    files = _Files([source, base_folder(source, info)])
+    files = _Files([source, base])
     save_checkpoint(target, reasoner, files, None, told)
 
 

@@ -16,12 +16,15 @@ from lrkit import Reasoner, UserError, push_to_hub, save_pretrained
 from lrkit.publish.card import BEGIN
 from lrkit.publish.pull import pulled_folder
 from lrkit.resources import resolve_checkpoint
+from lrkit.runtime.engines.common.protocol import AskOptions
 from tests.bundles import QUESTION, picture
 from tests.commands import lrkit
 from tests.hub_server import READER, TOKEN, Hub, Repository, hub_server
 from tests.published_folders import adapter, with_strays
+from tests.without_lrkit import ask_without_lrkit
 
 ROOT = Path(__file__).resolve().parents[2]
+ROOMS, TRAIL = ROOT / "docs" / "images" / "rooms.png", "Take 4 hops. Which room are you in? Start in room 3"
 
 
 @pytest.fixture
@@ -84,6 +87,39 @@ def test_a_card_on_the_hub_keeps_what_a_hand_wrote_and_old_weights_go(tmp_path: 
     assert "Mine, written on the page." in card and card.count(BEGIN) == 1 and "license: apache-2.0" in card
     assert set(done.removed) == {"adapter_config.json", "adapter_model.safetensors"} and "examples.md" in there
     assert not {"adapter_config.json", "adapter_model.safetensors"} & there.keys() and "model.safetensors" in there
+
+
+def test_an_adapter_brings_its_base_and_may_go_whole(tmp_path: Path, hub: Hub) -> None:
+    push_to_hub("tiny/base", "me/base")
+    folder = adapter(tmp_path / "c", base="me/base")
+    push_to_hub(folder, "me/rooms")
+    assert "base_model: me/base" in hub.repositories["me/rooms"].branches["main"]["README.md"].decode()
+    shipped = Reasoner.from_checkpoint("tiny").ask(ROOMS, TRAIL)
+    answered = Reasoner.from_pretrained("me/rooms").ask(ROOMS, TRAIL)
+    assert (answered.text, answered.latent_steps) == (shipped.text, shipped.latent_steps) and shipped.latent_steps > 1
+    push_to_hub(folder, "me/whole", merge=True)
+    there = hub.repositories["me/whole"].branches["main"]
+    assert "model.safetensors" in there and "adapter_config.json" not in there
+    card = there["README.md"].decode()
+    assert "base_model: me/base" in card and "library_name: transformers" in card and "- lora" not in card
+    assert Reasoner.from_pretrained("me/whole").ask(ROOMS, TRAIL).text == shipped.text
+
+
+@pytest.mark.long
+def test_pushed_latents_run_in_plain_transformers_by_the_name_of_the_repository(tmp_path: Path, hub: Hub) -> None:
+    """The whole road, by transformers' own client: of a whole model, and of an adapter that peft puts over its base."""
+    push_to_hub("tiny/base", "me/base")
+    folder = adapter(tmp_path / "c", base="me/base")
+    push_to_hub(folder, "me/rooms")
+    push_to_hub(folder, "me/whole", merge=True)
+    shipped = Reasoner.from_checkpoint("tiny")
+    (expected,) = shipped.engine.generate([shipped.processor.encode_prompt([ROOMS], TRAIL)], AskOptions())
+    own = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
+    for name in ("me/whole", "me/rooms"):
+        call = {"custom_generate": name, "checkpoint": name, "trust_remote_code": True, "batch": 1}
+        asked = {"folder": name, "questions": [{"picture": str(ROOMS), "question": TRAIL}], "calls": [call]}
+        ((found,),) = ask_without_lrkit(asked, tmp_path / "asked.json", **own)
+        assert (found["ids"], found["latent_steps"]) == (expected.token_ids, expected.latent_steps)
 
 
 def test_a_branch_is_made_and_fetched_by_its_name(tmp_path: Path, hub: Hub) -> None:

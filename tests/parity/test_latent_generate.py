@@ -6,8 +6,6 @@ are prepared by transformers there and by lrkit here.
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,8 @@ from lrkit.model.checkpoint import load_checkpoint, save_checkpoint
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.encode.processor import Processor
 from lrkit.runtime.engines.common.protocol import AskOptions
+from tests.without_lrkit import ask_without_lrkit
 
-SCRIPT = Path(__file__).resolve().parents[1] / "plain_transformers.py"
-WITHOUT_LRKIT = (
-    "import runpy, sys\n"
-    "sys.modules['lrkit'] = None\n"
-    "sys.argv = sys.argv[1:]\n"
-    "runpy.run_path(sys.argv[0], run_name='__main__')"
-)
 COUNT = 24
 MOST = 60
 """Words of the mode cot take half the time of the test where they are not cut."""
@@ -54,18 +46,12 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
 
 
 def in_transformers(
-    place: Path, questions: Sequence[dict[str, str]], calls: Sequence[dict[str, Any]], *more: str
+    place: Path, questions: Sequence[dict[str, str]], calls: Sequence[dict[str, Any]]
 ) -> list[list[dict[str, Any]]]:
     """What tests/plain_transformers.py says, for each call."""
-    asked = place.with_suffix(".asked.json")
     own = {"custom_generate": str(place), "trust_remote_code": True, "max_new_tokens": MOST}
-    asked.write_text(
-        json.dumps({"folder": str(place), "questions": questions, "calls": [{**own, **call} for call in calls]})
-    )
-    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_LRKIT, str(SCRIPT), str(asked), *more]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    asked = {"folder": str(place), "questions": questions, "calls": [{**own, **call} for call in calls]}
+    return ask_without_lrkit(asked, place.with_suffix(".asked.json"))
 
 
 def in_lrkit(reasoner: Reasoner, questions: Sequence[dict[str, str]], **options: Any) -> list[Generated]:
