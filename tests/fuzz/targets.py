@@ -26,7 +26,8 @@ class Target:
 
 
 def _table(module: Any) -> dict[str, Target]:
-    return {name: Target(*row, module.prepare) for name, row in module.TARGETS.items()}
+    rows: dict[str, tuple[float, Any, Any]] = module.TARGETS
+    return {name: Target(weight, case, run, module.prepare) for name, (weight, case, run) in rows.items()}
 
 
 TARGETS: dict[str, Target] = {

@@ -185,7 +185,7 @@ def checkpointed(model: PlannedModel, batch: BatchSizes, memory: Memory, kernels
     keys of earlier chunks stay, because later chunks read them."""
     layers = model.num_layers
     inputs, keys = model.width * model.stream_bytes, 2 * model.key_width * model.compute_bytes
-    of_chunk = dict.fromkeys(("prompt", "latents", "speech"), 0.0)
+    of_chunk: dict[str, float] = dict.fromkeys(("prompt", "latents", "speech"), 0.0)
     for chunk in chunks_of(model, batch):
         of_chunk[chunk.name] += chunk.rows * (inputs + keys) * layers
     one = max(kept_bytes(model, batch, kernels).values()) / layers
