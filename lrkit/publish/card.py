@@ -13,13 +13,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
-from lrkit.errors import UserError, one_line
 from lrkit.pretrained import is_hub_id
 from lrkit.publish.card_facts import Facts
-from lrkit.publish.card_part import part_of
+from lrkit.publish.card_part import items, part_of
 from lrkit.publish.told import hub_package
+from lrkit.strict_yaml import parse_yaml
 
 BEGIN = "<!-- lrkit: begin. Written by lrkit; what stands outside these marks is kept. -->"
 END = "<!-- lrkit: end -->"
@@ -33,7 +31,7 @@ def write_card(facts: Facts, before: str | None) -> str:
     """The card. `before` is the one that is there already; None where there is none.
 
     Raises:
-        UserError: the front matter of `before` is no YAML.
+        ConfigError: the front matter of `before` is no YAML, or no plain one.
     """
     ours, part = _front_matter(facts), f"{BEGIN}\n\n{part_of(facts)}\n\n{END}"
     if before is None:
@@ -80,11 +78,11 @@ def _results(report: Mapping[str, Any], hub: Any) -> list[Any]:
     if report.get("kind") != "eval":
         return []
     found: list[Any] = []
-    for name, figures in report.get("sets", {}).items():
-        for mode, values in figures.get("modes", {}).items():
+    for name, figures in items(report.get("sets")):
+        for mode, values in items(figures.get("modes")):
             metrics = [("accuracy", values.get("accuracy")), ("autoregressive-steps", values.get("ar_steps_mean"))]
             for metric, value in metrics:
-                if value is not None:
+                if isinstance(value, int | float):
                     found.append(
                         hub.EvalResult(
                             task_type=_PIPELINE, dataset_type=_plain(name), dataset_name=name, metric_type=metric,
@@ -98,8 +96,8 @@ def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any
     """Theirs goes before ours, but for this model's figures; tags are joined."""
     merged = {**ours, **theirs}
     tags = [*_list(theirs.get("tags")), *_list(ours.get("tags"))]
-    merged["tags"] = list(dict.fromkeys(tags))
-    names = {one.get("name") for one in ours.get("model-index", [])}
+    merged["tags"] = list(dict.fromkeys(str(tag) for tag in tags))
+    names = [one["name"] for one in ours.get("model-index", [])]
     kept = [one for one in _list(theirs.get("model-index")) if not (isinstance(one, dict) and one.get("name") in names)]
     if figures := [*kept, *ours.get("model-index", [])]:
         merged["model-index"] = figures
@@ -129,14 +127,11 @@ def _is_adapter_tag(tag: Any) -> bool:
 
 
 def _taken_apart(text: str) -> tuple[dict[str, Any], str]:
-    """Front matter and body. By YAML itself: the package's own reader forgets whose the figures are."""
+    """Front matter and body. The package's own reader would forget whose the figures are."""
     found = _FRONT.match(text.replace("\r\n", "\n"))
     if found is None:
         return {}, text
-    try:
-        data = yaml.safe_load(found[1] or "")
-    except yaml.YAMLError as error:
-        raise UserError(f"the front matter of README.md cannot be read ({one_line(error, 160)}); correct it") from error
+    data = parse_yaml(found[1] or "", "the front matter of README.md")
     return data if isinstance(data, dict) else {}, found[2].lstrip("\n")
 
 

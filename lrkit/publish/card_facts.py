@@ -51,7 +51,8 @@ class Facts:
     def has_latents(self) -> bool:
         """Whether it was taught to think in latent steps."""
         if self.kind == "bundle":
-            return "latent" in self.told.get("programs", {})
+            programs = self.told.get("programs")
+            return isinstance(programs, Mapping) and "latent" in programs
         stage = self.told.get("stage")
         mode = stage.get("mode") if isinstance(stage, Mapping) else None
         return mode in (None, "latent") and _most_latents(self.told) > 0

@@ -72,15 +72,15 @@ def _figures(facts: Facts) -> Iterator[str]:
         if report.get("kind") != "eval":
             continue
         rows: list[list[str]] = []
-        for name, figures in _items(report.get("sets")):
-            for mode, values in _items(figures.get("modes")):
+        for name, figures in items(report.get("sets")):
+            for mode, values in items(figures.get("modes")):
                 low, high = values.get("accuracy_low"), values.get("accuracy_high")
                 interval = f" ({_share(low)}-{_share(high)})" if low is not None and high is not None else ""
-                median = values.get("latency_sec_median")
+                seconds = values.get("latency_sec_median")
+                median = f"{1000 * seconds:.1f}" if isinstance(seconds, int | float) else ""
                 rows.append(
                     [f"`{one_line(name, 60)}`", mode, f"{_share(values.get('accuracy'))}%{interval}",
-                     _number(values.get("samples")), _number(values.get("ar_steps_mean")),
-                     "" if median is None else f"{1000 * median:.1f}"]
+                     _number(values.get("samples")), _number(values.get("ar_steps_mean")), median]
                 )  # fmt: skip
         head = ["pictures", "mode", "right (95%)", "samples", "autoregressive steps", "median ms"]
         yield "## Figures"
@@ -92,13 +92,13 @@ def _profiles(facts: Facts) -> Iterator[str]:
     for report in facts.reports:
         if report.get("kind") != "profile":
             continue
-        figures = report.get("figures", {})
         rows = [
             [name, _number(values.get("mean_ms")), _number(values.get("median_ms")), _number(values.get("p95_ms")),
              _number(values.get("ar_steps")), _number(values.get("rss_peak_mb"))]
-            for name, values in _items(figures) if "mean_ms" in values
+            for name, values in items(report.get("figures")) if "mean_ms" in values
         ]  # fmt: skip
-        model = next(iter(report.get("models", [])), {})
+        models = report.get("models")
+        model = models[0] if isinstance(models, list) and models and isinstance(models[0], Mapping) else {}
         yield "## Profile"
         if headline := report.get("headline"):
             yield one_line(str(headline), 400)
@@ -109,7 +109,7 @@ def _profiles(facts: Facts) -> Iterator[str]:
 
 def _validation(facts: Facts) -> Iterator[str]:
     found = facts.told.get("validation") if facts.kind == "bundle" else None
-    for role, record in _items(found):
+    for role, record in items(found):
         yield (
             f"The {role} program was compared with torch on {_number(record.get('num_samples'))} samples: "
             f"{'passed' if record.get('passed') else 'failed'}; bundle.json holds what was allowed and found."
@@ -148,16 +148,16 @@ def _versions(report: Mapping[str, Any]) -> str:
 
 def _packages(provenance: Mapping[str, Any]) -> str:
     wanted = ("torch", "transformers", "onnxruntime")
-    found = dict(_items(provenance.get("packages"), of=object))
+    found = dict(items(provenance.get("packages"), of=object))
     return ", ".join(f"{name} {found[name]}" for name in wanted if found.get(name))
 
 
 def _where(runs_on: Any) -> str:
-    named = [f"{key} {value}" for key, value in _items(runs_on, of=object) if value is not None]
+    named = [f"{key} {value}" for key, value in items(runs_on, of=object) if value is not None]
     return one_line(", ".join(named), 200) or "place unknown"
 
 
-def _items(value: Any, of: type = Mapping) -> Iterator[tuple[str, Any]]:
+def items(value: Any, of: type = Mapping) -> Iterator[tuple[str, Any]]:
     """The entries of a mapping that hold mappings (or `of`); none where it is none: reports may be strangers' files."""
     if isinstance(value, Mapping):
         yield from ((str(key), one) for key, one in value.items() if isinstance(one, of))

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.fuzz import targets_files, targets_lines, targets_models, targets_values
+from tests.fuzz import targets_cards, targets_files, targets_lines, targets_models, targets_values
 
 Prepare = Callable[[Path, Path], None]
 """Gets a folder of its own and a real bundle, once."""
@@ -32,7 +32,7 @@ def _table(module: Any) -> dict[str, Target]:
 
 TARGETS: dict[str, Target] = {
     name: target
-    for module in (targets_values, targets_files, targets_lines, targets_models)
+    for module in (targets_values, targets_files, targets_lines, targets_cards, targets_models)
     for name, target in _table(module).items()
 }
 """By name."""

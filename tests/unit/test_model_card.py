@@ -106,5 +106,5 @@ def test_a_folder_is_no_base_and_an_adapter_that_was_added_is_none(tmp_path: Pat
 
 
 def test_front_matter_that_is_no_yaml_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"front matter of README\.md cannot be read"):
+    with pytest.raises(UserError, match=r"the front matter of README\.md"):
         write_card(facts(tmp_path), "---\ntags: [\n---\nmine\n")
