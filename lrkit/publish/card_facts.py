@@ -10,7 +10,7 @@ from typing import Any
 
 from lrkit.errors import UserError, clean
 from lrkit.files import read_json
-from lrkit.pretrained import is_hub_id
+from lrkit.pretrained import HUB_PREFIX, is_hub_id
 from lrkit.publish.published_files import REPORTS, Kind
 
 MERGED_BASE = "merged_base"
@@ -79,7 +79,7 @@ def facts_of(
     base = told.get("base") if kind == "checkpoint" else None
     return Facts(
         repo_id, kind, told,
-        base=_hub_name(base) or _hub_name(told.get(MERGED_BASE)) or _hub_name(recipe.get("init")),
+        base=_hub_name(base) or _hub_name(told.get(MERGED_BASE)) or _hub_init(recipe.get("init")),
         adapter=base is not None,
         reports=tuple(report for _, report in read),
         license=license,
@@ -93,9 +93,14 @@ def _datasets(data: Any) -> tuple[str, ...]:
 
 
 def _hub_name(value: Any) -> str | None:
-    name = value.removeprefix("hub:") if isinstance(value, str) else ""
+    name = value.removeprefix(HUB_PREFIX) if isinstance(value, str) else ""
     # tiny/cot, a shipped name, looks like one too.
     return name if is_hub_id(name) and not name.startswith("tiny/") else None
+
+
+def _hub_init(value: Any) -> str | None:
+    """The `init` of a recipe names a model of the hub as hub:ORG/NAME; runs/mine is a folder of whoever trained."""
+    return _hub_name(value) if isinstance(value, str) and value.startswith(HUB_PREFIX) else None
 
 
 def _most_latents(told: Mapping[str, Any]) -> int:

@@ -38,6 +38,14 @@ def test_a_new_card_says_what_is_known(tmp_path: Path) -> None:
         assert known in card
 
 
+@pytest.mark.parametrize(("init", "base"), [("hub:owner/base", "owner/base"), ("runs/mine", None), ("tiny/base", None)])
+def test_a_folder_that_training_began_from_is_no_model_of_the_hub(tmp_path: Path, init: str, base: str | None) -> None:
+    """Of a whole model, which names no base: runs/mine has the form of a hub's name."""
+    recipe = {**TOLD["provenance"]["recipe"], "init": init}
+    card = write_card(facts(tmp_path, base=None, provenance={**TOLD["provenance"], "recipe": recipe}), None)
+    assert front(card).get("base_model") == base
+
+
 def test_figures_come_with_their_samples_machine_and_versions(tmp_path: Path) -> None:
     card = write_card(facts(tmp_path, REPORTS / "tiny-eval.json", REPORTS / "tiny-int4-cpu.json"), None)
     (results,) = front(card)["model-index"]
