@@ -20,7 +20,7 @@ from lrkit.contract.bundle.bundle_folder import is_bundle
 from lrkit.contract.generated import Mode
 from lrkit.data.jsonl import JsonlScan
 from lrkit.errors import DataError, UserError, clean, one_line
-from lrkit.files import read_json, remove, sha256, write_json
+from lrkit.files import WRITING, read_json, remove, sha256, write_json
 from lrkit.provenance import collect
 from lrkit.resources import resolve_checkpoint
 from lrkit.runtime.sdk import Reasoner
@@ -196,12 +196,16 @@ class Job:
                 said = _UNLIKE[unlike] if found.get("kind") == "answers" else "something else"
                 raise UserError(f"{clean(str(self.folder))}: holds {said}; give another folder, or remove this one")
             return found
-        if self.folder.is_dir() and any(self.folder.iterdir()):
+        if self.folder.is_dir() and not all(self._is_left(path.name) for path in self.folder.iterdir()):
             raise UserError(f"{clean(str(self.folder))}: is not empty and holds no answers; give another folder")
         names = {"model_name": self.model.model, "data_name": self.data}
         job = {"schema": SCHEMA, "kind": "answers", "complete": False, **names, **identity, "provenance": collect()}
         write_json(self.manifest, job)
         return job
+
+    def _is_left(self, name: str) -> bool:
+        """Whether a process was killed while it wrote the first job.json. Writing it takes that file away."""
+        return name.startswith(WRITING) and name.endswith(f"-{self.manifest.name}")
 
     def forget(self) -> None:
         """Removes what only work that goes on needs."""

@@ -3,6 +3,8 @@ reason for which there are none. On Ray: tests/stress/test_kill_lines.py."""
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,6 +135,17 @@ def test_a_folder_of_something_else_is_refused_and_left(bundle: Path, lines: Pat
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty and holds no answers"):
         run(bundle, lines, tmp_path / "full")
+
+
+def test_work_that_was_killed_while_it_wrote_its_record_begins(bundle: Path, lines: Path, tmp_path: Path) -> None:
+    """A random kill of the leader (seed 1) left such a file, and the next command refused the folder as not empty."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f".writing-{ended.pid}-0-job.json").write_bytes(b"")
+    done = run(bundle, lines, tmp_path / "out")
+    assert done.answered_now == done.rows == 23
+    assert sorted(path.name for path in done.folder.iterdir()) == ["answers.jsonl", "job.json"]
 
 
 def test_a_shard_that_ended_its_worker_again_and_again_is_named(bundle: Path, lines: Path, tmp_path: Path) -> None:
