@@ -7,6 +7,7 @@ are prepared by transformers there and by lrkit here.
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,17 @@ def in_transformers(
     place: Path, questions: Sequence[dict[str, str]], calls: Sequence[dict[str, Any]]
 ) -> list[list[dict[str, Any]]]:
     """What tests/plain_transformers.py says, for each call."""
-    own = {"custom_generate": str(place), "trust_remote_code": True, "max_new_tokens": MOST}
-    asked = {"folder": str(place), "questions": questions, "calls": [{**own, **call} for call in calls]}
+    asked = {
+        "folder": str(place),
+        "questions": questions,
+        "calls": [{"max_new_tokens": MOST, **call} for call in calls],
+    }
     return ask_without_lrkit(asked, place.with_suffix(".asked.json"))
+
+
+def latents_of(place: Path, **call: Any) -> dict[str, Any]:
+    """A call of the function that lies in the folder."""
+    return {"custom_generate": str(place), "trust_remote_code": True, **call}
 
 
 def in_lrkit(reasoner: Reasoner, questions: Sequence[dict[str, str]], **options: Any) -> list[Generated]:
@@ -72,21 +81,25 @@ def test_the_published_folder_answers_in_plain_transformers_as_lrkit_does(
     whole: Path, questions: list[dict[str, str]]
 ) -> None:
     """In all modes, in batches and alone, with halting and limits other than the model's own."""
+    mine = partial(latents_of, whole)
     calls = [
-        {"mode": "latent", "batch": 8}, {"mode": "cot", "batch": 8}, {"mode": "direct", "batch": 8},
-        {"mode": "latent", "batch": 8, "max_latent_steps": 2}, {"mode": "latent", "batch": 8, "halting": "fixed"},
-        {"mode": "latent", "batch": 1},
+        mine(mode="latent", batch=8), mine(mode="cot", batch=8), mine(mode="direct", batch=8),
+        mine(batch=8, max_latent_steps=2), mine(batch=8, halting="fixed"), mine(batch=1),
+        {"batch": 8, "trusted_at_loading": True}, {"batch": 8},
     ]  # fmt: skip
     found = in_transformers(whole, questions, calls)
     reasoner = Reasoner.from_checkpoint("tiny")
     latent = in_lrkit(reasoner, questions)
     assert {answer.latent_steps for answer in latent} == set(range(8)), "questions of every length"
     assert_alike(found[0], latent)
-    assert_alike(found[1], in_lrkit(reasoner, questions, mode="cot"))
+    words = in_lrkit(reasoner, questions, mode="cot")
+    assert_alike(found[1], words)
     assert_alike(found[2], in_lrkit(reasoner, questions, mode="direct"), reasoner.processor.answer_prefix_ids)
     assert_alike(found[3], in_lrkit(reasoner, questions, max_latent_steps=2))
     assert_alike(found[4], in_lrkit(reasoner, questions, halting="fixed"))
     assert_alike(found[5], latent)
+    assert_alike(found[6], latent)
+    assert [one["ids"] for one in found[7]] == [answer.token_ids for answer in words], "plain generate answers in words"
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -109,7 +122,7 @@ def test_every_way_of_replaying_is_the_same(name: str, tmp_path: Path, questions
     again = load_checkpoint(source, settings=type(loaded.reasoner.settings).model_validate({**settings, **changed}))
     save_checkpoint(tmp_path / "c", again.reasoner, Processor.from_folder(source), again.base, {})
     whole = save_pretrained(tmp_path / "c", tmp_path / "whole", merge=True)
-    (found,) = in_transformers(whole, questions[:8], [{"batch": 4, "halting": "fixed", "max_latent_steps": 4}])
+    (found,) = in_transformers(whole, questions[:8], [latents_of(whole, batch=4, halting="fixed", max_latent_steps=4)])
     reasoner = Reasoner.from_checkpoint(tmp_path / "c")
     assert_alike(found, in_lrkit(reasoner, questions[:8], halting="fixed", max_latent_steps=4))
 
