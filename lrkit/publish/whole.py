@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from transformers import GenerationConfig
 
 from lrkit.checkpoints.checkpoint_folder import base_folder, is_plain, read_info
 from lrkit.checkpoints.trained_in import TrainedIn
@@ -49,7 +50,8 @@ def write_whole(source: Path, target: Path, allow_download: bool = False) -> Non
     reasoner = loaded.reasoner
     reasoner.merge_adapter()
     _give_latent_rows(reasoner)
-    _say_how_to_generate(reasoner.model.generation_config, source, reasoner.latent.token_id)
+    model: Any = reasoner.model
+    model.generation_config = _how_to_generate(model.generation_config, source, reasoner.latent.token_id)
     told = {key: value for key, value in info.items() if key not in ("base", "baselines")}
     if is_hub_id(loaded.base) and not Path(loaded.base).is_dir():
         told[MERGED_BASE] = loaded.base
@@ -87,12 +89,13 @@ def _give_latent_rows(reasoner: LatentReasoner) -> None:
         backbone.embedding_rows()[latent.token_id] = latent.embedding_row_D.to(backbone.embedding_rows().dtype)
 
 
-def _say_how_to_generate(config: Any, source: Path, latent_id: int) -> None:
-    """Greedy, to lrkit's ends, and without `<|latent|>`: a plain `generate` then answers in words."""
-    config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
-    config.update(max_new_tokens=MAX_NEW_TOKENS, suppress_tokens=[latent_id])
+def _how_to_generate(base: GenerationConfig, source: Path, latent_id: int) -> GenerationConfig:
+    """Greedy, to lrkit's ends, and without `<|latent|>`: a plain `generate` then answers in words. Nothing else of the
+    base stays: a repetition penalty (Qwen2.5-VL publishes 1.05) would say other words than those that were measured."""
+    told = {name: getattr(base, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     if (source / "prompt.json").is_file() and (source / "tokenizer.json").is_file():
         names = load_config(PromptFormat, read_json(source / "prompt.json", CheckpointError)).tokens
         tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
         ends = [tokenizer.token_to_id(name) for name in (names.eos, *names.more_ends)]
-        config.update(eos_token_id=ends, pad_token_id=tokenizer.token_to_id(names.pad))
+        told |= {"eos_token_id": ends, "pad_token_id": tokenizer.token_to_id(names.pad)}
+    return GenerationConfig(**told, do_sample=False, max_new_tokens=MAX_NEW_TOKENS, suppress_tokens=[latent_id])

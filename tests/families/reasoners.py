@@ -37,9 +37,10 @@ def rich_reasoner(
     folder: Path, settings: ReasonerSettings, processor: Processor, trainable: Trainable = "none", seed: int = 0
 ) -> LatentReasoner:
     """In float32; step encodings, routers and LoRA are away from their starting values."""
-    reasoner = build_reasoner(
-        load_backbone(str(folder), torch.float32), settings, processor.latent_id, trainable=trainable
-    )
+    backbone = load_backbone(str(folder), torch.float32)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # peft draws lora_A by it
+        reasoner = build_reasoner(backbone, settings, processor.latent_id, trainable=trainable)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in reasoner.named_parameters():

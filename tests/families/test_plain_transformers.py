@@ -69,6 +69,12 @@ def test_the_merged_model_has_the_logits_of_the_reasoner(published: Published, c
     torch.testing.assert_close(theirs, reasoner.logits(hidden_BD)[0], rtol=1e-6, atol=1e-5)
 
 
+def test_nothing_of_the_base_changes_what_is_said(published: Published) -> None:
+    """Qwen2.5-VL publishes a repetition penalty of 1.05, and lrkit says the likeliest word."""
+    config = published.theirs.generation_config
+    assert config.repetition_penalty in (None, 1.0) and not config.do_sample
+
+
 @pytest.mark.parametrize("count", [1, 2, 0], ids=["a picture", "several pictures", "no picture"])
 def test_latent_steps_are_those_of_the_engine(published: Published, count: int) -> None:
     given, _ = asked(published, count)
