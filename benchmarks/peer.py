@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import torch
 
 from benchmarks.peer_model import Peer, export_peer, rounded
@@ -51,6 +50,8 @@ from lrkit.runtime.engines.programs.feed import build_feed
 
 def in_onnxruntime(file: Path, threads: int) -> Any:
     """A session of the program."""
+    import onnxruntime as ort  # after lrkit, which tells it to report nothing
+
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import torch
 
 from lrkit.families.protocols import Geometry
@@ -106,6 +105,8 @@ class Peer:
     """The graphs in ONNX Runtime."""
 
     def __init__(self, folder: Path, host: HostSide, threads: int) -> None:
+        import onnxruntime as ort  # after lrkit, which tells it to report nothing
+
         self.host = host
         self.bytes = sum(file.stat().st_size for file in folder.iterdir())
         options = ort.SessionOptions()
@@ -152,6 +153,8 @@ class Peer:
 
     def _step(self, name: str, given: Mapping[str, np.ndarray], keys: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         """(first output, keys by the names under which the next step takes them)."""
+        import onnxruntime as ort  # after lrkit, which tells it to report nothing
+
         fed = {key: ort.OrtValue.ortvalue_from_numpy(value) for key, value in given.items() if key in self.asked[name]}
         made = self.sessions[name].run_with_ort_values(self.names[name], {**fed, **keys})
         caches = zip(self.names[name][1:], made[1:], strict=True)
