@@ -25,22 +25,14 @@ from typing import TYPE_CHECKING, Any
 from lrkit.telemetry import turn_off
 
 if TYPE_CHECKING:
-    from lrkit.api import (
-        check_bundle,
-        evaluate_model,
-        export_model,
-        probe_model,
-        profile_models,
-        push_to_hub,
-        save_pretrained,
-        train_recipe,
-    )
+    from lrkit.api import check_bundle, evaluate_model, export_model, probe_model, profile_models, train_recipe
     from lrkit.contract.bundle.bundle_folder import Bundle, open_bundle
     from lrkit.contract.sample import Sample
     from lrkit.data.sources import load_samples
     from lrkit.errors import LrkitError, UserError
     from lrkit.evaluate.evaluation import Evaluation
     from lrkit.export.targets.target import Target
+    from lrkit.publish.push import push_to_hub, save_pretrained
     from lrkit.runtime.answer.answer import Answer
     from lrkit.runtime.scenes.scene import Scene
     from lrkit.runtime.sdk import Reasoner
@@ -92,8 +84,8 @@ _LAZY = {
     "open_bundle": "lrkit.contract.bundle.bundle_folder",
     "probe_model": "lrkit.api",
     "profile_models": "lrkit.api",
-    "push_to_hub": "lrkit.api",
-    "save_pretrained": "lrkit.api",
+    "push_to_hub": "lrkit.publish.push",
+    "save_pretrained": "lrkit.publish.push",
     "train_recipe": "lrkit.api",
 }
 

@@ -1,5 +1,4 @@
-"""Train, export, evaluate, probe, profile and publish from a program: what the verbs of the command line do, a function
-each.
+"""Train, export, evaluate, probe and profile from a program: what the verbs of the command line do, a function each.
 
     from lrkit import Reasoner, evaluate_model, export_model, profile_models, train_recipe
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from lrkit.evaluate.evaluation import Evaluation
     from lrkit.export.targets.target import Target
     from lrkit.profile.report import Report
-    from lrkit.publish.push import Pushed
     from lrkit.runtime.sdk import Reasoner
     from lrkit.train.recipe import Recipe
 
@@ -220,65 +218,3 @@ def check_bundle(bundle: NameOrPath) -> list[str]:
     from lrkit.runtime.checks.bundle_check import check_bundle as check
 
     return check(Path(bundle)).problems
-
-
-def push_to_hub(
-    model: NameOrPath,
-    repo_id: str,
-    *,
-    merge: bool = False,
-    private: bool | None = None,
-    revision: str | None = None,
-    token: str | None = None,
-    commit_message: str | None = None,
-    create_pr: bool = False,
-    reports: Sequence[NameOrPath] = (),
-    license: str | None = None,
-    dry_run: bool = False,
-) -> "Pushed":
-    """Publishes a checkpoint or a bundle as OWNER/NAME on the Hugging Face hub, with a card, in one commit.
-
-    `merge` adds LoRA into the backbone's weights, so that plain transformers loads the repository. `private` is for a
-    new repository; `revision` is a branch. `reports` (of `lrkit eval --json` and `lrkit profile`) go into the card.
-    With `dry_run` nothing is sent and the hub is not asked: the result lists the files and their bytes.
-
-    Raises:
-        UserError: no such model, nothing that can be published, no token, no rights, or a hub that refuses.
-    """
-    from lrkit.publish.push import push_folder
-
-    given: dict[str, Any] = {
-        "merge": merge, "private": private, "revision": revision, "token": token, "commit_message": commit_message,
-        "create_pr": create_pr, "license": license, "dry_run": dry_run, "reports": [Path(one) for one in reports],
-    }  # fmt: skip
-    return push_folder(_published(model), repo_id, **given)
-
-
-def save_pretrained(
-    model: NameOrPath,
-    folder: NameOrPath,
-    *,
-    merge: bool = False,
-    reports: Sequence[NameOrPath] = (),
-    license: str | None = None,
-    allow_download: bool = False,
-) -> Path:
-    """Writes into `folder` what `push_to_hub` would send, and returns it. Arguments as there; to merge, a base that is
-    named by a hub id is fetched only with `allow_download`.
-
-    Raises:
-        UserError: no such model, or nothing that can be published.
-        FileError: `folder` cannot be written.
-    """
-    from lrkit.publish.push import save_folder
-
-    given: dict[str, Any] = {"merge": merge, "license": license, "allow_download": allow_download}
-    return save_folder(_published(model), Path(folder), reports=[Path(one) for one in reports], **given)
-
-
-def _published(model: NameOrPath) -> Path:
-    """The folder of a bundle, a checkpoint, a run (its last checkpoint) or a shipped name."""
-    from lrkit.contract.bundle.bundle_folder import is_bundle
-    from lrkit.resources import resolve_checkpoint
-
-    return Path(model) if is_bundle(Path(model)) else resolve_checkpoint(str(model))

@@ -44,7 +44,7 @@ def push(
     Safetensors and what a bundle lists are sent, in one commit; no pickle, and nothing of the training run. A README.md
     that a hand has written is kept. `Reasoner.from_pretrained("OWNER/NAME")` loads it again.
     """
-    from lrkit.api import push_to_hub
+    from lrkit.publish.push import push_to_hub
 
     done = push_to_hub(
         model, repository, merge=merge, private=private or None, revision=revision, commit_message=message,

@@ -118,8 +118,7 @@ class Method:
             "replay of the full picture (replay.source)": replay.get("source", "prompt") != "prompt",
             "latents that are not fed back (think.latents)": think.get("latents", "fed_back") != "fed_back",
         }
-        if any(refused.values()):
-            names = ", ".join(name for name, there in refused.items() if there)
+        if names := ", ".join(name for name, there in refused.items() if there):
             raise ValueError(f"{place} needs {names}, which this file does not do; ask it with lrkit")
         file = str(cached_file(place, "lrkit.safetensors", **options))
         loaded = {name: tensor.to(model.device) for name, tensor in load_file(file).items()}

@@ -26,6 +26,7 @@ from lrkit.publish.card import is_unfilled_card, write_card
 from lrkit.publish.card_facts import facts_of
 from lrkit.publish.published_files import CARD_FILE, INFO_FILE, Left, Part, Parts, is_own, parts_of
 from lrkit.publish.told import LOG_IN, hub_package, repository, told
+from lrkit.resources import resolve_checkpoint
 
 DEFAULT_MESSAGE = "Published by lrkit"
 
@@ -50,8 +51,8 @@ class Pushed:
         return sum(size for _, size in self.sent)
 
 
-def push_folder(
-    folder: Path,
+def push_to_hub(
+    model: str | Path,
     repo_id: str,
     *,
     merge: bool = False,
@@ -60,21 +61,24 @@ def push_folder(
     token: str | None = None,
     commit_message: str | None = None,
     create_pr: bool = False,
-    reports: Sequence[Path] = (),
+    reports: Sequence[str | Path] = (),
     license: str | None = None,
     dry_run: bool = False,
 ) -> Pushed:
-    """Sends a checkpoint or a bundle to OWNER/NAME, in one commit; the repository is made where there is none.
+    """Publishes a checkpoint or a bundle as OWNER/NAME on the Hugging Face hub, with a card, in one commit; the
+    repository is made where there is none.
 
-    `merge` adds LoRA into the backbone's weights first, so that plain transformers loads the repository. `private` is
-    for a new repository. `revision` is a branch, made where there is none. `reports` go into the card. With `dry_run`
-    nothing is sent, nothing is asked of the hub, and a card that is there is not known.
+    `model` is a folder, a run (its last checkpoint) or a shipped name. `merge` adds LoRA into the backbone's weights
+    first, so that plain transformers loads the repository. `private` is for a new repository. `revision` is a branch,
+    made where there is none. `reports` (of `lrkit eval --json` and `lrkit profile`) go into the card. With `dry_run`
+    nothing is sent, nothing is asked of the hub, and a card that is there is not known: the result lists the files and
+    their bytes.
 
     Raises:
-        UserError: no such folder, nothing that can be published, no token, no rights, or a hub that refuses.
+        UserError: no such model, nothing that can be published, no token, no rights, or a hub that refuses.
     """
     repository(repo_id)
-    with _whole(folder, merge, allow_download=not dry_run) as ready:
+    with _whole(_found(model), merge, allow_download=not dry_run) as ready:
         parts = parts_of(ready)
         if dry_run:
             card = _card(parts, repo_id, reports, license, None)
@@ -98,23 +102,25 @@ def push_folder(
         return Pushed(repo_id, _sizes(parts, card), parts.left, tuple(gone), done.pr_url or done.commit_url)
 
 
-def save_folder(
-    folder: Path,
-    target: Path,
+def save_pretrained(
+    model: str | Path,
+    folder: str | Path,
     *,
     merge: bool = False,
-    reports: Sequence[Path] = (),
+    reports: Sequence[str | Path] = (),
     license: str | None = None,
     allow_download: bool = False,
 ) -> Path:
-    """Writes into `target` what `push_folder` would send, the card included. A README.md that is there already keeps
-    what a hand has written. To merge, a base of the hub is fetched only with `allow_download`. Returns `target`.
+    """Writes into `folder` what `push_to_hub` would send, the card included, and returns it. Arguments as there. A
+    README.md that is there already keeps what a hand has written. To merge, a base of the hub is fetched only with
+    `allow_download`.
 
     Raises:
-        UserError: nothing that can be published.
-        FileError: `target` cannot be written, or holds other things.
+        UserError: no such model, or nothing that can be published.
+        FileError: `folder` cannot be written, or holds other things.
     """
-    with _whole(folder, merge, allow_download) as ready:
+    target = Path(folder)
+    with _whole(_found(model), merge, allow_download) as ready:
         parts = parts_of(ready)
         before = target / CARD_FILE
         card = _card(parts, target.absolute().name, reports, license, read_text(before) if before.is_file() else None)
@@ -129,6 +135,10 @@ def save_folder(
                 else:
                     shutil.copyfile(part.content, place)
     return target
+
+
+def _found(model: str | Path) -> Path:
+    return Path(model) if is_bundle(Path(model)) else resolve_checkpoint(model)
 
 
 @contextmanager
@@ -174,10 +184,10 @@ def _card_there(api: Any, repo_id: str, revision: str | None, there: Sequence[st
         return Path(api.hf_hub_download(repo_id, CARD_FILE, revision=revision, cache_dir=place)).read_text("utf-8")
 
 
-def _card(parts: Parts, repo_id: str, reports: Sequence[Path], license: str | None, there: str | None) -> bytes:
+def _card(parts: Parts, repo_id: str, reports: Sequence[str | Path], license: str | None, there: str | None) -> bytes:
     """The folder's own card goes before the one that is there, unless nobody has written in it."""
     told = _told(parts)
-    facts = facts_of(repo_id, parts.kind, told, parts.folder, tuple(reports), license)
+    facts = facts_of(repo_id, parts.kind, told, parts.folder, tuple(Path(one) for one in reports), license)
     file = parts.folder / CARD_FILE
     own = read_text(file) if file.is_file() else None
     if there is not None and (own is None or is_unfilled_card(own)):

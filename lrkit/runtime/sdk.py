@@ -204,15 +204,15 @@ class Reasoner:
 
     def push_to_hub(self, repo_id: str, **options: Any) -> "Pushed":
         """Publishes the folder that this was loaded from. `options` as `lrkit.push_to_hub` has them. Raises as that."""
-        from lrkit.publish.push import push_folder
+        from lrkit.publish.push import push_to_hub
 
-        return push_folder(self._folder(), repo_id, **options)
+        return push_to_hub(self._folder(), repo_id, **options)
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
         """Writes what `push_to_hub` would send. `options` as `lrkit.save_pretrained` has them. Raises as that."""
-        from lrkit.publish.push import save_folder
+        from lrkit.publish.push import save_pretrained
 
-        return save_folder(self._folder(), file_path("folder", folder), **options)
+        return save_pretrained(self._folder(), file_path("folder", folder), **options)
 
     def _of(self, folder: str | Path) -> "Reasoner":
         self.source = Path(folder)

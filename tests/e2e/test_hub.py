@@ -187,7 +187,9 @@ def test_a_fetch_that_is_refused_is_one_sentence(hub: Hub, monkeypatch: pytest.M
 
 def test_a_folder_is_taken_as_it_is_and_saved_as_it_would_be_published(bundle: Path, tmp_path: Path, hub: Hub) -> None:
     reasoner = Reasoner.from_pretrained(bundle, threads=1)
-    saved = reasoner.save_pretrained(tmp_path / "saved")
+    report = Path(__file__).resolve().parents[2] / "profiles" / "reports" / "tiny-eval.json"
+    saved = reasoner.save_pretrained(tmp_path / "saved", reports=[str(report)])
+    assert "## Figures" in (saved / "README.md").read_text()
     assert (saved / "README.md").read_text().startswith("---\nlibrary_name: lrkit\n") and hub.asked == []
     (saved / "README.md").write_text("Mine.\n")
     assert save_pretrained(bundle, saved) == saved and "Mine.\n" in (saved / "README.md").read_text()

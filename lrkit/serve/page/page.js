@@ -107,7 +107,6 @@ function clear() {
 // Answers
 
 async function answer(question, mode, list) {
-  stopShowing();
   const item = list.appendChild(document.createElement("div"));
   const said = item.appendChild(document.createElement("p"));
   const facts = item.appendChild(document.createElement("p"));
@@ -202,6 +201,7 @@ async function ask(event) {
   event.preventDefault();
   const question = at("question").value.trim();
   if (!question || running) return;
+  stopShowing();
   running = new AbortController();
   at("ask").disabled = true;
   at("stop").hidden = false;
